@@ -1,0 +1,51 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+DATA ?=
+DATA_OPTION := $(if $(DATA),--data "$(DATA)")
+
+export OMP_WAIT_POLICY := PASSIVE
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test lint format docs bench clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e ".[$*]"
+	@touch $@
+
+venv: $(VENV)/.installed-test ## Create the virtual environment and install the package for tests
+
+demo: venv ## Run the demo: text and table columns in one model
+	$(BIN)/python examples/multimodal_reviews.py
+
+test: venv ## Run the whole test suite
+	$(BIN)/python -m pytest
+
+lint: venv ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: venv ## Fix what the linter can fix and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: venv $(VENV)/.installed-docs ## Build the HTML documentation into docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+bench: venv $(VENV)/.installed-bench ## Run the benchmarks; DATA=directory holds their data sets
+	$(BIN)/python benchmarks/tabular.py $(DATA_OPTION)
+	$(BIN)/python benchmarks/loop.py $(DATA_OPTION)
+	$(BIN)/python benchmarks/encode.py $(DATA_OPTION)
+
+clean: ## Remove the virtual environment, caches and build output
+	rm -rf $(VENV) build dist *.egg-info docs/_build docs/generated
+	rm -rf .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,204 @@
+"""The block contract: one object that learns an encoding and makes the module that reads it.
+
+Writing a block means writing four methods:
+
+``summarize(table)``
+    Look at a chunk of rows (a :class:`pyarrow.Table` with the block's columns) and return a
+    :class:`~sk_easytensor.summaries.Summary`. Pure: it reads hyper-parameters only and sets
+    nothing, so that it can run anywhere and in any order.
+``finish(summary)``
+    Turn the merged summary of all chunks into fitted attributes (names ending in ``_``, holding
+    NumPy arrays, Arrow arrays and plain Python values: they are pickled).
+``encode(table)``
+    Return the encoding: a dictionary of tensors of shape ``(n_rows, n_columns, ...)`` or
+    :class:`~sk_easytensor.tensors.Ragged` with ``n_columns`` lists per row. A row's encoding
+    depends on that row alone.
+``make_module()``
+    Return a new :class:`torch.nn.Module` with an attribute ``out_features`` and a ``forward``
+    that takes the encoding's entries as keyword arguments and returns a tensor of shape
+    ``(n_rows, out_features)``.
+
+Two class attributes complete it: ``kind``, the name it gets when chosen automatically, and
+``accepts(type)``, which says which Arrow types it can read. ``detects(column)`` and ``flatten``
+have defaults. Everything else (reading pandas, polars and the rest, aligning columns, fitting in
+one pass with other blocks, training, pickling, importances) is done for the block.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+
+from sk_easytensor.tables import as_table, has_column_names, read_like_fit
+from sk_easytensor.tensors import Ragged
+
+__all__ = ["Block"]
+
+
+class Block(TransformerMixin, BaseEstimator, ABC):
+    """Base class of all blocks; see the module's description for what to implement.
+
+    Attributes
+    ----------
+    feature_names_in_ : ndarray of str
+        Columns the block was fitted on.
+    n_features_in_ : int
+        How many they are.
+    """
+
+    kind = "block"
+    """Name of the block when it is chosen automatically, and the key in ``blocks_``."""
+
+    accepted = ""
+    """The column types it reads, in words, for error messages."""
+
+    @classmethod
+    @abstractmethod
+    def accepts(cls, column_type):
+        """Tell whether the block reads columns of this :class:`pyarrow.DataType`."""
+
+    @classmethod
+    def detects(cls, column):
+        """Tell whether this block is the natural choice for a :class:`pyarrow.ChunkedArray`."""
+        return False
+
+    @abstractmethod
+    def summarize(self, table):
+        """Return the summary of a chunk of rows."""
+
+    @abstractmethod
+    def finish(self, summary):
+        """Set the fitted attributes from the merged summary and return ``self``."""
+
+    @abstractmethod
+    def encode(self, table):
+        """Return the encoding of a table with exactly the block's columns."""
+
+    @abstractmethod
+    def make_module(self):
+        """Return a new module that reads the encoding."""
+
+    def check_parameters(self):
+        """Raise ``ValueError`` naming the first hyper-parameter that makes no sense."""
+
+    def fit(self, X, y=None):
+        """Learn the encoding from a table.
+
+        Parameters
+        ----------
+        X : table-like
+            All its columns are used.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self
+        """
+        table = as_table(X)
+        return self.fit_columns(table, named=has_column_names(X)).finish(self.summarize(table))
+
+    def fit_columns(self, table, *, named=True):
+        """Check and remember the columns of the block, before any row is summarised."""
+        self.check_parameters()
+        for field in table.schema:
+            if not self.accepts(field.type):
+                raise TypeError(unsupported_column(field, self))
+        self.feature_names_in_ = np.asarray(table.column_names, dtype=object)
+        self.n_features_in_ = table.num_columns
+        self._named = named
+        return self
+
+    def transform(self, X):
+        """Encode a table.
+
+        Parameters
+        ----------
+        X : table-like
+            Holds the columns seen during fit, in any order.
+
+        Returns
+        -------
+        dict of {str: torch.Tensor or Ragged}
+        """
+        check_is_fitted(self)
+        owner = type(self).__name__
+        names = self.feature_names_in_
+        return self.encode(read_like_fit(X, names, fitted_with_names=self._named, owner=owner))
+
+    def encoding_columns(self, encoding):
+        """Say which input column stands where in each entry of an encoding.
+
+        Parameters
+        ----------
+        encoding : dict
+            What :meth:`encode` returned.
+
+        Returns
+        -------
+        dict of {str: list of str}
+            For each entry, the column names along its second dimension.
+        """
+        return {name: list(self.feature_names_in_) for name in encoding}
+
+    def flatten(self, encoding):
+        """Return an encoding as one matrix, for use without a network.
+
+        Parameters
+        ----------
+        encoding : dict
+            What :meth:`encode` returned.
+
+        Returns
+        -------
+        numpy.ndarray of float32, shape (n_rows, len(get_feature_names_out()))
+        """
+        parts = []
+        for name, entry in encoding.items():
+            if isinstance(entry, Ragged):
+                raise TypeError(
+                    f"{type(self).__name__} has a ragged entry {name!r}; a block with ragged "
+                    "entries has to define flatten and get_feature_names_out"
+                )
+            parts.append(entry.numpy().reshape(len(entry), -1))
+        return np.concatenate(parts, axis=1, dtype=np.float32)
+
+    @abstractmethod
+    def get_feature_names_out(self, input_features=None):
+        """Return the names of the columns of :meth:`flatten`, as an ndarray of str."""
+
+    def _sk_visual_block_(self):
+        from sklearn.utils._repr_html.estimator import _VisualBlock
+
+        columns = getattr(self, "feature_names_in_", None)
+        details = None if columns is None else ", ".join(map(str, columns))
+        return _VisualBlock("single", self, names=type(self).__name__, name_details=details)
+
+
+def unsupported_column(field, block=None):
+    """Say that a column cannot be read, and which block would take it.
+
+    Parameters
+    ----------
+    field : pyarrow.Field
+        The column.
+    block : Block, optional
+        The block that was asked to read it.
+
+    Returns
+    -------
+    str
+    """
+    from sk_easytensor.blocks import BLOCKS
+
+    takers = [cls.__name__ for cls in BLOCKS if cls.accepts(field.type)]
+    if takers:
+        hint = f"It can be read by {' or '.join(takers)}."
+    else:
+        known = "; ".join(f"{cls.__name__}: {cls.accepted}" for cls in BLOCKS)
+        hint = f"No block reads it. Drop or convert it; what blocks read is: {known}."
+    owner = "" if block is None else f" by {type(block).__name__}"
+    return f"column {field.name!r} of type {field.type} cannot be read{owner}. {hint}"

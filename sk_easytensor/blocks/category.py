@@ -1,0 +1,275 @@
+"""Categories: a learned or hashed vocabulary and an embedding per column."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import nn
+
+from sk_easytensor.blocks._base import Block
+from sk_easytensor.parameters import check_number
+from sk_easytensor.summaries import SummaryMap, ValueCounts
+
+__all__ = ["CategoryBlock", "CategoryModule", "category_keys", "hash_strings"]
+
+MISSING, UNSEEN, KNOWN = 0, 1, 2
+
+
+class CategoryBlock(Block):
+    """Strings, integers, booleans and data frame categoricals, each value a category.
+
+    Parameters
+    ----------
+    min_frequency : int, default=1
+        Categories seen less often share the index of unseen ones.
+    max_categories : int, default=1_000_000
+        At most so many categories a column, the most frequent ones.
+    hash_buckets : int or None, default=None
+        If given, categories are hashed into so many buckets and no vocabulary is kept: for
+        columns whose number of categories is unbounded.
+    width : int or None, default=None
+        Embedding width; by default it grows with the cardinality, from 2 to 32.
+    unseen_probability : float, default=0.01
+        Fraction of training values shown to the network as unseen, so that categories it has
+        never met predict sensibly.
+
+    Attributes
+    ----------
+    categories_ : list of pyarrow.Array of string
+        Categories of each column, the most frequent first. Empty when hashing.
+    counts_ : list of ndarray of int64
+        How often each occurred.
+
+    Notes
+    -----
+    Integers, integral floats and their strings are the same category: a column that turns from
+    integers to floats because a value is missing keeps its meaning.
+
+    Examples
+    --------
+    >>> block = CategoryBlock().fit({"city": ["Oslo", "Lima", "Oslo", None]})
+    >>> block.categories_[0].to_pylist()
+    ['Oslo', 'Lima']
+    >>> block.transform({"city": ["Lima", "Rome", None]})["codes"].tolist()
+    [[3], [1], [0]]
+    """
+
+    kind = "category"
+    accepted = "strings, integers, booleans, dictionary (categorical) columns"
+
+    def __init__(
+        self,
+        *,
+        min_frequency=1,
+        max_categories=1_000_000,
+        hash_buckets=None,
+        width=None,
+        unseen_probability=0.01,
+    ):
+        self.min_frequency = min_frequency
+        self.max_categories = max_categories
+        self.hash_buckets = hash_buckets
+        self.width = width
+        self.unseen_probability = unseen_probability
+
+    @classmethod
+    def accepts(cls, column_type):
+        types = pa.types
+        if types.is_dictionary(column_type):
+            return cls.accepts(column_type.value_type)
+        tests = (
+            types.is_string,
+            types.is_large_string,
+            types.is_integer,
+            types.is_floating,
+            types.is_boolean,
+            types.is_null,
+            types.is_date,
+            types.is_timestamp,
+        )
+        return any(test(column_type) for test in tests)
+
+    @classmethod
+    def detects(cls, column):
+        kind = column.type
+        return (
+            pa.types.is_dictionary(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        )
+
+    def check_parameters(self):
+        name = "CategoryBlock"
+        check_number(name, "min_frequency", self.min_frequency, low=1, integer=True)
+        check_number(name, "max_categories", self.max_categories, low=1, integer=True)
+        check_number(name, "unseen_probability", self.unseen_probability, low=0, high=1)
+        if self.hash_buckets is not None:
+            check_number(name, "hash_buckets", self.hash_buckets, low=1, integer=True)
+        if self.width is not None:
+            check_number(name, "width", self.width, low=1, integer=True)
+
+    def summarize(self, table):
+        if self.hash_buckets is not None:
+            return SummaryMap()
+        return SummaryMap(
+            {
+                name: ValueCounts.of(category_keys(column), capacity=self.max_categories)
+                for name, column in zip(table.column_names, table.columns, strict=True)
+            }
+        )
+
+    def finish(self, summary):
+        kept = [
+            summary[name].most_common(min_count=self.min_frequency, limit=self.max_categories)
+            for name in self.feature_names_in_
+            if name in summary
+        ]
+        self.categories_ = [values for values, _ in kept]
+        self.counts_ = [counts for _, counts in kept]
+        return self
+
+    @property
+    def n_codes(self):
+        """Codes of each column, those for missing and unseen included."""
+        if self.hash_buckets is not None:
+            return [self.hash_buckets + KNOWN] * self.n_features_in_
+        return [len(values) + KNOWN for values in self.categories_]
+
+    def encode(self, table):
+        codes = np.empty((table.num_rows, table.num_columns), dtype=np.int32)
+        for index, column in enumerate(table.columns):
+            keys = category_keys(column)
+            dictionary = self._dictionary_codes(keys.dictionary, index)
+            # A missing value has no index; give it one past the end.
+            lookup = np.append(dictionary, np.int32(MISSING))
+            indices = pc.fill_null(keys.indices, len(dictionary)).to_numpy(zero_copy_only=False)
+            codes[:, index] = lookup[indices]
+        return {"codes": torch.from_numpy(codes)}
+
+    def _dictionary_codes(self, values, index):
+        if self.hash_buckets is not None:
+            hashed = hash_strings(values) % np.uint64(self.hash_buckets)
+            return hashed.astype(np.int32) + np.int32(KNOWN)
+        found = pc.index_in(values, value_set=self.categories_[index])
+        known = pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int32)
+        return np.where(known < 0, np.int32(UNSEEN), known + np.int32(KNOWN))
+
+    def make_module(self):
+        return CategoryModule(self.n_codes, self.width, self.unseen_probability)
+
+    def flatten(self, encoding):
+        """Return the codes as numbers: 0 missing, 1 unseen, then by falling frequency."""
+        return encoding["codes"].numpy().astype(np.float32)
+
+    def get_feature_names_out(self, input_features=None):
+        return np.asarray(self.feature_names_in_, dtype=object)
+
+
+def category_keys(column):
+    """Return a column's values as a dictionary array whose dictionary holds strings.
+
+    Parameters
+    ----------
+    column : pyarrow.Array or ChunkedArray
+        Of any type that :class:`CategoryBlock` accepts.
+
+    Returns
+    -------
+    pyarrow.DictionaryArray
+        Null where the value is missing. Integral floats are written as integers.
+    """
+    if isinstance(column, pa.Array):
+        column = pa.chunked_array([column])
+    if pa.types.is_null(column.type):
+        column = column.cast(pa.string())
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+    if pa.types.is_dictionary(column.type):
+        column = column.unify_dictionaries()
+    else:
+        column = column.dictionary_encode()
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
+    keys = _as_strings(array.dictionary)
+    return pa.DictionaryArray.from_arrays(array.indices, keys)
+
+
+def _as_strings(values):
+    kind = values.type
+    if pa.types.is_string(kind):
+        return values
+    if not pa.types.is_floating(kind):
+        return values.cast(pa.string())
+    numbers = values.cast(pa.float64())
+    whole = pc.and_(
+        pc.equal(pc.floor(numbers), numbers), pc.less(pc.abs(numbers), float(2**53))
+    )
+    integers = pc.if_else(whole, numbers, 0.0).cast(pa.int64()).cast(pa.string())
+    return pc.if_else(whole, integers, numbers.cast(pa.string()))
+
+
+def hash_strings(values):
+    """Return a stable 64-bit hash of each string of an Arrow array, as an array of uint64."""
+    from pandas.util import hash_array
+
+    return hash_array(values.to_numpy(zero_copy_only=False).astype(object), categorize=False)
+
+
+def default_width(n_codes):
+    """Embedding width of a column: a power of two that grows with the cardinality."""
+    for limit, width in ((6, 2), (16, 4), (128, 8), (2048, 16)):
+        if n_codes <= limit:
+            return width
+    return 32
+
+
+class CategoryModule(nn.Module):
+    """Look up all category columns, one gather for each embedding width.
+
+    Parameters
+    ----------
+    n_codes : list of int
+        Codes of each column.
+    width : int or None
+        Width of every column, or None for a width by cardinality.
+    unseen_probability : float
+        Fraction of codes replaced by the code for unseen while training.
+    """
+
+    def __init__(self, n_codes, width=None, unseen_probability=0.0):
+        super().__init__()
+        self.unseen_probability = unseen_probability
+        widths = [width or default_width(size) for size in n_codes]
+        self.out_features = sum(widths)
+        self.tables = nn.ModuleList()
+        for size in sorted(set(widths)):
+            columns = [index for index, value in enumerate(widths) if value == size]
+            sizes = torch.tensor([n_codes[index] for index in columns])
+            table = nn.Embedding(int(sizes.sum()), size)
+            nn.init.normal_(table.weight, std=size**-0.5)
+            self.tables.append(table)
+            group = len(self.tables) - 1
+            self.register_buffer(f"columns_{group}", torch.tensor(columns))
+            self.register_buffer(f"starts_{group}", torch.cumsum(sizes, 0) - sizes)
+
+    def forward(self, codes):
+        """Return the embeddings of all columns.
+
+        Parameters
+        ----------
+        codes : torch.Tensor of int32, shape (batch, n_columns)
+
+        Returns
+        -------
+        torch.Tensor of shape (batch, sum of widths)
+        """
+        if self.training and self.unseen_probability > 0:
+            masked = torch.rand(codes.shape, device=codes.device) < self.unseen_probability
+            codes = codes.masked_fill(masked & (codes != MISSING), UNSEEN)
+        parts = []
+        for group, table in enumerate(self.tables):
+            columns = getattr(self, f"columns_{group}")
+            starts = getattr(self, f"starts_{group}")
+            parts.append(table(codes[:, columns] + starts).flatten(1))
+        return torch.cat(parts, dim=1)

@@ -1,0 +1,286 @@
+"""Numbers: robust scaling, piecewise-linear and periodic embeddings, missing indicators."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from sk_easytensor.blocks._base import Block
+from sk_easytensor.parameters import check_choice, check_number
+from sk_easytensor.summaries import Quantiles, SummaryMap
+from sk_easytensor.tables import to_float64
+
+__all__ = ["NumericBlock"]
+
+EMBEDDINGS = ("piecewise", "periodic", "linear", "none")
+
+
+class NumericBlock(Block):
+    """Numbers, booleans and durations.
+
+    Parameters
+    ----------
+    embedding : {"piecewise", "periodic", "linear", "none"}, default="piecewise"
+        How a number becomes a vector. ``"piecewise"``: piecewise-linear over quantile bins plus
+        a linear term; ``"periodic"``: learned sines and cosines; ``"linear"``: a learned line;
+        ``"none"``: the scaled number itself.
+    width : int, default=8
+        Size of each column's vector.
+    bins : int, default=64
+        At most so many quantile bins a column, for ``"piecewise"``.
+    frequencies : int, default=16
+        Sines and cosines a column, for ``"periodic"``.
+    frequency_scale : float, default=0.1
+        Standard deviation of the initial frequencies, for ``"periodic"``.
+
+    Attributes
+    ----------
+    edges_ : list of ndarray of float64
+        Increasing bin edges of each column; empty where every value is missing.
+    center_, scale_ : ndarray of float64, shape (n_features_in_,)
+        Median and spread (interquartile range) over the bins.
+    missing_fraction_ : ndarray of float64, shape (n_features_in_,)
+        Fraction of rows without a number.
+
+    Notes
+    -----
+    Embeddings are those of Gorishniy, Rubachev and Babenko, "On Embeddings for Numerical
+    Features in Tabular Deep Learning" (2022). The encoding holds, per column, the scaled number
+    and its position among the bin edges, so that a training step looks up two rows and
+    interpolates. NaN and infinite values get learned vectors of their own.
+
+    Examples
+    --------
+    >>> block = NumericBlock().fit({"age": [20.0, 30.0, None, 50.0]})
+    >>> block.edges_[0].tolist(), block.missing_fraction_.tolist()
+    ([20.0, 30.0, 50.0], [0.25])
+    >>> block.transform({"age": [25.0]})["values"].shape
+    torch.Size([1, 1, 2])
+    """
+
+    kind = "numeric"
+    accepted = "integers, floats, decimals, booleans, durations, times of day"
+
+    def __init__(
+        self, embedding="piecewise", *, width=8, bins=64, frequencies=16, frequency_scale=0.1
+    ):
+        self.embedding = embedding
+        self.width = width
+        self.bins = bins
+        self.frequencies = frequencies
+        self.frequency_scale = frequency_scale
+
+    @classmethod
+    def accepts(cls, column_type):
+        types = pa.types
+        tests = (
+            types.is_integer,
+            types.is_floating,
+            types.is_boolean,
+            types.is_duration,
+            types.is_time,
+            types.is_null,
+            types.is_decimal,
+        )
+        return any(test(column_type) for test in tests)
+
+    @classmethod
+    def detects(cls, column):
+        return cls.accepts(column.type)
+
+    def check_parameters(self):
+        check_choice("NumericBlock", "embedding", self.embedding, EMBEDDINGS)
+        check_number("NumericBlock", "width", self.width, low=1, integer=True)
+        check_number("NumericBlock", "bins", self.bins, low=1, integer=True)
+        check_number("NumericBlock", "frequencies", self.frequencies, low=1, integer=True)
+        check_number("NumericBlock", "frequency_scale", self.frequency_scale, low=0, exclusive=True)
+
+    def summarize(self, table):
+        return SummaryMap(
+            {
+                name: Quantiles.of(to_float64(column, name, block="NumericBlock"))
+                for name, column in zip(table.column_names, table.columns, strict=True)
+            }
+        )
+
+    def finish(self, summary):
+        columns = [summary[name] for name in self.feature_names_in_]
+        self.edges_ = [column.quantile_edges(self.bins + 1) for column in columns]
+        self.center_, self.scale_ = centers_and_scales(self.edges_)
+        self.missing_fraction_ = np.array(
+            [column.n_missing / max(column.n_rows, 1) for column in columns]
+        )
+        return self
+
+    def encode(self, table):
+        encoded = np.empty((table.num_rows, table.num_columns, 2), dtype=np.float32)
+        names = zip(table.column_names, table.columns, strict=True)
+        for index, (name, column) in enumerate(names):
+            values = to_float64(column, name, block="NumericBlock")
+            encoded[:, index] = encode_numbers(
+                values, self.edges_[index], self.center_[index], self.scale_[index]
+            )
+        return {"values": torch.from_numpy(encoded)}
+
+    def make_module(self):
+        return NumericModule(
+            embedding=self.embedding,
+            n_edges=[len(edges) for edges in self.edges_],
+            width=self.width,
+            frequencies=self.frequencies,
+            frequency_scale=self.frequency_scale,
+        )
+
+    def flatten(self, encoding):
+        """Return the scaled numbers; missing ones are 0, with an indicator where fit saw any."""
+        scaled = encoding["values"][:, :, 0].numpy()
+        missing = ~np.isfinite(scaled[:, self.missing_fraction_ > 0])
+        return np.concatenate([np.nan_to_num(scaled, nan=0, posinf=3, neginf=-3), missing], axis=1)
+
+    def get_feature_names_out(self, input_features=None):
+        names = list(self.feature_names_in_)
+        names += [
+            f"{name}_missing"
+            for name, fraction in zip(names, self.missing_fraction_, strict=True)
+            if fraction > 0
+        ]
+        return np.asarray(names, dtype=object)
+
+
+def centers_and_scales(edges):
+    """Return median and spread over the bin edges of each column, as two arrays."""
+    spreads = [_center_and_scale(column) for column in edges]
+    return np.array(spreads, dtype=np.float64).reshape(-1, 2).T
+
+
+def _center_and_scale(edges):
+    """Median and interquartile range over the bin edges, with a usable scale in any case."""
+    if len(edges) == 0:
+        return 0.0, 1.0
+    lower, center, upper = np.quantile(edges, [0.25, 0.5, 0.75])
+    for scale in (upper - lower, (edges[-1] - edges[0]) / 2):
+        if np.isfinite(scale) and scale > 0:
+            return center, scale
+    return center, max(abs(center), 1.0)
+
+
+def encode_numbers(values, edges, center, scale):
+    """Return what :class:`NumericModule` reads of one column.
+
+    Parameters
+    ----------
+    values : ndarray of float64, shape (n,)
+        NaN where missing.
+    edges : ndarray of float64
+        Increasing bin edges; empty where every value was missing.
+    center, scale : float
+        What is subtracted from the values, and what they are divided by then.
+
+    Returns
+    -------
+    ndarray of float64, shape (n, 2)
+        Scaled numbers and their positions among the edges.
+    """
+    scaled = (values - center) / scale
+    # Bounds outliers smoothly, as RealMLP does (Holzmueller et al., 2024). hypot does not
+    # overflow where a square would, which would send the largest outliers to 0.
+    finite = np.isfinite(scaled)
+    bounded = np.divide(scaled, np.hypot(1, scaled / 3), out=scaled.copy(), where=finite)
+    if len(edges):
+        position = np.interp(values, edges, np.arange(len(edges)))
+    else:
+        position = np.where(np.isnan(values), np.nan, 0.0)
+    return np.stack([bounded, position], axis=1)
+
+
+class NumericModule(nn.Module):
+    """Embed every numeric column in one pass.
+
+    Parameters
+    ----------
+    embedding : str
+        As in :class:`NumericBlock`.
+    n_edges : list of int
+        Bin edges of each column.
+    width : int
+        Size of each column's vector.
+    frequencies : int
+        Sines and cosines a column.
+    frequency_scale : float
+        Spread of the initial frequencies.
+    """
+
+    def __init__(self, embedding, n_edges, width, frequencies=16, frequency_scale=0.1):
+        super().__init__()
+        n_columns = len(n_edges)
+        self.embedding = embedding
+        width = 1 if embedding == "none" else width
+        self.out_features = n_columns * width
+        self.missing = nn.Parameter(torch.zeros(n_columns, width))
+        self.infinite = nn.Parameter(torch.zeros(n_columns, width))
+        if embedding in ("linear", "piecewise"):
+            bound = 1 / math.sqrt(width)
+            self.slope = nn.Parameter(torch.empty(n_columns, width).uniform_(-bound, bound))
+            self.bias = nn.Parameter(torch.empty(n_columns, width).uniform_(-bound, bound))
+        if embedding == "piecewise":
+            knots = max([*n_edges, 2])
+            self.steps = nn.Parameter(torch.zeros(n_columns, knots, width))
+            last = torch.tensor([max(count - 1, 0) for count in n_edges], dtype=torch.float32)
+            self.register_buffer("last", last)
+            self.register_buffer("first_knot", torch.arange(n_columns) * knots)
+        if embedding == "periodic":
+            bound = 1 / math.sqrt(2 * frequencies)
+            frequency = torch.randn(n_columns, frequencies) * frequency_scale
+            self.frequency = nn.Parameter(frequency.clamp(-3 * frequency_scale, 3 * frequency_scale))
+            self.mix = nn.Parameter(torch.empty(n_columns, 2 * frequencies, width))
+            nn.init.uniform_(self.mix, -bound, bound)
+            self.bias = nn.Parameter(torch.zeros(n_columns, width))
+
+    def forward(self, values):
+        """Return the embeddings of all columns.
+
+        Parameters
+        ----------
+        values : torch.Tensor of shape (batch, n_columns, 2)
+            Scaled number and position among the edges.
+
+        Returns
+        -------
+        torch.Tensor of shape (batch, n_columns * width)
+        """
+        scaled, position = values.unbind(-1)
+        missing = torch.isnan(scaled)
+        infinite = torch.isinf(scaled)
+        scaled = torch.nan_to_num(scaled, nan=0.0, posinf=3.0, neginf=-3.0)
+        position = torch.nan_to_num(position, nan=0.0)
+        embedded = self._embed(scaled, position)
+        embedded = torch.where(missing[..., None], self.missing, embedded)
+        embedded = embedded + infinite[..., None] * self.infinite
+        return embedded.flatten(1)
+
+    def _embed(self, scaled, position):
+        if self.embedding == "none":
+            return scaled[..., None]
+        if self.embedding == "periodic":
+            angle = 2 * math.pi * scaled[..., None] * self.frequency
+            waves = torch.cat([torch.cos(angle), torch.sin(angle)], dim=-1)
+            mixed = torch.einsum("bcf,cfw->bcw", waves, self.mix)
+            return torch.relu(mixed + self.bias)
+        linear = torch.addcmul(self.bias, scaled[..., None], self.slope)
+        if self.embedding == "linear":
+            return linear
+        # A linear layer over piecewise-linear encodings is an interpolation between its running
+        # sums, which needs two look-ups a number instead of a product over all bins.
+        table = self.steps.cumsum(1).flatten(0, 1)
+        left = position.floor().clamp(max=self.last - 1).clamp(min=0)
+        fraction = (position - left)[..., None]
+        index = left.long() + self.first_knot
+        return linear + torch.lerp(
+            nn.functional.embedding(index, table),
+            nn.functional.embedding(index + 1, table),
+            fraction,
+        )

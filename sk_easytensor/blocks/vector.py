@@ -1,0 +1,234 @@
+"""Vectors made elsewhere, such as the output of another model: standardised and projected."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import nn
+
+from sk_easytensor.blocks._base import Block
+from sk_easytensor.parameters import check_number
+from sk_easytensor.summaries import Moments, SummaryMap, merge_all
+from sk_easytensor.tables import sample_values
+
+__all__ = ["VectorBlock", "VectorModule"]
+
+CHUNK = 65_536
+"""Rows converted at a time, so that the double precision copy of long vectors stays small."""
+
+BOUND = 10.0
+"""Standardised components beyond this many standard deviations are clipped."""
+
+
+class VectorBlock(Block):
+    """Columns that hold one vector of numbers a row, all of one length.
+
+    Parameters
+    ----------
+    width : int or None, default=None
+        Size that each column's vector is projected to; by default its own length, at most 64.
+
+    Attributes
+    ----------
+    mean_, scale_ : list of ndarray of float64
+        Mean and standard deviation of each component, column by column. Components that do not
+        vary have the scale 1.
+    missing_fraction_ : ndarray of float64, shape (n_features_in_,)
+        Fraction of rows without a vector.
+
+    Notes
+    -----
+    The columns may differ in length, so each is an entry of its own in the encoding. Components
+    that are missing count as the mean; a row whose vector is missing gets a learned one. Lists
+    that differ in length from row to row are sequences, not vectors, and are refused.
+
+    Examples
+    --------
+    >>> block = VectorBlock().fit({"image": [[0.0, 1.0], [2.0, 1.0], None]})
+    >>> block.mean_[0].tolist(), block.scale_[0].tolist()
+    ([1.0, 1.0], [1.0, 1.0])
+    >>> block.transform({"image": [[3.0, 1.0]]})["values_0"].tolist()
+    [[[2.0, 0.0]]]
+    """
+
+    kind = "vector"
+    accepted = "lists of numbers that all have one length"
+
+    def __init__(self, width=None):
+        self.width = width
+
+    @classmethod
+    def accepts(cls, column_type):
+        return pa.types.is_null(column_type) or (_is_list(column_type) and _holds_numbers(column_type))
+
+    @classmethod
+    def detects(cls, column):
+        kind = column.type
+        if not (_is_list(kind) and _holds_numbers(kind)):
+            return False
+        if pa.types.is_fixed_size_list(kind):
+            return True
+        if not pa.types.is_floating(kind.value_type):
+            return False
+        lengths = pc.unique(pc.list_value_length(sample_values(column)))
+        return len(lengths) == 1 and lengths[0].as_py() > 1
+
+    def check_parameters(self):
+        if self.width is not None:
+            check_number("VectorBlock", "width", self.width, low=1, integer=True)
+
+    def summarize(self, table):
+        return SummaryMap(
+            {
+                name: _moments(column, name)
+                for name, column in zip(table.column_names, table.columns, strict=True)
+            }
+        )
+
+    def finish(self, summary):
+        columns = [summary[name] for name in self.feature_names_in_]
+        self.mean_ = [column.mean for column in columns]
+        self.scale_ = [_scale(column) for column in columns]
+        self.missing_fraction_ = np.array(
+            [column.n_missing / max(column.n_rows, 1) for column in columns]
+        )
+        return self
+
+    @property
+    def _lengths(self):
+        """Length of each entry; a column that was all missing is still given a component."""
+        return [max(len(mean), 1) for mean in self.mean_]
+
+    def encode(self, table):
+        encoding = {}
+        names = zip(table.column_names, table.columns, strict=True)
+        for index, (name, column) in enumerate(names):
+            mean, scale = self.mean_[index], self.scale_[index]
+            encoded = np.full((table.num_rows, 1, self._lengths[index]), np.nan, np.float32)
+            # Without any vector during fit there is nothing to read one by.
+            for rows, vectors in _chunks(column, name, len(mean)) if len(mean) else ():
+                scaled = (vectors - mean) / scale
+                encoded[rows, 0] = np.clip(scaled, -BOUND, BOUND)
+            encoding[f"values_{index}"] = torch.from_numpy(encoded)
+        return encoding
+
+    def encoding_columns(self, encoding):
+        names = zip(encoding, self.feature_names_in_, strict=True)
+        return {entry: [name] for entry, name in names}
+
+    def make_module(self):
+        return VectorModule(self._lengths, self.width)
+
+    def flatten(self, encoding):
+        """Return the standardised components, 0 where missing, with an indicator per column."""
+        entries = [entry.numpy()[:, 0] for entry in encoding.values()]
+        parts = [np.nan_to_num(entry) for entry in entries]
+        for entry, fraction in zip(entries, self.missing_fraction_, strict=True):
+            if fraction > 0:
+                parts.append(np.isnan(entry).all(axis=1, keepdims=True))
+        return np.concatenate(parts, axis=1, dtype=np.float32)
+
+    def get_feature_names_out(self, input_features=None):
+        names = [
+            f"{name}_{place}"
+            for name, length in zip(self.feature_names_in_, self._lengths, strict=True)
+            for place in range(length)
+        ]
+        names += [f"{name}_missing" for name in self.feature_names_in_[self.missing_fraction_ > 0]]
+        return np.asarray(names, dtype=object)
+
+
+def _is_list(kind):
+    tests = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
+    return any(test(kind) for test in tests)
+
+
+def _holds_numbers(kind):
+    return pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)
+
+
+def _scale(moments):
+    """Standard deviations, but 1 where there is none beyond rounding."""
+    deviation = moments.standard_deviation
+    return np.where(deviation > 1e-12 * np.abs(moments.mean), deviation, 1.0)
+
+
+def _moments(column, name):
+    lengths = pc.drop_null(pc.list_value_length(column)) if _is_list(column.type) else []
+    if len(lengths):
+        length = lengths[0].as_py()
+    else:
+        length = getattr(column.type, "list_size", 0)
+    parts = (
+        Moments.of(np.where(np.isfinite(vectors), vectors, np.nan))
+        for _, vectors in _chunks(column, name, length)
+    )
+    return merge_all(parts)
+
+
+def _chunks(column, name, length):
+    """Yield slices of rows and their vectors, float64 of shape (n, length), NaN for missing."""
+    if not VectorBlock.accepts(column.type):
+        raise TypeError(
+            f"column {name!r} is of type {column.type} and cannot be read by VectorBlock, which "
+            f"reads {VectorBlock.accepted}"
+        )
+    for start in range(0, max(len(column), 1), CHUNK):
+        chunk = column.slice(start, CHUNK)
+        vectors = np.full((len(chunk), length), np.nan)
+        if _is_list(column.type):
+            lengths = pc.list_value_length(chunk)
+            present = chunk.is_valid().to_numpy()
+            unlike = pc.fill_null(pc.not_equal(lengths, length), False).to_numpy()
+            if unlike.any():
+                row = int(np.argmax(unlike))
+                raise ValueError(
+                    f"column {name!r} has a vector of length {lengths[row].as_py()} in row "
+                    f"{start + row}; VectorBlock expects all of them to have the length {length}"
+                )
+            flat = pc.list_flatten(chunk).cast(pa.float64(), safe=False)
+            vectors[present] = pc.fill_null(flat, np.nan).to_numpy().reshape(present.sum(), length)
+        yield slice(start, start + len(chunk)), vectors
+
+
+class VectorModule(nn.Module):
+    """Project each vector column linearly.
+
+    Parameters
+    ----------
+    lengths : list of int
+        Length of each column's vectors.
+    width : int or None
+        Size to project to, or None for the length itself, at most 64.
+    """
+
+    def __init__(self, lengths, width=None):
+        super().__init__()
+        widths = [width or min(length, 64) for length in lengths]
+        self.out_features = sum(widths)
+        pairs = zip(lengths, widths, strict=True)
+        self.projections = nn.ModuleList(nn.Linear(*pair) for pair in pairs)
+        self.missing = nn.ParameterList(torch.zeros(size) for size in widths)
+
+    def forward(self, **vectors):
+        """Return the projections of all columns.
+
+        Parameters
+        ----------
+        **vectors : torch.Tensor of shape (batch, 1, length)
+            ``values_0``, ``values_1`` and so on, standardised, NaN where missing.
+
+        Returns
+        -------
+        torch.Tensor of shape (batch, sum of widths)
+        """
+        parts = []
+        for index, projection in enumerate(self.projections):
+            values = vectors[f"values_{index}"][:, 0]
+            absent = torch.isnan(values)
+            projected = projection(values.masked_fill(absent, 0.0))
+            gone = absent.all(dim=1, keepdim=True)
+            parts.append(torch.where(gone, self.missing[index], projected))
+        return torch.cat(parts, dim=1)

@@ -1,0 +1,417 @@
+"""Composition: which block reads which columns, fitted in one pass over the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.utils.validation import check_is_fitted
+
+from sk_easytensor.backends.local import LocalBackend
+from sk_easytensor.blocks import BLOCKS, Block
+from sk_easytensor.blocks._base import unsupported_column
+from sk_easytensor.parameters import check_choice
+from sk_easytensor.tables import as_table, has_column_names, read_like_fit
+
+__all__ = ["BlockParametersMixin", "TableEncoder", "select_columns"]
+
+
+class BlockParametersMixin:
+    """Gives nested parameters of named blocks: ``blocks__<name>__<parameter>``."""
+
+    def get_params(self, deep=True):
+        """Return the parameters, those of named blocks included.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Whether to include ``blocks__<name>`` and ``blocks__<name>__<parameter>``.
+
+        Returns
+        -------
+        dict
+        """
+        params = super().get_params(deep=deep)
+        if deep:
+            for name, block in self._named_blocks().items():
+                params[f"blocks__{name}"] = block
+                for key, value in block.get_params(deep=True).items():
+                    params[f"blocks__{name}__{key}"] = value
+        return params
+
+    def set_params(self, **params):
+        """Set parameters, those of named blocks included.
+
+        Parameters
+        ----------
+        **params : dict
+            Keys as :meth:`get_params` returns them.
+
+        Returns
+        -------
+        self
+        """
+        own = {key: value for key, value in params.items() if not key.startswith("blocks__")}
+        super().set_params(**own)
+        nested = {key: value for key, value in params.items() if key not in own}
+        # Whole blocks first, so that parameters set in the same call reach the new ones.
+        for key in sorted(nested, key=lambda key: key.count("__")):
+            _, name, *rest = key.split("__", 2)
+            blocks = self._named_blocks()
+            if name not in blocks:
+                raise ValueError(
+                    f"Invalid parameter {key!r} for estimator {type(self).__name__}. Named blocks "
+                    f"are: {sorted(blocks)}."
+                )
+            if rest:
+                blocks[name].set_params(**{rest[0]: nested[key]})
+            else:
+                self.blocks = [
+                    (spec[0], nested[key], *spec[2:]) if spec[0] == name else spec
+                    for spec in self.blocks
+                ]
+        return self
+
+    def _named_blocks(self):
+        if not isinstance(self.blocks, (list, tuple)):
+            return {}
+        specs = [spec for spec in self.blocks if isinstance(spec, (list, tuple)) and len(spec) == 3]
+        return {spec[0]: spec[1] for spec in specs if hasattr(spec[1], "get_params")}
+
+
+class TableEncoder(BlockParametersMixin, TransformerMixin, BaseEstimator):
+    """Encode a table with blocks: on its own a transformer, inside the estimators the first step.
+
+    Parameters
+    ----------
+    blocks : list of (str, Block, columns) or None, default=None
+        As in :class:`~sklearn.compose.ColumnTransformer`: a name, an unfitted block, and a column
+        name, position, list of either, slice, boolean mask or callable.
+    remainder : {"auto", "drop"}, default="auto"
+        What happens to columns that no block names: ``"auto"`` gives each to a block chosen by
+        its type, ``"drop"`` leaves them out.
+    n_jobs : int or None, default=None
+        Threads for tables of several chunks.
+
+    Attributes
+    ----------
+    blocks_ : dict of {str: Block}
+        Fitted blocks; ``blocks_[name].feature_names_in_`` are the columns each reads.
+    n_features_in_ : int
+        Columns seen during fit.
+    feature_names_in_ : ndarray of str
+        Their names, if they had any.
+
+    Examples
+    --------
+    >>> encoder = TableEncoder().fit({"age": [20.0, 30.0, 40.0], "city": ["Oslo", "Lima", "Oslo"]})
+    >>> encoder.blocks_
+    {'category': CategoryBlock(), 'numeric': NumericBlock()}
+    >>> encoder.transform({"age": [30.0], "city": ["Rome"]})
+    array([[1., 0.]], dtype=float32)
+    """
+
+    def __init__(self, blocks=None, *, remainder="auto", n_jobs=None):
+        self.blocks = blocks
+        self.remainder = remainder
+        self.n_jobs = n_jobs
+
+    def fit(self, X, y=None):
+        """Choose and fit the blocks.
+
+        Parameters
+        ----------
+        X : table-like
+            Training rows.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self
+        """
+        return self.fit_table(as_table(X), X, LocalBackend(self.n_jobs))
+
+    def fit_table(self, table, X, backend):
+        """Fit on a table already read.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            Training rows.
+        X : table-like
+            What the user gave, for callables that select columns.
+        backend : LocalBackend
+            Where the table is summarised.
+
+        Returns
+        -------
+        self
+        """
+        self._named = has_column_names(X)
+        self.n_features_in_ = table.num_columns
+        self._columns = list(table.column_names)
+        if self._named:
+            self.feature_names_in_ = np.asarray(self._columns, dtype=object)
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
+        chosen = self._choose(table, X)
+        for block, columns in chosen.values():
+            block.fit_columns(table.select(columns), named=self._named)
+        summaries = backend.summarize(table, chosen)
+        self.blocks_ = {
+            name: block.finish(summaries[name]) for name, (block, _) in chosen.items()
+        }
+        return self
+
+    def transform(self, X):
+        """Encode a table as one matrix.
+
+        Parameters
+        ----------
+        X : table-like
+            Rows to encode.
+
+        Returns
+        -------
+        ndarray of float32, shape (n_rows, len(get_feature_names_out()))
+        """
+        frame = self.encode(X)
+        parts = [block.flatten(frame[name]) for name, block in self.blocks_.items()]
+        return np.concatenate(parts, axis=1, dtype=np.float32)
+
+    def encode(self, X):
+        """Encode a table for a network.
+
+        Parameters
+        ----------
+        X : table-like
+            Rows to encode.
+
+        Returns
+        -------
+        TensorFrame
+        """
+        return self.encode_table(self.read(X), LocalBackend(self.n_jobs))
+
+    def read(self, X, owner=None):
+        """Read a table and align it to the columns seen during fit."""
+        check_is_fitted(self)
+        owner = owner or type(self).__name__
+        return read_like_fit(X, self._columns, fitted_with_names=self._named, owner=owner)
+
+    def encode_table(self, table, backend):
+        """Encode an aligned table."""
+        return backend.encode(table, self.block_columns())
+
+    def block_columns(self):
+        """Return each fitted block with the list of columns it reads."""
+        return {name: (block, list(block.feature_names_in_)) for name, block in self.blocks_.items()}
+
+    def column_positions(self, column, frame):
+        """Say where an input column stands in an encoded frame.
+
+        Returns
+        -------
+        dict of {str: dict of {str: list of int}}
+            Block name to entry name to positions in the entry's second dimension.
+        """
+        found = {}
+        for name, block in self.blocks_.items():
+            if column not in block.feature_names_in_:
+                continue
+            found[name] = {
+                entry: [index for index, source in enumerate(columns) if source == column]
+                for entry, columns in block.encoding_columns(frame[name]).items()
+                if column in columns
+            }
+        return found
+
+    def get_feature_names_out(self, input_features=None):
+        """Return the names of the columns of :meth:`transform`, ``block__column``.
+
+        Parameters
+        ----------
+        input_features : None
+            Ignored.
+
+        Returns
+        -------
+        ndarray of str
+        """
+        check_is_fitted(self)
+        names = [
+            f"{name}__{feature}"
+            for name, block in self.blocks_.items()
+            for feature in block.get_feature_names_out()
+        ]
+        return np.asarray(names, dtype=object)
+
+    def _choose(self, table, X):
+        check_choice(type(self).__name__, "remainder", self.remainder, ("auto", "drop"))
+        chosen, used = {}, set()
+        for name, block, columns in check_blocks(self.blocks):
+            columns = select_columns(columns, table, X, owner=f"block {name!r}")
+            if columns:
+                chosen[name] = (clone(block), columns)
+            used.update(columns)
+        if self.remainder == "auto":
+            rest = [name for name in table.column_names if name not in used]
+            for block_class, columns in detect_blocks(table, rest).items():
+                kind = block_class.kind
+                chosen[kind if kind not in chosen else f"{kind}_auto"] = (block_class(), columns)
+        if not chosen:
+            raise ValueError(
+                "no block reads any column: name columns in blocks or use remainder='auto'"
+            )
+        return chosen
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.input_tags.string = True
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+    def _sk_visual_block_(self):
+        return blocks_diagram(self)
+
+
+def check_blocks(blocks):
+    """Check the ``blocks`` parameter and return it as a list of triples.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Saying which entry is not ``(name, Block, columns)`` or which name occurs twice.
+    """
+    if blocks is None:
+        return []
+    if not isinstance(blocks, Iterable) or isinstance(blocks, str):
+        raise TypeError(f"blocks must be a list of (name, block, columns), got {blocks!r}")
+    blocks = list(blocks)
+    names = set()
+    for spec in blocks:
+        if not isinstance(spec, (tuple, list)) or len(spec) != 3:
+            raise ValueError(f"each entry of blocks must be (name, block, columns), got {spec!r}")
+        name, block, _ = spec
+        if not isinstance(name, str) or "__" in name or not name:
+            raise ValueError(f"block names must be strings without '__', got {name!r}")
+        if name in names:
+            raise ValueError(f"block name {name!r} occurs more than once; names must be unique")
+        if not isinstance(block, Block):
+            raise TypeError(
+                f"block {name!r} must be an instance of a Block, such as NumericBlock(), got {block!r}"
+            )
+        names.add(name)
+    return blocks
+
+
+def detect_blocks(table, columns):
+    """Choose a block for each column by its type and values.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Rows to look at.
+    columns : list of str
+        Columns to give away.
+
+    Returns
+    -------
+    dict of {type: list of str}
+        Block class to columns, in the order of ``sk_easytensor.blocks.BLOCKS``.
+
+    Raises
+    ------
+    TypeError
+        Naming a column that no block takes.
+    """
+    taken = {}
+    for name in columns:
+        column = table.column(name)
+        block_class = next((cls for cls in BLOCKS if cls.detects(column)), None)
+        if block_class is None:
+            raise TypeError(unsupported_column(table.schema.field(name)))
+        taken.setdefault(block_class, []).append(name)
+    return {cls: taken[cls] for cls in BLOCKS if cls in taken}
+
+
+def select_columns(columns, table, X=None, *, owner="blocks"):
+    """Resolve a column selector to names.
+
+    Parameters
+    ----------
+    columns : str, int, list, slice, boolean mask or callable
+        As in :class:`~sklearn.compose.ColumnTransformer`.
+    table : pyarrow.Table
+        Gives the names and their order.
+    X : table-like, optional
+        Passed to a callable if it is a pandas data frame; else the callable gets the table as one.
+    owner : str
+        Who asks, for errors.
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    ValueError
+        Naming a column that is not there, or one that is selected twice.
+    """
+    names = table.column_names
+    if isinstance(columns, Callable):
+        columns = columns(X if hasattr(X, "select_dtypes") else table.to_pandas())
+    if isinstance(columns, slice):
+        bounds = [_position(bound, names, owner) for bound in (columns.start, columns.stop)]
+        if isinstance(columns.stop, str):
+            bounds[1] += 1  # As in pandas, a slice of labels includes its end.
+        return names[slice(*bounds, columns.step)]
+    if isinstance(columns, (str, int, np.integer)) and not isinstance(columns, bool):
+        columns = [columns]
+    columns = list(columns)
+    if columns and all(isinstance(item, (bool, np.bool_)) for item in columns):
+        if len(columns) != len(names):
+            raise ValueError(
+                f"{owner}: the boolean mask has {len(columns)} entries for {len(names)} columns"
+            )
+        return [name for name, keep in zip(names, columns, strict=True) if keep]
+    selected = [names[_position(item, names, owner)] for item in columns]
+    twice = {name for name in selected if selected.count(name) > 1}
+    if twice:
+        raise ValueError(f"{owner} names columns more than once: {sorted(twice)}")
+    return selected
+
+
+def _position(item, names, owner):
+    if item is None:
+        return None
+    if isinstance(item, str):
+        if item not in names:
+            raise ValueError(f"{owner} names column {item!r}, which X does not have; it has {names}")
+        return names.index(item)
+    if not isinstance(item, (int, np.integer)) or isinstance(item, bool):
+        raise ValueError(f"{owner}: {item!r} is not a column name, position or mask")
+    if not -len(names) <= item <= len(names):
+        raise ValueError(f"{owner} names column {item}, but X has {len(names)} columns")
+    return int(item)
+
+
+def blocks_diagram(estimator):
+    """Return the blocks and their columns for scikit-learn's HTML representation."""
+    from sklearn.utils._repr_html.estimator import _VisualBlock
+
+    fitted = getattr(estimator, "blocks_", None)
+    if fitted is not None:
+        names, blocks = list(fitted), list(fitted.values())
+        details = [list(block.feature_names_in_) for block in blocks]
+    else:
+        specs = check_blocks(estimator.blocks)
+        names = [name for name, _, _ in specs]
+        blocks = [block for _, block, _ in specs]
+        details = [columns for _, _, columns in specs]
+        if estimator.remainder == "auto":
+            names, blocks, details = [*names, "remainder"], [*blocks, "auto"], [*details, ""]
+    return _VisualBlock("parallel", blocks, names=names, name_details=details)

@@ -1,0 +1,5 @@
+"""Small real data sets for examples, demos and tests."""
+
+from sk_easytensor.datasets._clothing_reviews import load_clothing_reviews
+
+__all__ = ["load_clothing_reviews"]

@@ -1,0 +1,545 @@
+"""What classifier and regressor share: reading, encoding, training, predicting, pickling."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+
+from sk_easytensor.backends import resolve_backend
+from sk_easytensor.compose import BlockParametersMixin, TableEncoder, blocks_diagram
+from sk_easytensor.inspection import column_importances
+from sk_easytensor.networks import TabM
+from sk_easytensor.networks.block_network import make_network
+from sk_easytensor.parameters import check_number
+from sk_easytensor.tables import align_table, as_table, has_column_names
+from sk_easytensor.training.batches import EncodedRows
+from sk_easytensor.training.fitting import (
+    TrainingSettings,
+    default_batch_size,
+    default_max_epochs,
+)
+from sk_easytensor.training.splits import merge_duplicates, validation_rows
+
+__all__ = ["BaseEasyTensor"]
+
+IMPORTANCE_ROWS = 2048
+
+
+class BaseEasyTensor(
+    BlockParametersMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
+    """Base of the estimators; subclasses say what a target is.
+
+    A subclass implements ``_learn_target(y, weight)`` (sets what it needs to know about the
+    target and returns the head), ``_encode_target(y)`` (checks a target and returns it as a
+    tensor) and ``predict``.
+    """
+
+    def __init__(
+        self,
+        blocks=None,
+        *,
+        remainder="auto",
+        trunk=None,
+        learning_rate=2e-3,
+        batch_size=None,
+        max_epochs=None,
+        optimizer="adamw",
+        weight_decay=1e-2,
+        early_stopping_rounds=16,
+        validation_fraction=0.15,
+        warm_start=False,
+        random_state=None,
+        n_jobs=None,
+        device="auto",
+        verbose=0,
+        callbacks=None,
+        backend="local",
+    ):
+        self.blocks = blocks
+        self.remainder = remainder
+        self.trunk = trunk
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.optimizer = optimizer
+        self.weight_decay = weight_decay
+        self.early_stopping_rounds = early_stopping_rounds
+        self.validation_fraction = validation_fraction
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.n_jobs = n_jobs
+        self.device = device
+        self.verbose = verbose
+        self.callbacks = callbacks
+        self.backend = backend
+
+    # ------------------------------------------------------------------ parameters
+
+    def get_params(self, deep=True):
+        """Return the parameters, those of named blocks and of the trunk included.
+
+        The trunk's are there even while ``trunk`` is None, so that ``trunk__dropout`` can be
+        searched without naming a trunk.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Whether to include nested parameters.
+
+        Returns
+        -------
+        dict
+        """
+        params = super().get_params(deep=deep)
+        if deep and self.trunk is None:
+            defaults = self._default_trunk().get_params()
+            params.update({f"trunk__{name}": value for name, value in defaults.items()})
+        return params
+
+    def set_params(self, **params):
+        """Set parameters, nested ones included.
+
+        Parameters
+        ----------
+        **params : dict
+            Keys as :meth:`get_params` returns them.
+
+        Returns
+        -------
+        self
+        """
+        if params.get("trunk", self.trunk) is None and any(k.startswith("trunk__") for k in params):
+            params = {**params, "trunk": self._default_trunk()}
+        return super().set_params(**params)
+
+    def _default_trunk(self):
+        return TabM()
+
+    def _check_parameters(self):
+        owner = type(self).__name__
+        check_number(owner, "learning_rate", self.learning_rate, low=0, exclusive=True)
+        check_number(owner, "weight_decay", self.weight_decay, low=0)
+        for name in ("batch_size", "max_epochs", "early_stopping_rounds"):
+            value = getattr(self, name)
+            if value is not None:
+                check_number(owner, name, value, low=1, integer=True)
+        fraction = self.validation_fraction
+        if fraction is not None:
+            check_number(owner, "validation_fraction", fraction, low=0, high=1, exclusive=True)
+        if self.trunk is not None:
+            if not hasattr(self.trunk, "make_module"):
+                raise ValueError(
+                    f"{owner}: trunk must have make_module(in_features), such as MLP() or TabM(), "
+                    f"got {self.trunk!r}"
+                )
+            if hasattr(self.trunk, "check_parameters"):
+                self.trunk.check_parameters()
+        resolve_optimizer(self.optimizer, owner)
+        resolve_device(self.device, owner)
+
+    # ------------------------------------------------------------------ fitting
+
+    def fit(self, X, y, sample_weight=None, *, eval_set=None, eval_sample_weight=None):
+        """Fit the blocks and train the network.
+
+        Parameters
+        ----------
+        X : table-like of shape (n_samples, n_features)
+            A data frame of any kind, a dictionary of columns or a 2-D array.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Target.
+        sample_weight : array-like of shape (n_samples,), optional
+            Row weights; they enter the loss. Rows of weight zero are as good as absent.
+        eval_set : list of (X, y) pairs, optional
+            Judged after each epoch. The first decides about early stopping and which weights
+            are kept. Without it, ``validation_fraction`` of the rows plays that part.
+        eval_sample_weight : list of array-like, optional
+            Weights for each pair of `eval_set`.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError, TypeError
+            For input or parameters that make no sense, before any training starts.
+        """
+        backend = resolve_backend(self.backend, self.n_jobs)
+        self._check_parameters()
+        going_on = self.warm_start and hasattr(self, "network_")
+        table, y, weight = self._read_training_rows(X, y, sample_weight)
+        if going_on:
+            table = self._align(table, X)
+        else:
+            self._forget()
+            self._head = self._learn_target(y, weight)
+        target = self._encode_target(y)
+        weight = weight * self._class_weights(target)
+        evals = self._read_eval_set(eval_set, eval_sample_weight, table, X)
+        if not going_on:
+            self._encoder = TableEncoder(self.blocks, remainder=self.remainder)
+            self._encoder.fit_table(table, X, backend)
+            self._remember_columns()
+        rows = self._encoded_rows(table, target, weight, backend)
+        evals = [
+            self._encoded_rows(self._encoder.read(table), *rest, backend)
+            for table, *rest in evals
+        ]
+        random_state = check_random_state(self.random_state)
+        batch_size = self.batch_size or default_batch_size(len(rows))
+        rows = merge_duplicates(rows, batch_size)
+        if eval_set is None and self.validation_fraction is not None:
+            train, valid = validation_rows(
+                self._strata(rows.target), self.validation_fraction, random_state
+            )
+            if len(valid):
+                evals = [rows.take(torch.from_numpy(valid))]
+                rows = rows.take(torch.from_numpy(train))
+        return self._train(rows, evals, batch_size, random_state, backend, going_on)
+
+    def partial_fit(self, X, y, sample_weight=None):
+        """Train for one epoch on these rows.
+
+        The first call fits the blocks on its rows; later calls keep blocks, weights and the
+        optimizer's state and go on. No row is set apart for validation.
+
+        Parameters
+        ----------
+        X : table-like of shape (n_samples, n_features)
+            Rows of this call.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Target.
+        sample_weight : array-like of shape (n_samples,), optional
+            Row weights.
+
+        Returns
+        -------
+        self
+        """
+        return self._partial_fit(X, y, sample_weight)
+
+    def _partial_fit(self, X, y, sample_weight, classes=None):
+        backend = resolve_backend(self.backend, self.n_jobs)
+        self._check_parameters()
+        going_on = hasattr(self, "network_")
+        if going_on:
+            self._check_feature_count(X)
+        table, y, weight = self._read_training_rows(X, y, sample_weight)
+        if going_on:
+            table = self._align(table, X)
+        else:
+            seen = y if classes is None else np.asarray(classes)
+            self._head = self._learn_target(seen, np.ones(len(seen)), of=y)
+            self._encoder = TableEncoder(self.blocks, remainder=self.remainder)
+            self._encoder.fit_table(table, X, backend)
+            self._remember_columns()
+        target = self._encode_target(y)
+        weight = weight * self._class_weights(target)
+        rows = self._encoded_rows(table, target, weight, backend)
+        batch_size = self.batch_size or default_batch_size(len(rows))
+        random_state = check_random_state(self.random_state)
+        return self._train(rows, [], batch_size, random_state, backend, going_on, epochs=1)
+
+    def _forget(self):
+        for name in [name for name in vars(self) if name.endswith("_") and name[0] != "_"]:
+            delattr(self, name)
+
+    def _read_training_rows(self, X, y, sample_weight):
+        if y is None:
+            raise ValueError(
+                f"{type(self).__name__} requires y to be passed, but the target y is None"
+            )
+        table = as_table(X)
+        y = self._check_target(y)
+        check_consistent_length(_Sized(len(table)), y)
+        weight = self._check_weight(sample_weight, len(table))
+        kept = weight > 0
+        if not kept.all():
+            rows = np.flatnonzero(kept)
+            table, y, weight = table.take(rows), y[rows], weight[rows]
+        return table, y, weight
+
+    def _check_weight(self, sample_weight, n_rows, name="sample_weight"):
+        if sample_weight is None:
+            return np.ones(n_rows)
+        sized = np.empty((n_rows, 0))
+        weight = _check_sample_weight(
+            sample_weight, sized, dtype=np.float64, ensure_non_negative=True
+        )
+        if not (weight > 0).any():
+            raise ValueError(f"{name} is zero for every row; at least one weight must be positive")
+        return weight
+
+    def _read_eval_set(self, eval_set, eval_sample_weight, table, X):
+        if eval_set is None:
+            return []
+        if isinstance(eval_set, tuple) and len(eval_set) == 2:
+            eval_set = [eval_set]
+        weights = eval_sample_weight or [None] * len(eval_set)
+        if len(weights) != len(eval_set):
+            raise ValueError(
+                f"eval_sample_weight has {len(weights)} entries for {len(eval_set)} pairs in eval_set"
+            )
+        named = has_column_names(X)
+        read = []
+        for index, ((X_eval, y_eval), weight) in enumerate(zip(eval_set, weights, strict=True)):
+            where = f"eval_set[{index}]"
+            rows = as_table(X_eval)
+            positional = not (named and has_column_names(X_eval))
+            rows = align_table(rows, table.column_names, positional=positional, owner=where)
+            try:
+                target = self._encode_target(self._check_target(y_eval))
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
+            check_consistent_length(_Sized(len(rows)), target)
+            weight = self._check_weight(weight, len(rows), f"eval_sample_weight[{index}]")
+            read.append((rows, target, weight))
+        return read
+
+    def _encoded_rows(self, table, target, weight, backend):
+        frame = self._encoder.encode_table(table, backend)
+        return EncodedRows(frame, target, torch.from_numpy(weight).float())
+
+    def _remember_columns(self):
+        self.n_features_in_ = self._encoder.n_features_in_
+        if hasattr(self._encoder, "feature_names_in_"):
+            self.feature_names_in_ = self._encoder.feature_names_in_
+        self.blocks_ = self._encoder.blocks_
+
+    def _train(self, rows, evals, batch_size, random_state, backend, going_on, epochs=None):
+        # A mean of one leaves the learning rate what it is for unweighted rows.
+        rows.weight = rows.weight / rows.weight.double().mean().float()
+        seed = int(random_state.randint(np.iinfo(np.int32).max))
+        if epochs is None:
+            epochs = self.max_epochs or default_max_epochs(len(rows))
+        settings = TrainingSettings(
+            learning_rate=self.learning_rate,
+            batch_size=batch_size,
+            max_epochs=epochs,
+            optimizer=resolve_optimizer(self.optimizer, type(self).__name__),
+            weight_decay=self.weight_decay,
+            early_stopping_rounds=self.early_stopping_rounds,
+            device=resolve_device(self.device, type(self).__name__),
+            verbose=self.verbose,
+            callbacks=list(self.callbacks or []),
+            optimizer_state=getattr(self, "_optimizer_state", None) if going_on else None,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if not going_on:
+                self._scale_target(rows)
+                trunk = self._default_trunk() if self.trunk is None else self.trunk
+                self._network_trunk = trunk
+                self.network_ = make_network(self.blocks_, trunk, self._head)
+            rows = self._scaled(rows)
+            evals = [self._scaled(valid) for valid in evals]
+            result = backend.train(self.network_, self._head, rows, evals, settings)
+        self._record(result, going_on)
+        self._importance_rows = bounded_sample(evals[0] if evals else rows, seed)
+        self._importance_seed = seed
+        return self
+
+    def _record(self, result, going_on):
+        names = {"train_loss": "training", "valid_loss": "valid_0"}
+        metric = self._head.metric
+        evals = self.evals_result_ if going_on else {}
+        before = len(next(iter(evals.values()))[metric]) if evals else 0
+        for key in result.history[0]:
+            if key.endswith("_loss"):
+                name = names.get(key, key.removesuffix("_loss"))
+                curve = [float(epoch[key]) for epoch in result.history]
+                evals.setdefault(name, {metric: []})[metric].extend(curve)
+        self.evals_result_ = evals
+        self.n_iter_ = before + len(result.history)
+        self.best_iteration_ = before + result.best_iteration
+        judged = evals.get("valid_0", evals["training"])
+        self.best_score_ = judged[metric][self.best_iteration_ - 1 - self.n_iter_]
+        self._n_features_out = self.network_.trunk.out_features
+        self._optimizer_state = result.optimizer_state
+        vars(self).pop("_importances", None)
+
+    # ------------------------------------------------------------------ hooks
+
+    def _class_weights(self, target):
+        """Return a factor for each row's weight."""
+        return 1.0
+
+    def _strata(self, target):
+        """Return an integer array of groups to split evenly, or None."""
+        return np.zeros(len(target), dtype=np.int64)
+
+    def _scale_target(self, rows):
+        """Learn the scale of the targets from the training part."""
+
+    def _scaled(self, rows):
+        """Return rows with targets on the scale the network is trained on."""
+        return rows
+
+    # ------------------------------------------------------------------ predicting
+
+    def _read(self, X):
+        check_is_fitted(self)
+        return self._encoder.read(X, owner=type(self).__name__)
+
+    def _align(self, table, X):
+        names = self._encoder._columns
+        positional = not (has_column_names(X) and self._encoder._named)
+        return align_table(table, names, positional=positional, owner=type(self).__name__)
+
+    def _check_feature_count(self, X):
+        if not has_column_names(X):
+            self._align(as_table(X), X)
+
+    def _forward(self, X, function):
+        """Apply a function of a frame to encoded rows, in batches."""
+        table = self._read(X)
+        backend = resolve_backend(self.backend, self.n_jobs)
+        return backend.forward(function, self._encoder.encode_table(table, backend))
+
+    def _combined(self, X):
+        """Return the ensemble's outputs, of shape (n_rows, out_features)."""
+        return self._forward(X, lambda frame: self._head.combine(self.network_(frame))[:, 0])
+
+    def transform(self, X):
+        """Return the learned representation: the trunk's output, averaged over members.
+
+        Parameters
+        ----------
+        X : table-like of shape (n_samples, n_features)
+            Rows to represent.
+
+        Returns
+        -------
+        ndarray of float32, shape (n_samples, width of the trunk)
+        """
+        return self._forward(X, lambda frame: self.network_.represent(frame).mean(1)).numpy()
+
+    @property
+    def feature_importances_(self):
+        """Permutation importance of each input column, an ndarray of shape (n_features_in_,).
+
+        How much the loss rises on rows set apart for validation (at most 2,048 of them; training
+        rows if there are none) when a column's values are shuffled among them, at least 0 and
+        scaled to sum to 1. Computed on the encoded rows, so that it costs forward passes only,
+        when first asked for or when the estimator is pickled: pickles hold no rows.
+        """
+        check_is_fitted(self)
+        if not hasattr(self, "_importances"):
+            self._importances = column_importances(
+                self.network_,
+                self._head,
+                self._encoder,
+                self._importance_rows,
+                self._importance_seed,
+                resolve_backend(self.backend, self.n_jobs),
+            )
+            self._importance_rows = None
+        return self._importances
+
+    # ------------------------------------------------------------------ scikit-learn
+
+    def __getstate__(self):
+        if hasattr(self, "network_"):
+            self.feature_importances_  # noqa: B018 - so that no training row is pickled
+        state = super().__getstate__()
+        if "network_" in state:
+            state = dict(state)
+            network = state.pop("network_")
+            state["_weights"] = {k: v.numpy() for k, v in network.state_dict().items()}
+            optimizer_state = state.pop("_optimizer_state", None)
+            if self.warm_start:
+                state["_optimizer_state"] = _to_numpy(optimizer_state)
+        return state
+
+    def __setstate__(self, state):
+        state = dict(state)
+        weights = state.pop("_weights", None)
+        super().__setstate__(state)
+        if weights is None:
+            return
+        if getattr(self, "_optimizer_state", None) is not None:
+            self._optimizer_state = _to_torch(self._optimizer_state)
+        with torch.random.fork_rng(devices=[]):
+            network = make_network(self.blocks_, self._network_trunk, self._head)
+        tensors = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
+        network.load_state_dict(tensors)
+        self.network_ = network.eval()
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "network_")
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.input_tags.string = True
+        tags.target_tags.required = True
+        tags.target_tags.multi_output = True
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+    def _sk_visual_block_(self):
+        return blocks_diagram(self)
+
+
+class _Sized:
+    """Something with a length, for scikit-learn's length checks."""
+
+    def __init__(self, length):
+        self.shape = (length,)
+
+    def __len__(self):
+        return self.shape[0]
+
+
+def bounded_sample(rows, seed):
+    """Return at most `IMPORTANCE_ROWS` of the rows."""
+    if len(rows) <= IMPORTANCE_ROWS:
+        return rows
+    chosen = np.random.RandomState(seed).choice(len(rows), IMPORTANCE_ROWS, replace=False)
+    return rows.take(torch.from_numpy(np.sort(chosen)))
+
+
+def resolve_optimizer(optimizer, owner):
+    """Return the optimizer class for a name or class."""
+    names = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+    if isinstance(optimizer, str) and optimizer in names:
+        return names[optimizer]
+    if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
+        return optimizer
+    raise ValueError(
+        f"{owner}: optimizer must be one of {list(names)} or a torch.optim.Optimizer class, got "
+        f"{optimizer!r}"
+    )
+
+
+def resolve_device(device, owner):
+    """Return the torch device for a name; ``"auto"`` means CUDA where there is one."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return str(torch.device(device))
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{owner}: device must be 'auto', 'cpu', 'cuda' or another torch device, got {device!r}"
+        ) from error
+
+
+def _to_numpy(state):
+    if isinstance(state, dict):
+        return {key: _to_numpy(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [_to_numpy(value) for value in state]
+    return state.cpu().numpy() if isinstance(state, torch.Tensor) else state
+
+
+def _to_torch(state):
+    if isinstance(state, dict):
+        return {key: _to_torch(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [_to_torch(value) for value in state]
+    return torch.from_numpy(np.array(state)) if isinstance(state, np.ndarray) else state

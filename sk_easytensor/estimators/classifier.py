@@ -1,0 +1,283 @@
+"""Classification of table rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.base import ClassifierMixin
+from sklearn.utils import compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.validation import check_array, column_or_1d
+
+from sk_easytensor.estimators._base import BaseEasyTensor
+from sk_easytensor.networks.heads import BinaryHead, MulticlassHead, MultilabelHead
+
+__all__ = ["EasyTensorClassifier"]
+
+
+class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
+    """Classifier for tables of numbers, categories, dates, texts and vectors.
+
+    Parameters
+    ----------
+    blocks : list of (str, Block, columns) or None, default=None
+        Which block reads which columns, as in :class:`~sklearn.compose.ColumnTransformer`.
+    remainder : {"auto", "drop"}, default="auto"
+        Columns that no block names: given to blocks by their type, or left out.
+    trunk : MLP, TabM or None, default=None
+        Network between blocks and head; None for ``TabM()``. ``trunk__<parameter>`` can be set
+        in either case.
+    learning_rate : float, default=2e-3
+        Highest learning rate of the schedule.
+    batch_size : int or None, default=None
+        Rows a step; None for 32 to 4,096 by the number of rows.
+    max_epochs : int or None, default=None
+        Passes over the rows at most; None for 10 to 200 by the number of rows.
+    optimizer : str or torch.optim.Optimizer class, default="adamw"
+        ``"adamw"``, ``"adam"``, ``"sgd"`` or a class.
+    weight_decay : float, default=1e-2
+        Of the optimizer.
+    early_stopping_rounds : int or None, default=16
+        Epochs without a better validation loss after which training stops. With validation rows
+        the best weights are kept in any case.
+    validation_fraction : float or None, default=0.15
+        Fraction of the rows set apart for validation when `fit` gets no ``eval_set``; None to
+        train on all rows.
+    class_weight : dict, "balanced" or None, default=None
+        Weights of the classes; they multiply sample weights.
+    warm_start : bool, default=False
+        Whether another `fit` goes on from the present blocks, weights and optimizer state.
+    random_state : int, RandomState or None, default=None
+        Of initial weights, batches and the validation part. With an int, fits on the same
+        machine are equal bit for bit.
+    n_jobs : int or None, default=None
+        Threads: None for one (unless in a joblib context), -1 for all cores.
+    device : str, default="auto"
+        Torch device to train on; ``"auto"`` takes CUDA where there is one.
+    verbose : int, default=0
+        1 to print a line an epoch.
+    callbacks : list of skorch callbacks or None, default=None
+        Called during training; they may monitor ``train_loss`` and ``valid_loss``.
+    backend : "local" or LocalBackend, default="local"
+        Where work runs.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Class labels; for multilabel targets ``arange(n_labels)``.
+    n_features_in_ : int
+        Columns seen during fit.
+    feature_names_in_ : ndarray of str
+        Their names, if they had any.
+    blocks_ : dict of {str: Block}
+        Fitted blocks, those chosen automatically included.
+    network_ : torch.nn.Module
+        The trained network, on the CPU.
+    evals_result_ : dict of {str: dict of {str: list of float}}
+        Losses by epoch: ``{"training": {"log_loss": [...]}, "valid_0": {"log_loss": [...]}}``.
+        The training loss is the mean over an epoch's batches, dropout included.
+    best_iteration_ : int
+        Epoch, counted from 1, whose weights are kept.
+    best_score_ : float
+        Validation loss of that epoch.
+    n_iter_ : int
+        Epochs run.
+    feature_importances_ : ndarray of shape (n_features_in_,)
+        Permutation importance of each column.
+
+    See Also
+    --------
+    EasyTensorRegressor : The same for numbers.
+    TableEncoder : The preprocessing alone.
+
+    Examples
+    --------
+    >>> from sk_easytensor import EasyTensorClassifier
+    >>> X = {"age": [20, 25, 60, 65] * 10, "city": ["Oslo", "Lima", "Lima", None] * 10}
+    >>> y = ["young", "young", "old", "old"] * 10
+    >>> model = EasyTensorClassifier(random_state=0).fit(X, y)
+    >>> model.predict({"age": [22, 63], "city": ["Rome", "Oslo"]})
+    array(['young', 'old'], dtype='<U5')
+    """
+
+    def __init__(
+        self,
+        blocks=None,
+        *,
+        remainder="auto",
+        trunk=None,
+        learning_rate=2e-3,
+        batch_size=None,
+        max_epochs=None,
+        optimizer="adamw",
+        weight_decay=1e-2,
+        early_stopping_rounds=16,
+        validation_fraction=0.15,
+        class_weight=None,
+        warm_start=False,
+        random_state=None,
+        n_jobs=None,
+        device="auto",
+        verbose=0,
+        callbacks=None,
+        backend="local",
+    ):
+        super().__init__(
+            blocks,
+            remainder=remainder,
+            trunk=trunk,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            max_epochs=max_epochs,
+            optimizer=optimizer,
+            weight_decay=weight_decay,
+            early_stopping_rounds=early_stopping_rounds,
+            validation_fraction=validation_fraction,
+            warm_start=warm_start,
+            random_state=random_state,
+            n_jobs=n_jobs,
+            device=device,
+            verbose=verbose,
+            callbacks=callbacks,
+            backend=backend,
+        )
+        self.class_weight = class_weight
+
+    def partial_fit(self, X, y, classes=None, sample_weight=None):
+        """Train for one epoch on these rows.
+
+        Parameters
+        ----------
+        X : table-like of shape (n_samples, n_features)
+            Rows of this call. The first call's rows fit the blocks.
+        y : array-like of shape (n_samples,) or (n_samples, n_labels)
+            Classes.
+        classes : array-like of shape (n_classes,), optional
+            All classes that will ever occur; needed in the first call if its rows lack some.
+        sample_weight : array-like of shape (n_samples,), optional
+            Row weights.
+
+        Returns
+        -------
+        self
+        """
+        return self._partial_fit(X, y, sample_weight, classes)
+
+    def predict_proba(self, X):
+        """Return class probabilities.
+
+        Parameters
+        ----------
+        X : table-like of shape (n_samples, n_features)
+            Rows to classify.
+
+        Returns
+        -------
+        ndarray of float32, shape (n_samples, n_classes)
+            In the order of ``classes_``. For multilabel targets the probability of each label.
+        """
+        return self._head.predict(self._combined(X)).numpy()
+
+    def decision_function(self, X):
+        """Return log-odds (two classes, multilabel) or log-probabilities (more classes).
+
+        Parameters
+        ----------
+        X : table-like of shape (n_samples, n_features)
+            Rows to classify.
+
+        Returns
+        -------
+        ndarray of float32, shape (n_samples,) or (n_samples, n_classes)
+        """
+        combined = self._combined(X).numpy()
+        return combined[:, 0] if isinstance_exactly(self._head, BinaryHead) else combined
+
+    def predict(self, X):
+        """Return the most probable class of each row.
+
+        Parameters
+        ----------
+        X : table-like of shape (n_samples, n_features)
+            Rows to classify.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,) or (n_samples, n_labels)
+        """
+        probabilities = self.predict_proba(X)
+        if isinstance(self._head, MultilabelHead):
+            return (probabilities > 0.5).astype(np.int64)
+        return self.classes_[probabilities.argmax(axis=1)]
+
+    # ------------------------------------------------------------------ target
+
+    def _check_target(self, y):
+        check_classification_targets(y)
+        kind = type_of_target(y, input_name="y", raise_unknown=True)
+        if kind.startswith("multilabel"):
+            return check_array(y, accept_sparse="csr", dtype=None, input_name="y")
+        if kind == "multiclass-multioutput":
+            raise ValueError(
+                "y has several columns with more than two classes; several labels a row must "
+                "each be 0 or 1"
+            )
+        return column_or_1d(y, warn=True)
+
+    def _learn_target(self, y, weight, of=None):
+        if of is not None and np.ndim(of) == 2:
+            y = of
+        if np.ndim(y) == 2:
+            self.classes_ = np.arange(y.shape[1])
+            return MultilabelHead(y.shape[1])
+        self.classes_ = np.unique(y)
+        if len(self.classes_) == 1:
+            raise ValueError(
+                f"Classifier can't train when only one class is present: y (where sample_weight "
+                f"is positive) holds only {self.classes_[0]!r}; at least two classes are needed"
+            )
+        return BinaryHead() if len(self.classes_) == 2 else MulticlassHead(len(self.classes_))
+
+    def _encode_target(self, y):
+        if isinstance(self._head, MultilabelHead):
+            y = y.toarray() if hasattr(y, "toarray") else y
+            if np.ndim(y) != 2 or y.shape[1] != len(self.classes_):
+                raise ValueError(f"y must have {len(self.classes_)} columns, one for each label")
+            return torch.from_numpy(np.asarray(y, dtype=np.float32))
+        codes = np.searchsorted(self.classes_, y)
+        codes[codes == len(self.classes_)] = 0
+        unseen = self.classes_[codes] != y
+        if unseen.any():
+            raise ValueError(
+                f"y holds labels that were not seen before: {np.unique(y[unseen]).tolist()[:5]}; "
+                f"the classes are {self.classes_.tolist()[:20]}"
+            )
+        dtype = np.float32 if isinstance(self._head, BinaryHead) else np.int64
+        return torch.from_numpy(codes.astype(dtype))
+
+    def _class_weights(self, target):
+        if self.class_weight is None:
+            return 1.0
+        if isinstance(self._head, MultilabelHead):
+            raise ValueError("class_weight is not defined for multilabel targets; use sample_weight")
+        codes = target.numpy().astype(np.int64)
+        labels = self.classes_[codes]
+        weights = compute_class_weight(self.class_weight, classes=np.unique(labels), y=labels)
+        table = np.ones(len(self.classes_))
+        table[np.unique(codes)] = weights
+        return table[codes]
+
+    def _strata(self, target):
+        if target.ndim == 1:
+            return target.numpy().astype(np.int64)
+        return np.zeros(len(target), dtype=np.int64)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
+
+
+def isinstance_exactly(value, cls):
+    """Tell whether a value is of a class and not of a subclass."""
+    return type(value) is cls

@@ -1,0 +1,175 @@
+"""Regression on table rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.base import RegressorMixin
+from sklearn.utils.validation import check_array
+
+from sk_easytensor.estimators._base import BaseEasyTensor
+from sk_easytensor.networks.heads import RegressionHead
+from sk_easytensor.parameters import check_choice, check_number
+from sk_easytensor.training.batches import EncodedRows
+
+__all__ = ["EasyTensorRegressor"]
+
+
+class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
+    """Regressor for tables of numbers, categories, dates, texts and vectors.
+
+    Parameters
+    ----------
+    blocks : list of (str, Block, columns) or None, default=None
+        Which block reads which columns, as in :class:`~sklearn.compose.ColumnTransformer`.
+    loss : str, default="squared_error"
+        ``"squared_error"``, ``"absolute_error"``, ``"huber"``, ``"quantile"``, ``"poisson"`` or
+        ``"gamma"``. The last two are for targets that are not negative (gamma: positive) and
+        predict through an exponential. ``"huber"`` turns from squared to absolute error at one
+        standard deviation of the target.
+    quantile : float or None, default=None
+        Which quantile ``loss="quantile"`` estimates, between 0 and 1.
+    remainder, trunk, learning_rate, batch_size, max_epochs, optimizer, weight_decay
+        As in :class:`EasyTensorClassifier`.
+    early_stopping_rounds, validation_fraction, warm_start, random_state, n_jobs, device
+        As in :class:`EasyTensorClassifier`.
+    verbose, callbacks, backend
+        As in :class:`EasyTensorClassifier`.
+
+    Attributes
+    ----------
+    n_outputs_ : int
+        Columns of `y`.
+    evals_result_ : dict of {str: dict of {str: list of float}}
+        Losses by epoch, of the standardised target: ``{"training": {"squared_error": [...]},
+        "valid_0": {"squared_error": [...]}}``.
+    n_features_in_, feature_names_in_, blocks_, network_, best_iteration_, best_score_, n_iter_
+        As in :class:`EasyTensorClassifier`.
+    feature_importances_ : ndarray of shape (n_features_in_,)
+        Permutation importance of each column.
+
+    See Also
+    --------
+    EasyTensorClassifier : The same for classes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sk_easytensor import EasyTensorRegressor
+    >>> X = np.linspace(0, 1, 200)[:, None]
+    >>> model = EasyTensorRegressor(random_state=0).fit(X, 3 * X[:, 0])
+    >>> bool(model.score(X, 3 * X[:, 0]) > 0.95)
+    True
+    """
+
+    def __init__(
+        self,
+        blocks=None,
+        *,
+        loss="squared_error",
+        quantile=None,
+        remainder="auto",
+        trunk=None,
+        learning_rate=2e-3,
+        batch_size=None,
+        max_epochs=None,
+        optimizer="adamw",
+        weight_decay=1e-2,
+        early_stopping_rounds=16,
+        validation_fraction=0.15,
+        warm_start=False,
+        random_state=None,
+        n_jobs=None,
+        device="auto",
+        verbose=0,
+        callbacks=None,
+        backend="local",
+    ):
+        super().__init__(
+            blocks,
+            remainder=remainder,
+            trunk=trunk,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            max_epochs=max_epochs,
+            optimizer=optimizer,
+            weight_decay=weight_decay,
+            early_stopping_rounds=early_stopping_rounds,
+            validation_fraction=validation_fraction,
+            warm_start=warm_start,
+            random_state=random_state,
+            n_jobs=n_jobs,
+            device=device,
+            verbose=verbose,
+            callbacks=callbacks,
+            backend=backend,
+        )
+        self.loss = loss
+        self.quantile = quantile
+
+    def predict(self, X):
+        """Return predictions.
+
+        Parameters
+        ----------
+        X : table-like of shape (n_samples, n_features)
+            Rows to predict.
+
+        Returns
+        -------
+        ndarray of float32, shape (n_samples,) or (n_samples, n_outputs)
+        """
+        scaled = self._head.predict(self._combined(X)).numpy().astype(np.float64)
+        values = (scaled * self._target_scale + self._target_center).astype(np.float32)
+        return values[:, 0] if self._one_dimensional else values
+
+    # ------------------------------------------------------------------ target
+
+    def _check_parameters(self):
+        super()._check_parameters()
+        check_choice("EasyTensorRegressor", "loss", self.loss, RegressionHead.LOSSES)
+        if self.loss == "quantile":
+            check_number(
+                "EasyTensorRegressor", "quantile", self.quantile, low=0, high=1, exclusive=True
+            )
+
+    def _check_target(self, y):
+        y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
+        if y.dtype.kind not in "fiub":
+            try:
+                y = y.astype(np.float64)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"y must be numbers, got {y.dtype}: {error}") from error
+        if self.loss == "poisson" and (y < 0).any():
+            raise ValueError(f"loss='poisson' needs y >= 0, got {y.min()}")
+        if self.loss == "gamma" and (y <= 0).any():
+            raise ValueError(f"loss='gamma' needs y > 0, got {y.min()}")
+        return y.astype(np.float64)
+
+    def _learn_target(self, y, weight, of=None):
+        self._one_dimensional = y.ndim == 1
+        self.n_outputs_ = 1 if y.ndim == 1 else y.shape[1]
+        return RegressionHead(self.loss, self.n_outputs_, self.quantile)
+
+    def _encode_target(self, y):
+        y = y.reshape(len(y), -1)
+        if y.shape[1] != self.n_outputs_:
+            raise ValueError(f"y has {y.shape[1]} columns; {self.n_outputs_} were expected")
+        return torch.from_numpy(y)
+
+    def _scale_target(self, rows):
+        weight = rows.weight.double().numpy()[:, None]
+        values = rows.target.numpy()
+        mean = (values * weight).sum(0) / weight.sum()
+        if self._head.log_link:
+            # Dividing by the mean starts the predictions at the right level.
+            self._target_center = np.zeros_like(mean)
+            self._target_scale = np.where(mean > 0, mean, 1.0)
+            return
+        deviation = np.sqrt(((values - mean) ** 2 * weight).sum(0) / weight.sum())
+        self._target_center = mean
+        self._target_scale = np.where(deviation > 0, deviation, 1.0)
+
+    def _scaled(self, rows):
+        target = (rows.target.numpy() - self._target_center) / self._target_scale
+        return EncodedRows(rows.frame, torch.from_numpy(target).float(), rows.weight)

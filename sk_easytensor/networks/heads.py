@@ -1,0 +1,217 @@
+"""Heads: the last layer and the loss for one kind of target.
+
+All heads work on outputs of shape ``(batch, members, out_features)``. ``combine`` reduces the
+members to one, still on the scale of the outputs, so that ``loss`` serves both for training
+(each member on its own) and for judging the ensemble.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from sklearn.base import BaseEstimator
+from torch import nn
+from torch.nn import functional
+
+__all__ = [
+    "BinaryHead",
+    "Head",
+    "MulticlassHead",
+    "MultilabelHead",
+    "RegressionHead",
+]
+
+
+class Head(BaseEstimator):
+    """Base class: a linear layer a member, and what its outputs mean.
+
+    Attributes
+    ----------
+    out_features : int
+        Outputs of the last layer.
+    metric : str
+        Name of the loss in ``evals_result_``.
+    """
+
+    metric = "loss"
+
+    def make_module(self, in_features, members):
+        """Return the last layer of the network."""
+        return MemberLinear(members, in_features, self.out_features)
+
+    def loss(self, outputs, target):
+        """Return the loss of each row and member, of shape (batch, members)."""
+        raise NotImplementedError  # pragma: no cover
+
+    def combine(self, outputs):
+        """Reduce (batch, members, out_features) to (batch, 1, out_features)."""
+        raise NotImplementedError  # pragma: no cover
+
+    def predict(self, combined):
+        """Turn combined outputs, of shape (batch, out_features), into predictions."""
+        raise NotImplementedError  # pragma: no cover
+
+
+class BinaryHead(Head):
+    """Two classes: one log-odds."""
+
+    metric = "log_loss"
+    out_features = 1
+
+    def loss(self, outputs, target):
+        target = target[:, None].expand(outputs.shape[:2])
+        return functional.binary_cross_entropy_with_logits(
+            outputs[..., 0], target, reduction="none"
+        )
+
+    def combine(self, outputs):
+        # The log-odds of the mean probability, computed where neither can underflow.
+        positive = functional.logsigmoid(outputs).logsumexp(1, keepdim=True)
+        negative = functional.logsigmoid(-outputs).logsumexp(1, keepdim=True)
+        return positive - negative
+
+    def predict(self, combined):
+        positive = torch.sigmoid(combined[:, 0])
+        return torch.stack([1 - positive, positive], dim=1)
+
+
+class MulticlassHead(Head):
+    """Three classes or more: a softmax.
+
+    Parameters
+    ----------
+    n_classes : int
+        How many.
+    """
+
+    metric = "log_loss"
+
+    def __init__(self, n_classes):
+        self.n_classes = n_classes
+
+    @property
+    def out_features(self):
+        return self.n_classes
+
+    def loss(self, outputs, target):
+        members = outputs.shape[1]
+        flat = functional.cross_entropy(
+            outputs.flatten(0, 1), target.repeat_interleave(members), reduction="none"
+        )
+        return flat.reshape(-1, members)
+
+    def combine(self, outputs):
+        logs = functional.log_softmax(outputs, dim=-1)
+        return logs.logsumexp(1, keepdim=True) - math.log(outputs.shape[1])
+
+    def predict(self, combined):
+        return torch.softmax(combined, dim=1)
+
+
+class MultilabelHead(BinaryHead):
+    """Several yes/no labels a row: one log-odds each.
+
+    Parameters
+    ----------
+    n_labels : int
+        How many.
+    """
+
+    def __init__(self, n_labels):
+        self.n_labels = n_labels
+
+    @property
+    def out_features(self):
+        return self.n_labels
+
+    def loss(self, outputs, target):
+        target = target[:, None, :].expand(outputs.shape)
+        losses = functional.binary_cross_entropy_with_logits(outputs, target, reduction="none")
+        return losses.mean(-1)
+
+    def predict(self, combined):
+        return torch.sigmoid(combined)
+
+
+class RegressionHead(Head):
+    """One number or several, under one of the losses of HistGradientBoosting, or Huber's.
+
+    Parameters
+    ----------
+    loss_name : str
+        ``"squared_error"``, ``"absolute_error"``, ``"huber"``, ``"quantile"``, ``"poisson"`` or
+        ``"gamma"``. The last two predict through an exponential.
+    n_outputs : int, default=1
+        Targets a row.
+    quantile : float, default=0.5
+        For ``"quantile"``.
+    """
+
+    LOSSES = ("squared_error", "absolute_error", "huber", "quantile", "poisson", "gamma")
+
+    def __init__(self, loss_name="squared_error", n_outputs=1, quantile=0.5):
+        self.loss_name = loss_name
+        self.n_outputs = n_outputs
+        self.quantile = quantile
+
+    @property
+    def out_features(self):
+        return self.n_outputs
+
+    @property
+    def metric(self):
+        return self.loss_name
+
+    @property
+    def log_link(self):
+        """Whether outputs are logarithms of predictions."""
+        return self.loss_name in ("poisson", "gamma")
+
+    def loss(self, outputs, target):
+        target = target[:, None, :].expand(outputs.shape)
+        return self._losses(outputs, target).mean(-1)
+
+    def _losses(self, outputs, target):
+        name = self.loss_name
+        if name == "squared_error":
+            return (outputs - target) ** 2
+        if name == "absolute_error":
+            return (outputs - target).abs()
+        if name == "huber":
+            return functional.huber_loss(outputs, target, reduction="none")
+        if name == "quantile":
+            error = target - outputs
+            return torch.maximum(self.quantile * error, (self.quantile - 1) * error)
+        if name == "poisson":
+            return torch.exp(outputs) - target * outputs
+        return outputs + target * torch.exp(-outputs)
+
+    def combine(self, outputs):
+        if self.log_link:
+            return outputs.logsumexp(1, keepdim=True) - math.log(outputs.shape[1])
+        return outputs.mean(1, keepdim=True)
+
+    def predict(self, combined):
+        return torch.exp(combined) if self.log_link else combined
+
+
+class MemberLinear(nn.Module):
+    """A linear layer for each member of an ensemble.
+
+    Parameters
+    ----------
+    members, in_features, out_features : int
+        Its sizes.
+    """
+
+    def __init__(self, members, in_features, out_features):
+        super().__init__()
+        bound = 1 / math.sqrt(in_features)
+        self.weight = nn.Parameter(torch.empty(members, in_features, out_features))
+        self.bias = nn.Parameter(torch.zeros(members, out_features))
+        nn.init.uniform_(self.weight, -bound, bound)
+
+    def forward(self, features):
+        """Map (batch, members, in_features) to (batch, members, out_features)."""
+        return torch.einsum("bmi,mio->bmo", features, self.weight) + self.bias

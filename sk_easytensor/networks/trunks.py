@@ -1,0 +1,127 @@
+"""Trunks: the network between the concatenated block outputs and the head.
+
+A trunk is a clonable parameter object whose ``make_module(in_features)`` returns a
+:class:`torch.nn.Module` with an attribute ``out_features``. The module maps ``(batch,
+in_features)`` to ``(batch, out_features)``, or to ``(batch, members, out_features)`` if it is an
+ensemble; an ensemble's module has an attribute ``members`` too.
+"""
+
+from __future__ import annotations
+
+import torch
+from sklearn.base import BaseEstimator
+from torch import nn
+
+from sk_easytensor.parameters import check_number
+
+__all__ = ["MLP", "TabM"]
+
+
+class MLP(BaseEstimator):
+    """A plain multi-layer perceptron.
+
+    Parameters
+    ----------
+    layers : int, default=2
+        Hidden layers.
+    width : int, default=256
+        Units of each.
+    dropout : float, default=0.1
+        Fraction of units dropped after each layer while training.
+
+    Examples
+    --------
+    >>> import torch
+    >>> module = MLP(layers=1, width=16).make_module(in_features=4)
+    >>> module(torch.zeros(3, 4)).shape
+    torch.Size([3, 16])
+    """
+
+    def __init__(self, *, layers=2, width=256, dropout=0.1):
+        self.layers = layers
+        self.width = width
+        self.dropout = dropout
+
+    def check_parameters(self):
+        """Raise ``ValueError`` naming the first hyper-parameter that makes no sense."""
+        _check_layers(self)
+
+    def make_module(self, in_features):
+        """Return a new module for so many input features."""
+        layers = []
+        for _ in range(self.layers):
+            layers += [nn.Linear(in_features, self.width), nn.ReLU(), nn.Dropout(self.dropout)]
+            in_features = self.width
+        module = nn.Sequential(*layers)
+        module.out_features = in_features
+        return module
+
+
+class TabM(BaseEstimator):
+    """Many perceptrons for little more than the price of one.
+
+    Parameters
+    ----------
+    members : int, default=8
+        Perceptrons in the ensemble. They share their weight matrices; each scales its input
+        by a vector of its own and has a head of its own.
+    layers : int, default=2
+        Hidden layers.
+    width : int, default=128
+        Units of each.
+    dropout : float, default=0.1
+        Fraction of units dropped after each layer while training.
+
+    Notes
+    -----
+    The variant called TabM-mini in Gorishniy, Kotelnikov and Babenko, "TabM: Advancing Tabular
+    Deep Learning with Parameter-Efficient Ensembling" (2025). Each member is trained on its own
+    loss; predictions are averaged.
+
+    Examples
+    --------
+    >>> import torch
+    >>> module = TabM(members=4, width=16).make_module(in_features=3)
+    >>> module(torch.zeros(5, 3)).shape
+    torch.Size([5, 4, 16])
+    """
+
+    def __init__(self, *, members=8, layers=2, width=128, dropout=0.1):
+        self.members = members
+        self.layers = layers
+        self.width = width
+        self.dropout = dropout
+
+    def check_parameters(self):
+        """Raise ``ValueError`` naming the first hyper-parameter that makes no sense."""
+        check_number("TabM", "members", self.members, low=1, integer=True)
+        _check_layers(self)
+
+    def make_module(self, in_features):
+        """Return a new module for so many input features."""
+        return TabMModule(self, in_features)
+
+
+class TabMModule(nn.Module):
+    """Members in the second dimension; see :class:`TabM`."""
+
+    def __init__(self, trunk, in_features):
+        super().__init__()
+        self.members = trunk.members
+        # Random signs make the members differ from the first step on.
+        signs = torch.randint(0, 2, (trunk.members, in_features)) * 2.0 - 1.0
+        self.scaling = nn.Parameter(signs)
+        mlp = MLP(layers=trunk.layers, width=trunk.width, dropout=trunk.dropout)
+        self.shared = mlp.make_module(in_features)
+        self.out_features = self.shared.out_features
+
+    def forward(self, features):
+        """Map (batch, in_features) to (batch, members, out_features)."""
+        return self.shared(features[:, None, :] * self.scaling)
+
+
+def _check_layers(trunk):
+    owner = type(trunk).__name__
+    check_number(owner, "layers", trunk.layers, low=0, integer=True)
+    check_number(owner, "width", trunk.width, low=1, integer=True)
+    check_number(owner, "dropout", trunk.dropout, low=0, high=0.99)

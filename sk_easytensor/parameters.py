@@ -1,0 +1,42 @@
+"""Checks of hyper-parameters that several blocks, trunks and estimators share."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+
+
+def check_choice(owner, name, value, choices):
+    """Raise ``ValueError`` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{owner}: {name} must be one of {list(choices)}, got {value!r}")
+
+
+def check_number(owner, name, value, *, low=None, high=None, integer=False, exclusive=False):
+    """Raise ``ValueError`` unless `value` is a number within the bounds.
+
+    Parameters
+    ----------
+    owner, name : str
+        Who asks and for which parameter.
+    value : object
+        What was given.
+    low, high : number, optional
+        Bounds, inclusive unless `exclusive`.
+    integer : bool, default=False
+        Whether it has to be an integer.
+    exclusive : bool, default=False
+        Whether the bounds themselves are refused.
+    """
+    kind = Integral if integer else Real
+    fits = isinstance(value, kind) and not isinstance(value, bool) and value == value
+    if fits and low is not None:
+        fits = value > low if exclusive else value >= low
+    if fits and high is not None:
+        fits = value < high if exclusive else value <= high
+    if not fits:
+        noun = "an integer" if integer else "a number"
+        word = "greater than" if exclusive else "at least"
+        bounds = [f"{word} {low}"] if low is not None else []
+        if high is not None:
+            bounds.append(f"{'less than' if exclusive else 'at most'} {high}")
+        raise ValueError(f"{owner}: {name} must be {noun} {' and '.join(bounds)}, got {value!r}")

@@ -1,0 +1,425 @@
+"""Anything tabular becomes a :class:`pyarrow.Table`; columns are then found by name.
+
+Everything behind this module sees one table type, so that no other file knows whether the
+user brought pandas, polars, Arrow, a dictionary or a NumPy array.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from warnings import catch_warnings, simplefilter, warn
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from sklearn.utils import check_array
+
+UNREADABLE = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
+"""What Arrow raises for Python values that fit none of its types."""
+
+__all__ = ["align_table", "as_table", "cast_column", "column_names", "has_column_names"]
+
+
+def has_column_names(X):
+    """Tell whether a table-like object names its columns.
+
+    Parameters
+    ----------
+    X : object
+        Anything :func:`as_table` takes.
+
+    Returns
+    -------
+    bool
+        ``False`` for arrays, lists of rows and data frames whose labels are not strings.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> has_column_names(np.eye(2)), has_column_names({"a": [1, 2]})
+    (False, True)
+    """
+    if isinstance(X, Mapping):
+        labels = list(X)
+    elif isinstance(X, (pa.Table, pa.RecordBatch)):
+        return True
+    elif _is_list_of_mappings(X):
+        labels = list(X[0])
+    elif hasattr(X, "columns"):
+        labels = list(X.columns)
+    else:
+        return hasattr(X, "__arrow_c_stream__")
+    strings = [isinstance(label, str) for label in labels]
+    if any(strings) and not all(strings):
+        raise TypeError(
+            "Column names are of mixed types: some are strings and some are not. Rename the "
+            "columns so that all names are strings, for example with "
+            "X.columns = X.columns.astype(str)."
+        )
+    return all(strings) and bool(strings)
+
+
+def column_names(X):
+    """Return the column names that :func:`as_table` gives to `X`, as a list of strings."""
+    return as_table(X).column_names
+
+
+def as_table(X, *, minimum_rows=1):
+    """Convert anything tabular to a :class:`pyarrow.Table`.
+
+    Parameters
+    ----------
+    X : pyarrow.Table, data frame, mapping of columns, list of mappings or 2-D array-like
+        Every object that exports the Arrow C stream (pandas, polars, DuckDB, pyarrow) is read
+        without copying where its memory layout allows. Arrays get the column names ``x0``,
+        ``x1``, ...
+    minimum_rows : int, default=1
+        Fewer rows than this are refused.
+
+    Returns
+    -------
+    pyarrow.Table
+        With string views, decimals, half floats and extension types cast to the plain type
+        they stand for; dictionary columns stay dictionaries.
+
+    Raises
+    ------
+    ValueError
+        If there are no rows or no columns, if a column name occurs twice, if the array is not
+        2-D or is complex.
+    TypeError
+        If `X` is sparse, or a column holds Python objects that no column type describes.
+
+    Examples
+    --------
+    >>> as_table({"age": [31, None], "city": ["Oslo", "Lima"]}).schema.names
+    ['age', 'city']
+    """
+    if isinstance(X, pa.Table):
+        table = X
+    elif isinstance(X, pa.RecordBatch):
+        table = pa.Table.from_batches([X])
+    elif isinstance(X, Mapping):
+        table = _from_columns(list(X), [X[name] for name in X])
+    elif hasattr(X, "__arrow_c_stream__"):
+        table = _from_arrow_stream(X)
+    elif _is_list_of_mappings(X):
+        table = pa.Table.from_pylist(list(X), schema=_schema_of_mappings(X))
+    else:
+        table = _from_array(X, minimum_rows)
+    _check_shape(table, minimum_rows)
+    return _plain_types(table)
+
+
+def align_table(table, names, *, positional=False, owner="the estimator"):
+    """Return the columns `names` of a table, in that order.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        The table given at prediction time.
+    names : sequence of str
+        The columns seen during fit.
+    positional : bool, default=False
+        Whether the table has no names of its own, so that columns are matched by position.
+    owner : str
+        Who asks, for the error message.
+
+    Returns
+    -------
+    pyarrow.Table
+        With exactly the columns `names`; columns not asked for are left out.
+
+    Raises
+    ------
+    ValueError
+        Naming the columns that are missing, or the two counts when matched by position.
+    """
+    names = list(names)
+    if positional:
+        if table.num_columns != len(names):
+            raise ValueError(
+                f"X has {table.num_columns} features, but {owner} is expecting "
+                f"{len(names)} features as input."
+            )
+        return table.rename_columns(names)
+    present = set(table.column_names)
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise ValueError(
+            f"columns are missing: {missing}. They were there when {owner} was fitted; X has "
+            f"the columns {table.column_names}."
+        )
+    return table.select(names)
+
+
+def read_like_fit(X, names, *, fitted_with_names, owner):
+    """Read `X` for prediction and align it to the columns seen during fit.
+
+    Parameters
+    ----------
+    X : object
+        Anything :func:`as_table` takes.
+    names : sequence of str
+        Columns seen during fit.
+    fitted_with_names : bool
+        Whether the data of fit named its columns.
+    owner : str
+        Class name for messages.
+
+    Returns
+    -------
+    pyarrow.Table
+    """
+    table = as_table(X)
+    named = has_column_names(X)
+    if fitted_with_names and not named:
+        warn(
+            f"X does not have valid feature names, but {owner} was fitted with feature names",
+            UserWarning,
+            stacklevel=3,
+        )
+    return align_table(table, names, positional=not (named and fitted_with_names), owner=owner)
+
+
+def cast_column(column, name, target, *, block):
+    """Cast a column or say, by name, why it cannot be read.
+
+    Parameters
+    ----------
+    column : pyarrow.ChunkedArray
+        The column.
+    name : str
+        Its name, for the error.
+    target : pyarrow.DataType
+        Type to cast to.
+    block : str
+        Name of the block that asks, for the error.
+
+    Returns
+    -------
+    pyarrow.ChunkedArray
+
+    Raises
+    ------
+    TypeError
+        If the type or a value cannot be read as `target`.
+    """
+    if column.type.equals(target):
+        return column
+    source = column.type
+    try:
+        if pa.types.is_dictionary(source):
+            column = column.cast(source.value_type)
+        return column.cast(target, safe=False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        detail = str(error).splitlines()[0]
+        raise TypeError(
+            f"column {name!r} is of type {source} and cannot be read as {target} by "
+            f"{block}: {detail}"
+        ) from error
+
+
+def _is_list_of_mappings(X):
+    return isinstance(X, Sequence) and len(X) > 0 and isinstance(X[0], Mapping)
+
+
+def _schema_of_mappings(X):
+    # A key that the first row lacks must not be lost.
+    names = dict.fromkeys(name for row in X for name in row)
+    inferred = pa.Table.from_pylist([dict.fromkeys(names), *X]).schema
+    return inferred
+
+
+def _check_shape(table, minimum_rows):
+    shape = (table.num_rows, table.num_columns)
+    if table.num_columns == 0:
+        raise ValueError(f"Found array with 0 feature(s) (shape={shape}) while a minimum of 1 is required.")
+    if table.num_rows < minimum_rows:
+        raise ValueError(
+            f"Found array with {table.num_rows} sample(s) (shape={shape}) while a minimum of "
+            f"{minimum_rows} is required."
+        )
+    twice = [name for name, count in Counter(table.column_names).items() if count > 1]
+    if twice:
+        raise ValueError(f"column names occur more than once: {twice}. Names must be unique.")
+
+
+def _from_arrow_stream(X):
+    labels = list(X.columns) if hasattr(X, "columns") else []
+    twice = [label for label, count in Counter(labels).items() if count > 1]
+    if twice:
+        raise ValueError(f"column names occur more than once: {twice}. Names must be unique.")
+    try:
+        with catch_warnings():
+            # Integer labels are turned into strings; we match them by position.
+            simplefilter("ignore", UserWarning)
+            table = pa.table(X)
+    except UNREADABLE:
+        return _from_columns(labels, [X[label] for label in labels])
+    # pandas exports an index that is not a range as further columns.
+    metadata = table.schema.pandas_metadata or {}
+    index = [name for name in metadata.get("index_columns", []) if isinstance(name, str)]
+    return table.drop_columns([name for name in index if name in table.column_names])
+
+
+def _from_columns(names, columns):
+    arrays = [_column(values, str(name)) for name, values in zip(names, columns, strict=True)]
+    lengths = {str(name): len(array) for name, array in zip(names, arrays, strict=True)}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"columns have different lengths: {lengths}")
+    return pa.table(arrays, names=[str(name) for name in names])
+
+
+def _from_array(X, minimum_rows):
+    array = check_array(
+        X, dtype=None, ensure_all_finite=False, ensure_min_samples=minimum_rows, order=None
+    )
+    if array.dtype.kind == "V":
+        raise TypeError(f"arrays of dtype {array.dtype} cannot be read; pass a mapping of columns")
+    names = [f"x{index}" for index in range(array.shape[1])]
+    return pa.table([_column(array[:, i], name) for i, name in enumerate(names)], names=names)
+
+
+def _column(values, name):
+    if isinstance(values, (pa.Array, pa.ChunkedArray)):
+        return values
+    if hasattr(values, "__arrow_c_stream__") or hasattr(values, "__arrow_c_array__"):
+        try:
+            return pa.chunked_array(values)
+        except UNREADABLE:
+            pass
+    if isinstance(values, (list, tuple)):
+        # Not by way of NumPy: lists of lists would become a matrix, mixed scalars strings.
+        try:
+            return pa.array(values, from_pandas=True)
+        except UNREADABLE:
+            array = np.empty(len(values), dtype=object)
+            for row, value in enumerate(values):
+                array[row] = value
+            return _mixed_column(array, name)
+    array = np.asarray(values)
+    if array.ndim not in (1, 2):
+        raise ValueError(f"column {name!r} must be 1-D or 2-D, got {array.ndim} dimensions")
+    if array.ndim == 2 and array.dtype != object:
+        flat = pa.array(np.ascontiguousarray(array).reshape(-1))
+        return pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
+    if array.dtype.kind == "U":
+        array = array.astype(object)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    try:
+        return pa.array(array, from_pandas=True)
+    except UNREADABLE:
+        return _mixed_column(array, name)
+
+
+def _mixed_column(array, name):
+    """Read a column of unlike scalars: as numbers if all are, else as strings."""
+    import pandas as pd
+
+    series = pd.Series(array, dtype=object)
+    kind = pd.api.types.infer_dtype(series, skipna=True)
+    if kind in {"integer", "floating", "mixed-integer-float", "decimal"}:
+        return pa.array(series.astype("float64").to_numpy(), from_pandas=True)
+    if kind not in {"mixed-integer", "string", "boolean"}:
+        unlike = series.map(lambda value: not isinstance(value, (str, int, float, np.generic)))
+        unlike &= series.notna()
+        if unlike.any():
+            value = series[unlike].iloc[0]
+            raise TypeError(
+                f"column {name!r} holds a {type(value).__name__} ({value!r}); each value given "
+                "as an argument must be a string or a number"
+            )
+    text = series.astype(str).where(series.notna(), None)
+    return pa.array(text.to_numpy(dtype=object), type=pa.string(), from_pandas=True)
+
+
+def _plain_types(table):
+    for index, field in enumerate(table.schema):
+        plain = _plain_type(field.type)
+        if plain is None:
+            continue
+        column = table.column(index)
+        if isinstance(field.type, pa.BaseExtensionType):
+            storage = [chunk.storage for chunk in column.chunks]
+            column = pa.chunked_array(storage, type=field.type.storage_type)
+            plain = _plain_type(column.type) or column.type
+        table = table.set_column(index, field.name, column.cast(plain))
+    return table
+
+
+def _plain_type(kind):
+    """Return the type a column should be cast to, or None if it is plain already."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return kind.storage_type
+    if pa.types.is_dictionary(kind):
+        value = _plain_type(kind.value_type)
+        if value is None and kind.index_type == pa.int32():
+            return None
+        return pa.dictionary(pa.int32(), value or kind.value_type, kind.ordered)
+    if kind == pa.string_view():
+        return pa.large_string()
+    if pa.types.is_decimal(kind):
+        return pa.float64()
+    if kind == pa.float16():
+        return pa.float32()
+    if pa.types.is_duration(kind):
+        return None
+    return None
+
+
+def to_float64(column, name, *, block):
+    """Return a numeric, boolean, duration or time column as a float64 array, NaN for missing.
+
+    Parameters
+    ----------
+    column : pyarrow.ChunkedArray
+        The column.
+    name : str
+        Its name, for errors.
+    block : str
+        Name of the block that asks, for errors.
+
+    Returns
+    -------
+    numpy.ndarray of shape (n,), float64
+        Durations and times of day are in seconds.
+    """
+    kind = column.type
+    if pa.types.is_duration(kind):
+        per_second = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}[kind.unit]
+        return _numpy(column.cast(pa.int64()).cast(pa.float64(), safe=False)) / per_second
+    if pa.types.is_time(kind):
+        microseconds = column.cast(pa.time64("us")).cast(pa.int64())
+        return _numpy(microseconds.cast(pa.float64(), safe=False)) / 1e6
+    if pa.types.is_boolean(kind):
+        column = column.cast(pa.int8())
+    return _numpy(cast_column(column, name, pa.float64(), block=block))
+
+
+def _numpy(column):
+    if column.null_count:
+        column = pc.fill_null(column, float("nan"))
+    return column.to_numpy()
+
+
+def sample_values(column, size=1000):
+    """Return some of a column's values that are not null, evenly spread over its rows.
+
+    Parameters
+    ----------
+    column : pyarrow.ChunkedArray
+        The column.
+    size : int, default=1000
+        At most so many values.
+
+    Returns
+    -------
+    pyarrow.ChunkedArray
+    """
+    present = np.flatnonzero(column.is_valid().to_numpy())
+    if len(present) > size:
+        present = present[np.linspace(0, len(present) - 1, size).astype(np.int64)]
+    return column.take(pa.array(present))

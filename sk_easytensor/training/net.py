@@ -1,0 +1,201 @@
+"""The training loop: a skorch net that reads encoded rows."""
+
+from __future__ import annotations
+
+import torch
+from skorch import NeuralNet
+from torch import nn
+
+from sk_easytensor.training.batches import BatchIterator
+
+__all__ = ["TensorNet", "WeightedLoss"]
+
+
+class WeightedLoss(nn.Module):
+    """Weighted mean of a head's loss over rows and members.
+
+    Parameters
+    ----------
+    head : Head
+        Gives the loss of each row and member.
+    """
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, outputs, target, weight):
+        """Return the mean over the batch of weight times loss."""
+        return (self.head.loss(outputs, target).mean(1) * weight).mean()
+
+
+class TensorNet(NeuralNet):
+    """A skorch net over :class:`~sk_easytensor.training.batches.EncodedRows`.
+
+    Parameters
+    ----------
+    module : BlockNetwork
+        Trained in place.
+    head : Head
+        For the loss.
+    valid_rows : list of EncodedRows
+        Judged after each epoch; the first is recorded as ``valid_loss``, which callbacks may
+        monitor, the others as ``valid_1_loss`` and so on.
+    average_decay : float
+        Decay of the exponential moving average of the weights, with which the network is judged
+        and left at the end; 0 for none.
+    gradient_clip : float or None
+        Largest norm of the gradient.
+    **settings
+        Passed to :class:`skorch.NeuralNet`.
+
+    Notes
+    -----
+    Differs from skorch's loop where that costs time a batch: batches are slices of tensors, the
+    loss is summed on the device, and an epoch's history is written once.
+    """
+
+    def __init__(
+        self, module, *, head, valid_rows=(), average_decay=0.0, gradient_clip=None, **settings
+    ):
+        self.head = head
+        self.valid_rows = valid_rows
+        self.average_decay = average_decay
+        self.gradient_clip = gradient_clip
+        super().__init__(
+            module, criterion=WeightedLoss, criterion__head=head, train_split=None, **settings
+        )
+
+    @property
+    def _default_callbacks(self):
+        return []
+
+    def get_dataset(self, X, y=None):
+        return X
+
+    def get_iterator(self, dataset, training=False):
+        return BatchIterator(dataset, self.batch_size, shuffle=training)
+
+    def infer(self, x, **fit_params):
+        return self.module_(x)
+
+    def fit_loop(self, X, y=None, epochs=None, **fit_params):
+        """Train for some epochs.
+
+        Parameters
+        ----------
+        X : EncodedRows
+            Training rows.
+        y : None
+            Unused; targets are in `X`.
+        epochs : int, optional
+            Instead of ``max_epochs``.
+        """
+        rows = X.to(self.device)
+        self.valid_rows = [valid.to(self.device) for valid in self.valid_rows]
+        iterator = self.get_iterator(rows, training=True)
+        self._average = WeightAverage(self.module_, self.average_decay)
+        first_valid = self.valid_rows[0] if self.valid_rows else None
+        about = {"dataset_train": rows, "dataset_valid": first_valid}
+        for _ in range(self.max_epochs if epochs is None else epochs):
+            self.notify("on_epoch_begin", **about)
+            self._average.swap_out()
+            self.run_single_epoch(iterator, training=True, prefix="train", step_fn=self.train_step)
+            self._average.swap_in()
+            self._judge()
+            self.notify("on_epoch_end", **about)
+        return self
+
+    def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
+        total, n_rows = 0.0, 0
+        for batch in iterator:
+            self.notify("on_batch_begin", batch=batch, training=training)
+            step = step_fn(batch)
+            total = total + step["loss"].detach() * len(batch)
+            n_rows += len(batch)
+            self._average.update()
+            self.notify("on_batch_end", batch=batch, training=training, **step)
+        self.history.record(f"{prefix}_loss", float(total) / n_rows)
+
+    def train_step_single(self, batch, **fit_params):
+        self._set_training(True)
+        with self._autocast():
+            outputs = self.infer(batch.frame)
+        loss = self.criterion_(outputs.float(), batch.target, batch.weight)
+        loss.backward()
+        if self.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self.module_.parameters(), self.gradient_clip)
+        return {"loss": loss, "y_pred": outputs}
+
+    def _judge(self):
+        self._set_training(False)
+        for index, rows in enumerate(self.valid_rows):
+            loss = self._mean_loss(rows)
+            name = "valid_loss" if index == 0 else f"valid_{index}_loss"
+            self.history.record(name, loss)
+
+    @torch.no_grad()
+    def _mean_loss(self, rows):
+        total = torch.zeros((), dtype=torch.float64)
+        for batch in BatchIterator(rows, JUDGING_BATCH):
+            with self._autocast():
+                outputs = self.infer(batch.frame)
+            losses = self.head.loss(self.head.combine(outputs.float()), batch.target)[:, 0]
+            total += (losses.double() * batch.weight).sum().cpu()
+        return float(total / rows.weight.double().sum().cpu())
+
+    def _autocast(self):
+        cuda = torch.device(self.device).type == "cuda"
+        enabled = cuda and torch.cuda.is_bf16_supported()
+        return torch.autocast("cuda", dtype=torch.bfloat16, enabled=enabled)
+
+
+JUDGING_BATCH = 4096
+
+
+class WeightAverage:
+    """Exponential moving average of a module's parameters, swapped in to judge and keep.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Whose parameters are averaged.
+    decay : float
+        0 for no averaging.
+
+    Notes
+    -----
+    Early updates use a smaller decay, ``(1 + t) / (10 + t)`` at step t, so that the average
+    forgets the initial weights quickly.
+    """
+
+    def __init__(self, module, decay):
+        self.decay = decay
+        self.parameters = [p for p in module.parameters() if p.requires_grad] if decay else []
+        self.shadow = [p.detach().clone() for p in self.parameters]
+        self.steps = 0
+        self.swapped = False
+
+    @torch.no_grad()
+    def update(self):
+        """Take in the weights of one more step."""
+        if not self.parameters:
+            return
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(self.shadow, [p.data for p in self.parameters], 1 - decay)
+
+    def swap_in(self):
+        """Put the average into the module."""
+        if not self.swapped:
+            self._swap()
+
+    def swap_out(self):
+        """Put the training weights back."""
+        if self.swapped:
+            self._swap()
+
+    def _swap(self):
+        for parameter, shadow in zip(self.parameters, self.shadow, strict=True):
+            parameter.data, shadow.data = shadow.data, parameter.data
+        self.swapped = not self.swapped

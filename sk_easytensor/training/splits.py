@@ -1,0 +1,77 @@
+"""Which rows train and which validate."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sk_easytensor.training.batches import EncodedRows
+
+__all__ = ["merge_duplicates", "validation_rows"]
+
+MERGE_AT_MOST = 10_000
+
+
+def validation_rows(strata, fraction, random_state):
+    """Split rows into a training and a validation part, evenly over strata.
+
+    Parameters
+    ----------
+    strata : ndarray of int, shape (n,)
+        Group of each row, its class for instance.
+    fraction : float
+        Of each group that goes to the validation part, rounded such that the total is kept;
+        a group's only row stays in the training part.
+    random_state : numpy.random.RandomState
+        Decides which rows.
+
+    Returns
+    -------
+    train, valid : ndarray of int64
+        Increasing row numbers.
+
+    Examples
+    --------
+    >>> train, valid = validation_rows(np.zeros(10, int), 0.2, np.random.RandomState(0))
+    >>> len(train), len(valid)
+    (8, 2)
+    """
+    shuffled = random_state.permutation(len(strata))
+    order = shuffled[np.argsort(strata[shuffled], kind="stable")]
+    groups, sizes = np.unique(strata, return_counts=True)
+    starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    rank = np.arange(len(strata)) - starts
+    # Every group gives its rank-th row when the running share reaches a whole number.
+    taken = np.floor((rank + 1) * fraction + 0.5) > np.floor(rank * fraction + 0.5)
+    taken &= np.repeat(sizes, sizes) > 1
+    return np.sort(order[~taken]), np.sort(order[taken])
+
+
+def merge_duplicates(rows, batch_size):
+    """Merge equal rows, adding their weights, if what is left fits into one batch.
+
+    With one batch a step sees all rows, so that a row of weight two then counts exactly as the
+    same row given twice, in whatever order rows come. Larger tables are returned as they are.
+
+    Parameters
+    ----------
+    rows : EncodedRows
+        Training rows.
+    batch_size : int
+        Rows a batch.
+
+    Returns
+    -------
+    EncodedRows
+        In an order that depends on their content only, if merged.
+    """
+    if len(rows) > MERGE_AT_MOST:
+        return rows
+    target = rows.target.reshape(len(rows), -1).double().numpy()
+    key = np.column_stack([rows.frame.row_hashes().astype(np.float64), target])
+    _, first, inverse = np.unique(key, axis=0, return_index=True, return_inverse=True)
+    if len(first) > batch_size:
+        return rows
+    weight = np.bincount(inverse.reshape(-1), weights=rows.weight.double().numpy())
+    merged = rows.take(torch.from_numpy(first))
+    return EncodedRows(merged.frame, merged.target, torch.from_numpy(weight).float())
