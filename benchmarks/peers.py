@@ -11,7 +11,7 @@ preparation counts as fit and predict time.
 from __future__ import annotations
 
 import time
-from importlib import metadata
+from importlib import import_module
 from importlib.util import find_spec
 
 import numpy as np
@@ -35,7 +35,7 @@ class Peer:
         Seconds after which fitting stops, where the library can be stopped (CatBoost).
     """
 
-    distribution = ""
+    library = ""
 
     def __init__(self, problem, threads, time_limit):
         self.threads = threads
@@ -47,12 +47,12 @@ class Peer:
     @classmethod
     def installed(cls):
         """Whether the library can be imported."""
-        return find_spec(cls.distribution.replace("scikit-learn", "sklearn")) is not None
+        return find_spec(cls.library) is not None
 
     @classmethod
     def version(cls):
         """Version of the library."""
-        return metadata.version(cls.distribution)
+        return import_module(cls.library).__version__
 
     def fit(self, problem):
         """Fit on the training part, stopping early on the validation part."""
@@ -77,7 +77,7 @@ class Peer:
 class LightGBM(Peer):
     """LightGBM on pandas categories."""
 
-    distribution = "lightgbm"
+    library = "lightgbm"
 
     def _make(self, problem):
         import lightgbm
@@ -111,7 +111,7 @@ class LightGBM(Peer):
 class XGBoost(Peer):
     """XGBoost on pandas categories."""
 
-    distribution = "xgboost"
+    library = "xgboost"
 
     def _make(self, problem):
         import xgboost
@@ -144,7 +144,7 @@ class XGBoost(Peer):
 class CatBoost(Peer):
     """CatBoost on strings, with a deadline."""
 
-    distribution = "catboost"
+    library = "catboost"
     max_iterations = 1000
 
     def _make(self, problem):
@@ -199,7 +199,7 @@ class HistGradientBoosting(Peer):
     It takes at most 255 categories a column, so the rarest levels of wider columns share one.
     """
 
-    distribution = "scikit-learn"
+    library = "sklearn"
 
     def _make(self, problem):
         from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor

@@ -44,7 +44,7 @@ PREDICT_REPEATS = 5
 class EasyTensor(Peer):
     """EasyTensor on the table as it is."""
 
-    distribution = "sk_easytensor"
+    library = "sk_easytensor"
 
     def _make(self, problem):
         from sk_easytensor import EasyTensorClassifier, EasyTensorRegressor

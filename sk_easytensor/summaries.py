@@ -253,9 +253,7 @@ class Quantiles(Summary):
         index[0], index[-1] = 0, len(self.values) - 1
         kept, first = np.unique(index, return_index=True)
         counts = np.add.reduceat(np.diff(bounds), first)
-        return Quantiles(
-            self.values[kept], counts, self.n_missing, self.n_infinite, self.n_rows
-        )
+        return Quantiles(self.values[kept], counts, self.n_missing, self.n_infinite, self.n_rows)
 
 
 class Moments(Summary):
@@ -302,7 +300,9 @@ class Moments(Summary):
                 return Moments(known.count, known.mean, known.squares, *rows)
         if len(self.mean) != len(other.mean):
             lengths = sorted([len(self.mean), len(other.mean)])
-            raise ValueError(f"vectors of length {lengths[0]} and {lengths[1]}; expected one length")
+            raise ValueError(
+                f"vectors of length {lengths[0]} and {lengths[1]}; expected one length"
+            )
         count = self.count + other.count
         share = other.count / np.maximum(count, 1)
         delta = other.mean - self.mean

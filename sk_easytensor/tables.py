@@ -13,10 +13,14 @@ from warnings import catch_warnings, simplefilter, warn
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from scipy.sparse import issparse
 from sklearn.utils import check_array
 
 UNREADABLE = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
 """What Arrow raises for Python values that fit none of its types."""
+
+CALENDAR_UNITS = ("Y", "M", "W", "D", "h", "m")
+"""Units of NumPy's dates and durations that Arrow does not have, or (days) not for both."""
 
 __all__ = ["align_table", "as_table", "cast_column", "column_names", "has_column_names"]
 
@@ -40,6 +44,8 @@ def has_column_names(X):
     >>> has_column_names(np.eye(2)), has_column_names({"a": [1, 2]})
     (False, True)
     """
+    if issparse(X):
+        return False
     if isinstance(X, Mapping):
         labels = list(X)
     elif isinstance(X, (pa.Table, pa.RecordBatch)):
@@ -100,6 +106,8 @@ def as_table(X, *, minimum_rows=1):
         table = X
     elif isinstance(X, pa.RecordBatch):
         table = pa.Table.from_batches([X])
+    elif issparse(X):
+        table = _from_array(X, minimum_rows)  # Refused there, in scikit-learn's words.
     elif isinstance(X, Mapping):
         table = _from_columns(list(X), [X[name] for name in X])
     elif hasattr(X, "__arrow_c_stream__"):
@@ -235,7 +243,9 @@ def _schema_of_mappings(X):
 def _check_shape(table, minimum_rows):
     shape = (table.num_rows, table.num_columns)
     if table.num_columns == 0:
-        raise ValueError(f"Found array with 0 feature(s) (shape={shape}) while a minimum of 1 is required.")
+        raise ValueError(
+            f"Found array with 0 feature(s) (shape={shape}) while a minimum of 1 is required."
+        )
     if table.num_rows < minimum_rows:
         raise ValueError(
             f"Found array with {table.num_rows} sample(s) (shape={shape}) while a minimum of "
@@ -256,7 +266,11 @@ def _from_arrow_stream(X):
             # Integer labels are turned into strings; we match them by position.
             simplefilter("ignore", UserWarning)
             table = pa.table(X)
-    except UNREADABLE:
+    except UNREADABLE as error:
+        if not labels:
+            # A series exports a stream as well, of values that are not rows.
+            kind = type(X).__name__
+            raise ValueError(f"Expected 2D array, got 1D array instead: a {kind}") from error
         return _from_columns(labels, [X[label] for label in labels])
     # pandas exports an index that is not a range as further columns.
     metadata = table.schema.pandas_metadata or {}
@@ -273,9 +287,14 @@ def _from_columns(names, columns):
 
 
 def _from_array(X, minimum_rows):
+    if isinstance(X, (list, tuple)) and np.asarray(X).dtype.kind == "U":
+        # NumPy turns the numbers of a row that holds a string into strings.
+        X = np.array(X, dtype=object)
     array = check_array(
         X, dtype=None, ensure_all_finite=False, ensure_min_samples=minimum_rows, order=None
     )
+    if np.ma.isMaskedArray(X):
+        array = np.ma.array(array, mask=np.ma.getmaskarray(X))
     if array.dtype.kind == "V":
         raise TypeError(f"arrays of dtype {array.dtype} cannot be read; pass a mapping of columns")
     names = [f"x{index}" for index in range(array.shape[1])]
@@ -299,18 +318,23 @@ def _column(values, name):
             for row, value in enumerate(values):
                 array[row] = value
             return _mixed_column(array, name)
+    mask = np.ma.getmaskarray(values).reshape(-1) if np.ma.isMaskedArray(values) else None
     array = np.asarray(values)
     if array.ndim not in (1, 2):
         raise ValueError(f"column {name!r} must be 1-D or 2-D, got {array.ndim} dimensions")
-    if array.ndim == 2 and array.dtype != object:
-        flat = pa.array(np.ascontiguousarray(array).reshape(-1))
-        return pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
-    if array.dtype.kind == "U":
+    if array.dtype.kind in "US":
         array = array.astype(object)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
+    if array.dtype.kind in "Mm" and np.datetime_data(array.dtype)[0] in CALENDAR_UNITS:
+        array = array.astype(f"{array.dtype.kind}8[s]")
+    if array.dtype == np.longdouble:
+        array = array.astype(np.float64)
+    if array.ndim == 2 and array.dtype != object:
+        flat = pa.array(np.ascontiguousarray(array).reshape(-1), mask=mask, from_pandas=True)
+        return pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
     try:
-        return pa.array(array, from_pandas=True)
+        return pa.array(array, mask=mask, from_pandas=True)
     except UNREADABLE:
         return _mixed_column(array, name)
 
@@ -323,15 +347,14 @@ def _mixed_column(array, name):
     kind = pd.api.types.infer_dtype(series, skipna=True)
     if kind in {"integer", "floating", "mixed-integer-float", "decimal"}:
         return pa.array(series.astype("float64").to_numpy(), from_pandas=True)
-    if kind not in {"mixed-integer", "string", "boolean"}:
-        unlike = series.map(lambda value: not isinstance(value, (str, int, float, np.generic)))
-        unlike &= series.notna()
-        if unlike.any():
-            value = series[unlike].iloc[0]
-            raise TypeError(
-                f"column {name!r} holds a {type(value).__name__} ({value!r}); each value given "
-                "as an argument must be a string or a number"
-            )
+    unlike = series.map(lambda value: not isinstance(value, (str, int, float, np.generic)))
+    unlike &= series.notna()
+    if unlike.any():
+        value = series[unlike].iloc[0]
+        raise TypeError(
+            f"column {name!r} holds a {type(value).__name__} ({value!r}); each value given "
+            "as an argument must be a string or a number"
+        )
     text = series.astype(str).where(series.notna(), None)
     return pa.array(text.to_numpy(dtype=object), type=pa.string(), from_pandas=True)
 
@@ -346,8 +369,23 @@ def _plain_types(table):
             storage = [chunk.storage for chunk in column.chunks]
             column = pa.chunked_array(storage, type=field.type.storage_type)
             plain = _plain_type(column.type) or column.type
-        table = table.set_column(index, field.name, column.cast(plain))
+        column = column.cast(plain)
+        if pa.types.is_dictionary(plain) and pa.types.is_nested(plain.value_type):
+            column = _named_dictionaries(column)
+        table = table.set_column(index, field.name, column)
     return table
+
+
+def _named_dictionaries(column):
+    """Give nested categories, such as the intervals of ``pandas.cut``, strings as names."""
+    chunks = []
+    for chunk in column.chunks:
+        values = chunk.dictionary.to_pylist()
+        names = [
+            str(list(value.values() if isinstance(value, dict) else value)) for value in values
+        ]
+        chunks.append(pa.DictionaryArray.from_arrays(chunk.indices, pa.array(names, pa.string())))
+    return pa.chunked_array(chunks, type=pa.dictionary(pa.int32(), pa.string()))
 
 
 def _plain_type(kind):
@@ -365,8 +403,6 @@ def _plain_type(kind):
         return pa.float64()
     if kind == pa.float16():
         return pa.float32()
-    if pa.types.is_duration(kind):
-        return None
     return None
 
 

@@ -56,7 +56,9 @@ class Ragged:
     def take(self, rows):
         """Return the given rows (a slice or an int64 tensor)."""
         if isinstance(rows, slice):
-            start, stop, _ = rows.indices(len(self))
+            start, stop, step = rows.indices(len(self))
+            if step != 1:
+                return self.take(torch.tensor(range(start, stop, step), dtype=torch.int64))
             offsets = self.offsets[start * self.n_columns : max(stop, start) * self.n_columns + 1]
             values = self.values[int(offsets[0]) : int(offsets[-1])]
             return Ragged(values, offsets - offsets[0], self.n_columns)
@@ -96,7 +98,9 @@ class Ragged:
     def concatenate(parts):
         """Join the rows of several ragged tensors."""
         shifts = np.cumsum([0] + [len(part.values) for part in parts])
-        offsets = [part.offsets[:-1] + int(shift) for part, shift in zip(parts, shifts, strict=False)]
+        offsets = [
+            part.offsets[:-1] + int(shift) for part, shift in zip(parts, shifts, strict=False)
+        ]
         offsets.append(torch.tensor([int(shifts[-1])]))
         values = torch.cat([part.values for part in parts])
         return Ragged(values, torch.cat(offsets), parts[0].n_columns)
@@ -159,10 +163,7 @@ class TensorFrame:
 
     def take(self, rows):
         """Return the given rows: a slice (views) or an int64 tensor (copies)."""
-        if isinstance(rows, slice):
-            n_rows = len(range(*rows.indices(self.n_rows)))
-        else:
-            n_rows = len(rows)
+        n_rows = len(range(*rows.indices(self.n_rows))) if isinstance(rows, slice) else len(rows)
         return self.map(lambda entry: _take(entry, rows), n_rows)
 
     def to(self, device):

@@ -95,7 +95,9 @@ class CategoryBlock(Block):
     def detects(cls, column):
         kind = column.type
         return (
-            pa.types.is_dictionary(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+            pa.types.is_dictionary(kind)
+            or pa.types.is_string(kind)
+            or pa.types.is_large_string(kind)
         )
 
     def check_parameters(self):
@@ -202,9 +204,7 @@ def _as_strings(values):
     if not pa.types.is_floating(kind):
         return values.cast(pa.string())
     numbers = values.cast(pa.float64())
-    whole = pc.and_(
-        pc.equal(pc.floor(numbers), numbers), pc.less(pc.abs(numbers), float(2**53))
-    )
+    whole = pc.and_(pc.equal(pc.floor(numbers), numbers), pc.less(pc.abs(numbers), float(2**53)))
     integers = pc.if_else(whole, numbers, 0.0).cast(pa.int64()).cast(pa.string())
     return pc.if_else(whole, integers, numbers.cast(pa.string()))
 

@@ -235,7 +235,9 @@ class NumericModule(nn.Module):
         if embedding == "periodic":
             bound = 1 / math.sqrt(2 * frequencies)
             frequency = torch.randn(n_columns, frequencies) * frequency_scale
-            self.frequency = nn.Parameter(frequency.clamp(-3 * frequency_scale, 3 * frequency_scale))
+            self.frequency = nn.Parameter(
+                frequency.clamp(-3 * frequency_scale, 3 * frequency_scale)
+            )
             self.mix = nn.Parameter(torch.empty(n_columns, 2 * frequencies, width))
             nn.init.uniform_(self.mix, -bound, bound)
             self.bias = nn.Parameter(torch.zeros(n_columns, width))

@@ -61,7 +61,9 @@ class VectorBlock(Block):
 
     @classmethod
     def accepts(cls, column_type):
-        return pa.types.is_null(column_type) or (_is_list(column_type) and _holds_numbers(column_type))
+        return pa.types.is_null(column_type) or (
+            _is_list(column_type) and _holds_numbers(column_type)
+        )
 
     @classmethod
     def detects(cls, column):
@@ -150,17 +152,14 @@ def _holds_numbers(kind):
 
 
 def _scale(moments):
-    """Standard deviations, but 1 where there is none beyond rounding."""
+    """Return the standard deviations, but 1 where there is none beyond rounding."""
     deviation = moments.standard_deviation
     return np.where(deviation > 1e-12 * np.abs(moments.mean), deviation, 1.0)
 
 
 def _moments(column, name):
     lengths = pc.drop_null(pc.list_value_length(column)) if _is_list(column.type) else []
-    if len(lengths):
-        length = lengths[0].as_py()
-    else:
-        length = getattr(column.type, "list_size", 0)
+    length = lengths[0].as_py() if len(lengths) else getattr(column.type, "list_size", 0)
     parts = (
         Moments.of(np.where(np.isfinite(vectors), vectors, np.nan))
         for _, vectors in _chunks(column, name, length)

@@ -176,7 +176,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         ndarray of float32, shape (n_samples, n_classes)
             In the order of ``classes_``. For multilabel targets the probability of each label.
         """
-        return self._head.predict(self._combined(X)).numpy()
+        combined = self._combined(X)
+        return self._head.predict(combined).numpy()
 
     def decision_function(self, X):
         """Return log-odds (two classes, multilabel) or log-probabilities (more classes).

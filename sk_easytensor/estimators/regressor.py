@@ -117,10 +117,12 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
 
         Returns
         -------
-        ndarray of float32, shape (n_samples,) or (n_samples, n_outputs)
+        ndarray of float64, shape (n_samples,) or (n_samples, n_outputs)
+            With the precision of float32.
         """
-        scaled = self._head.predict(self._combined(X)).numpy().astype(np.float64)
-        values = (scaled * self._target_scale + self._target_center).astype(np.float32)
+        combined = self._combined(X)
+        scaled = self._head.predict(combined).numpy().astype(np.float64)
+        values = scaled * self._target_scale + self._target_center
         return values[:, 0] if self._one_dimensional else values
 
     # ------------------------------------------------------------------ target

@@ -50,7 +50,7 @@ class MLP(BaseEstimator):
         """Return a new module for so many input features."""
         layers = []
         for _ in range(self.layers):
-            layers += [nn.Linear(in_features, self.width), nn.ReLU(), nn.Dropout(self.dropout)]
+            layers += [nn.Linear(in_features, self.width), nn.ReLU(), FastDropout(self.dropout)]
             in_features = self.width
         module = nn.Sequential(*layers)
         module.out_features = in_features
@@ -118,6 +118,29 @@ class TabMModule(nn.Module):
     def forward(self, features):
         """Map (batch, in_features) to (batch, members, out_features)."""
         return self.shared(features[:, None, :] * self.scaling)
+
+
+class FastDropout(nn.Module):
+    """Dropout that draws one random byte a unit, several times faster on a CPU than torch's.
+
+    Parameters
+    ----------
+    probability : float
+        Of a unit being dropped, rounded to a multiple of 1/256.
+    """
+
+    def __init__(self, probability):
+        super().__init__()
+        self.dropped = round(probability * 256)
+
+    def forward(self, features):
+        """Zero random units while training and scale up the others."""
+        if not self.training or self.dropped == 0:
+            return features
+        words = torch.empty(-(-features.numel() // 8), dtype=torch.int64, device=features.device)
+        words.random_(-(2**63), None)
+        draws = words.view(torch.uint8)[: features.numel()].view(features.shape)
+        return features * (draws >= self.dropped) * (256 / (256 - self.dropped))
 
 
 def _check_layers(trunk):

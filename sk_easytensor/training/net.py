@@ -145,9 +145,18 @@ class TensorNet(NeuralNet):
         return float(total / rows.weight.double().sum().cpu())
 
     def _autocast(self):
-        cuda = torch.device(self.device).type == "cuda"
-        enabled = cuda and torch.cuda.is_bf16_supported()
-        return torch.autocast("cuda", dtype=torch.bfloat16, enabled=enabled)
+        return torch.autocast(
+            torch.device(self.device).type,
+            dtype=torch.bfloat16,
+            enabled=supports_bfloat16(self.device),
+        )
+
+
+def supports_bfloat16(device):
+    """Tell whether a device multiplies bfloat16 matrices faster than float32 ones."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 JUDGING_BATCH = 4096

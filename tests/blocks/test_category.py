@@ -1,0 +1,203 @@
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sk_easytensor.blocks import CategoryBlock
+from sk_easytensor.blocks.category import (
+    MISSING,
+    UNSEEN,
+    category_keys,
+    default_width,
+    hash_strings,
+)
+
+
+def codes(block, values):
+    return block.transform({"c": values})["codes"][:, 0].tolist()
+
+
+def test_every_flavour_encodes_the_same(flavour):
+    frame = pd.DataFrame({"c": ["b", None, "a", "b"], "n": [7, 7, 8, 9], "f": [True, False] * 2})
+    block = CategoryBlock().fit(flavour(frame))
+    assert [values.to_pylist() for values in block.categories_] == [
+        ["b", "a"],
+        ["7", "8", "9"],
+        ["false", "true"],
+    ]
+    assert block.transform(flavour(frame))["codes"].tolist() == [
+        [2, 2, 3],
+        [MISSING, 2, 2],
+        [3, 3, 3],
+        [2, 4, 2],
+    ]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pd.Categorical(["b", None, "a", "b"], categories=["z", "a", "b"]),
+        pl.Series(["b", None, "a", "b"], dtype=pl.Categorical),
+        pl.Series(["b", None, "a", "b"], dtype=pl.Enum(["a", "b"])),
+        pa.chunked_array([pa.array(["b", None]).dictionary_encode(), pa.array(["a", "b"]).dictionary_encode()]),
+        pa.array(["b", None, "a", "b"], pa.large_string()),
+        pa.array(["b", None, "a", "b"], pa.string_view()),
+    ],
+)
+def test_every_layout_of_strings(column):
+    block = CategoryBlock().fit({"c": column})
+    assert block.categories_[0].to_pylist() == ["b", "a"]
+    assert block.counts_[0].tolist() == [2, 1]
+    assert codes(block, column) == [2, MISSING, 3, 2]
+
+
+@given(st.lists(st.integers(-(2**53), 2**53), min_size=1, max_size=8))
+def test_integers_floats_and_strings_are_the_same_category(values):
+    block = CategoryBlock().fit({"c": values})
+    expected = codes(block, values)
+    assert UNSEEN not in expected
+    if max(map(abs, values)) < 2**53:
+        assert codes(block, [*map(float, values), np.nan]) == [*expected, MISSING]
+    assert codes(block, list(map(str, values))) == expected
+    assert codes(block, pd.Categorical(values)) == expected
+
+
+def test_integers_above_2_53_are_told_apart():
+    values = [2**53, 2**53 + 1, 2**63 - 1, -(2**63)]
+    block = CategoryBlock().fit({"c": values})
+    assert len(set(codes(block, values))) == 4
+    assert codes(block, list(map(str, values))) == codes(block, values)
+
+
+def test_floats():
+    values = np.array([0.5, -0.0, 0.0, np.inf, np.nan, 1e300, 2.0**60])
+    block = CategoryBlock().fit({"c": values})
+    found = codes(block, values)
+    assert found[4] == MISSING
+    assert found[1] == found[2]
+    assert len({*found}) == 6
+    assert codes(block, ["0.5", "0"]) == [found[0], found[1]]
+
+
+def test_float_precisions_are_the_same_category():
+    values = np.array([0.1, 0.5, 3.0, 1e10])
+    block = CategoryBlock().fit({"c": values.astype(np.float32)})
+    assert UNSEEN not in codes(block, values.astype(np.float32))
+    assert codes(block, values)[1:3] == codes(block, values.astype(np.float32))[1:3]
+
+
+def test_unseen_missing_and_empty():
+    block = CategoryBlock().fit({"c": ["a", "", None, "a"]})
+    assert codes(block, ["", "new", None, "a"]) == [3, UNSEEN, MISSING, 2]
+    assert codes(block, pa.array([None, None], pa.string())) == [MISSING, MISSING]
+
+
+def test_rare_and_too_many_categories():
+    data = {"c": ["a"] * 3 + ["b"] * 2 + ["c"]}
+    assert CategoryBlock(min_frequency=2).fit(data).categories_[0].to_pylist() == ["a", "b"]
+    limited = CategoryBlock(max_categories=1).fit(data)
+    assert limited.categories_[0].to_pylist() == ["a"]
+    assert codes(limited, ["a", "b"]) == [2, UNSEEN]
+
+
+def test_unused_levels_are_no_categories():
+    column = pd.Categorical(["a", "b"], categories=["a", "b", "never"])
+    assert CategoryBlock().fit({"c": column}).categories_[0].to_pylist() == ["a", "b"]
+
+
+def test_hashing():
+    block = CategoryBlock(hash_buckets=7).fit({"c": ["a", "b"]})
+    assert block.categories_ == []
+    found = codes(block, ["a", "b", None, "new", "a"])
+    assert found[2] == MISSING
+    assert found[0] == found[4]
+    assert all(2 <= code < 9 for code in (found[0], found[1], found[3]))
+    assert codes(block, [1, 2]) == codes(block, [1.0, 2.0]) == codes(block, ["1", "2"])
+    module = block.make_module()
+    assert module(**block.transform({"c": ["a", None]})).shape == (2, module.out_features)
+
+
+def test_hashes_are_stable():
+    values = ["a", "", "ü", "a longer string of text"]
+    expected = hash_strings(pa.array(values)).tolist()
+    assert len(set(expected)) == 4
+    script = (
+        "import pyarrow as pa; from sk_easytensor.blocks.category import hash_strings;"
+        f"print(hash_strings(pa.array({values!r})).tolist())"
+    )
+    # Python's own hash of strings differs from process to process.
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == str(expected)
+
+
+def test_keys_of_nothing():
+    for column in (pa.chunked_array([], pa.string()), pa.array([], pa.int64()), pa.nulls(0)):
+        assert len(category_keys(column)) == 0
+
+
+def test_module_shows_unseen_codes_in_training_only():
+    block = CategoryBlock(unseen_probability=1.0).fit({"c": ["a", "b"]})
+    module = block.make_module()
+    unseen, missing = module(**block.transform({"c": ["new", None]}))
+    encoding = block.transform({"c": ["a", None]})
+    # Known categories look unseen, missing ones stay missing.
+    torch.testing.assert_close(module.train()(**encoding), torch.stack([unseen, missing]))
+    known, still = module.eval()(**encoding)
+    assert not torch.allclose(known, unseen)
+    torch.testing.assert_close(still, missing)
+
+
+def test_module_keeps_columns_apart():
+    rng = np.random.default_rng(0)
+    data = {f"c{size}": rng.permutation(500) % size for size in (3, 200, 2, 60)}
+    block = CategoryBlock(unseen_probability=0).fit(data)
+    module = block.make_module()
+    widths = [default_width(size) for size in block.n_codes]
+    assert module.out_features == sum(widths)
+    full = module(**block.transform(data))
+    assert full.shape == (500, sum(widths))
+    for name in data:
+        other = {**data, name: data[name][::-1]}
+        changed = (module(**block.transform(other)) != full).any(dim=0)
+        assert 0 < changed.sum() <= default_width(len(set(data[name])) + 2)
+
+
+def test_width():
+    block = CategoryBlock(width=5).fit({"a": ["x"], "b": ["y"]})
+    assert block.make_module().out_features == 10
+    widths = [default_width(size) for size in (2, 10, 100, 1000, 10**6)]
+    assert widths == sorted(widths)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("min_frequency", 0),
+        ("max_categories", 1.5),
+        ("hash_buckets", 0),
+        ("width", 0),
+        ("unseen_probability", 1.5),
+        ("unseen_probability", "0"),
+    ],
+)
+def test_parameter_errors(name, value):
+    with pytest.raises(ValueError, match=f"CategoryBlock: {name} must be"):
+        CategoryBlock(**{name: value}).fit({"c": ["a"]})
+
+
+def test_wrong_type_names_the_block_to_use():
+    with pytest.raises(TypeError, match=r"'c' of type list<.*by CategoryBlock.*VectorBlock"):
+        CategoryBlock().fit({"c": [[1.0, 2.0]]})
+    with pytest.raises(TypeError, match=r"'c' of type duration.*NumericBlock"):
+        CategoryBlock().fit({"c": pa.array([1], pa.duration("s"))})
+    block = CategoryBlock().fit({"c": ["a"]})
+    with pytest.raises(TypeError, match="column 'c'.*list"):
+        block.transform({"c": [[1.0, 2.0]]})

@@ -1,0 +1,259 @@
+import pickle
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+from sk_easytensor.blocks import BLOCKS, Block
+from sk_easytensor.summaries import merge_all
+from sk_easytensor.tables import as_table
+from sk_easytensor.tensors import Ragged, TensorFrame
+
+N_ROWS = 24
+
+
+def _vectors(rng, length):
+    rows = [row.tolist() for row in rng.normal(size=(N_ROWS, length))]
+    rows[3], rows[5][0] = None, np.nan
+    return rows
+
+
+def _texts(rng):
+    words = np.array(["soft", "warm", "dress", "the", "fits", "too", "tight", "lovely", "colour"])
+    texts = [" ".join(rng.choice(words, size)) for size in rng.integers(6, 12, N_ROWS)]
+    texts[4] = None
+    return texts
+
+
+def _data():
+    """Return a small data frame with two columns, or three, for each kind of block."""
+    rng = np.random.default_rng(0)
+    times = pd.Series(pd.date_range("2021-03-27 22:15", periods=N_ROWS, freq="31h"))
+    categories = rng.choice(["oslo", "lima", "rome", ""], N_ROWS).astype(object)
+    categories[[1, 7]] = None
+    numbers = rng.normal(size=N_ROWS)
+    numbers[[2, 9]] = np.nan, np.inf
+    return {
+        "vector": {"v": _vectors(rng, 3), "w": _vectors(rng, 5)},
+        "datetime": {
+            "naive": times.where(times.index != 6),
+            "aware": times.dt.tz_localize("UTC").dt.tz_convert("Europe/Oslo"),
+            "text": times.dt.strftime("%Y-%m-%d"),
+        },
+        "text": {"title": _texts(rng), "body": _texts(rng)},
+        "category": {"city": categories, "code": pd.Categorical(rng.integers(0, 5, N_ROWS))},
+        "numeric": {"x": numbers, "n": rng.integers(-5, 5, N_ROWS), "b": rng.random(N_ROWS) < 0.5},
+    }
+
+
+DATA = {kind: as_table(pd.DataFrame(columns)) for kind, columns in _data().items()}
+FITTED = {cls: cls().fit(DATA[cls.kind]) for cls in BLOCKS}
+
+
+@pytest.fixture(params=BLOCKS, ids=lambda cls: cls.__name__)
+def block(request):
+    return FITTED[request.param]
+
+
+@pytest.fixture
+def table(block):
+    return DATA[block.kind]
+
+
+def frame_of(block, table):
+    return TensorFrame({"block": block.transform(table)}, table.num_rows)
+
+
+def outputs(block, table, *, training=False):
+    torch.manual_seed(0)
+    module = block.make_module().train(training)
+    return module, module(**block.transform(table))
+
+
+def missing_like(table, n_rows=2):
+    return pa.table({field.name: pa.nulls(n_rows, field.type) for field in table.schema})
+
+
+def test_blocks_are_listed_in_the_order_of_choice(table, block):
+    for column in table.columns:
+        assert next(cls for cls in BLOCKS if cls.detects(column)) is type(block)
+
+
+def test_entries_have_a_row_each(block, table):
+    for name, entry in block.transform(table).items():
+        assert len(entry) == N_ROWS, name
+        columns = block.encoding_columns(block.transform(table))[name]
+        width = entry.n_columns if isinstance(entry, Ragged) else entry.shape[1]
+        assert width == len(columns)
+        assert set(columns) <= set(table.column_names)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("n_rows", [1, 2, N_ROWS])
+def test_module_output(block, table, n_rows, training):
+    module, output = outputs(block, table.slice(0, n_rows), training=training)
+    assert output.shape == (n_rows, module.out_features)
+    assert output.dtype == torch.float32
+    assert torch.isfinite(output).all()
+
+
+def test_modules_are_new_and_alike(block):
+    first, second = block.make_module(), block.make_module()
+    second.load_state_dict(first.state_dict())
+    assert not {id(p) for p in first.parameters()} & {id(p) for p in second.parameters()}
+
+
+def test_module_depends_on_each_row_alone(block, table):
+    module, output = outputs(block, table)
+    part = block.transform(table.take(pa.array([5, 3, 6])))
+    torch.testing.assert_close(module(**part), output[[5, 3, 6]])
+
+
+def test_gradients_are_finite(block, table):
+    module, output = outputs(block, table, training=True)
+    output.square().sum().backward()
+    gradients = {name: weight.grad for name, weight in module.named_parameters()}
+    seen = [gradient for gradient in gradients.values() if gradient is not None]
+    assert seen
+    assert all(torch.isfinite(gradient).all() for gradient in seen)
+
+
+def test_missing_values_have_a_learned_vector(block, table):
+    module, output = outputs(block, missing_like(table))
+    assert torch.isfinite(output).all()
+    torch.testing.assert_close(output[0], output[1])
+    output.sum().backward()
+    assert any(weight.grad is not None and weight.grad.any() for weight in module.parameters())
+
+
+def test_columns_without_a_type_are_missing(block, table):
+    untyped = pa.table({name: pa.nulls(2) for name in table.column_names})
+    assert frame_of(block, untyped).equals(frame_of(block, missing_like(table)))
+
+
+def test_all_missing_at_fit(block, table):
+    for missing in (missing_like(table), pa.table({n: pa.nulls(3) for n in table.column_names})):
+        if isinstance(missing.schema[0].type, pa.DataType):
+            other = clone(block).fit(missing)
+            module, output = outputs(other, missing)
+            assert output.shape == (missing.num_rows, module.out_features)
+            assert torch.isfinite(output).all()
+            assert np.isfinite(other.flatten(other.transform(missing))).all()
+
+
+@pytest.mark.parametrize("row", range(4))
+def test_fit_on_a_single_row(block, table, row):
+    other = clone(block).fit(table.slice(row, 1))
+    module, output = outputs(other, table)
+    assert output.shape == (N_ROWS, module.out_features)
+    assert torch.isfinite(output).all()
+
+
+def test_constant_columns(block, table):
+    constant = table.take(pa.array([0] * 10))
+    other = clone(block).fit(constant)
+    assert torch.isfinite(outputs(other, constant)[1]).all()
+    assert torch.isfinite(outputs(other, table)[1]).all()
+
+
+@given(cuts=st.lists(st.integers(0, N_ROWS), max_size=5).map(sorted), random=st.randoms())
+@pytest.mark.parametrize("cls", BLOCKS, ids=lambda cls: cls.__name__)
+def test_fitting_in_parts_is_fitting_at_once(cls, cuts, random, assert_same_fit):
+    table, whole = DATA[cls.kind], FITTED[cls]
+    bounds = zip([0, *cuts], [*cuts, N_ROWS], strict=True)
+    parts = [table.slice(start, stop - start) for start, stop in bounds]
+    random.shuffle(parts)
+    other = clone(whole).fit_columns(table)
+    before = dict(vars(other))
+    summaries = [pickle.loads(pickle.dumps(other.summarize(part))) for part in parts]
+    assert vars(other).keys() == before.keys()
+    other.finish(merge_all(summaries))
+    assert_same_fit(other, whole)
+
+
+@given(rows=st.lists(st.integers(0, N_ROWS - 1), min_size=1, max_size=30))
+@pytest.mark.parametrize("cls", BLOCKS, ids=lambda cls: cls.__name__)
+def test_rows_are_encoded_alone(cls, rows):
+    table, block = DATA[cls.kind], FITTED[cls]
+    found = frame_of(block, table.take(pa.array(rows)))
+    assert found.equals(frame_of(block, table).take(torch.tensor(rows)))
+
+
+def test_chunked_tables(block, table):
+    chunks = pa.concat_tables([table.slice(0, 5), table.slice(5, 0), table.slice(5)])
+    assert frame_of(block, chunks).equals(frame_of(block, table))
+
+
+def test_permuting_a_column_is_encoding_the_permuted_table(block, table):
+    frame = frame_of(block, table)
+    rows = np.random.default_rng(1).permutation(N_ROWS)
+    for index, name in enumerate(table.column_names):
+        positions = {
+            entry: [place for place, column in enumerate(columns) if column == name]
+            for entry, columns in block.encoding_columns(frame["block"]).items()
+        }
+        found = frame.permute_column("block", positions, torch.from_numpy(rows))
+        permuted = table.set_column(index, name, table.column(name).take(pa.array(rows)))
+        assert found.equals(frame_of(block, permuted)), name
+
+
+def test_flatten(block, table):
+    matrix = block.flatten(block.transform(table))
+    names = block.get_feature_names_out()
+    assert matrix.shape == (N_ROWS, len(names))
+    assert matrix.dtype == np.float32
+    assert np.isfinite(matrix).all()
+    assert len(set(names)) == len(names)
+    assert all(isinstance(name, str) for name in names)
+    assert block.flatten(block.transform(missing_like(table))).shape == (2, len(names))
+
+
+def test_columns_are_found_by_name(block, table):
+    names = table.column_names[::-1]
+    other = table.select(names).append_column("extra", pa.nulls(N_ROWS, pa.int8()))
+    assert frame_of(block, other).equals(frame_of(block, table))
+    with pytest.raises(ValueError, match=rf"missing: \['{names[0]}'\].*{type(block).__name__}"):
+        block.transform(table.select(names[1:]))
+
+
+def test_parameters(block):
+    parameters = block.get_params()
+    other = clone(block)
+    assert other.get_params() == parameters
+    assert vars(other).keys() == parameters.keys()
+    assert type(block)(**parameters).get_params() == parameters
+    with pytest.raises(NotFittedError):
+        other.transform(DATA[block.kind])
+
+
+def test_refitting_forgets(block, table, assert_same_fit):
+    other = clone(block).fit(table.slice(0, 3))
+    assert_same_fit(other.fit(table), block)
+
+
+def test_pickle(block, table, assert_same_fit):
+    other = pickle.loads(pickle.dumps(block))
+    assert_same_fit(other, block)
+    assert frame_of(other, table).equals(frame_of(block, table))
+
+
+def test_fitted_attributes_hold_no_tensors(block):
+    assert isinstance(block, Block)
+    text = pickle.dumps(block)
+    assert b"torch" not in text
+
+
+def test_wrong_column_type(block):
+    wrong = pa.table({"col": pa.array([{"a": 1}])})
+    with pytest.raises(TypeError, match="'col' of type struct.*No block reads it.*NumericBlock: "):
+        type(block)().fit(wrong)
+
+
+def test_repr_in_a_notebook(block):
+    assert type(block).__name__ in block._repr_html_()

@@ -1,0 +1,172 @@
+import datetime as dt
+import decimal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sk_easytensor.blocks import NumericBlock
+
+EMBEDDINGS = ["piecewise", "periodic", "linear", "none"]
+
+
+def encode(block, values):
+    return block.transform({"x": values})["values"][:, 0].numpy()
+
+
+def test_every_flavour_encodes_the_same(flavour):
+    frame = pd.DataFrame({"x": [0.5, np.nan, 2.25, -1.75], "n": [3, 1, 2, 5], "b": [True, False] * 2})
+    block = NumericBlock().fit(frame)
+    found = NumericBlock().fit(flavour(frame)).transform(flavour(frame))["values"]
+    torch.testing.assert_close(found, block.transform(frame)["values"], equal_nan=True)
+
+
+def test_scaled_numbers_are_robust_and_ordered():
+    values = np.arange(-500.0, 501.0)
+    block = NumericBlock().fit({"x": values})
+    scaled, position = encode(block, np.append(values, [1e300, -1e300])).T
+    assert scaled[500] == 0
+    assert np.abs(scaled).max() <= 3.0001
+    assert (np.diff(scaled[:1001]) > 0).all()
+    assert (scaled[1001], scaled[1002]) == (pytest.approx(3), pytest.approx(-3))
+    assert (position[1001], position[1002]) == (64, 0)
+
+
+def test_positions_are_places_among_the_edges():
+    block = NumericBlock().fit({"x": [10.0, 20.0, 40.0]})
+    np.testing.assert_allclose(encode(block, [10, 15, 30, 40, 50, 0])[:, 1], [0, 0.5, 1.5, 2, 2, 0])
+
+
+@given(st.lists(st.floats(width=64), min_size=1, max_size=20))
+def test_any_float(values):
+    block = NumericBlock().fit({"x": np.array(values)})
+    encoded = encode(block, np.array(values))
+    finite = np.isfinite(values)
+    assert np.isfinite(encoded[finite, 0]).all()
+    np.testing.assert_array_equal(np.isnan(encoded[:, 0]), np.isnan(values))
+    torch.manual_seed(0)
+    output = block.make_module()(**block.transform({"x": np.array(values)}))
+    assert torch.isfinite(output).all()
+
+
+def test_integers_above_2_53_and_unsigned():
+    values = np.array([2**53 + 1, 2**63 - 1, -(2**63)])
+    assert np.isfinite(encode(NumericBlock().fit({"x": values}), values)).all()
+    large = np.array([2**64 - 1, 0], dtype=np.uint64)
+    assert np.isfinite(encode(NumericBlock().fit({"x": large}), large)).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "same"),
+    [
+        ([True, False, None], [1.0, 0.0, np.nan]),
+        ([1, 0, None], [1.0, 0.0, np.nan]),
+        ([decimal.Decimal("1"), decimal.Decimal("0"), None], [1.0, 0.0, np.nan]),
+        ([dt.timedelta(seconds=1), dt.timedelta(0), None], [1.0, 0.0, np.nan]),
+        ([dt.time(0, 0, 1), dt.time(0), None], [1.0, 0.0, np.nan]),
+    ],
+)
+def test_all_kinds_of_numbers(values, same):
+    block = NumericBlock().fit({"x": values})
+    assert block.edges_[0].tolist() == [0.0, 1.0]
+    np.testing.assert_array_equal(encode(block, values), encode(block, same))
+
+
+def test_the_unit_of_a_duration_does_not_matter():
+    spans = np.array([5, 60, 7200], dtype="timedelta64[s]")
+    block = NumericBlock().fit({"x": spans})
+    for unit in ("ms", "us", "ns"):
+        other = encode(block, spans.astype(f"timedelta64[{unit}]"))
+        np.testing.assert_array_equal(other, encode(block, spans))
+
+
+def test_numbers_as_strings_are_read_at_predict():
+    block = NumericBlock().fit({"x": [1.0, 2.0]})
+    np.testing.assert_array_equal(encode(block, ["1.0", "2"]), encode(block, [1.0, 2.0]))
+    with pytest.raises(TypeError, match=r"column 'x' is of type string.*NumericBlock.*'abc'"):
+        encode(block, ["1.0", "abc"])
+
+
+@pytest.mark.parametrize("embedding", EMBEDDINGS)
+def test_gradients_are_finite(embedding):
+    values = np.array([0.0, 1.0, np.nan, np.inf, -np.inf, 1e300])
+    block = NumericBlock(embedding, width=4).fit({"x": values, "y": values[::-1].copy()})
+    module = block.make_module()
+    output = module(**block.transform({"x": values, "y": values[::-1].copy()}))
+    assert output.shape == (6, module.out_features) == (6, 2 if embedding == "none" else 8)
+    output.square().sum().backward()
+    for name, weight in module.named_parameters():
+        assert torch.isfinite(weight.grad).all(), name
+
+
+@pytest.mark.parametrize("embedding", EMBEDDINGS)
+def test_missing_and_infinite_have_vectors_of_their_own(embedding):
+    block = NumericBlock(embedding).fit({"x": np.arange(9.0)})
+    module = block.make_module()
+    with torch.no_grad():
+        module.missing.fill_(7.0)
+        module.infinite.fill_(100.0)
+        missing, infinite, known = module(**block.transform({"x": [np.nan, np.inf, 4.0]}))
+    assert (missing == 7).all()
+    assert (infinite > 50).all()
+    assert (known.abs() < 50).all()
+
+
+def test_piecewise_is_a_linear_layer_over_the_bins():
+    values = np.random.default_rng(0).normal(size=300)
+    block = NumericBlock(bins=5, width=3).fit({"x": values})
+    module = block.make_module()
+    edges = torch.from_numpy(block.edges_[0]).float()
+    x = torch.linspace(-4, 4, 50)
+    with torch.no_grad():
+        module.steps.normal_()
+        module.slope.zero_()
+        module.bias.zero_()
+        found = module(**block.transform({"x": x.numpy()}))
+    encoded = ((x[:, None] - edges[:-1]) / edges.diff()).clamp(0, 1)
+    expected = encoded @ module.steps[0, 1:] + module.steps[0, 0]
+    torch.testing.assert_close(found, expected.detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_columns_with_unlike_numbers_of_edges():
+    block = NumericBlock(bins=8).fit({"x": np.arange(100.0), "y": [0.0, 1.0] * 50, "z": [None] * 100})
+    assert [len(edges) for edges in block.edges_] == [9, 2, 0]
+    output = block.make_module()(**block.transform({"x": [3.0], "y": [2.0], "z": [1.0]}))
+    assert torch.isfinite(output).all()
+
+
+def test_flatten_marks_missing_values():
+    block = NumericBlock().fit({"x": [1.0, None, 3.0], "y": [1.0, 2.0, 3.0]})
+    matrix = block.flatten(block.transform({"x": [None, 2.0], "y": [2.0, None]}))
+    assert block.get_feature_names_out().tolist() == ["x", "y", "x_missing"]
+    assert matrix.tolist() == [[0, 0, 1], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("embedding", "cubic"),
+        ("width", 0),
+        ("width", 2.5),
+        ("bins", True),
+        ("frequencies", -1),
+        ("frequency_scale", 0),
+        ("frequency_scale", np.nan),
+    ],
+)
+def test_parameter_errors(name, value):
+    with pytest.raises(ValueError, match=f"NumericBlock: {name} must be"):
+        NumericBlock(**{name: value}).fit({"x": [1.0]})
+
+
+def test_wrong_type_names_the_block_to_use():
+    with pytest.raises(TypeError, match=r"'x' of type .*string cannot be read by Nu.*CategoryBlock"):
+        NumericBlock().fit({"x": ["a"]})
+    with pytest.raises(TypeError, match=r"'x' of type list<.*read by VectorBlock"):
+        NumericBlock().fit({"x": [[1.0, 2.0]]})
+    with pytest.raises(TypeError, match=r"'x' of type timestamp.*DatetimeBlock"):
+        NumericBlock().fit({"x": pa.array([0], pa.timestamp("s"))})

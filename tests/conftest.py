@@ -1,0 +1,43 @@
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import settings
+
+# More threads than cores spin against each other when pytest runs several workers.
+torch.set_num_threads(1)
+
+# The first example of a property pays for imports, which is no reason to fail.
+settings.register_profile("tests", deadline=None, max_examples=40)
+settings.load_profile("tests")
+
+
+def _rows(frame):
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
+
+
+# Every way a user may hold a table, each made from a pandas data frame.
+FLAVOURS = {
+    "pandas": lambda frame: frame,
+    "pandas_index": lambda frame: frame.set_axis([f"row{i}" for i in range(len(frame))]),
+    "pandas_nullable": lambda frame: frame.convert_dtypes(dtype_backend="numpy_nullable"),
+    "pandas_arrow": lambda frame: frame.convert_dtypes(dtype_backend="pyarrow"),
+    "polars": pl.from_pandas,
+    "arrow_table": lambda frame: pa.Table.from_pandas(frame, preserve_index=False),
+    "arrow_chunks": lambda frame: pa.concat_tables(
+        pa.Table.from_pandas(frame[start : start + 3], preserve_index=False)
+        for start in range(0, len(frame), 3)
+    ),
+    "record_batch": lambda frame: pa.RecordBatch.from_pandas(frame, preserve_index=False),
+    "dict_of_arrays": lambda frame: {name: frame[name].to_numpy() for name in frame},
+    "dict_of_series": lambda frame: {name: frame[name] for name in frame},
+    "dict_of_lists": lambda frame: pd.DataFrame(_rows(frame), dtype=object).to_dict("list"),
+    "list_of_dicts": _rows,
+}
+
+
+@pytest.fixture(params=FLAVOURS)
+def flavour(request):
+    """A function that turns a pandas data frame into one of the table types users hold."""
+    return FLAVOURS[request.param]

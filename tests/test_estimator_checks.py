@@ -1,0 +1,12 @@
+"""scikit-learn's own checks: all of them, none expected to fail, none skipped by us."""
+
+import pytest
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from sk_easytensor import EasyTensorClassifier, EasyTensorRegressor, TableEncoder
+
+
+@parametrize_with_checks([EasyTensorClassifier(), EasyTensorRegressor(), TableEncoder()])
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.UndefinedMetricWarning")
+def test_scikit_learn_check(estimator, check):
+    check(estimator)

@@ -1,0 +1,318 @@
+import datetime as dt
+import decimal
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+import scipy.sparse
+
+from sk_easytensor.tables import (
+    align_table,
+    as_table,
+    cast_column,
+    column_names,
+    has_column_names,
+    read_like_fit,
+    sample_values,
+    to_float64,
+)
+
+
+@pytest.fixture
+def frame():
+    return pd.DataFrame(
+        {
+            "whole": [3, 1, 2, 5],
+            "real": [0.5, np.nan, 2.25, -1.75],
+            "flag": [True, False, True, True],
+            "text": ["a", None, "", "ü"],
+            "time": np.array(["2024-01-31T12", "NaT", "1999-12-31T00", "2024-02-29T00"], "M8[us]"),
+            "lists": [[1.5, 2.5], [3.5, 4.5], None, [5.5, 6.5]],
+        }
+    )
+
+
+def values(table):
+    """Return columns as lists of Python values with None for every kind of missing."""
+    return {
+        name: [None if value is None or value != value else value for value in column.to_pylist()]
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    }
+
+
+def test_every_flavour_holds_the_same(frame, flavour):
+    expected = {
+        "whole": [3, 1, 2, 5],
+        "real": [0.5, None, 2.25, -1.75],
+        "flag": [True, False, True, True],
+        "text": ["a", None, "", "ü"],
+        "time": [
+            dt.datetime(2024, 1, 31, 12),
+            None,
+            dt.datetime(1999, 12, 31),
+            dt.datetime(2024, 2, 29),
+        ],
+        "lists": [[1.5, 2.5], [3.5, 4.5], None, [5.5, 6.5]],
+    }
+    table = as_table(flavour(frame))
+    assert isinstance(table, pa.Table)
+    assert values(table) == expected
+    assert column_names(flavour(frame)) == list(expected)
+    assert has_column_names(flavour(frame))
+    kinds = [pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean]
+    for name, kind in zip(["whole", "real", "flag"], kinds, strict=True):
+        assert kind(table.schema.field(name).type)
+
+
+def test_arrow_and_polars_are_not_copied():
+    array = pa.array(np.arange(100.0))
+    shared = as_table(pa.table({"a": array})).column("a").chunk(0)
+    assert shared.buffers()[1].address == array.buffers()[1].address
+    series = pl.Series("a", np.arange(100.0))
+    exported = as_table(series.to_frame()).column("a").chunk(0)
+    assert exported.buffers()[1].address == series.to_arrow().buffers()[1].address
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["u", "v"],
+        pd.Index(["u", "v"], name="a"),
+        pd.MultiIndex.from_tuples([("u", 1), ("v", 2)]),
+        pd.date_range("2020", periods=2),
+    ],
+)
+def test_an_index_is_no_column(labels):
+    frame = pd.DataFrame({"a": [1, 2], "b": [3, 4]}, index=labels)
+    assert values(as_table(frame)) == {"a": [1, 2], "b": [3, 4]}
+
+
+def test_integer_labels_are_matched_by_position():
+    frame = pd.DataFrame([[1, 2], [3, 4]], columns=[7, 5])
+    assert as_table(frame).column_names == ["7", "5"]
+    assert not has_column_names(frame)
+    table = read_like_fit(np.array([[8, 9]]), ["7", "5"], fitted_with_names=False, owner="Block")
+    assert values(table) == {"7": [8], "5": [9]}
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", ">f4", ">f8", "i1", ">i4", "u8", "?", "g"])
+def test_numpy_dtypes(dtype):
+    array = np.array([[1, 0], [0, 1], [1, 1]], dtype=dtype)
+    assert values(as_table(array)) == {"x0": [1, 0, 1], "x1": [0, 1, 1]}
+    assert values(as_table({"a": array[:, 0]})) == {"a": [1, 0, 1]}
+    assert values(as_table({"a": array})) == {"a": [[1, 0], [0, 1], [1, 1]]}
+    assert not has_column_names(array)
+
+
+def test_numpy_views():
+    array = np.arange(24).reshape(4, 6)
+    assert values(as_table(array[::-2, ::3])) == {"x0": [18, 6], "x1": [21, 9]}
+    assert values(as_table({"a": array[::-2, ::3]})) == {"a": [[18, 21], [6, 9]]}
+
+
+def test_masked_arrays():
+    masked = np.ma.array([[1, 2], [3, 4]], mask=[[False, True], [False, False]])
+    assert values(as_table(masked)) == {"x0": [1, 3], "x1": [None, 4]}
+    assert values(as_table({"a": masked[:, 1], "b": masked})) == {
+        "a": [None, 4],
+        "b": [[1, None], [3, 4]],
+    }
+
+
+def test_object_arrays_and_rows():
+    rows = [(1, "a", None, 2.5), (2, None, None, np.nan)]
+    expected = {"x0": [1, 2], "x1": ["a", None], "x2": [None, None], "x3": [2.5, None]}
+    assert values(as_table(np.array(rows, dtype=object))) == expected
+    assert values(as_table(rows)) == expected
+    assert values(as_table([[1, "a"], [2, "b"]])) == {"x0": [1, 2], "x1": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        ([1, "a", None, 2.5], ["1", "a", None, "2.5"]),
+        ([True, "a", np.nan], ["True", "a", None]),
+        ([1, 2.5, None], [1.0, 2.5, None]),
+        ([2**70, 1], [float(2**70), 1.0]),
+        ([decimal.Decimal("1.5"), None], [1.5, None]),
+    ],
+)
+def test_mixed_columns(column, expected):
+    assert values(as_table({"a": column})) == {"a": expected}
+    assert values(as_table(pd.DataFrame({"a": pd.Series(column, dtype=object)}))) == {"a": expected}
+
+
+@pytest.mark.parametrize("unit", ["Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns"])
+def test_numpy_dates(unit):
+    date = np.array(["2020-01-02", "NaT"], dtype=f"datetime64[{unit}]")
+    expected = pd.Timestamp(date[0]).to_pydatetime()
+    assert values(as_table({"a": date})) == {"a": [expected, None]}
+    if unit not in "YM":
+        span = np.array([3, "NaT"], dtype=f"timedelta64[{unit}]")
+        seconds = to_float64(as_table({"a": span}).column("a"), "a", block="Block")
+        np.testing.assert_array_equal(seconds, [span[0] / np.timedelta64(1, "s"), np.nan])
+
+
+@pytest.mark.parametrize(
+    ("array", "kind"),
+    [
+        (pa.array(["x", None], pa.string_view()), pa.large_string()),
+        (pa.array([decimal.Decimal("1.5"), None]), pa.float64()),
+        (pa.array([decimal.Decimal("1.5"), None], pa.decimal256(60, 3)), pa.float64()),
+        (pa.array([1.5, None], pa.float16()), pa.float32()),
+        (pa.array(["x", None]).dictionary_encode(), pa.dictionary(pa.int32(), pa.string())),
+        (
+            pa.DictionaryArray.from_arrays(pa.array([0, None], pa.int8()), ["x"]),
+            pa.dictionary(pa.int32(), pa.string()),
+        ),
+        (pa.array([5, None], pa.duration("ms")), pa.duration("ms")),
+        (pa.FixedShapeTensorArray.from_numpy_ndarray(np.ones((2, 2, 3))), pa.list_(pa.float64(), 6)),
+    ],
+)
+def test_plain_types(array, kind):
+    table = as_table(pa.table({"a": array}))
+    assert table.schema.field("a").type == kind
+    assert table.column("a").null_count == array.null_count
+    table.validate(full=True)
+
+
+def test_categoricals():
+    frame = pd.DataFrame(
+        {
+            "text": pd.Categorical(["b", None, "a"], categories=["a", "b", "c"]),
+            "number": pd.Categorical([7, 7, None]),
+            "interval": pd.cut([1.0, np.nan, 9.0], 2),
+        }
+    )
+    table = as_table(frame)
+    assert all(pa.types.is_dictionary(field.type) for field in table.schema)
+    found = values(table)
+    assert found["text"] == ["b", None, "a"]
+    assert found["number"] == [7, 7, None]
+    first, missing, last = found["interval"]
+    assert missing is None
+    assert isinstance(first, str)
+    assert first != last
+    polars = pl.DataFrame({"a": pl.Series(["x", None], dtype=pl.Enum(["x"]))})
+    assert values(as_table(polars)) == {"a": ["x", None]}
+
+
+@pytest.mark.parametrize(
+    ("X", "error", "message"),
+    [
+        (pd.DataFrame({"a": []}), ValueError, r"0 sample\(s\).*shape=\(0, 1\).*minimum of 1"),
+        (np.zeros((0, 2)), ValueError, r"0 sample\(s\)"),
+        (pd.DataFrame(index=[0, 1]), ValueError, r"0 feature\(s\).*minimum of 1"),
+        (np.zeros((2, 0)), ValueError, r"0 feature\(s\)"),
+        ({}, ValueError, r"0 feature\(s\)"),
+        (pd.DataFrame([[1, 2]], columns=["a", "a"]), ValueError, r"more than once: \['a'\]"),
+        (pa.table([[1], [2]], names=["a", "a"]), ValueError, r"more than once: \['a'\]"),
+        (pd.DataFrame([[1, 2]], columns=["1", 1]), ValueError, "more than once"),
+        (scipy.sparse.csr_matrix(np.eye(2)), TypeError, "[Ss]parse"),
+        (scipy.sparse.csr_array(np.eye(2)), TypeError, "[Ss]parse"),
+        (pd.DataFrame({"a": pd.arrays.SparseArray([0.0, 1.0])}), TypeError, "[Ss]parse"),
+        (np.arange(3), ValueError, "Expected 2D array, got 1D"),
+        ([1, 2], ValueError, "Expected 2D array, got 1D"),
+        (pd.Series([1, 2]), ValueError, "Expected 2D array, got 1D"),
+        (pl.Series([1, 2]), ValueError, "Expected 2D array, got 1D"),
+        (pa.chunked_array([[1, 2]]), ValueError, "Expected 2D array, got 1D"),
+        ("table", ValueError, "Expected 2D array, got scalar"),
+        (np.zeros((2, 2, 2)), ValueError, "dim 3"),
+        (np.zeros((2, 2)) + 1j, ValueError, "Complex data not supported"),
+        ({"a": np.zeros(2) + 1j}, TypeError, "column 'a' holds a complex"),
+        ({"a": [1], "b": [1, 2]}, ValueError, r"different lengths: \{'a': 1, 'b': 2\}"),
+        ({"a": 3}, ValueError, "column 'a' must be 1-D or 2-D"),
+        ({"a": "xyz"}, ValueError, "column 'a' must be 1-D or 2-D"),
+        (np.zeros((2, 2), dtype=[("a", int)]), TypeError, "mapping of columns"),
+    ],
+)
+def test_errors(X, error, message):
+    with pytest.raises(error, match=message):
+        as_table(X)
+
+
+@pytest.mark.parametrize("other", [3, 3.0, "x", None, True])
+def test_python_objects_are_refused(other):
+    message = "column '.*argument must be .* string.* number"
+    if not isinstance(other, bool | None):
+        with pytest.raises(TypeError, match=message):
+            as_table(np.array([[{"foo": "bar"}], [other]], dtype=object))
+    with pytest.raises(TypeError, match=message):
+        as_table({"a": [other, object()]})
+
+
+def test_mixed_label_types():
+    for X in (pd.DataFrame([[1, 2]], columns=["a", 1]), {"a": [1], 1: [2]}):
+        with pytest.raises(TypeError, match=r"mixed types.*columns\.astype\(str\)"):
+            has_column_names(X)
+
+
+def test_no_rows_are_allowed_on_demand():
+    assert as_table({"a": np.zeros(0)}, minimum_rows=0).num_rows == 0
+
+
+def test_keys_the_first_row_lacks_are_kept():
+    assert values(as_table([{"a": 1}, {"b": "x"}])) == {"a": [1, None], "b": [None, "x"]}
+
+
+def test_align_by_name():
+    table = pa.table({"c": [1], "a": [2], "extra": [3], "b": [4]})
+    assert align_table(table, ["a", "b", "c"]).to_pydict() == {"a": [2], "b": [4], "c": [1]}
+    with pytest.raises(ValueError, match=r"missing: \['x', 'y'\].*when Model was fitted.*'extra'"):
+        align_table(table, ["a", "x", "y"], owner="Model")
+
+
+def test_align_by_position():
+    table = as_table(np.ones((2, 2)))
+    aligned = align_table(table, ["b", "a"], positional=True)
+    assert aligned.column_names == ["b", "a"]
+    message = "X has 2 features, but NAME is expecting 4 features as input"
+    with pytest.raises(ValueError, match=message):
+        align_table(table, list("abcd"), positional=True, owner="NAME")
+
+
+def test_read_like_fit_warns_about_lost_names():
+    with pytest.warns(UserWarning, match="valid feature names, but Model was fitted with"):
+        table = read_like_fit(np.eye(2), ["a", "b"], fitted_with_names=True, owner="Model")
+    assert table.column_names == ["a", "b"]
+
+
+def test_cast_column():
+    column = pa.chunked_array([["1", "2"]])
+    assert cast_column(column, "n", pa.float64(), block="NumericBlock").to_pylist() == [1.0, 2.0]
+    encoded = column.dictionary_encode()
+    assert cast_column(encoded, "n", pa.int64(), block="NumericBlock").to_pylist() == [1, 2]
+    with pytest.raises(TypeError, match=r"column 'n' is of type string.*double.*Block.*'x'"):
+        cast_column(pa.chunked_array([["x"]]), "n", pa.float64(), block="NumericBlock")
+    with pytest.raises(TypeError, match=r"column 'n' is of type list<item: int64>"):
+        cast_column(pa.chunked_array([[[1]]]), "n", pa.float64(), block="NumericBlock")
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (pa.array([True, None, False]), [1, np.nan, 0]),
+        (pa.array([2**63, None], pa.uint64()), [2.0**63, np.nan]),
+        (pa.array([2**60 + 1, None]), [2.0**60, np.nan]),
+        (pa.array([dt.timedelta(days=1, milliseconds=5), None]), [86400.005, np.nan]),
+        (pa.array([dt.time(1, 0, 0, 500_000), None]), [3600.5, np.nan]),
+        (pa.array([3600, None], pa.time32("s")), [3600, np.nan]),
+        (pa.array([None, None]), [np.nan, np.nan]),
+        (pa.array([], pa.int8()), []),
+        (pa.array([1, None, 1], pa.int8()).dictionary_encode(), [1, np.nan, 1]),
+    ],
+)
+def test_to_float64(array, expected):
+    found = to_float64(pa.chunked_array([array]), "n", block="NumericBlock")
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_sample_values():
+    column = pa.chunked_array([[None, 1, 2], [], [3, None, 4, 5]])
+    assert sample_values(column).to_pylist() == [1, 2, 3, 4, 5]
+    assert sample_values(column, 3).to_pylist() == [1, 3, 5]
+    assert len(sample_values(pa.chunked_array([], pa.string()))) == 0
+    assert len(sample_values(pa.chunked_array([[None, None]]))) == 0
