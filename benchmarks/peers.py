@@ -145,7 +145,6 @@ class CatBoost(Peer):
     """CatBoost on strings, with a deadline."""
 
     library = "catboost"
-    max_iterations = 1000
 
     def _make(self, problem):
         import catboost
@@ -157,7 +156,6 @@ class CatBoost(Peer):
             loss = "Logloss" if problem.task == "binary" else "MultiClass"
         return kind(
             loss_function=loss,
-            iterations=self.max_iterations,
             early_stopping_rounds=PATIENCE,
             thread_count=self.threads,
             random_seed=problem.seed,
@@ -185,12 +183,6 @@ class CatBoost(Peer):
 
     def iterations(self):
         return int(self.model_.tree_count_)
-
-
-class LongCatBoost(CatBoost):
-    """CatBoost with as many iterations as the others."""
-
-    max_iterations = MAX_ITERATIONS
 
 
 class HistGradientBoosting(Peer):
@@ -248,7 +240,6 @@ PEERS = {
     "XGBoost": XGBoost,
     "CatBoost": CatBoost,
     "HistGB": HistGradientBoosting,
-    "CatBoost-2000": LongCatBoost,
 }
 
 

@@ -16,6 +16,8 @@ from sk_easytensor.tables import as_table, has_column_names, read_like_fit
 
 __all__ = ["BlockParametersMixin", "TableEncoder", "select_columns"]
 
+BOOLS = (bool, np.bool_)
+
 
 class BlockParametersMixin:
     """Gives nested parameters of named blocks: ``blocks__<name>__<parameter>``."""
@@ -160,9 +162,7 @@ class TableEncoder(BlockParametersMixin, TransformerMixin, BaseEstimator):
         for block, columns in chosen.values():
             block.fit_columns(table.select(columns), named=self._named)
         summaries = backend.summarize(table, chosen)
-        self.blocks_ = {
-            name: block.finish(summaries[name]) for name, (block, _) in chosen.items()
-        }
+        self.blocks_ = {name: block.finish(summaries[name]) for name, (block, _) in chosen.items()}
         return self
 
     def transform(self, X):
@@ -207,7 +207,9 @@ class TableEncoder(BlockParametersMixin, TransformerMixin, BaseEstimator):
 
     def block_columns(self):
         """Return each fitted block with the list of columns it reads."""
-        return {name: (block, list(block.feature_names_in_)) for name, block in self.blocks_.items()}
+        return {
+            name: (block, list(block.feature_names_in_)) for name, block in self.blocks_.items()
+        }
 
     def column_positions(self, column, frame):
         """Say where an input column stands in an encoded frame.
@@ -259,8 +261,10 @@ class TableEncoder(BlockParametersMixin, TransformerMixin, BaseEstimator):
         if self.remainder == "auto":
             rest = [name for name in table.column_names if name not in used]
             for block_class, columns in detect_blocks(table, rest).items():
-                kind = block_class.kind
-                chosen[kind if kind not in chosen else f"{kind}_auto"] = (block_class(), columns)
+                name = block_class.kind
+                while name in chosen:
+                    name += "_auto"
+                chosen[name] = (block_class(), columns)
         if not chosen:
             raise ValueError(
                 "no block reads any column: name columns in blocks or use remainder='auto'"
@@ -365,14 +369,17 @@ def select_columns(columns, table, X=None, *, owner="blocks"):
     if isinstance(columns, Callable):
         columns = columns(X if hasattr(X, "select_dtypes") else table.to_pandas())
     if isinstance(columns, slice):
-        bounds = [_position(bound, names, owner) for bound in (columns.start, columns.stop)]
+        bounds = [
+            _position(bound, names, owner) if isinstance(bound, str) else bound
+            for bound in (columns.start, columns.stop)
+        ]
         if isinstance(columns.stop, str):
             bounds[1] += 1  # As in pandas, a slice of labels includes its end.
         return names[slice(*bounds, columns.step)]
-    if isinstance(columns, (str, int, np.integer)) and not isinstance(columns, bool):
+    if isinstance(columns, str) or not isinstance(columns, Iterable):
         columns = [columns]
     columns = list(columns)
-    if columns and all(isinstance(item, (bool, np.bool_)) for item in columns):
+    if columns and all(isinstance(item, BOOLS) for item in columns):
         if len(columns) != len(names):
             raise ValueError(
                 f"{owner}: the boolean mask has {len(columns)} entries for {len(names)} columns"
@@ -386,15 +393,15 @@ def select_columns(columns, table, X=None, *, owner="blocks"):
 
 
 def _position(item, names, owner):
-    if item is None:
-        return None
     if isinstance(item, str):
         if item not in names:
-            raise ValueError(f"{owner} names column {item!r}, which X does not have; it has {names}")
+            raise ValueError(
+                f"{owner} names column {item!r}, which X does not have; it has {names}"
+            )
         return names.index(item)
-    if not isinstance(item, (int, np.integer)) or isinstance(item, bool):
+    if not isinstance(item, (int, np.integer)) or isinstance(item, BOOLS):
         raise ValueError(f"{owner}: {item!r} is not a column name, position or mask")
-    if not -len(names) <= item <= len(names):
+    if not -len(names) <= item < len(names):
         raise ValueError(f"{owner} names column {item}, but X has {len(names)} columns")
     return int(item)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral, Real
 
 
@@ -12,7 +13,7 @@ def check_choice(owner, name, value, choices):
 
 
 def check_number(owner, name, value, *, low=None, high=None, integer=False, exclusive=False):
-    """Raise ``ValueError`` unless `value` is a number within the bounds.
+    """Raise ``ValueError`` unless `value` is a finite number within the bounds.
 
     Parameters
     ----------
@@ -28,7 +29,7 @@ def check_number(owner, name, value, *, low=None, high=None, integer=False, excl
         Whether the bounds themselves are refused.
     """
     kind = Integral if integer else Real
-    fits = isinstance(value, kind) and not isinstance(value, bool) and value == value
+    fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
     if fits and low is not None:
         fits = value > low if exclusive else value >= low
     if fits and high is not None:

@@ -97,7 +97,9 @@ def test_value_counts_over_capacity():
     merged = merge_all(parts)
     assert len(merged.values) <= 2 * capacity
     assert merged.n_rows == 400_000
-    true = dict(zip(*np.unique(np.concatenate(chunks).astype(str), return_counts=True), strict=True))
+    true = dict(
+        zip(*np.unique(np.concatenate(chunks).astype(str), return_counts=True), strict=True)
+    )
     top = sorted(true, key=true.get)[-200:]
     values, counts = merged.most_common(limit=200)
     found = dict(zip(values.to_pylist(), counts.tolist(), strict=True))
@@ -151,7 +153,9 @@ def test_quantile_error_over_capacity(shape):
 
 
 @given(
-    npst.arrays(np.float64, st.integers(0, 200), elements=st.floats(-1e6, 1e6) | st.integers(-3, 3)),
+    npst.arrays(
+        np.float64, st.integers(0, 200), elements=st.floats(-1e6, 1e6) | st.integers(-3, 3)
+    ),
     st.integers(2, 20),
 )
 def test_quantile_edges(values, n_edges):

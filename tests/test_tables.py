@@ -168,7 +168,10 @@ def test_numpy_dates(unit):
             pa.dictionary(pa.int32(), pa.string()),
         ),
         (pa.array([5, None], pa.duration("ms")), pa.duration("ms")),
-        (pa.FixedShapeTensorArray.from_numpy_ndarray(np.ones((2, 2, 3))), pa.list_(pa.float64(), 6)),
+        (
+            pa.FixedShapeTensorArray.from_numpy_ndarray(np.ones((2, 2, 3))),
+            pa.list_(pa.float64(), 6),
+        ),
     ],
 )
 def test_plain_types(array, kind):

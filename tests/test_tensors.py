@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -13,7 +15,9 @@ def ragged(draw, min_rows=0):
     """A Ragged and the nested lists it stands for."""
     n_columns = draw(st.integers(1, 3))
     n_rows = draw(st.integers(min_rows, 6))
-    lengths = draw(st.lists(st.integers(0, 4), min_size=n_rows * n_columns, max_size=n_rows * n_columns))
+    lengths = draw(
+        st.lists(st.integers(0, 4), min_size=n_rows * n_columns, max_size=n_rows * n_columns)
+    )
     width = draw(st.sampled_from([(), (2,)]))
     offsets = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int64)
     total = int(offsets[-1])
@@ -24,7 +28,7 @@ def ragged(draw, min_rows=0):
 def nested(entry):
     """Return a Ragged as rows of columns of lists."""
     bounds = entry.offsets.tolist()
-    lists = [entry.values[a:b].tolist() for a, b in zip(bounds, bounds[1:], strict=False)]
+    lists = [entry.values[a:b].tolist() for a, b in pairwise(bounds)]
     size = entry.n_columns
     return [lists[i : i + size] for i in range(0, len(lists), size)]
 

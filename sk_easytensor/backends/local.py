@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from joblib import effective_n_jobs
 
+from sk_easytensor.parameters import check_number
 from sk_easytensor.summaries import merge_all
 from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.fitting import train_network
@@ -28,6 +29,11 @@ class LocalBackend:
     """
 
     def __init__(self, n_jobs=None, chunk_rows=262_144):
+        if n_jobs is not None:
+            check_number("LocalBackend", "n_jobs", n_jobs, integer=True)
+            if n_jobs == 0:
+                raise ValueError("LocalBackend: n_jobs must be an integer other than 0, or None")
+        check_number("LocalBackend", "chunk_rows", chunk_rows, low=1, integer=True)
         self.n_jobs = n_jobs
         self.chunk_rows = chunk_rows
 

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import torch
 from torch import nn
 
-from sk_easytensor.blocks._base import Block
+from sk_easytensor.blocks._base import Block, unsupported_column
 from sk_easytensor.parameters import check_number
 from sk_easytensor.summaries import SummaryMap, ValueCounts
 
@@ -139,7 +139,9 @@ class CategoryBlock(Block):
 
     def encode(self, table):
         codes = np.empty((table.num_rows, table.num_columns), dtype=np.int32)
-        for index, column in enumerate(table.columns):
+        for index, (field, column) in enumerate(zip(table.schema, table.columns, strict=True)):
+            if not self.accepts(field.type):
+                raise TypeError(unsupported_column(field, self))
             keys = category_keys(column)
             dictionary = self._dictionary_codes(keys.dictionary, index)
             # A missing value has no index; give it one past the end.

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import torch
 from torch import nn
 
-from sk_easytensor.blocks._base import Block
+from sk_easytensor.blocks._base import Block, unsupported_column
 from sk_easytensor.blocks.category import category_keys
 from sk_easytensor.blocks.numeric import NumericModule, centers_and_scales, encode_numbers
 from sk_easytensor.parameters import check_number
@@ -345,10 +345,7 @@ def _seconds(column, name):
     elif pa.types.is_null(kind):
         per_second, numbers = 1, column.cast(pa.int64())
     else:
-        raise TypeError(
-            f"column {name!r} is of type {kind} and cannot be read by DatetimeBlock, which reads "
-            f"{DatetimeBlock.accepted}"
-        )
+        raise TypeError(unsupported_column(pa.field(name, kind), DatetimeBlock()))
     missing = column.is_null().to_numpy()
     numbers = pc.fill_null(numbers, 0).to_numpy()
     seconds, rest = np.divmod(numbers, per_second)

@@ -19,7 +19,7 @@ from sk_easytensor.blocks._ngrams import (
 )
 from sk_easytensor.parameters import check_choice, check_number
 from sk_easytensor.summaries import SummaryMap, ValueCounts
-from sk_easytensor.tables import cast_column
+from sk_easytensor.tables import cast_column, sample_values
 from sk_easytensor.tensors import Ragged
 
 __all__ = ["TextBlock"]
@@ -32,15 +32,18 @@ SAMPLE, SAMPLE_LENGTH = 20_000, 1_000
 SHORT_WORDS, SHORT_DISTINCT = 2.5, 0.5
 # long ones unless they come from a short list, as the answers of a questionnaire do.
 LONG_WORDS, LONG_DISTINCT, LONG_MINIMUM = 8.0, 0.02, 50
-# What counts as a word there: it holds two letters in a row, so that dates, codes and numbers
-# have none and an address of a web page is one.
-COUNTED_WORD = r"(?:^|\s)\S*?\p{L}{2,}|[\p{Han}\p{Hiragana}\p{Katakana}]"
+# What counts as a word there: between two spaces it holds two letters in a row, so that dates,
+# codes and numbers have none and an address of a web page is one.
+COUNTED_WORD = r"\s\S*?\p{L}{2}|[\p{Han}\p{Hiragana}\p{Katakana}]"
 
 # Distinct n-grams or words a summary holds on to; up to here fitting is exact.
 CAPACITY = 500_000
 
 # Columns that flatten gives for each text column.
 PROJECTED = 64
+
+# Standard deviation of the initial vectors of n-grams.
+INITIAL_SPREAD = 0.01
 
 # The sub-word vocabulary is learned from so many words at most: the distinct ones, each
 # repeated in proportion to its count.
@@ -153,12 +156,12 @@ class TextBlock(Block):
         """Tell whether a column is of free text rather than of names, codes or categories."""
         if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
             return False
-        step = max(len(column) // SAMPLE, 1)
-        sample = column.take(pa.array(np.arange(0, len(column), step))).drop_null()
+        sample = sample_values(column, SAMPLE)
         if len(sample) == 0:
             return False
         sample = pc.utf8_slice_codeunits(sample, 0, SAMPLE_LENGTH)
-        words = pc.mean(pc.count_substring_regex(sample, COUNTED_WORD)).as_py()
+        spaced = pc.binary_join_element_wise("", sample, " ")
+        words = pc.mean(pc.count_substring_regex(spaced, COUNTED_WORD)).as_py()
         n_distinct = pc.count_distinct(sample).as_py()
         distinct = n_distinct / len(sample)
         if words >= LONG_WORDS and distinct >= LONG_DISTINCT and n_distinct >= LONG_MINIMUM:
@@ -309,7 +312,8 @@ class TextBlock(Block):
         else:
             ids = encoding["tokens"]
             # Dividing by the root of the length keeps long texts comparable to short ones.
-            weights = np.repeat(ids.lengths.numpy() ** -0.5, ids.lengths.numpy())
+            lengths = ids.lengths.numpy()
+            weights = np.repeat(lengths, lengths) ** -0.5
         projected = project(ids.offsets.numpy(), ids.values.numpy(), weights, PROJECTED)
         return projected.reshape(len(ids), -1)
 
@@ -442,7 +446,9 @@ class NgramModule(nn.Module):
         super().__init__()
         self.out_features = n_columns * width
         self.table = nn.EmbeddingBag(max(n_ids, 1), width, mode="sum")
-        nn.init.normal_(self.table.weight)
+        # Small, so that what is learned outweighs what was drawn even for rare n-grams.
+        nn.init.normal_(self.table.weight, std=INITIAL_SPREAD)
+        self.empty = nn.Parameter(torch.zeros(n_columns, width))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, ids, weights):
@@ -459,7 +465,9 @@ class NgramModule(nn.Module):
         """
         offsets = ids.offsets[:-1].to(ids.values.dtype)
         bags = self.table(ids.values, offsets, per_sample_weights=weights.values)
-        return self.dropout(bags.reshape(len(ids), self.out_features))
+        empty = (ids.lengths == 0).reshape(len(ids), -1, 1)
+        bags = bags.reshape(len(ids), *self.empty.shape) + empty * self.empty
+        return self.dropout(bags.flatten(1))
 
 
 class TransformerModule(nn.Module):
@@ -509,7 +517,7 @@ class TransformerModule(nn.Module):
         torch.Tensor of shape (batch, n_columns * width)
         """
         padded = tokens.to_padded()
-        n_lists, longest = padded.shape
+        longest = padded.shape[1]
         place = torch.arange(longest + 1, device=padded.device)
         known = place <= tokens.lengths[:, None]
         start = self.start.repeat(len(tokens), 1)[:, None]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
+from skorch.callbacks import Callback
 
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.compose import BlockParametersMixin, TableEncoder, blocks_diagram
 from sk_easytensor.inspection import column_importances
 from sk_easytensor.networks import TabM
 from sk_easytensor.networks.block_network import make_network
-from sk_easytensor.parameters import check_number
+from sk_easytensor.parameters import check_choice, check_number
 from sk_easytensor.tables import align_table, as_table, has_column_names
 from sk_easytensor.training.batches import EncodedRows
 from sk_easytensor.training.fitting import (
@@ -33,9 +37,9 @@ class BaseEasyTensor(
 ):
     """Base of the estimators; subclasses say what a target is.
 
-    A subclass implements ``_learn_target(y, weight)`` (sets what it needs to know about the
-    target and returns the head), ``_encode_target(y)`` (checks a target and returns it as a
-    tensor) and ``predict``.
+    A subclass implements ``_check_target(y)`` (returns a valid target as an array),
+    ``_learn_target(y, classes)`` (sets what it needs to know about the target and returns the
+    head), ``_encode_target(y)`` (returns a target as a tensor) and ``predict``.
     """
 
     def __init__(
@@ -131,7 +135,7 @@ class BaseEasyTensor(
         if fraction is not None:
             check_number(owner, "validation_fraction", fraction, low=0, high=1, exclusive=True)
         if self.trunk is not None:
-            if not hasattr(self.trunk, "make_module"):
+            if isinstance(self.trunk, type) or not hasattr(self.trunk, "make_module"):
                 raise ValueError(
                     f"{owner}: trunk must have make_module(in_features), such as MLP() or TabM(), "
                     f"got {self.trunk!r}"
@@ -140,6 +144,10 @@ class BaseEasyTensor(
                 self.trunk.check_parameters()
         resolve_optimizer(self.optimizer, owner)
         resolve_device(self.device, owner)
+        check_choice(owner, "warm_start", self.warm_start, (False, True))
+        if not isinstance(self.verbose, (bool, np.bool_)):
+            check_number(owner, "verbose", self.verbose, low=0, integer=True)
+        check_callbacks(self.callbacks, owner)
 
     # ------------------------------------------------------------------ fitting
 
@@ -177,7 +185,7 @@ class BaseEasyTensor(
             table = self._align(table, X)
         else:
             self._forget()
-            self._head = self._learn_target(y, weight)
+            self._head = self._learn_target(y)
         target = self._encode_target(y)
         weight = weight * self._class_weights(target)
         evals = self._read_eval_set(eval_set, eval_sample_weight, table, X)
@@ -186,10 +194,7 @@ class BaseEasyTensor(
             self._encoder.fit_table(table, X, backend)
             self._remember_columns()
         rows = self._encoded_rows(table, target, weight, backend)
-        evals = [
-            self._encoded_rows(self._encoder.read(table), *rest, backend)
-            for table, *rest in evals
-        ]
+        evals = self._encoded_evals(evals, backend)
         random_state = check_random_state(self.random_state)
         batch_size = self.batch_size or default_batch_size(len(rows))
         rows = merge_duplicates(rows, batch_size)
@@ -233,8 +238,7 @@ class BaseEasyTensor(
         if going_on:
             table = self._align(table, X)
         else:
-            seen = y if classes is None else np.asarray(classes)
-            self._head = self._learn_target(seen, np.ones(len(seen)), of=y)
+            self._head = self._learn_target(y, classes)
             self._encoder = TableEncoder(self.blocks, remainder=self.remainder)
             self._encoder.fit_table(table, X, backend)
             self._remember_columns()
@@ -264,7 +268,7 @@ class BaseEasyTensor(
             table, y, weight = table.take(rows), y[rows], weight[rows]
         return table, y, weight
 
-    def _check_weight(self, sample_weight, n_rows, name="sample_weight"):
+    def _check_weight(self, sample_weight, n_rows):
         if sample_weight is None:
             return np.ones(n_rows)
         sized = np.empty((n_rows, 0))
@@ -272,15 +276,21 @@ class BaseEasyTensor(
             sample_weight, sized, dtype=np.float64, ensure_non_negative=True
         )
         if not (weight > 0).any():
-            raise ValueError(f"{name} is zero for every row; at least one weight must be positive")
-        return weight
+            raise ValueError("Sample weights must contain at least one non-zero number.")
+        # Weights are relative; this keeps tiny ones from vanishing in single precision.
+        return weight / weight.max()
 
     def _read_eval_set(self, eval_set, eval_sample_weight, table, X):
         if eval_set is None:
             return []
+        if not isinstance(eval_set, (list, tuple)):
+            raise TypeError(f"eval_set must be a list of (X, y) pairs, got a {type(eval_set)}")
         if isinstance(eval_set, tuple) and len(eval_set) == 2:
             eval_set = [eval_set]
-        weights = eval_sample_weight or [None] * len(eval_set)
+        for index, pair in enumerate(eval_set):
+            if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+                raise ValueError(f"eval_set[{index}] must be a pair (X, y), got a {type(pair)}")
+        weights = [None] * len(eval_set) if eval_sample_weight is None else eval_sample_weight
         if len(weights) != len(eval_set):
             raise ValueError(
                 f"eval_sample_weight has {len(weights)} entries for {len(eval_set)} pairs in eval_set"
@@ -288,18 +298,25 @@ class BaseEasyTensor(
         named = has_column_names(X)
         read = []
         for index, ((X_eval, y_eval), weight) in enumerate(zip(eval_set, weights, strict=True)):
-            where = f"eval_set[{index}]"
-            rows = as_table(X_eval)
-            positional = not (named and has_column_names(X_eval))
-            rows = align_table(rows, table.column_names, positional=positional, owner=where)
-            try:
+            with errors_name(f"eval_set[{index}]"):
+                rows = as_table(X_eval)
+                positional = not (named and has_column_names(X_eval))
+                owner = type(self).__name__
+                rows = align_table(rows, table.column_names, positional=positional, owner=owner)
                 target = self._encode_target(self._check_target(y_eval))
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from error
-            check_consistent_length(_Sized(len(rows)), target)
-            weight = self._check_weight(weight, len(rows), f"eval_sample_weight[{index}]")
+                check_consistent_length(_Sized(len(rows)), target)
+            with errors_name(f"eval_sample_weight[{index}]"):
+                weight = self._check_weight(weight, len(rows))
             read.append((rows, target, weight))
         return read
+
+    def _encoded_evals(self, evals, backend):
+        encoded = []
+        for index, (table, target, weight) in enumerate(evals):
+            with errors_name(f"eval_set[{index}]"):
+                table = self._encoder.read(table)
+                encoded.append(self._encoded_rows(table, target, weight, backend))
+        return encoded
 
     def _encoded_rows(self, table, target, weight, backend):
         frame = self._encoder.encode_table(table, backend)
@@ -357,7 +374,7 @@ class BaseEasyTensor(
         self.evals_result_ = evals
         self.n_iter_ = before + len(result.history)
         self.best_iteration_ = before + result.best_iteration
-        judged = evals.get("valid_0", evals["training"])
+        judged = evals["valid_0" if "valid_loss" in result.history[0] else "training"]
         self.best_score_ = judged[metric][self.best_iteration_ - 1 - self.n_iter_]
         self._n_features_out = self.network_.trunk.out_features
         self._optimizer_state = result.optimizer_state
@@ -522,11 +539,54 @@ def resolve_device(device, owner):
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        # Fails for what torch does not know and for what this machine does not have.
+        torch.zeros(1, device=torch.device(device)).item()
         return str(torch.device(device))
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, AssertionError) as error:
         raise ValueError(
-            f"{owner}: device must be 'auto', 'cpu', 'cuda' or another torch device, got {device!r}"
+            f"{owner}: device must be 'auto', 'cpu', 'cuda' or another torch device of this "
+            f"machine, got {device!r}: {error}"
         ) from error
+
+
+def is_callback(entry):
+    """Tell whether skorch takes an object as a callback: one, a class, or either with a name."""
+    if isinstance(entry, tuple) and len(entry) == 2:
+        entry = entry[1]
+    return isinstance(entry, Callback) or (isinstance(entry, type) and issubclass(entry, Callback))
+
+
+def check_callbacks(callbacks, owner):
+    """Raise ``ValueError`` unless `callbacks` is None or a list of what skorch takes."""
+    if callbacks is None:
+        return
+    if not isinstance(callbacks, (list, tuple)) or not all(map(is_callback, callbacks)):
+        raise ValueError(
+            f"{owner}: callbacks must be a list of skorch callbacks or (name, callback) pairs, "
+            f"got {callbacks!r}"
+        )
+
+
+def check_no_missing(y):
+    """Raise ``ValueError`` for missing values that NumPy has no NaN for, such as None."""
+    import pandas as pd
+
+    if issparse(y):
+        return
+    values = np.asarray(y)
+    if values.dtype == object and pd.isna(values).any():
+        raise ValueError(f"Input y contains NaN: {pd.isna(values).sum()} of its values are missing")
+
+
+@contextmanager
+def errors_name(where):
+    """Begin the message of every error within the context with where it occurred."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    except TypeError as error:
+        raise TypeError(f"{where}: {error}") from error
 
 
 def _to_numpy(state):

@@ -9,8 +9,9 @@ from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_array, column_or_1d
 
-from sk_easytensor.estimators._base import BaseEasyTensor
+from sk_easytensor.estimators._base import BaseEasyTensor, check_no_missing
 from sk_easytensor.networks.heads import BinaryHead, MulticlassHead, MultilabelHead
+from sk_easytensor.parameters import check_number
 
 __all__ = ["EasyTensorClassifier"]
 
@@ -214,6 +215,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     # ------------------------------------------------------------------ target
 
     def _check_target(self, y):
+        check_no_missing(y)
         check_classification_targets(y)
         kind = type_of_target(y, input_name="y", raise_unknown=True)
         if kind.startswith("multilabel"):
@@ -225,13 +227,11 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
             )
         return column_or_1d(y, warn=True)
 
-    def _learn_target(self, y, weight, of=None):
-        if of is not None and np.ndim(of) == 2:
-            y = of
+    def _learn_target(self, y, classes=None):
         if np.ndim(y) == 2:
             self.classes_ = np.arange(y.shape[1])
             return MultilabelHead(y.shape[1])
-        self.classes_ = np.unique(y)
+        self.classes_ = np.unique(y if classes is None else classes)
         if len(self.classes_) == 1:
             raise ValueError(
                 f"Classifier can't train when only one class is present: y (where sample_weight "
@@ -260,12 +260,19 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         if self.class_weight is None:
             return 1.0
         if isinstance(self._head, MultilabelHead):
-            raise ValueError("class_weight is not defined for multilabel targets; use sample_weight")
+            raise ValueError(
+                "class_weight is not defined for multilabel targets; use sample_weight"
+            )
+        if isinstance(self.class_weight, dict):
+            for label, weight in self.class_weight.items():
+                check_number(type(self).__name__, f"class_weight[{label!r}]", weight, low=0)
         codes = target.numpy().astype(np.int64)
         labels = self.classes_[codes]
         weights = compute_class_weight(self.class_weight, classes=np.unique(labels), y=labels)
         table = np.ones(len(self.classes_))
         table[np.unique(codes)] = weights
+        if not (table[codes] > 0).any():
+            raise ValueError(f"class_weight is zero for every row: {self.class_weight}")
         return table[codes]
 
     def _strata(self, target):

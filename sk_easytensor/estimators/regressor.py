@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from sklearn.base import RegressorMixin
-from sklearn.utils.validation import check_array
+from sklearn.utils.validation import assert_all_finite, check_array
 
-from sk_easytensor.estimators._base import BaseEasyTensor
+from sk_easytensor.estimators._base import BaseEasyTensor, check_no_missing
 from sk_easytensor.networks.heads import RegressionHead
 from sk_easytensor.parameters import check_choice, check_number
 from sk_easytensor.training.batches import EncodedRows
@@ -136,19 +136,23 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
             )
 
     def _check_target(self, y):
+        check_no_missing(y)
         y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
+        if y.dtype.kind in "Mm":
+            raise ValueError(f"y must be numbers, got {y.dtype}")
         if y.dtype.kind not in "fiub":
             try:
                 y = y.astype(np.float64)
             except (TypeError, ValueError) as error:
                 raise ValueError(f"y must be numbers, got {y.dtype}: {error}") from error
+            assert_all_finite(y, input_name="y")
         if self.loss == "poisson" and (y < 0).any():
             raise ValueError(f"loss='poisson' needs y >= 0, got {y.min()}")
         if self.loss == "gamma" and (y <= 0).any():
             raise ValueError(f"loss='gamma' needs y > 0, got {y.min()}")
         return y.astype(np.float64)
 
-    def _learn_target(self, y, weight, of=None):
+    def _learn_target(self, y, classes=None):
         self._one_dimensional = y.ndim == 1
         self.n_outputs_ = 1 if y.ndim == 1 else y.shape[1]
         return RegressionHead(self.loss, self.n_outputs_, self.quantile)

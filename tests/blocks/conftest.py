@@ -21,7 +21,7 @@ def _assert_alike(left, right, where):
         assert left == right, where
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def assert_same_fit():
     """Compare two fitted blocks attribute by attribute."""
 

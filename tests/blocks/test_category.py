@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -46,7 +43,9 @@ def test_every_flavour_encodes_the_same(flavour):
         pd.Categorical(["b", None, "a", "b"], categories=["z", "a", "b"]),
         pl.Series(["b", None, "a", "b"], dtype=pl.Categorical),
         pl.Series(["b", None, "a", "b"], dtype=pl.Enum(["a", "b"])),
-        pa.chunked_array([pa.array(["b", None]).dictionary_encode(), pa.array(["a", "b"]).dictionary_encode()]),
+        pa.chunked_array(
+            [pa.array(["b", None]).dictionary_encode(), pa.array(["a", "b"]).dictionary_encode()]
+        ),
         pa.array(["b", None, "a", "b"], pa.large_string()),
         pa.array(["b", None, "a", "b"], pa.string_view()),
     ],
@@ -125,17 +124,10 @@ def test_hashing():
 
 
 def test_hashes_are_stable():
-    values = ["a", "", "ü", "a longer string of text"]
-    expected = hash_strings(pa.array(values)).tolist()
-    assert len(set(expected)) == 4
-    script = (
-        "import pyarrow as pa; from sk_easytensor.blocks.category import hash_strings;"
-        f"print(hash_strings(pa.array({values!r})).tolist())"
-    )
-    # Python's own hash of strings differs from process to process.
-    command = [sys.executable, "-c", script]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == str(expected)
+    # Saved models depend on these: another process or version must not change them.
+    expected = [13950350942979735504, 1760245841805064774, 6689755093696353227]
+    assert hash_strings(pa.array(["a", "", "ü"])).tolist() == expected
+    assert hash_strings(pa.array(["a", "", "ü"], pa.large_string())).tolist() == expected
 
 
 def test_keys_of_nothing():
@@ -199,5 +191,5 @@ def test_wrong_type_names_the_block_to_use():
     with pytest.raises(TypeError, match=r"'c' of type duration.*NumericBlock"):
         CategoryBlock().fit({"c": pa.array([1], pa.duration("s"))})
     block = CategoryBlock().fit({"c": ["a"]})
-    with pytest.raises(TypeError, match="column 'c'.*list"):
+    with pytest.raises(TypeError, match=r"column 'c'.*list"):
         block.transform({"c": [[1.0, 2.0]]})

@@ -19,7 +19,9 @@ def encode(block, values):
 
 
 def test_every_flavour_encodes_the_same(flavour):
-    frame = pd.DataFrame({"x": [0.5, np.nan, 2.25, -1.75], "n": [3, 1, 2, 5], "b": [True, False] * 2})
+    frame = pd.DataFrame(
+        {"x": [0.5, np.nan, 2.25, -1.75], "n": [3, 1, 2, 5], "b": [True, False] * 2}
+    )
     block = NumericBlock().fit(frame)
     found = NumericBlock().fit(flavour(frame)).transform(flavour(frame))["values"]
     torch.testing.assert_close(found, block.transform(frame)["values"], equal_nan=True)
@@ -133,7 +135,9 @@ def test_piecewise_is_a_linear_layer_over_the_bins():
 
 
 def test_columns_with_unlike_numbers_of_edges():
-    block = NumericBlock(bins=8).fit({"x": np.arange(100.0), "y": [0.0, 1.0] * 50, "z": [None] * 100})
+    block = NumericBlock(bins=8).fit(
+        {"x": np.arange(100.0), "y": [0.0, 1.0] * 50, "z": [None] * 100}
+    )
     assert [len(edges) for edges in block.edges_] == [9, 2, 0]
     output = block.make_module()(**block.transform({"x": [3.0], "y": [2.0], "z": [1.0]}))
     assert torch.isfinite(output).all()
@@ -164,7 +168,9 @@ def test_parameter_errors(name, value):
 
 
 def test_wrong_type_names_the_block_to_use():
-    with pytest.raises(TypeError, match=r"'x' of type .*string cannot be read by Nu.*CategoryBlock"):
+    with pytest.raises(
+        TypeError, match=r"'x' of type .*string cannot be read by Nu.*CategoryBlock"
+    ):
         NumericBlock().fit({"x": ["a"]})
     with pytest.raises(TypeError, match=r"'x' of type list<.*read by VectorBlock"):
         NumericBlock().fit({"x": [[1.0, 2.0]]})
