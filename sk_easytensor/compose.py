@@ -306,7 +306,8 @@ def check_blocks(blocks):
             raise ValueError(f"block name {name!r} occurs more than once; names must be unique")
         if not isinstance(block, Block):
             raise TypeError(
-                f"block {name!r} must be an instance of a Block, such as NumericBlock(), got {block!r}"
+                f"block {name!r} must be an instance of a Block, such as NumericBlock(), "
+                f"got {block!r}"
             )
         names.add(name)
     return blocks

@@ -36,8 +36,10 @@ def check_number(owner, name, value, *, low=None, high=None, integer=False, excl
         fits = value < high if exclusive else value <= high
     if not fits:
         noun = "an integer" if integer else "a number"
-        word = "greater than" if exclusive else "at least"
-        bounds = [f"{word} {low}"] if low is not None else []
+        bounds = []
+        if low is not None:
+            bounds.append(f"{'greater than' if exclusive else 'at least'} {low}")
         if high is not None:
             bounds.append(f"{'less than' if exclusive else 'at most'} {high}")
-        raise ValueError(f"{owner}: {name} must be {noun} {' and '.join(bounds)}, got {value!r}")
+        wanted = " ".join([noun, " and ".join(bounds)]).strip()
+        raise ValueError(f"{owner}: {name} must be {wanted}, got {value!r}")

@@ -244,13 +244,12 @@ class CategoryModule(nn.Module):
         self.unseen_probability = unseen_probability
         widths = [width or default_width(size) for size in n_codes]
         self.out_features = sum(widths)
-        self.tables = nn.ModuleList()
+        self.tables = nn.ParameterList()
         for size in sorted(set(widths)):
             columns = [index for index, value in enumerate(widths) if value == size]
             sizes = torch.tensor([n_codes[index] for index in columns])
-            table = nn.Embedding(int(sizes.sum()), size)
-            nn.init.normal_(table.weight, std=size**-0.5)
-            self.tables.append(table)
+            table = torch.randn(int(sizes.sum()), size) * size**-0.5
+            self.tables.append(nn.Parameter(table))
             group = len(self.tables) - 1
             self.register_buffer(f"columns_{group}", torch.tensor(columns))
             self.register_buffer(f"starts_{group}", torch.cumsum(sizes, 0) - sizes)
@@ -273,5 +272,7 @@ class CategoryModule(nn.Module):
         for group, table in enumerate(self.tables):
             columns = getattr(self, f"columns_{group}")
             starts = getattr(self, f"starts_{group}")
-            parts.append(table(codes[:, columns] + starts).flatten(1))
+            rows = (codes.index_select(1, columns) + starts).reshape(-1)
+            # index_select, because the gradient of an embedding is several times slower on a CPU.
+            parts.append(table.index_select(0, rows).reshape(len(codes), -1))
         return torch.cat(parts, dim=1)

@@ -229,8 +229,8 @@ class NumericModule(nn.Module):
         if embedding == "piecewise":
             knots = max([*n_edges, 2])
             self.steps = nn.Parameter(torch.zeros(n_columns, knots, width))
-            last = torch.tensor([max(count - 1, 0) for count in n_edges], dtype=torch.float32)
-            self.register_buffer("last", last)
+            last_bin = torch.tensor([max(count - 2, 0) for count in n_edges], dtype=torch.float32)
+            self.register_buffer("last_bin", last_bin)
             self.register_buffer("first_knot", torch.arange(n_columns) * knots)
         if embedding == "periodic":
             bound = 1 / math.sqrt(2 * frequencies)
@@ -278,11 +278,9 @@ class NumericModule(nn.Module):
         # A linear layer over piecewise-linear encodings is an interpolation between its running
         # sums, which needs two look-ups a number instead of a product over all bins.
         table = self.steps.cumsum(1).flatten(0, 1)
-        left = position.floor().clamp(max=self.last - 1).clamp(min=0)
-        fraction = (position - left)[..., None]
-        index = left.long() + self.first_knot
-        return linear + torch.lerp(
-            nn.functional.embedding(index, table),
-            nn.functional.embedding(index + 1, table),
-            fraction,
-        )
+        left = torch.minimum(position.floor(), self.last_bin)
+        fraction = (position - left).reshape(-1, 1)
+        index = (left.long() + self.first_knot).reshape(-1)
+        # index_select, because the gradient of an embedding is several times slower on a CPU.
+        below, above = table.index_select(0, index), table.index_select(0, index + 1)
+        return linear + torch.lerp(below, above, fraction).view_as(linear)

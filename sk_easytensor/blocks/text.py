@@ -160,7 +160,8 @@ class TextBlock(Block):
         if len(sample) == 0:
             return False
         sample = pc.utf8_slice_codeunits(sample, 0, SAMPLE_LENGTH)
-        spaced = pc.binary_join_element_wise("", sample, " ")
+        blank = pa.scalar(" ", sample.type)
+        spaced = pc.binary_join_element_wise(blank, sample, pa.scalar("", sample.type))
         words = pc.mean(pc.count_substring_regex(spaced, COUNTED_WORD)).as_py()
         n_distinct = pc.count_distinct(sample).as_py()
         distinct = n_distinct / len(sample)
@@ -499,9 +500,7 @@ class TransformerModule(nn.Module):
         # Stands before every text, so that there is always something to attend to.
         self.start = nn.Parameter(torch.randn(n_columns, width) * 0.3)
         self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(
-            TransformerLayer(width, heads, dropout) for _ in range(layers)
-        )
+        self.layers = nn.ModuleList(TransformerLayer(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.score = nn.Linear(width, 1, bias=False)
 

@@ -284,16 +284,19 @@ class BaseEasyTensor(
         if eval_set is None:
             return []
         if not isinstance(eval_set, (list, tuple)):
-            raise TypeError(f"eval_set must be a list of (X, y) pairs, got a {type(eval_set)}")
+            kind = type(eval_set).__name__
+            raise TypeError(f"eval_set must be a list of (X, y) pairs, got a {kind}")
         if isinstance(eval_set, tuple) and len(eval_set) == 2:
             eval_set = [eval_set]
         for index, pair in enumerate(eval_set):
             if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-                raise ValueError(f"eval_set[{index}] must be a pair (X, y), got a {type(pair)}")
+                kind = type(pair).__name__
+                raise ValueError(f"eval_set[{index}] must be a pair (X, y), got a {kind}")
         weights = [None] * len(eval_set) if eval_sample_weight is None else eval_sample_weight
         if len(weights) != len(eval_set):
             raise ValueError(
-                f"eval_sample_weight has {len(weights)} entries for {len(eval_set)} pairs in eval_set"
+                f"eval_sample_weight has {len(weights)} entries for {len(eval_set)} pairs in "
+                "eval_set"
             )
         named = has_column_names(X)
         read = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from skorch import NeuralNet
+from skorch.callbacks import Callback
 from torch import nn
 
 from sk_easytensor.training.batches import BatchIterator
@@ -79,6 +80,29 @@ class TensorNet(NeuralNet):
     def infer(self, x, **fit_params):
         return self.module_(x)
 
+    def notify(self, method_name, **cb_kwargs):
+        """Call the callbacks that implement a method, the net's own first."""
+        getattr(self, method_name)(self, **cb_kwargs)
+        for callback in self._listeners(method_name):
+            getattr(callback, method_name)(self, **cb_kwargs)
+
+    def _listeners(self, method_name):
+        # Asking every callback at every batch costs as much as a small layer.
+        found = self._listening.get(method_name)
+        if found is None:
+            silent = getattr(Callback, method_name)
+            found = [
+                callback
+                for _, callback in self.callbacks_
+                if getattr(type(callback), method_name) is not silent
+            ]
+            self._listening[method_name] = found
+        return found
+
+    def initialize_callbacks(self):
+        self._listening = {}
+        return super().initialize_callbacks()
+
     def fit_loop(self, X, y=None, epochs=None, **fit_params):
         """Train for some epochs.
 
@@ -94,6 +118,7 @@ class TensorNet(NeuralNet):
         rows = X.to(self.device)
         self.valid_rows = [valid.to(self.device) for valid in self.valid_rows]
         iterator = self.get_iterator(rows, training=True)
+        self._parameters = list(self.module_.parameters())
         self._average = WeightAverage(self.module_, self.average_decay)
         first_valid = self.valid_rows[0] if self.valid_rows else None
         about = {"dataset_train": rows, "dataset_valid": first_valid}
@@ -107,6 +132,7 @@ class TensorNet(NeuralNet):
         return self
 
     def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
+        self._set_training(training)
         total, n_rows = 0.0, 0
         for batch in iterator:
             self.notify("on_batch_begin", batch=batch, training=training)
@@ -117,14 +143,18 @@ class TensorNet(NeuralNet):
             self.notify("on_batch_end", batch=batch, training=training, **step)
         self.history.record(f"{prefix}_loss", float(total) / n_rows)
 
-    def train_step_single(self, batch, **fit_params):
-        self._set_training(True)
+    def train_step(self, batch, **fit_params):
+        self.optimizer_.zero_grad()
         with self._autocast():
             outputs = self.infer(batch.frame)
         loss = self.criterion_(outputs.float(), batch.target, batch.weight)
         loss.backward()
+        if self._listeners("on_grad_computed"):
+            named = list(self.module_.named_parameters())
+            self.notify("on_grad_computed", named_parameters=named, batch=batch, training=True)
         if self.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(self.module_.parameters(), self.gradient_clip)
+            nn.utils.clip_grad_norm_(self._parameters, self.gradient_clip)
+        self.optimizer_.step()
         return {"loss": loss, "y_pred": outputs}
 
     def _judge(self):
