@@ -184,6 +184,7 @@ def save_picture(model, path):
     right.axvline(best, color="gray", linestyle="--", label=f"best epoch: {best}")
     right.set_title("Learning curves")
     right.set_xlabel("epoch")
+    right.xaxis.get_major_locator().set_params(integer=True)
     right.set_ylabel("log loss")
     right.legend()
 

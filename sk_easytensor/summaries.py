@@ -173,7 +173,7 @@ class Quantiles(Summary):
 
     EXACT = 65_536
     POINTS = 16_384
-    CHUNK = 524_288
+    CHUNK = 262_144
 
     def __init__(self, values, counts, n_missing=0, n_infinite=0, n_rows=0):
         self.values = values

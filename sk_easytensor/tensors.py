@@ -63,7 +63,8 @@ class Ragged:
             values = self.values[int(offsets[0]) : int(offsets[-1])]
             return Ragged(values, offsets - offsets[0], self.n_columns)
         if self.n_columns > 1:
-            rows = (rows[:, None] * self.n_columns + torch.arange(self.n_columns)).reshape(-1)
+            columns = torch.arange(self.n_columns, device=rows.device)
+            rows = (rows[:, None] * self.n_columns + columns).reshape(-1)
         return self._take_lists(rows)
 
     def permute_columns(self, columns, rows):
@@ -75,9 +76,9 @@ class Ragged:
     def _take_lists(self, lists):
         starts = self.offsets[lists]
         lengths = self.offsets[lists + 1] - starts
-        offsets = torch.zeros(len(lists) + 1, dtype=torch.int64)
+        offsets = starts.new_zeros(len(lists) + 1)
         torch.cumsum(lengths, 0, out=offsets[1:])
-        positions = torch.arange(int(offsets[-1]))
+        positions = torch.arange(int(offsets[-1]), device=offsets.device)
         positions += torch.repeat_interleave(starts - offsets[:-1], lengths)
         return Ragged(self.values[positions], offsets, self.n_columns)
 

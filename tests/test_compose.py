@@ -423,7 +423,7 @@ def test_chunks_and_threads_give_the_same_encoder(n_jobs, frame):
     from sk_easytensor.backends import LocalBackend
 
     whole = TableEncoder().fit(frame)
-    backend = LocalBackend(n_jobs, chunk_rows=7)
+    backend = LocalBackend(n_jobs, chunk_rows=1)
     chunked = TableEncoder().fit_table(as_table(frame), frame, backend)
     encoded = chunked.encode_table(as_table(frame), backend)
     assert encoded.equals(whole.encode(frame))

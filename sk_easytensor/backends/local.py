@@ -10,11 +10,14 @@ import torch
 from joblib import effective_n_jobs
 
 from sk_easytensor.parameters import check_number
-from sk_easytensor.summaries import merge_all
+from sk_easytensor.summaries import SummaryMap, merge_all
 from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.fitting import train_network
 
 __all__ = ["LocalBackend", "limited_threads", "resolve_threads"]
+
+COLUMN_WISE = 16
+"""So many times more rows at a time for blocks that work column by column."""
 
 
 class LocalBackend:
@@ -25,7 +28,8 @@ class LocalBackend:
     n_jobs : int or None, default=None
         Threads; see :func:`resolve_threads`.
     chunk_rows : int, default=262_144
-        Rows that are summarised or encoded at a time.
+        Rows that are summarised or encoded at a time; several times more by blocks that work
+        column by column.
     """
 
     def __init__(self, n_jobs=None, chunk_rows=262_144):
@@ -51,10 +55,20 @@ class LocalBackend:
         -------
         dict of {str: Summary}
         """
-        parts = self._map_chunks(
-            table, lambda chunk, block, columns: block.summarize(chunk.select(columns)), blocks
-        )
-        return {name: merge_all(summaries) for name, summaries in parts.items()}
+        work = {}
+        for name, (block, columns) in blocks.items():
+            groups = [[column] for column in columns] if block.column_wise else [columns]
+            chunk_rows = self._chunk_rows(table, block, len(groups))
+            for group in groups:
+                chunks = slices(table.select(group), chunk_rows)
+                work[name, *group] = (block.summarize, chunks)
+        merged = {key: merge_all(parts) for key, parts in self._run(table, work).items()}
+        summaries = {}
+        for (name, *_), summary in merged.items():
+            if name in summaries:
+                summary = SummaryMap(summaries[name] | summary)
+            summaries[name] = summary
+        return summaries
 
     def encode(self, table, blocks):
         """Encode a table with fitted blocks.
@@ -63,16 +77,15 @@ class LocalBackend:
         -------
         TensorFrame
         """
-        parts = self._map_chunks(
-            table, lambda chunk, block, columns: block.encode(chunk.select(columns)), blocks
-        )
-        if len(table) <= self.chunk_rows:
-            return TensorFrame({name: part[0] for name, part in parts.items()}, len(table))
-        chunks = [
-            TensorFrame({name: part[index] for name, part in parts.items()})
-            for index in range(len(next(iter(parts.values()))))
-        ]
-        return TensorFrame.concatenate(chunks)
+        work = {}
+        for name, (block, columns) in blocks.items():
+            chunks = slices(table.select(columns), self._chunk_rows(table, block))
+            work[name] = (block.encode, chunks)
+        encodings = {
+            name: TensorFrame.concatenate([TensorFrame({name: part}) for part in parts])[name]
+            for name, parts in self._run(table, work).items()
+        }
+        return TensorFrame(encodings, len(table))
 
     def train(self, network, head, rows, valid_rows, settings):
         """Train a network; see :func:`~sk_easytensor.training.fitting.train_network`."""
@@ -102,24 +115,39 @@ class LocalBackend:
             ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _map_chunks(self, table, function, blocks):
-        starts = range(0, max(len(table), 1), self.chunk_rows)
+    def _chunk_rows(self, table, block, n_groups=1):
+        """Return how many rows of a table a block gets at a time."""
+        if not block.column_wise:
+            return self.chunk_rows
+        # Chunks are looked up in and merged into whole vocabularies, so the fewer the better, as
+        # long as every thread gets one.
+        chunk_rows = COLUMN_WISE * self.chunk_rows
+        threads = resolve_threads(self.n_jobs)
+        while chunk_rows > self.chunk_rows and n_groups * -(-len(table) // chunk_rows) < threads:
+            chunk_rows //= 2
+        return chunk_rows
+
+    def _run(self, table, work):
+        """Call functions on chunks of a table; both `work` and the results are by key."""
         tasks = [
-            (name, table.slice(start, self.chunk_rows), block, columns)
-            for start in starts
-            for name, (block, columns) in blocks.items()
+            (key, function, chunk) for key, (function, chunks) in work.items() for chunk in chunks
         ]
         # Threads only pay where there is more than one chunk's worth of work.
-        threads = resolve_threads(self.n_jobs) if len(starts) > 1 else 1
+        threads = resolve_threads(self.n_jobs) if len(table) > self.chunk_rows else 1
         if threads == 1:
-            results = [function(*task[1:]) for task in tasks]
+            results = [function(chunk) for _, function, chunk in tasks]
         else:
             with ThreadPoolExecutor(threads) as pool:
-                results = list(pool.map(lambda task: function(*task[1:]), tasks))
-        parts = {name: [] for name in blocks}
-        for (name, *_), result in zip(tasks, results, strict=True):
-            parts[name].append(result)
+                results = list(pool.map(lambda task: task[1](task[2]), tasks))
+        parts = {key: [] for key in work}
+        for (key, *_), result in zip(tasks, results, strict=True):
+            parts[key].append(result)
         return parts
+
+
+def slices(table, n_rows):
+    """Cut a table into pieces of `n_rows` rows, at least one."""
+    return [table.slice(start, n_rows) for start in range(0, max(len(table), 1), n_rows)]
 
 
 def resolve_threads(n_jobs):

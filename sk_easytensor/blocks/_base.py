@@ -55,6 +55,10 @@ class Block(TransformerMixin, BaseEstimator, ABC):
     accepted = ""
     """The column types it reads, in words, for error messages."""
 
+    column_wise = False
+    """Whether summaries are a :class:`~sk_easytensor.summaries.SummaryMap` by column and take
+    little memory a row. Columns may then be summarised apart, and many rows at a time."""
+
     @classmethod
     @abstractmethod
     def accepts(cls, column_type):
@@ -176,6 +180,23 @@ class Block(TransformerMixin, BaseEstimator, ABC):
         columns = getattr(self, "feature_names_in_", None)
         details = None if columns is None else ", ".join(map(str, columns))
         return _VisualBlock("single", self, names=type(self).__name__, name_details=details)
+
+
+def cached_slices(n_rows, size=16_384):
+    """Cut rows into slices whose columns stay in a processor's cache while they are interleaved.
+
+    Parameters
+    ----------
+    n_rows : int
+        All rows.
+    size : int, default=16_384
+        Rows a slice.
+
+    Returns
+    -------
+    list of slice
+    """
+    return [slice(start, start + size) for start in range(0, n_rows, size)]
 
 
 def unsupported_column(field, block=None):

@@ -8,13 +8,14 @@ import pyarrow.compute as pc
 import torch
 from torch import nn
 
-from sk_easytensor.blocks._base import Block, unsupported_column
+from sk_easytensor.blocks._base import Block, cached_slices, unsupported_column
 from sk_easytensor.parameters import check_number
 from sk_easytensor.summaries import SummaryMap, ValueCounts
 
 __all__ = ["CategoryBlock", "CategoryModule", "category_keys", "hash_strings"]
 
 MISSING, UNSEEN, KNOWN = 0, 1, 2
+STRINGS = (pa.string(), pa.large_string())
 
 
 class CategoryBlock(Block):
@@ -34,6 +35,10 @@ class CategoryBlock(Block):
     unseen_probability : float, default=0.01
         Fraction of training values shown to the network as unseen, so that categories it has
         never met predict sensibly.
+    shrinkage : float, default=50.0
+        How many rows it takes to trust a category: the vector of one seen n times starts at
+        ``n / (n + shrinkage)`` of the usual distance from the vector common to its column, so
+        that rare categories begin as what an unseen one is.
 
     Attributes
     ----------
@@ -58,6 +63,7 @@ class CategoryBlock(Block):
 
     kind = "category"
     accepted = "strings, integers, booleans, dictionary (categorical) columns"
+    column_wise = True
 
     def __init__(
         self,
@@ -67,12 +73,14 @@ class CategoryBlock(Block):
         hash_buckets=None,
         width=None,
         unseen_probability=0.01,
+        shrinkage=50.0,
     ):
         self.min_frequency = min_frequency
         self.max_categories = max_categories
         self.hash_buckets = hash_buckets
         self.width = width
         self.unseen_probability = unseen_probability
+        self.shrinkage = shrinkage
 
     @classmethod
     def accepts(cls, column_type):
@@ -105,6 +113,7 @@ class CategoryBlock(Block):
         check_number(name, "min_frequency", self.min_frequency, low=1, integer=True)
         check_number(name, "max_categories", self.max_categories, low=1, integer=True)
         check_number(name, "unseen_probability", self.unseen_probability, low=0, high=1)
+        check_number(name, "shrinkage", self.shrinkage, low=0)
         if self.hash_buckets is not None:
             check_number(name, "hash_buckets", self.hash_buckets, low=1, integer=True)
         if self.width is not None:
@@ -138,28 +147,51 @@ class CategoryBlock(Block):
         return [len(values) + KNOWN for values in self.categories_]
 
     def encode(self, table):
-        codes = np.empty((table.num_rows, table.num_columns), dtype=np.int32)
+        columns = []
         for index, (field, column) in enumerate(zip(table.schema, table.columns, strict=True)):
             if not self.accepts(field.type):
                 raise TypeError(unsupported_column(field, self))
-            keys = category_keys(column)
-            dictionary = self._dictionary_codes(keys.dictionary, index)
-            # A missing value has no index; give it one past the end.
-            lookup = np.append(dictionary, np.int32(MISSING))
-            indices = pc.fill_null(keys.indices, len(dictionary)).to_numpy(zero_copy_only=False)
-            codes[:, index] = lookup[indices]
+            columns.append(self._column_codes(column, index))
+        codes = np.empty((table.num_rows, table.num_columns), dtype=np.int32)
+        for rows in cached_slices(table.num_rows):
+            for index, column in enumerate(columns):
+                codes[rows, index] = column[rows]
         return {"codes": torch.from_numpy(codes)}
+
+    def _column_codes(self, column, index):
+        if self.hash_buckets is None and column.type in STRINGS:
+            # Looking up every row costs less than finding the distinct ones first.
+            codes = self._known_codes(column, index)
+            if column.null_count:
+                codes[column.is_null().to_numpy()] = MISSING
+            return codes
+        keys = category_keys(column)
+        dictionary = self._dictionary_codes(keys.dictionary, index)
+        # A missing value has no index; give it one past the end.
+        lookup = np.append(dictionary, np.int32(MISSING))
+        return lookup[pc.fill_null(keys.indices, len(dictionary)).to_numpy(zero_copy_only=False)]
 
     def _dictionary_codes(self, values, index):
         if self.hash_buckets is not None:
             hashed = hash_strings(values) % np.uint64(self.hash_buckets)
             return hashed.astype(np.int32) + np.int32(KNOWN)
-        found = pc.index_in(values, value_set=self.categories_[index])
-        known = pc.fill_null(found, -1).to_numpy(zero_copy_only=False).astype(np.int32)
-        return np.where(known < 0, np.int32(UNSEEN), known + np.int32(KNOWN))
+        return self._known_codes(values, index)
+
+    def _known_codes(self, values, index):
+        found = pc.index_in(values, value_set=self.categories_[index].cast(values.type))
+        return pc.fill_null(found, UNSEEN - KNOWN).to_numpy(zero_copy_only=False) + np.int32(KNOWN)
 
     def make_module(self):
-        return CategoryModule(self.n_codes, self.width, self.unseen_probability)
+        return CategoryModule(self.n_codes, self.width, self.unseen_probability, self._trust())
+
+    def _trust(self):
+        """How far each code's vector may start from the column's common one, from 0 to 1."""
+        if self.hash_buckets is not None:
+            return [np.ones(size, dtype=np.float32) for size in self.n_codes]
+        return [
+            np.concatenate([np.zeros(KNOWN), counts / (counts + self.shrinkage)]).astype(np.float32)
+            for counts in self.counts_
+        ]
 
     def flatten(self, encoding):
         """Return the codes as numbers: 0 missing, 1 unseen, then by falling frequency."""
@@ -237,19 +269,24 @@ class CategoryModule(nn.Module):
         Width of every column, or None for a width by cardinality.
     unseen_probability : float
         Fraction of codes replaced by the code for unseen while training.
+    trust : list of ndarray of float32
+        For each code of each column, how far its vector starts from the column's common one.
     """
 
-    def __init__(self, n_codes, width=None, unseen_probability=0.0):
+    def __init__(self, n_codes, width, unseen_probability, trust):
         super().__init__()
         self.unseen_probability = unseen_probability
         widths = [width or default_width(size) for size in n_codes]
         self.out_features = sum(widths)
         self.tables = nn.ParameterList()
+        self.common = nn.ParameterList()
         for size in sorted(set(widths)):
             columns = [index for index, value in enumerate(widths) if value == size]
             sizes = torch.tensor([n_codes[index] for index in columns])
-            table = torch.randn(int(sizes.sum()), size) * size**-0.5
+            spread = torch.from_numpy(np.concatenate([trust[index] for index in columns]))
+            table = torch.randn(int(sizes.sum()), size) * size**-0.5 * spread[:, None]
             self.tables.append(nn.Parameter(table))
+            self.common.append(nn.Parameter(torch.randn(len(columns) * size) * size**-0.5))
             group = len(self.tables) - 1
             self.register_buffer(f"columns_{group}", torch.tensor(columns))
             self.register_buffer(f"starts_{group}", torch.cumsum(sizes, 0) - sizes)
@@ -274,5 +311,5 @@ class CategoryModule(nn.Module):
             starts = getattr(self, f"starts_{group}")
             rows = (codes.index_select(1, columns) + starts).reshape(-1)
             # index_select, because the gradient of an embedding is several times slower on a CPU.
-            parts.append(table.index_select(0, rows).reshape(len(codes), -1))
+            parts.append(table.index_select(0, rows).reshape(len(codes), -1) + self.common[group])
         return torch.cat(parts, dim=1)

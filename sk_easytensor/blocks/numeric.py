@@ -9,13 +9,14 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from sk_easytensor.blocks._base import Block
+from sk_easytensor.blocks._base import Block, cached_slices
 from sk_easytensor.parameters import check_choice, check_number
 from sk_easytensor.summaries import Quantiles, SummaryMap
 from sk_easytensor.tables import to_float64
 
 __all__ = ["NumericBlock"]
 
+LARGEST = 1e300
 EMBEDDINGS = ("piecewise", "periodic", "linear", "none")
 
 
@@ -30,7 +31,7 @@ class NumericBlock(Block):
         ``"none"``: the scaled number itself.
     width : int, default=8
         Size of each column's vector.
-    bins : int, default=64
+    bins : int, default=128
         At most so many quantile bins a column, for ``"piecewise"``.
     frequencies : int, default=16
         Sines and cosines a column, for ``"periodic"``.
@@ -64,9 +65,10 @@ class NumericBlock(Block):
 
     kind = "numeric"
     accepted = "integers, floats, decimals, booleans, durations, times of day"
+    column_wise = True
 
     def __init__(
-        self, embedding="piecewise", *, width=8, bins=64, frequencies=16, frequency_scale=0.1
+        self, embedding="piecewise", *, width=8, bins=128, frequencies=16, frequency_scale=0.1
     ):
         self.embedding = embedding
         self.width = width
@@ -117,13 +119,15 @@ class NumericBlock(Block):
         return self
 
     def encode(self, table):
+        columns = [
+            to_float64(column, name, block="NumericBlock")
+            for name, column in zip(table.column_names, table.columns, strict=True)
+        ]
+        learned = list(zip(self.edges_, self.center_, self.scale_, strict=True))
         encoded = np.empty((table.num_rows, table.num_columns, 2), dtype=np.float32)
-        names = zip(table.column_names, table.columns, strict=True)
-        for index, (name, column) in enumerate(names):
-            values = to_float64(column, name, block="NumericBlock")
-            encoded[:, index] = encode_numbers(
-                values, self.edges_[index], self.center_[index], self.scale_[index]
-            )
+        for rows in cached_slices(table.num_rows):
+            for index, values in enumerate(columns):
+                encoded[rows, index] = encode_numbers(values[rows], *learned[index])
         return {"values": torch.from_numpy(encoded)}
 
     def make_module(self):
@@ -185,10 +189,13 @@ def encode_numbers(values, edges, center, scale):
     ndarray of float64, shape (n, 2)
         Scaled numbers and their positions among the edges.
     """
-    scaled = (values - center) / scale
+    finite = np.isfinite(values)
+    with np.errstate(over="ignore"):
+        scaled = (values - center) / scale
+    # A finite value that is too large to be scaled is an outlier, not an infinite one.
+    np.clip(scaled, -LARGEST, LARGEST, out=scaled, where=finite)
     # Bounds outliers smoothly, as RealMLP does (Holzmueller et al., 2024). hypot does not
     # overflow where a square would, which would send the largest outliers to 0.
-    finite = np.isfinite(scaled)
     bounded = np.divide(scaled, np.hypot(1, scaled / 3), out=scaled.copy(), where=finite)
     if len(edges):
         position = np.interp(values, edges, np.arange(len(edges)))

@@ -17,8 +17,15 @@ from sk_easytensor.blocks._ngrams import (
     hashed_ngrams,
     project,
 )
+from sk_easytensor.blocks._subwords import (
+    TransformerModule,
+    count_words,
+    encode_subwords,
+    load_tokenizer,
+    train_tokenizer,
+)
 from sk_easytensor.parameters import check_choice, check_number
-from sk_easytensor.summaries import SummaryMap, ValueCounts
+from sk_easytensor.summaries import SummaryMap
 from sk_easytensor.tables import cast_column, sample_values
 from sk_easytensor.tensors import Ragged
 
@@ -45,10 +52,6 @@ PROJECTED = 64
 # Standard deviation of the initial vectors of n-grams.
 INITIAL_SPREAD = 0.01
 
-# The sub-word vocabulary is learned from so many words at most: the distinct ones, each
-# repeated in proportion to its count.
-TRAINING_WORDS = 500_000
-
 
 class TextBlock(Block):
     """Free text.
@@ -63,7 +66,7 @@ class TextBlock(Block):
         Fewest and most words of an n-gram.
     min_frequency : int, default=3
         N-grams found in fewer rows are left out.
-    max_features : int, default=50_000
+    max_features : int, default=30_000
         At most so many n-grams a column, those found in most rows.
     hash_buckets : int or None, default=None
         If given, n-grams are hashed into so many buckets a column and no vocabulary is kept.
@@ -119,7 +122,7 @@ class TextBlock(Block):
         *,
         ngram_range=(1, 2),
         min_frequency=3,
-        max_features=50_000,
+        max_features=30_000,
         hash_buckets=None,
         width=None,
         dropout=0.1,
@@ -281,12 +284,10 @@ class TextBlock(Block):
         return owner[used], found[used], occurrences[used]
 
     def _encode_tokens(self, column):
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_str(self.tokenizer_)
+        tokenizer = load_tokenizer(self.tokenizer_)
         tokens = [_empty(torch.int32)]
         for texts, rows in distinct_texts(column):
-            lists = subwords(tokenizer, Words(texts), self.max_length)
+            lists = encode_subwords(tokenizer, Words(texts), self.max_length)
             tokens.append(lists.take(torch.from_numpy(rows)))
         return Ragged.concatenate(tokens)
 
@@ -294,10 +295,8 @@ class TextBlock(Block):
         if self.encoder == "ngrams":
             n_ids = sum(len(idf) for idf in self.idf_)
             return NgramModule(n_ids, self.n_features_in_, self._width(), self.dropout)
-        from tokenizers import Tokenizer
-
         return TransformerModule(
-            n_tokens=Tokenizer.from_str(self.tokenizer_).get_vocab_size(),
+            n_tokens=load_tokenizer(self.tokenizer_).get_vocab_size(),
             n_columns=self.n_features_in_,
             max_length=self.max_length,
             width=self._width(),
@@ -341,93 +340,6 @@ def _interleave(columns, n_rows):
     return Ragged(lists.values, lists.offsets, n_columns)
 
 
-def count_words(column, *, capacity):
-    """Count how often each word occurs in a column, for learning sub-words from."""
-    kind = pa.large_string()
-    total = ValueCounts(pa.array([], kind), np.zeros(0, np.int64), 0, 0, capacity=capacity)
-    for texts, rows in distinct_texts(column):
-        copies = np.bincount(rows, minlength=len(texts) + 1)
-        words = Words(texts)
-        counts = np.bincount(
-            words.codes, weights=copies[words.owner], minlength=len(words.distinct)
-        ).astype(np.int64)
-        n_missing = int(copies[len(texts)])
-        part = ValueCounts(words.distinct, counts, n_missing, len(rows), capacity=capacity)
-        total = total.merge(part)
-    return total
-
-
-def train_tokenizer(counts, vocabulary_size):
-    """Learn byte pairs from word counts and return the tokenizer as JSON.
-
-    Parameters
-    ----------
-    counts : ValueCounts
-        Of words.
-    vocabulary_size : int
-        At most so many sub-words.
-
-    Returns
-    -------
-    str
-    """
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
-    words, frequency = counts.most_common(limit=CAPACITY)
-    share = min(TRAINING_WORDS / max(int(frequency.sum()), 1), 1.0)
-    copies = np.maximum(np.rint(frequency * share), 1).astype(np.int64)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(use_regex=False)]
-    )
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size,
-        min_frequency=2,
-        show_progress=False,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    )
-    repeated = (
-        f"{word} " * count for word, count in zip(words.to_pylist(), copies.tolist(), strict=True)
-    )
-    tokenizer.train_from_iterator(repeated, trainer)
-    return tokenizer.to_str()
-
-
-def subwords(tokenizer, words, max_length):
-    """Write texts in sub-words; only their distinct words are split.
-
-    Parameters
-    ----------
-    tokenizer : tokenizers.Tokenizer
-    words : Words
-    max_length : int
-        Sub-words kept of each text.
-
-    Returns
-    -------
-    Ragged of int32
-        A list for each text and an empty one for missing texts.
-    """
-    # Each word has at least one sub-word, so that later words cannot matter.
-    starts = np.searchsorted(words.owner, np.arange(words.n_texts))
-    kept = np.arange(len(words.owner)) - starts[words.owner] < max_length
-    codes, owner = words.codes[kept], words.owner[kept]
-    used, codes = np.unique(codes, return_inverse=True)
-    distinct = words.distinct.take(pa.array(used)).to_pylist()
-    split = [item.ids for item in tokenizer.encode_batch_fast(distinct)]
-    sizes = np.fromiter(map(len, split), np.int64, len(split))
-    offsets = torch.from_numpy(np.append(0, np.cumsum(sizes)))
-    pieces = torch.tensor([piece for item in split for piece in item], dtype=torch.int32)
-    lists = Ragged(pieces, offsets).take(torch.from_numpy(codes))
-    # The words of a text are neighbours: its list runs from its first word to its last.
-    bounds = lists.offsets[np.searchsorted(owner, np.arange(words.n_texts + 2))]
-    text = torch.repeat_interleave(bounds.diff())
-    kept = torch.arange(len(text)) - bounds[text] < max_length
-    offsets = torch.zeros_like(bounds)
-    torch.cumsum(bounds.diff().clamp(max=max_length), 0, out=offsets[1:])
-    return Ragged(lists.values[kept], offsets)
-
-
 class NgramModule(nn.Module):
     """Sum the weighted vectors of each list's n-grams.
 
@@ -469,90 +381,3 @@ class NgramModule(nn.Module):
         empty = (ids.lengths == 0).reshape(len(ids), -1, 1)
         bags = bags.reshape(len(ids), *self.empty.shape) + empty * self.empty
         return self.dropout(bags.flatten(1))
-
-
-class TransformerModule(nn.Module):
-    """Read each text with a small pre-norm transformer and pool it by attention.
-
-    Parameters
-    ----------
-    n_tokens : int
-        Sub-words.
-    n_columns : int
-        Text columns; they share all parameters but one vector each.
-    max_length : int
-        Longest list.
-    width : int
-        Size of each column's vector and of all layers.
-    layers, heads : int
-        Layers and attention heads.
-    dropout : float
-        Fraction of activations zeroed in training.
-    """
-
-    def __init__(self, n_tokens, n_columns, max_length, width, layers, heads, dropout=0.0):
-        super().__init__()
-        self.out_features = n_columns * width
-        self.n_columns = n_columns
-        self.tokens = nn.Embedding(n_tokens, width)
-        self.positions = nn.Parameter(torch.randn(max_length, width) * 0.1)
-        nn.init.normal_(self.tokens.weight, std=0.3)
-        # Stands before every text, so that there is always something to attend to.
-        self.start = nn.Parameter(torch.randn(n_columns, width) * 0.3)
-        self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(TransformerLayer(width, heads, dropout) for _ in range(layers))
-        self.norm = nn.LayerNorm(width)
-        self.score = nn.Linear(width, 1, bias=False)
-
-    def forward(self, tokens):
-        """Return the vectors of all columns.
-
-        Parameters
-        ----------
-        tokens : Ragged of int32
-
-        Returns
-        -------
-        torch.Tensor of shape (batch, n_columns * width)
-        """
-        padded = tokens.to_padded()
-        longest = padded.shape[1]
-        place = torch.arange(longest + 1, device=padded.device)
-        known = place <= tokens.lengths[:, None]
-        start = self.start.repeat(len(tokens), 1)[:, None]
-        embedded = self.tokens(padded) + self.positions[:longest]
-        hidden = self.dropout(torch.cat([start, embedded], dim=1))
-        for layer in self.layers:
-            hidden = layer(hidden, known[:, None, None, :])
-        hidden = self.norm(hidden)
-        share = self.score(hidden).masked_fill(~known[..., None], -torch.inf).softmax(dim=1)
-        pooled = (share * hidden).sum(dim=1)
-        return pooled.reshape(len(tokens), self.out_features)
-
-
-class TransformerLayer(nn.Module):
-    """Attention and a feed-forward network, each after a norm and added to its input."""
-
-    def __init__(self, width, heads, dropout):
-        super().__init__()
-        self.heads = heads
-        self.attention_norm = nn.LayerNorm(width)
-        self.attention_in = nn.Linear(width, 3 * width)
-        self.attention_out = nn.Linear(width, width)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, 2 * width),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(2 * width, width),
-        )
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, hidden, mask):
-        """Return the next layer's input; `mask` is False where there is only padding."""
-        joined = self.attention_in(self.attention_norm(hidden))
-        split = joined.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = nn.functional.scaled_dot_product_attention(*split, attn_mask=mask)
-        attended = self.attention_out(attended.transpose(1, 2).flatten(2))
-        hidden = hidden + self.dropout(attended)
-        return hidden + self.dropout(self.feed_forward(hidden))

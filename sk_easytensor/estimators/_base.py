@@ -30,6 +30,7 @@ from sk_easytensor.training.splits import merge_duplicates, validation_rows
 __all__ = ["BaseEasyTensor"]
 
 IMPORTANCE_ROWS = 2048
+IMPORTANCE_ROWS_AT_LEAST = 32
 
 
 class BaseEasyTensor(
@@ -360,7 +361,8 @@ class BaseEasyTensor(
             evals = [self._scaled(valid) for valid in evals]
             result = backend.train(self.network_, self._head, rows, evals, settings)
         self._record(result, going_on)
-        self._importance_rows = bounded_sample(evals[0] if evals else rows, seed)
+        judged = evals[0] if evals and len(evals[0]) >= IMPORTANCE_ROWS_AT_LEAST else rows
+        self._importance_rows = bounded_sample(judged, seed)
         self._importance_seed = seed
         return self
 
@@ -444,7 +446,7 @@ class BaseEasyTensor(
         """Permutation importance of each input column, an ndarray of shape (n_features_in_,).
 
         How much the loss rises on rows set apart for validation (at most 2,048 of them; training
-        rows if there are none) when a column's values are shuffled among them, at least 0 and
+        rows if there are fewer than 32) when a column's values are shuffled among them, at least 0 and
         scaled to sum to 1. Computed on the encoded rows, so that it costs forward passes only,
         when first asked for or when the estimator is pickled: pickles hold no rows.
         """

@@ -245,6 +245,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
             if np.ndim(y) != 2 or y.shape[1] != len(self.classes_):
                 raise ValueError(f"y must have {len(self.classes_)} columns, one for each label")
             return torch.from_numpy(np.asarray(y, dtype=np.float32))
+        if np.ndim(y) == 2:
+            raise ValueError("y has several columns, but the classifier was fitted on one")
         codes = np.searchsorted(self.classes_, y)
         codes[codes == len(self.classes_)] = 0
         unseen = self.classes_[codes] != y

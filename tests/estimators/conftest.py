@@ -16,7 +16,8 @@ def make_mixed(n_rows, seed=0):
             "flag": rng.random(n_rows) < 0.5,
             "city": rng.choice(["Oslo", "Lima", "Rome"], n_rows),
             "grade": pd.Categorical(rng.choice(["low", "high"], n_rows)),
-            "day": pd.to_datetime("2024-01-01") + pd.to_timedelta(rng.integers(0, 500, n_rows), "D"),
+            "day": pd.to_datetime("2024-01-01")
+            + pd.to_timedelta(rng.integers(0, 500, n_rows), "D"),
         }
     )
     score = frame["amount"] + (frame["city"] == "Oslo") + 0.1 * rng.normal(size=n_rows)
@@ -57,7 +58,7 @@ def regressor(quick):
 
 
 class Recorder(Callback):
-    """Counts epochs and notes the learning rate, and the threads, of every training step."""
+    """Counts epochs and notes the learning rate of every training step."""
 
     def __init__(self):
         self.epochs = 0

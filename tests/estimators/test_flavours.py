@@ -119,9 +119,7 @@ def test_integers_that_become_floats_stay_the_same_category(classifier):
     y = np.tile([0, 1, 0], 20)
     model = classifier([("store", CategoryBlock(), "store")], max_epochs=20).fit(frame, y)
     floats = pd.DataFrame({"store": [7.0, 8.0, np.nan]})
-    np.testing.assert_array_equal(
-        model.predict_proba(floats)[:2], model.predict_proba(frame[:2])
-    )
+    np.testing.assert_array_equal(model.predict_proba(floats)[:2], model.predict_proba(frame[:2]))
 
 
 def test_array_for_a_model_with_names_warns(regressor, mixed):
@@ -139,7 +137,9 @@ def test_array_of_another_width_raises(regressor, mixed):
     frame, y = mixed
     array = frame[["amount", "count"]].to_numpy()
     model = regressor().fit(array, y)
-    with pytest.raises(ValueError, match="X has 1 features, but EasyTensorRegressor is expecting 2"):
+    with pytest.raises(
+        ValueError, match="X has 1 features, but EasyTensorRegressor is expecting 2"
+    ):
         model.predict(array[:, :1])
 
 

@@ -42,7 +42,9 @@ def test_a_column_stays_a_column(regressor, numbers):
 def test_types_of_the_target(kind, regressor, numbers):
     y = (numbers[:, 0] > 0).astype(int)
     expected = regressor().fit(numbers, y).predict(numbers)
-    np.testing.assert_array_equal(regressor().fit(numbers, y.astype(kind)).predict(numbers), expected)
+    np.testing.assert_array_equal(
+        regressor().fit(numbers, y.astype(kind)).predict(numbers), expected
+    )
 
 
 def test_a_constant_target_is_predicted(regressor, numbers):

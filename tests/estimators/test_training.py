@@ -1,0 +1,464 @@
+"""Weights, early stopping, histories, callbacks and going on."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from skorch.callbacks import Callback, LRScheduler
+
+from sk_easytensor import MLP, EasyTensorRegressor, TabM
+from sk_easytensor.backends import LocalBackend
+
+HALF = 2e-3
+"""Relative error of a loss that was judged in half precision, as training is where it is fast."""
+
+
+@pytest.fixture
+def data():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(80, 3))
+    return X, X[:, 0] + 0.3 * rng.normal(size=80)
+
+
+@pytest.fixture
+def fresh():
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(50, 3))
+    return X, X[:, 0] + 0.3 * rng.normal(size=50)
+
+
+# ---------------------------------------------------------------------- weights
+
+
+@pytest.fixture
+def one_batch(regressor):
+    """A function that makes regressors that see all rows in every step."""
+    return lambda **params: regressor(batch_size=1000, max_epochs=10, **params)
+
+
+@pytest.mark.parametrize("validation_fraction", [None, 0.2])
+def test_weight_two_equals_a_duplicated_row(validation_fraction, one_batch, data):
+    X, y = (part[:40] for part in data)  # So few that every value is an edge of a bin.
+    twice = np.arange(0, 40, 3)
+    weight = np.ones(40)
+    weight[twice] = 2
+    params = {"validation_fraction": validation_fraction}
+    weighted = one_batch(**params).fit(X, y, sample_weight=weight)
+    order = np.random.default_rng(2).permutation(np.r_[np.arange(40), twice])
+    doubled = one_batch(**params).fit(X[order], y[order])
+    np.testing.assert_allclose(weighted.predict(X), doubled.predict(X), rtol=1e-4, atol=1e-5)
+
+
+def test_weight_zero_equals_an_absent_row(regressor, data):
+    X, y = data
+    weight = (np.arange(80) % 3 > 0).astype(float)
+    y_spoilt = np.where(weight > 0, y, 1e6)
+    weighted = regressor().fit(X, y_spoilt, sample_weight=weight)
+    absent = regressor().fit(X[weight > 0], y[weight > 0])
+    np.testing.assert_array_equal(weighted.predict(X), absent.predict(X))
+
+
+def test_weights_are_relative(regressor, data):
+    X, y = data
+    weight = np.linspace(1, 5, 80)
+    model = regressor().fit(X, y, sample_weight=weight)
+    scaled = regressor().fit(X, y, sample_weight=1000 * weight)
+    np.testing.assert_allclose(scaled.predict(X), model.predict(X), rtol=1e-4, atol=1e-6)
+
+
+def test_weights_pull_predictions(regressor, data):
+    X, _ = data
+    y = np.tile([0.0, 1.0], 40)
+    weight = np.where(y > 0, 9.0, 1.0)
+    model = regressor(max_epochs=15, learning_rate=0.01).fit(X, y, sample_weight=weight)
+    assert model.predict(X).mean() == pytest.approx(0.9, abs=0.1)
+
+
+def test_weights_enter_the_loss(regressor, data, fresh):
+    """The validation loss is the weighted mean over its rows."""
+    X, y = fresh
+    weight = np.linspace(0, 3, 50)
+    model = regressor().fit(*data, eval_set=[fresh], eval_sample_weight=[weight])
+    scale = np.std(data[1])
+    expected = np.average(((model.predict(X) - y) / scale) ** 2, weights=weight)
+    assert model.best_score_ == pytest.approx(expected, rel=HALF)
+
+
+# ---------------------------------------------------------------------- early stopping
+
+
+def loss_of(model, X, y, y_train):
+    return np.mean(((model.predict(X) - y) / np.std(y_train)) ** 2)
+
+
+@pytest.mark.parametrize("trunk", [MLP(width=16), TabM(members=2, width=16)])
+def test_early_stopping_restores_the_best_weights(trunk, regressor, data, fresh):
+    X, y = data
+    noise = np.random.default_rng(3).permutation(y)
+    model = regressor(trunk=trunk, max_epochs=40, learning_rate=0.03, early_stopping_rounds=5)
+    model.fit(X, noise, eval_set=[fresh])
+    curve = model.evals_result_["valid_0"]["squared_error"]
+    assert model.n_iter_ == len(curve) == model.best_iteration_ + 5 < 40
+    assert model.best_score_ == min(curve) == curve[model.best_iteration_ - 1]
+    assert loss_of(model, *fresh, noise) == pytest.approx(model.best_score_, rel=HALF)
+    assert loss_of(model, *fresh, noise) < curve[-1]
+
+
+def test_callbacks_see_the_last_epoch_before_an_early_stop(regressor, data, recorder, capsys):
+    noise = np.random.default_rng(3).permutation(data[1])
+    params = {"max_epochs": 40, "learning_rate": 0.03, "early_stopping_rounds": 2}
+    model = regressor(callbacks=[recorder], verbose=1, **params).fit(data[0], noise)
+    assert recorder.epochs == model.n_iter_ < 40
+    assert len(capsys.readouterr().out.splitlines()) == 2 + model.n_iter_
+
+
+def test_best_weights_are_restored_without_early_stopping(regressor, data, fresh):
+    noise = np.random.default_rng(3).permutation(data[1])
+    model = regressor(max_epochs=25, learning_rate=0.03, early_stopping_rounds=None)
+    model.fit(data[0], noise, eval_set=[fresh])
+    assert model.n_iter_ == 25
+    assert model.best_iteration_ < 25
+    assert loss_of(model, *fresh, noise) == pytest.approx(model.best_score_, rel=HALF)
+
+
+def test_best_score_of_a_classifier_is_the_log_loss(classifier, labelled):
+    from sklearn.metrics import log_loss
+
+    frame, y = labelled
+    model = classifier(trunk=TabM(members=3, width=16), max_epochs=5)
+    model.fit(frame[:80], y[:80], eval_set=[(frame[80:], y[80:])])
+    expected = log_loss(y[80:], model.predict_proba(frame[80:]))
+    assert model.best_score_ == pytest.approx(expected, rel=HALF)
+
+
+def test_without_validation_the_last_weights_are_kept(regressor, data):
+    model = regressor(validation_fraction=None).fit(*data)
+    assert list(model.evals_result_) == ["training"]
+    assert model.best_iteration_ == model.n_iter_ == 3
+    assert model.best_score_ == model.evals_result_["training"]["squared_error"][-1]
+
+
+def test_several_evaluation_sets(regressor, data, fresh):
+    pairs = [fresh, data, (fresh[0][:1], fresh[1][:1])]
+    weights = [None, np.linspace(1, 2, 80), None]
+    model = regressor().fit(*data, eval_set=pairs, eval_sample_weight=weights)
+    assert list(model.evals_result_) == ["training", "valid_0", "valid_1", "valid_2"]
+    for curves in model.evals_result_.values():
+        assert list(curves) == ["squared_error"]
+        assert len(curves["squared_error"]) == model.n_iter_
+        assert all(isinstance(value, float) for value in curves["squared_error"])
+    assert model.best_score_ == min(model.evals_result_["valid_0"]["squared_error"])
+    alone = regressor().fit(*data, eval_set=[fresh])
+    assert alone.evals_result_["valid_0"] == model.evals_result_["valid_0"]
+
+
+def test_an_evaluation_set_keeps_all_rows_for_training(regressor, data, fresh):
+    seen = []
+
+    class Rows(Callback):
+        def on_train_begin(self, net, X, **kwargs):
+            seen.append(len(X))
+
+    regressor(callbacks=[Rows()]).fit(*data, eval_set=[fresh])
+    regressor(callbacks=[Rows()]).fit(*data, eval_set=fresh)
+    regressor(callbacks=[Rows()], validation_fraction=0.25).fit(*data)
+    regressor(callbacks=[Rows()], validation_fraction=None).fit(*data)
+    assert seen == [80, 80, 60, 80]
+
+
+def test_validation_part_is_stratified(classifier, data):
+    X, _ = data
+    y = np.repeat([0, 1], [60, 20])
+    shares = []
+
+    class Share(Callback):
+        def on_epoch_end(self, net, dataset_valid, **kwargs):
+            shares.append(float(dataset_valid.target.mean()))
+
+    classifier(callbacks=[Share()], validation_fraction=0.2, max_epochs=1).fit(X, y)
+    assert shares == [0.25]
+
+
+# ---------------------------------------------------------------------- the loop
+
+
+def test_callbacks_are_called(regressor, data, recorder):
+    model = regressor(callbacks=[recorder], max_epochs=4, batch_size=20).fit(*data)
+    assert recorder.epochs == model.n_iter_ == 4
+    assert len(recorder.rates) >= 4 * 68 // 20
+
+
+def test_callbacks_may_be_named_and_monitor_losses(regressor, data):
+    losses = []
+
+    class Monitor(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            losses.append((net.history[-1, "train_loss"], net.history[-1, "valid_loss"]))
+
+    model = regressor(callbacks=[("monitor", Monitor())]).fit(*data)
+    training, valid = zip(*losses, strict=True)
+    assert list(training) == model.evals_result_["training"]["squared_error"]
+    assert list(valid) == model.evals_result_["valid_0"]["squared_error"]
+
+
+def test_a_callback_may_stop_training(regressor, data):
+    class Stop(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            if len(net.history) == 2:
+                raise KeyboardInterrupt
+
+    assert regressor(callbacks=[Stop()], max_epochs=9).fit(*data).n_iter_ == 2
+
+
+def test_an_error_in_a_callback_is_raised(regressor, data):
+    class Broken(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            raise RuntimeError("broken callback")
+
+    with pytest.raises(RuntimeError, match="broken callback"):
+        regressor(callbacks=[Broken()]).fit(*data)
+
+
+def test_learning_rate_is_scheduled(regressor, data, recorder):
+    regressor(callbacks=[recorder], max_epochs=10, learning_rate=0.01).fit(*data)
+    rates = np.array(recorder.rates)
+    assert rates.max() == pytest.approx(0.01)
+    assert rates[-1] < 0.2 * rates.max()
+
+
+def test_skorch_schedulers_run(regressor, data):
+    schedule = LRScheduler(policy="StepLR", step_size=1)
+    assert regressor(callbacks=[schedule]).fit(*data).n_iter_ == 3
+
+
+def test_verbose_prints_a_line_an_epoch(regressor, data, capsys):
+    regressor(verbose=0).fit(*data)
+    assert capsys.readouterr().out == ""
+    regressor(verbose=1, max_epochs=4).fit(*data)
+    lines = capsys.readouterr().out.splitlines()
+    assert "valid_loss" in lines[0]
+    assert [line.split()[0] for line in lines[2:6]] == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    "optimizer", ["adamw", "adam", "sgd", torch.optim.NAdam, torch.optim.RMSprop]
+)
+def test_optimizers(optimizer, regressor, data):
+    kinds = set()
+
+    class Kind(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            kinds.add(type(net.optimizer_).__name__.lower())
+
+    model = regressor(optimizer=optimizer, callbacks=[Kind()], max_epochs=10, learning_rate=0.01)
+    curve = model.fit(*data).evals_result_["training"]["squared_error"]
+    assert curve[-1] < curve[0]
+    assert kinds == {optimizer if isinstance(optimizer, str) else optimizer.__name__.lower()}
+
+
+def test_gradients_are_clipped(regressor, data):
+    norms = []
+
+    class Norm(Callback):
+        def on_batch_end(self, net, training=False, **kwargs):
+            gradients = [p.grad.norm() for p in net.module_.parameters() if p.grad is not None]
+            norms.append(float(torch.stack(gradients).norm()))
+
+    X, y = data
+    y = y.copy()
+    y[0] = 1e6
+    weight = np.ones(80)
+    weight[0] = 1e6
+    regressor(callbacks=[Norm()], loss="absolute_error").fit(X, y * 1e3, sample_weight=weight)
+    assert max(norms) < 1.001
+
+
+def test_batch_size_and_epochs_are_obeyed(regressor, data, recorder):
+    model = regressor(batch_size=10, max_epochs=2, validation_fraction=None, callbacks=[recorder])
+    model.fit(*data)
+    assert len(recorder.rates) == 2 * 8
+    assert model.n_iter_ == 2
+
+
+def test_defaults_follow_the_number_of_rows():
+    from sk_easytensor.training.fitting import default_batch_size, default_max_epochs
+
+    sizes = [default_batch_size(n) for n in (1, 100, 10_000, 100_000, 5_000_000)]
+    epochs = [default_max_epochs(n) for n in (1, 100, 10_000, 100_000, 5_000_000)]
+    assert sizes == sorted(sizes)
+    assert epochs == sorted(epochs, reverse=True)
+    assert sizes[0] >= 1
+    assert epochs[-1] >= 1
+
+
+# ---------------------------------------------------------------------- going on
+
+
+def test_partial_fit_trains_an_epoch_a_call(regressor, data, recorder):
+    model = regressor(callbacks=[recorder])
+    losses = []
+    for _ in range(12):
+        assert model.partial_fit(*data) is model
+        losses.append(loss_of(model, *data, data[1]))
+    assert recorder.epochs == model.n_iter_ == model.best_iteration_ == 12
+    assert losses[-1] < 0.8 * losses[0]
+    assert list(model.evals_result_) == ["training"]
+    assert len(model.evals_result_["training"]["squared_error"]) == 12
+
+
+def test_partial_fit_keeps_blocks_and_target_scale(regressor, data):
+    X, y = data
+    model = regressor().partial_fit(X, y)
+    blocks = model.blocks_
+    model.partial_fit(X * 100, y * 100)
+    assert model.blocks_ is blocks
+    assert np.isfinite(model.predict(X)).all()
+
+
+def test_partial_fit_takes_classes(classifier, data):
+    X, _ = data
+    first, second = np.tile(["a", "b"], 40), np.tile(["b", "c"], 40)
+    model = classifier().partial_fit(X, first, classes=["a", "b", "c"])
+    model.partial_fit(X, second).partial_fit(X[:1], ["c"])
+    assert model.classes_.tolist() == ["a", "b", "c"]
+    assert model.predict_proba(X).shape == (80, 3)
+    with pytest.raises(ValueError, match=r"not seen before: \['d'\]"):
+        model.partial_fit(X, np.tile(["a", "d"], 40))
+    one = classifier().partial_fit(X, np.full(80, 1), classes=[0, 1])
+    assert one.predict_proba(X).shape == (80, 2)
+
+
+def test_partial_fit_wants_the_same_columns(regressor, mixed, data):
+    model = regressor().partial_fit(*data)
+    with pytest.raises(
+        ValueError, match="X has 2 features, but EasyTensorRegressor is expecting 3"
+    ):
+        model.partial_fit(data[0][:, :2], data[1])
+    frame, y = mixed
+    model = regressor().partial_fit(frame, y)
+    model.partial_fit(frame[frame.columns[::-1]], y)
+    with pytest.raises(ValueError, match=r"columns are missing: \['city'\]"):
+        model.partial_fit(frame.drop(columns="city"), y)
+
+
+def test_partial_fit_after_fit_goes_on(regressor, data):
+    model = regressor().fit(*data).partial_fit(*data)
+    assert model.n_iter_ == model.best_iteration_ == 4
+    training = model.evals_result_["training"]["squared_error"]
+    assert len(training) == 4
+    assert model.best_score_ == training[-1]
+
+
+def test_partial_fit_weights(regressor, data):
+    X, y = data
+    weight = (np.arange(80) % 2).astype(float)
+    model = regressor().partial_fit(X, y, sample_weight=weight)
+    absent = regressor().partial_fit(X[1::2], y[1::2])
+    np.testing.assert_array_equal(model.predict(X), absent.predict(X))
+
+
+def test_warm_start_goes_on(regressor, data, fresh):
+    model = regressor(warm_start=True).fit(*data, eval_set=[fresh])
+    first = model.evals_result_["valid_0"]["squared_error"][-1]
+    blocks, network = model.blocks_, model.network_
+    model.fit(*data, eval_set=[fresh])
+    assert (model.blocks_, model.network_) == (blocks, network)
+    assert model.n_iter_ == 6
+    assert [len(curves["squared_error"]) for curves in model.evals_result_.values()] == [6, 6]
+    assert model.best_score_ < first
+    assert loss_of(model, *fresh, data[1]) == pytest.approx(model.best_score_, rel=HALF)
+
+
+def test_without_warm_start_fit_starts_afresh(regressor, data):
+    model = regressor().fit(*data)
+    once = model.predict(data[0])
+    np.testing.assert_array_equal(model.fit(*data).predict(data[0]), once)
+    assert model.n_iter_ == 3
+
+
+def test_warm_start_refuses_new_labels_and_columns(classifier, data):
+    X, _ = data
+    model = classifier(warm_start=True).fit(X, np.tile([0, 1], 40))
+    with pytest.raises(ValueError, match="not seen before"):
+        model.fit(X, np.tile([0, 2], 40))
+    with pytest.raises(ValueError, match="X has 2 features"):
+        model.fit(X[:, :2], np.tile([0, 1], 40))
+
+
+@pytest.mark.parametrize("again", ["fit", "partial_fit"])
+def test_going_on_survives_pickling(again, regressor, data):
+    """The restored optimizer goes on as the one that stayed in memory."""
+    model = regressor(warm_start=True, validation_fraction=None).fit(*data)
+    restored = pickle.loads(pickle.dumps(model))
+    getattr(model, again)(*data)
+    getattr(restored, again)(*data)
+    np.testing.assert_array_equal(restored.predict(data[0]), model.predict(data[0]))
+    assert restored.evals_result_ == model.evals_result_
+
+
+def test_partial_fit_goes_on_without_an_optimizer_state(regressor, data):
+    model = regressor().fit(*data)
+    restored = pickle.loads(pickle.dumps(model)).partial_fit(*data)
+    assert restored.n_iter_ == 4
+
+
+# ---------------------------------------------------------------------- backend, threads
+
+
+def test_chunks_of_rows_train_the_same_model(regressor, mixed):
+    whole = regressor().fit(*mixed)
+    chunked = regressor(backend=LocalBackend(chunk_rows=50)).fit(*mixed)
+    np.testing.assert_array_equal(chunked.predict(mixed[0]), whole.predict(mixed[0]))
+
+
+def test_threads_are_restored(regressor, data):
+    during = []
+
+    class Threads(Callback):
+        def on_batch_end(self, net, **kwargs):
+            during.append(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        model = regressor(n_jobs=1, callbacks=[Threads()]).fit(*data)
+        assert torch.get_num_threads() == 3
+        model.predict(data[0])
+        model.feature_importances_  # noqa: B018
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert set(during) == {1}
+
+
+def test_threads_are_restored_after_an_error(regressor, data):
+    class Broken(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            raise RuntimeError("broken callback")
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(RuntimeError):
+            regressor(callbacks=[Broken()]).fit(*data)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_n_jobs_sets_threads_within_the_limit_of_the_environment(monkeypatch):
+    from sk_easytensor.backends.local import resolve_threads
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [resolve_threads(n_jobs) for n_jobs in (None, 1, 2)] == [1, 1, 2]
+    assert resolve_threads(-1) >= 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert [resolve_threads(n_jobs) for n_jobs in (None, 2, -1)] == [1, 1, 1]
+
+
+def test_a_large_learning_rate_does_not_leave_nan(data):
+    model = EasyTensorRegressor(
+        trunk=MLP(width=16), max_epochs=5, learning_rate=10.0, random_state=0
+    ).fit(*data)
+    assert np.isfinite(model.predict(data[0])).all()
