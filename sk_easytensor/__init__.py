@@ -5,6 +5,7 @@ from sk_easytensor.blocks import (
     CategoryBlock,
     DatetimeBlock,
     NumericBlock,
+    TextBlock,
     VectorBlock,
 )
 from sk_easytensor.compose import TableEncoder
@@ -23,5 +24,6 @@ __all__ = [
     "NumericBlock",
     "TabM",
     "TableEncoder",
+    "TextBlock",
     "VectorBlock",
 ]

@@ -16,7 +16,8 @@ Writing a block means writing four methods:
 ``make_module()``
     Return a new :class:`torch.nn.Module` with an attribute ``out_features`` and a ``forward``
     that takes the encoding's entries as keyword arguments and returns a tensor of shape
-    ``(n_rows, out_features)``.
+    ``(n_rows, out_features)``. A true attribute ``wide`` sends the output past the trunk, straight
+    to the head: for sparse features, which a trunk would memorise.
 
 Two class attributes complete it: ``kind``, the name it gets when chosen automatically, and
 ``accepts(type)``, which says which Arrow types it can read. ``detects(column)`` and ``flatten``

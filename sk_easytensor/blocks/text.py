@@ -355,6 +355,9 @@ class NgramModule(nn.Module):
         Fraction of the vectors' components zeroed in training.
     """
 
+    wide = True
+    """N-grams go past the trunk, which would memorise rare ones."""
+
     def __init__(self, n_ids, n_columns, width, dropout=0.0):
         super().__init__()
         self.out_features = n_columns * width

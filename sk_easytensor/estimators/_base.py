@@ -49,12 +49,12 @@ class BaseEasyTensor(
         *,
         remainder="auto",
         trunk=None,
-        learning_rate=2e-3,
+        learning_rate=3e-3,
         batch_size=None,
         max_epochs=None,
         optimizer="adamw",
         weight_decay=1e-2,
-        early_stopping_rounds=16,
+        early_stopping_rounds=12,
         validation_fraction=0.15,
         warm_start=False,
         random_state=None,
@@ -381,7 +381,7 @@ class BaseEasyTensor(
         self.best_iteration_ = before + result.best_iteration
         judged = evals["valid_0" if "valid_loss" in result.history[0] else "training"]
         self.best_score_ = judged[metric][self.best_iteration_ - 1 - self.n_iter_]
-        self._n_features_out = self.network_.trunk.out_features
+        self._n_features_out = self.network_.representation_features
         self._optimizer_state = result.optimizer_state
         vars(self).pop("_importances", None)
 
@@ -428,7 +428,10 @@ class BaseEasyTensor(
         return self._forward(X, lambda frame: self._head.combine(self.network_(frame))[:, 0])
 
     def transform(self, X):
-        """Return the learned representation: the trunk's output, averaged over members.
+        """Return the learned representation.
+
+        It is the trunk's output, averaged over members, beside the vectors of blocks that go
+        past the trunk (texts, by default).
 
         Parameters
         ----------
@@ -437,18 +440,18 @@ class BaseEasyTensor(
 
         Returns
         -------
-        ndarray of float32, shape (n_samples, width of the trunk)
+        ndarray of float32, shape (n_samples, width)
         """
-        return self._forward(X, lambda frame: self.network_.represent(frame).mean(1)).numpy()
+        return self._forward(X, self.network_.represent).numpy()
 
     @property
     def feature_importances_(self):
         """Permutation importance of each input column, an ndarray of shape (n_features_in_,).
 
         How much the loss rises on rows set apart for validation (at most 2,048 of them; training
-        rows if there are fewer than 32) when a column's values are shuffled among them, at least 0 and
-        scaled to sum to 1. Computed on the encoded rows, so that it costs forward passes only,
-        when first asked for or when the estimator is pickled: pickles hold no rows.
+        rows if there are fewer than 32) when a column's values are shuffled among them, at least
+        0 and scaled to sum to 1. Computed on the encoded rows, so that it costs forward passes
+        only, when first asked for or when the estimator is pickled: pickles hold no rows.
         """
         check_is_fitted(self)
         if not hasattr(self, "_importances"):

@@ -28,7 +28,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     trunk : MLP, TabM or None, default=None
         Network between blocks and head; None for ``TabM()``. ``trunk__<parameter>`` can be set
         in either case.
-    learning_rate : float, default=2e-3
+    learning_rate : float, default=3e-3
         Highest learning rate of the schedule.
     batch_size : int or None, default=None
         Rows a step; None for 32 to 4,096 by the number of rows.
@@ -38,7 +38,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         ``"adamw"``, ``"adam"``, ``"sgd"`` or a class.
     weight_decay : float, default=1e-2
         Of the optimizer.
-    early_stopping_rounds : int or None, default=16
+    early_stopping_rounds : int or None, default=12
         Epochs without a better validation loss after which training stops. With validation rows
         the best weights are kept in any case.
     validation_fraction : float or None, default=0.15
@@ -107,12 +107,12 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         *,
         remainder="auto",
         trunk=None,
-        learning_rate=2e-3,
+        learning_rate=3e-3,
         batch_size=None,
         max_epochs=None,
         optimizer="adamw",
         weight_decay=1e-2,
-        early_stopping_rounds=16,
+        early_stopping_rounds=12,
         validation_fraction=0.15,
         class_weight=None,
         warm_start=False,

@@ -9,23 +9,40 @@ __all__ = ["BlockNetwork", "make_network"]
 
 
 class BlockNetwork(nn.Module):
-    """Blocks, concatenated, then trunk, then head.
+    """Blocks, then trunk, then head; wide blocks go past the trunk.
 
     Parameters
     ----------
     blocks : dict of {str: torch.nn.Module}
-        Modules made by the blocks.
-    trunk, head : torch.nn.Module
-        Made by the trunk and the head.
+        Modules made by the blocks. Those with a true attribute ``wide`` are joined to the head
+        by a linear layer; the others go through the trunk.
+    trunk : torch.nn.Module
+        Made by the trunk for the blocks that are not wide.
+    head : torch.nn.Module
+        Made by the head for the trunk.
+    wide : torch.nn.Linear or None
+        From the wide blocks to the outputs.
+
+    Notes
+    -----
+    Joining sparse features past the trunk is the idea of Cheng et al., "Wide & Deep Learning for
+    Recommender Systems" (2016): a trunk memorises rare ones.
     """
 
-    def __init__(self, blocks, trunk, head):
+    def __init__(self, blocks, trunk, head, wide):
         super().__init__()
-        # ModuleDict refuses names with dots and names of its own methods.
+        # Lists rather than dictionaries, because torch refuses some names that users choose.
         self.names = list(blocks)
         self.blocks = nn.ModuleList(blocks.values())
         self.trunk = trunk
         self.head = head
+        self.wide = wide
+
+    @property
+    def representation_features(self):
+        """Width of :meth:`represent`."""
+        past = 0 if self.wide is None else self.wide.in_features
+        return self.trunk.out_features + past
 
     def forward(self, frame):
         """Return the outputs of every member.
@@ -39,15 +56,34 @@ class BlockNetwork(nn.Module):
         -------
         torch.Tensor of shape (batch, members, out_features)
         """
-        return self.head(self.represent(frame))
+        hidden, wide = self._hidden(frame)
+        outputs = self.head(hidden)
+        return outputs if wide is None else outputs + self.wide(wide)[:, None, :]
 
     def represent(self, frame):
-        """Return the trunk's output, of shape (batch, members, width)."""
-        parts = [
-            block(**frame[name]) for name, block in zip(self.names, self.blocks, strict=True)
-        ]
-        hidden = self.trunk(torch.cat(parts, dim=1))
-        return hidden[:, None, :] if hidden.ndim == 2 else hidden
+        """Return the trunk's output, averaged over members, beside the wide blocks' outputs.
+
+        Returns
+        -------
+        torch.Tensor of shape (batch, representation_features)
+        """
+        hidden, wide = self._hidden(frame)
+        hidden = hidden.mean(1)
+        return hidden if wide is None else torch.cat([hidden, wide], dim=1)
+
+    def _hidden(self, frame):
+        parts = {False: [], True: []}
+        for name, block in zip(self.names, self.blocks, strict=True):
+            parts[is_wide(block)].append(block(**frame[name]))
+        wide = torch.cat(parts[True], dim=1) if parts[True] else None
+        deep = torch.cat(parts[False], dim=1) if parts[False] else wide.new_zeros(len(wide), 1)
+        hidden = self.trunk(deep)
+        return hidden[:, None, :] if hidden.ndim == 2 else hidden, wide
+
+
+def is_wide(module):
+    """Tell whether a block's module goes past the trunk."""
+    return getattr(module, "wide", False)
 
 
 def make_network(blocks, trunk, head):
@@ -67,6 +103,15 @@ def make_network(blocks, trunk, head):
     BlockNetwork
     """
     modules = {name: block.make_module() for name, block in blocks.items()}
-    trunk_module = trunk.make_module(sum(module.out_features for module in modules.values()))
+    widths = {False: 0, True: 0}
+    for module in modules.values():
+        widths[is_wide(module)] += module.out_features
+    # Without any deep block the trunk reads a constant: it is then a bias.
+    trunk_module = trunk.make_module(max(widths[False], 1))
     members = getattr(trunk_module, "members", 1)
-    return BlockNetwork(modules, trunk_module, head.make_module(trunk_module.out_features, members))
+    head_module = head.make_module(trunk_module.out_features, members)
+    wide = None
+    if widths[True]:
+        wide = nn.Linear(widths[True], head.out_features, bias=False)
+        nn.init.zeros_(wide.weight)
+    return BlockNetwork(modules, trunk_module, head_module, wide)

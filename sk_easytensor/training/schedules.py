@@ -18,13 +18,13 @@ class StepSchedule(Callback):
         Epochs the whole schedule takes.
     warm_up : float, default=0.02
         Fraction of the steps with a rising rate.
-    hold : float, default=0.3
+    hold : float, default=0.1
         Fraction of the steps before annealing begins.
     final : float, default=0.02
         Last rate over the first.
     """
 
-    def __init__(self, max_epochs, warm_up=0.02, hold=0.3, final=0.02):
+    def __init__(self, max_epochs, warm_up=0.02, hold=0.1, final=0.02):
         self.max_epochs = max_epochs
         self.warm_up = warm_up
         self.hold = hold

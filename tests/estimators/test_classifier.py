@@ -134,8 +134,15 @@ def test_class_weights_multiply_sample_weights(classifier, unbalanced):
 
 @pytest.mark.parametrize(
     "weights",
-    [{"rare": -1.0}, {"rare": np.nan}, {"rare": "much"}, {"unknown": 1.0}, "even", 3.0]
-    + [{"rare": 0.0, "common": 0.0}],
+    [
+        {"rare": -1.0},
+        {"rare": np.nan},
+        {"rare": "much"},
+        {"rare": 0.0, "common": 0.0},
+        {"unknown": 1.0},
+        "even",
+        3.0,
+    ],
     ids=str,
 )
 def test_bad_class_weights(weights, classifier, unbalanced, recorder):
