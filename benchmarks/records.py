@@ -33,14 +33,12 @@ class Record:
     @property
     def key(self):
         """What makes a run the same run."""
-        return record_key(
-            self.model, self.version, self.dataset, self.rows, self.seed, self.threads
-        )
+        return record_key(self.model, self.version, self.dataset, self.rows, self.seed)
 
 
-def record_key(model, version, dataset, rows, seed, threads):
+def record_key(model, version, dataset, rows, seed):
     """Key of a run in the cache."""
-    return f"{model} {version} | {dataset} {rows} rows seed {seed} | {threads} threads"
+    return f"{model} {version} | {dataset}, {rows} rows, seed {seed}"
 
 
 class Cache:

@@ -2,7 +2,8 @@
 
 Each data set is sampled (``--rows``), split 64/16/20 and given to every model, which stops early on
 the 16% and is measured on the 20%, once a seed. EasyTensor gets the table as it is stored; what the
-other libraries need is in ``peers.py``. Times are in seconds and include all preparation.
+other libraries need is in ``peers.py``. Times are in seconds and include all preparation; they
+mean something only on a machine that does nothing else, because waiting threads spin.
 
 ``--data`` names a directory with one ``NAME.parquet`` a data set and a ``datasets.json``::
 
@@ -85,7 +86,10 @@ def main():
             print_dataset(name, runs)
     if records:
         print(f"\nall ({len(names)} data sets; ranks of means over {options.seeds} seeds)")
-        print(summary_table(records).to_string(float_format="{:.2f}".format))
+        print(summary_table(records).to_string(float_format="{:.3f}".format))
+        others = {r.model for r in records if r.threads != options.threads}
+        if others:
+            print(f"cached from runs with another number of threads: {', '.join(sorted(others))}")
     if options.output:
         write_output(options, records)
 
@@ -134,7 +138,7 @@ def is_installed(model):
 def run(model, name, seed, options, cache):
     """Take one result from the cache, or fit and measure; ours is always measured."""
     version = MODELS[model].version()
-    key = record_key(model, version, name, options.rows, seed, options.threads)
+    key = record_key(model, version, name, options.rows, seed)
     record = None if model == OURS else cache.get(key)
     if record is None:
         problem = load_problem(options.data, name, options.rows, seed)

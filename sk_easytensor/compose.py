@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 from sk_easytensor.backends.local import LocalBackend
 from sk_easytensor.blocks import BLOCKS, Block
 from sk_easytensor.blocks._base import unsupported_column
-from sk_easytensor.parameters import check_choice
+from sk_easytensor.parameters import GrowingParametersMixin, check_choice
 from sk_easytensor.tables import as_table, has_column_names, read_like_fit
 
 __all__ = ["BlockParametersMixin", "TableEncoder", "select_columns"]
@@ -82,7 +82,7 @@ class BlockParametersMixin:
         return {spec[0]: spec[1] for spec in specs if hasattr(spec[1], "get_params")}
 
 
-class TableEncoder(BlockParametersMixin, TransformerMixin, BaseEstimator):
+class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixin, BaseEstimator):
     """Encode a table with blocks: on its own a transformer, inside the estimators the first step.
 
     Parameters

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 import math
+from inspect import Parameter, signature
 from numbers import Integral, Real
+
+
+class GrowingParametersMixin:
+    """Let pickles of earlier versions load: parameters added since get their defaults."""
+
+    def __setstate__(self, state):
+        """Restore a pickled state."""
+        super().__setstate__(state)
+        for name, parameter in signature(type(self).__init__).parameters.items():
+            if parameter.default is not Parameter.empty and name not in vars(self):
+                setattr(self, name, parameter.default)
 
 
 def check_choice(owner, name, value, choices):

@@ -10,4 +10,12 @@ from sk_easytensor.blocks.vector import VectorBlock
 BLOCKS = [VectorBlock, DatetimeBlock, TextBlock, CategoryBlock, NumericBlock]
 """Blocks that are chosen automatically; the first whose ``detects`` says yes takes a column."""
 
-__all__ = ["BLOCKS", "Block", "CategoryBlock", "DatetimeBlock", "NumericBlock", "TextBlock", "VectorBlock"]
+__all__ = [
+    "BLOCKS",
+    "Block",
+    "CategoryBlock",
+    "DatetimeBlock",
+    "NumericBlock",
+    "TextBlock",
+    "VectorBlock",
+]

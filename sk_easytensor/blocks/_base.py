@@ -33,13 +33,14 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
+from sk_easytensor.parameters import GrowingParametersMixin
 from sk_easytensor.tables import as_table, has_column_names, read_like_fit
 from sk_easytensor.tensors import Ragged
 
 __all__ = ["Block"]
 
 
-class Block(TransformerMixin, BaseEstimator, ABC):
+class Block(GrowingParametersMixin, TransformerMixin, BaseEstimator, ABC):
     """Base class of all blocks; see the module's description for what to implement.
 
     Attributes

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import numpy as np
 import torch
-from scipy.sparse import issparse
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
 from sklearn.utils import check_consistent_length, check_random_state
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted
-from skorch.callbacks import Callback
+from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.compose import BlockParametersMixin, TableEncoder, blocks_diagram
+from sk_easytensor.estimators._inputs import Sized, check_weight, errors_name, eval_pairs
+from sk_easytensor.estimators._pickling import PortablePickleMixin
 from sk_easytensor.inspection import column_importances
 from sk_easytensor.networks import TabM
 from sk_easytensor.networks.block_network import make_network
-from sk_easytensor.parameters import check_choice, check_number
+from sk_easytensor.parameters import GrowingParametersMixin, check_choice, check_number
 from sk_easytensor.tables import align_table, as_table, has_column_names
 from sk_easytensor.training.batches import EncodedRows
-from sk_easytensor.training.fitting import (
+from sk_easytensor.training.settings import (
     TrainingSettings,
+    check_callbacks,
     default_batch_size,
     default_max_epochs,
+    resolve_device,
+    resolve_optimizer,
 )
 from sk_easytensor.training.splits import merge_duplicates, validation_rows
 
@@ -34,7 +35,12 @@ IMPORTANCE_ROWS_AT_LEAST = 32
 
 
 class BaseEasyTensor(
-    BlockParametersMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+    PortablePickleMixin,
+    BlockParametersMixin,
+    GrowingParametersMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
 ):
     """Base of the estimators; subclasses say what a target is.
 
@@ -189,7 +195,10 @@ class BaseEasyTensor(
             self._head = self._learn_target(y)
         target = self._encode_target(y)
         weight = weight * self._class_weights(target)
-        evals = self._read_eval_set(eval_set, eval_sample_weight, table, X)
+        evals = [
+            self._read_eval_pair(where, *pair, weight, table, X)
+            for where, pair, weight in eval_pairs(eval_set, eval_sample_weight)
+        ]
         if not going_on:
             self._encoder = TableEncoder(self.blocks, remainder=self.remainder)
             self._encoder.fit_table(table, X, backend)
@@ -261,58 +270,24 @@ class BaseEasyTensor(
             )
         table = as_table(X)
         y = self._check_target(y)
-        check_consistent_length(_Sized(len(table)), y)
-        weight = self._check_weight(sample_weight, len(table))
+        check_consistent_length(Sized(len(table)), y)
+        weight = check_weight(sample_weight, len(table))
         kept = weight > 0
         if not kept.all():
             rows = np.flatnonzero(kept)
             table, y, weight = table.take(rows), y[rows], weight[rows]
         return table, y, weight
 
-    def _check_weight(self, sample_weight, n_rows):
-        if sample_weight is None:
-            return np.ones(n_rows)
-        sized = np.empty((n_rows, 0))
-        weight = _check_sample_weight(
-            sample_weight, sized, dtype=np.float64, ensure_non_negative=True
-        )
-        if not (weight > 0).any():
-            raise ValueError("Sample weights must contain at least one non-zero number.")
-        # Weights are relative; this keeps tiny ones from vanishing in single precision.
-        return weight / weight.max()
-
-    def _read_eval_set(self, eval_set, eval_sample_weight, table, X):
-        if eval_set is None:
-            return []
-        if not isinstance(eval_set, (list, tuple)):
-            kind = type(eval_set).__name__
-            raise TypeError(f"eval_set must be a list of (X, y) pairs, got a {kind}")
-        if isinstance(eval_set, tuple) and len(eval_set) == 2:
-            eval_set = [eval_set]
-        for index, pair in enumerate(eval_set):
-            if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-                kind = type(pair).__name__
-                raise ValueError(f"eval_set[{index}] must be a pair (X, y), got a {kind}")
-        weights = [None] * len(eval_set) if eval_sample_weight is None else eval_sample_weight
-        if len(weights) != len(eval_set):
-            raise ValueError(
-                f"eval_sample_weight has {len(weights)} entries for {len(eval_set)} pairs in "
-                "eval_set"
-            )
-        named = has_column_names(X)
-        read = []
-        for index, ((X_eval, y_eval), weight) in enumerate(zip(eval_set, weights, strict=True)):
-            with errors_name(f"eval_set[{index}]"):
-                rows = as_table(X_eval)
-                positional = not (named and has_column_names(X_eval))
-                owner = type(self).__name__
-                rows = align_table(rows, table.column_names, positional=positional, owner=owner)
-                target = self._encode_target(self._check_target(y_eval))
-                check_consistent_length(_Sized(len(rows)), target)
-            with errors_name(f"eval_sample_weight[{index}]"):
-                weight = self._check_weight(weight, len(rows))
-            read.append((rows, target, weight))
-        return read
+    def _read_eval_pair(self, where, X_eval, y_eval, weight, table, X):
+        with errors_name(where):
+            rows = as_table(X_eval)
+            positional = not (has_column_names(X) and has_column_names(X_eval))
+            owner = type(self).__name__
+            rows = align_table(rows, table.column_names, positional=positional, owner=owner)
+            target = self._encode_target(self._check_target(y_eval))
+            check_consistent_length(Sized(len(rows)), target)
+        with errors_name(where.replace("eval_set", "eval_sample_weight")):
+            return rows, target, check_weight(weight, len(rows))
 
     def _encoded_evals(self, evals, backend):
         encoded = []
@@ -354,7 +329,7 @@ class BaseEasyTensor(
             torch.manual_seed(seed)
             if not going_on:
                 self._scale_target(rows)
-                trunk = self._default_trunk() if self.trunk is None else self.trunk
+                trunk = self._default_trunk() if self.trunk is None else clone(self.trunk)
                 self._network_trunk = trunk
                 self.network_ = make_network(self.blocks_, trunk, self._head)
             rows = self._scaled(rows)
@@ -442,7 +417,7 @@ class BaseEasyTensor(
         -------
         ndarray of float32, shape (n_samples, width)
         """
-        return self._forward(X, self.network_.represent).numpy()
+        return self._forward(X, lambda frame: self.network_.represent(frame)).numpy()
 
     @property
     def feature_importances_(self):
@@ -468,33 +443,6 @@ class BaseEasyTensor(
 
     # ------------------------------------------------------------------ scikit-learn
 
-    def __getstate__(self):
-        if hasattr(self, "network_"):
-            self.feature_importances_  # noqa: B018 - so that no training row is pickled
-        state = super().__getstate__()
-        if "network_" in state:
-            state = dict(state)
-            network = state.pop("network_")
-            state["_weights"] = {k: v.numpy() for k, v in network.state_dict().items()}
-            optimizer_state = state.pop("_optimizer_state", None)
-            if self.warm_start:
-                state["_optimizer_state"] = _to_numpy(optimizer_state)
-        return state
-
-    def __setstate__(self, state):
-        state = dict(state)
-        weights = state.pop("_weights", None)
-        super().__setstate__(state)
-        if weights is None:
-            return
-        if getattr(self, "_optimizer_state", None) is not None:
-            self._optimizer_state = _to_torch(self._optimizer_state)
-        with torch.random.fork_rng(devices=[]):
-            network = make_network(self.blocks_, self._network_trunk, self._head)
-        tensors = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
-        network.load_state_dict(tensors)
-        self.network_ = network.eval()
-
     def __sklearn_is_fitted__(self):
         return hasattr(self, "network_")
 
@@ -511,103 +459,9 @@ class BaseEasyTensor(
         return blocks_diagram(self)
 
 
-class _Sized:
-    """Something with a length, for scikit-learn's length checks."""
-
-    def __init__(self, length):
-        self.shape = (length,)
-
-    def __len__(self):
-        return self.shape[0]
-
-
 def bounded_sample(rows, seed):
     """Return at most `IMPORTANCE_ROWS` of the rows."""
     if len(rows) <= IMPORTANCE_ROWS:
         return rows
     chosen = np.random.RandomState(seed).choice(len(rows), IMPORTANCE_ROWS, replace=False)
     return rows.take(torch.from_numpy(np.sort(chosen)))
-
-
-def resolve_optimizer(optimizer, owner):
-    """Return the optimizer class for a name or class."""
-    names = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-    if isinstance(optimizer, str) and optimizer in names:
-        return names[optimizer]
-    if isinstance(optimizer, type) and issubclass(optimizer, torch.optim.Optimizer):
-        return optimizer
-    raise ValueError(
-        f"{owner}: optimizer must be one of {list(names)} or a torch.optim.Optimizer class, got "
-        f"{optimizer!r}"
-    )
-
-
-def resolve_device(device, owner):
-    """Return the torch device for a name; ``"auto"`` means CUDA where there is one."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        # Fails for what torch does not know and for what this machine does not have.
-        torch.zeros(1, device=torch.device(device)).item()
-        return str(torch.device(device))
-    except (RuntimeError, TypeError, AssertionError) as error:
-        raise ValueError(
-            f"{owner}: device must be 'auto', 'cpu', 'cuda' or another torch device of this "
-            f"machine, got {device!r}: {error}"
-        ) from error
-
-
-def is_callback(entry):
-    """Tell whether skorch takes an object as a callback: one, a class, or either with a name."""
-    if isinstance(entry, tuple) and len(entry) == 2:
-        entry = entry[1]
-    return isinstance(entry, Callback) or (isinstance(entry, type) and issubclass(entry, Callback))
-
-
-def check_callbacks(callbacks, owner):
-    """Raise ``ValueError`` unless `callbacks` is None or a list of what skorch takes."""
-    if callbacks is None:
-        return
-    if not isinstance(callbacks, (list, tuple)) or not all(map(is_callback, callbacks)):
-        raise ValueError(
-            f"{owner}: callbacks must be a list of skorch callbacks or (name, callback) pairs, "
-            f"got {callbacks!r}"
-        )
-
-
-def check_no_missing(y):
-    """Raise ``ValueError`` for missing values that NumPy has no NaN for, such as None."""
-    import pandas as pd
-
-    if issparse(y):
-        return
-    values = np.asarray(y)
-    if values.dtype == object and pd.isna(values).any():
-        raise ValueError(f"Input y contains NaN: {pd.isna(values).sum()} of its values are missing")
-
-
-@contextmanager
-def errors_name(where):
-    """Begin the message of every error within the context with where it occurred."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    except TypeError as error:
-        raise TypeError(f"{where}: {error}") from error
-
-
-def _to_numpy(state):
-    if isinstance(state, dict):
-        return {key: _to_numpy(value) for key, value in state.items()}
-    if isinstance(state, list):
-        return [_to_numpy(value) for value in state]
-    return state.cpu().numpy() if isinstance(state, torch.Tensor) else state
-
-
-def _to_torch(state):
-    if isinstance(state, dict):
-        return {key: _to_torch(value) for key, value in state.items()}
-    if isinstance(state, list):
-        return [_to_torch(value) for value in state]
-    return torch.from_numpy(np.array(state)) if isinstance(state, np.ndarray) else state

@@ -9,7 +9,8 @@ from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_array, column_or_1d
 
-from sk_easytensor.estimators._base import BaseEasyTensor, check_no_missing
+from sk_easytensor.estimators._base import BaseEasyTensor
+from sk_easytensor.estimators._inputs import check_no_missing
 from sk_easytensor.networks.heads import BinaryHead, MulticlassHead, MultilabelHead
 from sk_easytensor.parameters import check_number
 

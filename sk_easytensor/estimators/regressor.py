@@ -7,7 +7,8 @@ import torch
 from sklearn.base import RegressorMixin
 from sklearn.utils.validation import assert_all_finite, check_array
 
-from sk_easytensor.estimators._base import BaseEasyTensor, check_no_missing
+from sk_easytensor.estimators._base import BaseEasyTensor
+from sk_easytensor.estimators._inputs import check_no_missing
 from sk_easytensor.networks.heads import RegressionHead
 from sk_easytensor.parameters import check_choice, check_number
 from sk_easytensor.training.batches import EncodedRows

@@ -12,12 +12,12 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import nn
 
-from sk_easytensor.parameters import check_number
+from sk_easytensor.parameters import GrowingParametersMixin, check_number
 
 __all__ = ["MLP", "TabM"]
 
 
-class MLP(BaseEstimator):
+class MLP(GrowingParametersMixin, BaseEstimator):
     """A plain multi-layer perceptron.
 
     Parameters
@@ -57,7 +57,7 @@ class MLP(BaseEstimator):
         return module
 
 
-class TabM(BaseEstimator):
+class TabM(GrowingParametersMixin, BaseEstimator):
     """Many perceptrons for little more than the price of one.
 
     Parameters
@@ -140,6 +140,11 @@ class FastDropout(nn.Module):
         self.dropped = round(probability * 256)
         self.pool = None
         self.uses = 0
+
+    def train(self, mode=True):
+        """Change between training and evaluation, and forget the pool."""
+        self.pool = None
+        return super().train(mode)
 
     def forward(self, features):
         """Zero random units while training and scale up the others."""

@@ -1,0 +1,1 @@
+"""The training loop: encoded rows in, a trained network out."""

@@ -34,9 +34,7 @@ class EncodedRows:
 
     def to(self, device):
         """Return the rows on another device."""
-        return EncodedRows(
-            self.frame.to(device), self.target.to(device), self.weight.to(device)
-        )
+        return EncodedRows(self.frame.to(device), self.target.to(device), self.weight.to(device))
 
 
 class BatchIterator:

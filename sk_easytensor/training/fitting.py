@@ -5,33 +5,15 @@ The same function runs in this process and in a worker of a cluster.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from inspect import signature
 
-import torch
 from skorch.callbacks import EarlyStopping, PrintLog
 
 from sk_easytensor.training.net import TensorNet
 from sk_easytensor.training.schedules import StepSchedule
 
-__all__ = ["TrainingResult", "TrainingSettings", "default_batch_size", "default_max_epochs", "train_network"]
-
-
-@dataclass
-class TrainingSettings:
-    """How to train; names are those of the estimators' parameters."""
-
-    learning_rate: float
-    batch_size: int
-    max_epochs: int
-    optimizer: type
-    weight_decay: float
-    early_stopping_rounds: int | None
-    average_decay: float = 0.99
-    gradient_clip: float = 1.0
-    device: str = "cpu"
-    verbose: int = 0
-    callbacks: list = field(default_factory=list)
-    optimizer_state: dict | None = None
+__all__ = ["TrainingResult", "train_network"]
 
 
 @dataclass
@@ -51,21 +33,6 @@ class TrainingResult:
     history: list
     best_iteration: int
     optimizer_state: dict
-
-
-def default_batch_size(n_rows):
-    """Rows a batch: 32 for tiny tables, 256 from some thousand rows, 4096 for millions."""
-    size = 32
-    while size < 256 and size * 24 < n_rows:
-        size *= 2
-    while 256 <= size < 4096 and size * 400 < n_rows:
-        size *= 2
-    return size
-
-
-def default_max_epochs(n_rows):
-    """Epochs at most: 200 for a few hundred rows, 60 for 6,400, 13 for 300,000."""
-    return max(5, min(200, round(2000 / n_rows**0.4)))
 
 
 def train_network(network, head, rows, valid_rows, settings):
@@ -89,6 +56,12 @@ def train_network(network, head, rows, valid_rows, settings):
     TrainingResult
     """
     callbacks = [("schedule", StepSchedule(settings.max_epochs))]
+    if settings.verbose:
+        callbacks.append(("print_log", PrintLog()))
+    callbacks += [
+        callback if isinstance(callback, tuple) else (f"user_{index}", callback)
+        for index, callback in enumerate(settings.callbacks)
+    ]
     stopping = None
     if valid_rows:
         # Patience longer than the training still restores the best weights at its end.
@@ -97,12 +70,6 @@ def train_network(network, head, rows, valid_rows, settings):
             monitor="valid_loss", patience=patience, threshold=0, load_best=True, sink=_silent
         )
         callbacks.append(("early_stopping", stopping))
-    if settings.verbose:
-        callbacks.append(("print_log", PrintLog()))
-    callbacks += [
-        callback if isinstance(callback, tuple) else (f"user_{index}", callback)
-        for index, callback in enumerate(settings.callbacks)
-    ]
     net = TensorNet(
         network,
         head=head,
@@ -116,13 +83,16 @@ def train_network(network, head, rows, valid_rows, settings):
         device=settings.device,
         verbose=settings.verbose,
         callbacks=callbacks,
-        **_optimizer_arguments(network, settings),
+        **_optimizer_arguments(settings.optimizer, settings.weight_decay),
     )
     net.initialize()
     if settings.optimizer_state is not None:
         net.optimizer_.load_state_dict(settings.optimizer_state)
     net.partial_fit(rows)
-    history = [_plain(epoch) for epoch in net.history]
+    # An epoch that the user interrupted has no losses.
+    history = [_plain(epoch) for epoch in net.history if "train_loss" in epoch]
+    if not history:
+        raise KeyboardInterrupt("interrupted before the first epoch was complete")
     best = stopping.best_epoch_ if stopping is not None and stopping.best_epoch_ else len(history)
     network.to("cpu").eval()
     return TrainingResult(history, best, net.optimizer_.state_dict())
@@ -136,9 +106,12 @@ def _plain(epoch):
     return {name: value for name, value in epoch.items() if name != "batches"}
 
 
-def _optimizer_arguments(network, settings):
-    """Weight decay acts on matrices only, never on biases, scalings and embeddings."""
-    arguments = {"optimizer__weight_decay": settings.weight_decay}
-    if issubclass(settings.optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+def _optimizer_arguments(optimizer, weight_decay):
+    """Return what an optimizer's constructor takes of what we would like to give it."""
+    taken = signature(optimizer).parameters
+    arguments = {}
+    if "weight_decay" in taken:
+        arguments["optimizer__weight_decay"] = weight_decay
+    if "fused" in taken:
         arguments["optimizer__fused"] = True
     return arguments

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from skorch import NeuralNet
 from skorch.callbacks import Callback
@@ -83,8 +85,15 @@ class TensorNet(NeuralNet):
     def notify(self, method_name, **cb_kwargs):
         """Call the callbacks that implement a method, the net's own first."""
         getattr(self, method_name)(self, **cb_kwargs)
+        ended = None
         for callback in self._listeners(method_name):
-            getattr(callback, method_name)(self, **cb_kwargs)
+            try:
+                getattr(callback, method_name)(self, **cb_kwargs)
+            except KeyboardInterrupt as stop:
+                # How callbacks end training; those that come later see the last epoch too.
+                ended = stop
+        if ended is not None:
+            raise ended
 
     def _listeners(self, method_name):
         # Asking every callback at every batch costs as much as a small layer.
@@ -122,13 +131,17 @@ class TensorNet(NeuralNet):
         self._average = WeightAverage(self.module_, self.average_decay)
         first_valid = self.valid_rows[0] if self.valid_rows else None
         about = {"dataset_train": rows, "dataset_valid": first_valid}
-        for _ in range(self.max_epochs if epochs is None else epochs):
-            self.notify("on_epoch_begin", **about)
-            self._average.swap_out()
-            self.run_single_epoch(iterator, training=True, prefix="train", step_fn=self.train_step)
+        try:
+            for _ in range(self.max_epochs if epochs is None else epochs):
+                self.notify("on_epoch_begin", **about)
+                self._average.swap_out()
+                self.run_single_epoch(iterator, True, "train", self.train_step)
+                self._average.swap_in()
+                self._judge()
+                self.notify("on_epoch_end", **about)
+        finally:
+            # Also when interrupted: what is kept is the average.
             self._average.swap_in()
-            self._judge()
-            self.notify("on_epoch_end", **about)
         return self
 
     def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
@@ -141,7 +154,13 @@ class TensorNet(NeuralNet):
             n_rows += len(batch)
             self._average.update()
             self.notify("on_batch_end", batch=batch, training=training, **step)
-        self.history.record(f"{prefix}_loss", float(total) / n_rows)
+        loss = float(total) / n_rows
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the {prefix}ing loss became {loss} in epoch {len(self.history)}: training "
+                f"diverged. Lower learning_rate (it is {self.lr}), or look for extreme values in y."
+            )
+        self.history.record(f"{prefix}_loss", loss)
 
     def train_step(self, batch, **fit_params):
         self.optimizer_.zero_grad()
@@ -168,9 +187,8 @@ class TensorNet(NeuralNet):
     def _mean_loss(self, rows):
         total = torch.zeros((), dtype=torch.float64)
         for batch in BatchIterator(rows, JUDGING_BATCH):
-            with self._autocast():
-                outputs = self.infer(batch.frame)
-            losses = self.head.loss(self.head.combine(outputs.float()), batch.target)[:, 0]
+            outputs = self.head.combine(self.infer(batch.frame))
+            losses = self.head.loss(outputs, batch.target)[:, 0]
             total += (losses.double() * batch.weight).sum().cpu()
         return float(total / rows.weight.double().sum().cpu())
 

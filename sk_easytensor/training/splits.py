@@ -10,6 +10,7 @@ from sk_easytensor.training.batches import EncodedRows
 __all__ = ["merge_duplicates", "validation_rows"]
 
 MERGE_AT_MOST = 10_000
+COPIES_AT_MOST = 4
 
 
 def validation_rows(strata, fraction, random_state):
@@ -38,7 +39,7 @@ def validation_rows(strata, fraction, random_state):
     """
     shuffled = random_state.permutation(len(strata))
     order = shuffled[np.argsort(strata[shuffled], kind="stable")]
-    groups, sizes = np.unique(strata, return_counts=True)
+    _, sizes = np.unique(strata, return_counts=True)
     starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
     rank = np.arange(len(strata)) - starts
     # Every group gives its rank-th row when the running share reaches a whole number.
@@ -51,7 +52,9 @@ def merge_duplicates(rows, batch_size):
     """Merge equal rows, adding their weights, if what is left fits into one batch.
 
     With one batch a step sees all rows, so that a row of weight two then counts exactly as the
-    same row given twice, in whatever order rows come. Larger tables are returned as they are.
+    same row given twice, in whatever order rows come. Other tables are returned as they are, and
+    so are those that consist of copies for the most part, more than four a row on average: an
+    epoch would be too short.
 
     Parameters
     ----------
@@ -70,7 +73,7 @@ def merge_duplicates(rows, batch_size):
     target = rows.target.reshape(len(rows), -1).double().numpy()
     key = np.column_stack([rows.frame.row_hashes().astype(np.float64), target])
     _, first, inverse = np.unique(key, axis=0, return_index=True, return_inverse=True)
-    if len(first) > batch_size:
+    if len(first) > batch_size or len(rows) > COPIES_AT_MOST * len(first):
         return rows
     weight = np.bincount(inverse.reshape(-1), weights=rows.weight.double().numpy())
     merged = rows.take(torch.from_numpy(first))

@@ -282,7 +282,7 @@ def test_batch_size_and_epochs_are_obeyed(regressor, data, recorder):
 
 
 def test_defaults_follow_the_number_of_rows():
-    from sk_easytensor.training.fitting import default_batch_size, default_max_epochs
+    from sk_easytensor.training.settings import default_batch_size, default_max_epochs
 
     sizes = [default_batch_size(n) for n in (1, 100, 10_000, 100_000, 5_000_000)]
     epochs = [default_max_epochs(n) for n in (1, 100, 10_000, 100_000, 5_000_000)]

@@ -1,0 +1,64 @@
+"""Pickles that load anywhere: arrays in place of torch modules, and no row of the data."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sk_easytensor.networks.block_network import make_network
+
+__all__ = ["PortablePickleMixin"]
+
+
+class PortablePickleMixin:
+    """Pickle a fitted estimator's network as NumPy arrays and rebuild it on loading.
+
+    The optimizer's state is left out unless ``warm_start`` asks to go on from it.
+    """
+
+    def __getstate__(self):
+        """Return what is pickled."""
+        if hasattr(self, "network_"):
+            self.feature_importances_  # noqa: B018 - so that no training row is pickled
+        state = super().__getstate__()
+        if "network_" in state:
+            state = dict(state)
+            network = state.pop("network_")
+            state["_weights"] = {k: v.numpy() for k, v in network.state_dict().items()}
+            optimizer_state = state.pop("_optimizer_state", None)
+            if self.warm_start:
+                state["_optimizer_state"] = to_numpy(optimizer_state)
+        return state
+
+    def __setstate__(self, state):
+        """Restore what was pickled."""
+        state = dict(state)
+        weights = state.pop("_weights", None)
+        super().__setstate__(state)
+        if weights is None:
+            return
+        if getattr(self, "_optimizer_state", None) is not None:
+            self._optimizer_state = to_torch(self._optimizer_state)
+        with torch.random.fork_rng(devices=[]):
+            network = make_network(self.blocks_, self._network_trunk, self._head)
+        tensors = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
+        network.load_state_dict(tensors)
+        self.network_ = network.eval()
+
+
+def to_numpy(state):
+    """Replace the tensors in nested dictionaries and lists by arrays."""
+    if isinstance(state, dict):
+        return {key: to_numpy(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [to_numpy(value) for value in state]
+    return state.cpu().numpy() if isinstance(state, torch.Tensor) else state
+
+
+def to_torch(state):
+    """Replace the arrays in nested dictionaries and lists by tensors."""
+    if isinstance(state, dict):
+        return {key: to_torch(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [to_torch(value) for value in state]
+    return torch.from_numpy(np.array(state)) if isinstance(state, np.ndarray) else state
