@@ -20,6 +20,9 @@ COLUMN_WISE = 16
 """So many times more rows at a time for blocks that work column by column."""
 
 
+ROWS_A_THREAD = 512
+
+
 class LocalBackend:
     """Runs the library's verbs on this machine.
 
@@ -89,7 +92,9 @@ class LocalBackend:
 
     def train(self, network, head, rows, valid_rows, settings):
         """Train a network; see :func:`~sk_easytensor.training.fitting.train_network`."""
-        with limited_threads(self.n_jobs):
+        # With few rows a step, threads spend their time waiting for each other.
+        useful = max(1, settings.batch_size // ROWS_A_THREAD)
+        with limited_threads(min(resolve_threads(self.n_jobs), useful)):
             return train_network(network, head, rows, valid_rows, settings)
 
     def forward(self, function, frame, batch_size=4096):

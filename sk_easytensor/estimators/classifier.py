@@ -53,7 +53,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         Of initial weights, batches and the validation part. With an int, fits on the same
         machine are equal bit for bit.
     n_jobs : int or None, default=None
-        Threads: None for one (unless in a joblib context), -1 for all cores.
+        Threads at most: None for one (unless in a joblib context), -1 for all cores. Training uses
+        fewer where batches are small.
     device : str, default="auto"
         Torch device to train on; ``"auto"`` takes CUDA where there is one.
     verbose : int, default=0
