@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.backends.local import LocalBackend
-from sk_easytensor.blocks import BLOCKS, Block
-from sk_easytensor.blocks._base import unsupported_column
 from sk_easytensor.parameters import GrowingParametersMixin, check_choice
+from sk_easytensor.selection import check_blocks, detect_blocks, select_columns
 from sk_easytensor.tables import as_table, has_column_names, read_like_fit
 
 __all__ = ["BlockParametersMixin", "TableEncoder", "select_columns"]
-
-BOOLS = (bool, np.bool_)
 
 
 class BlockParametersMixin:
@@ -280,131 +275,6 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
 
     def _sk_visual_block_(self):
         return blocks_diagram(self)
-
-
-def check_blocks(blocks):
-    """Check the ``blocks`` parameter and return it as a list of triples.
-
-    Raises
-    ------
-    ValueError, TypeError
-        Saying which entry is not ``(name, Block, columns)`` or which name occurs twice.
-    """
-    if blocks is None:
-        return []
-    if not isinstance(blocks, Iterable) or isinstance(blocks, str):
-        raise TypeError(f"blocks must be a list of (name, block, columns), got {blocks!r}")
-    blocks = list(blocks)
-    names = set()
-    for spec in blocks:
-        if not isinstance(spec, (tuple, list)) or len(spec) != 3:
-            raise ValueError(f"each entry of blocks must be (name, block, columns), got {spec!r}")
-        name, block, _ = spec
-        if not isinstance(name, str) or "__" in name or not name:
-            raise ValueError(f"block names must be strings without '__', got {name!r}")
-        if name in names:
-            raise ValueError(f"block name {name!r} occurs more than once; names must be unique")
-        if not isinstance(block, Block):
-            raise TypeError(
-                f"block {name!r} must be an instance of a Block, such as NumericBlock(), "
-                f"got {block!r}"
-            )
-        names.add(name)
-    return blocks
-
-
-def detect_blocks(table, columns):
-    """Choose a block for each column by its type and values.
-
-    Parameters
-    ----------
-    table : pyarrow.Table
-        Rows to look at.
-    columns : list of str
-        Columns to give away.
-
-    Returns
-    -------
-    dict of {type: list of str}
-        Block class to columns, in the order of ``sk_easytensor.blocks.BLOCKS``.
-
-    Raises
-    ------
-    TypeError
-        Naming a column that no block takes.
-    """
-    taken = {}
-    for name in columns:
-        column = table.column(name)
-        block_class = next((cls for cls in BLOCKS if cls.detects(column)), None)
-        if block_class is None:
-            raise TypeError(unsupported_column(table.schema.field(name)))
-        taken.setdefault(block_class, []).append(name)
-    return {cls: taken[cls] for cls in BLOCKS if cls in taken}
-
-
-def select_columns(columns, table, X=None, *, owner="blocks"):
-    """Resolve a column selector to names.
-
-    Parameters
-    ----------
-    columns : str, int, list, slice, boolean mask or callable
-        As in :class:`~sklearn.compose.ColumnTransformer`.
-    table : pyarrow.Table
-        Gives the names and their order.
-    X : table-like, optional
-        Passed to a callable if it is a pandas data frame; else the callable gets the table as one.
-    owner : str
-        Who asks, for errors.
-
-    Returns
-    -------
-    list of str
-
-    Raises
-    ------
-    ValueError
-        Naming a column that is not there, or one that is selected twice.
-    """
-    names = table.column_names
-    if isinstance(columns, Callable):
-        columns = columns(X if hasattr(X, "select_dtypes") else table.to_pandas())
-    if isinstance(columns, slice):
-        bounds = [
-            _position(bound, names, owner) if isinstance(bound, str) else bound
-            for bound in (columns.start, columns.stop)
-        ]
-        if isinstance(columns.stop, str):
-            bounds[1] += 1  # As in pandas, a slice of labels includes its end.
-        return names[slice(*bounds, columns.step)]
-    if isinstance(columns, str) or not isinstance(columns, Iterable):
-        columns = [columns]
-    columns = list(columns)
-    if columns and all(isinstance(item, BOOLS) for item in columns):
-        if len(columns) != len(names):
-            raise ValueError(
-                f"{owner}: the boolean mask has {len(columns)} entries for {len(names)} columns"
-            )
-        return [name for name, keep in zip(names, columns, strict=True) if keep]
-    selected = [names[_position(item, names, owner)] for item in columns]
-    twice = {name for name in selected if selected.count(name) > 1}
-    if twice:
-        raise ValueError(f"{owner} names columns more than once: {sorted(twice)}")
-    return selected
-
-
-def _position(item, names, owner):
-    if isinstance(item, str):
-        if item not in names:
-            raise ValueError(
-                f"{owner} names column {item!r}, which X does not have; it has {names}"
-            )
-        return names.index(item)
-    if not isinstance(item, (int, np.integer)) or isinstance(item, BOOLS):
-        raise ValueError(f"{owner}: {item!r} is not a column name, position or mask")
-    if not -len(names) <= item < len(names):
-        raise ValueError(f"{owner} names column {item}, but X has {len(names)} columns")
-    return int(item)
 
 
 def blocks_diagram(estimator):

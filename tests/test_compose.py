@@ -24,7 +24,7 @@ from sk_easytensor import (
     TabM,
     VectorBlock,
 )
-from sk_easytensor.compose import select_columns
+from sk_easytensor.selection import select_columns
 from sk_easytensor.tables import as_table
 
 

@@ -8,15 +8,13 @@ import pyarrow as pa
 import pytest
 import scipy.sparse
 
+from sk_easytensor.columns import cast_column, sample_values, to_float64
 from sk_easytensor.tables import (
     align_table,
     as_table,
-    cast_column,
     column_names,
     has_column_names,
     read_like_fit,
-    sample_values,
-    to_float64,
 )
 
 

@@ -112,7 +112,7 @@ class Block(GrowingParametersMixin, TransformerMixin, BaseEstimator, ABC):
         self.check_parameters()
         for field in table.schema:
             if not self.accepts(field.type):
-                raise TypeError(unsupported_column(field, self))
+                raise TypeError(unsupported_column(field, type(self).__name__))
         self.feature_names_in_ = np.asarray(table.column_names, dtype=object)
         self.n_features_in_ = table.num_columns
         self._named = named
@@ -201,15 +201,15 @@ def cached_slices(n_rows, size=16_384):
     return [slice(start, start + size) for start in range(0, n_rows, size)]
 
 
-def unsupported_column(field, block=None):
+def unsupported_column(field, block=""):
     """Say that a column cannot be read, and which block would take it.
 
     Parameters
     ----------
     field : pyarrow.Field
         The column.
-    block : Block, optional
-        The block that was asked to read it.
+    block : str, optional
+        Class name of the block that was asked to read it.
 
     Returns
     -------
@@ -223,5 +223,5 @@ def unsupported_column(field, block=None):
     else:
         known = "; ".join(f"{cls.__name__}: {cls.accepted}" for cls in BLOCKS)
         hint = f"No block reads it. Drop or convert it; what blocks read is: {known}."
-    owner = "" if block is None else f" by {type(block).__name__}"
+    owner = f" by {block}" if block else ""
     return f"column {field.name!r} of type {field.type} cannot be read{owner}. {hint}"

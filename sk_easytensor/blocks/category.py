@@ -150,7 +150,7 @@ class CategoryBlock(Block):
         columns = []
         for index, (field, column) in enumerate(zip(table.schema, table.columns, strict=True)):
             if not self.accepts(field.type):
-                raise TypeError(unsupported_column(field, self))
+                raise TypeError(unsupported_column(field, type(self).__name__))
             columns.append(self._column_codes(column, index))
         codes = np.empty((table.num_rows, table.num_columns), dtype=np.int32)
         for rows in cached_slices(table.num_rows):

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from sk_easytensor.blocks._base import Block, cached_slices
+from sk_easytensor.columns import to_float64
 from sk_easytensor.parameters import check_choice, check_number
 from sk_easytensor.summaries import Quantiles, SummaryMap
-from sk_easytensor.tables import to_float64
 
 __all__ = ["NumericBlock"]
 

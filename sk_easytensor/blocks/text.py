@@ -24,9 +24,9 @@ from sk_easytensor.blocks._subwords import (
     load_tokenizer,
     train_tokenizer,
 )
+from sk_easytensor.columns import cast_column, sample_values
 from sk_easytensor.parameters import check_choice, check_number
 from sk_easytensor.summaries import SummaryMap
-from sk_easytensor.tables import cast_column, sample_values
 from sk_easytensor.tensors import Ragged
 
 __all__ = ["TextBlock"]

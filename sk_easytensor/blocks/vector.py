@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from sk_easytensor.blocks._base import Block, unsupported_column
+from sk_easytensor.columns import sample_values
 from sk_easytensor.parameters import check_number
 from sk_easytensor.summaries import Moments, SummaryMap, merge_all
-from sk_easytensor.tables import sample_values
 
 __all__ = ["VectorBlock", "VectorModule"]
 
@@ -170,7 +170,7 @@ def _moments(column, name):
 def _chunks(column, name, length):
     """Yield slices of rows and their vectors, float64 of shape (n, length), NaN for missing."""
     if not VectorBlock.accepts(column.type):
-        raise TypeError(unsupported_column(pa.field(name, column.type), VectorBlock()))
+        raise TypeError(unsupported_column(pa.field(name, column.type), "VectorBlock"))
     for start in range(0, max(len(column), 1), CHUNK):
         chunk = column.slice(start, CHUNK)
         vectors = np.full((len(chunk), length), np.nan)

@@ -1,0 +1,102 @@
+"""Read one column: as another type, as floats, or a sample of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+__all__ = ["cast_column", "sample_values", "to_float64"]
+
+
+def cast_column(column, name, target, *, block):
+    """Cast a column or say, by name, why it cannot be read.
+
+    Parameters
+    ----------
+    column : pyarrow.ChunkedArray
+        The column.
+    name : str
+        Its name, for the error.
+    target : pyarrow.DataType
+        Type to cast to.
+    block : str
+        Name of the block that asks, for the error.
+
+    Returns
+    -------
+    pyarrow.ChunkedArray
+
+    Raises
+    ------
+    TypeError
+        If the type or a value cannot be read as `target`.
+    """
+    if column.type.equals(target):
+        return column
+    source = column.type
+    try:
+        if pa.types.is_dictionary(source):
+            column = column.cast(source.value_type)
+        return column.cast(target, safe=False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        detail = str(error).splitlines()[0]
+        raise TypeError(
+            f"column {name!r} is of type {source} and cannot be read as {target} by "
+            f"{block}: {detail}"
+        ) from error
+
+
+def to_float64(column, name, *, block):
+    """Return a numeric, boolean, duration or time column as a float64 array, NaN for missing.
+
+    Parameters
+    ----------
+    column : pyarrow.ChunkedArray
+        The column.
+    name : str
+        Its name, for errors.
+    block : str
+        Name of the block that asks, for errors.
+
+    Returns
+    -------
+    numpy.ndarray of shape (n,), float64
+        Durations and times of day are in seconds.
+    """
+    kind = column.type
+    if pa.types.is_duration(kind):
+        per_second = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}[kind.unit]
+        return _numpy(column.cast(pa.int64()).cast(pa.float64(), safe=False)) / per_second
+    if pa.types.is_time(kind):
+        microseconds = column.cast(pa.time64("us")).cast(pa.int64())
+        return _numpy(microseconds.cast(pa.float64(), safe=False)) / 1e6
+    if pa.types.is_boolean(kind):
+        column = column.cast(pa.int8())
+    return _numpy(cast_column(column, name, pa.float64(), block=block))
+
+
+def _numpy(column):
+    if column.null_count:
+        column = pc.fill_null(column, float("nan"))
+    return column.to_numpy()
+
+
+def sample_values(column, size=1000):
+    """Return some of a column's values that are not null, evenly spread over its rows.
+
+    Parameters
+    ----------
+    column : pyarrow.ChunkedArray
+        The column.
+    size : int, default=1000
+        At most so many values.
+
+    Returns
+    -------
+    pyarrow.ChunkedArray
+    """
+    present = np.flatnonzero(column.is_valid().to_numpy())
+    if len(present) > size:
+        present = present[np.linspace(0, len(present) - 1, size).astype(np.int64)]
+    return column.take(pa.array(present))
