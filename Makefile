@@ -42,8 +42,9 @@ docs: venv $(VENV)/.installed-docs ## Build the HTML documentation into docs/_bu
 
 bench: venv $(VENV)/.installed-bench ## Run the benchmarks; DATA=directory holds their data sets
 	$(BIN)/python benchmarks/tabular.py $(DATA_OPTION)
-	$(BIN)/python benchmarks/loop.py $(DATA_OPTION)
-	$(BIN)/python benchmarks/encode.py $(DATA_OPTION)
+	$(BIN)/python benchmarks/loop.py
+	$(BIN)/python benchmarks/encode.py
+	$(BIN)/python benchmarks/search.py
 
 clean: ## Remove the virtual environment, caches and build output
 	rm -rf $(VENV) build dist *.egg-info docs/_build docs/generated
