@@ -1,8 +1,8 @@
 """Time a grid search with one worker and with several.
 
-A search over eight candidates and two folds runs with ``n_jobs=1`` and ``n_jobs=2`` in turn. Each fit
-bounds its own threads, so that workers do not fight over cores: with more workers the search should
-take less time, never more. Prints the seconds of each run and the median ratio, pair by pair::
+A search over eight candidates and two folds runs with ``n_jobs=1`` and ``n_jobs=2`` in turn. Each
+fit bounds its own threads, so that workers do not fight over cores: with more workers the search
+should take less time, never more. Prints the seconds of each run and the median ratio::
 
     python benchmarks/search.py --rows 4000 --jobs 2 --repeats 3
 """

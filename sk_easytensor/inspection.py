@@ -9,10 +9,8 @@ from sk_easytensor.training.batches import EncodedRows
 
 __all__ = ["column_importances"]
 
-REPEATS = 3
 
-
-def column_importances(network, head, encoder, rows, seed, backend):
+def column_importances(network, head, encoder, rows, seed, repeats, backend):
     """Permutation importance of each input column, computed on encoded rows.
 
     Parameters
@@ -27,6 +25,8 @@ def column_importances(network, head, encoder, rows, seed, backend):
         Rows to judge on.
     seed : int
         Of the permutations.
+    repeats : int
+        Permutations a column.
     backend : LocalBackend
         Where forward passes run.
 
@@ -41,7 +41,7 @@ def column_importances(network, head, encoder, rows, seed, backend):
     the table, because a row's encoding depends on that row alone.
     """
     random_state = np.random.RandomState(seed)
-    orders = [torch.from_numpy(random_state.permutation(len(rows))) for _ in range(REPEATS)]
+    orders = [torch.from_numpy(random_state.permutation(len(rows))) for _ in range(repeats)]
     before = _loss(network, head, rows, backend)
     importances = np.zeros(encoder.n_features_in_)
     for index, column in enumerate(encoder._columns):

@@ -12,6 +12,7 @@ from warnings import catch_warnings, simplefilter, warn
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from scipy.sparse import issparse
 from sklearn.utils import check_array
 
@@ -101,6 +102,8 @@ def as_table(X, *, minimum_rows=1):
     >>> as_table({"age": [31, None], "city": ["Oslo", "Lima"]}).schema.names
     ['age', 'city']
     """
+    if type(X).__name__ == "LazyFrame" and hasattr(X, "collect"):
+        X = X.collect()
     if isinstance(X, pa.Table):
         table = X
     elif isinstance(X, pa.RecordBatch):
@@ -187,7 +190,15 @@ def read_like_fit(X, names, *, fitted_with_names, owner):
             UserWarning,
             stacklevel=3,
         )
-    return align_table(table, names, positional=not (named and fitted_with_names), owner=owner)
+    positional = not (named and fitted_with_names)
+    table = align_table(table, names, positional=positional, owner=owner)
+    for index, column in enumerate(table.columns):
+        # Floats are how many tables write that a column of any type is missing altogether.
+        if pa.types.is_floating(column.type):
+            missing = pc.is_null(column, nan_is_null=True)
+            if pc.all(missing).as_py():
+                table = table.set_column(index, names[index], pa.nulls(len(table)))
+    return table
 
 
 def _is_list_of_mappings(X):
@@ -240,6 +251,12 @@ def _from_arrow_stream(X):
 
 
 def _from_columns(names, columns):
+    scalars = [name for name, values in zip(names, columns, strict=True) if np.isscalar(values)]
+    if scalars:
+        raise ValueError(
+            f"columns {scalars} hold a single value instead of a list; write a single row as a "
+            "list of one dictionary"
+        )
     arrays = [_column(values, str(name)) for name, values in zip(names, columns, strict=True)]
     lengths = {str(name): len(array) for name, array in zip(names, arrays, strict=True)}
     if len(set(lengths.values())) > 1:

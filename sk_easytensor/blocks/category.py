@@ -49,8 +49,8 @@ class CategoryBlock(Block):
 
     Notes
     -----
-    Integers, integral floats and their strings are the same category: a column that turns from
-    integers to floats because a value is missing keeps its meaning.
+    Integers, integral floats and their strings are the same category, and so are booleans and 1
+    and 0: a column that turns from integers to floats because a value is missing keeps its meaning.
 
     Examples
     --------
@@ -102,8 +102,10 @@ class CategoryBlock(Block):
     @classmethod
     def detects(cls, column):
         kind = column.type
+        # A column without any value may hold anything later, which only categories take.
         return (
-            pa.types.is_dictionary(kind)
+            pa.types.is_null(kind)
+            or pa.types.is_dictionary(kind)
             or pa.types.is_string(kind)
             or pa.types.is_large_string(kind)
         )
@@ -235,6 +237,8 @@ def _as_strings(values):
     kind = values.type
     if pa.types.is_string(kind):
         return values
+    if pa.types.is_boolean(kind):
+        return values.cast(pa.int8()).cast(pa.string())
     if not pa.types.is_floating(kind):
         return values.cast(pa.string())
     numbers = values.cast(pa.float64())

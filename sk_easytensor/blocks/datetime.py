@@ -112,6 +112,7 @@ class DatetimeBlock(Block):
             return False
         try:
             parse_strings(sample, "")
+            parse_strings(column, "")
         except TypeError:
             return False
         return True

@@ -11,13 +11,15 @@ from sklearn.utils.validation import check_is_fitted
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.compose import BlockParametersMixin, TableEncoder, blocks_diagram
 from sk_easytensor.estimators._inputs import Sized, check_weight, errors_name, eval_pairs
-from sk_easytensor.estimators._pickling import PortablePickleMixin
+from sk_easytensor.estimators._pickling import MANY_COLUMNS, PortablePickleMixin
 from sk_easytensor.inspection import column_importances
 from sk_easytensor.networks import TabM
 from sk_easytensor.networks.block_network import make_network
 from sk_easytensor.parameters import GrowingParametersMixin, check_choice, check_number
-from sk_easytensor.tables import align_table, as_table, has_column_names
+from sk_easytensor.selection import check_blocks
+from sk_easytensor.tables import as_table, has_column_names, read_like_fit
 from sk_easytensor.training.batches import EncodedRows
+from sk_easytensor.training.seeding import seeded
 from sk_easytensor.training.settings import (
     TrainingSettings,
     check_callbacks,
@@ -31,6 +33,7 @@ from sk_easytensor.training.splits import merge_duplicates, validation_rows
 __all__ = ["BaseEasyTensor"]
 
 IMPORTANCE_ROWS = 2048
+IMPORTANCE_ROWS_OF_MANY = 256
 IMPORTANCE_ROWS_AT_LEAST = 32
 
 
@@ -127,6 +130,11 @@ class BaseEasyTensor(
             params = {**params, "trunk": self._default_trunk()}
         return super().set_params(**params)
 
+    def _structure(self):
+        """Describe the parameters that cannot change while training goes on."""
+        blocks = {name: block for name, block, _ in check_blocks(self.blocks)}
+        return {"blocks": repr(blocks), "remainder": self.remainder, "trunk": repr(self.trunk)}
+
     def _default_trunk(self):
         return TabM()
 
@@ -187,10 +195,10 @@ class BaseEasyTensor(
         backend = resolve_backend(self.backend, self.n_jobs)
         self._check_parameters()
         going_on = self.warm_start and hasattr(self, "network_")
-        table, y, weight = self._read_training_rows(X, y, sample_weight)
         if going_on:
-            table = self._align(table, X)
-        else:
+            self._check_unchanged()
+        table, y, weight = self._read_training_rows(X, y, sample_weight, going_on)
+        if not going_on:
             self._forget()
             self._head = self._learn_target(y)
         target = self._encode_target(y)
@@ -243,11 +251,9 @@ class BaseEasyTensor(
         self._check_parameters()
         going_on = hasattr(self, "network_")
         if going_on:
-            self._check_feature_count(X)
-        table, y, weight = self._read_training_rows(X, y, sample_weight)
-        if going_on:
-            table = self._align(table, X)
-        else:
+            self._check_unchanged()
+        table, y, weight = self._read_training_rows(X, y, sample_weight, going_on)
+        if not going_on:
             self._head = self._learn_target(y, classes)
             self._encoder = TableEncoder(self.blocks, remainder=self.remainder)
             self._encoder.fit_table(table, X, backend)
@@ -257,18 +263,30 @@ class BaseEasyTensor(
         rows = self._encoded_rows(table, target, weight, backend)
         batch_size = self.batch_size or default_batch_size(len(rows))
         random_state = check_random_state(self.random_state)
-        return self._train(rows, [], batch_size, random_state, backend, going_on, epochs=1)
+        return self._train(
+            rows, [], batch_size, random_state, backend, going_on, epochs=1, keep=True
+        )
 
     def _forget(self):
         for name in [name for name in vars(self) if name.endswith("_") and name[0] != "_"]:
             delattr(self, name)
 
-    def _read_training_rows(self, X, y, sample_weight):
+    def _check_unchanged(self):
+        """Refuse to go on with a network that the parameters no longer describe."""
+        for name, now in self._structure().items():
+            before = self._fitted_structure[name]
+            if now != before:
+                raise ValueError(
+                    f"{type(self).__name__}: {name} changed since the fit that is to be gone on "
+                    f"from, from {before} to {now}; clone the estimator to start anew"
+                )
+
+    def _read_training_rows(self, X, y, sample_weight, going_on):
         if y is None:
             raise ValueError(
                 f"{type(self).__name__} requires y to be passed, but the target y is None"
             )
-        table = as_table(X)
+        table = self._read(X) if going_on else as_table(X)
         y = self._check_target(y)
         check_consistent_length(Sized(len(table)), y)
         weight = check_weight(sample_weight, len(table))
@@ -280,10 +298,12 @@ class BaseEasyTensor(
 
     def _read_eval_pair(self, where, X_eval, y_eval, weight, table, X):
         with errors_name(where):
-            rows = as_table(X_eval)
-            positional = not (has_column_names(X) and has_column_names(X_eval))
-            owner = type(self).__name__
-            rows = align_table(rows, table.column_names, positional=positional, owner=owner)
+            rows = read_like_fit(
+                X_eval,
+                table.column_names,
+                fitted_with_names=has_column_names(X),
+                owner=type(self).__name__,
+            )
             target = self._encode_target(self._check_target(y_eval))
             check_consistent_length(Sized(len(rows)), target)
         with errors_name(where.replace("eval_set", "eval_sample_weight")):
@@ -307,7 +327,9 @@ class BaseEasyTensor(
             self.feature_names_in_ = self._encoder.feature_names_in_
         self.blocks_ = self._encoder.blocks_
 
-    def _train(self, rows, evals, batch_size, random_state, backend, going_on, epochs=None):
+    def _train(
+        self, rows, evals, batch_size, random_state, backend, going_on, epochs=None, keep=False
+    ):
         # A mean of one leaves the learning rate what it is for unweighted rows.
         rows.weight = rows.weight / rows.weight.double().mean().float()
         seed = int(random_state.randint(np.iinfo(np.int32).max))
@@ -323,10 +345,13 @@ class BaseEasyTensor(
             device=resolve_device(self.device, type(self).__name__),
             verbose=self.verbose,
             callbacks=list(self.callbacks or []),
-            optimizer_state=getattr(self, "_optimizer_state", None) if going_on else None,
+            # One epoch at a time, nobody knows how many will follow.
+            annealed=not keep,
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        kept, kind = getattr(self, "_optimizer_state", None), settings.optimizer.__name__
+        if going_on and kept is not None and kept["kind"] == kind:
+            settings.optimizer_state = kept
+        with seeded(seed):
             if not going_on:
                 self._scale_target(rows)
                 trunk = self._default_trunk() if self.trunk is None else clone(self.trunk)
@@ -336,8 +361,14 @@ class BaseEasyTensor(
             evals = [self._scaled(valid) for valid in evals]
             result = backend.train(self.network_, self._head, rows, evals, settings)
         self._record(result, going_on)
+        self._fitted_structure = self._structure()
+        self._optimizer_state = None
+        if keep or self.warm_start:
+            self._optimizer_state = {"kind": kind, **result.optimizer_state}
         judged = evals[0] if evals and len(evals[0]) >= IMPORTANCE_ROWS_AT_LEAST else rows
-        self._importance_rows = bounded_sample(judged, seed)
+        wide = self.n_features_in_ > MANY_COLUMNS
+        sample = IMPORTANCE_ROWS_OF_MANY if wide else IMPORTANCE_ROWS
+        self._importance_rows = bounded_sample(judged, sample, seed)
         self._importance_seed = seed
         return self
 
@@ -357,7 +388,6 @@ class BaseEasyTensor(
         judged = evals["valid_0" if "valid_loss" in result.history[0] else "training"]
         self.best_score_ = judged[metric][self.best_iteration_ - 1 - self.n_iter_]
         self._n_features_out = self.network_.representation_features
-        self._optimizer_state = result.optimizer_state
         vars(self).pop("_importances", None)
 
     # ------------------------------------------------------------------ hooks
@@ -382,15 +412,6 @@ class BaseEasyTensor(
     def _read(self, X):
         check_is_fitted(self)
         return self._encoder.read(X, owner=type(self).__name__)
-
-    def _align(self, table, X):
-        names = self._encoder._columns
-        positional = not (has_column_names(X) and self._encoder._named)
-        return align_table(table, names, positional=positional, owner=type(self).__name__)
-
-    def _check_feature_count(self, X):
-        if not has_column_names(X):
-            self._align(as_table(X), X)
 
     def _forward(self, X, function):
         """Apply a function of a frame to encoded rows, in batches."""
@@ -426,7 +447,9 @@ class BaseEasyTensor(
         How much the loss rises on rows set apart for validation (at most 2,048 of them; training
         rows if there are fewer than 32) when a column's values are shuffled among them, at least
         0 and scaled to sum to 1. Computed on the encoded rows, so that it costs forward passes
-        only, when first asked for or when the estimator is pickled: pickles hold no rows.
+        only, when first asked for or when the estimator is pickled: pickles hold no rows. With
+        more than 100 columns, one shuffle of 256 rows has to do, and pickling leaves the
+        computation for later: the pickle then holds those rows, encoded.
         """
         check_is_fitted(self)
         if not hasattr(self, "_importances"):
@@ -436,6 +459,7 @@ class BaseEasyTensor(
                 self._encoder,
                 self._importance_rows,
                 self._importance_seed,
+                1 if self.n_features_in_ > MANY_COLUMNS else 3,
                 resolve_backend(self.backend, self.n_jobs),
             )
             self._importance_rows = None
@@ -459,9 +483,9 @@ class BaseEasyTensor(
         return blocks_diagram(self)
 
 
-def bounded_sample(rows, seed):
-    """Return at most `IMPORTANCE_ROWS` of the rows."""
-    if len(rows) <= IMPORTANCE_ROWS:
+def bounded_sample(rows, size, seed):
+    """Return at most `size` of the rows."""
+    if len(rows) <= size:
         return rows
-    chosen = np.random.RandomState(seed).choice(len(rows), IMPORTANCE_ROWS, replace=False)
+    chosen = np.random.RandomState(seed).choice(len(rows), size, replace=False)
     return rows.take(torch.from_numpy(np.sort(chosen)))

@@ -72,6 +72,8 @@ def eval_pairs(eval_set, eval_sample_weight):
         raise TypeError(f"eval_set must be a list of (X, y) pairs, got a {kind}")
     if isinstance(eval_set, tuple) and len(eval_set) == 2:
         eval_set = [eval_set]
+        if eval_sample_weight is not None and np.ndim(eval_sample_weight) == 1:
+            eval_sample_weight = [eval_sample_weight]
     for index, pair in enumerate(eval_set):
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             kind = type(pair).__name__

@@ -6,8 +6,12 @@ import numpy as np
 import torch
 
 from sk_easytensor.networks.block_network import make_network
+from sk_easytensor.training.seeding import seeded
 
-__all__ = ["PortablePickleMixin"]
+__all__ = ["MANY_COLUMNS", "PortablePickleMixin"]
+
+MANY_COLUMNS = 100
+"""With more, importances take too long to be computed whenever something is pickled."""
 
 
 class PortablePickleMixin:
@@ -18,7 +22,7 @@ class PortablePickleMixin:
 
     def __getstate__(self):
         """Return what is pickled."""
-        if hasattr(self, "network_"):
+        if hasattr(self, "network_") and self.n_features_in_ <= MANY_COLUMNS:
             self.feature_importances_  # noqa: B018 - so that no training row is pickled
         state = super().__getstate__()
         if "network_" in state:
@@ -39,7 +43,7 @@ class PortablePickleMixin:
             return
         if getattr(self, "_optimizer_state", None) is not None:
             self._optimizer_state = to_torch(self._optimizer_state)
-        with torch.random.fork_rng(devices=[]):
+        with seeded(0):
             network = make_network(self.blocks_, self._network_trunk, self._head)
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
         network.load_state_dict(tensors)

@@ -34,7 +34,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     batch_size : int or None, default=None
         Rows a step; None for 32 to 4,096 by the number of rows.
     max_epochs : int or None, default=None
-        Passes over the rows at most; None for 10 to 200 by the number of rows.
+        Passes over the rows at most; None for 5 to 200 by the number of rows.
     optimizer : str or torch.optim.Optimizer class, default="adamw"
         ``"adamw"``, ``"adam"``, ``"sgd"`` or a class.
     weight_decay : float, default=1e-2
@@ -46,7 +46,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         Fraction of the rows set apart for validation when `fit` gets no ``eval_set``; None to
         train on all rows.
     class_weight : dict, "balanced" or None, default=None
-        Weights of the classes; they multiply sample weights.
+        Weights of the classes; they multiply the sample weights of the rows given to `fit`, not
+        those of ``eval_set``.
     warm_start : bool, default=False
         Whether another `fit` goes on from the present blocks, weights and optimizer state.
     random_state : int, RandomState or None, default=None
@@ -60,7 +61,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     verbose : int, default=0
         1 to print a line an epoch.
     callbacks : list of skorch callbacks or None, default=None
-        Called during training; they may monitor ``train_loss`` and ``valid_loss``.
+        Called during training; they may monitor ``train_loss`` and ``valid_loss``. An
+        ``LRScheduler`` replaces the schedule of the learning rate. ``EpochScoring`` is refused.
     backend : "local" or LocalBackend, default="local"
         Where work runs.
 
@@ -195,7 +197,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         ndarray of float32, shape (n_samples,) or (n_samples, n_classes)
         """
         combined = self._combined(X).numpy()
-        return combined[:, 0] if isinstance_exactly(self._head, BinaryHead) else combined
+        return combined[:, 0] if type(self._head) is BinaryHead else combined
 
     def predict(self, X):
         """Return the most probable class of each row.
@@ -288,8 +290,3 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
         return tags
-
-
-def isinstance_exactly(value, cls):
-    """Tell whether a value is of a class and not of a subclass."""
-    return type(value) is cls

@@ -128,6 +128,9 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
 
     # ------------------------------------------------------------------ target
 
+    def _structure(self):
+        return {**super()._structure(), "loss": self.loss, "quantile": repr(self.quantile)}
+
     def _check_parameters(self):
         super()._check_parameters()
         check_choice("EasyTensorRegressor", "loss", self.loss, RegressionHead.LOSSES)

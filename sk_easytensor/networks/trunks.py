@@ -117,7 +117,16 @@ class TabMModule(nn.Module):
 
     def forward(self, features):
         """Map (batch, in_features) to (batch, members, out_features)."""
-        return self.shared(features[:, None, :] * self.scaling)
+        if len(self.shared) == 0:
+            return features[:, None, :] * self.scaling
+        first, *others = self.shared
+        # Scaling the weights for each member gives what scaling its inputs would, in one product
+        # and without a copy of the inputs for each member.
+        weight = self.scaling.T[:, :, None] * first.weight.T[:, None, :]
+        hidden = (features @ weight.flatten(1)).unflatten(1, weight.shape[1:]) + first.bias
+        for layer in others:
+            hidden = layer(hidden)
+        return hidden
 
 
 class FastDropout(nn.Module):

@@ -12,6 +12,7 @@ from skorch.callbacks import EarlyStopping, PrintLog
 
 from sk_easytensor.training.net import TensorNet
 from sk_easytensor.training.schedules import StepSchedule
+from sk_easytensor.training.settings import has_scheduler
 
 __all__ = ["TrainingResult", "train_network"]
 
@@ -23,7 +24,7 @@ class TrainingResult:
     Attributes
     ----------
     history : list of dict
-        One entry an epoch: ``train_loss``, ``valid_loss``, ``valid_1_loss``, ..., ``dur``.
+        One entry an epoch: ``train_loss``, ``valid_loss``, ``valid_1_loss`` and so on.
     best_iteration : int
         Epoch, counted from 1, whose weights the network has.
     optimizer_state : dict
@@ -55,11 +56,13 @@ def train_network(network, head, rows, valid_rows, settings):
     -------
     TrainingResult
     """
-    callbacks = [("schedule", StepSchedule(settings.max_epochs))]
+    callbacks = []
+    if settings.annealed and not has_scheduler(settings.callbacks):
+        callbacks.append(("easytensor_schedule", StepSchedule(settings.max_epochs)))
     if settings.verbose:
-        callbacks.append(("print_log", PrintLog()))
+        callbacks.append(("easytensor_print_log", PrintLog()))
     callbacks += [
-        callback if isinstance(callback, tuple) else (f"user_{index}", callback)
+        callback if isinstance(callback, tuple) else (f"callback_{index}", callback)
         for index, callback in enumerate(settings.callbacks)
     ]
     stopping = None
@@ -69,7 +72,7 @@ def train_network(network, head, rows, valid_rows, settings):
         stopping = EarlyStopping(
             monitor="valid_loss", patience=patience, threshold=0, load_best=True, sink=_silent
         )
-        callbacks.append(("early_stopping", stopping))
+        callbacks.append(("easytensor_early_stopping", stopping))
     net = TensorNet(
         network,
         head=head,
@@ -87,7 +90,10 @@ def train_network(network, head, rows, valid_rows, settings):
     )
     net.initialize()
     if settings.optimizer_state is not None:
-        net.optimizer_.load_state_dict(settings.optimizer_state)
+        # The moments go on; learning rate and weight decay are those of this call.
+        groups = net.optimizer_.state_dict()["param_groups"]
+        state = settings.optimizer_state["state"]
+        net.optimizer_.load_state_dict({"state": state, "param_groups": groups})
     net.partial_fit(rows)
     # An epoch that the user interrupted has no losses.
     history = [_plain(epoch) for epoch in net.history if "train_loss" in epoch]

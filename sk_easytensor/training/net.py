@@ -138,6 +138,7 @@ class TensorNet(NeuralNet):
                 self.run_single_epoch(iterator, True, "train", self.train_step)
                 self._average.swap_in()
                 self._judge()
+                self._mark_best()
                 self.notify("on_epoch_end", **about)
         finally:
             # Also when interrupted: what is kept is the average.
@@ -182,6 +183,12 @@ class TensorNet(NeuralNet):
             loss = self._mean_loss(rows)
             name = "valid_loss" if index == 0 else f"valid_{index}_loss"
             self.history.record(name, loss)
+
+    def _mark_best(self):
+        # What skorch's own scoring records and its checkpoint callback reads.
+        for name in [name for name in self.history[-1] if name.endswith("_loss")]:
+            curve = self.history[:, name]
+            self.history.record(f"{name}_best", curve[-1] <= min(curve))
 
     @torch.no_grad()
     def _mean_loss(self, rows):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, EpochScoring, LRScheduler
 
 __all__ = [
     "TrainingSettings",
     "check_callbacks",
     "default_batch_size",
     "default_max_epochs",
+    "has_scheduler",
     "resolve_device",
     "resolve_optimizer",
 ]
@@ -32,6 +33,7 @@ class TrainingSettings:
     device: str = "cpu"
     verbose: int = 0
     callbacks: list = field(default_factory=list)
+    annealed: bool = True
     optimizer_state: dict | None = None
 
 
@@ -78,19 +80,30 @@ def resolve_device(device, owner):
         ) from error
 
 
-def is_callback(entry):
-    """Tell whether skorch takes an object as a callback: one, a class, or either with a name."""
-    if isinstance(entry, tuple) and len(entry) == 2:
-        entry = entry[1]
-    return isinstance(entry, Callback) or (isinstance(entry, type) and issubclass(entry, Callback))
+def has_scheduler(callbacks):
+    """Tell whether a user's callbacks set the learning rate."""
+    return any(_is_callback(entry, LRScheduler) for entry in callbacks)
 
 
 def check_callbacks(callbacks, owner):
-    """Raise ``ValueError`` unless `callbacks` is None or a list of what skorch takes."""
+    """Raise ``ValueError`` unless `callbacks` is None or a list of callbacks that can be called."""
     if callbacks is None:
         return
-    if not isinstance(callbacks, (list, tuple)) or not all(map(is_callback, callbacks)):
+    entries = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]
+    if entries is not callbacks or not all(_is_callback(entry, Callback) for entry in entries):
         raise ValueError(
             f"{owner}: callbacks must be a list of skorch callbacks or (name, callback) pairs, "
             f"got {callbacks!r}"
         )
+    if any(_is_callback(entry, EpochScoring) for entry in entries):
+        raise ValueError(
+            f"{owner}: callbacks cannot hold EpochScoring, which scores on the data that a skorch "
+            "net was given; monitor 'valid_loss', or score after fit"
+        )
+
+
+def _is_callback(entry, kind):
+    """Tell whether an entry is a callback of a kind: an object or class, with a name or without."""
+    if isinstance(entry, tuple) and len(entry) == 2:
+        entry = entry[1]
+    return isinstance(entry, kind) or (isinstance(entry, type) and issubclass(entry, kind))

@@ -21,8 +21,8 @@ def validation_rows(strata, fraction, random_state):
     strata : ndarray of int, shape (n,)
         Group of each row, its class for instance.
     fraction : float
-        Of each group that goes to the validation part, rounded such that the total is kept;
-        a group's only row stays in the training part.
+        Of the rows that goes to the validation part, in equal shares from all groups as far as
+        whole rows allow. Each group keeps a row to train on.
     random_state : numpy.random.RandomState
         Decides which rows.
 
@@ -40,11 +40,16 @@ def validation_rows(strata, fraction, random_state):
     shuffled = random_state.permutation(len(strata))
     order = shuffled[np.argsort(strata[shuffled], kind="stable")]
     _, sizes = np.unique(strata, return_counts=True)
-    starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
-    rank = np.arange(len(strata)) - starts
-    # Every group gives its rank-th row when the running share reaches a whole number.
-    taken = np.floor((rank + 1) * fraction + 0.5) > np.floor(rank * fraction + 0.5)
-    taken &= np.repeat(sizes, sizes) > 1
+    first = np.zeros(len(strata) + 1, dtype=bool)
+    first[np.cumsum(sizes) - sizes] = True
+    # Going through the groups one after the other, a row is taken whenever the running share
+    # reaches a whole number: large groups give their part, small ones take turns.
+    place = np.arange(len(strata))
+    taken = np.floor((place + 1) * fraction + 0.5) > np.floor(place * fraction + 0.5)
+    # The first row of each group stays to train on; the next takes its place if there is one.
+    moved = np.flatnonzero(taken & first[:-1]) + 1
+    taken[moved[moved < len(strata)]] = True
+    taken &= ~first[:-1]
     return np.sort(order[~taken]), np.sort(order[taken])
 
 
