@@ -46,6 +46,8 @@ def has_column_names(X):
     """
     if issparse(X):
         return False
+    if _is_lazy(X):
+        return True
     if isinstance(X, Mapping):
         labels = list(X)
     elif isinstance(X, (pa.Table, pa.RecordBatch)):
@@ -102,7 +104,7 @@ def as_table(X, *, minimum_rows=1):
     >>> as_table({"age": [31, None], "city": ["Oslo", "Lima"]}).schema.names
     ['age', 'city']
     """
-    if type(X).__name__ == "LazyFrame" and hasattr(X, "collect"):
+    if _is_lazy(X):
         X = X.collect()
     if isinstance(X, pa.Table):
         table = X
@@ -199,6 +201,10 @@ def read_like_fit(X, names, *, fitted_with_names, owner):
             if pc.all(missing).as_py():
                 table = table.set_column(index, names[index], pa.nulls(len(table)))
     return table
+
+
+def _is_lazy(X):
+    return type(X).__name__ == "LazyFrame" and hasattr(X, "collect")
 
 
 def _is_list_of_mappings(X):

@@ -224,8 +224,8 @@ def test_categoricals():
         (np.zeros((2, 2)) + 1j, ValueError, "Complex data not supported"),
         ({"a": np.zeros(2) + 1j}, TypeError, "column 'a' holds a complex"),
         ({"a": [1], "b": [1, 2]}, ValueError, r"different lengths: \{'a': 1, 'b': 2\}"),
-        ({"a": 3}, ValueError, "column 'a' must be 1-D or 2-D"),
-        ({"a": "xyz"}, ValueError, "column 'a' must be 1-D or 2-D"),
+        ({"a": 3, "b": [1]}, ValueError, r"columns \['a'\] .*single value.*list of one dictionary"),
+        ({"a": "xyz"}, ValueError, r"columns \['a'\] hold a single value instead of a list"),
         (np.zeros((2, 2), dtype=[("a", int)]), TypeError, "mapping of columns"),
     ],
 )

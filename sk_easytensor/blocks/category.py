@@ -151,7 +151,7 @@ class CategoryBlock(Block):
     def encode(self, table):
         columns = []
         for index, (field, column) in enumerate(zip(table.schema, table.columns, strict=True)):
-            if not self.accepts(field.type):
+            if not self.accepts(field.type) and not self._never_filled(index):
                 raise TypeError(unsupported_column(field, type(self).__name__))
             columns.append(self._column_codes(column, index))
         codes = np.empty((table.num_rows, table.num_columns), dtype=np.int32)
@@ -160,7 +160,14 @@ class CategoryBlock(Block):
                 codes[rows, index] = column[rows]
         return {"codes": torch.from_numpy(codes)}
 
+    def _never_filled(self, index):
+        """Tell whether a column had no value at fit, so that values of any type are unseen."""
+        return self.hash_buckets is None and len(self.categories_[index]) == 0
+
     def _column_codes(self, column, index):
+        if not self.accepts(column.type):
+            missing = column.is_null().to_numpy()
+            return np.where(missing, np.int32(MISSING), np.int32(UNSEEN))
         if self.hash_buckets is None and column.type in STRINGS:
             # Looking up every row costs less than finding the distinct ones first.
             codes = self._known_codes(column, index)

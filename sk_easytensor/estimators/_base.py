@@ -25,6 +25,7 @@ from sk_easytensor.training.settings import (
     check_callbacks,
     default_batch_size,
     default_max_epochs,
+    default_patience,
     resolve_device,
     resolve_optimizer,
 )
@@ -58,12 +59,12 @@ class BaseEasyTensor(
         *,
         remainder="auto",
         trunk=None,
-        learning_rate=3e-3,
+        learning_rate=4e-3,
         batch_size=None,
         max_epochs=None,
         optimizer="adamw",
         weight_decay=1e-2,
-        early_stopping_rounds=12,
+        early_stopping_rounds="auto",
         validation_fraction=0.15,
         warm_start=False,
         random_state=None,
@@ -132,7 +133,11 @@ class BaseEasyTensor(
 
     def _structure(self):
         """Describe the parameters that cannot change while training goes on."""
-        blocks = {name: block for name, block, _ in check_blocks(self.blocks)}
+        # Callables cannot be compared, at least not after pickling.
+        blocks = {
+            name: (block, "callable" if callable(columns) else columns)
+            for name, block, columns in check_blocks(self.blocks)
+        }
         return {"blocks": repr(blocks), "remainder": self.remainder, "trunk": repr(self.trunk)}
 
     def _default_trunk(self):
@@ -144,7 +149,8 @@ class BaseEasyTensor(
         check_number(owner, "weight_decay", self.weight_decay, low=0)
         for name in ("batch_size", "max_epochs", "early_stopping_rounds"):
             value = getattr(self, name)
-            if value is not None:
+            automatic = name == "early_stopping_rounds" and value == "auto"
+            if value is not None and not automatic:
                 check_number(owner, name, value, low=1, integer=True)
         fraction = self.validation_fraction
         if fraction is not None:
@@ -179,7 +185,7 @@ class BaseEasyTensor(
             Row weights; they enter the loss. Rows of weight zero are as good as absent.
         eval_set : list of (X, y) pairs, optional
             Judged after each epoch. The first decides about early stopping and which weights
-            are kept. Without it, ``validation_fraction`` of the rows plays that part.
+            are kept. Without any, ``validation_fraction`` of the rows plays that part.
         eval_sample_weight : list of array-like, optional
             Weights for each pair of `eval_set`.
 
@@ -216,7 +222,7 @@ class BaseEasyTensor(
         random_state = check_random_state(self.random_state)
         batch_size = self.batch_size or default_batch_size(len(rows))
         rows = merge_duplicates(rows, batch_size)
-        if eval_set is None and self.validation_fraction is not None:
+        if not evals and self.validation_fraction is not None:
             train, valid = validation_rows(
                 self._strata(rows.target), self.validation_fraction, random_state
             )
@@ -335,13 +341,16 @@ class BaseEasyTensor(
         seed = int(random_state.randint(np.iinfo(np.int32).max))
         if epochs is None:
             epochs = self.max_epochs or default_max_epochs(len(rows))
+        patience = self.early_stopping_rounds
+        if patience == "auto":
+            patience = default_patience(epochs)
         settings = TrainingSettings(
             learning_rate=self.learning_rate,
             batch_size=batch_size,
             max_epochs=epochs,
             optimizer=resolve_optimizer(self.optimizer, type(self).__name__),
             weight_decay=self.weight_decay,
-            early_stopping_rounds=self.early_stopping_rounds,
+            early_stopping_rounds=patience,
             device=resolve_device(self.device, type(self).__name__),
             verbose=self.verbose,
             callbacks=list(self.callbacks or []),

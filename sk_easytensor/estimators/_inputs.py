@@ -57,8 +57,8 @@ def eval_pairs(eval_set, eval_sample_weight):
     ----------
     eval_set : list of (X, y) pairs, one pair, or None
         What the user gave.
-    eval_sample_weight : list of array-like, or None
-        Weights for each pair.
+    eval_sample_weight : list of array-like, array-like, or None
+        Weights for each pair, or those of the only pair if it is not in a list.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def eval_pairs(eval_set, eval_sample_weight):
         raise TypeError(f"eval_set must be a list of (X, y) pairs, got a {kind}")
     if isinstance(eval_set, tuple) and len(eval_set) == 2:
         eval_set = [eval_set]
-        if eval_sample_weight is not None and np.ndim(eval_sample_weight) == 1:
+        if not _holds_weights_of_pairs(eval_sample_weight):
             eval_sample_weight = [eval_sample_weight]
     for index, pair in enumerate(eval_set):
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
@@ -85,6 +85,15 @@ def eval_pairs(eval_set, eval_sample_weight):
         )
     names = [f"eval_set[{index}]" for index in range(len(eval_set))]
     return list(zip(names, eval_set, weights, strict=True))
+
+
+def _holds_weights_of_pairs(weights):
+    """Tell a list with the weights of each pair from the weights of a single one."""
+    return (
+        isinstance(weights, (list, tuple))
+        and len(weights) > 0
+        and (weights[0] is None or np.ndim(weights[0]) > 0)
+    )
 
 
 def check_no_missing(y):

@@ -29,7 +29,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     trunk : MLP, TabM or None, default=None
         Network between blocks and head; None for ``TabM()``. ``trunk__<parameter>`` can be set
         in either case.
-    learning_rate : float, default=3e-3
+    learning_rate : float, default=4e-3
         Highest learning rate of the schedule.
     batch_size : int or None, default=None
         Rows a step; None for 32 to 4,096 by the number of rows.
@@ -39,9 +39,10 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         ``"adamw"``, ``"adam"``, ``"sgd"`` or a class.
     weight_decay : float, default=1e-2
         Of the optimizer.
-    early_stopping_rounds : int or None, default=12
-        Epochs without a better validation loss after which training stops. With validation rows
-        the best weights are kept in any case.
+    early_stopping_rounds : int, "auto" or None, default="auto"
+        Epochs without a better validation loss after which training stops; ``"auto"`` is a fifth
+        of the epochs, but at least 8, and None never stops early. With validation rows the best
+        weights are kept in any case.
     validation_fraction : float or None, default=0.15
         Fraction of the rows set apart for validation when `fit` gets no ``eval_set``; None to
         train on all rows.
@@ -111,12 +112,12 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         *,
         remainder="auto",
         trunk=None,
-        learning_rate=3e-3,
+        learning_rate=4e-3,
         batch_size=None,
         max_epochs=None,
         optimizer="adamw",
         weight_decay=1e-2,
-        early_stopping_rounds=12,
+        early_stopping_rounds="auto",
         validation_fraction=0.15,
         class_weight=None,
         warm_start=False,

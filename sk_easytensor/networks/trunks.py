@@ -122,8 +122,9 @@ class TabMModule(nn.Module):
         first, *others = self.shared
         # Scaling the weights for each member gives what scaling its inputs would, in one product
         # and without a copy of the inputs for each member.
-        weight = self.scaling.T[:, :, None] * first.weight.T[:, None, :]
-        hidden = (features @ weight.flatten(1)).unflatten(1, weight.shape[1:]) + first.bias
+        weight = (self.scaling[:, None, :] * first.weight).flatten(0, 1)
+        hidden = nn.functional.linear(features, weight, first.bias.repeat(self.members))
+        hidden = hidden.unflatten(1, (self.members, first.out_features))
         for layer in others:
             hidden = layer(hidden)
         return hidden

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+
+from sk_easytensor.tensors import TensorFrame
 
 __all__ = ["BatchIterator", "EncodedRows"]
 
@@ -24,6 +27,17 @@ class EncodedRows:
         self.frame = frame
         self.target = target
         self.weight = weight
+
+    def __getstate__(self):
+        """Return what is pickled: no torch object, so that it loads anywhere."""
+        return self.frame.to_arrow(), self.target.numpy(), self.weight.numpy()
+
+    def __setstate__(self, state):
+        """Restore what was pickled."""
+        frame, target, weight = state
+        self.frame = TensorFrame.from_arrow(frame)
+        self.target = torch.from_numpy(np.array(target))
+        self.weight = torch.from_numpy(np.array(weight))
 
     def __len__(self):
         return len(self.frame)

@@ -214,7 +214,7 @@ def supports_bfloat16(device):
     return torch.cpu._is_avx512_bf16_supported()
 
 
-JUDGING_BATCH = 4096
+JUDGING_BATCH = 512
 
 
 class WeightAverage:

@@ -12,6 +12,7 @@ __all__ = [
     "check_callbacks",
     "default_batch_size",
     "default_max_epochs",
+    "default_patience",
     "has_scheduler",
     "resolve_device",
     "resolve_optimizer",
@@ -48,8 +49,13 @@ def default_batch_size(n_rows):
 
 
 def default_max_epochs(n_rows):
-    """Epochs at most: 200 for a few hundred rows, 60 for 6,400, 13 for 300,000."""
-    return max(5, min(200, round(2000 / n_rows**0.4)))
+    """Epochs at most: 200 for a hundred rows, 45 for 6,400, 10 for 300,000."""
+    return max(5, min(200, round(1500 / n_rows**0.4)))
+
+
+def default_patience(max_epochs):
+    """Epochs to wait for a better validation loss: a fifth of them, at least 8."""
+    return max(8, max_epochs // 5)
 
 
 def resolve_optimizer(optimizer, owner):
