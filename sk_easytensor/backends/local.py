@@ -19,8 +19,11 @@ __all__ = ["LocalBackend", "limited_threads", "resolve_threads"]
 COLUMN_WISE = 16
 """So many times more rows at a time for blocks that work column by column."""
 
-
 ROWS_A_THREAD = 512
+"""Rows of a training batch that keep one thread busy."""
+
+ROW_MULTIPLE = 32
+"""Batches are predicted with a multiple of so many rows."""
 
 
 class LocalBackend:
@@ -114,10 +117,10 @@ class LocalBackend:
         torch.Tensor
         """
         with limited_threads(self.n_jobs), torch.inference_mode():
-            parts = [
-                function(frame.take(slice(start, start + batch_size))).cpu()
-                for start in range(0, len(frame), batch_size)
-            ]
+            parts = []
+            for start in range(0, len(frame), batch_size):
+                batch = frame.take(slice(start, start + batch_size))
+                parts.append(function(padded(batch))[: len(batch)].cpu())
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _chunk_rows(self, table, block, n_groups=1):
@@ -153,6 +156,18 @@ class LocalBackend:
 def slices(table, n_rows):
     """Cut a table into pieces of `n_rows` rows, at least one."""
     return [table.slice(start, n_rows) for start in range(0, max(len(table), 1), n_rows)]
+
+
+def padded(frame):
+    """Repeat the last row up to a multiple of `ROW_MULTIPLE` rows.
+
+    Matrix products take other code paths, with other rounding, for a row than for many. Padding
+    keeps predictions from depending on how many rows are predicted together.
+    """
+    size = -(-len(frame) // ROW_MULTIPLE) * ROW_MULTIPLE
+    if size == len(frame):
+        return frame
+    return frame.take(torch.arange(size).clamp(max=len(frame) - 1))
 
 
 def resolve_threads(n_jobs):

@@ -1,4 +1,4 @@
-"""Pickles that load anywhere: arrays in place of torch modules, and as a rule no row of the data."""
+"""Pickles that load anywhere: arrays in place of torch objects, and hardly a row of the data."""
 
 from __future__ import annotations
 

@@ -179,10 +179,11 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
 
         Returns
         -------
-        ndarray of float32, shape (n_samples, n_classes)
+        ndarray of float64, shape (n_samples, n_classes)
             In the order of ``classes_``. For multilabel targets the probability of each label.
         """
-        combined = self._combined(X)
+        # In double precision, because single precision cannot tell probabilities near 1 apart.
+        combined = self._combined(X).double()
         return self._head.predict(combined).numpy()
 
     def decision_function(self, X):

@@ -1,3 +1,6 @@
+import datetime as dt
+import decimal
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -7,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sk_easytensor import TableEncoder
 from sk_easytensor.blocks import CategoryBlock
 from sk_easytensor.blocks.category import (
     MISSING,
@@ -193,3 +197,39 @@ def test_wrong_type_names_the_block_to_use():
     block = CategoryBlock().fit({"c": ["a"]})
     with pytest.raises(TypeError, match=r"column 'c'.*list"):
         block.transform({"c": [[1.0, 2.0]]})
+
+
+BOOLEANS = [
+    [True, False, None, True],
+    [1, 0, None, 1],
+    [1.0, 0.0, np.nan, 1.0],
+    ["1", "0", None, "1"],
+    np.array([1, 0, np.nan, 1], dtype=np.float32),
+    pd.array([True, False, None, True], dtype="boolean"),
+    pd.Series([True, False, None, True], dtype=object),
+    pd.Categorical([True, False, None, True]),
+    pd.Categorical([1.0, 0.0, None, 1.0]),
+    pl.Series([True, False, None, True]),
+]
+
+
+@pytest.mark.parametrize("options", [{}, {"hash_buckets": 99}])
+@pytest.mark.parametrize("fitted", BOOLEANS)
+def test_booleans_zeros_and_ones_are_the_same_categories(fitted, options):
+    block = CategoryBlock(**options).fit({"c": fitted})
+    expected = codes(block, fitted)
+    assert len({*expected, UNSEEN}) == 4
+    assert all(codes(block, column) == expected for column in BOOLEANS)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *[1, 1.5, "a", b"a", True, dt.date(2024, 1, 1), dt.datetime(2024, 1, 1), dt.time(1)],
+        *[dt.timedelta(1), decimal.Decimal("1.5"), [1.0, 2.0]],
+    ],
+)
+def test_a_column_first_seen_empty_takes_any_type(value):
+    encoder = TableEncoder().fit({"c": [None, None]})
+    assert list(encoder.blocks_) == ["category"]
+    assert encoder.transform({"c": [value, None]}).tolist() == [[UNSEEN], [MISSING]]

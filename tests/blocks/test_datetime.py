@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sk_easytensor import TableEncoder
 from sk_easytensor.blocks import DatetimeBlock
 from sk_easytensor.blocks.datetime import read_times
 from sk_easytensor.summaries import merge_all
@@ -293,3 +294,21 @@ def test_wrong_type_names_the_block_to_use(naive):
         DatetimeBlock().fit({"t": [1, 2]})
     with pytest.raises(TypeError, match=message):
         naive.transform({"t": [1, 2]})
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *["n/a", "-1", "2024-13-01", "2024-02-30", "2024-01-01x", "99999-01-01"],
+        *["2024-01-01T25:00", "2024-01-01T10:00+24:00", "2024-01-01T10:00+99:99"],
+    ],
+)
+@pytest.mark.parametrize("row", [0, 1, 2999])
+def test_one_bad_value_makes_a_column_a_category(bad, row):
+    """Also in a row that a sample would leave out."""
+    days = [f"2024-01-{1 + i % 28:02}" for i in range(3000)]
+    assert list(TableEncoder().fit({"day": days}).blocks_) == ["datetime"]
+    days[row] = bad
+    encoder = TableEncoder().fit({"day": days})
+    assert list(encoder.blocks_) == ["category"]
+    assert encoder.transform({"day": ["2024-01-01", bad, "worse"]}).shape == (3, 1)

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from skorch.callbacks import EpochScoring
 
 from sk_easytensor import (
     MLP,
@@ -275,6 +276,16 @@ def test_bad_parameters(name, value, message, make, data):
     for method in ("fit", "partial_fit"):
         with pytest.raises(error, match=message):
             getattr(make(**{name: value}), method)(*data)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [EpochScoring("r2"), EpochScoring, ("score", EpochScoring("r2"))],
+    ids=["object", "class", "named"],
+)
+def test_scoring_callbacks(entry, make, data):
+    with pytest.raises(ValueError, match=r"callbacks cannot hold EpochScoring.*'valid_loss'"):
+        make(callbacks=[entry]).fit(*data)
 
 
 def test_every_parameter_is_checked(make):

@@ -1,5 +1,7 @@
 """The same seed gives the same bits; predictions depend on nothing but their row."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -63,6 +65,22 @@ def test_global_generators_are_not_disturbed(regressor, mixed):
     model.feature_importances_  # noqa: B018
     assert torch.equal(torch.get_rng_state(), torch_before)
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
+
+
+def test_concurrent_fits_equal_sequential_ones(regressor, mixed):
+    frame, y = mixed
+    trunk = TabM(members=2, width=16, dropout=0.3)
+
+    def curve(seed):
+        model = regressor(trunk=trunk, batch_size=8, random_state=seed).fit(frame, y)
+        return model.predict(frame), model.partial_fit(frame, y).predict(frame)
+
+    seeds = [0, 1, 0, 2] * 2
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        concurrent = list(pool.map(curve, seeds))
+    assert torch.equal(torch.get_rng_state(), before)
+    np.testing.assert_array_equal(concurrent, [curve(seed) for seed in seeds])
 
 
 def test_predictions_do_not_depend_on_the_batch(classifier, labelled, trunk):

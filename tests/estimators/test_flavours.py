@@ -7,6 +7,8 @@ import pandas as pd
 import polars as pl
 import pytest
 
+from sk_easytensor import MLP, EasyTensorRegressor
+
 
 @pytest.fixture
 def fitted(classifier, labelled):
@@ -165,3 +167,62 @@ def test_missing_values_of_every_spelling_are_equal(fitted, labelled):
     columns = {name: frame[name].tolist() for name in frame}
     respelled = {name: spelled[name].tolist() for name in spelled}
     np.testing.assert_array_equal(fitted.predict_proba(respelled), fitted.predict_proba(columns))
+
+
+def all_kinds(n_rows=60):
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        {
+            "city": rng.choice(["Oslo", "Lima"], n_rows),
+            "flag": rng.random(n_rows) < 0.5,
+            "amount": rng.normal(size=n_rows),
+            "day": pd.date_range("2024-01-01", periods=n_rows),
+            "text": [f"a soft and warm number {i} for cold winter evenings" for i in range(n_rows)],
+            "vector": list(rng.normal(size=(n_rows, 3))),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted_on_all_kinds():
+    trunk = MLP(width=16)
+    model = EasyTensorRegressor(trunk=trunk, max_epochs=1, batch_size=32, random_state=0)
+    model.fit(all_kinds(), all_kinds()["amount"])
+    assert set(model.blocks_) == {"category", "numeric", "datetime", "text", "vector"}
+    return model
+
+
+@pytest.mark.parametrize("column", ["city", "flag", "amount", "day", "text", "vector"])
+def test_a_column_of_nan_is_a_missing_column(column, fitted_on_all_kinds):
+    rows = all_kinds()[:4]
+    predict = fitted_on_all_kinds.predict
+    expected = predict(rows.assign(**{column: pd.Series([None] * 4, dtype=object)}))
+    if column != "flag":
+        assert (expected != predict(rows)).any()
+    for dtype in (np.float64, np.float32, "Float64"):
+        nan = pd.Series([np.nan] * 4, dtype=dtype)
+        np.testing.assert_array_equal(predict(rows.assign(**{column: nan})), expected)
+
+
+def test_a_row_of_nan_is_a_missing_row(fitted_on_all_kinds):
+    columns = list(all_kinds())
+    nothing = pd.DataFrame(np.full((2, 6), np.nan), columns=columns)
+    expected = fitted_on_all_kinds.predict([dict.fromkeys(columns)] * 2)
+    np.testing.assert_array_equal(fitted_on_all_kinds.predict(nothing), expected)
+
+
+def test_lazy_frames_are_collected(classifier, fitted, labelled):
+    frame, y = labelled
+    lazy = pl.from_pandas(frame).lazy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = classifier().fit(lazy, y, eval_set=[(lazy, y)])
+        np.testing.assert_array_equal(fitted.predict(lazy.reverse()), fitted.predict(frame)[::-1])
+    assert model.feature_names_in_.tolist() == list(frame.columns)
+
+
+def test_a_dictionary_of_scalars_is_no_row(fitted, labelled):
+    row = labelled[0].iloc[0].to_dict()
+    with pytest.raises(ValueError, match="list of one dictionary"):
+        fitted.predict(row)
+    np.testing.assert_array_equal(fitted.predict([row]), fitted.predict(labelled[0][:1]))

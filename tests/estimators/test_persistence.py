@@ -141,6 +141,32 @@ def test_no_training_row_is_pickled(warm_start, classifier):
     assert len(pickled(2000)) == pytest.approx(len(pickled(200)), abs=200)
 
 
+@pytest.mark.parametrize(("n_columns", "computed"), [(100, True), (101, False)])
+def test_wide_tables_leave_importances_for_later(n_columns, computed, regressor):
+    """Their pickles hold a sample of encoded rows instead, without any torch object."""
+    X = np.random.default_rng(0).choice([0.0, 1.0, 2.0], (400, n_columns))
+    model = regressor(max_epochs=1).fit(X, X[:, 0])
+    data = pickle.dumps(model)
+    restored = pickle.loads(data)
+    for copied in (model, restored):
+        assert ("_importances" in vars(copied)) == computed
+        assert (vars(copied)["_importance_rows"] is None) == computed
+    assert not [name for name in names_in_pickle(data) if name.split(".")[0] == "torch"]
+    np.testing.assert_array_equal(restored.feature_importances_, model.feature_importances_)
+    assert restored.feature_importances_.sum() == pytest.approx(1)
+    assert vars(restored)["_importance_rows"] is None
+
+
+def test_encoded_rows_of_every_kind_are_pickled(classifier):
+    texts = [f"a soft and warm number {i} for the cold winter evenings" for i in range(60)]
+    X = {"text": texts, "city": list("abc") * 20}
+    model = classifier().fit(X | {f"n{i}": np.arange(60) for i in range(99)}, np.tile([0, 1], 30))
+    rows, restored = model._importance_rows, through_pickle(model)._importance_rows
+    assert restored.frame.equals(rows.frame)
+    assert restored.target.equal(rows.target)
+    assert restored.weight.equal(rows.weight)
+
+
 def test_rare_texts_of_training_are_not_kept(classifier):
     X = pd.DataFrame({"name": ["common"] * 50 + [f"secret {i}" for i in range(10)]})
     blocks = [("name", CategoryBlock(min_frequency=5), "name")]

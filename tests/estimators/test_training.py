@@ -3,11 +3,14 @@
 import pickle
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from skorch.callbacks import Callback, LRScheduler
+from sklearn.compose import make_column_selector
+from sklearn.metrics import log_loss
+from skorch.callbacks import Callback, Checkpoint, EarlyStopping, LRScheduler
 
-from sk_easytensor import MLP, EasyTensorRegressor, TabM
+from sk_easytensor import MLP, CategoryBlock, EasyTensorRegressor, NumericBlock, TabM
 from sk_easytensor.backends import LocalBackend
 
 HALF = 2e-3
@@ -123,8 +126,6 @@ def test_best_weights_are_restored_without_early_stopping(regressor, data, fresh
 
 
 def test_best_score_of_a_classifier_is_the_log_loss(classifier, labelled):
-    from sklearn.metrics import log_loss
-
     frame, y = labelled
     model = classifier(trunk=TabM(members=3, width=16), max_epochs=5)
     model.fit(frame[:80], y[:80], eval_set=[(frame[80:], y[80:])])
@@ -165,6 +166,28 @@ def test_an_evaluation_set_keeps_all_rows_for_training(regressor, data, fresh):
     regressor(callbacks=[Rows()], validation_fraction=0.25).fit(*data)
     regressor(callbacks=[Rows()], validation_fraction=None).fit(*data)
     assert seen == [80, 80, 60, 80]
+
+
+@pytest.mark.parametrize("empty", [[], ()])
+def test_no_evaluation_pair_is_no_evaluation_set(empty, regressor, data):
+    expected = regressor().fit(*data)
+    for weight in (None, []):
+        model = regressor().fit(*data, eval_set=empty, eval_sample_weight=weight)
+        assert model.evals_result_ == expected.evals_result_
+    model = regressor(validation_fraction=None).fit(*data, eval_set=empty)
+    assert list(model.evals_result_) == ["training"]
+
+
+def test_a_single_pair_may_stand_alone(regressor, data, fresh):
+    weight = np.linspace(0, 3, 50)
+    expected = regressor().fit(*data, eval_set=[fresh], eval_sample_weight=[weight])
+    for alone in (weight, list(weight), pd.Series(weight), [weight], (weight,)):
+        model = regressor().fit(*data, eval_set=fresh, eval_sample_weight=alone)
+        assert model.evals_result_ == expected.evals_result_
+    expected = regressor().fit(*data, eval_set=[fresh]).evals_result_
+    for alone in (None, [None]):
+        model = regressor().fit(*data, eval_set=fresh, eval_sample_weight=alone)
+        assert model.evals_result_ == expected
 
 
 def test_validation_part_is_stratified(classifier, data):
@@ -227,9 +250,51 @@ def test_learning_rate_is_scheduled(regressor, data, recorder):
     assert rates[-1] < 0.2 * rates.max()
 
 
-def test_skorch_schedulers_run(regressor, data):
-    schedule = LRScheduler(policy="StepLR", step_size=1)
-    assert regressor(callbacks=[schedule]).fit(*data).n_iter_ == 3
+def test_a_skorch_scheduler_replaces_the_schedule(regressor, data, recorder):
+    schedule = LRScheduler(policy="StepLR", step_size=1, gamma=0.5)
+    for entry in (schedule, ("schedule", schedule)):
+        recorder.rates.clear()
+        regressor(callbacks=[entry, recorder], batch_size=1000, learning_rate=0.08).fit(*data)
+        assert recorder.rates == pytest.approx([0.08, 0.04, 0.02])
+    assert regressor(callbacks=[LRScheduler]).fit(*data).n_iter_ == 3
+
+
+def test_checkpoints_follow_the_best_epoch(regressor, data, tmp_path):
+    seen = []
+
+    class History(Callback):
+        def on_train_end(self, net, **kwargs):
+            seen.extend(net.history[:, ("valid_loss", "valid_loss_best", "event_cp")])
+
+    noise = np.random.default_rng(3).permutation(data[1])
+    callbacks = [Checkpoint(dirname=str(tmp_path)), History()]
+    model = regressor(callbacks=callbacks, max_epochs=12, learning_rate=0.03).fit(data[0], noise)
+    losses, best, saved = map(np.array, zip(*seen, strict=True))
+    assert best.tolist() == saved.tolist() == (losses <= np.minimum.accumulate(losses)).tolist()
+    assert 0 < best.sum() < len(best) == model.n_iter_
+    kept = torch.load(tmp_path / "params.pt")
+    for name, value in model.network_.state_dict().items():
+        torch.testing.assert_close(kept[name], value)
+
+
+def test_early_stopping_of_the_user(regressor, data, recorder):
+    """It stops, those after it see the last epoch, and the best weights are kept."""
+    noise = np.random.default_rng(3).permutation(data[1])
+    stopping = ("early_stopping", EarlyStopping(patience=3, sink=lambda text: None))
+    params = {"max_epochs": 40, "learning_rate": 0.03, "early_stopping_rounds": None}
+    model = regressor(callbacks=[stopping, recorder], **params).fit(data[0], noise)
+    curve = model.evals_result_["valid_0"]["squared_error"]
+    assert recorder.epochs == len(curve) == model.n_iter_ < 40
+    assert model.best_iteration_ == np.argmin(curve) + 1 < model.n_iter_
+
+
+def test_every_callback_sees_the_epoch_in_which_one_stops(regressor, data, recorder):
+    class Stop(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            raise KeyboardInterrupt
+
+    model = regressor(callbacks=[Stop(), recorder, Stop()], max_epochs=9).fit(*data)
+    assert recorder.epochs == model.n_iter_ == 1
 
 
 def test_verbose_prints_a_line_an_epoch(regressor, data, capsys):
@@ -305,6 +370,16 @@ def test_partial_fit_trains_an_epoch_a_call(regressor, data, recorder):
     assert losses[-1] < 0.8 * losses[0]
     assert list(model.evals_result_) == ["training"]
     assert len(model.evals_result_["training"]["squared_error"]) == 12
+
+
+def test_partial_fit_learns_one_batch_at_a_time(classifier, data, recorder):
+    X, _ = data
+    y = X[:, 0] + X[:, 1] > 0
+    model = classifier(batch_size=80, learning_rate=0.01, callbacks=[recorder])
+    for _ in range(60):
+        model.partial_fit(X, y, classes=[False, True])
+    assert recorder.rates == [0.01] * 60
+    assert log_loss(y, model.predict_proba(X)) < 0.15
 
 
 def test_partial_fit_keeps_blocks_and_target_scale(regressor, data):
@@ -384,6 +459,73 @@ def test_warm_start_refuses_new_labels_and_columns(classifier, data):
         model.fit(X, np.tile([0, 2], 40))
     with pytest.raises(ValueError, match="X has 2 features"):
         model.fit(X[:, :2], np.tile([0, 1], 40))
+
+
+class Groups(Callback):
+    """Notes the optimizer, its settings and whether it has moments when training begins."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_begin(self, net, **kwargs):
+        group, moments = net.optimizer_.param_groups[0], len(net.optimizer_.state) > 0
+        kind = type(net.optimizer_).__name__
+        self.seen.append((kind, group["lr"], group["weight_decay"], moments))
+
+
+@pytest.fixture(params=["kept", "pickled"])
+def going_on(request, regressor, mixed):
+    """A regressor with warm_start and callable selectors, fitted once."""
+    blocks = [("n", NumericBlock(), make_column_selector(dtype_include="number"))]
+    model = regressor(blocks, warm_start=True, learning_rate=0.01, weight_decay=0.1).fit(*mixed)
+    return model if request.param == "kept" else pickle.loads(pickle.dumps(model))
+
+
+@pytest.mark.parametrize("again", ["fit", "partial_fit"])
+def test_going_on_takes_a_changed_optimizer(again, going_on, mixed):
+    groups = Groups()
+    going_on.set_params(callbacks=[groups])
+    changes = [
+        {},
+        {"learning_rate": 0.002},
+        {"weight_decay": 0.3},
+        {"optimizer": "sgd"},
+        {"optimizer": torch.optim.NAdam},
+    ]
+    for params in changes:
+        getattr(going_on.set_params(**params), again)(*mixed)
+    assert groups.seen == [
+        ("AdamW", 0.01, 0.1, True),
+        ("AdamW", 0.002, 0.1, True),
+        ("AdamW", 0.002, 0.3, True),
+        ("SGD", 0.002, 0.3, False),
+        ("NAdam", 0.002, 0.3, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("params", "name"),
+    [
+        ({"loss": "absolute_error"}, "loss"),
+        ({"loss": "quantile", "quantile": 0.3}, "loss"),
+        ({"trunk": TabM(width=16)}, "trunk"),
+        ({"trunk__width": 8}, "trunk"),
+        ({"remainder": "drop"}, "remainder"),
+        ({"blocks": None}, "blocks"),
+        ({"blocks": [("n", NumericBlock(), ["amount", "count"])]}, "blocks"),
+        ({"blocks__n": CategoryBlock()}, "blocks"),
+        ({"blocks__n__width": 3}, "blocks"),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else value,
+)
+def test_going_on_refuses_another_network(params, name, going_on, mixed):
+    before = going_on.predict(mixed[0])
+    going_on.set_params(**params)
+    for again in ("fit", "partial_fit"):
+        with pytest.raises(ValueError, match=f"EasyTensorRegressor: {name} changed since the fit"):
+            getattr(going_on, again)(*mixed)
+    np.testing.assert_array_equal(going_on.predict(mixed[0]), before)
+    assert going_on.set_params(warm_start=False).fit(*mixed).n_iter_ == 3
 
 
 @pytest.mark.parametrize("again", ["fit", "partial_fit"])
