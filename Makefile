@@ -2,8 +2,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
-DATA ?=
-DATA_OPTION := $(if $(DATA),--data "$(DATA)")
 
 export OMP_WAIT_POLICY := PASSIVE
 
@@ -41,7 +39,11 @@ docs: venv $(VENV)/.installed-docs ## Build the HTML documentation into docs/_bu
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 bench: venv $(VENV)/.installed-bench ## Run the benchmarks; DATA=directory holds their data sets
-	$(BIN)/python benchmarks/tabular.py $(DATA_OPTION)
+ifdef DATA
+	$(BIN)/python benchmarks/tabular.py --data "$(DATA)"
+else
+	@echo "benchmarks/tabular.py is left out: it needs DATA=directory with data sets"
+endif
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/search.py

@@ -26,5 +26,8 @@ numpydoc_show_class_members = False
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
+# Inherited docstrings refer to labels and terms of scikit-learn's own documentation.
+suppress_warnings = ["ref.ref", "ref.term"]
+
 html_theme = "furo"
 html_title = f"sk_easytensor {release}"

@@ -32,7 +32,7 @@ def column_importances(network, head, encoder, rows, seed, repeats, backend):
 
     Returns
     -------
-    ndarray of float64, shape (n_features_in_,)
+    ndarray of float64, shape (n_features,)
         Rise of the loss, at least 0, scaled to sum to 1; all 0 where no column matters.
 
     Notes

@@ -47,12 +47,12 @@ class DatetimeBlock(Block):
     edges_ : list of ndarray of float64
         Increasing bin edges of each column, in seconds since 1970; empty where every value is
         missing.
-    center_, scale_ : ndarray of float64, shape (n_features_in_,)
+    center_, scale_ : ndarray of float64, shape (n_features,)
         Median and spread (interquartile range) over the bins.
-    cycles_ : ndarray of bool, shape (n_features_in_, 4)
+    cycles_ : ndarray of bool, shape (n_features, 4)
         Which of the cycles day, week, month and year take more than one value in a column. The
         others are left out: pure dates have no time of day.
-    missing_fraction_ : ndarray of float64, shape (n_features_in_,)
+    missing_fraction_ : ndarray of float64, shape (n_features,)
         Fraction of rows without a date.
 
     Notes

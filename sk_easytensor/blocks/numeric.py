@@ -42,9 +42,9 @@ class NumericBlock(Block):
     ----------
     edges_ : list of ndarray of float64
         Increasing bin edges of each column; empty where every value is missing.
-    center_, scale_ : ndarray of float64, shape (n_features_in_,)
+    center_, scale_ : ndarray of float64, shape (n_features,)
         Median and spread (interquartile range) over the bins.
-    missing_fraction_ : ndarray of float64, shape (n_features_in_,)
+    missing_fraction_ : ndarray of float64, shape (n_features,)
         Fraction of rows without a number.
 
     Notes

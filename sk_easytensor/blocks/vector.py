@@ -35,7 +35,7 @@ class VectorBlock(Block):
     mean_, scale_ : list of ndarray of float64
         Mean and standard deviation of each component, column by column. Components that do not
         vary have the scale 1.
-    missing_fraction_ : ndarray of float64, shape (n_features_in_,)
+    missing_fraction_ : ndarray of float64, shape (n_features,)
         Fraction of rows without a vector.
 
     Notes

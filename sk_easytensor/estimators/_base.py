@@ -451,7 +451,7 @@ class BaseEasyTensor(
 
     @property
     def feature_importances_(self):
-        """Permutation importance of each input column, an ndarray of shape (n_features_in_,).
+        """Permutation importance of each input column, an ndarray of shape (n_features,).
 
         How much the loss rises on rows set apart for validation (at most 2,048 of them; training
         rows if there are fewer than 32) when a column's values are shuffled among them, at least

@@ -88,7 +88,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         Validation loss of that epoch.
     n_iter_ : int
         Epochs run.
-    feature_importances_ : ndarray of shape (n_features_in_,)
+    feature_importances_ : ndarray of shape (n_features,)
         Permutation importance of each column.
 
     See Also

@@ -46,7 +46,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         "valid_0": {"squared_error": [...]}}``.
     n_features_in_, feature_names_in_, blocks_, network_, best_iteration_, best_score_, n_iter_
         As in :class:`EasyTensorClassifier`.
-    feature_importances_ : ndarray of shape (n_features_in_,)
+    feature_importances_ : ndarray of shape (n_features,)
         Permutation importance of each column.
 
     See Also
