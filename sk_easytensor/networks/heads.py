@@ -8,6 +8,7 @@ members to one, still on the scale of the outputs, so that ``loss`` serves both 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from sklearn.base import BaseEstimator
@@ -23,7 +24,7 @@ __all__ = [
 ]
 
 
-class Head(BaseEstimator):
+class Head(BaseEstimator, ABC):
     """Base class: a linear layer a member, and what its outputs mean.
 
     Attributes
@@ -40,17 +41,17 @@ class Head(BaseEstimator):
         """Return the last layer of the network."""
         return MemberLinear(members, in_features, self.out_features)
 
+    @abstractmethod
     def loss(self, outputs, target):
         """Return the loss of each row and member, of shape (batch, members)."""
-        raise NotImplementedError  # pragma: no cover
 
+    @abstractmethod
     def combine(self, outputs):
         """Reduce (batch, members, out_features) to (batch, 1, out_features)."""
-        raise NotImplementedError  # pragma: no cover
 
+    @abstractmethod
     def predict(self, combined):
         """Turn combined outputs, of shape (batch, out_features), into predictions."""
-        raise NotImplementedError  # pragma: no cover
 
 
 class BinaryHead(Head):
