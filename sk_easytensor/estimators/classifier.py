@@ -63,7 +63,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         1 to print a line an epoch.
     callbacks : list of skorch callbacks or None, default=None
         Called during training; they may monitor ``train_loss`` and ``valid_loss``. An
-        ``LRScheduler`` replaces the schedule of the learning rate. ``EpochScoring`` is refused.
+        ``LRScheduler`` replaces the schedule of the learning rate; ``EpochScoring`` sees encoded
+        targets.
     backend : "local" or LocalBackend, default="local"
         Where work runs.
 
@@ -213,10 +214,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         -------
         ndarray of shape (n_samples,) or (n_samples, n_labels)
         """
-        probabilities = self.predict_proba(X)
-        if isinstance(self._head, MultilabelHead):
-            return (probabilities > 0.5).astype(np.int64)
-        return self.classes_[probabilities.argmax(axis=1)]
+        decided = self._head.decide(self.predict_proba(X))
+        return decided if decided.ndim == 2 else self.classes_[decided]
 
     # ------------------------------------------------------------------ target
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
+import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from torch import nn
@@ -36,6 +37,7 @@ class Head(BaseEstimator, ABC):
     """
 
     metric = "loss"
+    estimator_type = "classifier"
 
     def make_module(self, in_features, members):
         """Return the last layer of the network."""
@@ -52,6 +54,10 @@ class Head(BaseEstimator, ABC):
     @abstractmethod
     def predict(self, combined):
         """Turn combined outputs, of shape (batch, out_features), into predictions."""
+
+    def decide(self, predictions):
+        """Turn an array of predictions into encoded targets."""
+        return predictions.argmax(axis=1)
 
 
 class BinaryHead(Head):
@@ -134,6 +140,9 @@ class MultilabelHead(BinaryHead):
     def predict(self, combined):
         return torch.sigmoid(combined)
 
+    def decide(self, predictions):
+        return (predictions > 0.5).astype(np.int64)
+
 
 class RegressionHead(Head):
     """One number or several, under one of the losses of HistGradientBoosting, or Huber's.
@@ -149,6 +158,7 @@ class RegressionHead(Head):
         For ``"quantile"``.
     """
 
+    estimator_type = "regressor"
     LOSSES = ("squared_error", "absolute_error", "huber", "quantile", "poisson", "gamma")
 
     def __init__(self, loss_name="squared_error", n_outputs=1, quantile=0.5):
@@ -195,6 +205,9 @@ class RegressionHead(Head):
 
     def predict(self, combined):
         return torch.exp(combined) if self.log_link else combined
+
+    def decide(self, predictions):
+        return predictions
 
 
 class MemberLinear(nn.Module):

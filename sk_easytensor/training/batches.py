@@ -42,6 +42,10 @@ class EncodedRows:
     def __len__(self):
         return len(self.frame)
 
+    def __iter__(self):
+        """Unpack into features and target, as skorch's callbacks do with a batch."""
+        return iter((self.frame, self.target))
+
     def take(self, rows):
         """Return the given rows: a slice or an int64 tensor."""
         return EncodedRows(self.frame.take(rows), self.target[rows], self.weight[rows])

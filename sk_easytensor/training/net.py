@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from sklearn.utils import ClassifierTags, RegressorTags
 from skorch import NeuralNet
 from skorch.callbacks import Callback
 from torch import nn
@@ -66,7 +68,12 @@ class TensorNet(NeuralNet):
         self.average_decay = average_decay
         self.gradient_clip = gradient_clip
         super().__init__(
-            module, criterion=WeightedLoss, criterion__head=head, train_split=None, **settings
+            module,
+            criterion=WeightedLoss,
+            criterion__head=head,
+            train_split=None,
+            use_caching=True,
+            **settings,
         )
 
     @property
@@ -175,14 +182,22 @@ class TensorNet(NeuralNet):
         if self.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self._parameters, self.gradient_clip)
         self.optimizer_.step()
-        return {"loss": loss, "y_pred": outputs}
+        return {"loss": loss, "y_pred": outputs.detach()}
 
+    @torch.no_grad()
     def _judge(self):
         self._set_training(False)
         for index, rows in enumerate(self.valid_rows):
-            loss = self._mean_loss(rows)
+            total = torch.zeros((), dtype=torch.float64)
+            for batch in BatchIterator(rows, JUDGING_BATCH):
+                outputs = self.head.combine(self.infer(batch.frame))
+                losses = self.head.loss(outputs, batch.target)[:, 0]
+                total += (losses.double() * batch.weight).sum().cpu()
+                if index == 0:
+                    step = {"loss": losses.mean(), "y_pred": outputs}
+                    self.notify("on_batch_end", batch=batch, training=False, **step)
             name = "valid_loss" if index == 0 else f"valid_{index}_loss"
-            self.history.record(name, loss)
+            self.history.record(name, float(total / rows.weight.double().sum().cpu()))
 
     def _mark_best(self):
         # What skorch's own scoring records and its checkpoint callback reads.
@@ -190,14 +205,34 @@ class TensorNet(NeuralNet):
             curve = self.history[:, name]
             self.history.record(f"{name}_best", curve[-1] <= min(curve))
 
+    # What scikit-learn's scorers, called by skorch's EpochScoring, ask of an estimator. Targets are
+    # encoded: classes are numbered, numbers are standardised.
+
+    @property
+    def classes_(self):
+        return np.arange(max(self.head.out_features, 2))
+
     @torch.no_grad()
-    def _mean_loss(self, rows):
-        total = torch.zeros((), dtype=torch.float64)
-        for batch in BatchIterator(rows, JUDGING_BATCH):
-            outputs = self.head.combine(self.infer(batch.frame))
-            losses = self.head.loss(outputs, batch.target)[:, 0]
-            total += (losses.double() * batch.weight).sum().cpu()
-        return float(total / rows.weight.double().sum().cpu())
+    def forward_iter(self, X, training=False, device="cpu"):
+        self._set_training(training)
+        for batch in BatchIterator(X, JUDGING_BATCH):
+            yield self.infer(batch.frame).to(device)
+
+    def predict_proba(self, X):
+        combined = [self.head.combine(outputs.float())[:, 0] for outputs in self.forward_iter(X)]
+        return self.head.predict(torch.cat(combined)).cpu().numpy()
+
+    def predict(self, X):
+        predictions = self.head.decide(self.predict_proba(X))
+        one_column = predictions.ndim == 2 and predictions.shape[1] == 1
+        return predictions[:, 0] if one_column else predictions
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.estimator_type = self.head.estimator_type
+        tags.classifier_tags = ClassifierTags()
+        tags.regressor_tags = RegressorTags()
+        return tags
 
     def _autocast(self):
         return torch.autocast(

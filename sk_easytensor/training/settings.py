@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from skorch.callbacks import Callback, EpochScoring, LRScheduler
+from skorch.callbacks import Callback, LRScheduler, PassthroughScoring
 
 __all__ = [
     "TrainingSettings",
@@ -101,10 +101,10 @@ def check_callbacks(callbacks, owner):
             f"{owner}: callbacks must be a list of skorch callbacks or (name, callback) pairs, "
             f"got {callbacks!r}"
         )
-    if any(_is_callback(entry, EpochScoring) for entry in entries):
+    if any(_is_callback(entry, PassthroughScoring) for entry in entries):
         raise ValueError(
-            f"{owner}: callbacks cannot hold EpochScoring, which scores on the data that a skorch "
-            "net was given; monitor 'valid_loss', or score after fit"
+            f"{owner}: callbacks cannot hold PassthroughScoring, which reads a history of batches "
+            "that is not kept; use EpochScoring, or monitor 'train_loss' and 'valid_loss'"
         )
 
 

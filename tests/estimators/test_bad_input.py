@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from skorch.callbacks import EpochScoring
+from skorch.callbacks import PassthroughScoring
 
 from sk_easytensor import (
     MLP,
@@ -280,11 +280,15 @@ def test_bad_parameters(name, value, message, make, data):
 
 @pytest.mark.parametrize(
     "entry",
-    [EpochScoring("r2"), EpochScoring, ("score", EpochScoring("r2"))],
+    [
+        PassthroughScoring("train_loss"),
+        PassthroughScoring,
+        ("score", PassthroughScoring("train_loss")),
+    ],
     ids=["object", "class", "named"],
 )
 def test_scoring_callbacks(entry, make, data):
-    with pytest.raises(ValueError, match=r"callbacks cannot hold EpochScoring.*'valid_loss'"):
+    with pytest.raises(ValueError, match=r"callbacks cannot hold PassthroughScoring.*EpochScoring"):
         make(callbacks=[entry]).fit(*data)
 
 

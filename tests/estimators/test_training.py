@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.compose import make_column_selector
 from sklearn.metrics import log_loss
-from skorch.callbacks import Callback, Checkpoint, EarlyStopping, LRScheduler
+from skorch.callbacks import Callback, Checkpoint, EarlyStopping, EpochScoring, LRScheduler
 
 from sk_easytensor import MLP, CategoryBlock, EasyTensorRegressor, NumericBlock, TabM
 from sk_easytensor.backends import LocalBackend
@@ -604,3 +604,45 @@ def test_a_large_learning_rate_does_not_leave_nan(data):
         trunk=MLP(width=16), max_epochs=5, learning_rate=10.0, random_state=0
     ).fit(*data)
     assert np.isfinite(model.predict(data[0])).all()
+
+
+SCORES = {
+    "binary": (lambda score: score > 0, "classifier", ["accuracy", "roc_auc", "neg_log_loss"]),
+    "multiclass": (lambda score: np.digitize(score, [-0.5, 0.5]), "classifier", ["accuracy"]),
+    "multilabel": (
+        lambda score: np.column_stack([score > 0, score > 1]).astype(int),
+        "classifier",
+        ["accuracy"],
+    ),
+    "numbers": (lambda score: 1e3 + 7 * score, "regressor", ["r2"]),
+    "two_numbers": (lambda score: np.column_stack([score, -score]), "regressor", ["r2"]),
+}
+
+
+class LastEpoch(Callback):
+    """Keeps the history's last entry."""
+
+    def on_epoch_end(self, net, **kwargs):
+        self.scores_ = dict(net.history[-1])
+
+
+@pytest.mark.parametrize("kind", SCORES)
+def test_epoch_scoring_scores_each_epoch(kind, mixed, request):
+    target, maker, names = SCORES[kind]
+    X, y = mixed[0], target(mixed[1])
+    last = LastEpoch()
+    scorings = [
+        (f"{name}_{part}", EpochScoring(name, name=f"{part}_{name}", on_train=part == "train"))
+        for name in names
+        for part in ("train", "valid")
+    ]
+    make = request.getfixturevalue(maker)
+    model = make(max_epochs=20, callbacks=[*scorings, last], early_stopping_rounds=None)
+    model.fit(X, y, eval_set=[(X, y)])
+    scores = {name: last.scores_[f"valid_{name}"] for name in names}
+    for part in ("train", "valid"):
+        assert all(np.isfinite(last.scores_[f"{part}_{name}"]) for name in names)
+    if model.best_iteration_ == model.n_iter_ and names[0] in ("accuracy", "r2"):
+        assert scores[names[0]] == pytest.approx(model.score(X, y), abs=1e-6)
+    if "neg_log_loss" in names:
+        assert scores["neg_log_loss"] == pytest.approx(-last.scores_["valid_loss"], rel=1e-5)
