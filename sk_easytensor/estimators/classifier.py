@@ -214,7 +214,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         -------
         ndarray of shape (n_samples,) or (n_samples, n_labels)
         """
-        decided = self._head.decide(self.predict_proba(X))
+        probabilities = self.predict_proba(X)
+        decided = self._head.decide(probabilities)
         return decided if decided.ndim == 2 else self.classes_[decided]
 
     # ------------------------------------------------------------------ target
