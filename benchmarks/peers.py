@@ -11,6 +11,7 @@ preparation counts as fit and predict time.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -22,7 +23,7 @@ PATIENCE = 50
 DATE_PARTS = ("year", "month", "day", "dayofweek", "hour", "minute")
 
 
-class Peer:
+class Peer(ABC):
     """A model of one library: `fit` on a problem, then `predict` on a table.
 
     Parameters
@@ -54,24 +55,26 @@ class Peer:
         """Version of the library."""
         return import_module(cls.library).__version__
 
+    @abstractmethod
     def fit(self, problem):
         """Fit on the training part, stopping early on the validation part."""
-        raise NotImplementedError
 
     def predict(self, X):
         """Predicted values, or class probabilities with one column a class."""
         predict = self.model_.predict if self.predicts_values else self.model_.predict_proba
         return predict(self._prepare(X))
 
+    @abstractmethod
     def iterations(self):
         """Trees (or boosting rounds) kept."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _make(self, problem):
-        raise NotImplementedError
+        """Return the model, not fitted."""
 
+    @abstractmethod
     def _prepare(self, X):
-        raise NotImplementedError
+        """Return a table as the model takes it."""
 
 
 class LightGBM(Peer):

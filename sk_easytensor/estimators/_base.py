@@ -214,9 +214,7 @@ class BaseEasyTensor(
             for where, pair, weight in eval_pairs(eval_set, eval_sample_weight)
         ]
         if not going_on:
-            self._encoder = TableEncoder(self.blocks, remainder=self.remainder)
-            self._encoder.fit_table(table, X, backend)
-            self._remember_columns()
+            self._fit_encoder(table, X, backend)
         rows = self._encoded_rows(table, target, weight, backend)
         evals = self._encoded_evals(evals, backend)
         random_state = check_random_state(self.random_state)
@@ -261,9 +259,7 @@ class BaseEasyTensor(
         table, y, weight = self._read_training_rows(X, y, sample_weight, going_on)
         if not going_on:
             self._head = self._learn_target(y, classes)
-            self._encoder = TableEncoder(self.blocks, remainder=self.remainder)
-            self._encoder.fit_table(table, X, backend)
-            self._remember_columns()
+            self._fit_encoder(table, X, backend)
         target = self._encode_target(y)
         weight = weight * self._class_weights(target)
         rows = self._encoded_rows(table, target, weight, backend)
@@ -327,7 +323,9 @@ class BaseEasyTensor(
         frame = self._encoder.encode_table(table, backend)
         return EncodedRows(frame, target, torch.from_numpy(weight).float())
 
-    def _remember_columns(self):
+    def _fit_encoder(self, table, X, backend):
+        self._encoder = TableEncoder(self.blocks, remainder=self.remainder)
+        self._encoder.fit_table(table, X, backend)
         self.n_features_in_ = self._encoder.n_features_in_
         if hasattr(self._encoder, "feature_names_in_"):
             self.feature_names_in_ = self._encoder.feature_names_in_
@@ -339,6 +337,9 @@ class BaseEasyTensor(
         # A mean of one leaves the learning rate what it is for unweighted rows.
         rows.weight = rows.weight / rows.weight.double().mean().float()
         seed = int(random_state.randint(np.iinfo(np.int32).max))
+        if going_on:
+            # Otherwise every call would shuffle and drop out alike.
+            seed += self.n_iter_
         if epochs is None:
             epochs = self.max_epochs or default_max_epochs(len(rows))
         patience = self.early_stopping_rounds
