@@ -23,10 +23,10 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import time
 
 import numpy as np
 import pyarrow as pa
+from turns import median_ratio, time_by_turns
 
 OURS = "EasyTensor"
 LARGEST_CARDINALITY = 1_000_000
@@ -192,24 +192,16 @@ def column_kinds(table):
 
 def print_comparison(step, contestants, repeats):
     """Time contestants by turns; print rows a second and EasyTensor's time over each one's."""
-    wall, cpu = ({name: [] for name in contestants} for _ in range(2))
-    for turn in range(1 + repeats):
-        for name, (function, n_rows) in contestants.items():
-            before = time.perf_counter(), time.process_time()
-            function()
-            if turn > 0:
-                wall[name].append((time.perf_counter() - before[0]) / n_rows)
-                cpu[name].append((time.process_time() - before[1]) / n_rows)
+    functions = {name: function for name, (function, _) in contestants.items()}
+    wall, cpu = time_by_turns(functions, repeats)
+    for name, (_, n_rows) in contestants.items():
+        wall[name] = [seconds / n_rows for seconds in wall[name]]
+        cpu[name] = [seconds / n_rows for seconds in cpu[name]]
     print(f"\n{step:40}{'rows/s':>12}{'our wall / its':>16}{'our CPU / its':>16}")
     for name in contestants:
         speed = 1 / statistics.median(wall[name])
         ratios = [median_ratio(seconds[OURS], seconds[name]) for seconds in (wall, cpu)]
         print(f"{name:40}{speed:12,.0f}{ratios[0]:16.2f}{ratios[1]:16.2f}", flush=True)
-
-
-def median_ratio(numerators, denominators):
-    """Median over turns of one time over the other."""
-    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
 if __name__ == "__main__":

@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 
 import numpy as np
 import torch
 from skorch import NeuralNet
 from torch import nn
 from torch.nn import functional
+from turns import median_ratio, time_by_turns
 
 from sk_easytensor.blocks import NumericBlock
 from sk_easytensor.networks import MLP
@@ -195,25 +195,15 @@ def autocast():
 
 def print_comparison(batch_size, loops, options):
     """Time loops by turns; print seconds an epoch and the ratios to the torch loop."""
-    wall, cpu = ({name: [] for name in loops} for _ in range(2))
-    for turn in range(1 + options.repeats):
-        for name, loop in loops.items():
-            before = time.perf_counter(), time.process_time()
-            loop.train()
-            if turn > 0:
-                wall[name].append((time.perf_counter() - before[0]) / options.epochs)
-                cpu[name].append((time.process_time() - before[1]) / options.epochs)
+    functions = {name: loop.train for name, loop in loops.items()}
+    wall, cpu = time_by_turns(functions, options.repeats)
     heading = f"batches of {batch_size}"
     print(f"\n{heading:20}{'s/epoch':>10}{'CPU s/epoch':>14}{'wall ratio':>12}{'CPU ratio':>12}")
     for name in loops:
-        seconds = f"{statistics.median(wall[name]):10.2f}{statistics.median(cpu[name]):14.2f}"
+        medians = [statistics.median(times[name]) / options.epochs for times in (wall, cpu)]
+        seconds = f"{medians[0]:10.2f}{medians[1]:14.2f}"
         ratios = [median_ratio(times[name], times[RAW]) for times in (wall, cpu)]
         print(f"{name:20}{seconds}{ratios[0]:12.2f}{ratios[1]:12.2f}", flush=True)
-
-
-def median_ratio(numerators, denominators):
-    """Median over turns of one time over the other."""
-    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
 if __name__ == "__main__":

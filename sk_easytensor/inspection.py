@@ -7,7 +7,42 @@ import torch
 
 from sk_easytensor.training.batches import EncodedRows
 
-__all__ = ["column_importances"]
+__all__ = ["ImportanceSample", "column_importances"]
+
+MANY_COLUMNS = 100
+"""With more, importances take too long to be computed whenever something is pickled."""
+
+ROWS, ROWS_OF_MANY = 2048, 256
+REPEATS, REPEATS_OF_MANY = 3, 1
+VALIDATION_ROWS_AT_LEAST = 32
+
+
+class ImportanceSample:
+    """A bounded sample of encoded rows, kept after a fit for importances to be computed from.
+
+    Parameters
+    ----------
+    rows : EncodedRows
+        Training rows.
+    evals : list of EncodedRows
+        Validation rows; the first are sampled if they are enough to judge by.
+    n_columns : int
+        Input columns.
+    seed : int
+        Of the sample and the permutations.
+    """
+
+    def __init__(self, rows, evals, n_columns, seed):
+        if evals and len(evals[0]) >= VALIDATION_ROWS_AT_LEAST:
+            rows = evals[0]
+        self.quick = n_columns <= MANY_COLUMNS
+        self.seed = seed
+        self.rows = bounded_sample(rows, ROWS if self.quick else ROWS_OF_MANY, seed)
+
+    def importances(self, network, head, encoder, backend):
+        """Return the permutation importance of each column; see :func:`column_importances`."""
+        repeats = REPEATS if self.quick else REPEATS_OF_MANY
+        return column_importances(network, head, encoder, self.rows, self.seed, repeats, backend)
 
 
 def column_importances(network, head, encoder, rows, seed, repeats, backend):
@@ -69,3 +104,11 @@ def _loss(network, head, rows, backend):
     losses = head.loss(combined, rows.target)[:, 0].double()
     weight = rows.weight.double()
     return float((losses * weight).sum() / weight.sum())
+
+
+def bounded_sample(rows, size, seed):
+    """Return at most `size` of the rows."""
+    if len(rows) <= size:
+        return rows
+    chosen = np.random.RandomState(seed).choice(len(rows), size, replace=False)
+    return rows.take(torch.from_numpy(np.sort(chosen)))

@@ -22,7 +22,7 @@ UNREADABLE = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, O
 CALENDAR_UNITS = ("Y", "M", "W", "D", "h", "m")
 """Units of NumPy's dates and durations that Arrow does not have, or (days) not for both."""
 
-__all__ = ["align_table", "as_table", "column_names", "has_column_names"]
+__all__ = ["align_table", "as_table", "has_column_names"]
 
 
 def has_column_names(X):
@@ -66,11 +66,6 @@ def has_column_names(X):
             "X.columns = X.columns.astype(str)."
         )
     return all(strings) and bool(strings)
-
-
-def column_names(X):
-    """Return the column names that :func:`as_table` gives to `X`, as a list of strings."""
-    return as_table(X).column_names
 
 
 def as_table(X, *, minimum_rows=1):

@@ -12,7 +12,6 @@ from sk_easytensor.columns import cast_column, sample_values, to_float64
 from sk_easytensor.tables import (
     align_table,
     as_table,
-    column_names,
     has_column_names,
     read_like_fit,
 )
@@ -57,7 +56,7 @@ def test_every_flavour_holds_the_same(frame, flavour):
     table = as_table(flavour(frame))
     assert isinstance(table, pa.Table)
     assert values(table) == expected
-    assert column_names(flavour(frame)) == list(expected)
+    assert table.column_names == list(expected)
     assert has_column_names(flavour(frame))
     kinds = [pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean]
     for name, kind in zip(["whole", "real", "flag"], kinds, strict=True):

@@ -11,8 +11,8 @@ from sklearn.utils.validation import check_is_fitted
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.compose import BlockParametersMixin, TableEncoder, blocks_diagram
 from sk_easytensor.estimators._inputs import Sized, check_weight, errors_name, eval_pairs
-from sk_easytensor.estimators._pickling import MANY_COLUMNS, PortablePickleMixin
-from sk_easytensor.inspection import column_importances
+from sk_easytensor.estimators._pickling import PortablePickleMixin
+from sk_easytensor.inspection import ImportanceSample
 from sk_easytensor.networks import TabM
 from sk_easytensor.networks.block_network import make_network
 from sk_easytensor.parameters import GrowingParametersMixin, check_choice, check_number
@@ -32,10 +32,6 @@ from sk_easytensor.training.settings import (
 from sk_easytensor.training.splits import merge_duplicates, validation_rows
 
 __all__ = ["BaseEasyTensor"]
-
-IMPORTANCE_ROWS = 2048
-IMPORTANCE_ROWS_OF_MANY = 256
-IMPORTANCE_ROWS_AT_LEAST = 32
 
 
 class BaseEasyTensor(
@@ -375,11 +371,7 @@ class BaseEasyTensor(
         self._optimizer_state = None
         if keep or self.warm_start:
             self._optimizer_state = {"kind": kind, **result.optimizer_state}
-        judged = evals[0] if evals and len(evals[0]) >= IMPORTANCE_ROWS_AT_LEAST else rows
-        wide = self.n_features_in_ > MANY_COLUMNS
-        sample = IMPORTANCE_ROWS_OF_MANY if wide else IMPORTANCE_ROWS
-        self._importance_rows = bounded_sample(judged, sample, seed)
-        self._importance_seed = seed
+        self._importance_sample = ImportanceSample(rows, evals, self.n_features_in_, seed)
         return self
 
     def _record(self, result, going_on):
@@ -463,16 +455,11 @@ class BaseEasyTensor(
         """
         check_is_fitted(self)
         if not hasattr(self, "_importances"):
-            self._importances = column_importances(
-                self.network_,
-                self._head,
-                self._encoder,
-                self._importance_rows,
-                self._importance_seed,
-                1 if self.n_features_in_ > MANY_COLUMNS else 3,
-                resolve_backend(self.backend, self.n_jobs),
+            backend = resolve_backend(self.backend, self.n_jobs)
+            self._importances = self._importance_sample.importances(
+                self.network_, self._head, self._encoder, backend
             )
-            self._importance_rows = None
+            self._importance_sample = None
         return self._importances
 
     # ------------------------------------------------------------------ scikit-learn
@@ -491,11 +478,3 @@ class BaseEasyTensor(
 
     def _sk_visual_block_(self):
         return blocks_diagram(self)
-
-
-def bounded_sample(rows, size, seed):
-    """Return at most `size` of the rows."""
-    if len(rows) <= size:
-        return rows
-    chosen = np.random.RandomState(seed).choice(len(rows), size, replace=False)
-    return rows.take(torch.from_numpy(np.sort(chosen)))

@@ -8,10 +8,7 @@ import torch
 from sk_easytensor.networks.block_network import make_network
 from sk_easytensor.training.seeding import seeded
 
-__all__ = ["MANY_COLUMNS", "PortablePickleMixin"]
-
-MANY_COLUMNS = 100
-"""With more, importances take too long to be computed whenever something is pickled."""
+__all__ = ["PortablePickleMixin"]
 
 
 class PortablePickleMixin:
@@ -22,7 +19,8 @@ class PortablePickleMixin:
 
     def __getstate__(self):
         """Return what is pickled."""
-        if hasattr(self, "network_") and self.n_features_in_ <= MANY_COLUMNS:
+        sample = getattr(self, "_importance_sample", None)
+        if sample is not None and sample.quick:
             self.feature_importances_  # noqa: B018 - so that no training row is pickled
         state = super().__getstate__()
         if "network_" in state:

@@ -150,18 +150,18 @@ def test_wide_tables_leave_importances_for_later(n_columns, computed, regressor)
     restored = pickle.loads(data)
     for copied in (model, restored):
         assert ("_importances" in vars(copied)) == computed
-        assert (vars(copied)["_importance_rows"] is None) == computed
+        assert (vars(copied)["_importance_sample"] is None) == computed
     assert not [name for name in names_in_pickle(data) if name.split(".")[0] == "torch"]
     np.testing.assert_array_equal(restored.feature_importances_, model.feature_importances_)
     assert restored.feature_importances_.sum() == pytest.approx(1)
-    assert vars(restored)["_importance_rows"] is None
+    assert vars(restored)["_importance_sample"] is None
 
 
 def test_encoded_rows_of_every_kind_are_pickled(classifier):
     texts = [f"a soft and warm number {i} for the cold winter evenings" for i in range(60)]
     X = {"text": texts, "city": list("abc") * 20}
     model = classifier().fit(X | {f"n{i}": np.arange(60) for i in range(99)}, np.tile([0, 1], 30))
-    rows, restored = model._importance_rows, through_pickle(model)._importance_rows
+    rows, restored = model._importance_sample.rows, through_pickle(model)._importance_sample.rows
     assert restored.frame.equals(rows.frame)
     assert restored.target.equal(rows.target)
     assert restored.weight.equal(rows.weight)
