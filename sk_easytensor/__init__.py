@@ -1,10 +1,13 @@
-"""scikit-learn estimators for tables of numbers, categories, dates, texts and vectors."""
+"""scikit-learn estimators for tables of numbers, categories, dates, texts and sequences."""
 
 from sk_easytensor.blocks import (
     Block,
     CategoryBlock,
+    CategorySequenceBlock,
     DatetimeBlock,
+    EventSequenceBlock,
     NumericBlock,
+    NumericSequenceBlock,
     TextBlock,
     VectorBlock,
 )
@@ -18,10 +21,13 @@ __all__ = [
     "MLP",
     "Block",
     "CategoryBlock",
+    "CategorySequenceBlock",
     "DatetimeBlock",
     "EasyTensorClassifier",
     "EasyTensorRegressor",
+    "EventSequenceBlock",
     "NumericBlock",
+    "NumericSequenceBlock",
     "TabM",
     "TableEncoder",
     "TextBlock",

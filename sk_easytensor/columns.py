@@ -6,7 +6,34 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["cast_column", "sample_values", "to_float64"]
+__all__ = ["RowError", "cast_column", "sample_values", "to_float64"]
+
+
+class RowError(ValueError):
+    """A row that cannot be read.
+
+    Blocks see a chunk of the table: the row is counted from the table's beginning once the
+    chunk's place is known.
+
+    Parameters
+    ----------
+    message : str
+        With ``{row}`` where the row's number belongs.
+    row : int
+        Its number in the chunk.
+    """
+
+    def __init__(self, message, row):
+        super().__init__(message, row)
+        self.message = message
+        self.row = row
+
+    def __str__(self):
+        return self.message.replace("{row}", str(self.row))
+
+    def shifted(self, rows):
+        """Return the error for a chunk that begins so many rows into the table."""
+        return type(self)(self.message, self.row + rows)
 
 
 def cast_column(column, name, target, *, block):

@@ -252,13 +252,18 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
             columns = select_columns(columns, table, X, owner=f"block {name!r}")
             if columns:
                 chosen[name] = (clone(block), columns)
-            used.update(columns)
+                used.update(block.takes(table.select(columns)))
         if self.remainder == "auto":
             rest = [name for name in table.column_names if name not in used]
-            for block_class, columns in detect_blocks(table, rest).items():
-                name = block_class.kind
+            named = set(chosen)
+            for block_class, columns in detect_blocks(table, rest):
+                kind = block_class.kind
+                while kind in named:
+                    kind += "_auto"
+                name, count = kind, 1
                 while name in chosen:
-                    name += "_auto"
+                    count += 1
+                    name = f"{kind}_{count}"
                 chosen[name] = (block_class(), columns)
         if not chosen:
             raise ValueError(

@@ -100,7 +100,11 @@ def _shuffled(rows, places, order):
 
 
 def _loss(network, head, rows, backend):
-    combined = backend.forward(lambda frame: head.combine(network(frame)), rows.frame)
+    combined = backend.forward(
+        lambda frame: head.combine(network(frame)),
+        rows.frame,
+        lengths=network.padded_lengths(rows.frame),
+    )
     losses = head.loss(combined, rows.target)[:, 0].double()
     weight = rows.weight.double()
     return float((losses * weight).sum() / weight.sum())

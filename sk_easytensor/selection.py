@@ -57,22 +57,23 @@ def detect_blocks(table, columns):
 
     Returns
     -------
-    dict of {type: list of str}
-        Block class to columns, in the order of ``sk_easytensor.blocks.BLOCKS``.
+    list of tuple of (type, list of str)
+        Block classes and the columns of each block, in the order of
+        ``sk_easytensor.blocks.BLOCKS``.
 
     Raises
     ------
     TypeError
         Naming a column that no block takes.
     """
-    taken = {}
-    for name in columns:
-        column = table.column(name)
-        block_class = next((cls for cls in BLOCKS if cls.detects(column)), None)
-        if block_class is None:
-            raise TypeError(unsupported_column(table.schema.field(name)))
-        taken.setdefault(block_class, []).append(name)
-    return {cls: taken[cls] for cls in BLOCKS if cls in taken}
+    found, rest = [], list(columns)
+    for block_class in BLOCKS:
+        for group in block_class.groups(table, rest):
+            found.append((block_class, group))
+            rest = [name for name in rest if name not in group]
+    if rest:
+        raise TypeError(unsupported_column(table.schema.field(rest[0]), "", table.column(rest[0])))
+    return found
 
 
 def select_columns(columns, table, X=None, *, owner="blocks"):

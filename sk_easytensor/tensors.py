@@ -13,98 +13,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from sk_easytensor.ragged import Ragged
+
 __all__ = ["Ragged", "TensorFrame"]
-
-
-class Ragged:
-    """Lists of unequal length, kept flat.
-
-    Parameters
-    ----------
-    values : torch.Tensor of shape (total, ...)
-        All lists, one after the other.
-    offsets : torch.Tensor of int64, shape (n_rows * n_columns + 1,)
-        List ``i`` is ``values[offsets[i]:offsets[i + 1]]``; the lists of a row are neighbours.
-    n_columns : int, default=1
-        Lists per row.
-
-    Examples
-    --------
-    >>> lists = Ragged(torch.tensor([5, 6, 7]), torch.tensor([0, 2, 2, 3]))
-    >>> len(lists), lists.take(torch.tensor([2, 0])).values.tolist()
-    (3, [7, 5, 6])
-    >>> lists.to_padded(fill=0).tolist()
-    [[5, 6], [0, 0], [7, 0]]
-    """
-
-    def __init__(self, values, offsets, n_columns=1):
-        self.values = values
-        self.offsets = offsets
-        self.n_columns = n_columns
-
-    def __len__(self):
-        return (len(self.offsets) - 1) // self.n_columns
-
-    def __repr__(self):
-        return f"Ragged(rows={len(self)}, columns={self.n_columns}, values={len(self.values)})"
-
-    @property
-    def lengths(self):
-        """Length of each list, int64 of shape (n_rows * n_columns,)."""
-        return self.offsets[1:] - self.offsets[:-1]
-
-    def take(self, rows):
-        """Return the given rows (a slice or an int64 tensor)."""
-        if isinstance(rows, slice):
-            start, stop, step = rows.indices(len(self))
-            if step != 1:
-                return self.take(torch.tensor(range(start, stop, step), dtype=torch.int64))
-            offsets = self.offsets[start * self.n_columns : max(stop, start) * self.n_columns + 1]
-            values = self.values[int(offsets[0]) : int(offsets[-1])]
-            return Ragged(values, offsets - offsets[0], self.n_columns)
-        if self.n_columns > 1:
-            columns = torch.arange(self.n_columns, device=rows.device)
-            rows = (rows[:, None] * self.n_columns + columns).reshape(-1)
-        return self._take_lists(rows)
-
-    def permute_columns(self, columns, rows):
-        """Return a copy in which the lists of some columns come from other rows."""
-        source = torch.arange(len(self.offsets) - 1).reshape(len(self), self.n_columns)
-        source[:, columns] = source[rows][:, columns]
-        return self._take_lists(source.reshape(-1))
-
-    def _take_lists(self, lists):
-        starts = self.offsets[lists]
-        lengths = self.offsets[lists + 1] - starts
-        offsets = starts.new_zeros(len(lists) + 1)
-        torch.cumsum(lengths, 0, out=offsets[1:])
-        positions = torch.arange(int(offsets[-1]), device=offsets.device)
-        positions += torch.repeat_interleave(starts - offsets[:-1], lengths)
-        return Ragged(self.values[positions], offsets, self.n_columns)
-
-    def to_padded(self, fill=0):
-        """Return a dense tensor of shape (n_lists, longest list, ...), filled at the end."""
-        lengths = self.lengths
-        longest = int(lengths.max()) if len(lengths) else 0
-        shape = (len(lengths), longest, *self.values.shape[1:])
-        padded = self.values.new_full(shape, fill)
-        padded[torch.arange(longest, device=lengths.device) < lengths[:, None]] = self.values
-        return padded
-
-    def to(self, device):
-        """Return the same lists on another device."""
-        return Ragged(self.values.to(device), self.offsets.to(device), self.n_columns)
-
-    @staticmethod
-    def concatenate(parts):
-        """Join the rows of several ragged tensors."""
-        shifts = np.cumsum([0] + [len(part.values) for part in parts])
-        offsets = [
-            part.offsets[:-1] + int(shift) for part, shift in zip(parts, shifts, strict=False)
-        ]
-        offsets.append(torch.tensor([int(shifts[-1])]))
-        values = torch.cat([part.values for part in parts])
-        return Ragged(values, torch.cat(offsets), parts[0].n_columns)
 
 
 class TensorFrame:
@@ -165,11 +76,13 @@ class TensorFrame:
     def take(self, rows):
         """Return the given rows: a slice (views) or an int64 tensor (copies)."""
         n_rows = len(range(*rows.indices(self.n_rows))) if isinstance(rows, slice) else len(rows)
-        return self.map(lambda entry: _take(entry, rows), n_rows)
+        shared = {}
+        return self.map(lambda entry: _take(entry, rows, shared), n_rows)
 
     def to(self, device):
         """Return the frame on another device."""
-        return self.map(lambda entry: entry.to(device))
+        shared = {}
+        return self.map(lambda entry: _to(entry, device, shared))
 
     def permute_column(self, block, positions, rows):
         """Return a frame in which one input column's values come from other rows.
@@ -182,12 +95,25 @@ class TensorFrame:
             For each entry of the encoding, where the column stands in its second dimension.
         rows : torch.Tensor of int64
             Row that each row's value is taken from.
+
+        Notes
+        -----
+        Lists that are parallel to those of other columns stay as long as they are: the row has
+        so many events, and what the column says of the latest ones comes from another row.
         """
         encoding = dict(self.encodings[block])
+        fixed = {
+            id(entry.offsets)
+            for name, entry in encoding.items()
+            if isinstance(entry, Ragged) and name not in positions
+        }
+        shared = {}
         for name, columns in positions.items():
             entry = encoding[name]
-            if isinstance(entry, Ragged):
-                encoding[name] = entry.permute_columns(columns, rows)
+            if isinstance(entry, Ragged) and id(entry.offsets) in fixed:
+                encoding[name] = entry.refill(rows)
+            elif isinstance(entry, Ragged):
+                encoding[name] = entry.permute_columns(columns, rows, shared)
             else:
                 entry = entry.clone()
                 entry[:, columns] = entry[rows][:, columns]
@@ -213,10 +139,10 @@ class TensorFrame:
         frames = list(frames)
         if len(frames) == 1:
             return frames[0]
-        first = frames[0]
+        first, shared = frames[0], {}
         encodings = {
             block: {
-                name: _concatenate([frame[block][name] for frame in frames])
+                name: _concatenate([frame[block][name] for frame in frames], shared)
                 for name in first[block]
             }
             for block in first
@@ -231,10 +157,12 @@ class TensorFrame:
         pyarrow.RecordBatch
             One column per entry, named ``block/entry``.
         """
-        arrays, fields = [], []
+        arrays, fields, first = [], [], {}
         for block, encoding in self.encodings.items():
             for name, entry in encoding.items():
                 array, metadata = _entry_to_arrow(entry)
+                if isinstance(entry, Ragged):
+                    metadata["parallel"] = first.setdefault(id(entry.offsets), f"{block}/{name}")
                 arrays.append(array)
                 fields.append(pa.field(f"{block}/{name}", array.type, metadata=metadata))
         return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
@@ -247,6 +175,9 @@ class TensorFrame:
             block, name = field.name.rsplit("/", 1)
             entry = _entry_from_arrow(array, field.metadata)
             encodings.setdefault(block, {})[name] = entry
+            if isinstance(entry, Ragged):
+                other, twin = field.metadata[b"parallel"].decode().rsplit("/", 1)
+                entry.offsets = encodings[other][twin].offsets
         return TensorFrame(encodings, batch.num_rows)
 
     def equals(self, other):
@@ -262,15 +193,19 @@ class TensorFrame:
         )
 
 
-def _take(entry, rows):
+def _take(entry, rows, shared):
     if isinstance(entry, Ragged):
-        return entry.take(rows)
+        return entry.take(rows, shared)
     return entry[rows] if isinstance(rows, slice) else entry.index_select(0, rows)
 
 
-def _concatenate(entries):
+def _to(entry, device, shared):
+    return entry.to(device, shared) if isinstance(entry, Ragged) else entry.to(device)
+
+
+def _concatenate(entries, shared):
     if isinstance(entries[0], Ragged):
-        return Ragged.concatenate(entries)
+        return Ragged.concatenate(entries, shared)
     return torch.cat(entries)
 
 
@@ -331,8 +266,8 @@ def _fixed_lists(tensor):
 
 
 def _entry_from_arrow(array, metadata):
-    (kind, shape), *_ = metadata.items()
-    shape = [int(size) for size in shape.decode().split(",") if size]
+    kind = b"dense" if b"dense" in metadata else b"ragged"
+    shape = [int(size) for size in metadata[kind].decode().split(",") if size]
     if kind == b"dense":
         return _to_tensor(array).reshape(len(array), *shape)
     lists = array.flatten()

@@ -17,6 +17,7 @@ OPTIONAL = [
     "onnxruntime",
     "polars",
     "ray",
+    "sentence_transformers",
     "tensorrt",
     "tensorrt_rtx",
     "transformers",

@@ -6,9 +6,11 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from joblib import effective_n_jobs
 
+from sk_easytensor.columns import RowError
 from sk_easytensor.parameters import check_number
 from sk_easytensor.summaries import SummaryMap, merge_all
 from sk_easytensor.tensors import TensorFrame
@@ -24,6 +26,9 @@ ROWS_A_THREAD = 512
 
 ROW_MULTIPLE = 32
 """Batches are predicted with a multiple of so many rows."""
+
+ITEMS = 131_072
+"""Items of lists, padding included, that are predicted at a time."""
 
 
 class LocalBackend:
@@ -100,7 +105,7 @@ class LocalBackend:
         with limited_threads(min(resolve_threads(self.n_jobs), useful)):
             return train_network(network, head, rows, valid_rows, settings)
 
-    def forward(self, function, frame, batch_size=4096):
+    def forward(self, function, frame, batch_size=4096, lengths=None):
         """Apply a function to batches of a frame, without gradients, and join the results.
 
         Parameters
@@ -111,17 +116,27 @@ class LocalBackend:
             Encoded rows.
         batch_size : int, default=4096
             Rows at a time.
+        lengths : torch.Tensor of int64, shape (n_rows,), optional
+            How long each row's lists are. Rows of like length are then taken together, and fewer
+            of them where lists are long.
 
         Returns
         -------
         torch.Tensor
         """
+        if lengths is None:
+            order = None
+            batches = [slice(i, i + batch_size) for i in range(0, len(frame), batch_size)]
+        else:
+            order = lengths.argsort(stable=True)
+            batches = order.split(batch_sizes(lengths[order], batch_size))
         with limited_threads(self.n_jobs), torch.inference_mode():
             parts = []
-            for start in range(0, len(frame), batch_size):
-                batch = frame.take(slice(start, start + batch_size))
+            for rows in batches:
+                batch = frame.take(rows)
                 parts.append(function(padded(batch))[: len(batch)].cpu())
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+            joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+            return joined if order is None else joined[order.argsort()]
 
     def _chunk_rows(self, table, block, n_groups=1):
         """Return how many rows of a table a block gets at a time."""
@@ -137,20 +152,29 @@ class LocalBackend:
 
     def _run(self, table, work):
         """Call functions on chunks of a table; both `work` and the results are by key."""
-        tasks = [
-            (key, function, chunk) for key, (function, chunks) in work.items() for chunk in chunks
-        ]
+        tasks = []
+        for key, (function, chunks) in work.items():
+            starts = np.cumsum([0] + [len(chunk) for chunk in chunks])
+            tasks += [(key, function, *pair) for pair in zip(chunks, starts, strict=False)]
         # Threads only pay where there is more than one chunk's worth of work.
         threads = resolve_threads(self.n_jobs) if len(table) > self.chunk_rows else 1
         if threads == 1:
-            results = [function(chunk) for _, function, chunk in tasks]
+            results = [_apply(*task) for _, *task in tasks]
         else:
             with ThreadPoolExecutor(threads) as pool:
-                results = list(pool.map(lambda task: task[1](task[2]), tasks))
+                results = list(pool.map(lambda task: _apply(*task[1:]), tasks))
         parts = {key: [] for key in work}
         for (key, *_), result in zip(tasks, results, strict=True):
             parts[key].append(result)
         return parts
+
+
+def _apply(function, chunk, start):
+    """Call a function on the chunk of a table that begins at row `start`."""
+    try:
+        return function(chunk)
+    except RowError as error:
+        raise error.shifted(int(start)) from None
 
 
 def slices(table, n_rows):
@@ -168,6 +192,22 @@ def padded(frame):
     if size == len(frame):
         return frame
     return frame.take(torch.arange(size).clamp(max=len(frame) - 1))
+
+
+def batch_sizes(lengths, batch_size):
+    """Cut rows, sorted by the length of their lists, into batches of at most `ITEMS` items.
+
+    Returns
+    -------
+    list of int
+    """
+    sizes, start = [], 0
+    while start < len(lengths):
+        rows = lengths[start : start + batch_size].clamp(min=1)
+        items = rows * torch.arange(1, len(rows) + 1)
+        sizes.append(max(int((items <= ITEMS).sum()), min(ROW_MULTIPLE, len(rows))))
+        start += sizes[-1]
+    return sizes
 
 
 def resolve_threads(n_jobs):

@@ -30,6 +30,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import numpy as np
+import pyarrow as pa
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
@@ -112,7 +113,8 @@ class Block(GrowingParametersMixin, TransformerMixin, BaseEstimator, ABC):
         self.check_parameters()
         for field in table.schema:
             if not self.accepts(field.type):
-                raise TypeError(unsupported_column(field, type(self).__name__))
+                column = table.column(field.name)
+                raise TypeError(unsupported_column(field, type(self).__name__, column))
         self.feature_names_in_ = np.asarray(table.column_names, dtype=object)
         self.n_features_in_ = table.num_columns
         self._named = named
@@ -134,6 +136,29 @@ class Block(GrowingParametersMixin, TransformerMixin, BaseEstimator, ABC):
         owner = type(self).__name__
         names = self.feature_names_in_
         return self.encode(read_like_fit(X, names, fitted_with_names=self._named, owner=owner))
+
+    @classmethod
+    def groups(cls, table, columns):
+        """Say which columns to read when blocks are chosen automatically.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            Rows to look at.
+        columns : list of str
+            Columns that no other block has taken.
+
+        Returns
+        -------
+        list of list of str
+            A block is made for each list. By default one for all columns it detects.
+        """
+        found = [name for name in columns if cls.detects(table.column(name))]
+        return [found] if found else []
+
+    def takes(self, table):
+        """Return which of the columns given to the block the remainder does not get as well."""
+        return table.column_names
 
     def encoding_columns(self, encoding):
         """Say which input column stands where in each entry of an encoding.
@@ -201,7 +226,7 @@ def cached_slices(n_rows, size=16_384):
     return [slice(start, start + size) for start in range(0, n_rows, size)]
 
 
-def unsupported_column(field, block=""):
+def unsupported_column(field, block="", column=None):
     """Say that a column cannot be read, and which block would take it.
 
     Parameters
@@ -210,6 +235,8 @@ def unsupported_column(field, block=""):
         The column.
     block : str, optional
         Class name of the block that was asked to read it.
+    column : pyarrow.ChunkedArray, optional
+        Its values, of which the first is shown.
 
     Returns
     -------
@@ -218,10 +245,32 @@ def unsupported_column(field, block=""):
     from sk_easytensor.blocks import BLOCKS
 
     takers = [cls.__name__ for cls in BLOCKS if cls.accepts(field.type)]
-    if takers:
+    if is_nested(field.type):
+        hint = "Lists are read one level deep; flatten or drop the inner ones."
+    elif takers:
         hint = f"It can be read by {' or '.join(takers)}."
     else:
         known = "; ".join(f"{cls.__name__}: {cls.accepted}" for cls in BLOCKS)
         hint = f"No block reads it. Drop or convert it; what blocks read is: {known}."
     owner = f" by {block}" if block else ""
-    return f"column {field.name!r} of type {field.type} cannot be read{owner}. {hint}"
+    example = _example(column)
+    return f"column {field.name!r} of type {field.type} cannot be read{owner}{example}. {hint}"
+
+
+def is_nested(kind):
+    """Tell whether a type is of lists that hold lists."""
+    return pa.types.is_nested(kind) and any(
+        pa.types.is_nested(inner.type) and not pa.types.is_struct(inner.type) for inner in kind
+    )
+
+
+def _example(column):
+    """Show the first value of a column and its row."""
+    filled = [] if column is None else np.flatnonzero(column.is_valid().to_numpy())
+    return f"; row {filled[0]} holds {show_value(column[int(filled[0])])}" if len(filled) else ""
+
+
+def show_value(scalar, longest=60):
+    """Show an Arrow scalar in an error message."""
+    text = repr(scalar.as_py())
+    return text if len(text) <= longest else text[: longest - 3] + "..."

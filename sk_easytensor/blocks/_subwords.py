@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sk_easytensor.blocks._ngrams import Words, distinct_texts
+from sk_easytensor.networks.sequences import TransformerLayer
 from sk_easytensor.summaries import ValueCounts
 from sk_easytensor.tensors import Ragged
 
@@ -26,9 +27,6 @@ __all__ = [
 # The sub-word vocabulary is learned from so many words at most: the distinct ones, each
 # repeated in proportion to its count.
 TRAINING_WORDS = 500_000
-
-# The texts of a batch are sorted by length and read in so many groups.
-LENGTH_GROUPS = 8
 
 
 def count_words(column, *, capacity):
@@ -144,6 +142,8 @@ class TransformerModule(nn.Module):
         Fraction of activations zeroed in training.
     """
 
+    padded = True
+
     def __init__(self, n_tokens, n_columns, max_length, width, layers, heads, dropout=0.0):
         super().__init__()
         self.out_features = n_columns * width
@@ -169,15 +169,7 @@ class TransformerModule(nn.Module):
         -------
         torch.Tensor of shape (batch, n_columns * width)
         """
-        # Texts of like length are read together, which saves most of the padding.
-        lists = Ragged(tokens.values, tokens.offsets)
         start = self.start.repeat(len(tokens), 1)
-        order = torch.argsort(lists.lengths, stable=True)
-        parts = [self._read(lists.take(part), start[part]) for part in order.chunk(LENGTH_GROUPS)]
-        pooled = torch.cat(parts)[torch.argsort(order)]
-        return pooled.reshape(len(tokens), self.out_features)
-
-    def _read(self, tokens, start):
         padded = tokens.to_padded()
         longest = padded.shape[1]
         place = torch.arange(longest + 1, device=padded.device)
@@ -188,32 +180,4 @@ class TransformerModule(nn.Module):
             hidden = layer(hidden, known[:, None, None, :])
         hidden = self.norm(hidden)
         share = self.score(hidden).masked_fill(~known[..., None], -torch.inf).softmax(dim=1)
-        return (share * hidden).sum(dim=1)
-
-
-class TransformerLayer(nn.Module):
-    """Attention and a feed-forward network, each after a norm and added to its input."""
-
-    def __init__(self, width, heads, dropout):
-        super().__init__()
-        self.heads = heads
-        self.attention_norm = nn.LayerNorm(width)
-        self.attention_in = nn.Linear(width, 3 * width)
-        self.attention_out = nn.Linear(width, width)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, 2 * width),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(2 * width, width),
-        )
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, hidden, mask):
-        """Return the next layer's input; `mask` is False where there is only padding."""
-        joined = self.attention_in(self.attention_norm(hidden))
-        split = joined.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = nn.functional.scaled_dot_product_attention(*split, attn_mask=mask)
-        attended = self.attention_out(attended.transpose(1, 2).flatten(2))
-        hidden = hidden + self.dropout(attended)
-        return hidden + self.dropout(self.feed_forward(hidden))
+        return (share * hidden).sum(dim=1).reshape(len(tokens), self.out_features)

@@ -58,6 +58,25 @@ def _offset_name(seconds):
 
 
 def read_times(column, name, zone):
+    """Read a column of dates: instants and phases.
+
+    Parameters
+    ----------
+    column, name, zone
+        As for :func:`read_instants`.
+
+    Returns
+    -------
+    instants : ndarray of float64, shape (n,)
+        As :func:`read_instants` returns them.
+    phases : ndarray of float64, shape (n, 4)
+        Time of day, day of the week, of the month and of the year, from 0 to below 1.
+    """
+    instants, wall, fraction = _read(column, name, zone)
+    return instants, _phases(wall, fraction)
+
+
+def read_instants(column, name, zone):
     """Read a column of dates.
 
     Parameters
@@ -71,11 +90,14 @@ def read_times(column, name, zone):
 
     Returns
     -------
-    instants : ndarray of float64, shape (n,)
+    ndarray of float64, shape (n,)
         Seconds since 1970, NaN where missing: in UTC, or by the wall clock without a zone.
-    phases : ndarray of float64, shape (n, 4)
-        Time of day, day of the week, of the month and of the year, from 0 to below 1.
     """
+    return _read(column, name, zone)[0]
+
+
+def _read(column, name, zone):
+    """Return instants, and what a clock shows then in whole seconds and their fraction."""
     seconds, fraction, offset, missing = _seconds(column, name)
     aware = ~np.isnan(offset)
     # From here on `wall` is what a clock shows and `seconds` are counted in UTC.
@@ -95,7 +117,7 @@ def read_times(column, name, zone):
             seconds[~aware] = _instants(seconds[~aware], zone, name)
     instants = seconds.astype(np.float64) + fraction
     instants[missing] = np.nan
-    return instants, _phases(wall, fraction)
+    return instants, wall, fraction
 
 
 def _seconds(column, name):

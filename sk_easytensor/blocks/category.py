@@ -101,7 +101,11 @@ class CategoryBlock(Block):
 
     @classmethod
     def detects(cls, column):
-        kind = column.type
+        return cls.detects_type(column.type)
+
+    @classmethod
+    def detects_type(cls, kind):
+        """Tell whether values of a type are categories, whatever they are."""
         # A column without any value may hold anything later, which only categories take.
         return (
             pa.types.is_null(kind)
@@ -147,6 +151,10 @@ class CategoryBlock(Block):
         if self.hash_buckets is not None:
             return [self.hash_buckets + KNOWN] * self.n_features_in_
         return [len(values) + KNOWN for values in self.categories_]
+
+    def known_categories(self, index):
+        """Return the categories of a column, the most frequent first; none when hashing."""
+        return self.categories_[index] if self.categories_ else pa.array([], pa.string())
 
     def encode(self, table):
         columns = []
@@ -322,5 +330,6 @@ class CategoryModule(nn.Module):
             starts = getattr(self, f"starts_{group}")
             rows = (codes.index_select(1, columns) + starts).reshape(-1)
             # index_select, because the gradient of an embedding is several times slower on a CPU.
-            parts.append(table.index_select(0, rows).reshape(len(codes), -1) + self.common[group])
+            found = table.index_select(0, rows).reshape(len(codes), self.common[group].numel())
+            parts.append(found + self.common[group])
         return torch.cat(parts, dim=1)

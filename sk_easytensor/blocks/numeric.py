@@ -172,6 +172,30 @@ def _center_and_scale(edges):
     return center, max(abs(center), 1.0)
 
 
+def bounded_numbers(values, center, scale):
+    """Scale numbers and bound outliers, as an array of float64; NaN and infinite ones stay.
+
+    Parameters
+    ----------
+    values : ndarray of float64
+        NaN where missing.
+    center, scale : float
+        What is subtracted from the values, and what they are divided by then.
+
+    Returns
+    -------
+    ndarray of float64
+    """
+    finite = np.isfinite(values)
+    with np.errstate(over="ignore"):
+        scaled = (values - center) / scale
+    # A finite value that is too large to be scaled is an outlier, not an infinite one.
+    np.clip(scaled, -LARGEST, LARGEST, out=scaled, where=finite)
+    # Bounds outliers smoothly, as RealMLP does (Holzmueller et al., 2024). hypot does not
+    # overflow where a square would, which would send the largest outliers to 0.
+    return np.divide(scaled, np.hypot(1, scaled / 3), out=scaled.copy(), where=finite)
+
+
 def encode_numbers(values, edges, center, scale):
     """Return what :class:`NumericModule` reads of one column.
 
@@ -189,14 +213,7 @@ def encode_numbers(values, edges, center, scale):
     ndarray of float64, shape (n, 2)
         Scaled numbers and their positions among the edges.
     """
-    finite = np.isfinite(values)
-    with np.errstate(over="ignore"):
-        scaled = (values - center) / scale
-    # A finite value that is too large to be scaled is an outlier, not an infinite one.
-    np.clip(scaled, -LARGEST, LARGEST, out=scaled, where=finite)
-    # Bounds outliers smoothly, as RealMLP does (Holzmueller et al., 2024). hypot does not
-    # overflow where a square would, which would send the largest outliers to 0.
-    bounded = np.divide(scaled, np.hypot(1, scaled / 3), out=scaled.copy(), where=finite)
+    bounded = bounded_numbers(values, center, scale)
     if len(edges):
         position = np.interp(values, edges, np.arange(len(edges)))
     else:

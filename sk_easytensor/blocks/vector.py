@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sk_easytensor.blocks._base import Block, unsupported_column
-from sk_easytensor.columns import sample_values
+from sk_easytensor.columns import RowError, sample_values
 from sk_easytensor.parameters import check_number
 from sk_easytensor.summaries import Moments, SummaryMap, merge_all
 
@@ -180,9 +180,10 @@ def _chunks(column, name, length):
             unlike = pc.fill_null(pc.not_equal(lengths, length), False).to_numpy()
             if unlike.any():
                 row = int(np.argmax(unlike))
-                raise ValueError(
-                    f"column {name!r} has a vector of length {lengths[row].as_py()} in row "
-                    f"{start + row}; VectorBlock expects all of them to have the length {length}"
+                raise RowError(
+                    f"column {name!r} has a vector of length {lengths[row].as_py()} in row {{row}};"
+                    f" VectorBlock expects all of them to have the length {length}",
+                    start + row,
                 )
             flat = pc.list_flatten(chunk).cast(pa.float64(), safe=False)
             vectors[present] = pc.fill_null(flat, np.nan).to_numpy().reshape(present.sum(), length)

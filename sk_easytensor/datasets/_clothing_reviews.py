@@ -84,6 +84,6 @@ def load_clothing_reviews(*, return_X_y=False, as_frame=True):
         target=target,
         feature_names=feature_names,
         target_names=np.array(["not recommended", "recommended"]),
-        DESCR=(DATA / "README.md").read_text(encoding="utf-8"),
+        DESCR=(DATA / "clothing_reviews.md").read_text(encoding="utf-8"),
         filename=str(filename),
     )

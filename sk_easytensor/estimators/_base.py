@@ -419,7 +419,9 @@ class BaseEasyTensor(
         """Apply a function of a frame to encoded rows, in batches."""
         table = self._read(X)
         backend = resolve_backend(self.backend, self.n_jobs)
-        return backend.forward(function, self._encoder.encode_table(table, backend))
+        frame = self._encoder.encode_table(table, backend)
+        lengths = self.network_.padded_lengths(frame)
+        return backend.forward(function, frame, lengths=lengths)
 
     def _combined(self, X):
         """Return the ensemble's outputs, of shape (n_rows, out_features)."""

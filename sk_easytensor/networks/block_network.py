@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from sk_easytensor.ragged import Ragged
+
 __all__ = ["BlockNetwork", "make_network"]
 
 
@@ -70,6 +72,29 @@ class BlockNetwork(nn.Module):
         hidden, wide = self._hidden(frame)
         hidden = hidden.mean(1)
         return hidden if wide is None else torch.cat([hidden, wide], dim=1)
+
+    def padded_lengths(self, frame):
+        """Return how long each row's lists become where they are padded.
+
+        Parameters
+        ----------
+        frame : TensorFrame
+            Encoded rows.
+
+        Returns
+        -------
+        torch.Tensor of int64, shape (n_rows,), or None
+            The longest list among the entries of blocks whose modules have a true attribute
+            ``padded``; None without any.
+        """
+        longest = [
+            entry.lengths.reshape(len(entry), -1).amax(1)
+            for name, block in zip(self.names, self.blocks, strict=True)
+            if getattr(block, "padded", False)
+            for entry in frame[name].values()
+            if isinstance(entry, Ragged)
+        ]
+        return torch.stack(longest).amax(0) if longest else None
 
     def _hidden(self, frame):
         parts = {False: [], True: []}

@@ -9,6 +9,12 @@ from sk_easytensor.tensors import TensorFrame
 
 __all__ = ["BatchIterator", "EncodedRows"]
 
+WINDOW = 16
+"""Batches among whose rows those of like length are put together."""
+
+MUCH_PADDING = 0.2
+"""Fraction of padding up to which batches are left random."""
+
 
 class EncodedRows:
     """A table ready for training: encodings, targets and weights.
@@ -66,12 +72,18 @@ class BatchIterator:
         Rows a batch, at most; the batches of an epoch differ in size by one row at most.
     shuffle : bool, default=False
         Whether each epoch has an order of its own, drawn from torch's global generator.
+    lengths : torch.Tensor of int64, shape (n,), optional
+        How long each row's lists are. Shuffled batches then hold rows of like length if that
+        saves much padding: among rows of `WINDOW` random batches, those of like length are put
+        together, and the batches come in random order.
     """
 
-    def __init__(self, rows, batch_size, shuffle=False):
+    def __init__(self, rows, batch_size, shuffle=False, lengths=None):
         self.rows = rows
         self.batch_size = batch_size
         self.shuffle = shuffle
+        worthwhile = lengths is not None and random_padding(lengths, batch_size) > MUCH_PADDING
+        self.lengths = lengths.cpu() if worthwhile else None
 
     def __len__(self):
         return -(-len(self.rows) // self.batch_size)
@@ -85,6 +97,28 @@ class BatchIterator:
             yield self.rows
             return
         device = self.rows.weight.device
-        order = torch.randperm(len(self.rows), device="cpu").to(device)
-        for rows in order.tensor_split(len(self)):
-            yield self.rows.take(rows)
+        batches = torch.randperm(len(self.rows), device="cpu").tensor_split(len(self))
+        if self.lengths is not None:
+            batches = self._alike(batches)
+        for rows in batches:
+            yield self.rows.take(rows.to(device))
+
+    def _alike(self, batches):
+        alike = []
+        for start in range(0, len(batches), WINDOW):
+            window = batches[start : start + WINDOW]
+            rows = torch.cat(window)
+            rows = rows[self.lengths[rows].argsort(stable=True)]
+            alike += rows.split([len(batch) for batch in window])
+        return [alike[index] for index in torch.randperm(len(alike)).tolist()]
+
+
+def random_padding(lengths, batch_size):
+    """Return which fraction of random batches is padding, about."""
+    longest = torch.quantile(_sample(lengths), 1 - 1 / min(batch_size, len(lengths)))
+    return 1 - float(lengths.float().mean() / longest.clamp(min=1))
+
+
+def _sample(lengths, size=100_000):
+    """Return a part of the lengths that is small enough to be sorted at once, as floats."""
+    return lengths[:: -(-len(lengths) // size)].float()

@@ -86,6 +86,7 @@ def train_network(network, head, rows, valid_rows, settings):
         device=settings.device,
         verbose=settings.verbose,
         callbacks=callbacks,
+        optimizer__param_groups=_parameter_groups(network, settings.learning_rate),
         **_optimizer_arguments(settings.optimizer, settings.weight_decay),
     )
     net.initialize()
@@ -110,6 +111,19 @@ def _silent(text):
 
 def _plain(epoch):
     return {name: value for name, value in epoch.items() if name != "batches"}
+
+
+def _parameter_groups(network, learning_rate):
+    """Return patterns of parameter names with rates of their own.
+
+    They are those of modules with an attribute ``learning_rate_scale``, which multiplies the
+    learning rate for the module's parameters.
+    """
+    return [
+        (f"{name}.*", {"lr": learning_rate * module.learning_rate_scale})
+        for name, module in network.named_modules()
+        if hasattr(module, "learning_rate_scale")
+    ]
 
 
 def _optimizer_arguments(optimizer, weight_decay):

@@ -84,7 +84,8 @@ class TensorNet(NeuralNet):
         return X
 
     def get_iterator(self, dataset, training=False):
-        return BatchIterator(dataset, self.batch_size, shuffle=training)
+        lengths = self.module_.padded_lengths(dataset.frame)
+        return BatchIterator(dataset, self.batch_size, shuffle=training, lengths=lengths)
 
     def infer(self, x, **fit_params):
         return self.module_(x)
@@ -132,7 +133,7 @@ class TensorNet(NeuralNet):
             Instead of ``max_epochs``.
         """
         rows = X.to(self.device)
-        self.valid_rows = [valid.to(self.device) for valid in self.valid_rows]
+        self.valid_rows = [self._by_length(valid.to(self.device)) for valid in self.valid_rows]
         iterator = self.get_iterator(rows, training=True)
         self._parameters = list(self.module_.parameters())
         self._average = WeightAverage(self.module_, self.average_decay)
@@ -151,6 +152,11 @@ class TensorNet(NeuralNet):
             # Also when interrupted: what is kept is the average.
             self._average.swap_in()
         return self
+
+    def _by_length(self, rows):
+        """Put rows of like length together, which saves padding."""
+        lengths = self.module_.padded_lengths(rows.frame)
+        return rows if lengths is None else rows.take(lengths.argsort(stable=True))
 
     def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
         self._set_training(training)

@@ -250,6 +250,66 @@ def test_learning_rate_is_scheduled(regressor, data, recorder):
     assert rates[-1] < 0.2 * rates.max()
 
 
+class SlowBlock(NumericBlock):
+    """A block whose module learns at a hundredth of the rate."""
+
+    def make_module(self):
+        module = super().make_module()
+        module.learning_rate_scale = 0.01
+        return module
+
+
+class Rates(Callback):
+    """Notes the rate of every group of parameters in every step, and what is in the groups."""
+
+    def __init__(self):
+        self.seen = []
+        self.sizes = []
+
+    def on_batch_begin(self, net, training=None, **kwargs):
+        if training:
+            self.seen.append([group["lr"] for group in net.optimizer_.param_groups])
+
+    def on_train_begin(self, net, **kwargs):
+        self.sizes = [len(group["params"]) for group in net.optimizer_.param_groups]
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_modules_may_learn_at_rates_of_their_own(copied, regressor, mixed):
+    rates = Rates()
+    names = ["amount", "count"]
+    blocks = [("slow", SlowBlock(), names), ("c", CategoryBlock(), "city")]
+    model = regressor(blocks, learning_rate=0.01, warm_start=True, max_epochs=8)
+    model.set_params(callbacks=[rates], remainder="drop", validation_fraction=None)
+    for rate in (0.01, 0.003):
+        rates.seen.clear()
+        model.set_params(learning_rate=rate).fit(*mixed)
+        slow, other = np.transpose(rates.seen)
+        assert other.max() == pytest.approx(rate)
+        assert len(set(other)) > 2
+        np.testing.assert_allclose(slow, 0.01 * other)
+        slow_module = model.network_.blocks[0]
+        n_slow = len(list(slow_module.parameters()))
+        assert rates.sizes == [n_slow, len(list(model.network_.parameters())) - n_slow]
+        if copied:
+            model = pickle.loads(pickle.dumps(model.set_params(callbacks=None)))
+            model.set_params(callbacks=[rates])
+
+
+def test_a_slow_module_hardly_changes(regressor, mixed):
+    steps = {}
+    for block in (NumericBlock(), SlowBlock()):
+        blocks = [("n", block, ["amount", "count"]), ("c", CategoryBlock(), "city")]
+        params = {"learning_rate": 1e-9, "max_epochs": 1, "remainder": "drop", "warm_start": True}
+        model = regressor(blocks, **params).fit(*mixed)
+        before = [p.detach().clone() for p in model.network_.blocks[0].parameters()]
+        model.set_params(learning_rate=0.01, max_epochs=5).fit(*mixed)
+        after = model.network_.blocks[0].parameters()
+        pairs = zip(before, after, strict=True)
+        steps[type(block)] = max(float((a.detach() - b).abs().max()) for b, a in pairs)
+    assert 0 < steps[SlowBlock] < 0.1 * steps[NumericBlock]
+
+
 def test_a_skorch_scheduler_replaces_the_schedule(regressor, data, recorder):
     schedule = LRScheduler(policy="StepLR", step_size=1, gamma=0.5)
     for entry in (schedule, ("schedule", schedule)):

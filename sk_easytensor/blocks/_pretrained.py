@@ -1,0 +1,358 @@
+"""Texts read by a pretrained language model, as it is or trained on with the network."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import torch
+from torch import nn
+
+from sk_easytensor.blocks._language_models import (
+    import_package,
+    load_language_model,
+    text_tokenizer,
+    tokenize,
+)
+from sk_easytensor.blocks._ngrams import distinct_texts
+from sk_easytensor.blocks._text_encoders import (
+    TextEncoder,
+    empty_lists,
+    interleave,
+    project_tokens,
+)
+from sk_easytensor.summaries import SummaryMap
+from sk_easytensor.tensors import Ragged
+
+__all__ = ["FineTunedEncoder", "FrozenEncoder", "pretrained_encoder"]
+
+# Times the learning rate of the network: language models are trained on with rates of about 4e-5.
+LEARNING_RATE_SCALE = 0.01
+
+# Tokens the language model reads at a time within a batch, padding included, and the number of
+# parts that a batch of less is cut into: texts of like length stand together and save padding.
+TOKENS, LENGTH_GROUPS = 16_384, 4
+
+# What may follow a transformer for it to be trained on.
+PARTS = ("Pooling", "Dense", "Normalize")
+
+
+class PretrainedEncoder(TextEncoder):
+    """What both ways of using a language model share."""
+
+    def check_parameters(self):
+        # Also loads the model, so that nothing is missing once training has begun.
+        load_language_model(self.block.model)
+
+    def count(self, column):
+        """Return an empty summary: nothing is learned from the texts."""
+        return SummaryMap()
+
+    def finish(self, columns):
+        block = self.block
+        language_model = load_language_model(block.model)
+        block.fingerprint_ = language_model.fingerprint
+        block._dimension = language_model.dimension
+        return language_model
+
+    def _model_of_fit(self, **how):
+        """Return the language model, if it is still the one that the block was fitted with."""
+        block = self.block
+        try:
+            language_model = load_language_model(block.model, **how)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}. The block was fitted with it: put it there again, or set the block's "
+                "parameter model to where it is now"
+            ) from error
+        if language_model.fingerprint != block.fingerprint_:
+            raise ValueError(
+                f"TextBlock: model={str(block.model)!r} is not the model that the block was "
+                f"fitted with: its fingerprint is {language_model.fingerprint}, that of the "
+                f"fitted one {block.fingerprint_}. Set the block's parameter model to where that "
+                "one is, or fit again"
+            )
+        return language_model
+
+
+class FrozenEncoder(PretrainedEncoder):
+    """Vectors of a language model that stays as it is; it runs while texts are encoded."""
+
+    @property
+    def n_flat(self):
+        return self.block._dimension
+
+    def encode(self, columns):
+        language_model = self._model_of_fit()
+        parts = [self._encode_column(column, language_model) for column in columns]
+        return {"vectors": torch.from_numpy(np.stack(parts, axis=1))}
+
+    def _encode_column(self, column, language_model):
+        parts = [np.empty((0, language_model.dimension), np.float32)]
+        missing = np.full((1, language_model.dimension), np.nan, np.float32)
+        for texts, rows in distinct_texts(column):
+            vectors = language_model.vectors(texts.to_pylist(), self.block.max_length)
+            parts.append(np.concatenate([vectors, missing])[rows])
+        return np.concatenate(parts)
+
+    def make_module(self):
+        block = self.block
+        return SentenceProjection(block._dimension, block.n_features_in_, self.width, block.dropout)
+
+    def flatten(self, encoding):
+        vectors = encoding["vectors"].numpy()
+        return np.nan_to_num(vectors).reshape(len(vectors), vectors.shape[1] * self.n_flat)
+
+
+class FineTunedEncoder(PretrainedEncoder):
+    """Tokens of a language model that is a part of the network and trained with it."""
+
+    def finish(self, columns):
+        language_model = super().finish(columns)
+        self.block.tokenizer_ = language_model.tokenizer
+        self.block._prompt = language_model.prompt
+        self.block._longest = language_model.longest
+        self.block._architecture = describe(language_model.modules, self.block.model)
+
+    def encode(self, columns):
+        return {"tokens": interleave([self._encode_column(column) for column in columns])}
+
+    def _encode_column(self, column):
+        block = self.block
+        limit = min(block.max_length, block._longest)
+        tokenizer = text_tokenizer(block.tokenizer_, limit)
+        parts = [empty_lists(torch.int32)]
+        for texts, rows in distinct_texts(column):
+            # One list more, empty, stands for missing texts.
+            tokens = [*tokenize(tokenizer, texts.to_pylist(), block._prompt), []]
+            lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
+            offsets = np.append(0, np.cumsum(lengths))
+            values = np.concatenate([np.asarray(ids, np.int32) for ids in tokens])
+            lists = Ragged(torch.from_numpy(values), torch.from_numpy(offsets))
+            parts.append(lists.take(torch.from_numpy(rows)))
+        return Ragged.concatenate(parts)
+
+    def make_module(self):
+        block = self.block
+        network = LanguageNetwork(block._architecture)
+        try:
+            network.take_weights(self._model_of_fit(download=False).modules)
+        except ValueError as error:
+            # Weights may come from elsewhere: those of a fitted estimator are in its pickle.
+            network.lacking = str(error)
+        projection = SentenceProjection(
+            block._dimension, block.n_features_in_, self.width, block.dropout
+        )
+        return FineTunedModule(network, projection, block.n_features_in_)
+
+    def flatten(self, encoding):
+        return project_tokens(encoding["tokens"])
+
+
+def pretrained_encoder(block):
+    """Return the encoder for a block's ``trainable``."""
+    return FineTunedEncoder(block) if block.trainable else FrozenEncoder(block)
+
+
+class SentenceProjection(nn.Module):
+    """Normalise each text's vector and project it linearly, column by column.
+
+    Parameters
+    ----------
+    dimension : int
+        Size of the language model's vectors.
+    n_columns : int
+        Text columns.
+    width : int
+        Size of each column's projection.
+    dropout : float
+        Fraction of the projections' components zeroed in training.
+    """
+
+    def __init__(self, dimension, n_columns, width, dropout=0.0):
+        super().__init__()
+        self.dimension = dimension
+        self.out_features = n_columns * width
+        # The components of vectors of length one are small, and smaller in larger models.
+        self.norm = nn.LayerNorm(dimension)
+        self.projections = nn.ModuleList(nn.Linear(dimension, width) for _ in range(n_columns))
+        self.missing = nn.Parameter(torch.zeros(n_columns, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, vectors):
+        """Return the projections of all columns.
+
+        Parameters
+        ----------
+        vectors : torch.Tensor of shape (batch, n_columns, dimension)
+            NaN for missing texts.
+
+        Returns
+        -------
+        torch.Tensor of shape (batch, n_columns * width)
+        """
+        absent = vectors[..., :1].isnan()
+        hidden = self.norm(vectors.masked_fill(absent, 0.0)).unbind(1)
+        pairs = zip(self.projections, hidden, strict=True)
+        projected = torch.stack([projection(column) for projection, column in pairs], dim=1)
+        return self.dropout(torch.where(absent, self.missing, projected).flatten(1))
+
+
+class FineTunedModule(nn.Module):
+    """Read tokens with a language model and project its vectors.
+
+    Parameters
+    ----------
+    language_model : LanguageNetwork
+    projection : SentenceProjection
+    n_columns : int
+        Text columns; they share the language model.
+    """
+
+    padded = True
+    """Its time grows with the longest text of a batch."""
+
+    def __init__(self, language_model, projection, n_columns):
+        super().__init__()
+        self.out_features = projection.out_features
+        self.n_columns = n_columns
+        self.language_model = language_model
+        self.projection = projection
+
+    def forward(self, tokens):
+        """Return the vectors of all columns.
+
+        Parameters
+        ----------
+        tokens : Ragged of int32
+            An empty list is a missing text.
+
+        Returns
+        -------
+        torch.Tensor of shape (batch, n_columns * width)
+        """
+        lists = Ragged(tokens.values, tokens.offsets)
+        lengths = lists.lengths
+        order = torch.argsort(lengths, stable=True)
+        present = order[int((lengths == 0).sum()) :]
+        dimension = self.projection.dimension
+        vectors = self.projection.missing.new_full((len(lengths), dimension), torch.nan)
+        if len(present):
+            n_parts = -(-len(present) * int(lengths.max()) // TOKENS)
+            parts = present.chunk(max(n_parts, LENGTH_GROUPS))
+            read = torch.cat([self.language_model(lists.take(part)) for part in parts])
+            vectors = vectors.index_put((present,), read.to(vectors.dtype))
+        return self.projection(vectors.reshape(len(tokens), self.n_columns, dimension))
+
+
+class LanguageNetwork(nn.Module):
+    """A language model's network, built without its files.
+
+    Parameters
+    ----------
+    architecture : str
+        As :func:`describe` returns it.
+
+    Attributes
+    ----------
+    lacking : str or None
+        Why the network has no pretrained weights. None once it has weights from somewhere.
+    """
+
+    learning_rate_scale = LEARNING_RATE_SCALE
+    """The optimizer's learning rate is multiplied by it for these parameters."""
+
+    def __init__(self, architecture):
+        super().__init__()
+        modules = import_package().sentence_transformer.modules
+        import transformers
+
+        about = json.loads(architecture)
+        config = transformers.AutoConfig.for_model(**about["config"])
+        self.transformer = getattr(transformers, about["class"])(config).float()
+        self.parts = nn.ModuleList(
+            getattr(modules, name)(**part_arguments(arguments))
+            for name, arguments in about["parts"]
+        )
+        self.padding = about["padding"]
+        self.lacking = None
+
+    def take_weights(self, modules):
+        """Copy the weights of a loaded model."""
+        first, *others = modules
+        self.transformer.load_state_dict(first.model.state_dict())
+        for part, other in zip(self.parts, others, strict=True):
+            part.load_state_dict(other.state_dict())
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self.lacking = None
+
+    def forward(self, tokens):
+        """Return the vectors of texts.
+
+        Parameters
+        ----------
+        tokens : Ragged of int32
+            A list for each text, none of them empty.
+
+        Returns
+        -------
+        torch.Tensor of shape (n_texts, dimension)
+        """
+        if self.lacking is not None:
+            raise ValueError(self.lacking)
+        ids = tokens.to_padded(self.padding).long()
+        mask = torch.arange(ids.shape[1], device=ids.device) < tokens.lengths[:, None]
+        features = {"input_ids": ids, "attention_mask": mask.long()}
+        features["token_embeddings"] = self.transformer(**features).last_hidden_state
+        for part in self.parts:
+            features = part(features)
+        return features["sentence_embedding"]
+
+
+def describe(modules, model):
+    """Write down how to build a model's network.
+
+    Parameters
+    ----------
+    modules : sentence_transformers.SentenceTransformer
+        The model.
+    model : str or path
+        Where it is from, for errors.
+
+    Returns
+    -------
+    str
+        JSON of the configurations of its modules, without weights.
+    """
+    import transformers
+
+    first, *others = modules
+    kinds = [type(part).__name__ for part in others]
+    network = getattr(first, "model", None)
+    name = type(network).__name__
+    known = getattr(transformers, name, None) is type(network)
+    if not known or first.module_output_name != "token_embeddings" or not set(kinds) <= set(PARTS):
+        raise ValueError(
+            f"TextBlock: model={str(model)!r} cannot be trained on: trainable=True takes models "
+            f"of a transformer of the package transformers and of {', '.join(PARTS)}; this one "
+            f"consists of {', '.join([name, *kinds])}"
+        )
+    config = json.loads(network.config.to_json_string(use_diff=False))
+    config.pop("_name_or_path", None)
+    about = {
+        "class": name,
+        "config": config,
+        "parts": [[k, part.get_config_dict()] for k, part in zip(kinds, others, strict=True)],
+        "padding": modules.tokenizer.pad_token_id or 0,
+    }
+    return json.dumps(about)
+
+
+def part_arguments(arguments):
+    """Return the arguments of a module's constructor, its activation as an object."""
+    name = arguments.get("activation_function")
+    if name is None:
+        return arguments
+    return {**arguments, "activation_function": getattr(nn, name.rpartition(".")[2])()}

@@ -1,0 +1,234 @@
+"""Lists of categories: a vocabulary for each column, and a network over its items."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from sk_easytensor.blocks._lists import is_list
+from sk_easytensor.blocks._sequences import SequenceBlock, code_names, count_codes, ragged
+from sk_easytensor.blocks.category import CategoryBlock
+from sk_easytensor.summaries import SummaryMap
+
+__all__ = ["CategorySequenceBlock"]
+
+
+class CategorySequenceBlock(SequenceBlock):
+    """Columns that hold a list of categories a row: strings, integers, booleans.
+
+    Parameters
+    ----------
+    encoder : {"transformer", "gru", "lstm", "conv", "mean"}, default="transformer"
+        How the items of a list see each other. ``"transformer"``: attention, with learned
+        positions; ``"gru"`` and ``"lstm"``: recurrent, in order; ``"conv"``: convolutions over
+        neighbours; ``"mean"``: not at all.
+    pooling : {"attention", "mean", "last", "mean_max"}, default="attention"
+        How the items become one vector: a learned weighted mean, the mean, the last one, or the
+        mean beside the maximum.
+    width : int, default=32
+        Size of the items' vectors and of all layers.
+    layers : int or None, default=None
+        Layers of the encoder; by default one for recurrent ones and two for the others.
+    heads : int, default=4
+        Attention heads of the transformer; divides `width`.
+    kernel_size : int, default=5
+        Items that a convolution sees at once; odd.
+    bidirectional : bool, default=False
+        Whether a recurrent encoder reads lists backwards too.
+    dropout : float, default=0.1
+        Fraction of activations zeroed in training.
+    max_length : int, default=128
+        Items read of each list.
+    keep : {"last", "first"}, default="last"
+        Which end of a longer list is read. Positions are counted from there.
+    min_frequency, max_categories, hash_buckets, unseen_probability, shrinkage
+        As for :class:`~sk_easytensor.CategoryBlock`, counting items rather than rows.
+
+    Attributes
+    ----------
+    categories_ : list of pyarrow.Array of string
+        Categories of each column, the most frequent first. Empty when hashing.
+    counts_ : list of ndarray of int64
+        How often each occurred.
+
+    Notes
+    -----
+    Several columns are read independently, each with a vocabulary and a network of its own; for
+    columns that describe the same events see :class:`~sk_easytensor.EventSequenceBlock`. Missing
+    and empty lists are the same and get a learned vector; missing items are a category.
+    Attention is that of Vaswani et al., "Attention Is All You Need" (2017).
+
+    Examples
+    --------
+    >>> block = CategorySequenceBlock(max_length=2)
+    >>> block = block.fit({"visits": [["home", "cart", "home"], [], None, ["home", None]]})
+    >>> block.categories_[0].to_pylist()
+    ['home', 'cart']
+    >>> codes = block.transform({"visits": [["home", "cart", "other"], None]})["codes_0"]
+    >>> codes.values.tolist(), codes.lengths.tolist()
+    ([3, 1], [2, 0])
+    """
+
+    kind = "category_sequence"
+    accepted = "lists of strings, integers, booleans or categories"
+
+    def __init__(
+        self,
+        encoder="transformer",
+        *,
+        pooling="attention",
+        width=32,
+        layers=None,
+        heads=4,
+        kernel_size=5,
+        bidirectional=False,
+        dropout=0.1,
+        max_length=128,
+        keep="last",
+        min_frequency=1,
+        max_categories=1_000_000,
+        hash_buckets=None,
+        unseen_probability=0.01,
+        shrinkage=50.0,
+    ):
+        self.encoder = encoder
+        self.pooling = pooling
+        self.width = width
+        self.layers = layers
+        self.heads = heads
+        self.kernel_size = kernel_size
+        self.bidirectional = bidirectional
+        self.dropout = dropout
+        self.max_length = max_length
+        self.keep = keep
+        self.min_frequency = min_frequency
+        self.max_categories = max_categories
+        self.hash_buckets = hash_buckets
+        self.unseen_probability = unseen_probability
+        self.shrinkage = shrinkage
+
+    @classmethod
+    def accepts_items(cls, kind):
+        return CategoryBlock.accepts(kind)
+
+    @classmethod
+    def detects(cls, column):
+        if not is_list(column.type):
+            return False
+        kind = column.type.value_type
+        tests = (pa.types.is_integer, pa.types.is_boolean, CategoryBlock.detects_type)
+        return any(test(kind) for test in tests)
+
+    def check_parameters(self):
+        super().check_parameters()
+        self._new_items("items").check_parameters()
+
+    def _new_items(self, name):
+        """Return a block for the items of one column, which are categories like any other."""
+        items = CategoryBlock(
+            min_frequency=self.min_frequency,
+            max_categories=self.max_categories,
+            hash_buckets=self.hash_buckets,
+            width=self.width,
+            unseen_probability=self.unseen_probability,
+            shrinkage=self.shrinkage,
+        )
+        return items.fit_columns(pa.table({name: pa.nulls(0)}))
+
+    def _columns(self, table):
+        """Yield each column's name and lists; the columns are independent of each other."""
+        for name in table.column_names:
+            yield name, self.read(table.select([name]))
+
+    def summarize(self, table):
+        summary = SummaryMap()
+        for name, lists in self._columns(table):
+            summary |= self._new_items(name).summarize(lists.items)
+        return SummaryMap(summary)
+
+    def finish(self, summary):
+        self.items_ = [self._new_items(name).finish(summary) for name in self.feature_names_in_]
+        return self
+
+    @property
+    def categories_(self):
+        """Categories of each column."""
+        return [values for items in self.items_ for values in items.categories_]
+
+    @property
+    def counts_(self):
+        """How often each category occurred."""
+        return [counts for items in self.items_ for counts in items.counts_]
+
+    def encode(self, table):
+        encoding = {}
+        for (_, lists), items in zip(self._columns(table), self.items_, strict=True):
+            codes = items.encode(lists.items)["codes"][:, 0].numpy()
+            encoding[f"codes_{len(encoding)}"] = ragged(codes, torch.from_numpy(lists.offsets))
+        return encoding
+
+    def encoding_columns(self, encoding):
+        names = zip(encoding, self.feature_names_in_, strict=True)
+        return {entry: [name] for entry, name in names}
+
+    def make_module(self):
+        return CategorySequenceModule(
+            [items.make_module() for items in self.items_],
+            [self.make_encoder(self.width) for _ in self.items_],
+        )
+
+    def flatten(self, encoding):
+        """Return how often each row has the most frequent categories, and its items in all."""
+        parts = [
+            count_codes(lists, items.n_codes[0])
+            for lists, items in zip(encoding.values(), self.items_, strict=True)
+        ]
+        return np.concatenate(parts, axis=1)
+
+    def get_feature_names_out(self, input_features=None):
+        names = [
+            feature
+            for name, items in zip(self.feature_names_in_, self.items_, strict=True)
+            for feature in code_names(name, items.known_categories(0), items.n_codes[0])
+        ]
+        return np.asarray(names, dtype=object)
+
+
+class CategorySequenceModule(nn.Module):
+    """Embed the items of each column and read them as a list.
+
+    Parameters
+    ----------
+    items : list of CategoryModule
+        For the items of each column.
+    encoders : list of SequenceEncoder
+        For the lists of each column.
+    """
+
+    padded = True
+
+    def __init__(self, items, encoders):
+        super().__init__()
+        self.items = nn.ModuleList(items)
+        self.encoders = nn.ModuleList(encoders)
+        self.out_features = sum(encoder.out_features for encoder in encoders)
+
+    def forward(self, **codes):
+        """Return the vectors of all columns.
+
+        Parameters
+        ----------
+        **codes : Ragged of int32
+            ``codes_0``, ``codes_1`` and so on.
+
+        Returns
+        -------
+        torch.Tensor of shape (batch, out_features)
+        """
+        parts = []
+        for index, (items, encoder) in enumerate(zip(self.items, self.encoders, strict=True)):
+            lists = codes[f"codes_{index}"]
+            parts.append(encoder(items(lists.values[:, None]), lists.offsets))
+        return torch.cat(parts, dim=1)

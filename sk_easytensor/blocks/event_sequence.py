@@ -1,0 +1,422 @@
+"""Lists that describe events side by side: what, how much, when; and a network over the events."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from sk_easytensor.blocks._base import unsupported_column
+from sk_easytensor.blocks._events import (
+    check_kinds,
+    choose_kinds,
+    gaps,
+    is_time,
+    seconds,
+    split_items,
+    struct_fields,
+)
+from sk_easytensor.blocks._lists import is_list, list_lengths
+from sk_easytensor.blocks._sequences import (
+    NUMBER_FEATURES,
+    SequenceBlock,
+    code_names,
+    count_codes,
+    describe_numbers,
+    ragged,
+)
+from sk_easytensor.blocks.category import CategoryBlock
+from sk_easytensor.blocks.numeric import NumericBlock
+from sk_easytensor.blocks.vector import VectorBlock
+from sk_easytensor.ragged import Ragged
+from sk_easytensor.summaries import SummaryMap
+
+__all__ = ["EventSequenceBlock"]
+
+
+class EventSequenceBlock(SequenceBlock):
+    """Parallel list columns, or a column of lists of structs, that describe one event an item.
+
+    Parameters
+    ----------
+    encoder : {"gru", "lstm", "transformer", "conv", "mean"}, default="gru"
+        How the events see each other. ``"gru"`` and ``"lstm"``: recurrent, in order;
+        ``"transformer"``: attention, with learned positions; ``"conv"``: convolutions over
+        neighbours; ``"mean"``: not at all.
+    time : str or None, default=None
+        The field that says when events happened: dates or timestamps, or numbers from 0 on, in
+        seconds. By default the first field of dates or timestamps.
+    now : str or None, default=None
+        The column that says when a row is predicted, a date or timestamp or number a row. By
+        default a block's only column of dates or timestamps that are not lists; without any,
+        gaps are counted to the last event of the list.
+    categories : list of str, default=()
+        Fields of numbers that are codes of categories. Strings, dictionaries and booleans are
+        categories in any case, other numbers are numbers.
+    pooling : {"last", "attention", "mean", "mean_max"}, default="last"
+        How the events become one vector: the last one, a learned weighted mean, the mean, or the
+        mean beside the maximum.
+    width : int, default=48
+        Size of all layers.
+    layers : int or None, default=None
+        Layers of the encoder; by default one for recurrent ones and two for the others.
+    heads : int, default=4
+        Attention heads of the transformer; divides `width`.
+    kernel_size : int, default=5
+        Events that a convolution sees at once; odd.
+    bidirectional : bool, default=False
+        Whether a recurrent encoder reads lists backwards too.
+    dropout : float, default=0.1
+        Fraction of activations zeroed in training.
+    max_length : int, default=64
+        Events read of each list.
+    keep : {"last", "first"}, default="last"
+        Which end of a longer list is read.
+    number_width : int, default=8
+        Size of each numeric field's vector.
+    bins : int, default=64
+        At most so many quantile bins a numeric field.
+    min_frequency, max_categories, hash_buckets, unseen_probability, shrinkage
+        As for :class:`~sk_easytensor.CategoryBlock`, counting events rather than rows.
+
+    Attributes
+    ----------
+    kinds_ : dict of {str: {"category", "number", "time", "date"}}
+        What each field is.
+    now_ : str or None
+        The column that says when a row is predicted.
+    categories_ : dict of {str: pyarrow.Array of string}
+        Categories of each field of categories, the most frequent first. Empty when hashing.
+
+    Notes
+    -----
+    A field of structs is named ``column.field``. Categories are embedded as by
+    :class:`~sk_easytensor.CategoryBlock`, numbers as by :class:`~sk_easytensor.NumericBlock`.
+    Of the time, the block reads the gaps, in logarithms of seconds: to the previous event, and to
+    now. Further fields of dates or timestamps are read as gaps from the time of their own event.
+    Events have to be in order of time, and not later than now.
+
+    All lists of a row have one length; a list that is missing beside others is one of missing
+    items. Missing and empty lists are the same and get a learned vector. The column `now` is left
+    to other blocks as well.
+
+    Examples
+    --------
+    >>> X = {
+    ...     "kind": [["view", "buy"], ["view"], None],
+    ...     "amount": [[None, 25.0], [None], None],
+    ...     "when": [[0.0, 60.0], [30.0], None],
+    ... }
+    >>> block = EventSequenceBlock(time="when").fit(X)
+    >>> block.kinds_
+    {'kind': 'category', 'amount': 'number', 'when': 'time'}
+    >>> encoding = block.transform(X)
+    >>> list(encoding), encoding["codes_0"].values.tolist(), encoding["codes_0"].lengths.tolist()
+    (['codes_0', 'values_0', 'values_1', 'values_2'], [2, 3, 2], [2, 1, 0])
+    """
+
+    kind = "event_sequence"
+    accepted = "lists of strings, numbers, dates, timestamps, or structs of these"
+
+    def __init__(
+        self,
+        encoder="gru",
+        *,
+        time=None,
+        now=None,
+        categories=(),
+        pooling="last",
+        width=48,
+        layers=None,
+        heads=4,
+        kernel_size=5,
+        bidirectional=False,
+        dropout=0.1,
+        max_length=64,
+        keep="last",
+        number_width=8,
+        bins=64,
+        min_frequency=1,
+        max_categories=1_000_000,
+        hash_buckets=None,
+        unseen_probability=0.01,
+        shrinkage=50.0,
+    ):
+        self.encoder = encoder
+        self.time = time
+        self.now = now
+        self.categories = categories
+        self.pooling = pooling
+        self.width = width
+        self.layers = layers
+        self.heads = heads
+        self.kernel_size = kernel_size
+        self.bidirectional = bidirectional
+        self.dropout = dropout
+        self.max_length = max_length
+        self.keep = keep
+        self.number_width = number_width
+        self.bins = bins
+        self.min_frequency = min_frequency
+        self.max_categories = max_categories
+        self.hash_buckets = hash_buckets
+        self.unseen_probability = unseen_probability
+        self.shrinkage = shrinkage
+
+    @classmethod
+    def accepts_items(cls, kind):
+        if pa.types.is_struct(kind):
+            return len(list(kind)) > 0 and all(
+                cls.accepts_items(field.type) and not pa.types.is_struct(field.type)
+                for field in kind
+            )
+        return CategoryBlock.accepts(kind) or NumericBlock.accepts(kind) or is_time(kind)
+
+    @classmethod
+    def detects(cls, column):
+        """Tell whether a column of lists holds events rather than categories or numbers."""
+        if not is_list(column.type) or not cls.accepts(column.type):
+            return False
+        return pa.types.is_struct(column.type.value_type) or is_time(column.type.value_type)
+
+    @classmethod
+    def groups(cls, table, columns):
+        """Group the columns whose lists have one length in every row.
+
+        Lists of numbers only are channels of a series, and a list on its own describes events
+        only if it holds structs or times.
+        """
+        groups = {}
+        for name in columns:
+            column = table.column(name)
+            if (
+                is_list(column.type)
+                and cls.accepts(column.type)
+                and not VectorBlock.detects(column)
+            ):
+                groups.setdefault(list_lengths(column).tobytes(), []).append(name)
+        return [group for group in groups.values() if cls._are_events(table.select(group))]
+
+    @classmethod
+    def _are_events(cls, table):
+        numbers = [pa.types.is_floating(column.type.value_type) for column in table.columns]
+        if len(numbers) > 1 and (list_lengths(table.column(0)) > 0).any() and not all(numbers):
+            return True
+        return len(numbers) == 1 and cls.detects(table.column(0))
+
+    def check_parameters(self):
+        super().check_parameters()
+        for block in self._item_blocks([], []):
+            block.check_parameters()
+        if isinstance(self.categories, str):
+            raise ValueError(
+                "EventSequenceBlock: categories must be a list of fields, got the string "
+                f"{self.categories!r}"
+            )
+
+    def takes(self, table):
+        now = self._find_now(table)
+        return [name for name in table.column_names if name != now]
+
+    def _find_now(self, table):
+        names = table.column_names
+        if self.now is not None:
+            if self.now not in names or is_list(table.schema.field(self.now).type):
+                raise ValueError(
+                    f"EventSequenceBlock: now must name a column of the block with one value a "
+                    f"row, got {self.now!r}; columns are {names}"
+                )
+            return self.now
+        times = [field.name for field in table.schema if is_time(field.type)]
+        if len(times) > 1:
+            raise ValueError(
+                f"EventSequenceBlock: {times} each have a time a row; say with now which is when "
+                "a row is predicted, and give the others to another block"
+            )
+        return times[0] if times else None
+
+    def fit_columns(self, table, *, named=True):
+        self.check_parameters()
+        self.now_ = self._find_now(table)
+        lists = table if self.now_ is None else table.drop_columns([self.now_])
+        super().fit_columns(lists, named=named)
+        self.feature_names_in_ = np.asarray(table.column_names, dtype=object)
+        self.n_features_in_ = table.num_columns
+        types, self._sources = struct_fields(lists)
+        self.kinds_ = choose_kinds(types, self.time, self.categories)
+        if self.now_ is not None:
+            kind = table.schema.field(self.now_).type
+            if not (is_time(kind) or NumericBlock.accepts(kind)):
+                field, column = table.schema.field(self.now_), table.column(self.now_)
+                raise TypeError(unsupported_column(field, type(self).__name__, column))
+            if self._time is None:
+                raise ValueError(
+                    f"EventSequenceBlock: now is {self.now_!r}, but no field says when events "
+                    f"happened; name one with time, fields are {list(types)}"
+                )
+        self._zone = getattr(types.get(self._time), "tz", None)
+        return self
+
+    @property
+    def _time(self):
+        return next((name for name, kind in self.kinds_.items() if kind == "time"), None)
+
+    def _of_kind(self, *kinds):
+        return [name for name, kind in self.kinds_.items() if kind in kinds]
+
+    def _number_columns(self):
+        """Return what is read as a number, and the column that each comes from."""
+        columns = {name: self._sources[name] for name in self._of_kind("number", "date")}
+        if self._time is not None:
+            columns[f"{self._time}.previous"] = self._sources[self._time]
+            columns[f"{self._time}.now"] = self.now_ or self._sources[self._time]
+        return columns
+
+    def _item_blocks(self, categories, numbers):
+        """Return blocks for the fields of an event, which are read as columns of a table are."""
+        category = CategoryBlock(
+            min_frequency=self.min_frequency,
+            max_categories=self.max_categories,
+            hash_buckets=self.hash_buckets,
+            unseen_probability=self.unseen_probability,
+            shrinkage=self.shrinkage,
+        )
+        number = NumericBlock(width=self.number_width, bins=self.bins)
+        nothing = pa.nulls(0)
+        return (
+            category.fit_columns(pa.table({name: nothing for name in categories})),
+            number.fit_columns(pa.table({name: nothing for name in numbers})),
+        )
+
+    def _read_events(self, table):
+        """Return a table of categories and one of numbers, a row an event, and the offsets."""
+        lists = self.read(table.select(list(dict.fromkeys(self._sources.values()))))
+        fields = split_items(lists.items, self._sources)
+        check_kinds(fields, self.kinds_, lists)
+        numbers = {name: fields[name] for name in self._of_kind("number")}
+        if self._time is not None:
+            times = seconds(fields[self._time], self._time, self._zone, lists.owner)
+            for name in self._of_kind("date"):
+                numbers[name] = signed_log(seconds(fields[name], name, self._zone) - times)
+            now = None
+            if self.now_ is not None:
+                now = seconds(table.column(self.now_), self.now_, self._zone)
+            both = gaps(fields[self._time], times, lists, self._time, now, self.now_)
+            for name, gap in zip(("previous", "now"), both, strict=True):
+                numbers[f"{self._time}.{name}"] = signed_log(gap)
+        categories = {name: fields[name] for name in self._of_kind("category")}
+        numbers = {name: numbers[name] for name in self._number_columns()}
+        return pa.table(categories), pa.table(numbers), lists.offsets
+
+    def summarize(self, table):
+        categories, numbers, _ = self._read_events(table)
+        blocks = self._item_blocks(categories.column_names, numbers.column_names)
+        summary = SummaryMap()
+        for block, items in zip(blocks, (categories, numbers), strict=True):
+            summary |= block.summarize(items)
+        return SummaryMap(summary)
+
+    def finish(self, summary):
+        blocks = self._item_blocks(self._of_kind("category"), list(self._number_columns()))
+        self.category_block_, self.number_block_ = (block.finish(summary) for block in blocks)
+        return self
+
+    @property
+    def categories_(self):
+        """Categories of each field of categories."""
+        block = self.category_block_
+        return dict(zip(block.feature_names_in_, block.categories_, strict=False))
+
+    def encode(self, table):
+        categories, numbers, offsets = self._read_events(table)
+        offsets = torch.from_numpy(offsets)
+        codes = self.category_block_.encode(categories)["codes"].numpy()
+        values = self.number_block_.encode(numbers)["values"].numpy()
+        encoding = {
+            f"codes_{index}": ragged(codes[:, index], offsets) for index in range(codes.shape[1])
+        }
+        for index in range(values.shape[1]):
+            encoding[f"values_{index}"] = ragged(values[:, index], offsets)
+        return encoding
+
+    def encoding_columns(self, encoding):
+        sources = [self._sources[name] for name in self._of_kind("category")]
+        sources += self._number_columns().values()
+        return {entry: [source] for entry, source in zip(encoding, sources, strict=True)}
+
+    def make_module(self):
+        codes = self.category_block_.make_module() if self._of_kind("category") else None
+        values = self.number_block_.make_module() if self._number_columns() else None
+        return EventSequenceModule(codes, values, self.make_encoder)
+
+    def flatten(self, encoding):
+        """Return counts of categories, mean, extremes and last of numbers, and the events."""
+        parts = []
+        for index, n_codes in enumerate(self.category_block_.n_codes):
+            parts.append(count_codes(encoding[f"codes_{index}"], n_codes)[:, :-1])
+        for index in range(len(self._number_columns())):
+            lists = encoding[f"values_{index}"]
+            parts.append(describe_numbers(Ragged(lists.values[:, 0], lists.offsets)))
+        lengths = next(iter(encoding.values())).lengths
+        return np.concatenate([*parts, lengths[:, None].float().numpy()], axis=1)
+
+    def get_feature_names_out(self, input_features=None):
+        names = []
+        block = self.category_block_
+        for index, name in enumerate(block.feature_names_in_):
+            known = block.known_categories(index)
+            names += code_names(name, known, block.n_codes[index])[:-1]
+        for name in self._number_columns():
+            names += [f"{name}_{feature}" for feature in NUMBER_FEATURES]
+        return np.asarray([*names, f"{self.feature_names_in_[0]}_length"], dtype=object)
+
+
+def signed_log(numbers):
+    """Return logarithms of seconds, which are 0 for 0 and negative for negative ones."""
+    return np.sign(numbers) * np.log1p(np.abs(numbers))
+
+
+class EventSequenceModule(nn.Module):
+    """Embed the fields of each event and read the events as a list.
+
+    Parameters
+    ----------
+    codes : CategoryModule or None
+        For the fields of categories.
+    values : NumericModule or None
+        For the fields of numbers.
+    make_encoder : callable
+        Returns the :class:`SequenceEncoder` for items of a size.
+    """
+
+    padded = True
+
+    def __init__(self, codes, values, make_encoder):
+        super().__init__()
+        self.codes = codes
+        self.values = values
+        parts = [module for module in (codes, values) if module is not None]
+        self.encoder = make_encoder(sum(module.out_features for module in parts))
+        self.out_features = self.encoder.out_features
+
+    def forward(self, **fields):
+        """Return a vector for each row.
+
+        Parameters
+        ----------
+        **fields : Ragged, parallel
+            ``codes_0``, ``codes_1`` and so on of int32, and ``values_0``, ``values_1`` and so on
+            of float32 with shape (total, 2).
+
+        Returns
+        -------
+        torch.Tensor of shape (batch, out_features)
+        """
+        parts = []
+        for module, prefix in ((self.codes, "codes"), (self.values, "values")):
+            if module is not None:
+                own = [lists.values for name, lists in fields.items() if name.startswith(prefix)]
+                parts.append(module(torch.stack(own, dim=1)))
+        offsets = next(iter(fields.values())).offsets
+        return self.encoder(torch.cat(parts, dim=1), offsets)

@@ -1,0 +1,221 @@
+"""Lists of numbers: channels of a time series, scaled robustly, and a network over its steps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from sk_easytensor.blocks._lists import is_list, list_lengths
+from sk_easytensor.blocks._sequences import (
+    NUMBER_FEATURES,
+    SequenceBlock,
+    describe_numbers,
+    ragged,
+)
+from sk_easytensor.blocks.numeric import NumericBlock, bounded_numbers, centers_and_scales
+from sk_easytensor.columns import to_float64
+from sk_easytensor.summaries import Quantiles, SummaryMap, merge_all
+
+__all__ = ["NumericSequenceBlock"]
+
+PIECE = 1 << 20
+"""Items converted at a time, so that the double precision copy of long series stays small."""
+
+EDGES = 129
+"""Quantiles over which median and spread are taken."""
+
+
+class NumericSequenceBlock(SequenceBlock):
+    """Columns that hold a list of numbers a row: the channels of one series.
+
+    Parameters
+    ----------
+    encoder : {"conv", "gru", "lstm", "transformer", "mean"}, default="conv"
+        How the steps of a series see each other. ``"conv"``: convolutions over neighbours;
+        ``"gru"`` and ``"lstm"``: recurrent, in order; ``"transformer"``: attention, with learned
+        positions; ``"mean"``: not at all.
+    pooling : {"mean_max", "attention", "mean", "last"}, default="mean_max"
+        How the steps become one vector: the mean beside the maximum, a learned weighted mean,
+        the mean, or the last one.
+    width : int, default=64
+        Size of all layers.
+    layers : int or None, default=None
+        Layers of the encoder; by default one for recurrent ones and two for the others.
+    heads : int, default=4
+        Attention heads of the transformer; divides `width`.
+    kernel_size : int, default=5
+        Steps that a convolution sees at once; odd.
+    bidirectional : bool, default=True
+        Whether a recurrent encoder reads series backwards too.
+    dropout : float, default=0.1
+        Fraction of activations zeroed in training.
+    max_length : int, default=1024
+        Steps read of each series.
+    keep : {"last", "first"}, default="last"
+        Which end of a longer series is read. A transformer's positions are counted from there.
+
+    Attributes
+    ----------
+    center_, scale_ : ndarray of float64, shape (n_features,)
+        Median and interquartile range of each channel, over bins that no single value fills.
+    missing_fraction_ : ndarray of float64, shape (n_features,)
+        Fraction of steps without a number.
+
+    Notes
+    -----
+    All columns of the block are channels of one series, so that the lists of a row must have one
+    length; series that are independent need a block each. Steps may be missing: each channel has
+    an indicator. Missing and empty series are the same and get a learned vector.
+
+    Convolutions with pooling over time are those of Wang, Yan and Oates, "Time Series
+    Classification from Scratch with Deep Neural Networks" (2017).
+
+    Examples
+    --------
+    >>> block = NumericSequenceBlock().fit({"x": [[1.0, 2.0], [3.0]], "y": [[5.0, None], [7.0]]})
+    >>> block.center_.tolist(), block.missing_fraction_.round(2).tolist()
+    ([2.0, 6.0], [0.0, 0.33])
+    >>> block.transform({"x": [[2.0, 2.0], None], "y": [[6.0, 6.0], []]})["values_1"].values
+    tensor([0., 0.])
+    """
+
+    kind = "numeric_sequence"
+    accepted = "lists of numbers"
+
+    def __init__(
+        self,
+        encoder="conv",
+        *,
+        pooling="mean_max",
+        width=64,
+        layers=None,
+        heads=4,
+        kernel_size=5,
+        bidirectional=True,
+        dropout=0.1,
+        max_length=1024,
+        keep="last",
+    ):
+        self.encoder = encoder
+        self.pooling = pooling
+        self.width = width
+        self.layers = layers
+        self.heads = heads
+        self.kernel_size = kernel_size
+        self.bidirectional = bidirectional
+        self.dropout = dropout
+        self.max_length = max_length
+        self.keep = keep
+
+    @classmethod
+    def accepts_items(cls, kind):
+        return NumericBlock.accepts(kind)
+
+    @classmethod
+    def detects(cls, column):
+        return is_list(column.type) and pa.types.is_floating(column.type.value_type)
+
+    @classmethod
+    def groups(cls, table, columns):
+        """Group the columns whose lists have one length in every row."""
+        groups = {}
+        for name in columns:
+            if cls.detects(table.column(name)):
+                lengths = list_lengths(table.column(name)).tobytes()
+                groups.setdefault(lengths, []).append(name)
+        return list(groups.values())
+
+    def summarize(self, table):
+        items = self.read(table).items
+        return SummaryMap(
+            {
+                name: merge_all(Quantiles.of(numbers) for numbers in _pieces(column, name))
+                for name, column in zip(items.column_names, items.columns, strict=True)
+            }
+        )
+
+    def finish(self, summary):
+        channels = [summary[name] for name in self.feature_names_in_]
+        edges = [channel.quantile_edges(EDGES) for channel in channels]
+        self.center_, self.scale_ = centers_and_scales(edges)
+        self.missing_fraction_ = np.array(
+            [channel.n_missing / max(channel.n_rows, 1) for channel in channels]
+        )
+        return self
+
+    def encode(self, table):
+        lists = self.read(table)
+        offsets = torch.from_numpy(lists.offsets)
+        encoding = {}
+        names = zip(lists.items.column_names, lists.items.columns, strict=True)
+        for index, (name, column) in enumerate(names):
+            scaled = [
+                bounded_numbers(numbers, self.center_[index], self.scale_[index])
+                for numbers in _pieces(column, name)
+            ]
+            encoding[f"values_{index}"] = ragged(np.concatenate(scaled, dtype=np.float32), offsets)
+        return encoding
+
+    def encoding_columns(self, encoding):
+        names = zip(encoding, self.feature_names_in_, strict=True)
+        return {entry: [name] for entry, name in names}
+
+    def make_module(self):
+        # Every channel has an indicator of what is missing beside it.
+        return NumericSequenceModule(self.make_encoder(2 * self.n_features_in_))
+
+    def flatten(self, encoding):
+        """Return mean, deviation, extremes and last of each channel, and the steps."""
+        entries = list(encoding.values())
+        parts = [describe_numbers(lists) for lists in entries]
+        lengths = entries[0].lengths[:, None].float().numpy()
+        return np.concatenate([*parts, lengths], axis=1)
+
+    def get_feature_names_out(self, input_features=None):
+        names = [
+            f"{name}_{feature}" for name in self.feature_names_in_ for feature in NUMBER_FEATURES
+        ]
+        return np.asarray([*names, f"{self.feature_names_in_[0]}_length"], dtype=object)
+
+
+def _pieces(column, name):
+    """Yield a column's numbers as float64 arrays of bounded size, NaN for missing."""
+    for start in range(0, max(len(column), 1), PIECE):
+        yield to_float64(column.slice(start, PIECE), name, block="NumericSequenceBlock")
+
+
+class NumericSequenceModule(nn.Module):
+    """Read the channels of a series together.
+
+    Parameters
+    ----------
+    encoder : SequenceEncoder
+        Of twice as many features as there are channels.
+    """
+
+    padded = True
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+        self.out_features = encoder.out_features
+
+    def forward(self, **channels):
+        """Return a vector for each row.
+
+        Parameters
+        ----------
+        **channels : Ragged of float32, parallel
+            ``values_0``, ``values_1`` and so on, NaN where missing.
+
+        Returns
+        -------
+        torch.Tensor of shape (batch, out_features)
+        """
+        lists = [channels[f"values_{index}"] for index in range(len(channels))]
+        values = torch.stack([channel.values for channel in lists], dim=1)
+        missing = torch.isnan(values)
+        values = torch.nan_to_num(values, nan=0.0, posinf=3.0, neginf=-3.0)
+        return self.encoder(torch.cat([values, missing.to(values.dtype)], dim=1), lists[0].offsets)

@@ -1,0 +1,327 @@
+"""From a log with one row for each event to one row for each entity or prediction time."""
+
+from __future__ import annotations
+
+from numbers import Integral
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from sklearn.utils import check_scalar
+
+from sk_easytensor.event_times import (
+    CASTS_FAIL,
+    comparable,
+    decoded,
+    is_scalar,
+    read_time,
+    read_times,
+    refuse_missing,
+)
+from sk_easytensor.tables import _is_lazy, as_table
+
+__all__ = ["collect_sequences"]
+
+
+def collect_sequences(
+    events, *, by, order_by, at=None, columns=None, max_length=None, prefix="past_"
+):
+    """Collect the events of each entity into lists, up to a time and never beyond it.
+
+    Parameters
+    ----------
+    events : data frame, pyarrow.Table, mapping of columns or list of mappings
+        The log, one row for each event, in any order.
+    by : str or list of str
+        The columns that name the entity, such as a customer.
+    order_by : str
+        The column of times: timestamps, dates or numbers.
+    at : None, scalar or table, default=None
+        What to collect the events for.
+
+        - None: one row for each entity, with all its events.
+        - One time (a datetime, a date, a string in ISO 8601 or a number): one row for each
+          entity, with its events strictly before that time; entities whose events all come
+          later are kept, with empty lists.
+        - A table with the columns `by` and `order_by`: one row for each of its rows, in its
+          order, with the entity's events strictly before the row's time. Entities that the log
+          does not know, or that are missing, get empty lists.
+    columns : str or list of str, default=None
+        The columns of `events` to collect; None for all but those of `by`.
+    max_length : int, default=None
+        Keep so many of the most recent events; None keeps all.
+    prefix : str, default="past_"
+        Put before the name of a collected column.
+
+    Returns
+    -------
+    DataFrame or pyarrow.Table
+        Of the kind of `at` if that is a table, else of the kind of `events`: pandas, polars, or
+        a :class:`pyarrow.Table` for all others. First come the columns of `at` as they are (and
+        its index) or, without a table, those of `by` with entities in the order in which they
+        first appear in the log. A column of lists follows for each collected column, oldest
+        event first, events of the same time in the order of the log. All lists of a row are of
+        one length. In pandas they are of :class:`pandas.ArrowDtype`.
+
+    Raises
+    ------
+    ValueError
+        If a column does not exist, a time or an entity of the log is missing, a time of `at` is
+        missing, or a collected column would take the name of another.
+    TypeError
+        If the times are none, or those of the log cannot be compared with those of `at`: numbers
+        with dates, or times with a time zone with times without.
+
+    Notes
+    -----
+    Nothing that happened at or after a row's time enters its lists, so that a model learns from
+    what it will have when it predicts. Two things are up to you:
+
+    - An event counts as known from `order_by` on. Where values of a row become known later than
+      that (the arrival of a flight, ordered by its departure), order by the time at which they
+      were known.
+    - An event with a date instead of a time may have happened at any time of that day. It is
+      known from the next day on, whatever the hour of the time in `at`. Midnights in a column of
+      timestamps are taken literally.
+
+    Without `max_length`, a table `at` with a row for each event takes memory that grows with the
+    square of the number of events of an entity.
+
+    Examples
+    --------
+    What each customer had bought before:
+
+    >>> import pandas as pd
+    >>> from sk_easytensor.events import collect_sequences
+    >>> orders = pd.DataFrame(
+    ...     {
+    ...         "customer": ["ann", "bob", "ann", "ann"],
+    ...         "day": pd.to_datetime(["2025-03-01", "2025-03-02", "2025-03-05", "2025-03-09"]),
+    ...         "amount": [10, 25, 30, 5],
+    ...     }
+    ... )
+    >>> table = collect_sequences(
+    ...     orders, by="customer", order_by="day", at=orders, columns="amount"
+    ... )
+    >>> [list(amounts) for amounts in table["past_amount"]]
+    [[], [], [10], [10, 30]]
+
+    What is known of each on one day:
+
+    >>> known = collect_sequences(orders, by="customer", order_by="day", at="2025-03-09")
+    >>> known.columns.tolist()
+    ['customer', 'past_day', 'past_amount']
+    >>> dict(zip(known["customer"], known["past_amount"].map(list)))
+    {'ann': [10, 30], 'bob': [25]}
+    """
+    if max_length is not None:
+        check_scalar(max_length, "max_length", Integral, min_val=1)
+    events, log = _read(events)
+    by = _names(by, "by", log)
+    (order_by,) = _names(order_by, "order_by", log)
+    if columns is None:
+        columns = [name for name in log.column_names if name not in by]
+    columns = _names(columns, "columns", log)
+
+    times = read_times(log, order_by, "events")
+    if at is None or is_scalar(at):
+        codes, _ = _entities(log, None, by)
+        first = _first_rows(codes)
+        owner, taken = _select(events, log, first, by), by
+        asked_codes = np.arange(len(first))
+        asked = None if at is None else read_time(at, times.type, order_by, len(first))
+    else:
+        owner, table = _read(at)
+        _require(table, [*by, order_by], "at")
+        taken = table.column_names
+        codes, asked_codes = _entities(log, table, by)
+        asked = read_times(table, order_by, "at")
+    clash = [prefix + name for name in columns if prefix + name in taken]
+    if clash:
+        raise ValueError(
+            f"collected columns would be named {clash}, as columns that are there already; "
+            f"choose another prefix than {prefix!r}"
+        )
+
+    times, asked = comparable(times, asked, order_by)
+    order, start, stop = _spans(times, codes, asked, asked_codes)
+    if max_length is not None:
+        start = np.maximum(start, stop - max_length)
+    lists = _gather(log.select(columns), order, start, stop)
+    return _attach(owner, lists.rename_columns([prefix + name for name in columns]))
+
+
+def _read(X):
+    """Return `X` (lazy frames collected) and the same as an Arrow table."""
+    if _is_lazy(X):
+        X = X.collect()
+    return X, as_table(X, minimum_rows=0)
+
+
+def _names(names, parameter, table):
+    names = [names] if isinstance(names, str) else list(names)
+    if not names:
+        raise ValueError(f"{parameter} is empty; name at least one column of events")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{parameter} names columns more than once: {twice}")
+    if parameter == "order_by" and len(names) > 1:
+        raise ValueError(f"order_by must name one column, got {names}")
+    _require(table, names, "events")
+    return names
+
+
+def _require(table, names, owner):
+    missing = [name for name in names if name not in table.column_names]
+    if missing:
+        raise ValueError(f"{owner} has no columns {missing}; it has {table.column_names}")
+
+
+# Entities: numbered in the order in which the log first names them.
+
+
+def _entities(log, table, by):
+    """Return the entity of each row of the log and of the table, as dense integers.
+
+    A missing entity of the table is one that the log does not have.
+    """
+    codes = None
+    for name in by:
+        column = decoded(log[name])
+        refuse_missing(column, name, "events", "entity")
+        if table is not None:
+            column = _concatenate(column, decoded(table[name]), name)
+        if pa.types.is_floating(column.type):
+            column = pc.if_else(pc.is_nan(column), None, column)
+        encoded = _encode(column, name)
+        if codes is None:
+            codes = encoded
+            continue
+        # Each factor is below the number of rows, so that the product cannot overflow.
+        missing = (codes < 0) | (encoded < 0)
+        pairs = codes * (encoded.max(initial=0) + 1) + encoded
+        codes = _encode(pa.chunked_array([pa.array(pairs, mask=missing)]), name)
+    known = codes[: len(log)]
+    unknown = codes.max(initial=-1) + 1
+    return known, np.where(codes < 0, unknown, codes)[len(log) :]
+
+
+def _concatenate(column, other, name):
+    try:
+        both = [pa.table({name: column}), pa.table({name: other})]
+        return pa.concat_tables(both, promote_options="permissive")[name]
+    except CASTS_FAIL as error:
+        raise TypeError(
+            f"column {name!r} is of type {column.type} in events and of type {other.type} in at, "
+            "so that entities cannot be matched; convert one to the other"
+        ) from error
+
+
+def _encode(column, name):
+    """Return the distinct values of a column as 0, 1, ... in order of appearance, -1 for null."""
+    try:
+        encoded = column.dictionary_encode()
+    except CASTS_FAIL as error:
+        raise TypeError(f"column {name!r} of type {column.type} cannot name entities") from error
+    indices = [chunk.indices.fill_null(-1) for chunk in encoded.chunks]
+    return pa.chunked_array(indices, type=pa.int32()).to_numpy().astype(np.int64)
+
+
+def _first_rows(codes):
+    """Return the row in which each entity first appears."""
+    highest_before = np.maximum.accumulate(np.concatenate([[-1], codes]))[:-1]
+    return np.flatnonzero(codes > highest_before)
+
+
+# Lists: one stable sort puts each entity's events in a row, then every list is a range of it.
+
+
+def _spans(times, codes, asked, asked_codes):
+    """Return the order of events by entity and time, and the range in it of each row asked."""
+    counts = np.bincount(codes, minlength=asked_codes.max(initial=-1) + 1)
+    starts = np.cumsum(counts) - counts
+    if asked is None:
+        return _sort(times, codes), starts[asked_codes], (starts + counts)[asked_codes]
+    # What is asked comes before the events, and the sort is stable: of the rows of one time, the
+    # events therefore come last, and those counted before a row asked are strictly earlier.
+    order = _sort(np.concatenate([asked, times]), np.concatenate([asked_codes, codes]))
+    is_event = order >= len(asked)
+    earlier = np.cumsum(is_event)
+    stop = np.empty(len(asked), dtype=np.int64)
+    stop[order[~is_event]] = earlier[~is_event]
+    return order[is_event] - len(asked), starts[asked_codes], stop
+
+
+def _sort(times, codes):
+    """Return the stable order by entity, then time."""
+    order = np.argsort(times, kind="stable")
+    # Digits of 16 bits, the lowest first: NumPy sorts these in linear time.
+    for shift in range(0, int(codes.max(initial=0)).bit_length(), 16):
+        digit = ((codes >> shift) & 0xFFFF).astype(np.uint16)
+        order = order[np.argsort(digit[order], kind="stable")]
+    return order
+
+
+def _gather(table, order, start, stop):
+    """Return a table of lists: row i holds the rows ``order[start[i]:stop[i]]``."""
+    lengths = stop - start
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    rows = np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], lengths)
+    # Where lists overlap, reading neighbours is faster than jumping about the log.
+    steps = [order, rows] if len(rows) > len(order) else [order[rows]]
+    steps = [pa.array(step) for step in steps]
+    offsets = pa.array(offsets, pa.int64())
+    lists = {}
+    for name in table.column_names:
+        values = _contiguous(table[name])
+        for step in steps:
+            values = values.take(step)
+        lists[name] = pa.LargeListArray.from_arrays(offsets, values)
+    return pa.table(lists)
+
+
+def _contiguous(column):
+    """Return a column as one array, of a type whose offsets cannot overflow when repeated."""
+    kind = column.type
+    if pa.types.is_string(kind):
+        column = column.cast(pa.large_string())
+    elif pa.types.is_binary(kind):
+        column = column.cast(pa.large_binary())
+    elif pa.types.is_list(kind):
+        column = column.cast(pa.large_list(kind.value_field))
+    elif pa.types.is_dictionary(kind):
+        column = column.unify_dictionaries()
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+# Results: of the kind that the user brought.
+
+
+def _select(X, table, rows, names):
+    """Return rows and columns of what the user brought, `table` being the same in Arrow."""
+    if isinstance(X, pd.DataFrame):
+        positions = [table.column_names.index(name) for name in names]
+        return X.iloc[rows, positions].reset_index(drop=True)
+    if _is_polars(X):
+        return X.select(names)[rows]
+    return table.select(names).take(pa.array(rows))
+
+
+def _attach(owner, lists):
+    """Return what the user brought with the lists as further columns."""
+    if isinstance(owner, pd.DataFrame):
+        arrays = {name: pd.arrays.ArrowExtensionArray(lists[name]) for name in lists.column_names}
+        return pd.concat([owner, pd.DataFrame(arrays, index=owner.index)], axis=1)
+    if _is_polars(owner):
+        import polars as pl
+
+        return owner.hstack(pl.from_arrow(lists).get_columns())
+    table = owner if isinstance(owner, pa.Table) else as_table(owner, minimum_rows=0)
+    for name in lists.column_names:
+        table = table.append_column(name, lists[name])
+    return table
+
+
+def _is_polars(X):
+    return type(X).__module__.partition(".")[0] == "polars"
