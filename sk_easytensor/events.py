@@ -19,7 +19,7 @@ from sk_easytensor.event_times import (
     read_times,
     refuse_missing,
 )
-from sk_easytensor.tables import _is_lazy, as_table
+from sk_easytensor.tables import as_table, is_lazy
 
 __all__ = ["collect_sequences"]
 
@@ -154,7 +154,7 @@ def collect_sequences(
 
 def _read(X):
     """Return `X` (lazy frames collected) and the same as an Arrow table."""
-    if _is_lazy(X):
+    if is_lazy(X):
         X = X.collect()
     return X, as_table(X, minimum_rows=0)
 

@@ -46,7 +46,7 @@ def has_column_names(X):
     """
     if issparse(X):
         return False
-    if _is_lazy(X):
+    if is_lazy(X):
         return True
     if isinstance(X, Mapping):
         labels = list(X)
@@ -99,7 +99,7 @@ def as_table(X, *, minimum_rows=1):
     >>> as_table({"age": [31, None], "city": ["Oslo", "Lima"]}).schema.names
     ['age', 'city']
     """
-    if _is_lazy(X):
+    if is_lazy(X):
         X = X.collect()
     if isinstance(X, pa.Table):
         table = X
@@ -198,7 +198,8 @@ def read_like_fit(X, names, *, fitted_with_names, owner):
     return table
 
 
-def _is_lazy(X):
+def is_lazy(X):
+    """Tell whether X is a query that has yet to be collected into a table."""
     return type(X).__name__ == "LazyFrame" and hasattr(X, "collect")
 
 
@@ -376,6 +377,12 @@ def _plain_type(kind):
         if value is None and kind.index_type == pa.int32():
             return None
         return pa.dictionary(pa.int32(), value or kind.value_type, kind.ordered)
+    if pa.types.is_struct(kind):
+        return _plain_struct(kind)
+    if _is_variable_list(kind):
+        # Offsets of 64 bits hold any chunk, however long its lists.
+        plain = pa.large_list(_plain_type(kind.value_type) or kind.value_type)
+        return None if plain == kind else plain
     if kind == pa.string_view():
         return pa.large_string()
     if pa.types.is_decimal(kind):
@@ -383,3 +390,15 @@ def _plain_type(kind):
     if kind == pa.float16():
         return pa.float32()
     return None
+
+
+def _is_variable_list(kind):
+    types = pa.types
+    tests = (types.is_list, types.is_large_list, types.is_list_view, types.is_large_list_view)
+    return any(test(kind) for test in tests)
+
+
+def _plain_struct(kind):
+    fields = [pa.field(field.name, _plain_type(field.type) or field.type) for field in kind]
+    plain = pa.struct(fields)
+    return None if plain == kind else plain

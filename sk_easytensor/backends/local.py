@@ -92,9 +92,12 @@ class LocalBackend:
         for name, (block, columns) in blocks.items():
             chunks = slices(table.select(columns), self._chunk_rows(table, block))
             work[name] = (block.encode, chunks)
+        # A block may run a model of its own.
+        with limited_threads(self.n_jobs):
+            encoded = self._run(table, work)
         encodings = {
             name: TensorFrame.concatenate([TensorFrame({name: part}) for part in parts])[name]
-            for name, parts in self._run(table, work).items()
+            for name, parts in encoded.items()
         }
         return TensorFrame(encodings, len(table))
 

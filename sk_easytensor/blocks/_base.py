@@ -259,9 +259,12 @@ def unsupported_column(field, block="", column=None):
 
 def is_nested(kind):
     """Tell whether a type is of lists that hold lists."""
-    return pa.types.is_nested(kind) and any(
-        pa.types.is_nested(inner.type) and not pa.types.is_struct(inner.type) for inner in kind
-    )
+    if pa.types.is_struct(kind):
+        return any(pa.types.is_nested(inner.type) for inner in kind)
+    if not pa.types.is_nested(kind):
+        return False
+    inner = kind.value_type
+    return is_nested(inner) if pa.types.is_struct(inner) else pa.types.is_nested(inner)
 
 
 def _example(column):

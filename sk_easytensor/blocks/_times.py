@@ -16,6 +16,9 @@ CYCLES = ("day", "week", "month", "year")
 """Cycles of the calendar, in the order of their phases."""
 
 DAY = 86_400
+PERIODS = (DAY, 7 * DAY, 30 * DAY, 365 * DAY)
+"""How long each cycle takes, in seconds, about."""
+
 FIRST, LAST = -62_135_596_800, 253_402_300_799
 """Seconds of the years 1 and 9999: the calendar is not asked about any other year."""
 

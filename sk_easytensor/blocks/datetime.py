@@ -13,6 +13,7 @@ from torch import nn
 from sk_easytensor.blocks._base import Block
 from sk_easytensor.blocks._times import (
     CYCLES,
+    PERIODS,
     bounded_zones,
     common_zone,
     parse_strings,
@@ -21,10 +22,13 @@ from sk_easytensor.blocks._times import (
 )
 from sk_easytensor.blocks.numeric import NumericModule, centers_and_scales, encode_numbers
 from sk_easytensor.columns import sample_values
-from sk_easytensor.parameters import check_number
+from sk_easytensor.parameters import check_choice, check_number
 from sk_easytensor.summaries import Quantiles, Summary, SummaryMap
 
 __all__ = ["DatetimeBlock", "DatetimeModule"]
+
+SPANNED = 0.95
+"""Part of a cycle that dates have to span for it to be one."""
 
 
 class DatetimeBlock(Block):
@@ -39,6 +43,9 @@ class DatetimeBlock(Block):
         Size of each column's vector.
     bins : int, default=64
         At most so many quantile bins a column for the trend.
+    trend : bool, default=True
+        Whether the network sees the instant, beside the cycles. What it learns of the trend ends
+        with the training data: turn it off for rows that are predicted later.
 
     Attributes
     ----------
@@ -50,8 +57,9 @@ class DatetimeBlock(Block):
     center_, scale_ : ndarray of float64, shape (n_features,)
         Median and spread (interquartile range) over the bins.
     cycles_ : ndarray of bool, shape (n_features, 4)
-        Which of the cycles day, week, month and year take more than one value in a column. The
-        others are left out: pure dates have no time of day.
+        Which of the cycles day, week, month and year are used for a column: those that take more
+        than one value, as the time of day does not for pure dates, and that the column spans as
+        a whole. A part of a cycle is a trend, and would be taken to repeat.
     missing_fraction_ : ndarray of float64, shape (n_features,)
         Fraction of rows without a date.
 
@@ -74,18 +82,20 @@ class DatetimeBlock(Block):
     --------
     >>> block = DatetimeBlock().fit({"day": ["2024-02-28", "2024-03-01", None]})
     >>> block.cycles_.tolist(), block.edges_[0].tolist()
-    ([[False, True, True, True]], [1709078400.0, 1709251200.0])
-    >>> block.transform({"day": ["2024-02-29"]})["times"].shape
-    torch.Size([1, 1, 24])
+    ([[False, False, False, False]], [1709078400.0, 1709251200.0])
+    >>> block = DatetimeBlock().fit({"day": ["2024-02-28", "2024-02-29", "2024-03-20"]})
+    >>> block.cycles_.tolist(), block.transform({"day": ["2024-03-01"]})["times"].shape
+    ([[False, True, False, False]], torch.Size([1, 1, 8]))
     """
 
     kind = "datetime"
     accepted = "dates, timestamps, strings holding ISO 8601 dates or date-times"
 
-    def __init__(self, harmonics=4, *, width=16, bins=64):
+    def __init__(self, harmonics=4, *, width=16, bins=64, trend=True):
         self.harmonics = harmonics
         self.width = width
         self.bins = bins
+        self.trend = trend
 
     @classmethod
     def accepts(cls, column_type):
@@ -121,6 +131,7 @@ class DatetimeBlock(Block):
         check_number("DatetimeBlock", "harmonics", self.harmonics, low=1, integer=True)
         check_number("DatetimeBlock", "width", self.width, low=1, integer=True)
         check_number("DatetimeBlock", "bins", self.bins, low=1, integer=True)
+        check_choice("DatetimeBlock", "trend", self.trend, (True, False))
 
     def summarize(self, table):
         return SummaryMap(
@@ -135,7 +146,7 @@ class DatetimeBlock(Block):
         self.zones_ = [column.zone for column in columns]
         self.edges_ = [column.instants.quantile_edges(self.bins + 1) for column in columns]
         self.center_, self.scale_ = centers_and_scales(self.edges_)
-        self.cycles_ = np.array([column.lowest < column.highest for column in columns])
+        self.cycles_ = np.array([column.cycles for column in columns])
         self.missing_fraction_ = np.array(
             [column.instants.n_missing / max(column.instants.n_rows, 1) for column in columns]
         )
@@ -158,9 +169,10 @@ class DatetimeBlock(Block):
         names = zip(table.column_names, table.columns, strict=True)
         for index, (name, column) in enumerate(names):
             instants, phases = read_times(column, name, self.zones_[index])
-            encoded[:, index, :2] = encode_numbers(
-                instants, self.edges_[index], self.center_[index], self.scale_[index]
-            )
+            if self.trend:
+                encoded[:, index, :2] = encode_numbers(
+                    instants, self.edges_[index], self.center_[index], self.scale_[index]
+                )
             for place, (cycle, harmonic) in enumerate(waves):
                 # A cycle that never varied in this column was never learned: it stays 0.
                 if self.cycles_[index, cycle]:
@@ -177,8 +189,8 @@ class DatetimeBlock(Block):
     def _flat_features(self):
         """Whether an entry of the encoding is a column of :meth:`flatten`, (n_columns, n)."""
         cycles = [cycle for cycle, _ in self._waves for _ in range(2)]
-        trend = np.ones((self.n_features_in_, 2), dtype=bool)
-        trend[:, 1] = False
+        trend = np.zeros((self.n_features_in_, 2), dtype=bool)
+        trend[:, 0] = self.trend
         return np.concatenate([trend, self.cycles_[:, cycles]], axis=1)
 
     def flatten(self, encoding):
@@ -238,6 +250,13 @@ class DatetimeSummary(Summary):
     def zone(self):
         """The common time zone of all chunks: UTC where they differ, None where none has one."""
         return common_zone(self.zones)
+
+    @property
+    def cycles(self):
+        """Which cycles vary and are spanned as a whole, bool of shape (4,)."""
+        known = self.instants.values
+        span = known[-1] - known[0] if len(known) else 0.0
+        return (self.lowest < self.highest) & (span >= SPANNED * np.array(PERIODS))
 
     def merge(self, other):
         """Join two chunks."""

@@ -66,8 +66,9 @@ class NumericSequenceBlock(SequenceBlock):
     Notes
     -----
     All columns of the block are channels of one series, so that the lists of a row must have one
-    length; series that are independent need a block each. Steps may be missing: each channel has
-    an indicator. Missing and empty series are the same and get a learned vector.
+    length; series that are independent need a block each. Missing steps count as the median;
+    channels in which fit saw any have an indicator of them. Missing and empty series are the
+    same and get a learned vector.
 
     Convolutions with pooling over time are those of Wang, Yan and Oates, "Time Series
     Classification from Scratch with Deep Neural Networks" (2017).
@@ -163,8 +164,7 @@ class NumericSequenceBlock(SequenceBlock):
         return {entry: [name] for entry, name in names}
 
     def make_module(self):
-        # Every channel has an indicator of what is missing beside it.
-        return NumericSequenceModule(self.make_encoder(2 * self.n_features_in_))
+        return NumericSequenceModule(self.missing_fraction_ > 0, self.make_encoder)
 
     def flatten(self, encoding):
         """Return mean, deviation, extremes and last of each channel, and the steps."""
@@ -191,16 +191,19 @@ class NumericSequenceModule(nn.Module):
 
     Parameters
     ----------
-    encoder : SequenceEncoder
-        Of twice as many features as there are channels.
+    gappy : ndarray of bool, shape (n_channels,)
+        Which channels have missing steps, and get an indicator of them.
+    make_encoder : callable
+        Returns the :class:`SequenceEncoder` for steps of a size.
     """
 
     padded = True
 
-    def __init__(self, encoder):
+    def __init__(self, gappy, make_encoder):
         super().__init__()
-        self.encoder = encoder
-        self.out_features = encoder.out_features
+        self.register_buffer("gappy", torch.from_numpy(np.flatnonzero(gappy)))
+        self.encoder = make_encoder(len(gappy) + len(self.gappy))
+        self.out_features = self.encoder.out_features
 
     def forward(self, **channels):
         """Return a vector for each row.
@@ -216,6 +219,6 @@ class NumericSequenceModule(nn.Module):
         """
         lists = [channels[f"values_{index}"] for index in range(len(channels))]
         values = torch.stack([channel.values for channel in lists], dim=1)
-        missing = torch.isnan(values)
+        missing = torch.isnan(values).to(values.dtype).index_select(1, self.gappy)
         values = torch.nan_to_num(values, nan=0.0, posinf=3.0, neginf=-3.0)
-        return self.encoder(torch.cat([values, missing.to(values.dtype)], dim=1), lists[0].offsets)
+        return self.encoder(torch.cat([values, missing], dim=1), lists[0].offsets)

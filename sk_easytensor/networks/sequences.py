@@ -191,6 +191,7 @@ class Recurrent(nn.Module):
             if bidirectional:
                 self.backwards.append(make(in_features, width, batch_first=True))
             in_features = self.out_features
+        self.norm = nn.LayerNorm(self.out_features)
         self.dropout = FastDropout(dropout)
 
     def forward(self, padded, lengths, known):
@@ -205,7 +206,7 @@ class Recurrent(nn.Module):
                 back, _ = self.backwards[index](turn(hidden, turned))
                 ahead = torch.cat([ahead, turn(back, turned)], dim=2)
             hidden = self.dropout(ahead)
-        return hidden
+        return self.norm(hidden)
 
 
 def turn(padded, turned):

@@ -144,7 +144,8 @@ def test_weekdays_can_be_told_apart_linearly():
 def test_constant_cycles_are_left_out():
     days = pd.date_range("2024-01-01", periods=70)
     block = DatetimeBlock().fit({"day": days, "same": days[:1].repeat(70), "hour": HOURS[:70]})
-    assert block.cycles_.tolist() == [[False, True, True, True], [False] * 4, [True] * 4]
+    whole_month = [False, True, True, False]
+    assert block.cycles_.tolist() == [whole_month, [False] * 4, [True, True, True, False]]
     times = block.transform({"day": HOURS[:9], "same": HOURS[:9], "hour": HOURS[:9]})["times"]
     assert times.shape == (9, 3, 2 + 2 * (4 + 3 + 4 + 4))
     assert (times[:, 0, 2:10] == 0).all()
