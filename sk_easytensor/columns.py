@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["RowError", "cast_column", "sample_values", "to_float64"]
+__all__ = ["RowError", "RowTypeError", "cast_column", "sample_values", "to_float64"]
 
 
 class RowError(ValueError):
@@ -34,6 +34,10 @@ class RowError(ValueError):
     def shifted(self, rows):
         """Return the error for a chunk that begins so many rows into the table."""
         return type(self)(self.message, self.row + rows)
+
+
+class RowTypeError(RowError, TypeError):
+    """A row that holds a value of a type that cannot be read."""
 
 
 def cast_column(column, name, target, *, block):

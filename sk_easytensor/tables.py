@@ -22,6 +22,8 @@ UNREADABLE = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, O
 CALENDAR_UNITS = ("Y", "M", "W", "D", "h", "m")
 """Units of NumPy's dates and durations that Arrow does not have, or (days) not for both."""
 
+LISTS = (list, tuple, np.ndarray)
+
 __all__ = ["align_table", "as_table", "has_column_names"]
 
 
@@ -330,13 +332,33 @@ def _mixed_column(array, name):
     unlike = series.map(lambda value: not isinstance(value, (str, int, float, np.generic)))
     unlike &= series.notna()
     if unlike.any():
-        value = series[unlike].iloc[0]
+        row = int(np.argmax(unlike))
+        hint = ""
+        if isinstance(array[row], LISTS):
+            row = _first_unlike(array)
+            hint = ", or lists if all are lists of items of one type"
+        kind, shown = type(array[row]).__name__, repr(array[row])
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
         raise TypeError(
-            f"column {name!r} holds a {type(value).__name__} ({value!r}); each value given "
-            "as an argument must be a string or a number"
+            f"column {name!r} holds a {kind} ({shown}) in row {row}; each value given as an "
+            f"argument must be a string or a number{hint}"
         )
     text = series.astype(str).where(series.notna(), None)
     return pa.array(text.to_numpy(dtype=object), type=pa.string(), from_pandas=True)
+
+
+def _first_unlike(array):
+    """Return the first row whose value fits no type that those before it have."""
+    readable, unreadable = 0, len(array)
+    while unreadable - readable > 1:
+        middle = (readable + unreadable) // 2
+        try:
+            pa.array(array[:middle], from_pandas=True)
+        except UNREADABLE:
+            unreadable = middle
+        else:
+            readable = middle
+    return readable
 
 
 def _plain_types(table):
@@ -349,6 +371,8 @@ def _plain_types(table):
             storage = [chunk.storage for chunk in column.chunks]
             column = pa.chunked_array(storage, type=field.type.storage_type)
             plain = _plain_type(column.type) or column.type
+        if _is_list_view(column.type):
+            column = _lists_of_views(column)
         column = column.cast(plain)
         if pa.types.is_dictionary(plain) and pa.types.is_nested(plain.value_type):
             column = _named_dictionaries(column)
@@ -379,6 +403,9 @@ def _plain_type(kind):
         return pa.dictionary(pa.int32(), value or kind.value_type, kind.ordered)
     if pa.types.is_struct(kind):
         return _plain_struct(kind)
+    if pa.types.is_fixed_size_list(kind):
+        plain = _plain_type(kind.value_type)
+        return None if plain is None else pa.list_(plain, kind.list_size)
     if _is_variable_list(kind):
         # Offsets of 64 bits hold any chunk, however long its lists.
         plain = pa.large_list(_plain_type(kind.value_type) or kind.value_type)
@@ -393,9 +420,22 @@ def _plain_type(kind):
 
 
 def _is_variable_list(kind):
-    types = pa.types
-    tests = (types.is_list, types.is_large_list, types.is_list_view, types.is_large_list_view)
-    return any(test(kind) for test in tests)
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or _is_list_view(kind)
+
+
+def _is_list_view(kind):
+    return pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
+
+
+def _lists_of_views(column):
+    """Turn views of lists into lists, for which Arrow's cast gives wrong offsets."""
+    chunks = []
+    for chunk in column.chunks:
+        lengths = pc.fill_null(pc.list_value_length(chunk), 0).to_numpy()
+        offsets = pa.array(np.append(0, np.cumsum(lengths, dtype=np.int64)))
+        lists = pa.LargeListArray.from_arrays(offsets, chunk.flatten(), mask=chunk.is_null())
+        chunks.append(lists)
+    return pa.chunked_array(chunks, type=pa.large_list(column.type.value_type))
 
 
 def _plain_struct(kind):

@@ -102,6 +102,7 @@ class TensorFrame:
         so many events, and what the column says of the latest ones comes from another row.
         """
         encoding = dict(self.encodings[block])
+        positions = {name: columns for name, columns in positions.items() if columns}
         fixed = {
             id(entry.offsets)
             for name, entry in encoding.items()
@@ -176,7 +177,9 @@ class TensorFrame:
             entry = _entry_from_arrow(array, field.metadata)
             encodings.setdefault(block, {})[name] = entry
             if isinstance(entry, Ragged):
-                other, twin = field.metadata[b"parallel"].decode().rsplit("/", 1)
+                # Version 0.1 did not write it.
+                parallel = field.metadata.get(b"parallel", field.name.encode())
+                other, twin = parallel.decode().rsplit("/", 1)
                 entry.offsets = encodings[other][twin].offsets
         return TensorFrame(encodings, batch.num_rows)
 
@@ -214,7 +217,8 @@ def _parts(entry):
 
 
 def _bits(tensor):
-    return tensor.contiguous().view(torch.uint8)
+    # Without any element a tensor may have strides that cannot be viewed as bytes.
+    return tensor.contiguous().view(torch.uint8) if tensor.numel() else torch.empty(tensor.shape)
 
 
 def _mix(state):

@@ -16,12 +16,14 @@ Writing a block means writing four methods:
 ``make_module()``
     Return a new :class:`torch.nn.Module` with an attribute ``out_features`` and a ``forward``
     that takes the encoding's entries as keyword arguments and returns a tensor of shape
-    ``(n_rows, out_features)``. A true attribute ``wide`` sends the output past the trunk, straight
-    to the head: for sparse features, which a trunk would memorise.
+    ``(n_rows, out_features)``. Further attributes are heeded where a module has them: a true
+    ``wide`` sends the output past the trunk, straight to the head, for sparse features, which a
+    trunk would memorise; a true ``padded`` asks for batches of rows whose lists are of like
+    length; ``learning_rate_scale`` multiplies the learning rate of its parameters.
 
 Two class attributes complete it: ``kind``, the name it gets when chosen automatically, and
-``accepts(type)``, which says which Arrow types it can read. ``detects(column)`` and ``flatten``
-have defaults. Everything else (reading pandas, polars and the rest, aligning columns, fitting in
+``accepts(type)``, which says which Arrow types it can read. ``detects(column)``,
+``groups(table, columns)``, ``takes(table)`` and ``flatten`` have defaults. Everything else (reading pandas, polars and the rest, aligning columns, fitting in
 one pass with other blocks, training, pickling, importances) is done for the block.
 """
 
@@ -31,9 +33,11 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
+from sk_easytensor.blocks._lists import is_list
 from sk_easytensor.parameters import GrowingParametersMixin
 from sk_easytensor.tables import as_table, has_column_names, read_like_fit
 from sk_easytensor.tensors import Ragged
@@ -263,13 +267,19 @@ def is_nested(kind):
         return any(pa.types.is_nested(inner.type) for inner in kind)
     if not pa.types.is_nested(kind):
         return False
-    inner = kind.value_type
+    # Other types of more than one part, such as maps, have no inner type of this name.
+    inner = getattr(kind, "value_type", pa.null())
     return is_nested(inner) if pa.types.is_struct(inner) else pa.types.is_nested(inner)
 
 
 def _example(column):
-    """Show the first value of a column and its row."""
-    filled = [] if column is None else np.flatnonzero(column.is_valid().to_numpy())
+    """Show the first value of a column, other than an empty list, and its row."""
+    if column is None:
+        return ""
+    filled = column.is_valid()
+    if is_list(column.type):
+        filled = pc.fill_null(pc.greater(pc.list_value_length(column), 0), False)
+    filled = np.flatnonzero(filled.to_numpy())
     return f"; row {filled[0]} holds {show_value(column[int(filled[0])])}" if len(filled) else ""
 
 

@@ -13,9 +13,10 @@ from sk_easytensor.blocks._lists import is_list
 from sk_easytensor.blocks._times import read_instants
 from sk_easytensor.blocks.category import CategoryBlock
 from sk_easytensor.blocks.numeric import NumericBlock
-from sk_easytensor.columns import RowError, to_float64
+from sk_easytensor.columns import RowError, RowTypeError, to_float64
 
 __all__ = [
+    "check_clocks",
     "check_kinds",
     "choose_kinds",
     "gaps",
@@ -90,7 +91,8 @@ def choose_kinds(types, time, categories):
                 f"{BLOCK}: {parameter} names {name!r}, which is no field; fields are {list(types)}"
             )
     if time is None:
-        time = next((name for name, kind in types.items() if is_time(kind)), None)
+        times = (name for name, kind in types.items() if is_time(kind) and name not in categories)
+        time = next(times, None)
     kinds = {}
     for name, kind in types.items():
         if name == time:
@@ -134,7 +136,7 @@ def split_items(items, sources):
 
 
 def check_kinds(fields, kinds, lists):
-    """Raise ``TypeError`` naming a field, and a row, that cannot be read as what it is."""
+    """Raise :class:`RowTypeError` naming a field, and a row, that cannot be read as what it is."""
     readers = {
         "category": CategoryBlock.accepts,
         "number": NumericBlock.accepts,
@@ -147,10 +149,28 @@ def check_kinds(fields, kinds, lists):
             if len(filled):
                 row = int(lists.owner[filled[0]])
                 value = show_value(column[int(filled[0])])
-                raise TypeError(
+                raise RowTypeError(
                     f"column {name!r} of items of type {column.type} cannot be read by {BLOCK} as "
-                    f"a {kinds[name]}; row {row} holds {value}"
+                    f"a {kinds[name]}; row {{row}} holds {value}",
+                    row,
                 )
+
+
+def check_clocks(types):
+    """Raise ``TypeError`` if some of the types that are set off against each other are numbers.
+
+    Parameters
+    ----------
+    types : dict of {str: pyarrow.DataType}
+        Of the time, of further dates, and of now, by column.
+    """
+    types = {name: kind for name, kind in types.items() if not pa.types.is_null(kind)}
+    if len({is_time(kind) for kind in types.values()}) > 1:
+        described = ", ".join(f"{name!r} of type {kind}" for name, kind in types.items())
+        raise TypeError(
+            f"{BLOCK} cannot tell how long one is before another of the columns {described}: all "
+            "have to be dates or timestamps, or all numbers of seconds"
+        )
 
 
 def seconds(column, name, zone, owner=None):

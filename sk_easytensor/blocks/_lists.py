@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from sk_easytensor.columns import RowError
 
-__all__ = ["FlatLists", "is_list", "item_type", "list_lengths", "read_lists"]
+__all__ = ["FlatLists", "is_list", "item_type", "list_lengths", "read_lists", "same_lengths"]
 
 
 @dataclass
@@ -55,6 +55,41 @@ def list_lengths(column):
         return np.full(len(column), -1)
     lengths = pc.fill_null(pc.list_value_length(column), -1)
     return lengths.to_numpy().astype(np.int64)
+
+
+def same_lengths(table, names):
+    """Group columns of lists whose lists have one length in every row, unless one is missing.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Holds the columns.
+    names : list of str
+        Columns to group.
+
+    Returns
+    -------
+    list of list of str
+    """
+    groups = []
+    for name in names:
+        own = list_lengths(table.column(name))
+        for group in groups:
+            if _go_together(own, group[0]):
+                group[0] = np.maximum(own, group[0])
+                group[1].append(name)
+                break
+        else:
+            groups.append([own, [name]])
+    return [columns for _, columns in groups]
+
+
+def _go_together(one, other):
+    """Tell whether lengths, -1 where missing, are alike and not so by being missing only."""
+    both = (one >= 0) & (other >= 0)
+    alike = np.array_equal(one[both], other[both])
+    empty = max(one.max(initial=0), other.max(initial=0)) == 0
+    return alike and (empty or bool((one[both] > 0).any()))
 
 
 def read_lists(table, *, max_length=None, keep="last", block=""):

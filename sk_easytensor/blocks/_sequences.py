@@ -167,7 +167,7 @@ def describe_numbers(lists):
     Parameters
     ----------
     lists : Ragged of float32, shape (total,)
-        Scaled numbers, NaN where missing.
+        Scaled numbers, NaN where missing; infinite ones count as 3.
 
     Returns
     -------
@@ -175,7 +175,8 @@ def describe_numbers(lists):
     """
     owner = torch.repeat_interleave(lists.lengths)
     known = ~torch.isnan(lists.values)
-    owner, values = owner[known], lists.values[known].double()
+    values = torch.nan_to_num(lists.values[known].double(), posinf=3.0, neginf=-3.0)
+    owner = owner[known]
     count = torch.bincount(owner, minlength=len(lists)).clamp(min=1)
     mean = torch.bincount(owner, weights=values, minlength=len(lists)) / count
     square = torch.bincount(owner, weights=(values - mean[owner]) ** 2, minlength=len(lists))

@@ -43,6 +43,9 @@ class DatetimeBlock(Block):
         Size of each column's vector.
     bins : int, default=64
         At most so many quantile bins a column for the trend.
+    cycles : list of {"day", "week", "month", "year"}, default=("day", "week", "month", "year")
+        Cycles that may be used. Fewer leave less to learn by heart: in few months every day of
+        the month is known by what happened on it.
     trend : bool, default=True
         Whether the network sees the instant, beside the cycles. What it learns of the trend ends
         with the training data: turn it off for rows that are predicted later.
@@ -91,10 +94,11 @@ class DatetimeBlock(Block):
     kind = "datetime"
     accepted = "dates, timestamps, strings holding ISO 8601 dates or date-times"
 
-    def __init__(self, harmonics=4, *, width=16, bins=64, trend=True):
+    def __init__(self, harmonics=4, *, width=16, bins=64, cycles=CYCLES, trend=True):
         self.harmonics = harmonics
         self.width = width
         self.bins = bins
+        self.cycles = cycles
         self.trend = trend
 
     @classmethod
@@ -131,6 +135,11 @@ class DatetimeBlock(Block):
         check_number("DatetimeBlock", "harmonics", self.harmonics, low=1, integer=True)
         check_number("DatetimeBlock", "width", self.width, low=1, integer=True)
         check_number("DatetimeBlock", "bins", self.bins, low=1, integer=True)
+        if isinstance(self.cycles, str) or not set(self.cycles) <= set(CYCLES):
+            raise ValueError(
+                f"DatetimeBlock: cycles must be a list of some of {list(CYCLES)}, got "
+                f"{self.cycles!r}"
+            )
         check_choice("DatetimeBlock", "trend", self.trend, (True, False))
 
     def summarize(self, table):
@@ -146,7 +155,8 @@ class DatetimeBlock(Block):
         self.zones_ = [column.zone for column in columns]
         self.edges_ = [column.instants.quantile_edges(self.bins + 1) for column in columns]
         self.center_, self.scale_ = centers_and_scales(self.edges_)
-        self.cycles_ = np.array([column.cycles for column in columns])
+        wanted = [cycle in self.cycles for cycle in CYCLES]
+        self.cycles_ = np.array([column.cycles & wanted for column in columns])
         self.missing_fraction_ = np.array(
             [column.instants.n_missing / max(column.instants.n_rows, 1) for column in columns]
         )

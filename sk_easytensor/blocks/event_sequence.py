@@ -9,6 +9,7 @@ from torch import nn
 
 from sk_easytensor.blocks._base import unsupported_column
 from sk_easytensor.blocks._events import (
+    check_clocks,
     check_kinds,
     choose_kinds,
     gaps,
@@ -17,7 +18,7 @@ from sk_easytensor.blocks._events import (
     split_items,
     struct_fields,
 )
-from sk_easytensor.blocks._lists import is_list, list_lengths
+from sk_easytensor.blocks._lists import is_list, list_lengths, same_lengths
 from sk_easytensor.blocks._sequences import (
     NUMBER_FEATURES,
     SequenceBlock,
@@ -28,6 +29,7 @@ from sk_easytensor.blocks._sequences import (
 )
 from sk_easytensor.blocks.category import CategoryBlock
 from sk_easytensor.blocks.numeric import NumericBlock
+from sk_easytensor.blocks.numeric_sequence import NumericSequenceBlock
 from sk_easytensor.blocks.vector import VectorBlock
 from sk_easytensor.ragged import Ragged
 from sk_easytensor.summaries import SummaryMap
@@ -54,8 +56,8 @@ class EventSequenceBlock(SequenceBlock):
     categories : list of str, default=()
         Fields of numbers that are codes of categories. Strings, dictionaries and booleans are
         categories in any case, other numbers are numbers.
-    pooling : {"last", "attention", "mean", "mean_max"}, default="last"
-        How the events become one vector: the last one, a learned weighted mean, the mean, or the
+    pooling : {"attention", "last", "mean", "mean_max"}, default="attention"
+        How the events become one vector: a learned weighted mean, the last one, the mean, or the
         mean beside the maximum.
     width : int, default=48
         Size of all layers.
@@ -126,7 +128,7 @@ class EventSequenceBlock(SequenceBlock):
         time=None,
         now=None,
         categories=(),
-        pooling="last",
+        pooling="attention",
         width=48,
         layers=None,
         heads=4,
@@ -187,20 +189,19 @@ class EventSequenceBlock(SequenceBlock):
         Lists of numbers only are channels of a series, and a list on its own describes events
         only if it holds structs or times.
         """
-        groups = {}
-        for name in columns:
-            column = table.column(name)
-            if (
-                is_list(column.type)
-                and cls.accepts(column.type)
-                and not VectorBlock.detects(column)
-            ):
-                groups.setdefault(list_lengths(column).tobytes(), []).append(name)
-        return [group for group in groups.values() if cls._are_events(table.select(group))]
+        lists = [
+            name
+            for name in columns
+            if is_list(table.schema.field(name).type)
+            and cls.accepts(table.schema.field(name).type)
+            and not VectorBlock.detects(table.column(name))
+        ]
+        groups = same_lengths(table, lists)
+        return [group for group in groups if cls._are_events(table.select(group))]
 
     @classmethod
     def _are_events(cls, table):
-        numbers = [pa.types.is_floating(column.type.value_type) for column in table.columns]
+        numbers = [NumericSequenceBlock.detects(column) for column in table.columns]
         if len(numbers) > 1 and (list_lengths(table.column(0)) > 0).any() and not all(numbers):
             return True
         return len(numbers) == 1 and cls.detects(table.column(0))
@@ -296,6 +297,10 @@ class EventSequenceBlock(SequenceBlock):
         check_kinds(fields, self.kinds_, lists)
         numbers = {name: fields[name] for name in self._of_kind("number")}
         if self._time is not None:
+            clocks = {name: fields[name].type for name in self._of_kind("time", "date")}
+            if self.now_ is not None:
+                clocks[self.now_] = table.schema.field(self.now_).type
+            check_clocks(clocks)
             times = seconds(fields[self._time], self._time, self._zone, lists.owner)
             for name in self._of_kind("date"):
                 numbers[name] = signed_log(seconds(fields[name], name, self._zone) - times)
@@ -369,7 +374,7 @@ class EventSequenceBlock(SequenceBlock):
             names += code_names(name, known, block.n_codes[index])[:-1]
         for name in self._number_columns():
             names += [f"{name}_{feature}" for feature in NUMBER_FEATURES]
-        return np.asarray([*names, f"{self.feature_names_in_[0]}_length"], dtype=object)
+        return np.asarray([*names, f"{next(iter(self._sources.values()))}_length"], dtype=object)
 
 
 def signed_log(numbers):

@@ -7,7 +7,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from sk_easytensor.blocks._lists import is_list, list_lengths
+from sk_easytensor.blocks._lists import is_list, same_lengths
 from sk_easytensor.blocks._sequences import (
     NUMBER_FEATURES,
     SequenceBlock,
@@ -116,17 +116,15 @@ class NumericSequenceBlock(SequenceBlock):
 
     @classmethod
     def detects(cls, column):
-        return is_list(column.type) and pa.types.is_floating(column.type.value_type)
+        if not is_list(column.type):
+            return False
+        tests = (pa.types.is_floating, pa.types.is_duration, pa.types.is_time)
+        return any(test(column.type.value_type) for test in tests)
 
     @classmethod
     def groups(cls, table, columns):
         """Group the columns whose lists have one length in every row."""
-        groups = {}
-        for name in columns:
-            if cls.detects(table.column(name)):
-                lengths = list_lengths(table.column(name)).tobytes()
-                groups.setdefault(lengths, []).append(name)
-        return list(groups.values())
+        return same_lengths(table, [name for name in columns if cls.detects(table.column(name))])
 
     def summarize(self, table):
         items = self.read(table).items

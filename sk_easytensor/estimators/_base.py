@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, clone
+from sklearn.base import clone
 from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
@@ -12,36 +12,20 @@ from sk_easytensor.backends import resolve_backend
 from sk_easytensor.compose import BlockParametersMixin, TableEncoder, blocks_diagram
 from sk_easytensor.estimators._inputs import Sized, check_weight, errors_name, eval_pairs
 from sk_easytensor.estimators._pickling import PortablePickleMixin
+from sk_easytensor.estimators._trained import TrainedEstimator
 from sk_easytensor.inspection import ImportanceSample
-from sk_easytensor.networks import TabM
 from sk_easytensor.networks.block_network import make_network
-from sk_easytensor.parameters import GrowingParametersMixin, check_choice, check_number
 from sk_easytensor.selection import check_blocks
 from sk_easytensor.tables import as_table, has_column_names, read_like_fit
 from sk_easytensor.training.batches import EncodedRows
 from sk_easytensor.training.seeding import seeded
-from sk_easytensor.training.settings import (
-    TrainingSettings,
-    check_callbacks,
-    default_batch_size,
-    default_max_epochs,
-    default_patience,
-    resolve_device,
-    resolve_optimizer,
-)
+from sk_easytensor.training.settings import default_batch_size, default_max_epochs
 from sk_easytensor.training.splits import merge_duplicates, validation_rows
 
 __all__ = ["BaseEasyTensor"]
 
 
-class BaseEasyTensor(
-    PortablePickleMixin,
-    BlockParametersMixin,
-    GrowingParametersMixin,
-    ClassNamePrefixFeaturesOutMixin,
-    TransformerMixin,
-    BaseEstimator,
-):
+class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator):
     """Base of the estimators; subclasses say what a target is.
 
     A subclass implements ``_check_target(y)`` (returns a valid target as an array),
@@ -90,43 +74,6 @@ class BaseEasyTensor(
 
     # ------------------------------------------------------------------ parameters
 
-    def get_params(self, deep=True):
-        """Return the parameters, those of named blocks and of the trunk included.
-
-        The trunk's are there even while ``trunk`` is None, so that ``trunk__dropout`` can be
-        searched without naming a trunk.
-
-        Parameters
-        ----------
-        deep : bool, default=True
-            Whether to include nested parameters.
-
-        Returns
-        -------
-        dict
-        """
-        params = super().get_params(deep=deep)
-        if deep and self.trunk is None:
-            defaults = self._default_trunk().get_params()
-            params.update({f"trunk__{name}": value for name, value in defaults.items()})
-        return params
-
-    def set_params(self, **params):
-        """Set parameters, nested ones included.
-
-        Parameters
-        ----------
-        **params : dict
-            Keys as :meth:`get_params` returns them.
-
-        Returns
-        -------
-        self
-        """
-        if params.get("trunk", self.trunk) is None and any(k.startswith("trunk__") for k in params):
-            params = {**params, "trunk": self._default_trunk()}
-        return super().set_params(**params)
-
     def _structure(self):
         """Describe the parameters that cannot change while training goes on."""
         # Callables cannot be compared, at least not after pickling.
@@ -135,36 +82,6 @@ class BaseEasyTensor(
             for name, block, columns in check_blocks(self.blocks)
         }
         return {"blocks": repr(blocks), "remainder": self.remainder, "trunk": repr(self.trunk)}
-
-    def _default_trunk(self):
-        return TabM()
-
-    def _check_parameters(self):
-        owner = type(self).__name__
-        check_number(owner, "learning_rate", self.learning_rate, low=0, exclusive=True)
-        check_number(owner, "weight_decay", self.weight_decay, low=0)
-        for name in ("batch_size", "max_epochs", "early_stopping_rounds"):
-            value = getattr(self, name)
-            automatic = name == "early_stopping_rounds" and value == "auto"
-            if value is not None and not automatic:
-                check_number(owner, name, value, low=1, integer=True)
-        fraction = self.validation_fraction
-        if fraction is not None:
-            check_number(owner, "validation_fraction", fraction, low=0, high=1, exclusive=True)
-        if self.trunk is not None:
-            if isinstance(self.trunk, type) or not hasattr(self.trunk, "make_module"):
-                raise ValueError(
-                    f"{owner}: trunk must have make_module(in_features), such as MLP() or TabM(), "
-                    f"got {self.trunk!r}"
-                )
-            if hasattr(self.trunk, "check_parameters"):
-                self.trunk.check_parameters()
-        resolve_optimizer(self.optimizer, owner)
-        resolve_device(self.device, owner)
-        check_choice(owner, "warm_start", self.warm_start, (False, True))
-        if not isinstance(self.verbose, (bool, np.bool_)):
-            check_number(owner, "verbose", self.verbose, low=0, integer=True)
-        check_callbacks(self.callbacks, owner)
 
     # ------------------------------------------------------------------ fitting
 
@@ -338,22 +255,8 @@ class BaseEasyTensor(
             seed += self.n_iter_
         if epochs is None:
             epochs = self.max_epochs or default_max_epochs(len(rows))
-        patience = self.early_stopping_rounds
-        if patience == "auto":
-            patience = default_patience(epochs)
-        settings = TrainingSettings(
-            learning_rate=self.learning_rate,
-            batch_size=batch_size,
-            max_epochs=epochs,
-            optimizer=resolve_optimizer(self.optimizer, type(self).__name__),
-            weight_decay=self.weight_decay,
-            early_stopping_rounds=patience,
-            device=resolve_device(self.device, type(self).__name__),
-            verbose=self.verbose,
-            callbacks=list(self.callbacks or []),
-            # One epoch at a time, nobody knows how many will follow.
-            annealed=not keep,
-        )
+        # One epoch at a time, nobody knows how many will follow.
+        settings = self._settings(batch_size, epochs, annealed=not keep)
         kept, kind = getattr(self, "_optimizer_state", None), settings.optimizer.__name__
         if going_on and kept is not None and kept["kind"] == kind:
             settings.optimizer_state = kept
@@ -366,31 +269,15 @@ class BaseEasyTensor(
             rows = self._scaled(rows)
             evals = [self._scaled(valid) for valid in evals]
             result = backend.train(self.network_, self._head, rows, evals, settings)
-        self._record(result, going_on)
+        self._record_losses(result, self._head.metric, going_on)
+        self._n_features_out = self.network_.representation_features
+        vars(self).pop("_importances", None)
         self._fitted_structure = self._structure()
         self._optimizer_state = None
         if keep or self.warm_start:
             self._optimizer_state = {"kind": kind, **result.optimizer_state}
         self._importance_sample = ImportanceSample(rows, evals, self.n_features_in_, seed)
         return self
-
-    def _record(self, result, going_on):
-        names = {"train_loss": "training", "valid_loss": "valid_0"}
-        metric = self._head.metric
-        evals = self.evals_result_ if going_on else {}
-        before = len(next(iter(evals.values()))[metric]) if evals else 0
-        for key in result.history[0]:
-            if key.endswith("_loss"):
-                name = names.get(key, key.removesuffix("_loss"))
-                curve = [float(epoch[key]) for epoch in result.history]
-                evals.setdefault(name, {metric: []})[metric].extend(curve)
-        self.evals_result_ = evals
-        self.n_iter_ = before + len(result.history)
-        self.best_iteration_ = before + result.best_iteration
-        judged = evals["valid_0" if "valid_loss" in result.history[0] else "training"]
-        self.best_score_ = judged[metric][self.best_iteration_ - 1 - self.n_iter_]
-        self._n_features_out = self.network_.representation_features
-        vars(self).pop("_importances", None)
 
     # ------------------------------------------------------------------ hooks
 

@@ -135,7 +135,7 @@ def pad(items, offsets):
     place = place + torch.repeat_interleave(starts - offsets[:-1], lengths)
     # Its gradient is a plain look-up, where that of gathering from the items would be a sum.
     padded = items.new_zeros(len(lengths) * longest, items.shape[1])
-    padded = padded.index_copy(0, place, items)
+    padded.index_copy_(0, place, items)
     return padded.unflatten(0, (len(lengths), longest)), lengths
 
 

@@ -11,6 +11,8 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from sk_easytensor.blocks import BLOCKS, Block
+from sk_easytensor.blocks._lists import list_lengths
+from sk_easytensor.selection import detect_blocks
 from sk_easytensor.summaries import merge_all
 from sk_easytensor.tables import as_table
 from sk_easytensor.tensors import Ragged, TensorFrame
@@ -31,6 +33,40 @@ def _texts(rng):
     return texts
 
 
+def _events(rng, sizes):
+    """Return parallel lists, some of them missing beside others that are not."""
+    starts = np.datetime64("2024-03-01") + rng.integers(0, 10**6, N_ROWS).astype("m8[s]")
+    columns = {
+        "event": [rng.choice(["view", "buy", "send back"], size).tolist() for size in sizes],
+        "price": [rng.normal(size=size).tolist() for size in sizes],
+        "when": [
+            (start + np.sort(rng.integers(0, 10**7, size)).astype("m8[s]")).tolist()
+            for start, size in zip(starts, sizes, strict=True)
+        ],
+    }
+    columns["event"][2], columns["price"][4] = None, None
+    columns["event"][5][0], columns["price"][6][1] = None, np.nan
+    for lists in columns.values():
+        lists[3], lists[8] = None, []
+    return columns
+
+
+def _series(rng, sizes):
+    columns = {name: [rng.normal(size=size).tolist() for size in sizes] for name in ("x", "y")}
+    columns["y"][2], columns["y"][6][1], columns["x"][5][0] = None, None, np.inf
+    for lists in columns.values():
+        lists[3], lists[8] = None, []
+    return columns
+
+
+def _baskets(rng):
+    sizes = rng.integers(0, 6, N_ROWS)
+    words = [rng.choice(["milk", "tea", "rice", ""], size).tolist() for size in sizes]
+    words[0], words[1], words[2], words[7] = ["tea", None, "tea"], None, [], [None]
+    numbers = [rng.integers(0, 9, size).tolist() for size in sizes[::-1]]
+    return {"words": words, "numbers": numbers}
+
+
 def _data():
     """Return a small data frame with two columns, or three, for each kind of block."""
     rng = np.random.default_rng(0)
@@ -39,8 +75,12 @@ def _data():
     categories[[1, 7]] = None
     numbers = rng.normal(size=N_ROWS)
     numbers[[2, 9]] = np.nan, np.inf
+    sizes = rng.integers(2, 5, N_ROWS)
     return {
         "vector": {"v": _vectors(rng, 3), "w": _vectors(rng, 5)},
+        "event_sequence": _events(rng, sizes),
+        "numeric_sequence": _series(rng, rng.integers(2, 5, N_ROWS)),
+        "category_sequence": _baskets(rng),
         "datetime": {
             "naive": times.where(times.index != 6),
             "aware": times.dt.tz_localize("UTC").dt.tz_convert("Europe/Oslo"),
@@ -80,9 +120,37 @@ def missing_like(table, n_rows=2):
     return pa.table({field.name: pa.nulls(n_rows, field.type) for field in table.schema})
 
 
+def permutation(block, table):
+    """Return rows in another order, in which lists that are read together keep their lengths."""
+    rng = np.random.default_rng(1)
+    if block.kind not in ("event_sequence", "numeric_sequence"):
+        return rng.permutation(N_ROWS)
+    lengths = np.max([list_lengths(column) for column in table.columns], axis=0)
+    rows = np.arange(N_ROWS)
+    for length in np.unique(lengths):
+        rows[lengths == length] = rng.permutation(np.flatnonzero(lengths == length))
+    return rows
+
+
 def test_blocks_are_listed_in_the_order_of_choice(table, block):
-    for column in table.columns:
-        assert next(cls for cls in BLOCKS if cls.detects(column)) is type(block)
+    assert detect_blocks(table, table.column_names) == [(type(block), table.column_names)]
+
+
+def test_each_block_takes_its_columns_from_a_table_of_all_kinds():
+    columns = {
+        f"{kind}.{name}": DATA[kind][name] for kind in DATA for name in DATA[kind].schema.names
+    }
+    table = pa.table(dict(sorted(columns.items(), key=lambda item: item[0][::-1])))
+    found = detect_blocks(table, table.column_names)
+    expected = {
+        cls: {name for name in columns if name.startswith(cls.kind + ".")} for cls in BLOCKS
+    }
+    assert [cls for cls, _ in found] == BLOCKS
+    assert {cls: set(names) for cls, names in found} == expected
+
+
+def test_blocks_take_all_their_columns_from_the_remainder(table, block):
+    assert type(block)().takes(table) == table.column_names
 
 
 def test_entries_have_a_row_each(block, table):
@@ -192,7 +260,7 @@ def test_chunked_tables(block, table):
 
 def test_permuting_a_column_is_encoding_the_permuted_table(block, table):
     frame = frame_of(block, table)
-    rows = np.random.default_rng(1).permutation(N_ROWS)
+    rows = permutation(block, table)
     for index, name in enumerate(table.column_names):
         positions = {
             entry: [place for place, column in enumerate(columns) if column == name]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sk_easytensor import TableEncoder
 from sk_easytensor.blocks import DatetimeBlock
-from sk_easytensor.blocks.datetime import read_times
+from sk_easytensor.blocks.datetime import CYCLES, read_times
 from sk_easytensor.summaries import merge_all
 from sk_easytensor.tables import as_table
 
@@ -145,15 +145,71 @@ def test_constant_cycles_are_left_out():
     days = pd.date_range("2024-01-01", periods=70)
     block = DatetimeBlock().fit({"day": days, "same": days[:1].repeat(70), "hour": HOURS[:70]})
     whole_month = [False, True, True, False]
-    assert block.cycles_.tolist() == [whole_month, [False] * 4, [True, True, True, False]]
+    assert block.cycles_.tolist() == [whole_month, [False] * 4, [True, True, False, False]]
     times = block.transform({"day": HOURS[:9], "same": HOURS[:9], "hour": HOURS[:9]})["times"]
-    assert times.shape == (9, 3, 2 + 2 * (4 + 3 + 4 + 4))
+    assert times.shape == (9, 3, 2 + 2 * (4 + 3 + 4))
     assert (times[:, 0, 2:10] == 0).all()
     assert (times[:, 1, 2:] == 0).all()
-    assert (times[:, 2, 2:] != 0).any(dim=0).all()
+    assert (times[:, 2, 2:16] != 0).any(dim=0).all()
+    assert (times[:, 2, 16:] == 0).all()
     only = DatetimeBlock().fit({"t": days})
     same(only, ["2024-01-05"], ["2024-01-05"])
     assert not [name for name in only.get_feature_names_out() if "_day_" in name]
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "spanned"),
+    [
+        ("2024-01-01 08:00", "2024-01-01 20:00", []),
+        ("2024-01-01 08:00", "2024-01-02 07:00", ["day"]),
+        ("2024-01-29", "2024-02-03", []),
+        ("2024-01-29", "2024-02-05", ["week"]),
+        ("2024-01-25", "2024-02-20", ["week"]),
+        ("2024-01-25", "2024-02-25", ["week", "month"]),
+        ("2023-06-01", "2024-03-01", ["week", "month"]),
+        ("2023-06-01", "2024-06-01", ["week", "month", "year"]),
+    ],
+)
+def test_a_cycle_is_used_only_if_spanned_as_a_whole(first, last, spanned):
+    stamps = pd.date_range(first, last, freq="D").append(pd.DatetimeIndex([last]))
+    (used,) = DatetimeBlock().fit({"t": stamps}).cycles_
+    assert [cycle for cycle, one in zip(CYCLES, used, strict=True) if one] == spanned
+
+
+def test_the_span_is_that_of_all_chunks():
+    days = pd.date_range("2024-01-01", periods=40)
+    tables = [as_table({"t": days[start : start + 5]}) for start in range(0, 40, 5)]
+    block = DatetimeBlock().fit_columns(tables[0])
+    assert not block.finish(block.summarize(tables[0])).cycles_.any()
+    block.finish(merge_all(block.summarize(table) for table in tables))
+    assert block.cycles_.tolist() == [[False, True, True, False]]
+
+
+def test_without_a_trend_only_cycles_are_read():
+    days = pd.date_range("2024-01-01", periods=70)
+    block = DatetimeBlock(trend=False).fit({"t": [*days, None]})
+    assert not any("trend" in name for name in block.get_feature_names_out())
+    assert block.flatten(block.transform({"t": days[:2]})).shape == (
+        2,
+        len(block.get_feature_names_out()),
+    )
+    # The same day of the week and of the month, years apart.
+    same(block, ["2024-01-01"], ["2029-01-01"])
+    module = block.make_module()
+    module.train()
+    output = module(**block.transform({"t": ["2024-01-01", "2029-01-01", "2024-01-02", None]}))
+    assert torch.isfinite(output).all()
+    torch.testing.assert_close(output[0], output[1])
+    assert not torch.allclose(output[0], output[2])
+    assert not torch.allclose(output[0], output[3])
+    with_trend = encode(DatetimeBlock().fit({"t": days}), ["2024-01-01", "2029-01-01"])
+    assert with_trend[0, 0] != with_trend[1, 0]
+
+
+def test_without_trend_and_cycles_dates_are_at_least_told_from_missing_ones():
+    block = DatetimeBlock(trend=False).fit({"t": ["2024-01-01", None]})
+    assert block.get_feature_names_out().tolist() == ["t_missing"]
+    assert block.flatten(block.transform({"t": ["2030-01-01", None]})).tolist() == [[0], [1]]
 
 
 def test_years_far_away(naive, aware):
@@ -283,7 +339,9 @@ def test_a_cycle_can_be_learned():
     assert loss < 0.02 < before
 
 
-@pytest.mark.parametrize(("name", "value"), [("harmonics", 0), ("width", 1.5), ("bins", "8")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("harmonics", 0), ("width", 1.5), ("bins", "8"), ("trend", 1.5)]
+)
 def test_parameter_errors(name, value):
     with pytest.raises(ValueError, match=f"DatetimeBlock: {name} must be"):
         DatetimeBlock(**{name: value}).fit({"t": HOURS})

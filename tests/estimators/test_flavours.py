@@ -91,7 +91,7 @@ def test_missing_columns_raise_and_are_named(fitted, labelled):
 
 @pytest.mark.parametrize(
     ("column", "value", "kind"),
-    [("amount", "much", ".*string"), ("day", [1.5], "list<"), ("city", [0.5], "list<")],
+    [("amount", "much", ".*string"), ("day", [1.5], "large_list<"), ("city", [0.5], "large_list<")],
     ids=["text for a number", "list for a date", "list for a category"],
 )
 def test_changed_type_raises_naming_column_and_type(column, value, kind, fitted, labelled):
