@@ -41,8 +41,11 @@ docs: venv $(VENV)/.installed-docs ## Build the HTML documentation into docs/_bu
 bench: venv $(VENV)/.installed-bench ## Run the benchmarks; DATA=directory holds their data sets
 ifdef DATA
 	$(BIN)/python benchmarks/tabular.py --data "$(DATA)"
+	$(BIN)/python benchmarks/sequences.py --data "$(DATA)"
 else
-	@echo "benchmarks/tabular.py is left out: it needs DATA=directory with data sets"
+	@echo "benchmarks/tabular.py and most of benchmarks/sequences.py are left out:"
+	@echo "they need DATA=directory with data sets"
+	$(BIN)/python benchmarks/sequences.py --parts encode
 endif
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/encode.py

@@ -106,7 +106,7 @@ def parse_options():
     add("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     add("--seeds", type=int, default=3, help="fits of each model")
     add("--threads", type=int, default=1, help="threads each library may use")
-    add("--epochs", type=int, default=4, help="epochs on the flights")
+    add("--epochs", type=int, default=3, help="epochs on the flights")
     add("--items", type=int, default=10_000_000, help="items to encode")
     add("--rows", type=int, default=250_000, help="rows of an epoch whose time is taken")
     add("--repeats", type=int, default=3, help="turns of what is timed, after one that is not")
@@ -242,7 +242,7 @@ def fit_lightgbm(features, train, valid, seed, options):
 
 
 def schedule_features(X):
-    """Return what the schedule says of a flight but for the date, which later flights do not share."""
+    """Return what the schedule says of a flight, but for the date; no later flight shares it."""
     schedule = X["schedule"].dt
     table = X[["carrier", "origin", "dest", "distance"]].copy()
     table["hour"] = schedule.hour + schedule.minute / 60

@@ -12,7 +12,11 @@ from sk_easytensor.blocks import (
     VectorBlock,
 )
 from sk_easytensor.compose import TableEncoder
-from sk_easytensor.estimators import EasyTensorClassifier, EasyTensorRegressor
+from sk_easytensor.estimators import (
+    EasyTensorClassifier,
+    EasyTensorRegressor,
+    EasyTensorTwoTower,
+)
 from sk_easytensor.networks import MLP, TabM
 
 __version__ = "0.1.0"
@@ -25,6 +29,7 @@ __all__ = [
     "DatetimeBlock",
     "EasyTensorClassifier",
     "EasyTensorRegressor",
+    "EasyTensorTwoTower",
     "EventSequenceBlock",
     "NumericBlock",
     "NumericSequenceBlock",

@@ -17,6 +17,9 @@ __all__ = ["BlockParametersMixin", "TableEncoder", "select_columns"]
 class BlockParametersMixin:
     """Gives nested parameters of named blocks: ``blocks__<name>__<parameter>``."""
 
+    block_parameters = ("blocks",)
+    """Names of the parameters that hold lists of named blocks."""
+
     def get_params(self, deep=True):
         """Return the parameters, those of named blocks included.
 
@@ -31,10 +34,11 @@ class BlockParametersMixin:
         """
         params = super().get_params(deep=deep)
         if deep:
-            for name, block in self._named_blocks().items():
-                params[f"blocks__{name}"] = block
-                for key, value in block.get_params(deep=True).items():
-                    params[f"blocks__{name}__{key}"] = value
+            for parameter in self.block_parameters:
+                for name, block in self._named_blocks(parameter).items():
+                    params[f"{parameter}__{name}"] = block
+                    for key, value in block.get_params(deep=True).items():
+                        params[f"{parameter}__{name}__{key}"] = value
         return params
 
     def set_params(self, **params):
@@ -49,13 +53,14 @@ class BlockParametersMixin:
         -------
         self
         """
-        own = {key: value for key, value in params.items() if not key.startswith("blocks__")}
+        prefixes = tuple(f"{parameter}__" for parameter in self.block_parameters)
+        own = {key: value for key, value in params.items() if not key.startswith(prefixes)}
         super().set_params(**own)
         nested = {key: value for key, value in params.items() if key not in own}
         # Whole blocks first, so that parameters set in the same call reach the new ones.
         for key in sorted(nested, key=lambda key: key.count("__")):
-            _, name, *rest = key.split("__", 2)
-            blocks = self._named_blocks()
+            parameter, name, *rest = key.split("__", 2)
+            blocks = self._named_blocks(parameter)
             if name not in blocks:
                 raise ValueError(
                     f"Invalid parameter {key!r} for estimator {type(self).__name__}. Named blocks "
@@ -64,16 +69,18 @@ class BlockParametersMixin:
             if rest:
                 blocks[name].set_params(**{rest[0]: nested[key]})
             else:
-                self.blocks = [
+                specs = [
                     (spec[0], nested[key], *spec[2:]) if spec[0] == name else spec
-                    for spec in self.blocks
+                    for spec in getattr(self, parameter)
                 ]
+                setattr(self, parameter, specs)
         return self
 
-    def _named_blocks(self):
-        if not isinstance(self.blocks, (list, tuple)):
+    def _named_blocks(self, parameter):
+        specs = getattr(self, parameter)
+        if not isinstance(specs, (list, tuple)):
             return {}
-        specs = [spec for spec in self.blocks if isinstance(spec, (list, tuple)) and len(spec) == 3]
+        specs = [spec for spec in specs if isinstance(spec, (list, tuple)) and len(spec) == 3]
         return {spec[0]: spec[1] for spec in specs if hasattr(spec[1], "get_params")}
 
 

@@ -335,6 +335,9 @@ def _mixed_column(array, name):
         row = int(np.argmax(unlike))
         hint = ""
         if isinstance(array[row], LISTS):
+            array, emptied = _without_empty_arrays(array)
+            if emptied:
+                return _column(array, name)
             row = _first_unlike(array)
             hint = ", or lists if all are lists of items of one type"
         kind, shown = type(array[row]).__name__, repr(array[row])
@@ -345,6 +348,16 @@ def _mixed_column(array, name):
         )
     text = series.astype(str).where(series.notna(), None)
     return pa.array(text.to_numpy(dtype=object), type=pa.string(), from_pandas=True)
+
+
+def _without_empty_arrays(array):
+    """Replace arrays without items, whose type says nothing, by empty lists, if there are any."""
+    empty = [isinstance(value, np.ndarray) and value.size == 0 for value in array]
+    if any(empty):
+        array = array.copy()
+        for row in np.flatnonzero(empty):
+            array[row] = []
+    return array, any(empty)
 
 
 def _first_unlike(array):

@@ -169,13 +169,159 @@ def test_numpy_dates(unit):
             pa.FixedShapeTensorArray.from_numpy_ndarray(np.ones((2, 2, 3))),
             pa.list_(pa.float64(), 6),
         ),
+        *(
+            (pa.array([["x"], None, [], ["y", None]], kind), pa.large_list(plain))
+            for kind, plain in [
+                (pa.list_(pa.string()), pa.string()),
+                (pa.list_(pa.string_view()), pa.large_string()),
+                (pa.large_list(pa.string_view()), pa.large_string()),
+                (pa.list_view(pa.string()), pa.string()),
+                (pa.large_list_view(pa.string_view()), pa.large_string()),
+                (
+                    pa.list_(pa.dictionary(pa.uint8(), pa.string())),
+                    pa.dictionary(pa.int32(), pa.string()),
+                ),
+            ]
+        ),
+        *(
+            (pa.array([[1, None], None], kind), plain)
+            for kind, plain in [
+                (pa.list_(pa.decimal128(5, 2)), pa.large_list(pa.float64())),
+                (pa.list_(pa.decimal128(5, 2), 2), pa.list_(pa.float64(), 2)),
+                (pa.list_view(pa.decimal128(5, 2)), pa.large_list(pa.float64())),
+                (pa.list_(pa.int8(), 2), pa.list_(pa.int8(), 2)),
+                (pa.large_list(pa.int8()), pa.large_list(pa.int8())),
+            ]
+        ),
+        (pa.array([[1.5, None], None], pa.list_(pa.float16())), pa.large_list(pa.float32())),
+        (
+            pa.array([["x", "y"], None], pa.list_(pa.string_view(), 2)),
+            pa.list_(pa.large_string(), 2),
+        ),
+        (
+            pa.array(
+                [[{"a": "x", "b": 1}, None], None],
+                pa.list_(pa.struct({"a": pa.string_view(), "b": pa.decimal128(3)})),
+            ),
+            pa.large_list(pa.struct({"a": pa.large_string(), "b": pa.float64()})),
+        ),
+        (
+            pa.array([{"a": ["x"]}, None], pa.struct({"a": pa.list_(pa.string_view())})),
+            pa.struct({"a": pa.large_list(pa.large_string())}),
+        ),
+        (
+            pa.array([[["x"]]], pa.list_(pa.list_(pa.string()))),
+            pa.large_list(pa.large_list(pa.string())),
+        ),
     ],
+    ids=str,
 )
 def test_plain_types(array, kind):
     table = as_table(pa.table({"a": array}))
     assert table.schema.field("a").type == kind
     assert table.column("a").null_count == array.null_count
+    if pa.types.is_nested(kind) and not isinstance(array, pa.FixedShapeTensorArray):
+        assert table.column("a").to_pylist() == array.to_pylist()
     table.validate(full=True)
+
+
+@pytest.mark.parametrize("kind", [pa.list_view(pa.string()), pa.large_list_view(pa.string())])
+def test_views_of_lists_in_any_order(kind):
+    make = pa.LargeListViewArray if pa.types.is_large_list_view(kind) else pa.ListViewArray
+    offsets, lengths = np.array([2, 0, 1, 3, 0]), np.array([1, 3, 0, 2, 1])
+    index = np.int64 if make is pa.LargeListViewArray else np.int32
+    array = make.from_arrays(
+        offsets.astype(index),
+        lengths.astype(index),
+        pa.array(list("abcde")),
+        mask=pa.array([False, False, False, False, True]),
+    )
+    expected = [["c"], ["a", "b", "c"], [], ["d", "e"], None]
+    assert array.to_pylist() == expected
+    for column in (array, pa.chunked_array([array[:2], array[2:2], array[2:]])):
+        table = as_table(pa.table({"a": column}))
+        table.validate(full=True)
+        assert table.schema.field("a").type == pa.large_list(pa.string())
+        assert table.column("a").to_pylist() == expected
+    assert as_table(pa.table({"a": array[3:]})).column("a").to_pylist() == expected[3:]
+
+
+@pytest.mark.parametrize(
+    ("series", "item"),
+    [
+        (pl.Series([["x", None], None, []], dtype=pl.List(pl.String)), pa.large_string()),
+        (
+            pl.Series([["x", None], None, []], dtype=pl.List(pl.Categorical)),
+            pa.dictionary(pa.int32(), pa.large_string()),
+        ),
+        (
+            pl.Series([["x", None], None, []], dtype=pl.List(pl.Enum(["y", "x"]))),
+            pa.dictionary(pa.int32(), pa.large_string(), ordered=True),
+        ),
+        (pl.Series([[1, None], None, []], dtype=pl.List(pl.Decimal(9, 2))), pa.float64()),
+        (
+            pl.Series([[{"a": "x", "b": 1}, None], None, []]),
+            pa.struct({"a": pa.large_string(), "b": pa.int64()}),
+        ),
+    ],
+    ids=str,
+)
+def test_lists_of_polars(series, item):
+    table = as_table(pl.DataFrame({"a": series}))
+    assert table.schema.field("a").type == pa.large_list(item)
+    table.validate(full=True)
+    first, *rest = table.column("a").to_pylist()
+    value = first[0] if isinstance(first[0], dict) else {"a": first[0]}
+    assert value["a"] in ("x", 1)
+    assert rest == [None, []]
+    array = pl.Series([["x", "y"], None], dtype=pl.Array(pl.String, 2))
+    assert values(as_table({"a": array})) == {"a": [["x", "y"], None]}
+
+
+def test_lists_of_pandas():
+    lists = [["x", "y"], None, [], ["z", None]]
+    for column in (
+        pd.Series(lists, dtype=object),
+        pd.Series([None if one is None else np.array(one, dtype=object) for one in lists]),
+        pd.Series(lists, dtype=pd.ArrowDtype(pa.list_(pa.string()))),
+        pd.Series(lists, dtype=pd.ArrowDtype(pa.list_(pa.string_view()))),
+    ):
+        assert values(as_table(pd.DataFrame({"a": column}))) == {"a": lists}
+        assert values(as_table({"a": column})) == {"a": lists}
+
+
+def test_arrays_without_items_are_lists_of_any_type():
+    lists = [np.array([]), np.array(["x", "y"]), None, np.array(["z"]), np.array([])]
+    expected = {"a": [[], ["x", "y"], None, ["z"], []]}
+    assert values(as_table({"a": lists})) == expected
+    assert values(as_table(pd.DataFrame({"a": lists}))) == expected
+    assert len(lists[0]) == 0
+    assert isinstance(lists[0], np.ndarray)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ([["a"], None, "b"], r"column 'a' holds a str \('b'\) in row 2.*or lists if all are lists"),
+        ([None, 1, [1]], r"column 'a' holds a list \(\[1\]\) in row 2"),
+        ([["a"], [], ["b", 1.5]], r"column 'a' holds a list \(\['b', 1\.5\]\) in row 2"),
+        ([["a"], [1]], r"column 'a' holds a list \(\[1\]\) in row 1"),
+        ([["a"], {"a": 1}], r"column 'a' holds a dict \(\{'a': 1\}\) in row 1"),
+        ([["a"], [["a"]]], r"column 'a' holds a list \(\[\['a'\]\]\) in row 1"),
+        ([[1.0], ["a"] * 99], r"column 'a' holds a list \(\['a', .{50,70}\.\.\.\) in row 1"),
+        ([np.ones(2), np.array(["a"])], r"column 'a' holds a ndarray \(array\(\['a'\].*in row 1"),
+        ([*[["a"]] * 999, [1], *[["a"]] * 999], r"column 'a' holds a list \(\[1\]\) in row 999;"),
+        ([1, None, {"a": 1}], r"column 'a' holds a dict \(\{'a': 1\}\) in row 2; .* number$"),
+    ],
+)
+def test_lists_among_other_values_are_refused_by_row(column, message):
+    with pytest.raises(TypeError, match=message):
+        as_table({"a": column})
+    array = np.empty(len(column), dtype=object)
+    for row, value in enumerate(column):
+        array[row] = value
+    with pytest.raises(TypeError, match=message):
+        as_table(pd.DataFrame({"a": array}))
 
 
 def test_categoricals():

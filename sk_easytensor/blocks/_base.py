@@ -23,13 +23,15 @@ Writing a block means writing four methods:
 
 Two class attributes complete it: ``kind``, the name it gets when chosen automatically, and
 ``accepts(type)``, which says which Arrow types it can read. ``detects(column)``,
-``groups(table, columns)``, ``takes(table)`` and ``flatten`` have defaults. Everything else (reading pandas, polars and the rest, aligning columns, fitting in
-one pass with other blocks, training, pickling, importances) is done for the block.
+``groups(table, columns)``, ``takes(table)`` and ``flatten`` have defaults. Everything else
+(reading pandas, polars and the rest, aligning columns, fitting in one pass with other blocks,
+training, pickling, importances) is done for the block.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from copy import deepcopy
 
 import numpy as np
 import pyarrow as pa
@@ -163,6 +165,12 @@ class Block(GrowingParametersMixin, TransformerMixin, BaseEstimator, ABC):
     def takes(self, table):
         """Return which of the columns given to the block the remainder does not get as well."""
         return table.column_names
+
+    def renamed(self, names):
+        """Return a copy of the fitted block that reads columns of other names, in this order."""
+        other = deepcopy(self)
+        other.feature_names_in_ = np.asarray(names, dtype=object)
+        return other
 
     def encoding_columns(self, encoding):
         """Say which input column stands where in each entry of an encoding.

@@ -17,10 +17,10 @@ from sk_easytensor.columns import RowError, RowTypeError, to_float64
 
 __all__ = [
     "check_clocks",
-    "check_kinds",
     "choose_kinds",
     "gaps",
     "is_time",
+    "readable_fields",
     "seconds",
     "split_items",
     "struct_fields",
@@ -97,7 +97,7 @@ def choose_kinds(types, time, categories):
     for name, kind in types.items():
         if name == time:
             kinds[name] = "time"
-        elif name in categories or CategoryBlock.detects_type(kind):
+        elif name in categories or pa.types.is_boolean(kind) or CategoryBlock.detects_type(kind):
             kinds[name] = "category"
         else:
             kinds[name] = "date" if is_time(kind) else "number"
@@ -135,25 +135,47 @@ def split_items(items, sources):
     return fields
 
 
-def check_kinds(fields, kinds, lists):
-    """Raise :class:`RowTypeError` naming a field, and a row, that cannot be read as what it is."""
+def readable_fields(fields, kinds, lists):
+    """Return fields as what they are, those without any value as columns of type null.
+
+    Parameters
+    ----------
+    fields : dict of {str: pyarrow.ChunkedArray}
+        A value an event.
+    kinds : dict of {str: str}
+        From :func:`choose_kinds`.
+    lists : FlatLists
+        The events.
+
+    Returns
+    -------
+    dict of {str: pyarrow.ChunkedArray}
+
+    Raises
+    ------
+    RowTypeError
+        Naming a field, and a row, that cannot be read as what it is.
+    """
     readers = {
         "category": CategoryBlock.accepts,
         "number": NumericBlock.accepts,
         "time": lambda kind: is_time(kind) or NumericBlock.accepts(kind),
         "date": lambda kind: is_time(kind) or pa.types.is_null(kind),
     }
+    readable = {}
     for name, column in fields.items():
         if not readers[kinds[name]](column.type):
             filled = np.flatnonzero(column.is_valid().to_numpy())
             if len(filled):
-                row = int(lists.owner[filled[0]])
                 value = show_value(column[int(filled[0])])
                 raise RowTypeError(
                     f"column {name!r} of items of type {column.type} cannot be read by {BLOCK} as "
                     f"a {kinds[name]}; row {{row}} holds {value}",
-                    row,
+                    int(lists.owner[filled[0]]),
                 )
+            column = pa.chunked_array([pa.nulls(len(column))])
+        readable[name] = column
+    return readable
 
 
 def check_clocks(types):

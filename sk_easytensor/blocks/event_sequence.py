@@ -10,10 +10,10 @@ from torch import nn
 from sk_easytensor.blocks._base import unsupported_column
 from sk_easytensor.blocks._events import (
     check_clocks,
-    check_kinds,
     choose_kinds,
     gaps,
     is_time,
+    readable_fields,
     seconds,
     split_items,
     struct_fields,
@@ -293,8 +293,7 @@ class EventSequenceBlock(SequenceBlock):
     def _read_events(self, table):
         """Return a table of categories and one of numbers, a row an event, and the offsets."""
         lists = self.read(table.select(list(dict.fromkeys(self._sources.values()))))
-        fields = split_items(lists.items, self._sources)
-        check_kinds(fields, self.kinds_, lists)
+        fields = readable_fields(split_items(lists.items, self._sources), self.kinds_, lists)
         numbers = {name: fields[name] for name in self._of_kind("number")}
         if self._time is not None:
             clocks = {name: fields[name].type for name in self._of_kind("time", "date")}

@@ -2,5 +2,6 @@
 
 from sk_easytensor.estimators.classifier import EasyTensorClassifier
 from sk_easytensor.estimators.regressor import EasyTensorRegressor
+from sk_easytensor.estimators.two_tower import EasyTensorTwoTower
 
-__all__ = ["EasyTensorClassifier", "EasyTensorRegressor"]
+__all__ = ["EasyTensorClassifier", "EasyTensorRegressor", "EasyTensorTwoTower"]

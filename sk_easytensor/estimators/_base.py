@@ -15,6 +15,7 @@ from sk_easytensor.estimators._pickling import PortablePickleMixin
 from sk_easytensor.estimators._trained import TrainedEstimator
 from sk_easytensor.inspection import ImportanceSample
 from sk_easytensor.networks.block_network import make_network
+from sk_easytensor.parameters import check_choice
 from sk_easytensor.selection import check_blocks
 from sk_easytensor.tables import as_table, has_column_names, read_like_fit
 from sk_easytensor.training.batches import EncodedRows
@@ -82,6 +83,10 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
             for name, block, columns in check_blocks(self.blocks)
         }
         return {"blocks": repr(blocks), "remainder": self.remainder, "trunk": repr(self.trunk)}
+
+    def _check_parameters(self):
+        super()._check_parameters()
+        check_choice(type(self).__name__, "warm_start", self.warm_start, (False, True))
 
     # ------------------------------------------------------------------ fitting
 

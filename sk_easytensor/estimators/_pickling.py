@@ -28,7 +28,7 @@ class PortablePickleMixin:
             network = state.pop("network_")
             state["_weights"] = {k: v.numpy() for k, v in network.state_dict().items()}
             optimizer_state = state.pop("_optimizer_state", None)
-            if self.warm_start:
+            if getattr(self, "warm_start", False):
                 state["_optimizer_state"] = to_numpy(optimizer_state)
         return state
 

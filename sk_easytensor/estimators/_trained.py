@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
 from sk_easytensor.networks import TabM
-from sk_easytensor.parameters import GrowingParametersMixin, check_choice, check_number
+from sk_easytensor.parameters import GrowingParametersMixin, check_number
 from sk_easytensor.training.settings import (
     TrainingSettings,
     check_callbacks,
@@ -85,7 +85,6 @@ class TrainedEstimator(
                 self.trunk.check_parameters()
         resolve_optimizer(self.optimizer, owner)
         resolve_device(self.device, owner)
-        check_choice(owner, "warm_start", self.warm_start, (False, True))
         if not isinstance(self.verbose, (bool, np.bool_)):
             check_number(owner, "verbose", self.verbose, low=0, integer=True)
         check_callbacks(self.callbacks, owner)

@@ -138,5 +138,6 @@ def make_network(blocks, trunk, head):
     wide = None
     if widths[True]:
         wide = nn.Linear(widths[True], head.out_features, bias=False)
-        nn.init.zeros_(wide.weight)
+        if head.begins_at_zero:
+            nn.init.zeros_(wide.weight)
     return BlockNetwork(modules, trunk_module, head_module, wide)

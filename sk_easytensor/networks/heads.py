@@ -18,10 +18,12 @@ from torch.nn import functional
 
 __all__ = [
     "BinaryHead",
+    "EmbeddingHead",
     "Head",
     "MulticlassHead",
     "MultilabelHead",
     "RegressionHead",
+    "SampledSoftmaxHead",
 ]
 
 
@@ -38,6 +40,8 @@ class Head(BaseEstimator, ABC):
 
     metric = "loss"
     estimator_type = "classifier"
+    begins_at_zero = True
+    """Whether what goes past the trunk may count for nothing at first."""
 
     def make_module(self, in_features, members):
         """Return the last layer of the network."""
@@ -208,6 +212,51 @@ class RegressionHead(Head):
 
     def decide(self, predictions):
         return predictions
+
+
+class EmbeddingHead(Head):
+    """The last layer of a tower.
+
+    Parameters
+    ----------
+    embedding_dim : int
+        Size of the embedding.
+    """
+
+    # A product of two zeros has no gradient.
+    begins_at_zero = False
+
+    def __init__(self, embedding_dim):
+        self.embedding_dim = embedding_dim
+
+    @property
+    def out_features(self):
+        return self.embedding_dim
+
+    def loss(self, outputs, target):
+        raise NotImplementedError("a tower has no loss of its own")
+
+    def combine(self, outputs):
+        return outputs.mean(1, keepdim=True)
+
+    def predict(self, combined):
+        return combined
+
+
+class SampledSoftmaxHead(Head):
+    """The right item among those of a batch: its logit comes first in the outputs."""
+
+    metric = "softmax_loss"
+    out_features = None
+
+    def loss(self, outputs, target):
+        return outputs.logsumexp(-1) - outputs[..., 0]
+
+    def combine(self, outputs):
+        return outputs
+
+    def predict(self, combined):
+        return combined
 
 
 class MemberLinear(nn.Module):

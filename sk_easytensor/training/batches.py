@@ -115,8 +115,10 @@ class BatchIterator:
 
 def random_padding(lengths, batch_size):
     """Return which fraction of random batches is padding, about."""
+    # An empty list is read as one item.
+    lengths = lengths.clamp(min=1)
     longest = torch.quantile(_sample(lengths), 1 - 1 / min(batch_size, len(lengths)))
-    return 1 - float(lengths.float().mean() / longest.clamp(min=1))
+    return 1 - float(lengths.float().mean() / longest)
 
 
 def _sample(lengths, size=100_000):

@@ -1,0 +1,213 @@
+"""Ranking with two towers: the best items for a user, the best users for an item."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from sklearn.utils.validation import check_is_fitted
+
+from sk_easytensor.parameters import check_number
+from sk_easytensor.retrieval import ApproximateIndex, top_k
+from sk_easytensor.tables import as_table
+
+__all__ = ["RecommendingMixin"]
+
+
+class RecommendingMixin:
+    """Ranks the catalogue for users, and users for items."""
+
+    def recommend(self, users, items=None, *, k=10, exclude=None):
+        """Return the items that fit each user best.
+
+        Parameters
+        ----------
+        users : table-like
+            With the user tower's columns, or with the `user_key` of `fit` alone: users are then
+            ranked by the embeddings that were kept.
+        items : table-like, optional
+            Candidates, with the item tower's columns; by default the catalogue.
+        k : int, default=10
+            Items a user, at most as many as there are.
+        exclude : "seen", list of lists or list column, optional
+            Items that are not recommended: those of each user in `fit`, which needs its
+            `user_key`, or for each user a list of keys. Keys that no item has are ignored.
+
+        Returns
+        -------
+        keys : ndarray of shape (n_users, k)
+            Keys of items, the best first; positions among `items` if they have no key. None
+            where a user has fewer than k items left.
+        scores : ndarray of float32, shape (n_users, k)
+            Products; ``-inf`` where there is no item.
+        """
+        check_is_fitted(self, "user_tower_")
+        check_number("recommend", "k", k, low=1, integer=True)
+        users = as_table(users)
+        queries = self._user_vectors(users)
+        if items is None:
+            self._check_catalogue()
+            candidates, keys = self.item_embeddings_, self.item_keys_
+            lookup = self._catalogue.lookup
+        else:
+            candidates, keys, lookup = self._candidates(as_table(items))
+        excluded = self._excluded(exclude, users, lookup, catalogue=items is None)
+        k = min(k, len(candidates))
+        if items is None and self._index is not None and excluded is None:
+            places, scores = self._index.search(queries, k)
+        else:
+            places, scores = top_k(queries, candidates, k, excluded=excluded)
+        return _named(keys, places), scores
+
+    def rank_users(self, item, *, k=10, users=None):
+        """Return the users that fit each item best.
+
+        Parameters
+        ----------
+        item : table-like
+            One item or several, new ones too, with the item tower's columns.
+        k : int, default=10
+            Users an item, at most as many as there are.
+        users : table-like, optional
+            Candidates, with the user tower's columns; by default the users whose embeddings
+            `fit` kept, which needs its `user_key`.
+
+        Returns
+        -------
+        keys : ndarray of shape (n_items, k)
+            Keys of users, the best first; positions among `users` if they have no key.
+        scores : ndarray of float32, shape (n_items, k)
+            Products.
+        """
+        check_is_fitted(self, "user_tower_")
+        check_number("rank_users", "k", k, low=1, integer=True)
+        if users is None:
+            self._check_users("rank_users without users")
+            candidates, keys = self.user_embeddings_, self.user_keys_
+        else:
+            users = as_table(users)
+            candidates, keys = self.user_tower_.transform(users), np.arange(len(users))
+            if self._user_key in users.column_names:
+                keys = users.column(self._user_key).to_numpy()
+        queries = self.item_tower_.transform(item)
+        places, scores = top_k(queries, candidates, min(k, len(candidates)))
+        return keys[places], scores
+
+    # ------------------------------------------------------------------ kept at the end of fit
+
+    def _keep_items(self, backend):
+        """Embed the catalogue and forget its columns."""
+        self._index = None
+        if self._catalogue.keyed:
+            frame = self.item_tower_.encode(self._catalogue.table, backend)
+            self.item_embeddings_ = self.item_tower_.embed_frame(frame, backend).numpy()
+            self.item_keys_ = self._catalogue.keys
+            if self.index != "exact":
+                self._index = ApproximateIndex(self.item_embeddings_)
+        self._catalogue.forget_rows()
+
+    def _keep_users(self, table, lookup, item_rows, backend):
+        """Embed each user's last row, and note the items of each."""
+        last = np.zeros(lookup.codes.max() + 1, dtype=np.int64)
+        np.maximum.at(last, lookup.codes, np.arange(len(table)))
+        order = lookup.take_first()
+        last = last[lookup.codes[order]]
+        rows = table.take(pa.array(last))
+        frame = self.user_tower_.encode(rows, backend)
+        self.user_embeddings_ = self.user_tower_.embed_frame(frame, backend).numpy()
+        self.user_keys_ = rows.column(self._user_key).to_numpy()
+        self._users = lookup
+        pairs = np.column_stack([lookup.rows(table.column(self._user_key)), item_rows.numpy()])
+        self._seen = np.unique(pairs, axis=0) if self._catalogue.keyed else None
+        lookup.forget_rows()
+
+    # ------------------------------------------------------------------ reading
+
+    def _user_vectors(self, users):
+        needed = set(self.user_tower_.feature_names_in_)
+        if needed <= set(users.column_names) or self._user_key not in users.column_names:
+            return self.user_tower_.transform(users)
+        column = users.column(self._user_key)
+        rows = self._users.rows(column)
+        if (rows < 0).any():
+            row = int(np.argmax(rows < 0))
+            raise ValueError(
+                f"column {self._user_key!r} holds {column[row].as_py()!r} in row {row}, whose "
+                f"embedding was not kept by fit; pass the columns {sorted(needed)}"
+            )
+        return self.user_embeddings_[rows]
+
+    def _candidates(self, items):
+        from sk_easytensor.estimators._pairs import Keys
+
+        vectors = self.item_tower_.transform(items)
+        key = self._catalogue.key
+        if key is None or key not in items.column_names:
+            return vectors, np.arange(len(items)), None
+        return vectors, items.column(key).to_numpy(), Keys(items.column(key), key)
+
+    def _excluded(self, exclude, users, lookup, *, catalogue):
+        """Return pairs of user and item that do not count, sorted by user."""
+        if exclude is None:
+            return None
+        if isinstance(exclude, str):
+            if exclude != "seen" or not catalogue:
+                raise ValueError(
+                    "recommend: exclude must be 'seen', which is known of the catalogue only, or "
+                    f"a list of keys for each user, got {exclude!r}"
+                )
+            return self._seen_pairs(users)
+        if lookup is None:
+            raise ValueError("recommend: exclude names keys, which items do not have")
+        lists = exclude
+        if not isinstance(lists, (pa.Array, pa.ChunkedArray)):
+            lists = as_table({"exclude": exclude}).column("exclude")
+        if len(lists) != len(users):
+            raise ValueError(f"exclude has {len(lists)} lists for {len(users)} users")
+        lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
+        owner = np.repeat(np.arange(len(users)), lengths)
+        items = pc.list_flatten(lists)
+        items = items if isinstance(items, pa.ChunkedArray) else pa.chunked_array([items])
+        rows = lookup.rows(items)
+        return owner[rows >= 0], rows[rows >= 0].astype(np.int64)
+
+    def _seen_pairs(self, users):
+        self._check_users("exclude='seen'")
+        if self._user_key not in users.column_names:
+            raise ValueError(f"exclude='seen' needs the column {self._user_key!r} of users")
+        rows = self._users.rows(users.column(self._user_key))
+        first = np.searchsorted(self._seen[:, 0], rows)
+        last = np.where(rows < 0, first, np.searchsorted(self._seen[:, 0], rows, side="right"))
+        lengths = last - first
+        owner = np.repeat(np.arange(len(rows)), lengths)
+        starts = np.cumsum(lengths) - lengths
+        places = np.arange(lengths.sum()) + np.repeat(first - starts, lengths)
+        return owner, self._seen[places, 1]
+
+    def _check_catalogue(self):
+        if not self._catalogue.keyed:
+            raise ValueError(
+                "there is no catalogue: pass items, or give fit an item_key to make one of"
+            )
+
+    def _check_users(self, what):
+        if self._user_key is None:
+            raise ValueError(f"{what} needs the user_key of fit, by which users are kept")
+
+    def _hit_rate(self, X, k=10):
+        """Return the fraction of pairs whose item is among the k best of the catalogue."""
+        self._check_catalogue()
+        table = as_table(X)
+        rows = self._catalogue.rows(table).numpy()
+        vectors = self.user_tower_.transform(table)
+        places, _ = top_k(vectors, self.item_embeddings_, min(k, len(self.item_embeddings_)))
+        return float((places == rows[:, None]).any(axis=1).mean())
+
+
+def _named(keys, places):
+    """Return the keys at some places, None where there is no place."""
+    named = keys[places]
+    if (places < 0).any():
+        named = named.astype(object)
+        named[places < 0] = None
+    return named

@@ -1,0 +1,153 @@
+"""One side of a two-tower model: blocks and a network that end in an embedding."""
+
+from __future__ import annotations
+
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+
+from sk_easytensor.backends import resolve_backend
+from sk_easytensor.compose import BlockParametersMixin, TableEncoder
+from sk_easytensor.estimators._pickling import PortablePickleMixin
+from sk_easytensor.networks.block_network import make_network
+from sk_easytensor.networks.heads import EmbeddingHead
+from sk_easytensor.networks.two_tower import embed
+from sk_easytensor.parameters import GrowingParametersMixin
+from sk_easytensor.selection import check_blocks, select_columns
+
+__all__ = ["Tower"]
+
+
+class Tower(
+    PortablePickleMixin,
+    BlockParametersMixin,
+    GrowingParametersMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
+):
+    """A fitted tower: a transformer from its own columns to embeddings.
+
+    It is made by :class:`~sk_easytensor.EasyTensorTwoTower`, and is of use without it: pickle it
+    alone, where only one side is needed.
+
+    Parameters
+    ----------
+    blocks : list of (str, Block, columns) or None
+        As for :class:`~sk_easytensor.TableEncoder`.
+    trunk : object
+        With ``make_module(in_features)``.
+    embedding_dim : int
+        Size of an embedding.
+    normalized : bool
+        Whether embeddings have length 1.
+    n_jobs : int or None
+        Threads.
+
+    Attributes
+    ----------
+    blocks_ : dict of {str: Block}
+        Fitted blocks.
+    network_ : torch.nn.Module
+        The trained network.
+    n_features_in_ : int
+        Columns the tower reads.
+    feature_names_in_ : ndarray of str
+        Their names.
+    """
+
+    def __init__(self, blocks=None, trunk=None, *, embedding_dim=64, normalized=False, n_jobs=None):
+        self.blocks = blocks
+        self.trunk = trunk
+        self.embedding_dim = embedding_dim
+        self.normalized = normalized
+        self.n_jobs = n_jobs
+
+    def fit(self, X=None, y=None):
+        """Return the tower as it is: it was fitted together with the other one.
+
+        Parameters
+        ----------
+        X, y : ignored
+            There for pipelines.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        NotFittedError
+            If it was not, as after ``clone``; wrap it in
+            :class:`~sklearn.frozen.FrozenEstimator` where it may be cloned.
+        """
+        check_is_fitted(self, "network_")
+        return self
+
+    def fit_blocks(self, table, columns, backend):
+        """Fit the blocks.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            Rows of the tower's side.
+        columns : list of str or None
+            Columns for blocks to be chosen for; None for those that the blocks name.
+        backend : LocalBackend
+            Where the table is summarised.
+        """
+        named = [
+            (name, block, select_columns(selector, table, owner=f"block {name!r}"))
+            for name, block, selector in check_blocks(self.blocks)
+        ]
+        remainder = "auto"
+        if columns is None:
+            remainder = "drop"
+            wanted = {column for _, _, selected in named for column in selected}
+            columns = [column for column in table.column_names if column in wanted]
+        table = table.select(columns)
+        self._encoder = TableEncoder(named, remainder=remainder).fit_table(table, table, backend)
+        self.blocks_ = self._encoder.blocks_
+        self.n_features_in_ = self._encoder.n_features_in_
+        self.feature_names_in_ = self._encoder.feature_names_in_
+        self._n_features_out = self.embedding_dim
+        return self
+
+    def replace_block(self, name, block):
+        """Put another fitted block, which reads the same columns, in the place of one."""
+        self.blocks_[name] = block
+
+    def make_network(self):
+        """Make a new network that reads the fitted blocks' encodings."""
+        self._network_trunk = self.trunk
+        self._head = EmbeddingHead(self.embedding_dim)
+        self.network_ = make_network(self.blocks_, self.trunk, self._head)
+        return self.network_
+
+    def encode(self, table, backend):
+        """Encode the tower's columns of a table."""
+        return self._encoder.encode_table(self._encoder.read(table, owner="the tower"), backend)
+
+    def transform(self, X):
+        """Return embeddings.
+
+        Parameters
+        ----------
+        X : table-like
+            Holds the tower's columns.
+
+        Returns
+        -------
+        ndarray of float32, shape (n_rows, embedding_dim)
+        """
+        check_is_fitted(self, "network_")
+        backend = resolve_backend("local", self.n_jobs)
+        return self.embed_frame(self.encode(X, backend), backend).numpy()
+
+    def embed_frame(self, frame, backend):
+        """Return the embeddings of encoded rows, as a tensor."""
+        network = self.network_.eval()
+        return backend.forward(
+            lambda rows: embed(network, rows, self.normalized),
+            frame,
+            lengths=network.padded_lengths(frame),
+        )

@@ -1,0 +1,504 @@
+"""Two towers: users and items embedded apart, trained together, ranked by a product."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from sklearn.metrics import r2_score, roc_auc_score
+from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from sk_easytensor.backends import resolve_backend
+from sk_easytensor.compose import BlockParametersMixin
+from sk_easytensor.estimators._inputs import Sized, check_weight, errors_name
+from sk_easytensor.estimators._pairs import (
+    ItemTable,
+    Keys,
+    PairTarget,
+    fit_shared,
+    key_blocks,
+    pair_sets,
+)
+from sk_easytensor.estimators._recommending import RecommendingMixin
+from sk_easytensor.estimators._tower import Tower
+from sk_easytensor.estimators._trained import TrainedEstimator
+from sk_easytensor.networks import MLP
+from sk_easytensor.networks.two_tower import TwoTowerNetwork
+from sk_easytensor.parameters import check_choice, check_number
+from sk_easytensor.retrieval import check_index
+from sk_easytensor.tables import as_table
+from sk_easytensor.tensors import TensorFrame
+from sk_easytensor.training.batches import EncodedRows
+from sk_easytensor.training.pairs import PairFrame, distinct_rows
+from sk_easytensor.training.seeding import seeded
+from sk_easytensor.training.settings import default_batch_size, default_max_epochs
+from sk_easytensor.training.splits import validation_rows
+
+__all__ = ["EasyTensorTwoTower"]
+
+
+class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimator):
+    """Users and items in one space: retrieval, recommendation and matching.
+
+    Two networks that share nothing but what `shared_blocks` names give an embedding each, of
+    the user's columns and of the item's. Their product says how well the two fit. Each side is
+    computed on its own, once, however many pairs are scored.
+
+    Parameters
+    ----------
+    user_blocks, item_blocks : list of (str, Block, columns) or None, default=None
+        Blocks and columns of either side, as in :class:`~sk_easytensor.TableEncoder`. None, which
+        needs a catalogue of items in `fit`, chooses blocks by type: for all columns of the
+        catalogue, and for all columns of `X` that the catalogue does not have; keys are
+        categories. Columns that no given block names are not used.
+    embedding_dim : int, default=64
+        Size of the embeddings.
+    similarity : {"dot", "cosine"}, default="dot"
+        What is trained: the dot product, or the cosine of the angle between embeddings.
+    temperature : float or None, default=None
+        What products are divided by; by default 1 for dot products and 0.1 for cosines.
+    shared_blocks : list of str, default=()
+        Names of blocks that both towers have, and whose vocabulary and weights they share.
+    n_negatives : int, default=0
+        Without `y`: items drawn evenly from all and added to those of each training batch.
+    dropout : float, default=0.2
+        Fraction of the embeddings' components zeroed in training.
+    index : {"exact", "usearch"}, default="exact"
+        How the best items are found: by computing all products, or in a graph, approximately.
+    trunk : object or None, default=None
+        Network between blocks and embedding, one of its kind in each tower; by default
+        ``MLP(layers=0)``, which is none.
+    learning_rate : float, default=2e-3
+        Largest step size.
+    batch_size : int or None, default=None
+        Pairs a batch; by default by the number of pairs, at least 512.
+    max_epochs : int or None, default=None
+        Epochs at most; by default by the number of pairs.
+    optimizer : {"adamw", "adam", "sgd"} or class, default="adamw"
+        Optimizer.
+    weight_decay : float, default=0.1
+        Weight decay.
+    early_stopping_rounds : int, "auto" or None, default="auto"
+        Epochs without a better validation loss after which training ends.
+    validation_fraction : float or None, default=0.1
+        Part of the pairs that validates if `fit` gets no `eval_set`.
+    random_state : int, RandomState or None, default=None
+        Makes results repeatable.
+    n_jobs : int or None, default=None
+        Threads.
+    device : str, default="auto"
+        Torch device to train on; ``"auto"`` is CUDA where there is one.
+    verbose : int, default=0
+        Whether to print losses.
+    callbacks : list of skorch callbacks or None, default=None
+        Called while training.
+    backend : {"local"}, default="local"
+        Where work runs.
+
+    Attributes
+    ----------
+    user_tower_, item_tower_ : Tower
+        Fitted towers: transformers on their own, with their own columns, picklable alone.
+    item_keys_ : ndarray, shape (n_items,)
+        Keys of the catalogue, or positions without `item_key`.
+    item_embeddings_ : ndarray of float32, shape (n_items, embedding_dim)
+        Embeddings of the catalogue.
+    user_keys_, user_embeddings_ : ndarray
+        The same of users, if `fit` was given `user_key`.
+    classes_ : ndarray
+        With a `y` of two classes.
+    evals_result_, n_iter_, best_iteration_, best_score_
+        As in :class:`~sk_easytensor.EasyTensorClassifier`.
+
+    Notes
+    -----
+    Without `y` every row is an item that a user chose, and the loss is a softmax over the items
+    of a batch, corrected for how often each is drawn (Yi et al., "Sampling-Bias-Corrected Neural
+    Modeling for Large Corpus Item Recommendations", 2019); see
+    :class:`~sk_easytensor.networks.two_tower.TwoTowerNetwork`. With a `y` of two classes it is
+    the log loss of the product, with numbers the squared error.
+
+    Examples
+    --------
+    >>> from sk_easytensor import CategoryBlock
+    >>> X = {"user": ["ann", "ann", "bob", "bob"], "film": ["Alien", "Heat", "Up", "Coco"]}
+    >>> model = EasyTensorTwoTower(
+    ...     user_blocks=[("user", CategoryBlock(), "user")],
+    ...     item_blocks=[("film", CategoryBlock(), "film")],
+    ...     embedding_dim=8,
+    ...     max_epochs=2,
+    ...     validation_fraction=None,
+    ...     random_state=0,
+    ... )
+    >>> model = model.fit(X, item_key="film")
+    >>> films, scores = model.recommend({"user": ["ann", "eve"]}, k=3)
+    >>> films.shape, model.user_tower_.transform({"user": ["eve"]}).shape
+    ((2, 3), (1, 8))
+    """
+
+    block_parameters = ("user_blocks", "item_blocks")
+
+    def __init__(
+        self,
+        user_blocks=None,
+        item_blocks=None,
+        *,
+        embedding_dim=64,
+        similarity="dot",
+        temperature=None,
+        shared_blocks=(),
+        n_negatives=0,
+        dropout=0.2,
+        index="exact",
+        trunk=None,
+        learning_rate=2e-3,
+        batch_size=None,
+        max_epochs=None,
+        optimizer="adamw",
+        weight_decay=0.1,
+        early_stopping_rounds="auto",
+        validation_fraction=0.1,
+        random_state=None,
+        n_jobs=None,
+        device="auto",
+        verbose=0,
+        callbacks=None,
+        backend="local",
+    ):
+        self.user_blocks = user_blocks
+        self.item_blocks = item_blocks
+        self.embedding_dim = embedding_dim
+        self.similarity = similarity
+        self.temperature = temperature
+        self.shared_blocks = shared_blocks
+        self.n_negatives = n_negatives
+        self.dropout = dropout
+        self.index = index
+        self.trunk = trunk
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.optimizer = optimizer
+        self.weight_decay = weight_decay
+        self.early_stopping_rounds = early_stopping_rounds
+        self.validation_fraction = validation_fraction
+        self.random_state = random_state
+        self.n_jobs = n_jobs
+        self.device = device
+        self.verbose = verbose
+        self.callbacks = callbacks
+        self.backend = backend
+
+    def _default_trunk(self):
+        return MLP(layers=0)
+
+    def _check_parameters(self):
+        super()._check_parameters()
+        owner = type(self).__name__
+        check_number(owner, "embedding_dim", self.embedding_dim, low=1, integer=True)
+        check_choice(owner, "similarity", self.similarity, ("dot", "cosine"))
+        if self.temperature is not None:
+            check_number(owner, "temperature", self.temperature, low=0, exclusive=True)
+        check_number(owner, "n_negatives", self.n_negatives, low=0, integer=True)
+        check_number(owner, "dropout", self.dropout, low=0, high=0.99)
+        check_index(owner, self.index)
+
+    # ------------------------------------------------------------------ fitting
+
+    def fit(
+        self,
+        X,
+        y=None,
+        sample_weight=None,
+        *,
+        items=None,
+        item_key=None,
+        user_key=None,
+        eval_set=None,
+        eval_sample_weight=None,
+    ):
+        """Fit both towers.
+
+        Parameters
+        ----------
+        X : table-like of shape (n_pairs, n_features)
+            Interactions: the user's columns, and the item's or its key.
+        y : array-like of shape (n_pairs,), optional
+            Two classes or numbers. Without it every row is an item that was chosen.
+        sample_weight : array-like of shape (n_pairs,), optional
+            Row weights.
+        items : table-like, optional
+            The catalogue: a row for each item, with its key and columns.
+        item_key : str, optional
+            Column that names the item; needed with `items`. Without a catalogue the first row of
+            each key stands for the item.
+        user_key : str, optional
+            Column that names the user. The embedding of each user's last row is kept then, and
+            the items of each user are known.
+        eval_set : list of (X, y) pairs or of X, optional
+            Judged after each epoch; the first decides about early stopping.
+        eval_sample_weight : list of array-like, optional
+            Weights for each entry of `eval_set`.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError, TypeError
+            For input or parameters that make no sense, before any training starts.
+        """
+        backend = resolve_backend(self.backend, self.n_jobs)
+        self._check_parameters()
+        table = as_table(X)
+        catalogue = ItemTable(table, items, item_key, self.item_blocks)
+        target = PairTarget.learn(y)
+        if user_key is not None and user_key not in table.column_names:
+            raise ValueError(
+                f"{type(self).__name__}: user_key names column {user_key!r}, which X does not "
+                f"have; it has {table.column_names}"
+            )
+        sets = pair_sets(eval_set, eval_sample_weight)
+        self._forget()
+        self._catalogue, self._target, self._user_key = catalogue, target, user_key
+        if target.classes is not None:
+            self.classes_ = target.classes
+        self._fit_towers(table, backend)
+        pairs = self._read_pairs(table, y, sample_weight, backend)
+        evals = []
+        for where, X_eval, y_eval, weight in sets:
+            with errors_name(where):
+                evals.append(self._read_pairs(as_table(X_eval), y_eval, weight, backend))
+        item_rows = pairs.frame.item_rows
+        random_state = check_random_state(self.random_state)
+        rows, evals = self._with_validation(self._joined([pairs, *evals]), random_state)
+        self._train_towers(rows, evals, random_state, backend)
+        self._keep_items(backend)
+        if user_key is not None:
+            self._keep_users(table, Keys(table.column(user_key), user_key), item_rows, backend)
+        self.n_features_in_ = table.num_columns
+        self.feature_names_in_ = np.asarray(table.column_names, dtype=object)
+        return self
+
+    def _fit_towers(self, table, backend):
+        catalogue = self._catalogue
+        trunk = self._default_trunk() if self.trunk is None else self.trunk
+        how = {
+            "embedding_dim": self.embedding_dim,
+            "normalized": self.similarity == "cosine",
+            "n_jobs": self.n_jobs,
+        }
+        users = key_blocks(self.user_blocks, self._user_key, self.embedding_dim)
+        items = key_blocks(self.item_blocks, catalogue.key, self.embedding_dim)
+        self.user_tower_ = Tower(users, clone(trunk), **how)
+        self.item_tower_ = Tower(items, clone(trunk), **how)
+        user_columns = catalogue.user_columns(table) if self.user_blocks is None else None
+        item_columns = catalogue.item_columns if self.item_blocks is None else None
+        with errors_name("user_blocks"):
+            self.user_tower_.fit_blocks(table, user_columns, backend)
+        with errors_name("item_blocks"):
+            self.item_tower_.fit_blocks(catalogue.table, item_columns, backend)
+        fit_shared(self.shared_blocks, self.user_tower_, table, self.item_tower_, catalogue.table)
+
+    def _read_pairs(self, table, y, weight, backend):
+        """Return encoded pairs; the item rows are those of the catalogue."""
+        target = self._target.encode(y, len(table))
+        check_consistent_length(Sized(len(table)), target)
+        users, user_rows = distinct_rows(self.user_tower_.encode(table, backend))
+        rows = self._catalogue.rows(table)
+        items = TensorFrame({}, 0)
+        if rows is None:
+            items, rows = distinct_rows(self.item_tower_.encode(table, backend))
+        weight = torch.from_numpy(check_weight(weight, len(table))).float()
+        return EncodedRows(PairFrame(users, items, user_rows, rows), target, weight)
+
+    def _joined(self, sets):
+        """Give several sets of pairs the same users and items, so that both are kept once."""
+        frames = [pairs.frame for pairs in sets]
+        users = TensorFrame.concatenate([frame.users for frame in frames])
+        users, user_rows = distinct_rows(users)
+        backend = resolve_backend("local", self.n_jobs)
+        if self._catalogue.keyed:
+            items = self.item_tower_.encode(self._catalogue.table, backend)
+            item_rows = torch.arange(len(items))
+            item_starts = [0] * len(frames)
+        else:
+            items = TensorFrame.concatenate([frame.items for frame in frames])
+            items, item_rows = distinct_rows(items)
+            item_starts = np.cumsum([0] + [len(frame.items) for frame in frames])
+        user_starts = np.cumsum([0] + [len(frame.users) for frame in frames])
+        return [
+            EncodedRows(
+                PairFrame(
+                    users,
+                    items,
+                    user_rows[pairs.frame.user_rows + int(user_start)],
+                    item_rows[pairs.frame.item_rows + int(item_start)],
+                ),
+                pairs.target,
+                pairs.weight,
+            )
+            for pairs, user_start, item_start in zip(sets, user_starts, item_starts, strict=False)
+        ]
+
+    def _with_validation(self, sets, random_state):
+        rows, *evals = sets
+        if evals or self.validation_fraction is None:
+            return rows, evals
+        strata = self._target.strata(rows.target)
+        train, valid = validation_rows(strata, self.validation_fraction, random_state)
+        if len(valid) == 0:
+            return rows, []
+        return rows.take(torch.from_numpy(train)), [rows.take(torch.from_numpy(valid))]
+
+    def _train_towers(self, rows, evals, random_state, backend):
+        rows.weight = rows.weight / rows.weight.double().mean().float()
+        seed = int(random_state.randint(np.iinfo(np.int32).max))
+        batch_size = self.batch_size or max(512, default_batch_size(len(rows)))
+        epochs = self.max_epochs or default_max_epochs(len(rows))
+        popularity = None
+        if self._target.chosen:
+            counts = torch.bincount(
+                rows.frame.item_rows, weights=rows.weight, minlength=len(rows.frame.items)
+            )
+            popularity = (counts / counts.sum()).float()
+        temperature = self.temperature
+        if temperature is None:
+            temperature = 0.1 if self.similarity == "cosine" else 1.0
+        self._target.learn_scale(rows)
+        with seeded(seed):
+            user, item = self.user_tower_.make_network(), self.item_tower_.make_network()
+            for name in self.shared_blocks:
+                item.blocks[item.names.index(name)] = user.blocks[user.names.index(name)]
+            network = TwoTowerNetwork(
+                user,
+                item,
+                normalized=self.similarity == "cosine",
+                temperature=temperature,
+                dropout=self.dropout,
+                popularity=popularity,
+                n_negatives=self.n_negatives,
+            )
+            rows = self._target.scaled(rows)
+            evals = [self._target.scaled(valid) for valid in evals]
+            settings = self._settings(batch_size, epochs)
+            result = backend.train(network, self._target.head, rows, evals, settings)
+        self._temperature = temperature
+        self._bias = 0.0 if network.popularity is not None else float(network.bias)
+        self._record_losses(result, self._target.head.metric)
+
+    def _forget(self):
+        for name in [name for name in vars(self) if name.endswith("_") and name[0] != "_"]:
+            delattr(self, name)
+
+    # ------------------------------------------------------------------ predicting
+
+    def decision_function(self, X):
+        """Return how well users and items fit.
+
+        Parameters
+        ----------
+        X : table-like
+            Pairs: the user's columns, and the item's or its key.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_pairs,)
+            Products over the temperature; with two classes the log-odds of the second.
+        """
+        check_is_fitted(self, "user_tower_")
+        table = as_table(X)
+        backend = resolve_backend("local", self.n_jobs)
+        users, user_rows = distinct_rows(self.user_tower_.encode(table, backend))
+        users = self.user_tower_.embed_frame(users, backend)
+        if self._catalogue.keyed and self._catalogue.key in table.column_names:
+            rows = self._catalogue.rows(table)
+            items = torch.from_numpy(self.item_embeddings_)
+        else:
+            items, rows = distinct_rows(self.item_tower_.encode(table, backend))
+            items = self.item_tower_.embed_frame(items, backend)
+        products = torch.einsum("nd,nd->n", users[user_rows].double(), items[rows].double())
+        return (products / self._temperature + self._bias).numpy()
+
+    def predict_proba(self, X):
+        """Return the probability of each class.
+
+        Parameters
+        ----------
+        X : table-like
+            Pairs.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_pairs, 2)
+
+        Raises
+        ------
+        AttributeError
+            Unless `fit` was given two classes.
+        """
+        check_is_fitted(self, "user_tower_")
+        if self._target.classes is None:
+            raise AttributeError(
+                "predict_proba needs a y of two classes in fit; use decision_function"
+            )
+        positive = 1 / (1 + np.exp(-self.decision_function(X)))
+        return np.column_stack([1 - positive, positive])
+
+    def predict(self, X):
+        """Return the class, the number, or without `y` in `fit` the product of each pair.
+
+        Parameters
+        ----------
+        X : table-like
+            Pairs.
+
+        Returns
+        -------
+        ndarray of shape (n_pairs,)
+        """
+        return self._target.decode(self.decision_function(X))
+
+    def score(self, X, y=None):
+        """Return how good predictions are.
+
+        Parameters
+        ----------
+        X : table-like
+            Pairs.
+        y : array-like, optional
+            What `fit` was given of the kind.
+
+        Returns
+        -------
+        float
+            With two classes the area under the ROC curve, with numbers R². Without `y` the
+            fraction of pairs whose item is among the ten of the catalogue that fit its user best.
+        """
+        if self._target.chosen:
+            return self._hit_rate(X)
+        y = self._target.check(y)
+        if self._target.classes is None:
+            return float(r2_score(y, self.predict(X)))
+        return float(roc_auc_score(y == self.classes_[1], self.decision_function(X)))
+
+    def transform(self, X):
+        """Return the embeddings of users.
+
+        Parameters
+        ----------
+        X : table-like
+            With the user tower's columns.
+
+        Returns
+        -------
+        ndarray of float32, shape (n_rows, embedding_dim)
+        """
+        check_is_fitted(self, "user_tower_")
+        return self.user_tower_.transform(X)
+
+    @property
+    def _n_features_out(self):
+        return self.embedding_dim

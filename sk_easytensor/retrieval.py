@@ -1,0 +1,111 @@
+"""The best of many candidates for each query, by product of embeddings: exact or approximate."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sk_easytensor.parameters import check_choice
+
+__all__ = ["INDEXES", "ApproximateIndex", "top_k"]
+
+INDEXES = ("exact", "usearch")
+
+BLOCK = 1 << 24
+"""Products held at a time."""
+
+
+def top_k(queries, candidates, k, *, excluded=None):
+    """Return the k candidates with the largest products for each query.
+
+    Parameters
+    ----------
+    queries : ndarray of float32, shape (n_queries, embedding_dim)
+        Embeddings.
+    candidates : ndarray of float32, shape (n_candidates, embedding_dim)
+        Embeddings.
+    k : int
+        How many, at most `n_candidates`.
+    excluded : tuple of ndarray of int64, optional
+        Queries and candidates of the pairs that do not count, sorted by query.
+
+    Returns
+    -------
+    places : ndarray of int64, shape (n_queries, k)
+        The best first; -1 where all others are excluded.
+    scores : ndarray of float32, shape (n_queries, k)
+        Products; ``-inf`` where there is no candidate left.
+
+    Notes
+    -----
+    Products are computed for as many queries at a time as fit into 64 MB.
+    """
+    queries, candidates = torch.from_numpy(queries), torch.from_numpy(candidates)
+    rows = max(1, BLOCK // max(len(candidates), 1))
+    places = torch.empty(len(queries), k, dtype=torch.int64)
+    scores = torch.empty(len(queries), k)
+    products = torch.empty(min(rows, len(queries)), len(candidates))
+    with torch.inference_mode():
+        for start in range(0, len(queries), rows):
+            part = queries[start : start + rows]
+            product = torch.mm(part, candidates.T, out=products[: len(part)])
+            if excluded is not None:
+                first, last = np.searchsorted(excluded[0], [start, start + len(part)])
+                own = torch.from_numpy(excluded[0][first:last] - start)
+                product[own, torch.from_numpy(excluded[1][first:last])] = -torch.inf
+            best = torch.topk(product, k, dim=1)
+            scores[start : start + len(part)] = best.values
+            places[start : start + len(part)] = best.indices
+    places[scores == -torch.inf] = -1
+    return places.numpy(), scores.numpy()
+
+
+class ApproximateIndex:
+    """A graph of candidates in which near neighbours are found without looking at all.
+
+    Parameters
+    ----------
+    candidates : ndarray of float32, shape (n_candidates, embedding_dim)
+        Embeddings.
+
+    Notes
+    -----
+    Hierarchical navigable small worlds (Malkov and Yashunin, 2018), by the package usearch.
+    Pickles hold the graph.
+    """
+
+    def __init__(self, candidates):
+        self._index = _new_index(candidates.shape[1])
+        self._index.add(np.arange(len(candidates)), candidates)
+
+    def __getstate__(self):
+        """Return what is pickled."""
+        return {"dimensions": self._index.ndim, "graph": bytes(self._index.save())}
+
+    def __setstate__(self, state):
+        """Restore what was pickled."""
+        self._index = _new_index(state["dimensions"])
+        self._index.load(state["graph"])
+
+    def search(self, queries, k):
+        """Return places and scores of about the k best candidates, as :func:`top_k` does."""
+        found = self._index.search(queries, k)
+        places = np.asarray(found.keys, dtype=np.int64).reshape(len(queries), -1)
+        # The distance of the inner product metric is one minus the product.
+        scores = 1 - np.asarray(found.distances, dtype=np.float32).reshape(len(queries), -1)
+        return places, scores
+
+
+def _new_index(dimensions):
+    try:
+        from usearch.index import Index
+    except ImportError as error:
+        raise ImportError(
+            "index='usearch' needs the package usearch: pip install 'sk_easytensor[retrieval]'"
+        ) from error
+    return Index(ndim=dimensions, metric="ip", dtype="f32")
+
+
+def check_index(owner, index):
+    """Raise ``ValueError`` unless `index` is the name of an index."""
+    check_choice(owner, "index", index, INDEXES)

@@ -1,0 +1,71 @@
+"""Pairs of rows of two frames: what a two-tower network is trained on."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+__all__ = ["PairFrame", "distinct_rows"]
+
+
+class PairFrame:
+    """Users and items that met, each row of either side kept once.
+
+    Parameters
+    ----------
+    users, items : TensorFrame
+        Encoded rows of the two sides.
+    user_rows, item_rows : torch.Tensor of int64, shape (n_pairs,)
+        For each pair, the row of either side.
+
+    Notes
+    -----
+    Takes the place of a :class:`~sk_easytensor.tensors.TensorFrame` in
+    :class:`~sk_easytensor.training.batches.EncodedRows`: a batch is a choice of pairs, and the
+    network reads each user and each item in it once.
+    """
+
+    def __init__(self, users, items, user_rows, item_rows):
+        self.users = users
+        self.items = items
+        self.user_rows = user_rows
+        self.item_rows = item_rows
+
+    def __len__(self):
+        return len(self.user_rows)
+
+    def take(self, pairs):
+        """Return some of the pairs: a slice or an int64 tensor."""
+        return PairFrame(self.users, self.items, self.user_rows[pairs], self.item_rows[pairs])
+
+    def to(self, device):
+        """Return the pairs on another device."""
+        return PairFrame(
+            self.users.to(device),
+            self.items.to(device),
+            self.user_rows.to(device),
+            self.item_rows.to(device),
+        )
+
+
+def distinct_rows(frame):
+    """Keep each distinct row of a frame once.
+
+    Parameters
+    ----------
+    frame : TensorFrame
+        Encoded rows.
+
+    Returns
+    -------
+    distinct : TensorFrame
+        In the order of first appearance.
+    rows : torch.Tensor of int64, shape (len(frame),)
+        For each row, where it stands among the distinct ones.
+    """
+    _, first, inverse = np.unique(frame.row_hashes(), return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    rows = torch.from_numpy(rank[inverse.reshape(-1)])
+    return frame.take(torch.from_numpy(first[order])), rows
