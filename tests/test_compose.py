@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer, make_column_selector
@@ -20,6 +21,7 @@ from sk_easytensor import (
     EasyTensorClassifier,
     EasyTensorRegressor,
     NumericBlock,
+    NumericSequenceBlock,
     TableEncoder,
     TabM,
     VectorBlock,
@@ -440,3 +442,33 @@ def test_chunks_and_threads_give_the_same_encoder(n_jobs, frame):
 def test_bad_parameters(params, message, frame):
     with pytest.raises(ValueError, match=message):
         TableEncoder(**params).fit(frame)
+
+
+def test_several_blocks_of_a_kind_are_numbered():
+    X = {"a": [[1.0], [1.0, 2.0]], "b": [[1.0, 2.0], [3.0]], "c": [[3.0], [4.0, None]]}
+    encoder = TableEncoder().fit(X)
+    assert {name: list(block.feature_names_in_) for name, block in encoder.blocks_.items()} == {
+        "numeric_sequence": ["a", "c"],
+        "numeric_sequence_2": ["b"],
+    }
+    names = encoder.get_feature_names_out()
+    assert len(set(names)) == len(names) == encoder.transform(X).shape[1]
+    blocks = [("numeric_sequence", NumericSequenceBlock("gru"), "b")]
+    encoder = TableEncoder(blocks).fit({**X, "d": [[], [5.0]]})
+    assert {name: list(block.feature_names_in_) for name, block in encoder.blocks_.items()} == {
+        "numeric_sequence": ["b"],
+        "numeric_sequence_auto": ["a", "c"],
+        "numeric_sequence_auto_2": ["d"],
+    }
+
+
+def test_types_of_several_parts_are_refused_by_name():
+    kind = pa.map_(pa.string(), pa.int64())
+    with pytest.raises(
+        TypeError, match=r"column 'm' of type map<.*row 1 holds \[\('a', 1\)\].*No block"
+    ):
+        TableEncoder().fit({"m": pa.array([None, [("a", 1)]], kind)})
+    with pytest.raises(TypeError, match=r"column 's' of type struct<.*No block reads it"):
+        TableEncoder().fit({"s": [{"a": 1}]})
+    with pytest.raises(TypeError, match=r"column 'l' of type .*row 0 holds .*one level deep"):
+        TableEncoder().fit({"l": [[{"a": [1]}]]})

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -62,10 +64,18 @@ def test_only_empty_lists_have_the_learned_vector(encoder):
     with torch.no_grad():
         network.empty.fill_(7.0)
     output = network(*items())
-    assert (output == 7).all(dim=1).tolist() == [False, True, False, False]
+    assert (output[:, :-1] == 7).all(dim=1).tolist() == [False, True, False, False]
     output.sum().backward()
     assert network.empty.grad.tolist() == [1] * 8
-    assert (network(torch.zeros(0, 3), torch.zeros(3, dtype=torch.int64)) == 7).all()
+    nothing = network(torch.zeros(0, 3), torch.zeros(3, dtype=torch.int64))
+    assert (nothing[:, :-1] == 7).all()
+
+
+def test_the_last_feature_is_the_length():
+    network = make("conv", max_length=8)
+    length = network(*items())[:, -1]
+    expected = torch.tensor(LENGTHS).add(1).log() / math.log(9)
+    torch.testing.assert_close(length, expected)
 
 
 def test_convolutions_see_their_neighbours_and_no_others():
@@ -137,8 +147,31 @@ def test_reading_backwards_is_reading_the_turned_list(encoder):
     turned = make(encoder, "last", bidirectional=True)
     reader = turned.reader
     reader.forwards, reader.backwards = reader.backwards, reader.forwards
-    forwards, backwards = one(network, values).chunk(2)
-    torch.testing.assert_close(torch.cat([backwards, forwards]), one(turned, values.flip(0)))
+    forwards, backwards = one(network, values)[:-1].chunk(2)
+    found = one(turned, values.flip(0))[:-1]
+    torch.testing.assert_close(torch.cat([backwards, forwards]), found)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_a_list_is_read_alike_beside_longer_ones(encoder, bidirectional, pooling):
+    network = make(encoder, pooling, layers=2, bidirectional=bidirectional)
+    values, offsets = items()
+    alone = [one(network, part) for part in values.split(LENGTHS)]
+    torch.testing.assert_close(network(values, offsets), torch.stack(alone))
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_half_precision_is_close(encoder):
+    network = make(encoder, "attention", bidirectional=True)
+    values, offsets = items()
+    expected = network(values, offsets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = network(values, offsets)
+    torch.testing.assert_close(found.float(), expected, atol=0.1, rtol=0.1)
+    found.float().sum().backward()
+    assert all(torch.isfinite(weight.grad).all() for weight in network.parameters())
 
 
 @pytest.mark.parametrize("encoder", ["gru", "lstm"])
@@ -151,7 +184,7 @@ def test_the_last_state_of_both_directions_has_read_the_whole_list(encoder):
         changed[place] += 1
         after = one(network, changed)
         assert (after[:8] != before[:8]).any()
-        assert (after[8:] != before[8:]).any()
+        assert (after[8:-1] != before[8:-1]).any()
 
 
 @pytest.mark.parametrize("encoder", ["gru", "lstm"])
@@ -173,18 +206,18 @@ def test_poolings():
     network = make("mean", "mean")
     hidden = network.reader.project(values)
     parts = hidden.split(LENGTHS)
-    torch.testing.assert_close(network(values, offsets)[3], parts[3].mean(0))
+    torch.testing.assert_close(network(values, offsets)[3, :-1], parts[3].mean(0))
     for pooling, expected in [
         ("last", parts[3][-1]),
         ("mean_max", torch.cat([parts[3].mean(0), parts[3].amax(0)])),
     ]:
         other = make("mean", pooling)
         other.reader = network.reader
-        torch.testing.assert_close(other(values, offsets)[3], expected)
+        torch.testing.assert_close(other(values, offsets)[3, :-1], expected)
     attentive = make("mean", "attention")
     attentive.reader = network.reader
     share = attentive.score(parts[0]).softmax(0)
-    torch.testing.assert_close(attentive(values, offsets)[0], (share * parts[0]).sum(0))
+    torch.testing.assert_close(attentive(values, offsets)[0, :-1], (share * parts[0]).sum(0))
     with torch.no_grad():
         attentive.score.weight.zero_()
-    torch.testing.assert_close(attentive(values, offsets)[0], parts[0].mean(0))
+    torch.testing.assert_close(attentive(values, offsets)[0, :-1], parts[0].mean(0))

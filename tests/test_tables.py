@@ -214,7 +214,6 @@ def test_numpy_dates(unit):
             pa.large_list(pa.large_list(pa.string())),
         ),
     ],
-    ids=str,
 )
 def test_plain_types(array, kind):
     table = as_table(pa.table({"a": array}))
@@ -264,7 +263,6 @@ def test_views_of_lists_in_any_order(kind):
             pa.struct({"a": pa.large_string(), "b": pa.int64()}),
         ),
     ],
-    ids=str,
 )
 def test_lists_of_polars(series, item):
     table = as_table(pl.DataFrame({"a": series}))

@@ -1,6 +1,7 @@
-"""Small real data sets for examples, demos and tests."""
+"""Small data sets for examples, demos and tests: real ones, and interactions made up."""
 
 from sk_easytensor.datasets._clothing_reviews import load_clothing_reviews
 from sk_easytensor.datasets._flights import load_flights
+from sk_easytensor.datasets._interactions import make_interactions
 
-__all__ = ["load_clothing_reviews", "load_flights"]
+__all__ = ["load_clothing_reviews", "load_flights", "make_interactions"]

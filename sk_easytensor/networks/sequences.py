@@ -7,6 +7,7 @@ that runs forwards; one that runs backwards gets each list turned around.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -34,7 +35,7 @@ class SequenceEncoder(nn.Module):
     width : int
         Size of all layers.
     max_length : int
-        Longest list, for the transformer's positions.
+        Longest list.
     layers : int
         Layers of the encoder.
     heads : int
@@ -50,7 +51,7 @@ class SequenceEncoder(nn.Module):
 
     Notes
     -----
-    Empty lists get a learned vector.
+    Empty lists get a learned vector. The last feature is the logarithm of a list's length.
     """
 
     def __init__(
@@ -84,8 +85,10 @@ class SequenceEncoder(nn.Module):
         self.both_ends = pooling == "last" and getattr(self.reader, "bidirectional", False)
         if pooling == "attention":
             self.score = nn.Linear(features, 1, bias=False)
-        self.out_features = features * (2 if pooling == "mean_max" else 1)
-        self.empty = nn.Parameter(torch.zeros(self.out_features))
+        pooled = features * (2 if pooling == "mean_max" else 1)
+        self.empty = nn.Parameter(torch.zeros(pooled))
+        self.longest = math.log1p(max_length)
+        self.out_features = pooled + 1
 
     def forward(self, items, offsets):
         """Return a vector for each list.
@@ -107,7 +110,10 @@ class SequenceEncoder(nn.Module):
         known = torch.arange(padded.shape[1], device=lengths.device) < filled[:, None]
         hidden = self.reader(padded, filled, known)
         pooled = self._pool(hidden, filled, known)
-        return torch.where((lengths > 0)[:, None], pooled, self.empty)
+        pooled = torch.where((lengths > 0)[:, None], pooled, self.empty)
+        # Pooling forgets how many items there were.
+        length = torch.log1p(lengths.to(pooled.dtype)) / self.longest
+        return torch.cat([pooled, length[:, None]], dim=1)
 
     def _pool(self, hidden, lengths, known):
         known = known[..., None]

@@ -72,7 +72,6 @@ def test_encoding_is_parallel():
         pa.array([[1, 2], [3, None], []], pa.list_(pa.uint8())),
         [np.array([1, 2], np.float32), np.array([3, np.nan]), np.array([])],
     ],
-    ids=str,
 )
 def test_every_type_of_numbers(values):
     block = NumericSequenceBlock().fit({"x": [[1.0, 2.0], [3.0]]})

@@ -1,0 +1,101 @@
+"""Interactions of made-up users with made-up items, whose structure is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from sklearn.utils import Bunch, check_random_state
+
+from sk_easytensor.parameters import check_number
+
+__all__ = ["make_interactions"]
+
+
+def make_interactions(
+    n_interactions=5000, *, n_users=200, n_items=100, n_tastes=4, noise=0.1, random_state=None
+):
+    """Generate interactions of users with items that share a taste.
+
+    Every user and every item has one of a few tastes. A user interacts with items of the own
+    taste, among which popular ones are chosen more often; only a fraction of interactions is
+    with any item at all. The taste is not among the columns: the town of a user and the genre of
+    an item tell it.
+
+    Parameters
+    ----------
+    n_interactions : int, default=5000
+        Rows of the log; a user may meet an item more than once.
+    n_users, n_items : int, default=200, 100
+        How many there are.
+    n_tastes : int, default=4
+        How many tastes.
+    noise : float, default=0.1
+        Fraction of interactions that have nothing to do with taste.
+    random_state : int, RandomState or None, default=None
+        Makes results repeatable.
+
+    Returns
+    -------
+    :class:`~sklearn.utils.Bunch`
+        Dictionary-like object, with the following attributes.
+
+        interactions : DataFrame of shape (n_interactions, 4)
+            ``user_id``, ``town``, ``age`` and ``item_id``.
+        users : DataFrame of shape (n_users, 3)
+            ``user_id``, ``town`` and ``age``.
+        items : DataFrame of shape (n_items, 3)
+            ``item_id``, ``genre`` and ``price``.
+        affinity : ndarray of bool, shape (n_users, n_items)
+            Whether user and item share a taste.
+
+    Examples
+    --------
+    >>> data = make_interactions(1000, random_state=0)
+    >>> data.interactions.columns.tolist()
+    ['user_id', 'town', 'age', 'item_id']
+    >>> met = data.affinity[data.interactions["user_id"], data.interactions["item_id"]]
+    >>> bool(met.mean() > 0.85)
+    True
+    """
+    for name, value in (
+        ("n_interactions", n_interactions),
+        ("n_users", n_users),
+        ("n_items", n_items),
+        ("n_tastes", n_tastes),
+    ):
+        check_number("make_interactions", name, value, low=1, integer=True)
+    check_number("make_interactions", "noise", noise, low=0, high=1)
+    random = check_random_state(random_state)
+    user_taste = np.arange(n_users) % n_tastes
+    item_taste = np.arange(n_items) % n_tastes
+    users = pd.DataFrame(
+        {
+            "user_id": np.arange(n_users),
+            "town": np.char.add("town ", user_taste.astype(str)),
+            "age": random.randint(18, 80, n_users),
+        }
+    )
+    items = pd.DataFrame(
+        {
+            "item_id": np.arange(n_items),
+            "genre": np.char.add("genre ", item_taste.astype(str)),
+            "price": random.uniform(1, 20, n_items).round(2),
+        }
+    )
+    who = random.randint(0, n_users, n_interactions)
+    # Zipf's law: the item of rank r is chosen in proportion to 1 / r.
+    popularity = 1 / (1 + random.permutation(n_items))
+    chance = popularity[None, :] * (user_taste[:, None] == item_taste[None, :])
+    nothing = chance.sum(axis=1) == 0
+    chance[nothing] = popularity
+    chance = np.cumsum(chance / chance.sum(axis=1, keepdims=True), axis=1)
+    what = (random.uniform(size=n_interactions)[:, None] > chance[who]).sum(axis=1)
+    what = np.minimum(what, n_items - 1)
+    stray = random.uniform(size=n_interactions) < noise
+    what[stray] = random.randint(0, n_items, stray.sum())
+    return Bunch(
+        interactions=users.loc[who].reset_index(drop=True).assign(item_id=what),
+        users=users,
+        items=items,
+        affinity=user_taste[:, None] == item_taste[None, :],
+    )
