@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sk_easytensor.blocks._lists import is_list
 from sk_easytensor.parameters import check_number
 
 __all__ = [
@@ -255,13 +256,13 @@ def _hits(relevant, recommended, k):
     n_users = len(items) // k
     if len(lists) != n_users:
         raise ValueError(f"relevant has {len(lists)} users and recommended has {n_users}")
+    if not is_list(lists.type):
+        raise ValueError(f"relevant must hold a list for each user, got values of {lists.type}")
     owner = np.repeat(np.arange(n_users), pc.fill_null(pc.list_value_length(lists), 0).to_numpy())
     wanted_items = pc.list_flatten(lists)
-    if pa.types.is_null(wanted_items.type):
-        wanted_items = wanted_items.cast(items.type)
-    codes = pa.chunked_array([wanted_items.cast(items.type), items]).combine_chunks()
-    codes = pc.fill_null(codes.dictionary_encode().indices, -1).to_numpy(zero_copy_only=False)
-    codes = codes.astype(np.int64)
+    known = wanted_items.is_valid()
+    owner = owner[known.to_numpy(zero_copy_only=False)]
+    codes = _codes(wanted_items.filter(known), items)
     n_codes = codes.max(initial=0) + 1
     wanted = np.unique(owner * n_codes + codes[: len(owner)])
     places = np.repeat(np.arange(n_users), k) * n_codes + codes[len(owner) :]
@@ -270,3 +271,34 @@ def _hits(relevant, recommended, k):
     first = np.zeros(len(places), dtype=bool)
     first[np.unique(places, return_index=True)[1]] = True
     return (hits & first).reshape(n_users, k), np.bincount(wanted // n_codes, minlength=n_users)
+
+
+def _comparable(array):
+    """Cast integers, floats and strings each to the type that holds them all."""
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    kind = array.type
+    if pa.types.is_integer(kind):
+        return array.cast(pa.int64())
+    if pa.types.is_floating(kind):
+        return array.cast(pa.float64())
+    if pa.types.is_large_string(kind) or kind == pa.string_view():
+        return array.cast(pa.string())
+    return array
+
+
+def _codes(wanted, recommended):
+    """Return a number for each distinct value of both arrays, -1 for missing ones."""
+    wanted, recommended = _comparable(wanted), _comparable(recommended)
+    types = {part.type for part in (wanted, recommended) if not pa.types.is_null(part.type)}
+    common = types.pop() if types else pa.null()
+    if types:
+        kinds = {common, *types}
+        if kinds != {pa.int64(), pa.float64()}:
+            raise ValueError(
+                f"relevant items are of type {wanted.type}, recommended ones of {recommended.type}"
+            )
+        common = pa.float64()
+    both = pa.chunked_array([wanted.cast(common), recommended.cast(common)]).combine_chunks()
+    codes = both.dictionary_encode().indices
+    return pc.fill_null(codes, -1).to_numpy(zero_copy_only=False).astype(np.int64)

@@ -76,7 +76,8 @@ class ApproximateIndex:
 
     def __init__(self, candidates):
         self._index = _new_index(candidates.shape[1])
-        self._index.add(np.arange(len(candidates)), candidates)
+        # With several threads the graph would depend on which of them is faster.
+        self._index.add(np.arange(len(candidates)), candidates, threads=1)
 
     def __getstate__(self):
         """Return what is pickled."""
@@ -87,12 +88,21 @@ class ApproximateIndex:
         self._index = _new_index(state["dimensions"])
         self._index.load(state["graph"])
 
-    def search(self, queries, k):
+    def search(self, queries, k, threads=1):
         """Return places and scores of about the k best candidates, as :func:`top_k` does."""
-        found = self._index.search(queries, k)
-        places = np.asarray(found.keys, dtype=np.int64).reshape(len(queries), -1)
+        found = self._index.search(queries, k, threads=threads)
+        keys, distances = (
+            np.asarray(values).reshape(len(queries), -1) for values in (found.keys, found.distances)
+        )
+        # Of a single query, only what was found is returned.
+        counts = np.asarray(getattr(found, "counts", [keys.shape[1]]))
+        filled = np.zeros((len(queries), k), dtype=bool)
+        filled[:, : keys.shape[1]] = np.arange(keys.shape[1]) < counts[:, None]
+        places = np.full((len(queries), k), -1)
+        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        places[filled] = keys[filled[:, : keys.shape[1]]]
         # The distance of the inner product metric is one minus the product.
-        scores = 1 - np.asarray(found.distances, dtype=np.float32).reshape(len(queries), -1)
+        scores[filled] = 1 - distances[filled[:, : keys.shape[1]]]
         return places, scores
 
 

@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 from scipy.sparse import issparse
 from sklearn.utils import check_array
 
+from sk_easytensor.plain_types import plain_types
+
 UNREADABLE = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
 """What Arrow raises for Python values that fit none of its types."""
 
@@ -118,7 +120,7 @@ def as_table(X, *, minimum_rows=1):
     else:
         table = _from_array(X, minimum_rows)
     _check_shape(table, minimum_rows)
-    return _plain_types(table)
+    return plain_types(table)
 
 
 def align_table(table, names, *, positional=False, owner="the estimator"):
@@ -372,86 +374,3 @@ def _first_unlike(array):
         else:
             readable = middle
     return readable
-
-
-def _plain_types(table):
-    for index, field in enumerate(table.schema):
-        plain = _plain_type(field.type)
-        if plain is None:
-            continue
-        column = table.column(index)
-        if isinstance(field.type, pa.BaseExtensionType):
-            storage = [chunk.storage for chunk in column.chunks]
-            column = pa.chunked_array(storage, type=field.type.storage_type)
-            plain = _plain_type(column.type) or column.type
-        if _is_list_view(column.type):
-            column = _lists_of_views(column)
-        column = column.cast(plain)
-        if pa.types.is_dictionary(plain) and pa.types.is_nested(plain.value_type):
-            column = _named_dictionaries(column)
-        table = table.set_column(index, field.name, column)
-    return table
-
-
-def _named_dictionaries(column):
-    """Give nested categories, such as the intervals of ``pandas.cut``, strings as names."""
-    chunks = []
-    for chunk in column.chunks:
-        values = chunk.dictionary.to_pylist()
-        names = [
-            str(list(value.values() if isinstance(value, dict) else value)) for value in values
-        ]
-        chunks.append(pa.DictionaryArray.from_arrays(chunk.indices, pa.array(names, pa.string())))
-    return pa.chunked_array(chunks, type=pa.dictionary(pa.int32(), pa.string()))
-
-
-def _plain_type(kind):
-    """Return the type a column should be cast to, or None if it is plain already."""
-    if isinstance(kind, pa.BaseExtensionType):
-        return kind.storage_type
-    if pa.types.is_dictionary(kind):
-        value = _plain_type(kind.value_type)
-        if value is None and kind.index_type == pa.int32():
-            return None
-        return pa.dictionary(pa.int32(), value or kind.value_type, kind.ordered)
-    if pa.types.is_struct(kind):
-        return _plain_struct(kind)
-    if pa.types.is_fixed_size_list(kind):
-        plain = _plain_type(kind.value_type)
-        return None if plain is None else pa.list_(plain, kind.list_size)
-    if _is_variable_list(kind):
-        # Offsets of 64 bits hold any chunk, however long its lists.
-        plain = pa.large_list(_plain_type(kind.value_type) or kind.value_type)
-        return None if plain == kind else plain
-    if kind == pa.string_view():
-        return pa.large_string()
-    if pa.types.is_decimal(kind):
-        return pa.float64()
-    if kind == pa.float16():
-        return pa.float32()
-    return None
-
-
-def _is_variable_list(kind):
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or _is_list_view(kind)
-
-
-def _is_list_view(kind):
-    return pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
-
-
-def _lists_of_views(column):
-    """Turn views of lists into lists, for which Arrow's cast gives wrong offsets."""
-    chunks = []
-    for chunk in column.chunks:
-        lengths = pc.fill_null(pc.list_value_length(chunk), 0).to_numpy()
-        offsets = pa.array(np.append(0, np.cumsum(lengths, dtype=np.int64)))
-        lists = pa.LargeListArray.from_arrays(offsets, chunk.flatten(), mask=chunk.is_null())
-        chunks.append(lists)
-    return pa.chunked_array(chunks, type=pa.large_list(column.type.value_type))
-
-
-def _plain_struct(kind):
-    fields = [pa.field(field.name, _plain_type(field.type) or field.type) for field in kind]
-    plain = pa.struct(fields)
-    return None if plain == kind else plain

@@ -18,6 +18,7 @@ from sk_easytensor.columns import RowError, RowTypeError, to_float64
 __all__ = [
     "check_clocks",
     "choose_kinds",
+    "find_now",
     "gaps",
     "is_time",
     "readable_fields",
@@ -32,6 +33,38 @@ BLOCK = "EventSequenceBlock"
 def is_time(kind):
     """Tell whether a type is of dates or timestamps."""
     return pa.types.is_date(kind) or pa.types.is_timestamp(kind)
+
+
+def find_now(table, now):
+    """Return the name of the column that says when a row is predicted, or None.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        All columns of the block.
+    now : str or None
+        Its name, if the user gave it.
+
+    Raises
+    ------
+    ValueError
+        If there is no such column, or if several could be it.
+    """
+    names = table.column_names
+    if now is not None:
+        if now not in names or is_list(table.schema.field(now).type):
+            raise ValueError(
+                f"{BLOCK}: now must name a column of the block with one value a row, got {now!r}; "
+                f"columns are {names}"
+            )
+        return now
+    times = [field.name for field in table.schema if is_time(field.type)]
+    if len(times) > 1:
+        raise ValueError(
+            f"{BLOCK}: {times} each have a time a row; say with now which is when a row is "
+            "predicted, and give the others to another block"
+        )
+    return times[0] if times else None
 
 
 def struct_fields(table):

@@ -11,6 +11,7 @@ from sk_easytensor.blocks._base import unsupported_column
 from sk_easytensor.blocks._events import (
     check_clocks,
     choose_kinds,
+    find_now,
     gaps,
     is_time,
     readable_fields,
@@ -217,29 +218,12 @@ class EventSequenceBlock(SequenceBlock):
             )
 
     def takes(self, table):
-        now = self._find_now(table)
+        now = find_now(table, self.now)
         return [name for name in table.column_names if name != now]
-
-    def _find_now(self, table):
-        names = table.column_names
-        if self.now is not None:
-            if self.now not in names or is_list(table.schema.field(self.now).type):
-                raise ValueError(
-                    f"EventSequenceBlock: now must name a column of the block with one value a "
-                    f"row, got {self.now!r}; columns are {names}"
-                )
-            return self.now
-        times = [field.name for field in table.schema if is_time(field.type)]
-        if len(times) > 1:
-            raise ValueError(
-                f"EventSequenceBlock: {times} each have a time a row; say with now which is when "
-                "a row is predicted, and give the others to another block"
-            )
-        return times[0] if times else None
 
     def fit_columns(self, table, *, named=True):
         self.check_parameters()
-        self.now_ = self._find_now(table)
+        self.now_ = find_now(table, self.now)
         lists = table if self.now_ is None else table.drop_columns([self.now_])
         super().fit_columns(lists, named=named)
         self.feature_names_in_ = np.asarray(table.column_names, dtype=object)

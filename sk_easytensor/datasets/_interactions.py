@@ -43,7 +43,7 @@ def make_interactions(
             ``user_id``, ``town``, ``age`` and ``item_id``.
         users : DataFrame of shape (n_users, 3)
             ``user_id``, ``town`` and ``age``.
-        items : DataFrame of shape (n_items, 3)
+        catalogue : DataFrame of shape (n_items, 3)
             ``item_id``, ``genre`` and ``price``.
         affinity : ndarray of bool, shape (n_users, n_items)
             Whether user and item share a taste.
@@ -96,6 +96,6 @@ def make_interactions(
     return Bunch(
         interactions=users.loc[who].reset_index(drop=True).assign(item_id=what),
         users=users,
-        items=items,
+        catalogue=items,
         affinity=user_taste[:, None] == item_taste[None, :],
     )
