@@ -249,11 +249,7 @@ class DenseEvents(nn.Module):
             self.module.values(values.flatten(0, 1)),
         ]
         items = torch.cat(embedded, dim=1).unflatten(0, codes.shape[:2])
-        filled = lengths.clamp(min=1)
-        known = torch.arange(codes.shape[1]) < filled[:, None]
-        encoder = self.module.encoder
-        pooled = encoder._pool(encoder.reader(items, filled, known), filled, known)
-        return torch.where((lengths > 0)[:, None], pooled, encoder.empty)
+        return self.module.encoder.read(items, lengths)
 
 
 # Padding

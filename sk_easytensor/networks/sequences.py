@@ -104,7 +104,22 @@ class SequenceEncoder(nn.Module):
         -------
         torch.Tensor of shape (n_lists, out_features)
         """
-        padded, lengths = pad(items, offsets)
+        return self.read(*pad(items, offsets))
+
+    def read(self, padded, lengths):
+        """Return a vector for each list that is padded already.
+
+        Parameters
+        ----------
+        padded : torch.Tensor of shape (n_lists, longest, in_features)
+            Items, zeros at the end.
+        lengths : torch.Tensor of int64, shape (n_lists,)
+            Items of each list.
+
+        Returns
+        -------
+        torch.Tensor of shape (n_lists, out_features)
+        """
         # An empty list is read as one item of zeros: softmax over nothing is not a number.
         filled = lengths.clamp(min=1)
         known = torch.arange(padded.shape[1], device=lengths.device) < filled[:, None]
