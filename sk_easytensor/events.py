@@ -51,8 +51,8 @@ def collect_sequences(
         The columns of `events` to collect; None for all but those of `by`.
     max_length : int, default=None
         Keep so many of the most recent events; None keeps all.
-    prefix : str, default="past_"
-        Put before the name of a collected column.
+    prefix : str
+        Put before the name of a collected column; by default ``past_``.
 
     Returns
     -------
