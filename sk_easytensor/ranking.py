@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from sk_easytensor.blocks._lists import is_list
 from sk_easytensor.parameters import check_number
+from sk_easytensor.tables import as_table
 
 __all__ = [
     "coverage_at_k",
@@ -248,14 +249,12 @@ def _matrix(recommended, k):
 def _hits(relevant, recommended, k):
     """Return which recommendations are relevant, (n_users, k), and how many items are wanted."""
     items = _matrix(recommended, k)
-    lists = pa.chunked_array(relevant) if hasattr(relevant, "__arrow_c_stream__") else relevant
-    if not isinstance(lists, (pa.Array, pa.ChunkedArray)):
-        lists = pa.array(list(lists), from_pandas=True)
-    if isinstance(lists, pa.ChunkedArray):
-        lists = lists.combine_chunks()
+    lists = as_table({"relevant": relevant}).column("relevant").combine_chunks()
     n_users = len(items) // k
     if len(lists) != n_users:
         raise ValueError(f"relevant has {len(lists)} users and recommended has {n_users}")
+    if pa.types.is_null(lists.type):
+        lists = lists.cast(pa.list_(pa.null()))
     if not is_list(lists.type):
         raise ValueError(f"relevant must hold a list for each user, got values of {lists.type}")
     owner = np.repeat(np.arange(n_users), pc.fill_null(pc.list_value_length(lists), 0).to_numpy())
@@ -282,7 +281,7 @@ def _comparable(array):
         return array.cast(pa.int64())
     if pa.types.is_floating(kind):
         return array.cast(pa.float64())
-    if pa.types.is_large_string(kind) or kind == pa.string_view():
+    if pa.types.is_large_string(kind):
         return array.cast(pa.string())
     return array
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from warnings import catch_warnings, simplefilter
+
 import numpy as np
 import torch
 
 from sk_easytensor.parameters import check_choice
 
-__all__ = ["INDEXES", "ApproximateIndex", "top_k"]
+__all__ = ["INDEXES", "ApproximateIndex", "as_tensor", "check_index", "top_k"]
 
 INDEXES = ("exact", "usearch")
 
 BLOCK = 1 << 24
 """Products held at a time."""
+
+EXPANSION = 256
+"""Candidates that a search of the graph keeps at hand: more of them find more of the best."""
 
 
 def top_k(queries, candidates, k, *, excluded=None):
@@ -40,7 +45,7 @@ def top_k(queries, candidates, k, *, excluded=None):
     -----
     Products are computed for as many queries at a time as fit into 64 MB.
     """
-    queries, candidates = torch.from_numpy(queries), torch.from_numpy(candidates)
+    queries, candidates = as_tensor(queries), as_tensor(candidates)
     rows = max(1, BLOCK // max(len(candidates), 1))
     places = torch.empty(len(queries), k, dtype=torch.int64)
     scores = torch.empty(len(queries), k)
@@ -58,6 +63,14 @@ def top_k(queries, candidates, k, *, excluded=None):
             places[start : start + len(part)] = best.indices
     places[scores == -torch.inf] = -1
     return places.numpy(), scores.numpy()
+
+
+def as_tensor(array):
+    """Return an array as a tensor that shares its memory and is not to be written to."""
+    with catch_warnings():
+        # Arrays that joblib maps into memory cannot be written to, of which torch warns.
+        simplefilter("ignore", UserWarning)
+        return torch.from_numpy(array)
 
 
 class ApproximateIndex:
@@ -113,7 +126,7 @@ def _new_index(dimensions):
         raise ImportError(
             "index='usearch' needs the package usearch: pip install 'sk_easytensor[retrieval]'"
         ) from error
-    return Index(ndim=dimensions, metric="ip", dtype="f32")
+    return Index(ndim=dimensions, metric="ip", dtype="f32", expansion_search=EXPANSION)
 
 
 def check_index(owner, index):

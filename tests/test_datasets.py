@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sk_easytensor.datasets import load_clothing_reviews, load_flights
+from sk_easytensor.datasets import load_clothing_reviews, load_flights, make_interactions
 from sk_easytensor.events import collect_sequences
 
 COLUMNS = [
@@ -160,3 +160,77 @@ def test_flights_make_sequences(flights):
     some = X[lengths > 0]
     latest = some["past_schedule"].map(lambda times: times[-1])
     assert (latest.to_numpy("M8[us]") < some["schedule"].to_numpy("M8[us]")).all()
+
+
+# ---------------------------------------------------------------------- interactions
+
+
+def test_interactions():
+    data = make_interactions(3000, n_users=50, n_items=30, n_tastes=5, random_state=0)
+    log, users, catalogue = data.interactions, data.users, data.catalogue
+    assert log.columns.tolist() == ["user_id", "town", "age", "item_id"]
+    assert users.columns.tolist() == ["user_id", "town", "age"]
+    assert catalogue.columns.tolist() == ["item_id", "genre", "price"]
+    assert (len(log), len(users), len(catalogue)) == (3000, 50, 30)
+    assert log.index.equals(pd.RangeIndex(3000))
+    assert users["user_id"].is_unique
+    assert catalogue["item_id"].is_unique
+    assert log["item_id"].isin(catalogue["item_id"]).all()
+    expected = users.set_index("user_id").loc[log["user_id"]].reset_index()
+    pd.testing.assert_frame_equal(log[users.columns.tolist()], expected)
+    assert catalogue["price"].between(1, 20).all()
+    assert users["age"].between(18, 79).all()
+
+
+def test_interactions_are_of_the_own_taste():
+    data = make_interactions(4000, noise=0.2, n_tastes=5, random_state=0)
+    assert data.affinity.shape == (200, 100)
+    taste = [
+        frame[name].str.split().str[1]
+        for frame, name in ((data.users, "town"), (data.catalogue, "genre"))
+    ]
+    np.testing.assert_array_equal(
+        data.affinity, taste[0].to_numpy()[:, None] == taste[1].to_numpy()
+    )
+    met = data.affinity[data.interactions["user_id"], data.interactions["item_id"]]
+    assert met.mean() == pytest.approx(0.8 + 0.2 / 5, abs=0.03)
+    clean = make_interactions(1000, noise=0, random_state=0)
+    met = clean.affinity[clean.interactions["user_id"], clean.interactions["item_id"]]
+    assert met.all()
+
+
+def test_some_items_are_popular():
+    counts = make_interactions(20_000, random_state=0).interactions["item_id"].value_counts()
+    assert counts.iloc[0] > 10 * counts.median()
+
+
+def test_interactions_are_repeatable():
+    first, again, other = (make_interactions(random_state=seed) for seed in (0, 0, 1))
+    for name in ("interactions", "users", "catalogue"):
+        pd.testing.assert_frame_equal(first[name], again[name])
+    assert not first.interactions.equals(other.interactions)
+    drawn = make_interactions(random_state=np.random.RandomState(0))
+    pd.testing.assert_frame_equal(first.interactions, drawn.interactions)
+
+
+@pytest.mark.parametrize(
+    "params", [{"n_users": 1}, {"n_items": 1}, {"n_tastes": 1}, {"n_items": 2, "n_tastes": 9}]
+)
+def test_few_of_anything(params):
+    data = make_interactions(50, **params, random_state=0)
+    assert data.interactions["item_id"].between(0, len(data.catalogue) - 1).all()
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"n_interactions": 0}, "n_interactions must be an integer at least 1"),
+        ({"n_users": 1.5}, "n_users must be an integer at least 1"),
+        ({"n_items": -1}, "n_items must be an integer at least 1"),
+        ({"n_tastes": 0}, "n_tastes must be an integer at least 1"),
+        ({"noise": 1.1}, "noise must be a number at least 0 and at most 1"),
+    ],
+)
+def test_interactions_that_make_no_sense(params, message):
+    with pytest.raises(ValueError, match=message):
+        make_interactions(**params)

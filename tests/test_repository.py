@@ -21,6 +21,7 @@ OPTIONAL = [
     "tensorrt",
     "tensorrt_rtx",
     "transformers",
+    "usearch",
 ]
 
 

@@ -328,6 +328,20 @@ class EventSequenceBlock(SequenceBlock):
             encoding[f"values_{index}"] = ragged(values[:, index], offsets)
         return encoding
 
+    def renamed(self, names):
+        other = super().renamed(names)
+        new = dict(zip(self.feature_names_in_, other.feature_names_in_, strict=True))
+        # Fields of structs are named ``column.field``.
+        fields = {
+            name: new[source] + name.removeprefix(source) for name, source in self._sources.items()
+        }
+        other.now_ = new.get(self.now_)
+        other._sources = {fields[name]: new[source] for name, source in self._sources.items()}
+        other.kinds_ = {fields[name]: kind for name, kind in self.kinds_.items()}
+        other.category_block_ = self.category_block_.renamed(other._of_kind("category"))
+        other.number_block_ = self.number_block_.renamed(list(other._number_columns()))
+        return other
+
     def encoding_columns(self, encoding):
         sources = [self._sources[name] for name in self._of_kind("category")]
         sources += self._number_columns().values()

@@ -1,7 +1,8 @@
 """The scikit-learn estimators."""
 
+from sk_easytensor.estimators._tower import Tower
 from sk_easytensor.estimators.classifier import EasyTensorClassifier
 from sk_easytensor.estimators.regressor import EasyTensorRegressor
 from sk_easytensor.estimators.two_tower import EasyTensorTwoTower
 
-__all__ = ["EasyTensorClassifier", "EasyTensorRegressor", "EasyTensorTwoTower"]
+__all__ = ["EasyTensorClassifier", "EasyTensorRegressor", "EasyTensorTwoTower", "Tower"]

@@ -16,7 +16,15 @@ from sk_easytensor.summaries import merge_all
 from sk_easytensor.tables import as_table
 from sk_easytensor.training.batches import EncodedRows
 
-__all__ = ["ItemTable", "Keys", "PairTarget", "fit_shared", "pair_sets"]
+__all__ = [
+    "ItemTable",
+    "Keys",
+    "PairTarget",
+    "fit_shared",
+    "key_blocks",
+    "pair_sets",
+    "target_values",
+]
 
 OWNER = "EasyTensorTwoTower"
 
@@ -34,6 +42,8 @@ class Keys:
 
     def __init__(self, column, name):
         self.name = name
+        if not CategoryBlock.accepts(column.type):
+            raise TypeError(f"{OWNER}: key column {name!r} cannot be of type {column.type}")
         keys = category_keys(column)
         if keys.null_count:
             row = int(np.argmax(column.is_null(nan_is_null=True).to_numpy()))
@@ -43,6 +53,16 @@ class Keys:
         _, self.first = np.unique(self.codes, return_index=True)
         self._row_of_code = np.full(len(self._strings), -1)
         self._row_of_code[self.codes[self.first]] = self.first
+
+    def check_distinct(self, column):
+        """Raise ``ValueError`` if a key of the items is in more than one row."""
+        again = np.setdiff1d(np.arange(len(self.codes)), self.first)
+        if len(again):
+            value, count = column[int(again[0])].as_py(), len(np.unique(self.codes[again]))
+            raise ValueError(
+                f"{OWNER}: items has {count} keys in more than one row, such as {value!r}, again "
+                f"in row {again[0]}; every value of {self.name!r} must be there once"
+            )
 
     def take_first(self):
         """Give the keys numbers in the order of their first rows, which are returned."""
@@ -114,13 +134,8 @@ class ItemTable:
                     f"{columns}"
                 )
         self.lookup = Keys(self.table.column(key), key)
-        if self.given and len(self.lookup.first) < len(self.table):
-            twice = np.flatnonzero(np.bincount(self.lookup.codes) > 1)
-            value = self.lookup._strings[int(twice[0])].as_py()
-            raise ValueError(
-                f"{OWNER}: items has {len(twice)} keys in more than one row, such as {value!r}; "
-                f"every value of {key!r} must be there once"
-            )
+        if self.given:
+            self.lookup.check_distinct(self.table.column(key))
         if not self.given:
             self.table = self.table.take(pa.array(self.lookup.take_first()))
         self.keys = self.table.column(key).to_numpy()
@@ -194,13 +209,9 @@ class PairTarget:
 
     @classmethod
     def learn(cls, y):
-        """Return the target that a `y` of fit is."""
+        """Return the target that a `y` of fit is, after :func:`target_values`."""
         if y is None:
             return cls(SampledSoftmaxHead())
-        check_no_missing(y)
-        y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
-        if y.ndim != 1:
-            raise ValueError(f"{OWNER}: y must be 1-D, got shape {y.shape}")
         values = np.unique(y)
         if len(values) == 1:
             raise ValueError(
@@ -222,11 +233,12 @@ class PairTarget:
         """Return a `y` of the kind that fit was given, as an array."""
         if y is None:
             raise ValueError(f"{OWNER} was fitted with y and requires y to be passed")
-        check_no_missing(y)
-        y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
+        y = target_values(y)
         if self.classes is not None and not np.isin(y, self.classes).all():
             value = y[~np.isin(y, self.classes)][0]
             raise ValueError(f"{OWNER}: y holds {value!r}; classes are {self.classes.tolist()}")
+        if self.classes is None and y.dtype.kind not in "fiu":
+            raise ValueError(f"{OWNER}: y must be numbers, as in fit, got {y.dtype}")
         return y
 
     def encode(self, y, n_pairs):
@@ -269,6 +281,15 @@ class PairTarget:
         return scores * self.scale + self.center
 
 
+def target_values(y):
+    """Return a `y` as an array of one dimension without missing values."""
+    check_no_missing(y)
+    y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
+    if y.ndim != 1:
+        raise ValueError(f"{OWNER}: y must be 1-D, got shape {y.shape}")
+    return y
+
+
 def pair_sets(eval_set, eval_sample_weight):
     """Check the form of ``eval_set``, whose entries may do without a target.
 
@@ -276,7 +297,7 @@ def pair_sets(eval_set, eval_sample_weight):
     -------
     list of (str, X, y, weight)
     """
-    if isinstance(eval_set, (list, tuple)):
+    if isinstance(eval_set, list):
         eval_set = [
             entry if isinstance(entry, (list, tuple)) and len(entry) == 2 else (entry, None)
             for entry in eval_set
@@ -285,7 +306,7 @@ def pair_sets(eval_set, eval_sample_weight):
     return [(where, *pair, weight) for where, pair, weight in pairs]
 
 
-def fit_shared(names, user_tower, users, item_tower, items):
+def fit_shared(names, user_tower, users, item_tower, items, backend):
     """Fit the blocks that two towers share on the columns of both.
 
     Raises
@@ -308,7 +329,10 @@ def fit_shared(names, user_tower, users, item_tower, items):
             raise ValueError(f"{OWNER}: shared block {name!r} reads {columns[0]} and {columns[1]}")
         block = clone(ours).fit_columns(users.select(columns[0]))
         renamed = items.select(columns[1]).rename_columns(columns[0])
-        both = [block.summarize(users.select(columns[0])), block.summarize(renamed)]
+        both = [
+            backend.summarize(table, {name: (block, columns[0])})[name]
+            for table in (users, renamed)
+        ]
         block.finish(merge_all(both))
         user_tower.replace_block(name, block)
         item_tower.replace_block(name, block.renamed(columns[1]))

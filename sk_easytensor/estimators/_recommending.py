@@ -7,6 +7,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sklearn.utils.validation import check_is_fitted
 
+from sk_easytensor.backends.local import limited_threads, resolve_threads
+from sk_easytensor.blocks._lists import is_list
+from sk_easytensor.estimators._pairs import Keys
 from sk_easytensor.parameters import check_number
 from sk_easytensor.retrieval import ApproximateIndex, top_k
 from sk_easytensor.tables import as_table
@@ -41,7 +44,7 @@ class RecommendingMixin:
         scores : ndarray of float32, shape (n_users, k)
             Products; ``-inf`` where there is no item.
         """
-        check_is_fitted(self, "user_tower_")
+        check_is_fitted(self)
         check_number("recommend", "k", k, low=1, integer=True)
         users = as_table(users)
         queries = self._user_vectors(users)
@@ -54,9 +57,9 @@ class RecommendingMixin:
         excluded = self._excluded(exclude, users, lookup, catalogue=items is None)
         k = min(k, len(candidates))
         if items is None and self._index is not None and excluded is None:
-            places, scores = self._index.search(queries, k)
+            places, scores = self._index.search(queries, k, threads=resolve_threads(self.n_jobs))
         else:
-            places, scores = top_k(queries, candidates, k, excluded=excluded)
+            places, scores = self._best(queries, candidates, k, excluded)
         return _named(keys, places), scores
 
     def rank_users(self, item, *, k=10, users=None):
@@ -79,18 +82,18 @@ class RecommendingMixin:
         scores : ndarray of float32, shape (n_items, k)
             Products.
         """
-        check_is_fitted(self, "user_tower_")
+        check_is_fitted(self)
         check_number("rank_users", "k", k, low=1, integer=True)
         if users is None:
             self._check_users("rank_users without users")
             candidates, keys = self.user_embeddings_, self.user_keys_
         else:
             users = as_table(users)
-            candidates, keys = self.user_tower_.transform(users), np.arange(len(users))
+            candidates, keys = self.user_tower_.embed(users), np.arange(len(users))
             if self._user_key in users.column_names:
                 keys = users.column(self._user_key).to_numpy()
-        queries = self.item_tower_.transform(item)
-        places, scores = top_k(queries, candidates, min(k, len(candidates)))
+        queries = self.item_tower_.embed(as_table(item))
+        places, scores = self._best(queries, candidates, min(k, len(candidates)))
         return keys[places], scores
 
     # ------------------------------------------------------------------ kept at the end of fit
@@ -123,10 +126,15 @@ class RecommendingMixin:
 
     # ------------------------------------------------------------------ reading
 
+    def _best(self, queries, candidates, k, excluded=None):
+        with limited_threads(self.n_jobs):
+            return top_k(queries, candidates, k, excluded=excluded)
+
     def _user_vectors(self, users):
         needed = set(self.user_tower_.feature_names_in_)
-        if needed <= set(users.column_names) or self._user_key not in users.column_names:
-            return self.user_tower_.transform(users)
+        given = needed & set(users.column_names)
+        if given == needed or given - {self._user_key} or self._user_key not in users.column_names:
+            return self.user_tower_.embed(users)
         column = users.column(self._user_key)
         rows = self._users.rows(column)
         if (rows < 0).any():
@@ -138,13 +146,13 @@ class RecommendingMixin:
         return self.user_embeddings_[rows]
 
     def _candidates(self, items):
-        from sk_easytensor.estimators._pairs import Keys
-
-        vectors = self.item_tower_.transform(items)
+        vectors = self.item_tower_.embed(items)
         key = self._catalogue.key
         if key is None or key not in items.column_names:
             return vectors, np.arange(len(items)), None
-        return vectors, items.column(key).to_numpy(), Keys(items.column(key), key)
+        lookup = Keys(items.column(key), key)
+        lookup.check_distinct(items.column(key))
+        return vectors, items.column(key).to_numpy(), lookup
 
     def _excluded(self, exclude, users, lookup, *, catalogue):
         """Return pairs of user and item that do not count, sorted by user."""
@@ -162,8 +170,14 @@ class RecommendingMixin:
         lists = exclude
         if not isinstance(lists, (pa.Array, pa.ChunkedArray)):
             lists = as_table({"exclude": exclude}).column("exclude")
+        if not (is_list(lists.type) or pa.types.is_null(lists.type)):
+            raise ValueError(
+                f"exclude must hold a list of keys for each user, got values of {lists.type}"
+            )
         if len(lists) != len(users):
             raise ValueError(f"exclude has {len(lists)} lists for {len(users)} users")
+        if pa.types.is_null(lists.type):
+            lists = lists.cast(pa.list_(pa.null()))
         lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
         owner = np.repeat(np.arange(len(users)), lengths)
         items = pc.list_flatten(lists)
@@ -199,8 +213,8 @@ class RecommendingMixin:
         self._check_catalogue()
         table = as_table(X)
         rows = self._catalogue.rows(table).numpy()
-        vectors = self.user_tower_.transform(table)
-        places, _ = top_k(vectors, self.item_embeddings_, min(k, len(self.item_embeddings_)))
+        vectors = self.user_tower_.embed(table)
+        places, _ = self._best(vectors, self.item_embeddings_, min(k, len(self.item_embeddings_)))
         return float((places == rows[:, None]).any(axis=1).mean())
 
 

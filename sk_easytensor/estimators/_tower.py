@@ -83,7 +83,7 @@ class Tower(
         check_is_fitted(self, "network_")
         return self
 
-    def fit_blocks(self, table, columns, backend):
+    def fit_blocks(self, table, columns, backend, side):
         """Fit the blocks.
 
         Parameters
@@ -94,7 +94,10 @@ class Tower(
             Columns for blocks to be chosen for; None for those that the blocks name.
         backend : LocalBackend
             Where the table is summarised.
+        side : {"user", "item"}
+            For error messages.
         """
+        self._owner = f"the {side} tower"
         named = [
             (name, block, select_columns(selector, table, owner=f"block {name!r}"))
             for name, block, selector in check_blocks(self.blocks)
@@ -125,10 +128,24 @@ class Tower(
 
     def encode(self, table, backend):
         """Encode the tower's columns of a table."""
-        return self._encoder.encode_table(self._encoder.read(table, owner="the tower"), backend)
+        return self._encoder.encode_table(self._encoder.read(table, owner=self._owner), backend)
 
     def transform(self, X):
         """Return embeddings.
+
+        Parameters
+        ----------
+        X : table-like
+            Holds the tower's columns.
+
+        Returns
+        -------
+        ndarray of float32, shape (n_rows, embedding_dim)
+        """
+        return self.embed(X)
+
+    def embed(self, X):
+        """Return embeddings as an array, whatever ``set_output`` says of :meth:`transform`.
 
         Parameters
         ----------

@@ -7,6 +7,7 @@ import torch
 from sklearn.base import clone
 from sklearn.metrics import r2_score, roc_auc_score
 from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.backends import resolve_backend
@@ -19,6 +20,7 @@ from sk_easytensor.estimators._pairs import (
     fit_shared,
     key_blocks,
     pair_sets,
+    target_values,
 )
 from sk_easytensor.estimators._recommending import RecommendingMixin
 from sk_easytensor.estimators._tower import Tower
@@ -26,11 +28,16 @@ from sk_easytensor.estimators._trained import TrainedEstimator
 from sk_easytensor.networks import MLP
 from sk_easytensor.networks.two_tower import TwoTowerNetwork
 from sk_easytensor.parameters import check_choice, check_number
-from sk_easytensor.retrieval import check_index
-from sk_easytensor.tables import as_table
+from sk_easytensor.retrieval import as_tensor, check_index
+from sk_easytensor.tables import as_table, has_column_names
 from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.batches import EncodedRows
-from sk_easytensor.training.pairs import PairFrame, distinct_rows
+from sk_easytensor.training.pairs import (
+    PairFrame,
+    distinct_rows,
+    known_items,
+    popularity_of,
+)
 from sk_easytensor.training.seeding import seeded
 from sk_easytensor.training.settings import default_batch_size, default_max_epochs
 from sk_easytensor.training.splits import validation_rows
@@ -200,6 +207,12 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         check_choice(owner, "similarity", self.similarity, ("dot", "cosine"))
         if self.temperature is not None:
             check_number(owner, "temperature", self.temperature, low=0, exclusive=True)
+        if isinstance(self.shared_blocks, str) or not all(
+            isinstance(name, str) for name in self.shared_blocks
+        ):
+            raise ValueError(
+                f"{owner}: shared_blocks must be a list of names, got {self.shared_blocks!r}"
+            )
         check_number(owner, "n_negatives", self.n_negatives, low=0, integer=True)
         check_number(owner, "dropout", self.dropout, low=0, high=0.99)
         check_index(owner, self.index)
@@ -253,6 +266,13 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         backend = resolve_backend(self.backend, self.n_jobs)
         self._check_parameters()
         table = as_table(X)
+        if y is not None:
+            y = target_values(y)
+            check_consistent_length(Sized(len(table)), y)
+        weight = check_weight(sample_weight, len(table))
+        if not (weight > 0).all():
+            kept = np.flatnonzero(weight > 0)
+            table, weight, y = table.take(kept), weight[kept], None if y is None else y[kept]
         catalogue = ItemTable(table, items, item_key, self.item_blocks)
         target = PairTarget.learn(y)
         if user_key is not None and user_key not in table.column_names:
@@ -260,26 +280,33 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
                 f"{type(self).__name__}: user_key names column {user_key!r}, which X does not "
                 f"have; it has {table.column_names}"
             )
+        users = None if user_key is None else Keys(table.column(user_key), user_key)
         sets = pair_sets(eval_set, eval_sample_weight)
         self._forget()
         self._catalogue, self._target, self._user_key = catalogue, target, user_key
         if target.classes is not None:
             self.classes_ = target.classes
         self._fit_towers(table, backend)
-        pairs = self._read_pairs(table, y, sample_weight, backend)
+        pairs = self._read_pairs(table, y, weight, backend)
         evals = []
-        for where, X_eval, y_eval, weight in sets:
+        for where, X_eval, y_eval, weight_eval in sets:
             with errors_name(where):
-                evals.append(self._read_pairs(as_table(X_eval), y_eval, weight, backend))
+                X_eval = as_table(X_eval)
+            with errors_name(where.replace("eval_set", "eval_sample_weight")):
+                weight_eval = check_weight(weight_eval, len(X_eval))
+            with errors_name(where):
+                evals.append(self._read_pairs(X_eval, y_eval, weight_eval, backend))
         item_rows = pairs.frame.item_rows
         random_state = check_random_state(self.random_state)
         rows, evals = self._with_validation(self._joined([pairs, *evals]), random_state)
         self._train_towers(rows, evals, random_state, backend)
         self._keep_items(backend)
-        if user_key is not None:
-            self._keep_users(table, Keys(table.column(user_key), user_key), item_rows, backend)
+        if users is not None:
+            self._keep_users(table, users, item_rows, backend)
+        self._n_features_out = self.embedding_dim
         self.n_features_in_ = table.num_columns
-        self.feature_names_in_ = np.asarray(table.column_names, dtype=object)
+        if has_column_names(X):
+            self.feature_names_in_ = np.asarray(table.column_names, dtype=object)
         return self
 
     def _fit_towers(self, table, backend):
@@ -297,10 +324,17 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         user_columns = catalogue.user_columns(table) if self.user_blocks is None else None
         item_columns = catalogue.item_columns if self.item_blocks is None else None
         with errors_name("user_blocks"):
-            self.user_tower_.fit_blocks(table, user_columns, backend)
+            self.user_tower_.fit_blocks(table, user_columns, backend, "user")
         with errors_name("item_blocks"):
-            self.item_tower_.fit_blocks(catalogue.table, item_columns, backend)
-        fit_shared(self.shared_blocks, self.user_tower_, table, self.item_tower_, catalogue.table)
+            self.item_tower_.fit_blocks(catalogue.table, item_columns, backend, "item")
+        fit_shared(
+            self.shared_blocks,
+            self.user_tower_,
+            table,
+            self.item_tower_,
+            catalogue.table,
+            backend,
+        )
 
     def _read_pairs(self, table, y, weight, backend):
         """Return encoded pairs; the item rows are those of the catalogue."""
@@ -311,7 +345,7 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         items = TensorFrame({}, 0)
         if rows is None:
             items, rows = distinct_rows(self.item_tower_.encode(table, backend))
-        weight = torch.from_numpy(check_weight(weight, len(table))).float()
+        weight = torch.from_numpy(weight).float()
         return EncodedRows(PairFrame(users, items, user_rows, rows), target, weight)
 
     def _joined(self, sets):
@@ -360,10 +394,10 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         epochs = self.max_epochs or default_max_epochs(len(rows))
         popularity = None
         if self._target.chosen:
-            counts = torch.bincount(
-                rows.frame.item_rows, weights=rows.weight, minlength=len(rows.frame.items)
-            )
-            popularity = (counts / counts.sum()).float()
+            # Rows are drawn alike, whatever their weights. Items that only validation has count
+            # as if they had been drawn once.
+            counts = torch.bincount(rows.frame.item_rows, minlength=len(rows.frame.items))
+            popularity = counts.clamp(min=1).float() / len(rows)
         temperature = self.temperature
         if temperature is None:
             temperature = 0.1 if self.similarity == "cosine" else 1.0
@@ -386,12 +420,17 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
             settings = self._settings(batch_size, epochs)
             result = backend.train(network, self._target.head, rows, evals, settings)
         self._temperature = temperature
-        self._bias = 0.0 if network.popularity is not None else float(network.bias)
+        self._bias = 0.0 if network.popularity is not None else float(network.bias.detach())
         self._record_losses(result, self._target.head.metric)
 
     def _forget(self):
         for name in [name for name in vars(self) if name.endswith("_") and name[0] != "_"]:
             delattr(self, name)
+        # Nothing of an earlier fit's users is left if this one keeps none.
+        self._users = self._seen = self._index = None
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "n_features_in_")
 
     # ------------------------------------------------------------------ predicting
 
@@ -408,20 +447,29 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         ndarray of float64, shape (n_pairs,)
             Products over the temperature; with two classes the log-odds of the second.
         """
-        check_is_fitted(self, "user_tower_")
+        check_is_fitted(self)
         table = as_table(X)
         backend = resolve_backend("local", self.n_jobs)
         users, user_rows = distinct_rows(self.user_tower_.encode(table, backend))
         users = self.user_tower_.embed_frame(users, backend)
         if self._catalogue.keyed and self._catalogue.key in table.column_names:
             rows = self._catalogue.rows(table)
-            items = torch.from_numpy(self.item_embeddings_)
+            items = as_tensor(self.item_embeddings_)
         else:
             items, rows = distinct_rows(self.item_tower_.encode(table, backend))
             items = self.item_tower_.embed_frame(items, backend)
         products = torch.einsum("nd,nd->n", users[user_rows].double(), items[rows].double())
         return (products / self._temperature + self._bias).numpy()
 
+    def _check_classes(self):
+        check_is_fitted(self)
+        if self._target.classes is None:
+            raise AttributeError(
+                "predict_proba needs a y of two classes in fit; use decision_function"
+            )
+        return True
+
+    @available_if(_check_classes)
     def predict_proba(self, X):
         """Return the probability of each class.
 
@@ -439,11 +487,6 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         AttributeError
             Unless `fit` was given two classes.
         """
-        check_is_fitted(self, "user_tower_")
-        if self._target.classes is None:
-            raise AttributeError(
-                "predict_proba needs a y of two classes in fit; use decision_function"
-            )
         positive = 1 / (1 + np.exp(-self.decision_function(X)))
         return np.column_stack([1 - positive, positive])
 
@@ -459,7 +502,8 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         -------
         ndarray of shape (n_pairs,)
         """
-        return self._target.decode(self.decision_function(X))
+        scores = self.decision_function(X)
+        return self._target.decode(scores)
 
     def score(self, X, y=None):
         """Return how good predictions are.
@@ -477,6 +521,7 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
             With two classes the area under the ROC curve, with numbers R². Without `y` the
             fraction of pairs whose item is among the ten of the catalogue that fit its user best.
         """
+        check_is_fitted(self)
         if self._target.chosen:
             return self._hit_rate(X)
         y = self._target.check(y)
@@ -496,9 +541,12 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         -------
         ndarray of float32, shape (n_rows, embedding_dim)
         """
-        check_is_fitted(self, "user_tower_")
-        return self.user_tower_.transform(X)
+        check_is_fitted(self)
+        return self.user_tower_.embed(as_table(X))
 
-    @property
-    def _n_features_out(self):
-        return self.embedding_dim
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.input_tags.string = True
+        tags.transformer_tags.preserves_dtype = []
+        return tags

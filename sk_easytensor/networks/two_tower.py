@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from sk_easytensor.ragged import Ragged
+
 __all__ = ["TwoTowerNetwork", "embed"]
 
 
@@ -45,6 +47,8 @@ class TwoTowerNetwork(nn.Module):
     popularity : torch.Tensor of float32, shape (n_items,), optional
         Probability that a pair has the item. If given, outputs are those of a softmax over the
         items of a batch, else each pair has one.
+    known : Ragged of int64, optional
+        For each user, the items of the training pairs: no negatives of theirs.
     n_negatives : int
         Items added to each training batch, drawn evenly from all.
 
@@ -68,6 +72,7 @@ class TwoTowerNetwork(nn.Module):
         temperature=1.0,
         dropout=0.0,
         popularity=None,
+        known=None,
         n_negatives=0,
     ):
         super().__init__()
@@ -77,6 +82,8 @@ class TwoTowerNetwork(nn.Module):
         self.temperature = temperature
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("popularity", popularity)
+        self.register_buffer("known_items", None if known is None else known.values)
+        self.register_buffer("known_offsets", None if known is None else known.offsets)
         self.n_negatives = n_negatives
         if popularity is None:
             self.bias = nn.Parameter(torch.zeros(()))
@@ -102,9 +109,11 @@ class TwoTowerNetwork(nn.Module):
         torch.Tensor of shape (n_pairs, 1, 1) or (n_pairs, 1, 1 + distinct items)
             The logit of the pair's own item comes first; it is masked among the others.
         """
-        users, user_place = self._distinct(self.user, pairs.users, pairs.user_rows)
+        present_users, user_place = pairs.user_rows.unique(return_inverse=True)
+        users = self._embed(self.user, pairs.users.take(present_users))
         if self.popularity is None:
-            items, item_place = self._distinct(self.item, pairs.items, pairs.item_rows)
+            present, item_place = pairs.item_rows.unique(return_inverse=True)
+            items = self._embed(self.item, pairs.items.take(present))
             product = (users[user_place] * items[item_place]).sum(1) / self.temperature
             return (product + self.bias)[:, None, None]
         n_pairs, n_items = len(pairs), len(self.popularity)
@@ -115,19 +124,27 @@ class TwoTowerNetwork(nn.Module):
         present, place = rows.unique(return_inverse=True)
         items = self._embed(self.item, pairs.items.take(present))
         with torch.autocast(users.device.type, enabled=False):
-            logits = (users @ items.T / self.temperature)[user_place]
+            logits = users @ items.T / self.temperature
         own = place[:n_pairs, None]
-        positive = logits.gather(1, own)
+        positive = logits[user_place].gather(1, own)
         absent = n_pairs * torch.log1p(-self.popularity[present].clamp(max=1 - 1e-6))
         if n_negatives:
             absent = absent + n_negatives * torch.log1p(torch.tensor(-1.0 / max(n_items, 2)))
-        others = (logits - torch.log(-torch.expm1(absent))).scatter(1, own, -torch.inf)
+        others = logits - torch.log(-torch.expm1(absent))
+        if self.known_items is not None:
+            others = others.masked_fill(self._known(present_users, present), -torch.inf)
+        others = others[user_place].scatter(1, own, -torch.inf)
         return torch.cat([positive, others], dim=1)[:, None, :]
 
-    def _distinct(self, tower, frame, rows):
-        """Embed each row of a batch once, and say which is whose."""
-        present, place = rows.unique(return_inverse=True)
-        return self._embed(tower, frame.take(present)), place
+    def _known(self, users, items):
+        """Tell which of the items each user is known to have chosen, (n_users, n_items)."""
+        lists = Ragged(self.known_items, self.known_offsets).take(users)
+        place = torch.full_like(self.popularity, -1, dtype=torch.int64)
+        place[items] = torch.arange(len(items), device=items.device)
+        column, owner = place[lists.values], torch.repeat_interleave(lists.lengths)
+        known = torch.zeros(len(users), len(items), dtype=torch.bool, device=items.device)
+        known[owner[column >= 0], column[column >= 0]] = True
+        return known
 
     def _embed(self, tower, frame):
         return self.dropout(embed(tower, frame, self.normalized))

@@ -106,6 +106,21 @@ def table(block):
     return DATA[block.kind]
 
 
+def test_renamed_blocks_read_columns_of_other_names(block, table):
+    names = [f"other {name}" for name in table.column_names]
+    before = block.get_feature_names_out().tolist()
+    renamed = block.renamed(names)
+    assert list(renamed.feature_names_in_) == names
+    other = TensorFrame({"block": renamed.transform(table.rename_columns(names))}, table.num_rows)
+    assert other.equals(frame_of(block, table))
+    assert all(name.startswith("other ") for name in renamed.get_feature_names_out())
+    assert len(renamed.get_feature_names_out()) == len(before)
+    columns = renamed.encoding_columns(other["block"]).values()
+    assert {name for column in columns for name in column} <= set(names)
+    assert block.get_feature_names_out().tolist() == before
+    assert list(block.feature_names_in_) == table.column_names
+
+
 def frame_of(block, table):
     return TensorFrame({"block": block.transform(table)}, table.num_rows)
 

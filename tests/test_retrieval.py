@@ -1,0 +1,150 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from sk_easytensor import retrieval
+from sk_easytensor.retrieval import ApproximateIndex, top_k
+
+
+def vectors(n_rows, width, seed):
+    return np.random.default_rng(seed).normal(size=(n_rows, width)).astype(np.float32)
+
+
+def brute_force(queries, candidates, k, pairs=()):
+    """Sort all products of each query."""
+    products = queries.astype(np.float64) @ candidates.astype(np.float64).T
+    for query, candidate in pairs:
+        products[query, candidate] = -np.inf
+    places = np.argsort(-products, axis=1, kind="stable")[:, :k]
+    scores = np.take_along_axis(products, places, axis=1)
+    return np.where(np.isinf(scores), -1, places), scores
+
+
+def as_excluded(pairs):
+    pairs = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+@pytest.fixture(params=[1 << 24, 70, 1], ids=["one block", "blocks of 3", "row by row"])
+def block(request, monkeypatch):
+    monkeypatch.setattr(retrieval, "BLOCK", request.param)
+
+
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize("k", [1, 4, 20])
+def test_exact(k):
+    queries, candidates = vectors(11, 5, 0), vectors(20, 5, 1)
+    places, scores = top_k(queries, candidates, k)
+    expected, products = brute_force(queries, candidates, k)
+    np.testing.assert_array_equal(places, expected)
+    np.testing.assert_allclose(scores, products, rtol=1e-5)
+    assert scores.dtype == np.float32
+    assert places.dtype == np.int64
+
+
+@pytest.mark.usefixtures("block")
+def test_excluded_pairs_do_not_count():
+    queries, candidates = vectors(11, 5, 0), vectors(20, 5, 1)
+    random = np.random.default_rng(2)
+    pairs = {(int(q), int(c)) for q, c in random.integers(0, [11, 20], (60, 2))}
+    pairs |= {(4, candidate) for candidate in range(18)}
+    pairs |= {(7, candidate) for candidate in range(20)}
+    places, scores = top_k(queries, candidates, 5, excluded=as_excluded(pairs))
+    expected, products = brute_force(queries, candidates, 5, pairs)
+    np.testing.assert_array_equal(places, expected)
+    np.testing.assert_allclose(scores, products, rtol=1e-5)
+    assert (places[4] >= 0).sum() <= 2
+    assert (places[7] == -1).all()
+    assert np.isneginf(scores[7]).all()
+
+
+@pytest.mark.usefixtures("block")
+def test_an_excluded_pair_may_be_given_twice():
+    queries, candidates = vectors(3, 2, 0), vectors(4, 2, 1)
+    once, _ = top_k(queries, candidates, 4, excluded=as_excluded([(1, 2)]))
+    twice, _ = top_k(queries, candidates, 4, excluded=(np.array([1, 1]), np.array([2, 2])))
+    np.testing.assert_array_equal(once, twice)
+
+
+@pytest.mark.usefixtures("block")
+def test_ties_are_all_there():
+    candidates = np.ones((30, 2), dtype=np.float32)
+    candidates[12:] = 0.5
+    places, scores = top_k(np.ones((4, 2), np.float32), candidates, 12)
+    assert (np.sort(places, axis=1) == np.arange(12)).all()
+    assert (scores == 2).all()
+    _, scores = top_k(np.ones((4, 2), np.float32), candidates, 15)
+    assert scores[0].tolist() == [2.0] * 12 + [1.0] * 3
+
+
+def test_products_of_all_pairs_are_never_held(monkeypatch):
+    sizes = []
+    original = retrieval.torch.mm
+
+    def counted(*args, **kwargs):
+        product = original(*args, **kwargs)
+        sizes.append(product.numel())
+        return product
+
+    monkeypatch.setattr(retrieval, "BLOCK", 100)
+    monkeypatch.setattr(retrieval.torch, "mm", counted)
+    top_k(vectors(50, 3, 0), vectors(30, 3, 1), 2)
+    assert max(sizes) == 90
+    assert sum(sizes) == 50 * 30
+
+
+# ---------------------------------------------------------------------- approximate
+
+
+def recall(places, expected):
+    found = [len(set(a) & set(b)) for a, b in zip(places.tolist(), expected.tolist(), strict=True)]
+    return np.mean(found) / expected.shape[1]
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_the_index_finds_nearly_all(normalized):
+    queries, candidates = vectors(100, 32, 0), vectors(4000, 32, 1)
+    if normalized:
+        candidates /= np.linalg.norm(candidates, axis=1, keepdims=True)
+    places, scores = ApproximateIndex(candidates).search(queries, 10)
+    expected, _ = top_k(queries, candidates, 10)
+    assert recall(places, expected) >= 0.95
+    products = np.einsum("qd,qkd->qk", queries, candidates[places])
+    np.testing.assert_allclose(scores, products, rtol=1e-3, atol=1e-4)
+    assert (np.diff(scores, axis=1) <= 0).all()
+    assert scores.dtype == np.float32
+    assert places.dtype == np.int64
+
+
+def test_the_index_is_the_same_each_time():
+    queries, candidates = vectors(50, 32, 0), vectors(3000, 32, 1)
+    first, again = (ApproximateIndex(candidates).search(queries, 10) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+
+
+def test_the_index_is_pickled():
+    queries, candidates = vectors(50, 32, 0), vectors(3000, 32, 1)
+    index = ApproximateIndex(candidates)
+    data = pickle.dumps(index)
+    np.testing.assert_array_equal(pickle.loads(data).search(queries, 10), index.search(queries, 10))
+    assert len(data) < 3 * candidates.nbytes
+
+
+@pytest.mark.parametrize("n_queries", [1, 3])
+def test_an_index_with_fewer_candidates_than_asked_for(n_queries):
+    queries, candidates = vectors(n_queries, 4, 0), vectors(5, 4, 1)
+    places, scores = ApproximateIndex(candidates).search(queries, 8)
+    expected, products = brute_force(queries, candidates, 5)
+    np.testing.assert_array_equal(places[:, :5], expected)
+    np.testing.assert_allclose(scores[:, :5], products, rtol=1e-4, atol=1e-5)
+    assert (places[:, 5:] == -1).all()
+    assert np.isneginf(scores[:, 5:]).all()
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "usearch.index", None)
+    with pytest.raises(ImportError, match=r"pip install 'sk_easytensor\[retrieval\]'"):
+        ApproximateIndex(vectors(5, 4, 0))

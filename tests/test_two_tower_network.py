@@ -1,0 +1,228 @@
+"""The loss of two towers: what it is made of, and that it estimates the softmax over all items."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from sk_easytensor.networks.heads import SampledSoftmaxHead
+from sk_easytensor.networks.two_tower import TwoTowerNetwork, embed
+from sk_easytensor.tensors import TensorFrame
+from sk_easytensor.training.pairs import PairFrame, distinct_rows
+
+N_USERS, N_ITEMS, WIDTH = 7, 30, 4
+
+
+class Lookup(nn.Module):
+    """A tower whose embeddings are rows of a table; it counts the rows that it reads."""
+
+    def __init__(self, n_rows, seed):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.table = nn.Parameter(torch.randn(n_rows, WIDTH, generator=generator))
+        self.read = []
+
+    def forward(self, frame):
+        rows = frame["lookup"]["rows"][:, 0]
+        self.read.append(len(rows))
+        return self.table[rows][:, None, :]
+
+    def padded_lengths(self, frame):
+        return None
+
+
+def rows_frame(n_rows):
+    return TensorFrame({"lookup": {"rows": torch.arange(n_rows)[:, None]}})
+
+
+def make(**params):
+    return TwoTowerNetwork(Lookup(N_USERS, 0), Lookup(N_ITEMS, 1), **params)
+
+
+def make_pairs(user_rows, item_rows):
+    return PairFrame(
+        rows_frame(N_USERS), rows_frame(N_ITEMS), torch.tensor(user_rows), torch.tensor(item_rows)
+    )
+
+
+@pytest.fixture
+def popularity():
+    """As of items of which a few are chosen often."""
+    weight = 1 / torch.arange(1, N_ITEMS + 1).float()
+    return weight / weight.sum()
+
+
+USER_ROWS, ITEM_ROWS = [0, 1, 2, 0, 3, 1], [4, 4, 0, 7, 0, 9]
+
+
+def all_logits(network):
+    return (network.user.table @ network.item.table.T / network.temperature).detach()
+
+
+def losses(network, pairs):
+    return SampledSoftmaxHead().loss(network(pairs), torch.zeros(len(pairs)))[:, 0]
+
+
+# ---------------------------------------------------------------------- what it is made of
+
+
+def test_the_loss_is_a_sampled_softmax(popularity):
+    network = make(popularity=popularity, temperature=0.7)
+    logits, expected = all_logits(network).numpy(), []
+    for user, own in zip(USER_ROWS, ITEM_ROWS, strict=True):
+        denominator = np.exp(logits[user, own])
+        for item in sorted(set(ITEM_ROWS) - {own}):
+            present = 1 - (1 - float(popularity[item])) ** len(USER_ROWS)
+            denominator += np.exp(logits[user, item]) / present
+        expected.append(float(np.log(denominator) - logits[user, own]))
+    found = losses(network, make_pairs(USER_ROWS, ITEM_ROWS))
+    np.testing.assert_allclose(found.detach(), expected, rtol=1e-5)
+
+
+def test_popular_items_count_less_as_negatives(popularity):
+    """Of two items that fit alike, the one that is drawn more often has the lower logit."""
+    network = make(popularity=popularity)
+    with torch.no_grad():
+        network.item.table[0] = network.item.table[20]
+    outputs = network(make_pairs([0, 1, 2], [0, 20, 10]))[2, 0]
+    # Its own item comes first; then those of the batch by row: 0, 10 and 20.
+    assert outputs[1] < outputs[3]
+    assert outputs[2] == -torch.inf
+
+
+def test_an_item_is_not_its_own_negative(popularity):
+    network = make(popularity=popularity)
+    pairs = make_pairs([0, 1, 2], [5, 5, 5])
+    assert losses(network, pairs).tolist() == [0, 0, 0]
+    outputs = network(make_pairs([0, 1, 2], [5, 5, 6]))
+    assert outputs.shape == (3, 1, 3)
+    assert outputs[:, 0, 1:].isneginf().tolist() == [[True, False], [True, False], [False, True]]
+
+
+def test_users_and_items_are_read_once(popularity):
+    network = make(popularity=popularity)
+    network(make_pairs(USER_ROWS, ITEM_ROWS))
+    assert (network.user.read, network.item.read) == ([4], [4])
+
+
+def test_pairs_of_a_batch_can_come_in_any_order(popularity):
+    network, order = make(popularity=popularity), torch.tensor([3, 1, 5, 0, 4, 2])
+    pairs = make_pairs(USER_ROWS, ITEM_ROWS)
+    expected = losses(network, pairs)[order]
+    torch.testing.assert_close(losses(network, pairs.take(order)), expected)
+
+
+def test_gradients_are_those_of_finite_differences(popularity):
+    network, pairs = make(popularity=popularity), make_pairs(USER_ROWS, ITEM_ROWS)
+    network.double()
+    network.popularity = network.popularity.double()
+
+    def loss(users, items):
+        parameters = {"user.table": users, "item.table": items}
+        outputs = torch.func.functional_call(network, parameters, (pairs,))
+        return SampledSoftmaxHead().loss(outputs, None)
+
+    tables = [tower.table.detach().requires_grad_() for tower in (network.user, network.item)]
+    # Embeddings are single precision, whatever the tables are.
+    assert torch.autograd.gradcheck(loss, tables, eps=1e-2, atol=1e-2)
+
+
+def test_pairs_with_a_target_have_one_output_each():
+    network = make(temperature=2.0)
+    with torch.no_grad():
+        network.bias.fill_(0.5)
+    outputs = network(make_pairs(USER_ROWS, ITEM_ROWS))
+    assert outputs.shape == (6, 1, 1)
+    expected = all_logits(network)[USER_ROWS, ITEM_ROWS] + 0.5
+    torch.testing.assert_close(outputs[:, 0, 0], expected)
+
+
+@pytest.mark.parametrize("popular", [False, True])
+def test_normalised_embeddings(popular, popularity):
+    network = make(normalized=True, temperature=0.1, popularity=popularity if popular else None)
+    lengths = embed(network.user, rows_frame(N_USERS), True).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.ones(N_USERS))
+    expected = functional.cosine_similarity(network.user.table[0], network.item.table[4], dim=0)
+    outputs = network(make_pairs(USER_ROWS, ITEM_ROWS))
+    torch.testing.assert_close(outputs[0, 0, 0], 10 * expected)
+    torch.testing.assert_close(embed(network.user, rows_frame(7), False), network.user.table)
+
+
+def test_dropout_is_for_training_only(popularity):
+    network, pairs = make(popularity=popularity, dropout=0.5), make_pairs(USER_ROWS, ITEM_ROWS)
+    assert not torch.equal(network.train()(pairs), network(pairs))
+    assert torch.equal(network.eval()(pairs), network(pairs))
+
+
+# ---------------------------------------------------------------------- what it estimates
+
+
+def denominators(network, user, own, popularity, n_pairs, n_batches=4000):
+    """Return the mean estimate of the softmax's denominator, and what it estimates."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    total, uncorrected = 0.0, 0.0
+    logits = all_logits(network)
+    for _ in range(n_batches):
+        others = torch.multinomial(popularity, n_pairs - 1, True, generator=generator)
+        items = [own, *others.tolist()]
+        outputs = network(make_pairs([user] * n_pairs, items))[0, 0].detach()
+        total += float(outputs.exp().sum())
+        uncorrected += float(logits[user, sorted(set(items))].exp().sum())
+    true = float(logits[user].exp().sum())
+    return total / n_batches / true, uncorrected / n_batches / true
+
+
+@pytest.mark.parametrize("own", [0, 25])
+def test_the_denominator_is_that_of_the_softmax_over_all_items(own, popularity):
+    network = make(popularity=popularity)
+    corrected, uncorrected = denominators(network, 0, own, popularity, n_pairs=12)
+    # The own item takes one of the places: 12 pairs are 11 draws of others.
+    assert corrected == pytest.approx(1, abs=0.08)
+    assert uncorrected < 0.75
+
+
+def test_with_items_drawn_evenly_the_denominator_is_the_same(popularity):
+    network = make(popularity=popularity, n_negatives=10).train()
+    corrected, _ = denominators(network, 0, 3, popularity, n_pairs=12)
+    assert corrected == pytest.approx(1, abs=0.06)
+
+
+def test_further_negatives_are_for_training_only(popularity):
+    network, pairs = make(popularity=popularity, n_negatives=50), make_pairs(USER_ROWS, ITEM_ROWS)
+    torch.manual_seed(0)
+    assert network.train()(pairs).shape[2] > 5
+    first = network(pairs)
+    assert first.shape != network(pairs).shape or not torch.equal(first, network(pairs))
+    assert network.eval()(pairs).shape[2] == 1 + len(set(ITEM_ROWS))
+    assert losses(network.train(), pairs).isfinite().all()
+
+
+def test_one_item_alone():
+    network = TwoTowerNetwork(
+        Lookup(N_USERS, 0), Lookup(1, 1), popularity=torch.ones(1), n_negatives=3
+    )
+    pairs = PairFrame(
+        rows_frame(N_USERS), rows_frame(1), torch.arange(3), torch.zeros(3, dtype=torch.int64)
+    )
+    assert losses(network.train(), pairs).tolist() == [0, 0, 0]
+
+
+# ---------------------------------------------------------------------- pairs
+
+
+def test_distinct_rows_come_in_the_order_of_their_first():
+    values = torch.tensor([[3.0, 1.0], [2.0, 2.0], [3.0, 1.0], [0.0, 0.0], [2.0, 2.0]])
+    distinct, rows = distinct_rows(TensorFrame({"n": {"values": values}}))
+    assert distinct["n"]["values"].tolist() == [[3, 1], [2, 2], [0, 0]]
+    assert rows.tolist() == [0, 1, 0, 2, 1]
+
+
+def test_pairs_are_chosen_and_moved():
+    pairs = make_pairs(USER_ROWS, ITEM_ROWS)
+    for chosen in (pairs.take(slice(1, 3)), pairs.take(torch.tensor([1, 2])).to("cpu")):
+        assert chosen.user_rows.tolist() == [1, 2]
+        assert chosen.item_rows.tolist() == [4, 0]
+        assert len(chosen) == 2
+        assert len(chosen.users) == N_USERS
