@@ -17,7 +17,7 @@ from sk_easytensor.estimators import (
     EasyTensorRegressor,
     EasyTensorTwoTower,
 )
-from sk_easytensor.networks import MLP, TabM
+from sk_easytensor.networks import MLP, Sum, TabM
 
 __version__ = "0.1.0"
 
@@ -33,6 +33,7 @@ __all__ = [
     "EventSequenceBlock",
     "NumericBlock",
     "NumericSequenceBlock",
+    "Sum",
     "TabM",
     "TableEncoder",
     "TextBlock",

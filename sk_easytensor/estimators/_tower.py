@@ -10,6 +10,7 @@ from sk_easytensor.compose import BlockParametersMixin, TableEncoder
 from sk_easytensor.estimators._pickling import PortablePickleMixin
 from sk_easytensor.networks.block_network import make_network
 from sk_easytensor.networks.heads import EmbeddingHead
+from sk_easytensor.networks.trunks import Sum
 from sk_easytensor.networks.two_tower import embed
 from sk_easytensor.parameters import GrowingParametersMixin
 from sk_easytensor.selection import check_blocks, select_columns
@@ -122,7 +123,8 @@ class Tower(
     def make_network(self):
         """Make a new network that reads the fitted blocks' encodings."""
         self._network_trunk = self.trunk
-        self._head = EmbeddingHead(self.embedding_dim)
+        as_it_is = isinstance(self.trunk, Sum) and self.trunk.width == self.embedding_dim
+        self._head = EmbeddingHead(self.embedding_dim, projected=not as_it_is)
         self.network_ = make_network(self.blocks_, self.trunk, self._head)
         return self.network_
 

@@ -25,19 +25,14 @@ from sk_easytensor.estimators._pairs import (
 from sk_easytensor.estimators._recommending import RecommendingMixin
 from sk_easytensor.estimators._tower import Tower
 from sk_easytensor.estimators._trained import TrainedEstimator
-from sk_easytensor.networks import MLP
+from sk_easytensor.networks import Sum
 from sk_easytensor.networks.two_tower import TwoTowerNetwork
 from sk_easytensor.parameters import check_choice, check_number
 from sk_easytensor.retrieval import as_tensor, check_index
 from sk_easytensor.tables import as_table, has_column_names
 from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.batches import EncodedRows
-from sk_easytensor.training.pairs import (
-    PairFrame,
-    distinct_rows,
-    known_items,
-    popularity_of,
-)
+from sk_easytensor.training.pairs import PairFrame, distinct_rows
 from sk_easytensor.training.seeding import seeded
 from sk_easytensor.training.settings import default_batch_size, default_max_epochs
 from sk_easytensor.training.splits import validation_rows
@@ -69,14 +64,14 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         Names of blocks that both towers have, and whose vocabulary and weights they share.
     n_negatives : int, default=0
         Without `y`: items drawn evenly from all and added to those of each training batch.
-    dropout : float, default=0.2
+    dropout : float, default=0.3
         Fraction of the embeddings' components zeroed in training.
     index : {"exact", "usearch"}, default="exact"
         How the best items are found: by computing all products, or in a graph, approximately.
     trunk : object or None, default=None
         Network between blocks and embedding, one of its kind in each tower; by default
-        ``MLP(layers=0)``, which is none.
-    learning_rate : float, default=2e-3
+        :class:`~sk_easytensor.Sum`, which adds up what the blocks give.
+    learning_rate : float, default=1e-2
         Largest step size.
     batch_size : int or None, default=None
         Pairs a batch; by default by the number of pairs, at least 512.
@@ -156,10 +151,10 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         temperature=None,
         shared_blocks=(),
         n_negatives=0,
-        dropout=0.2,
+        dropout=0.3,
         index="exact",
         trunk=None,
-        learning_rate=2e-3,
+        learning_rate=1e-2,
         batch_size=None,
         max_epochs=None,
         optimizer="adamw",
@@ -198,7 +193,7 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         self.backend = backend
 
     def _default_trunk(self):
-        return MLP(layers=0)
+        return Sum(width=self.embedding_dim)
 
     def _check_parameters(self):
         super()._check_parameters()
@@ -413,6 +408,7 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
                 temperature=temperature,
                 dropout=self.dropout,
                 popularity=popularity,
+                n_rows=len(rows),
                 n_negatives=self.n_negatives,
             )
             rows = self._target.scaled(rows)

@@ -128,16 +128,20 @@ def make_network(blocks, trunk, head):
     BlockNetwork
     """
     modules = {name: block.make_module() for name, block in blocks.items()}
-    widths = {False: 0, True: 0}
+    widths = {False: [], True: []}
     for module in modules.values():
-        widths[is_wide(module)] += module.out_features
+        widths[is_wide(module)].append(module.out_features)
     # Without any deep block the trunk reads a constant: it is then a bias.
-    trunk_module = trunk.make_module(max(widths[False], 1))
+    deep, wide_features = widths[False] or [1], sum(widths[True])
+    if hasattr(trunk, "make_module_for"):
+        trunk_module = trunk.make_module_for(deep)
+    else:
+        trunk_module = trunk.make_module(max(sum(deep), 1))
     members = getattr(trunk_module, "members", 1)
     head_module = head.make_module(trunk_module.out_features, members)
     wide = None
-    if widths[True]:
-        wide = nn.Linear(widths[True], head.out_features, bias=False)
+    if wide_features:
+        wide = nn.Linear(wide_features, head.out_features, bias=False)
         if head.begins_at_zero:
             nn.init.zeros_(wide.weight)
     return BlockNetwork(modules, trunk_module, head_module, wide)

@@ -221,13 +221,21 @@ class EmbeddingHead(Head):
     ----------
     embedding_dim : int
         Size of the embedding.
+    projected : bool
+        Whether there is a layer at all, rather than the trunk's output as it is.
     """
 
     # A product of two zeros has no gradient.
     begins_at_zero = False
 
-    def __init__(self, embedding_dim):
+    def __init__(self, embedding_dim, projected=True):
         self.embedding_dim = embedding_dim
+        self.projected = projected
+
+    def make_module(self, in_features, members):
+        if self.projected:
+            return super().make_module(in_features, members)
+        return nn.Identity()
 
     @property
     def out_features(self):

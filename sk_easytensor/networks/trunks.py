@@ -1,7 +1,8 @@
 """Trunks: the network between the concatenated block outputs and the head.
 
 A trunk is a clonable parameter object whose ``make_module(in_features)`` returns a
-:class:`torch.nn.Module` with an attribute ``out_features``. The module maps ``(batch,
+:class:`torch.nn.Module` with an attribute ``out_features``. One that reads blocks apart has
+``make_module_for(widths)`` as well, which is given their widths. The module maps ``(batch,
 in_features)`` to ``(batch, out_features)``, or to ``(batch, members, out_features)`` if it is an
 ensemble; an ensemble's module has an attribute ``members`` too.
 """
@@ -14,7 +15,7 @@ from torch import nn
 
 from sk_easytensor.parameters import GrowingParametersMixin, check_number
 
-__all__ = ["MLP", "TabM"]
+__all__ = ["MLP", "Sum", "TabM"]
 
 
 class MLP(GrowingParametersMixin, BaseEstimator):
@@ -128,6 +129,63 @@ class TabMModule(nn.Module):
         for layer in others:
             hidden = layer(hidden)
         return hidden
+
+
+class Sum(GrowingParametersMixin, BaseEstimator):
+    """The sum of the blocks' outputs, each projected to one width unless it has that width.
+
+    With a category block for the identifier and others for features this is a factorisation
+    model: what an item is beyond its features is a vector of its own.
+
+    Parameters
+    ----------
+    width : int, default=64
+        Size of the sum.
+
+    Notes
+    -----
+    As in Kula, "Metadata Embeddings for User and Item Cold-start Recommendations" (2015).
+
+    Examples
+    --------
+    >>> import torch
+    >>> module = Sum(width=8).make_module_for([8, 3])
+    >>> module(torch.zeros(5, 11)).shape
+    torch.Size([5, 8])
+    """
+
+    def __init__(self, *, width=64):
+        self.width = width
+
+    def check_parameters(self):
+        """Raise ``ValueError`` naming the first hyper-parameter that makes no sense."""
+        check_number("Sum", "width", self.width, low=1, integer=True)
+
+    def make_module(self, in_features):
+        """Return a new module for so many input features."""
+        return self.make_module_for([in_features])
+
+    def make_module_for(self, widths):
+        """Return a new module for blocks of these widths, in order."""
+        return SumModule(widths, self.width)
+
+
+class SumModule(nn.Module):
+    """Project and add stretches of the input; see :class:`Sum`."""
+
+    def __init__(self, widths, width):
+        super().__init__()
+        self.widths = list(widths)
+        self.out_features = width
+        self.projections = nn.ModuleList(
+            nn.Identity() if size == width else nn.Linear(size, width) for size in widths
+        )
+
+    def forward(self, features):
+        """Map (batch, in_features) to (batch, out_features)."""
+        parts = features.split(self.widths, dim=1)
+        pairs = zip(self.projections, parts, strict=True)
+        return torch.stack([project(part) for project, part in pairs]).sum(0)
 
 
 class FastDropout(nn.Module):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 from torch.nn import functional
-
-from sk_easytensor.ragged import Ragged
 
 __all__ = ["TwoTowerNetwork", "embed"]
 
@@ -47,8 +47,8 @@ class TwoTowerNetwork(nn.Module):
     popularity : torch.Tensor of float32, shape (n_items,), optional
         Probability that a pair has the item. If given, outputs are those of a softmax over the
         items of a batch, else each pair has one.
-    known : Ragged of int64, optional
-        For each user, the items of the training pairs: no negatives of theirs.
+    n_rows : int
+        Training pairs.
     n_negatives : int
         Items added to each training batch, drawn evenly from all.
 
@@ -72,7 +72,7 @@ class TwoTowerNetwork(nn.Module):
         temperature=1.0,
         dropout=0.0,
         popularity=None,
-        known=None,
+        n_rows=1_000_000,
         n_negatives=0,
     ):
         super().__init__()
@@ -82,8 +82,7 @@ class TwoTowerNetwork(nn.Module):
         self.temperature = temperature
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("popularity", popularity)
-        self.register_buffer("known_items", None if known is None else known.values)
-        self.register_buffer("known_offsets", None if known is None else known.offsets)
+        self.n_rows = n_rows
         self.n_negatives = n_negatives
         if popularity is None:
             self.bias = nn.Parameter(torch.zeros(()))
@@ -127,24 +126,21 @@ class TwoTowerNetwork(nn.Module):
             logits = users @ items.T / self.temperature
         own = place[:n_pairs, None]
         positive = logits[user_place].gather(1, own)
-        absent = n_pairs * torch.log1p(-self.popularity[present].clamp(max=1 - 1e-6))
+        absent = self.popularity[present] * self._log_absent(n_pairs)
         if n_negatives:
             absent = absent + n_negatives * torch.log1p(torch.tensor(-1.0 / max(n_items, 2)))
         others = logits - torch.log(-torch.expm1(absent))
-        if self.known_items is not None:
-            others = others.masked_fill(self._known(present_users, present), -torch.inf)
         others = others[user_place].scatter(1, own, -torch.inf)
         return torch.cat([positive, others], dim=1)[:, None, :]
 
-    def _known(self, users, items):
-        """Tell which of the items each user is known to have chosen, (n_users, n_items)."""
-        lists = Ragged(self.known_items, self.known_offsets).take(users)
-        place = torch.full_like(self.popularity, -1, dtype=torch.int64)
-        place[items] = torch.arange(len(items), device=items.device)
-        column, owner = place[lists.values], torch.repeat_interleave(lists.lengths)
-        known = torch.zeros(len(users), len(items), dtype=torch.bool, device=items.device)
-        known[owner[column >= 0], column[column >= 0]] = True
-        return known
+    def _log_absent(self, n_pairs):
+        """Return the logarithm of the probability that no row of an item is drawn, over its share.
+
+        Batches are drawn without replacement: an item with n of N rows stays out of a batch of B
+        with probability ``(1 - B / N) ** n``, about.
+        """
+        drawn = min(n_pairs / self.n_rows, 1 - 1e-6)
+        return self.n_rows * math.log1p(-drawn)
 
     def _embed(self, tower, frame):
         return self.dropout(embed(tower, frame, self.normalized))
