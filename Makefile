@@ -42,10 +42,12 @@ bench: venv $(VENV)/.installed-bench ## Run the benchmarks; DATA=directory holds
 ifdef DATA
 	$(BIN)/python benchmarks/tabular.py --data "$(DATA)"
 	$(BIN)/python benchmarks/sequences.py --data "$(DATA)"
+	$(BIN)/python benchmarks/two_tower.py --data "$(DATA)"
 else
-	@echo "benchmarks/tabular.py and most of benchmarks/sequences.py are left out:"
+	@echo "benchmarks/tabular.py and most of sequences.py and two_tower.py are left out:"
 	@echo "they need DATA=directory with data sets"
 	$(BIN)/python benchmarks/sequences.py --parts encode
+	$(BIN)/python benchmarks/two_tower.py --parts ranking
 endif
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/encode.py

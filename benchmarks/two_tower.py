@@ -1,0 +1,216 @@
+"""Two towers against popularity and EASE on MovieLens, and what ranking costs.
+
+Interactions are split at random for each user, eight parts to train on, one to validate and one
+to test; all movies are ranked, but for those the user is known to have rated, and recall and NDCG
+are taken of the first ten. Cold start: a tenth of the movies has no interaction to train on and
+is ranked among themselves, by features alone. Ranking: the time of `recommend` over that of
+`torch.topk` over products of the same blocks of users.
+
+    python benchmarks/two_tower.py --data directory --seeds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from turns import median_ratio, time_by_turns
+
+from sk_easytensor import (
+    CategoryBlock,
+    CategorySequenceBlock,
+    EasyTensorTwoTower,
+    NumericBlock,
+    TextBlock,
+)
+from sk_easytensor.ranking import ndcg_at_k, recall_at_k
+from sk_easytensor.retrieval import ApproximateIndex, top_k
+
+PARTS = ["movies", "cold", "ranking"]
+ITEM_COLUMNS = ["movie_id", "movie_title", "release_year", "genres"]
+RIDGE = 300.0
+
+
+def main():
+    """Run the parts asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--data", help="directory of rec_ml100k.parquet")
+    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
+    add("--seeds", type=int, default=3, help="splits and fits of each model")
+    add("--threads", type=int, default=1, help="threads")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.data is not None:
+        ratings = pd.read_parquet(Path(options.data) / "rec_ml100k.parquet")
+        if "movies" in options.parts:
+            compare(ratings, options)
+        if "cold" in options.parts:
+            cold_start(ratings, options)
+    if "ranking" in options.parts:
+        measure_ranking(options)
+
+
+def split(ratings, seed):
+    """Return the rows to train on, to validate and to test, shares of each user's rows."""
+    random = np.random.default_rng(seed)
+    user = ratings["user_id"].to_numpy()
+    order = np.lexsort((random.random(len(user)), user))
+    count = np.bincount(user)[user[order]]
+    place = np.arange(len(user)) - np.searchsorted(user[order], user[order])
+    held = np.maximum(count // 10, 1)
+    part = (place >= count - 2 * held).astype(int) + (place >= count - held)
+    return [ratings.iloc[np.sort(order[part == number])] for number in range(3)]
+
+
+def chosen(rows, users):
+    """Return the movies of each user as lists."""
+    lists = rows.groupby("user_id")["movie_id"].agg(list)
+    return [lists.get(user, []) for user in users]
+
+
+def compare(ratings, options):
+    """Print recall and NDCG of each model, means over seeds."""
+    models = {"popularity": popularity, "EASE": ease, "two towers, ids": two_towers}
+    users = np.unique(ratings["user_id"])
+    figures = {name: [] for name in models}
+    for seed in range(options.seeds):
+        train, valid, test = split(ratings, seed)
+        seen = chosen(pd.concat([train, valid]), users)
+        wanted = chosen(test, users)
+        for name, recommend in models.items():
+            begun = time.perf_counter()
+            found = recommend(train, valid, users, seen, seed, options)
+            seconds = time.perf_counter() - begun
+            measures = recall_at_k(wanted, found), ndcg_at_k(wanted, found)
+            figures[name].append([*measures, seconds])
+            print(f"seed {seed} {name:20}" + "".join(f"{x:9.4f}" for x in measures), flush=True)
+    print(
+        f"\n{'mean of ' + str(options.seeds) + ' seeds':24}{'recall@10':>10}{'NDCG@10':>10}{'s':>8}"
+    )
+    for name, rows in figures.items():
+        recall, ndcg, seconds = np.mean(rows, axis=0)
+        print(f"{name:24}{recall:10.4f}{ndcg:10.4f}{seconds:8.1f}")
+
+
+def matrix(rows, users, movies):
+    """Return which user rated which movie."""
+    met = np.zeros((len(users), len(movies)), dtype=np.float32)
+    met[np.searchsorted(users, rows["user_id"]), np.searchsorted(movies, rows["movie_id"])] = 1
+    return met
+
+
+def best(scores, seen, users, movies, k=10):
+    """Return the movies with the largest scores but for those seen."""
+    for row, items in enumerate(seen):
+        scores[row, np.searchsorted(movies, np.intersect1d(items, movies))] = -np.inf
+    return movies[np.argsort(-scores, axis=1)[:, :k]]
+
+
+def popularity(train, valid, users, seen, seed, options):
+    """Recommend what most users rated."""
+    movies = np.unique(train["movie_id"])
+    counts = matrix(train, users, movies).sum(axis=0)
+    return best(np.tile(counts, (len(users), 1)), seen, users, movies)
+
+
+def ease(train, valid, users, seen, seed, options):
+    """Recommend by Steck, "Embarrassingly Shallow Autoencoders for Sparse Data" (2019)."""
+    movies = np.unique(train["movie_id"])
+    met = matrix(train, users, movies)
+    inverse = np.linalg.inv(met.T @ met + RIDGE * np.eye(len(movies), dtype=np.float32))
+    weights = inverse / -np.diag(inverse)
+    np.fill_diagonal(weights, 0)
+    return best(met @ weights, seen, users, movies)
+
+
+def two_towers(train, valid, users, seen, seed, options):
+    """Recommend by products of vectors of users and movies."""
+    model = EasyTensorTwoTower(
+        [("user", CategoryBlock(width=64), "user_id")],
+        [("movie", CategoryBlock(width=64), "movie_id")],
+        n_negatives=2048,
+        dropout=0.5,
+        batch_size=2048,
+        max_epochs=60,
+        random_state=seed,
+        n_jobs=options.threads,
+    )
+    known = valid[valid["movie_id"].isin(train["movie_id"])]
+    columns = ["user_id", "movie_id"]
+    model.fit(train[columns], item_key="movie_id", eval_set=[known[columns]])
+    return model.recommend({"user_id": users}, exclude=seen)[0]
+
+
+def cold_start(ratings, options):
+    """Print how movies without any interaction are ranked by their features."""
+    random = np.random.default_rng(0)
+    catalogue = ratings.drop_duplicates("movie_id")[ITEM_COLUMNS]
+    cold = catalogue["movie_id"].isin(
+        random.permutation(catalogue["movie_id"])[: len(catalogue) // 10]
+    )
+    warm = ratings[~ratings["movie_id"].isin(catalogue["movie_id"][cold])]
+    model = EasyTensorTwoTower(
+        [("user", CategoryBlock(width=64), "user_id")],
+        [
+            ("genres", CategorySequenceBlock("mean", pooling="mean", width=64), "genres"),
+            ("title", TextBlock(), "movie_title"),
+            ("year", NumericBlock(), "release_year"),
+        ],
+        n_negatives=1024,
+        batch_size=2048,
+        max_epochs=15,
+        random_state=0,
+        n_jobs=options.threads,
+    ).fit(warm[["user_id", "movie_id"]], items=catalogue[~cold], item_key="movie_id")
+    users = np.unique(ratings["user_id"])
+    wanted = chosen(ratings[ratings["movie_id"].isin(catalogue["movie_id"][cold])], users)
+    found, _ = model.recommend({"user_id": users}, catalogue[cold])
+    chance = np.stack([random.permutation(catalogue["movie_id"][cold])[:10] for _ in users])
+    print(f"\ncold start: {cold.sum()} movies without interactions, ranked among themselves")
+    for name, keys in {"two towers, features": found, "at random": chance}.items():
+        print(f"{name:24}{recall_at_k(wanted, keys):10.4f}{ndcg_at_k(wanted, keys):10.4f}")
+
+
+def measure_ranking(options, n_users=10_000, n_items=100_000, width=64):
+    """Print the time to rank all items for many users, and that of the approximate index."""
+    random = np.random.default_rng(0)
+    # Embeddings that are learned are not spread evenly: they lie about a few tastes.
+    tastes = random.normal(size=(50, width))
+    users, items = (
+        (tastes[random.integers(0, 50, n)] + random.normal(size=(n, width))).astype(np.float32)
+        for n in (n_users, n_items)
+    )
+
+    def bare():
+        left, right = torch.from_numpy(users), torch.from_numpy(items).T
+        for part in left.split((1 << 24) // n_items):
+            torch.topk(part @ right, 10, dim=1)
+
+    contestants = {"bare torch.topk": bare, "exact": lambda: top_k(users, items, 10)}
+    wall, _ = time_by_turns(contestants, 3)
+    print(f"\nranking {n_items:,} items for {n_users:,} users, width {width}")
+    for name, times in wall.items():
+        ratio = median_ratio(times, wall["bare torch.topk"])
+        print(f"{name:24}{np.median(times):8.2f} s{ratio:8.2f}", flush=True)
+    begun = time.perf_counter()
+    index = ApproximateIndex(items)
+    built = time.perf_counter() - begun
+    begun = time.perf_counter()
+    found, _ = index.search(users, 10)
+    seconds = time.perf_counter() - begun
+    exact, _ = top_k(users, items, 10)
+    recall = np.mean([np.isin(a, b).mean() for a, b in zip(exact, found, strict=True)])
+    ratio = np.median(wall["exact"]) / seconds
+    print(
+        f"{'usearch':24}{seconds:8.2f} s  {ratio:.1f} times as fast as exact, recall {recall:.3f}"
+    )
+    print(f"{'building its graph':24}{built:8.2f} s")
+
+
+if __name__ == "__main__":
+    main()
