@@ -68,6 +68,10 @@ class Block(GrowingParametersMixin, TransformerMixin, BaseEstimator, ABC):
     """Whether summaries are a :class:`~sk_easytensor.summaries.SummaryMap` by column and take
     little memory a row. Columns may then be summarised apart, and many rows at a time."""
 
+    entry_a_column = False
+    """Whether the encoding has an entry for each column, in their order, rather than entries that
+    all columns stand in side by side."""
+
     @classmethod
     @abstractmethod
     def accepts(cls, column_type):
@@ -185,7 +189,10 @@ class Block(GrowingParametersMixin, TransformerMixin, BaseEstimator, ABC):
         dict of {str: list of str}
             For each entry, the column names along its second dimension.
         """
-        return {name: list(self.feature_names_in_) for name in encoding}
+        names = list(self.feature_names_in_)
+        if self.entry_a_column:
+            return {entry: [name] for entry, name in zip(encoding, names, strict=True)}
+        return {entry: names for entry in encoding}
 
     def flatten(self, encoding):
         """Return an encoding as one matrix, for use without a network.

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from sk_easytensor.columns import RowError
 
-__all__ = ["FlatLists", "is_list", "item_type", "list_lengths", "read_lists", "same_lengths"]
+__all__ = ["FlatLists", "is_list", "list_lengths", "read_lists", "same_lengths"]
 
 
 @dataclass
@@ -42,11 +42,6 @@ def is_list(kind):
     """Tell whether a column type is a list of anything."""
     tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     return any(test(kind) for test in tests)
-
-
-def item_type(kind):
-    """Return the type of a list's items; null for a column without any value."""
-    return pa.null() if pa.types.is_null(kind) else kind.value_type
 
 
 def list_lengths(column):

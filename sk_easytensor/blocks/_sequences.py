@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -33,9 +35,9 @@ class SequenceBlock(Block):
         return pa.types.is_null(column_type)
 
     @classmethod
+    @abstractmethod
     def accepts_items(cls, kind):
         """Tell whether the block reads lists of this type."""
-        raise NotImplementedError
 
     def read(self, table):
         """Flatten columns that describe the same items.

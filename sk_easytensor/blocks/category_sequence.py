@@ -73,6 +73,7 @@ class CategorySequenceBlock(SequenceBlock):
 
     kind = "category_sequence"
     accepted = "lists of strings, integers, booleans or categories"
+    entry_a_column = True
 
     def __init__(
         self,
@@ -168,10 +169,6 @@ class CategorySequenceBlock(SequenceBlock):
             codes = items.encode(lists.items)["codes"][:, 0].numpy()
             encoding[f"codes_{len(encoding)}"] = ragged(codes, torch.from_numpy(lists.offsets))
         return encoding
-
-    def encoding_columns(self, encoding):
-        names = zip(encoding, self.feature_names_in_, strict=True)
-        return {entry: [name] for entry, name in names}
 
     def make_module(self):
         return CategorySequenceModule(

@@ -84,6 +84,7 @@ class NumericSequenceBlock(SequenceBlock):
 
     kind = "numeric_sequence"
     accepted = "lists of numbers"
+    entry_a_column = True
 
     def __init__(
         self,
@@ -156,10 +157,6 @@ class NumericSequenceBlock(SequenceBlock):
             ]
             encoding[f"values_{index}"] = ragged(np.concatenate(scaled, dtype=np.float32), offsets)
         return encoding
-
-    def encoding_columns(self, encoding):
-        names = zip(encoding, self.feature_names_in_, strict=True)
-        return {entry: [name] for entry, name in names}
 
     def make_module(self):
         return NumericSequenceModule(self.missing_fraction_ > 0, self.make_encoder)

@@ -55,6 +55,7 @@ class VectorBlock(Block):
 
     kind = "vector"
     accepted = "lists of numbers that all have one length"
+    entry_a_column = True
 
     def __init__(self, width=None):
         self.width = width
@@ -115,10 +116,6 @@ class VectorBlock(Block):
                 encoded[rows, 0] = np.clip(scaled, -BOUND, BOUND)
             encoding[f"values_{index}"] = torch.from_numpy(encoded)
         return encoding
-
-    def encoding_columns(self, encoding):
-        names = zip(encoding, self.feature_names_in_, strict=True)
-        return {entry: [name] for entry, name in names}
 
     def make_module(self):
         return VectorModule(self._lengths, self.width)

@@ -21,7 +21,7 @@ from sk_easytensor.tables import as_table, has_column_names, read_like_fit
 from sk_easytensor.training.batches import EncodedRows
 from sk_easytensor.training.seeding import seeded
 from sk_easytensor.training.settings import default_batch_size, default_max_epochs
-from sk_easytensor.training.splits import merge_duplicates, validation_rows
+from sk_easytensor.training.splits import hold_out, merge_duplicates
 
 __all__ = ["BaseEasyTensor"]
 
@@ -139,12 +139,8 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
         batch_size = self.batch_size or default_batch_size(len(rows))
         rows = merge_duplicates(rows, batch_size)
         if not evals and self.validation_fraction is not None:
-            train, valid = validation_rows(
-                self._strata(rows.target), self.validation_fraction, random_state
-            )
-            if len(valid):
-                evals = [rows.take(torch.from_numpy(valid))]
-                rows = rows.take(torch.from_numpy(train))
+            strata = self._strata(rows.target)
+            rows, evals = hold_out(rows, strata, self.validation_fraction, random_state)
         return self._train(rows, evals, batch_size, random_state, backend, going_on)
 
     def partial_fit(self, X, y, sample_weight=None):
@@ -186,10 +182,6 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
         return self._train(
             rows, [], batch_size, random_state, backend, going_on, epochs=1, keep=True
         )
-
-    def _forget(self):
-        for name in [name for name in vars(self) if name.endswith("_") and name[0] != "_"]:
-            delattr(self, name)
 
     def _check_unchanged(self):
         """Refuse to go on with a network that the parameters no longer describe."""

@@ -98,11 +98,10 @@ class RecommendingMixin:
 
     # ------------------------------------------------------------------ kept at the end of fit
 
-    def _keep_items(self, backend):
-        """Embed the catalogue and forget its columns."""
+    def _keep_items(self, frame, backend):
+        """Embed the encoded catalogue, if there is one, and forget its columns."""
         self._index = None
         if self._catalogue.keyed:
-            frame = self.item_tower_.encode(self._catalogue.table, backend)
             self.item_embeddings_ = self.item_tower_.embed_frame(frame, backend).numpy()
             self.item_keys_ = self._catalogue.keys
             if self.index != "exact":

@@ -89,6 +89,11 @@ class TrainedEstimator(
             check_number(owner, "verbose", self.verbose, low=0, integer=True)
         check_callbacks(self.callbacks, owner)
 
+    def _forget(self):
+        """Drop what an earlier fit learned."""
+        for name in [name for name in vars(self) if name.endswith("_") and name[0] != "_"]:
+            delattr(self, name)
+
     def _settings(self, batch_size, epochs, *, annealed=True):
         """Return how to train, from the parameters."""
         owner = type(self).__name__

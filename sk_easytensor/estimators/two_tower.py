@@ -32,10 +32,10 @@ from sk_easytensor.retrieval import as_tensor, check_index
 from sk_easytensor.tables import as_table, has_column_names
 from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.batches import EncodedRows
-from sk_easytensor.training.pairs import PairFrame, distinct_rows
+from sk_easytensor.training.pairs import PairFrame, distinct_rows, with_common_rows
 from sk_easytensor.training.seeding import seeded
 from sk_easytensor.training.settings import default_batch_size, default_max_epochs
-from sk_easytensor.training.splits import validation_rows
+from sk_easytensor.training.splits import hold_out
 
 __all__ = ["EasyTensorTwoTower"]
 
@@ -293,9 +293,15 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
                 evals.append(self._read_pairs(X_eval, y_eval, weight_eval, backend))
         item_rows = pairs.frame.item_rows
         random_state = check_random_state(self.random_state)
-        rows, evals = self._with_validation(self._joined([pairs, *evals]), random_state)
+        items = None
+        if catalogue.keyed:
+            items = self.item_tower_.encode(catalogue.table, backend)
+        rows, *evals = with_common_rows([pairs, *evals], items)
+        if not evals and self.validation_fraction is not None:
+            strata = target.strata(rows.target)
+            rows, evals = hold_out(rows, strata, self.validation_fraction, random_state)
         self._train_towers(rows, evals, random_state, backend)
-        self._keep_items(backend)
+        self._keep_items(items, backend)
         if users is not None:
             self._keep_users(table, users, item_rows, backend)
         self._n_features_out = self.embedding_dim
@@ -343,45 +349,6 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         weight = torch.from_numpy(weight).float()
         return EncodedRows(PairFrame(users, items, user_rows, rows), target, weight)
 
-    def _joined(self, sets):
-        """Give several sets of pairs the same users and items, so that both are kept once."""
-        frames = [pairs.frame for pairs in sets]
-        users = TensorFrame.concatenate([frame.users for frame in frames])
-        users, user_rows = distinct_rows(users)
-        backend = resolve_backend("local", self.n_jobs)
-        if self._catalogue.keyed:
-            items = self.item_tower_.encode(self._catalogue.table, backend)
-            item_rows = torch.arange(len(items))
-            item_starts = [0] * len(frames)
-        else:
-            items = TensorFrame.concatenate([frame.items for frame in frames])
-            items, item_rows = distinct_rows(items)
-            item_starts = np.cumsum([0] + [len(frame.items) for frame in frames])
-        user_starts = np.cumsum([0] + [len(frame.users) for frame in frames])
-        return [
-            EncodedRows(
-                PairFrame(
-                    users,
-                    items,
-                    user_rows[pairs.frame.user_rows + int(user_start)],
-                    item_rows[pairs.frame.item_rows + int(item_start)],
-                ),
-                pairs.target,
-                pairs.weight,
-            )
-            for pairs, user_start, item_start in zip(sets, user_starts, item_starts, strict=False)
-        ]
-
-    def _with_validation(self, sets, random_state):
-        rows, *evals = sets
-        if evals or self.validation_fraction is None:
-            return rows, evals
-        strata = self._target.strata(rows.target)
-        train, valid = validation_rows(strata, self.validation_fraction, random_state)
-        if len(valid) == 0:
-            return rows, []
-        return rows.take(torch.from_numpy(train)), [rows.take(torch.from_numpy(valid))]
-
     def _train_towers(self, rows, evals, random_state, backend):
         rows.weight = rows.weight / rows.weight.double().mean().float()
         seed = int(random_state.randint(np.iinfo(np.int32).max))
@@ -420,8 +387,7 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         self._record_losses(result, self._target.head.metric)
 
     def _forget(self):
-        for name in [name for name in vars(self) if name.endswith("_") and name[0] != "_"]:
-            delattr(self, name)
+        super()._forget()
         # Nothing of an earlier fit's users is left if this one keeps none.
         self._users = self._seen = self._index = None
 

@@ -214,8 +214,8 @@ class RegressionHead(Head):
         return predictions
 
 
-class EmbeddingHead(Head):
-    """The last layer of a tower.
+class EmbeddingHead(BaseEstimator):
+    """The last layer of a tower, which has no loss of its own.
 
     Parameters
     ----------
@@ -232,23 +232,15 @@ class EmbeddingHead(Head):
         self.embedding_dim = embedding_dim
         self.projected = projected
 
-    def make_module(self, in_features, members):
-        if self.projected:
-            return super().make_module(in_features, members)
-        return nn.Identity()
-
     @property
     def out_features(self):
         return self.embedding_dim
 
-    def loss(self, outputs, target):
-        raise NotImplementedError("a tower has no loss of its own")
-
-    def combine(self, outputs):
-        return outputs.mean(1, keepdim=True)
-
-    def predict(self, combined):
-        return combined
+    def make_module(self, in_features, members):
+        """Return the last layer of the network."""
+        if self.projected:
+            return MemberLinear(members, in_features, self.out_features)
+        return nn.Identity()
 
 
 class SampledSoftmaxHead(Head):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-__all__ = ["PairFrame", "distinct_rows"]
+from sk_easytensor.tensors import TensorFrame
+from sk_easytensor.training.batches import EncodedRows
+
+__all__ = ["PairFrame", "distinct_rows", "with_common_rows"]
 
 
 class PairFrame:
@@ -69,3 +72,39 @@ def distinct_rows(frame):
     rank[order] = np.arange(len(order))
     rows = torch.from_numpy(rank[inverse.reshape(-1)])
     return frame.take(torch.from_numpy(first[order])), rows
+
+
+def with_common_rows(sets, catalogue=None):
+    """Give several sets of pairs the same users and items, so that both are kept once.
+
+    Parameters
+    ----------
+    sets : list of EncodedRows
+        Of a :class:`PairFrame` each.
+    catalogue : TensorFrame, optional
+        The items, if the sets' item rows are its rows already.
+
+    Returns
+    -------
+    list of EncodedRows
+    """
+    frames = [pairs.frame for pairs in sets]
+    users, user_rows = _common([frame.users for frame in frames])
+    if catalogue is None:
+        items, item_rows = _common([frame.items for frame in frames])
+    else:
+        items, item_rows = catalogue, [torch.arange(len(catalogue))] * len(frames)
+    return [
+        EncodedRows(
+            PairFrame(users, items, of_user[pairs.frame.user_rows], of_item[pairs.frame.item_rows]),
+            pairs.target,
+            pairs.weight,
+        )
+        for pairs, of_user, of_item in zip(sets, user_rows, item_rows, strict=True)
+    ]
+
+
+def _common(frames):
+    """Return the distinct rows of several frames, and where each frame's rows are among them."""
+    distinct, rows = distinct_rows(TensorFrame.concatenate(frames))
+    return distinct, rows.split([len(frame) for frame in frames])

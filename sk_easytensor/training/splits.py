@@ -7,7 +7,7 @@ import torch
 
 from sk_easytensor.training.batches import EncodedRows
 
-__all__ = ["merge_duplicates", "validation_rows"]
+__all__ = ["hold_out", "merge_duplicates", "validation_rows"]
 
 MERGE_AT_MOST = 10_000
 COPIES_AT_MOST = 4
@@ -51,6 +51,22 @@ def validation_rows(strata, fraction, random_state):
     taken[moved[moved < len(strata)]] = True
     taken &= ~first[:-1]
     return np.sort(order[~taken]), np.sort(order[taken])
+
+
+def hold_out(rows, strata, fraction, random_state):
+    """Take a validation part out of encoded rows; see :func:`validation_rows`.
+
+    Returns
+    -------
+    rows : EncodedRows
+        Those left to train on.
+    evals : list of EncodedRows
+        The validation part; empty if there are too few rows for one.
+    """
+    train, valid = validation_rows(strata, fraction, random_state)
+    if len(valid) == 0:
+        return rows, []
+    return rows.take(torch.from_numpy(train)), [rows.take(torch.from_numpy(valid))]
 
 
 def merge_duplicates(rows, batch_size):
