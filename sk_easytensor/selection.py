@@ -76,7 +76,7 @@ def detect_blocks(table, columns):
     return found
 
 
-def select_columns(columns, table, X=None, *, owner="blocks"):
+def select_columns(columns, table, X=None, *, owner="blocks", source="X"):
     """Resolve a column selector to names.
 
     Parameters
@@ -89,6 +89,8 @@ def select_columns(columns, table, X=None, *, owner="blocks"):
         Passed to a callable if it is a pandas data frame; else the callable gets the table as one.
     owner : str
         Who asks, for errors.
+    source : str
+        What the table is called, for errors.
 
     Returns
     -------
@@ -104,7 +106,7 @@ def select_columns(columns, table, X=None, *, owner="blocks"):
         columns = columns(X if hasattr(X, "select_dtypes") else table.to_pandas())
     if isinstance(columns, slice):
         bounds = [
-            _position(bound, names, owner) if isinstance(bound, str) else bound
+            _position(bound, names, owner, source) if isinstance(bound, str) else bound
             for bound in (columns.start, columns.stop)
         ]
         if isinstance(columns.stop, str):
@@ -119,22 +121,22 @@ def select_columns(columns, table, X=None, *, owner="blocks"):
                 f"{owner}: the boolean mask has {len(columns)} entries for {len(names)} columns"
             )
         return [name for name, keep in zip(names, columns, strict=True) if keep]
-    selected = [names[_position(item, names, owner)] for item in columns]
+    selected = [names[_position(item, names, owner, source)] for item in columns]
     twice = {name for name in selected if selected.count(name) > 1}
     if twice:
         raise ValueError(f"{owner} names columns more than once: {sorted(twice)}")
     return selected
 
 
-def _position(item, names, owner):
+def _position(item, names, owner, source):
     if isinstance(item, str):
         if item not in names:
             raise ValueError(
-                f"{owner} names column {item!r}, which X does not have; it has {names}"
+                f"{owner} names column {item!r}, which {source} does not have; it has {names}"
             )
         return names.index(item)
     if not isinstance(item, (int, np.integer)) or isinstance(item, BOOLS):
         raise ValueError(f"{owner}: {item!r} is not a column name, position or mask")
     if not -len(names) <= item < len(names):
-        raise ValueError(f"{owner} names column {item}, but X has {len(names)} columns")
+        raise ValueError(f"{owner} names column {item}, but {source} has {len(names)} columns")
     return int(item)

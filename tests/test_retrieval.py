@@ -107,7 +107,8 @@ def test_the_index_finds_nearly_all(normalized):
     queries, candidates = vectors(100, 32, 0), vectors(4000, 32, 1)
     if normalized:
         candidates /= np.linalg.norm(candidates, axis=1, keepdims=True)
-    places, scores = ApproximateIndex(candidates).search(queries, 10)
+    index = ApproximateIndex(candidates, vectors(200, 32, 2))
+    places, scores = index.search(queries, 10)
     expected, _ = top_k(queries, candidates, 10)
     assert recall(places, expected) >= 0.95
     products = np.einsum("qd,qkd->qk", queries, candidates[places])
@@ -119,22 +120,54 @@ def test_the_index_finds_nearly_all(normalized):
 
 def test_the_index_is_the_same_each_time():
     queries, candidates = vectors(50, 32, 0), vectors(3000, 32, 1)
-    first, again = (ApproximateIndex(candidates).search(queries, 10) for _ in range(2))
+    first, again = (ApproximateIndex(candidates, queries).search(queries, 10) for _ in range(2))
     np.testing.assert_array_equal(first, again)
 
 
 def test_the_index_is_pickled():
     queries, candidates = vectors(50, 32, 0), vectors(3000, 32, 1)
-    index = ApproximateIndex(candidates)
+    index = ApproximateIndex(candidates, queries)
     data = pickle.dumps(index)
     np.testing.assert_array_equal(pickle.loads(data).search(queries, 10), index.search(queries, 10))
     assert len(data) < 3 * candidates.nbytes
 
 
+def test_a_search_goes_as_far_as_its_candidates_need():
+    spread, queries = vectors(4000, 32, 1), vectors(200, 32, 2)
+    places = np.random.default_rng(0).integers(0, 40, 4000)
+    clustered = 8 * vectors(40, 32, 3)[places] + spread
+    easy = ApproximateIndex(clustered, 8 * vectors(40, 32, 3)[places[:200]] + queries)
+    hard = ApproximateIndex(spread, queries)
+    assert easy._index.expansion_search < hard._index.expansion_search
+    expected, _ = top_k(queries, spread, 10)
+    assert recall(hard.search(queries, 10)[0], expected) == pytest.approx(hard.recall)
+    assert hard.recall >= 0.97
+    assert easy.recall >= 0.97
+
+
+def test_excluded_pairs_are_not_found():
+    queries, candidates = vectors(100, 8, 0), vectors(500, 8, 1)
+    index = ApproximateIndex(candidates, queries)
+    best, _ = top_k(queries, candidates, 6)
+    pairs = {(query, int(best[query, place])) for query in range(50) for place in range(query % 7)}
+    places, scores = index.search(queries, 10, excluded=as_excluded(pairs))
+    expected, _ = top_k(queries, candidates, 10, excluded=as_excluded(pairs))
+    found = {(query, place) for query in range(100) for place in places[query].tolist()}
+    assert not pairs & found
+    assert recall(places, expected) >= 0.95
+    assert (np.diff(scores, axis=1) <= 0).all()
+    # All but three candidates are excluded for one query.
+    pairs |= {(7, candidate) for candidate in range(497)}
+    places, scores = index.search(queries, 10, excluded=as_excluded(pairs))
+    assert set(places[7, :3]) == {497, 498, 499}
+    assert (places[7, 3:] == -1).all()
+    assert np.isneginf(scores[7, 3:]).all()
+
+
 @pytest.mark.parametrize("n_queries", [1, 3])
 def test_an_index_with_fewer_candidates_than_asked_for(n_queries):
     queries, candidates = vectors(n_queries, 4, 0), vectors(5, 4, 1)
-    places, scores = ApproximateIndex(candidates).search(queries, 8)
+    places, scores = ApproximateIndex(candidates, queries).search(queries, 8)
     expected, products = brute_force(queries, candidates, 5)
     np.testing.assert_array_equal(places[:, :5], expected)
     np.testing.assert_allclose(scores[:, :5], products, rtol=1e-4, atol=1e-5)
@@ -147,4 +180,4 @@ def test_a_missing_package_is_named(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "usearch.index", None)
     with pytest.raises(ImportError, match=r"pip install 'sk_easytensor\[retrieval\]'"):
-        ApproximateIndex(vectors(5, 4, 0))
+        ApproximateIndex(vectors(5, 4, 0), vectors(1, 4, 0))

@@ -152,8 +152,10 @@ class ItemTable:
             raise ValueError(f"{OWNER}: X has no column that items does not have")
         return names
 
-    def rows(self, table):
+    def rows(self, table, *, all_known=True):
         """Return the item of each interaction as a tensor; None if items have no keys.
+
+        Items that are not known are at -1, unless all must be.
 
         Raises
         ------
@@ -169,7 +171,7 @@ class ItemTable:
             )
         column = table.column(self.key)
         rows = self.lookup.rows(column)
-        if (rows < 0).any():
+        if all_known and (rows < 0).any():
             row = int(np.argmax(rows < 0))
             raise ValueError(
                 f"{OWNER}: column {self.key!r} holds {column[row].as_py()!r} in row {row}, which "

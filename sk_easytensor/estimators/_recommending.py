@@ -16,6 +16,9 @@ from sk_easytensor.tables import as_table
 
 __all__ = ["RecommendingMixin"]
 
+QUERIES = 256
+"""Users whose rankings an approximate index is adjusted by."""
+
 
 class RecommendingMixin:
     """Ranks the catalogue for users, and users for items."""
@@ -56,8 +59,9 @@ class RecommendingMixin:
             candidates, keys, lookup = self._candidates(as_table(items))
         excluded = self._excluded(exclude, users, lookup, catalogue=items is None)
         k = min(k, len(candidates))
-        if items is None and self._index is not None and excluded is None:
-            places, scores = self._index.search(queries, k, threads=resolve_threads(self.n_jobs))
+        if items is None and self._index is not None:
+            threads = resolve_threads(self.n_jobs)
+            places, scores = self._index.search(queries, k, excluded=excluded, threads=threads)
         else:
             places, scores = self._best(queries, candidates, k, excluded)
         return _named(keys, places), scores
@@ -98,14 +102,16 @@ class RecommendingMixin:
 
     # ------------------------------------------------------------------ kept at the end of fit
 
-    def _keep_items(self, frame, backend):
+    def _keep_items(self, frame, users, backend):
         """Embed the encoded catalogue, if there is one, and forget its columns."""
         self._index = None
         if self._catalogue.keyed:
             self.item_embeddings_ = self.item_tower_.embed_frame(frame, backend).numpy()
             self.item_keys_ = self._catalogue.keys
             if self.index != "exact":
-                self._index = ApproximateIndex(self.item_embeddings_)
+                some = users.take(slice(None, None, max(1, len(users) // QUERIES)))
+                queries = self.user_tower_.embed_frame(some, backend).numpy()
+                self._index = ApproximateIndex(self.item_embeddings_, queries)
         self._catalogue.forget_rows()
 
     def _keep_users(self, table, lookup, item_rows, backend):
@@ -211,7 +217,8 @@ class RecommendingMixin:
         """Return the fraction of pairs whose item is among the k best of the catalogue."""
         self._check_catalogue()
         table = as_table(X)
-        rows = self._catalogue.rows(table).numpy()
+        # Without a catalogue, items that fit did not meet cannot be found.
+        rows = self._catalogue.rows(table, all_known=self._catalogue.given).numpy()
         vectors = self.user_tower_.embed(table)
         places, _ = self._best(vectors, self.item_embeddings_, min(k, len(self.item_embeddings_)))
         return float((places == rows[:, None]).any(axis=1).mean())

@@ -84,7 +84,7 @@ class Tower(
         check_is_fitted(self, "network_")
         return self
 
-    def fit_blocks(self, table, columns, backend, side):
+    def fit_blocks(self, table, columns, backend, side, source="X"):
         """Fit the blocks.
 
         Parameters
@@ -97,10 +97,12 @@ class Tower(
             Where the table is summarised.
         side : {"user", "item"}
             For error messages.
+        source : str
+            What the table is called, for error messages.
         """
         self._owner = f"the {side} tower"
         named = [
-            (name, block, select_columns(selector, table, owner=f"block {name!r}"))
+            (name, block, select_columns(selector, table, owner=f"block {name!r}", source=source))
             for name, block, selector in check_blocks(self.blocks)
         ]
         remainder = "auto"

@@ -301,7 +301,7 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
             strata = target.strata(rows.target)
             rows, evals = hold_out(rows, strata, self.validation_fraction, random_state)
         self._train_towers(rows, evals, random_state, backend)
-        self._keep_items(items, backend)
+        self._keep_items(items, rows.frame.users, backend)
         if users is not None:
             self._keep_users(table, users, item_rows, backend)
         self._n_features_out = self.embedding_dim
@@ -327,7 +327,8 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         with errors_name("user_blocks"):
             self.user_tower_.fit_blocks(table, user_columns, backend, "user")
         with errors_name("item_blocks"):
-            self.item_tower_.fit_blocks(catalogue.table, item_columns, backend, "item")
+            source = "items" if catalogue.given else "X"
+            self.item_tower_.fit_blocks(catalogue.table, item_columns, backend, "item", source)
         fit_shared(
             self.shared_blocks,
             self.user_tower_,
@@ -402,7 +403,8 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         Parameters
         ----------
         X : table-like
-            Pairs: the user's columns, and the item's or its key.
+            Pairs: the user's columns, and the item's or its key. Items that `fit` did not meet
+            need the item tower's columns.
 
         Returns
         -------
@@ -414,14 +416,19 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         backend = resolve_backend("local", self.n_jobs)
         users, user_rows = distinct_rows(self.user_tower_.encode(table, backend))
         users = self.user_tower_.embed_frame(users, backend)
-        if self._catalogue.keyed and self._catalogue.key in table.column_names:
-            rows = self._catalogue.rows(table)
-            items = as_tensor(self.item_embeddings_)
-        else:
-            items, rows = distinct_rows(self.item_tower_.encode(table, backend))
-            items = self.item_tower_.embed_frame(items, backend)
+        items, rows = self._item_vectors(table, backend)
         products = torch.einsum("nd,nd->n", users[user_rows].double(), items[rows].double())
         return (products / self._temperature + self._bias).numpy()
+
+    def _item_vectors(self, table, backend):
+        """Return embeddings, and for each pair which of them is its item's."""
+        if self._catalogue.keyed and self._catalogue.key in table.column_names:
+            has_columns = set(self.item_tower_.feature_names_in_) <= set(table.column_names)
+            rows = self._catalogue.rows(table, all_known=not has_columns)
+            if (rows >= 0).all():
+                return as_tensor(self.item_embeddings_), rows
+        items, rows = distinct_rows(self.item_tower_.encode(table, backend))
+        return self.item_tower_.embed_frame(items, backend), rows
 
     def _check_classes(self):
         check_is_fitted(self)
@@ -481,7 +488,8 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         -------
         float
             With two classes the area under the ROC curve, with numbers R². Without `y` the
-            fraction of pairs whose item is among the ten of the catalogue that fit its user best.
+            fraction of pairs whose item is among the ten of the catalogue that fit its user best;
+            a pair whose item `fit` did not meet counts as missed, unless there was a catalogue.
         """
         check_is_fitted(self)
         if self._target.chosen:

@@ -1,0 +1,209 @@
+"""How two towers rank: items for users, users for items, exactly and by index."""
+
+import copy
+
+import joblib
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+from two_towers import (
+    BY_TASTE,
+    KEYS,
+    N_ITEMS,
+    N_USERS,
+    same,
+    two_tower,
+    untrained,
+)
+
+from sk_easytensor import (
+    CategoryBlock,
+)
+from sk_easytensor.ranking import recall_at_k
+
+# ---------------------------------------------------------------------- ranking
+
+
+def test_exclude_what_was_seen(data, X, fitted):
+    keys, scores = fitted.recommend(data.users, k=N_ITEMS, exclude="seen")
+    met = set(zip(X["user_id"], X["item_id"], strict=True))
+    for user, row, products in zip(data.users["user_id"], keys, scores, strict=True):
+        offered = [key for key in row if key is not None]
+        assert sorted(offered) == [item for item in range(N_ITEMS) if (user, item) not in met]
+        assert [key is None for key in row] == np.isneginf(products).tolist()
+    same(
+        fitted.recommend({"user_id": data.users["user_id"]}, k=N_ITEMS, exclude="seen"),
+        (keys, scores),
+    )
+    new = data.users.assign(user_id=-1 - data.users["user_id"])
+    same(fitted.recommend(new, exclude="seen"), fitted.recommend(new))
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda lists: lists,
+        lambda lists: [np.array(items, dtype=float) for items in lists],
+        lambda lists: pd.Series(lists, index=range(5, 65)),
+        pl.Series,
+        lambda lists: pl.DataFrame({"lists": lists})["lists"],
+        lambda lists: pa.array(lists, pa.list_(pa.int32())),
+        lambda lists: pa.chunked_array([lists[:7], lists[7:]]),
+        lambda lists: [[str(item) for item in items] for items in lists],
+    ],
+    ids=["list", "arrays", "pandas", "polars", "column", "arrow", "chunks", "strings"],
+)
+def test_exclude_lists_of_keys(convert, data, fitted):
+    lists = [[*range(user % 3, user % 17), 999] for user in range(N_USERS)]
+    keys, scores = fitted.recommend(data.users, k=N_ITEMS, exclude=convert(lists))
+    for row, products, excluded in zip(keys, scores, lists, strict=True):
+        offered = [key for key in row if key is not None]
+        assert not set(offered) & set(excluded)
+        assert len(offered) == N_ITEMS - len(excluded) + 1
+        assert np.isfinite(products).sum() == len(offered)
+
+
+@pytest.mark.parametrize("exclude", [[[]] * N_USERS, [None] * N_USERS, [[999]] * N_USERS])
+def test_exclude_nothing(exclude, data, fitted):
+    same(fitted.recommend(data.users, exclude=exclude), fitted.recommend(data.users))
+
+
+@pytest.mark.parametrize(
+    ("exclude", "message"),
+    [
+        ([[1]], "exclude has 1 lists for 60 users"),
+        (list(range(N_USERS)), "exclude must hold a list of keys for each user, got .* int64"),
+        ("all", "exclude must be 'seen'"),
+    ],
+)
+def test_exclude_what_makes_no_sense(exclude, message, data, fitted):
+    with pytest.raises(ValueError, match=message):
+        fitted.recommend(data.users, exclude=exclude)
+
+
+def test_seen_needs_users(data, X, catalogue, fitted):
+    model = untrained().fit(X, items=catalogue, item_key="item_id")
+    for call in (
+        lambda: model.recommend(data.users, exclude="seen"),
+        lambda: model.rank_users(catalogue),
+    ):
+        with pytest.raises(ValueError, match="needs the user_key of fit"):
+            call()
+    with pytest.raises(ValueError, match="'seen', which is known of the catalogue only"):
+        fitted.recommend(data.users, catalogue, exclude="seen")
+
+
+def test_users_are_known_by_their_key(data, X, fitted):
+    ids = [3, 0, 3, 59]
+    found = fitted.recommend({"user_id": ids}, k=4)
+    rows = X.drop_duplicates("user_id", keep="last").set_index("user_id").loc[ids].reset_index()
+    same(found, fitted.recommend(rows, k=4))
+    np.testing.assert_array_equal(
+        fitted.user_embeddings_[[fitted.user_keys_.tolist().index(key) for key in ids]],
+        fitted.transform(rows),
+    )
+    with pytest.raises(
+        ValueError, match=r"'user_id' holds 77 in row 1, .* pass the columns \['age"
+    ):
+        fitted.recommend({"user_id": [3, 77]})
+
+
+def test_a_users_last_row_is_kept():
+    X = pd.DataFrame({"user": [1, 2, 1], "mood": ["low", "low", "high"], "film": ["a", "b", "c"]})
+    blocks = [("mood", CategoryBlock(), "mood")], [("film", CategoryBlock(), "film")]
+    model = untrained(*blocks, validation_fraction=None).fit(X, item_key="film", user_key="user")
+    assert model.user_keys_.tolist() == [1, 2]
+    expected = model.transform({"mood": ["high", "low"]})
+    np.testing.assert_array_equal(model.user_embeddings_, expected)
+    assert model.item_keys_.tolist() == ["a", "b", "c"]
+
+
+def test_candidates_of_ones_own(data, catalogue, fitted):
+    some = catalogue.iloc[[7, 3, 11, 4]]
+    keys, scores = fitted.recommend(data.users, some, k=9)
+    assert keys.shape == (N_USERS, 4)
+    assert (np.sort(keys, axis=1) == [3, 4, 7, 11]).all()
+    everything, products = fitted.recommend(data.users, k=N_ITEMS)
+    wanted = np.isin(everything, some["item_id"])
+    np.testing.assert_array_equal(everything[wanted].reshape(keys.shape), keys)
+    np.testing.assert_allclose(products[wanted].reshape(keys.shape), scores, rtol=1e-4, atol=1e-5)
+    keys, _ = fitted.recommend(data.users, some, k=4, exclude=[[7, 3]] * N_USERS)
+    assert (keys[:, 2:] == None).all()  # noqa: E711
+    with pytest.raises(ValueError, match="1 keys in more than one row, such as 7, again in row 1"):
+        fitted.recommend(data.users, catalogue.iloc[[7, 7]])
+
+
+def test_blocks_of_users_do_not_change_what_is_found(data, fitted, monkeypatch):
+    from sk_easytensor import retrieval
+
+    expected = fitted.recommend(data.users, k=7, exclude="seen")
+    monkeypatch.setattr(retrieval, "BLOCK", 3 * N_ITEMS)
+    keys, scores = fitted.recommend(data.users, k=7, exclude="seen")
+    np.testing.assert_array_equal(keys, expected[0])
+    np.testing.assert_allclose(scores, expected[1], rtol=1e-5, atol=1e-6)
+
+
+def test_rank_users_for_new_items(data, X, catalogue, fitted):
+    new = catalogue.head(4).assign(item_id=[101, 102, 103, 104])
+    model = two_tower(*BY_TASTE).fit(X, items=catalogue, **KEYS)
+    keys, scores = model.rank_users(new, k=10)
+    assert keys.shape == scores.shape == (4, 10)
+    assert data.affinity[keys, np.arange(4)[:, None]].mean() > 0.9
+    keys, scores = fitted.rank_users(new, k=100)
+    assert keys.shape == scores.shape == (4, N_USERS)
+    assert (np.diff(scores, axis=1) <= 0).all()
+    last = X.drop_duplicates("user_id", keep="last")
+    again, products = fitted.rank_users(new, users=pl.from_pandas(last), k=100)
+    np.testing.assert_array_equal(again, keys)
+    np.testing.assert_allclose(products, scores, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [0, 1.5, None, True])
+def test_bad_numbers_of_recommendations(k, data, catalogue, fitted):
+    for call in (fitted.recommend, fitted.rank_users):
+        with pytest.raises(ValueError, match="k must be an integer at least 1"):
+            call(data.users, k=k)
+
+
+# ---------------------------------------------------------------------- approximate index
+
+
+@pytest.fixture(scope="module")
+def indexed(data):
+    return two_tower(index="usearch").fit(data.interactions, items=data.catalogue, **KEYS)
+
+
+def test_the_index_finds_the_same(data, fitted, indexed):
+    np.testing.assert_array_equal(indexed.item_embeddings_, fitted.item_embeddings_)
+    keys, scores = indexed.recommend(data.users, k=5)
+    expected, products = fitted.recommend(data.users, k=5)
+    assert recall_at_k(expected.tolist(), keys, k=5) >= 0.95
+    np.testing.assert_allclose(scores, products, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("n_users", [1, N_USERS])
+def test_all_of_the_catalogue_by_index(n_users, data, indexed):
+    keys, _ = indexed.recommend(data.users.head(n_users), k=100)
+    assert (np.sort(keys, axis=1) == np.arange(N_ITEMS)).all()
+
+
+@pytest.mark.parametrize("exclude", ["seen", [[0, 1, 2]] * N_USERS])
+def test_exclusions_with_an_index(exclude, data, fitted, indexed):
+    keys, scores = indexed.recommend(data.users, k=5, exclude=exclude)
+    expected, products = fitted.recommend(data.users, k=5, exclude=exclude)
+    assert recall_at_k(expected.tolist(), keys, k=5) >= 0.95
+    np.testing.assert_allclose(scores, products, rtol=1e-3, atol=1e-4)
+
+
+def test_candidates_of_ones_own_are_ranked_exactly(data, fitted, indexed):
+    found = indexed.recommend(data.users, data.catalogue, k=5)
+    same(found, fitted.recommend(data.users, data.catalogue, k=5))
+
+
+def test_the_index_is_saved_with_the_model(data, indexed, tmp_path):
+    joblib.dump(indexed, tmp_path / "model.joblib")
+    restored = joblib.load(tmp_path / "model.joblib")
+    same(restored.recommend(data.users), indexed.recommend(data.users))
+    same(copy.deepcopy(indexed).recommend(data.users), indexed.recommend(data.users))
