@@ -8,12 +8,14 @@ from sk_easytensor.blocks import (
     EventSequenceBlock,
     NumericBlock,
     NumericSequenceBlock,
+    PretrainedBlock,
     TextBlock,
     VectorBlock,
 )
 from sk_easytensor.compose import TableEncoder
 from sk_easytensor.estimators import (
     EasyTensorClassifier,
+    EasyTensorEmbedder,
     EasyTensorRegressor,
     EasyTensorTwoTower,
 )
@@ -28,11 +30,13 @@ __all__ = [
     "CategorySequenceBlock",
     "DatetimeBlock",
     "EasyTensorClassifier",
+    "EasyTensorEmbedder",
     "EasyTensorRegressor",
     "EasyTensorTwoTower",
     "EventSequenceBlock",
     "NumericBlock",
     "NumericSequenceBlock",
+    "PretrainedBlock",
     "Sum",
     "TabM",
     "TableEncoder",

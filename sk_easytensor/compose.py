@@ -226,11 +226,15 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
             if column not in block.feature_names_in_:
                 continue
             found[name] = {
-                entry: [index for index, source in enumerate(columns) if source == column]
-                for entry, columns in block.encoding_columns(frame[name]).items()
-                if column in columns
+                entry: [index for index, source in enumerate(sources) if column in source]
+                for entry, sources in _sources(block, frame[name]).items()
+                if any(column in source for source in sources)
             }
         return found
+
+    def places(self, frame):
+        """Return :meth:`column_positions` of every input column, by column."""
+        return {column: self.column_positions(column, frame) for column in self._columns}
 
     def get_feature_names_out(self, input_features=None):
         """Return the names of the columns of :meth:`transform`, ``block__column``.
@@ -287,6 +291,14 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
 
     def _sk_visual_block_(self):
         return blocks_diagram(self)
+
+
+def _sources(block, encoding):
+    """Return, for each entry of an encoding, the tuples of columns along its second dimension."""
+    return {
+        entry: [source if isinstance(source, tuple) else (source,) for source in sources]
+        for entry, sources in block.encoding_columns(encoding).items()
+    }
 
 
 def blocks_diagram(estimator):

@@ -21,7 +21,7 @@ from sk_easytensor.event_times import (
 )
 from sk_easytensor.tables import as_table, is_lazy
 
-__all__ = ["collect_sequences"]
+__all__ = ["collect_sequences", "contiguous", "gather_rows"]
 
 
 def collect_sequences(
@@ -148,7 +148,7 @@ def collect_sequences(
     order, start, stop = _spans(times, codes, asked, asked_codes)
     if max_length is not None:
         start = np.maximum(start, stop - max_length)
-    lists = _gather(log.select(columns), order, start, stop)
+    lists = gather_rows(log.select(columns), order, start, stop)
     return _attach(owner, lists.rename_columns([prefix + name for name in columns]))
 
 
@@ -263,7 +263,7 @@ def _sort(times, codes):
     return order
 
 
-def _gather(table, order, start, stop):
+def gather_rows(table, order, start, stop):
     """Return a table of lists: row i holds the rows ``order[start[i]:stop[i]]``."""
     lengths = stop - start
     offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -274,14 +274,14 @@ def _gather(table, order, start, stop):
     offsets = pa.array(offsets, pa.int64())
     lists = {}
     for name in table.column_names:
-        values = _contiguous(table[name])
+        values = contiguous(table[name])
         for step in steps:
             values = values.take(step)
         lists[name] = pa.LargeListArray.from_arrays(offsets, values)
     return pa.table(lists)
 
 
-def _contiguous(column):
+def contiguous(column):
     """Return a column as one array, of a type whose offsets cannot overflow when repeated."""
     kind = column.type
     if pa.types.is_string(kind):

@@ -121,6 +121,15 @@ class TensorFrame:
                 encoding[name] = entry
         return TensorFrame({**self.encodings, block: encoding}, self.n_rows)
 
+    def content(self):
+        """Return all the tensors it is made of, offsets included."""
+        entries = [entry for encoding in self.encodings.values() for entry in encoding.values()]
+        return [
+            tensor
+            for entry in entries
+            for tensor in ((entry.values, entry.offsets) if isinstance(entry, Ragged) else (entry,))
+        ]
+
     def row_hashes(self):
         """Return a 64-bit hash of each row's content, as an int64 array.
 

@@ -7,6 +7,7 @@ from sk_easytensor.blocks.datetime import DatetimeBlock
 from sk_easytensor.blocks.event_sequence import EventSequenceBlock
 from sk_easytensor.blocks.numeric import NumericBlock
 from sk_easytensor.blocks.numeric_sequence import NumericSequenceBlock
+from sk_easytensor.blocks.pretrained import PretrainedBlock
 from sk_easytensor.blocks.text import TextBlock
 from sk_easytensor.blocks.vector import VectorBlock
 
@@ -31,6 +32,7 @@ __all__ = [
     "EventSequenceBlock",
     "NumericBlock",
     "NumericSequenceBlock",
+    "PretrainedBlock",
     "TextBlock",
     "VectorBlock",
 ]

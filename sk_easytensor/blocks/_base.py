@@ -41,13 +41,14 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.blocks._lists import is_list
 from sk_easytensor.parameters import GrowingParametersMixin
+from sk_easytensor.safe_loading import ArrowStateMixin
 from sk_easytensor.tables import as_table, has_column_names, read_like_fit
 from sk_easytensor.tensors import Ragged
 
 __all__ = ["Block"]
 
 
-class Block(GrowingParametersMixin, TransformerMixin, BaseEstimator, ABC):
+class Block(ArrowStateMixin, GrowingParametersMixin, TransformerMixin, BaseEstimator, ABC):
     """Base class of all blocks; see the module's description for what to implement.
 
     Attributes
@@ -186,8 +187,9 @@ class Block(GrowingParametersMixin, TransformerMixin, BaseEstimator, ABC):
 
         Returns
         -------
-        dict of {str: list of str}
-            For each entry, the column names along its second dimension.
+        dict of {str: list of str or of tuple of str}
+            For each entry, the column names along its second dimension; a tuple of names for
+            what several columns make together.
         """
         names = list(self.feature_names_in_)
         if self.entry_a_column:

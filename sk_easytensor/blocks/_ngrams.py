@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sk_easytensor.blocks.category import hash_strings
+from sk_easytensor.safe_loading import ArrowStateMixin
 from sk_easytensor.summaries import ValueCounts
 
 __all__ = [
@@ -228,7 +229,7 @@ def count_pairs(owner, ids):
     return owner, ids, counts
 
 
-class NgramVocabulary:
+class NgramVocabulary(ArrowStateMixin):
     """The n-grams a column keeps, as a trie of integer codes.
 
     Parameters

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sk_easytensor.blocks._base import Block
-from sk_easytensor.blocks._pretrained import pretrained_encoder
+from sk_easytensor.blocks._pretrained_texts import pretrained_encoder
 from sk_easytensor.blocks._text_encoders import NgramEncoder, SubwordEncoder
 from sk_easytensor.columns import cast_column, sample_values
 from sk_easytensor.parameters import check_choice, check_number

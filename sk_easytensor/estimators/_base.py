@@ -9,15 +9,18 @@ from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.backends import resolve_backend
+from sk_easytensor.blocks._parts import Representation
 from sk_easytensor.compose import BlockParametersMixin, TableEncoder, blocks_diagram
 from sk_easytensor.estimators._inputs import Sized, check_weight, errors_name, eval_pairs
 from sk_easytensor.estimators._pickling import PortablePickleMixin
 from sk_easytensor.estimators._trained import TrainedEstimator
-from sk_easytensor.inspection import ImportanceSample
+from sk_easytensor.inspection import EncodedModel, GivenOutputs, ImportanceSample
 from sk_easytensor.networks.block_network import make_network
 from sk_easytensor.parameters import check_choice
+from sk_easytensor.report._columns import summarize_table, summarize_target
 from sk_easytensor.selection import check_blocks
 from sk_easytensor.tables import as_table, has_column_names, read_like_fit
+from sk_easytensor.tracking import tracked
 from sk_easytensor.training.batches import EncodedRows
 from sk_easytensor.training.seeding import seeded
 from sk_easytensor.training.settings import default_batch_size, default_max_epochs
@@ -31,7 +34,8 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
 
     A subclass implements ``_check_target(y)`` (returns a valid target as an array),
     ``_learn_target(y, classes)`` (sets what it needs to know about the target and returns the
-    head), ``_encode_target(y)`` (returns a target as a tensor) and ``predict``.
+    head), ``_encode_target(y)`` (returns a target as a tensor), ``_judge(outputs, target, weight)``
+    (says how good outputs are) and ``predict``.
     """
 
     def __init__(
@@ -54,6 +58,8 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
         verbose=0,
         callbacks=None,
         backend="local",
+        checkpoint_dir=None,
+        tracker=None,
     ):
         self.blocks = blocks
         self.remainder = remainder
@@ -72,6 +78,8 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
         self.verbose = verbose
         self.callbacks = callbacks
         self.backend = backend
+        self.checkpoint_dir = checkpoint_dir
+        self.tracker = tracker
 
     # ------------------------------------------------------------------ parameters
 
@@ -90,6 +98,7 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
 
     # ------------------------------------------------------------------ fitting
 
+    @tracked
     def fit(self, X, y, sample_weight=None, *, eval_set=None, eval_sample_weight=None):
         """Fit the blocks and train the network.
 
@@ -118,6 +127,7 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
         """
         backend = resolve_backend(self.backend, self.n_jobs)
         self._check_parameters()
+        checkpoints, random_state = self._open_checkpoints()
         going_on = self.warm_start and hasattr(self, "network_")
         if going_on:
             self._check_unchanged()
@@ -132,16 +142,18 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
             for where, pair, weight in eval_pairs(eval_set, eval_sample_weight)
         ]
         if not going_on:
-            self._fit_encoder(table, X, backend)
+            self._fit_encoder(table, X, backend, checkpoints)
+            self._summarize_data(table, y)
         rows = self._encoded_rows(table, target, weight, backend)
         evals = self._encoded_evals(evals, backend)
-        random_state = check_random_state(self.random_state)
         batch_size = self.batch_size or default_batch_size(len(rows))
         rows = merge_duplicates(rows, batch_size)
         if not evals and self.validation_fraction is not None:
             strata = self._strata(rows.target)
             rows, evals = hold_out(rows, strata, self.validation_fraction, random_state)
-        return self._train(rows, evals, batch_size, random_state, backend, going_on)
+        return self._train(
+            rows, evals, batch_size, random_state, backend, going_on, checkpoints=checkpoints
+        )
 
     def partial_fit(self, X, y, sample_weight=None):
         """Train for one epoch on these rows.
@@ -174,6 +186,7 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
         if not going_on:
             self._head = self._learn_target(y, classes)
             self._fit_encoder(table, X, backend)
+            self._summarize_data(table, y)
         target = self._encode_target(y)
         weight = weight * self._class_weights(target)
         rows = self._encoded_rows(table, target, weight, backend)
@@ -230,19 +243,34 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
         return encoded
 
     def _encoded_rows(self, table, target, weight, backend):
-        frame = self._encoder.encode_table(table, backend)
+        with self._timed("encoding"):
+            frame = self._encoder.encode_table(table, backend)
         return EncodedRows(frame, target, torch.from_numpy(weight).float())
 
-    def _fit_encoder(self, table, X, backend):
-        self._encoder = TableEncoder(self.blocks, remainder=self.remainder)
-        self._encoder.fit_table(table, X, backend)
+    def _fit_encoder(self, table, X, backend, checkpoints=None):
+        def make():
+            encoder = TableEncoder(self.blocks, remainder=self.remainder)
+            return encoder.fit_table(table, X, backend)
+
+        with self._timed("blocks"):
+            self._encoder = make() if checkpoints is None else checkpoints.keep("encoder", make)
         self.n_features_in_ = self._encoder.n_features_in_
         if hasattr(self._encoder, "feature_names_in_"):
             self.feature_names_in_ = self._encoder.feature_names_in_
         self.blocks_ = self._encoder.blocks_
 
     def _train(
-        self, rows, evals, batch_size, random_state, backend, going_on, epochs=None, keep=False
+        self,
+        rows,
+        evals,
+        batch_size,
+        random_state,
+        backend,
+        going_on,
+        *,
+        epochs=None,
+        keep=False,
+        checkpoints=None,
     ):
         # A mean of one leaves the learning rate what it is for unweighted rows.
         rows.weight = rows.weight / rows.weight.double().mean().float()
@@ -253,7 +281,7 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
         if epochs is None:
             epochs = self.max_epochs or default_max_epochs(len(rows))
         # One epoch at a time, nobody knows how many will follow.
-        settings = self._settings(batch_size, epochs, annealed=not keep)
+        settings = self._settings(batch_size, epochs, annealed=not keep, checkpoints=checkpoints)
         kept, kind = getattr(self, "_optimizer_state", None), settings.optimizer.__name__
         if going_on and kept is not None and kept["kind"] == kind:
             settings.optimizer_state = kept
@@ -289,6 +317,9 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
     def _scale_target(self, rows):
         """Learn the scale of the targets from the training part."""
 
+    def _judge(self, outputs, target, weight):
+        """Return how good outputs for rows held out are, for reports."""
+
     def _scaled(self, rows):
         """Return rows with targets on the scale the network is trained on."""
         return rows
@@ -309,6 +340,8 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
 
     def _combined(self, X):
         """Return the ensemble's outputs, of shape (n_rows, out_features)."""
+        if isinstance(X, GivenOutputs):
+            return X.values
         return self._forward(X, lambda frame: self._head.combine(self.network_(frame))[:, 0])
 
     def transform(self, X):
@@ -328,6 +361,17 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
         """
         return self._forward(X, lambda frame: self.network_.represent(frame)).numpy()
 
+    def representation(self):
+        """Return blocks and network up to what :meth:`transform` gives.
+
+        Returns
+        -------
+        Representation
+            For :class:`~sk_easytensor.PretrainedBlock`.
+        """
+        check_is_fitted(self)
+        return Representation(self.blocks_, self.network_, self._network_trunk)
+
     @property
     def feature_importances_(self):
         """Permutation importance of each input column, an ndarray of shape (n_features,).
@@ -341,12 +385,39 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
         """
         check_is_fitted(self)
         if not hasattr(self, "_importances"):
-            backend = resolve_backend(self.backend, self.n_jobs)
-            self._importances = self._importance_sample.importances(
-                self.network_, self._head, self._encoder, backend
+            sample = self._importance_sample
+            model = self._judged_model(
+                sample.rows.frame, resolve_backend(self.backend, self.n_jobs)
             )
+            self._importances = sample.importances(model, self._head)
+            self._validation = None
+            if sample.held_out:
+                found = self._judge(model.outputs[:, 0], sample.rows.target, sample.rows.weight)
+                self._validation = {"rows": len(sample.rows), **found}
             self._importance_sample = None
         return self._importances
+
+    def _summarize_data(self, table, y):
+        """Keep what reports say of the data."""
+        self._data_summary = summarize_table(table)
+        self._target_summary = summarize_target(y, getattr(self, "classes_", None))
+
+    def _encoded_model(self, X, backend, rows):
+        """Return the network with some rows of a table, for inspection."""
+        table = self._read(X)
+        if len(rows) < len(table):
+            table = table.take(rows)
+        return self._judged_model(self._encoder.encode_table(table, backend), backend)
+
+    def _judged_model(self, frame, backend):
+        network, head = self.network_, self._head
+        return EncodedModel(
+            frame,
+            modules=dict(zip(network.names, network.blocks, strict=True)),
+            join=lambda parts: head.combine(network.join(parts)),
+            places=self._encoder.places(frame),
+            backend=backend,
+        )
 
     # ------------------------------------------------------------------ scikit-learn
 

@@ -12,6 +12,7 @@ from sklearn.utils import check_array
 from sk_easytensor.blocks.category import CategoryBlock, category_keys
 from sk_easytensor.estimators._inputs import check_no_missing, eval_pairs
 from sk_easytensor.networks.heads import BinaryHead, RegressionHead, SampledSoftmaxHead
+from sk_easytensor.safe_loading import ArrowStateMixin
 from sk_easytensor.summaries import merge_all
 from sk_easytensor.tables import as_table
 from sk_easytensor.training.batches import EncodedRows
@@ -29,7 +30,7 @@ __all__ = [
 OWNER = "EasyTensorTwoTower"
 
 
-class Keys:
+class Keys(ArrowStateMixin):
     """Values that name rows, looked up as categories are: 7, 7.0 and "7" are the same.
 
     Parameters

@@ -1,4 +1,4 @@
-"""One side of a two-tower model: blocks and a network that end in an embedding."""
+"""Blocks and a network that end in an embedding: a side of two towers, or all of an embedder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.backends import resolve_backend
+from sk_easytensor.blocks._parts import Representation
 from sk_easytensor.compose import BlockParametersMixin, TableEncoder
 from sk_easytensor.estimators._pickling import PortablePickleMixin
 from sk_easytensor.networks.block_network import make_network
@@ -28,8 +29,9 @@ class Tower(
 ):
     """A fitted tower: a transformer from its own columns to embeddings.
 
-    It is made by :class:`~sk_easytensor.EasyTensorTwoTower`, and is of use without it: pickle it
-    alone, where only one side is needed.
+    It is made by :class:`~sk_easytensor.EasyTensorTwoTower` or
+    :class:`~sk_easytensor.EasyTensorEmbedder`, and is of use without it: pickle it alone, where
+    only one side is needed.
 
     Parameters
     ----------
@@ -84,7 +86,7 @@ class Tower(
         check_is_fitted(self, "network_")
         return self
 
-    def fit_blocks(self, table, columns, backend, side, source="X"):
+    def fit_blocks(self, table, columns, backend, side, source="X", checkpoints=None):
         """Fit the blocks.
 
         Parameters
@@ -99,6 +101,8 @@ class Tower(
             For error messages.
         source : str
             What the table is called, for error messages.
+        checkpoints : Checkpoints or None
+            Where the fitted blocks are kept.
         """
         self._owner = f"the {side} tower"
         named = [
@@ -111,7 +115,11 @@ class Tower(
             wanted = {column for _, _, selected in named for column in selected}
             columns = [column for column in table.column_names if column in wanted]
         table = table.select(columns)
-        self._encoder = TableEncoder(named, remainder=remainder).fit_table(table, table, backend)
+
+        def make():
+            return TableEncoder(named, remainder=remainder).fit_table(table, table, backend)
+
+        self._encoder = make() if checkpoints is None else checkpoints.keep(side, make)
         self.blocks_ = self._encoder.blocks_
         self.n_features_in_ = self._encoder.n_features_in_
         self.feature_names_in_ = self._encoder.feature_names_in_
@@ -163,6 +171,22 @@ class Tower(
         check_is_fitted(self, "network_")
         backend = resolve_backend("local", self.n_jobs)
         return self.embed_frame(self.encode(X, backend), backend).numpy()
+
+    def representation(self):
+        """Return blocks and network up to what :meth:`transform` gives.
+
+        Returns
+        -------
+        Representation
+            For :class:`~sk_easytensor.PretrainedBlock`.
+        """
+        check_is_fitted(self, "network_")
+        trunk, head = self._network_trunk, self._head
+        return Representation(self.blocks_, self.network_, trunk, head, self.normalized)
+
+    def column_positions(self, column, frame):
+        """Say where a column stands in encoded rows; see :class:`~sk_easytensor.TableEncoder`."""
+        return self._encoder.column_positions(column, frame)
 
     def embed_frame(self, frame, backend):
         """Return the embeddings of encoded rows, as a tensor."""

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from time import perf_counter
+
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_random_state
 
 from sk_easytensor.networks import TabM
 from sk_easytensor.parameters import GrowingParametersMixin, check_number
+from sk_easytensor.report import write_report
+from sk_easytensor.tracking.store import MLflowStore, is_in_mlflow
+from sk_easytensor.tracking.tracker import RUN, check_tracker, with_active_run
+from sk_easytensor.training.checkpoints import Checkpoints, describe_parameters
 from sk_easytensor.training.settings import (
     TrainingSettings,
     check_callbacks,
@@ -14,6 +22,7 @@ from sk_easytensor.training.settings import (
     resolve_device,
     resolve_optimizer,
 )
+from sk_easytensor.training.stores import check_store
 
 __all__ = ["TrainedEstimator"]
 
@@ -88,13 +97,30 @@ class TrainedEstimator(
         if not isinstance(self.verbose, (bool, np.bool_)):
             check_number(owner, "verbose", self.verbose, low=0, integer=True)
         check_callbacks(self.callbacks, owner)
+        check_store(self.checkpoint_dir, owner)
+        if is_in_mlflow(self.checkpoint_dir) and check_tracker(self.tracker, owner) is None:
+            raise ValueError(
+                f"{owner}: checkpoint_dir='mlflow' keeps checkpoints in the run of the fit, which "
+                "needs tracker='mlflow' or an MLflowTracker; a directory of that name is './mlflow'"
+            )
 
     def _forget(self):
         """Drop what an earlier fit learned."""
         for name in [name for name in vars(self) if name.endswith("_") and name[0] != "_"]:
             delattr(self, name)
 
-    def _settings(self, batch_size, epochs, *, annealed=True):
+    def _open_checkpoints(self):
+        """Return the checkpoints to go on from and to write, if any, and the random state."""
+        if self.checkpoint_dir is None:
+            return None, check_random_state(self.random_state)
+        described = describe_parameters(self)
+        where = self.checkpoint_dir
+        if is_in_mlflow(where):
+            where = MLflowStore(getattr(self, RUN))
+        checkpoints = Checkpoints(where, type(self).__name__, described)
+        return checkpoints, check_random_state(checkpoints.seed(self.random_state))
+
+    def _settings(self, batch_size, epochs, *, annealed=True, checkpoints=None):
         """Return how to train, from the parameters."""
         owner = type(self).__name__
         patience = self.early_stopping_rounds
@@ -109,12 +135,60 @@ class TrainedEstimator(
             early_stopping_rounds=patience,
             device=resolve_device(self.device, owner),
             verbose=self.verbose,
-            callbacks=list(self.callbacks or []),
+            callbacks=[*(self.callbacks or []), *self._notes()],
             annealed=annealed,
+            checkpoints=checkpoints,
         )
+
+    def _notes(self):
+        """Return the callbacks that record a fit that is tracked."""
+        run = getattr(self, RUN, None)
+        return [] if run is None else [run.callback]
+
+    def __getstate__(self):
+        """Return what is pickled or copied."""
+        return with_active_run(super().__getstate__())
+
+    @contextmanager
+    def _timed(self, part):
+        """Add the seconds spent within the context to ``fit_times_``."""
+        begin = perf_counter()
+        yield
+        times = vars(self).setdefault("fit_times_", {})
+        times[part] = times.get(part, 0.0) + perf_counter() - begin
+
+    def report(self, path):
+        """Write what the fitted model knows of itself as one page of HTML.
+
+        The page has the data's columns, the parameters, the blocks, learning curves, importances,
+        calibration or residuals on rows held out, and times, as far as the model has them. It
+        asks for nothing outside itself, and holds no row of the data but frequent categories.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file, in a directory that exists. It is there whole or not at all.
+
+        Returns
+        -------
+        pathlib.Path
+            Of the file.
+
+        Raises
+        ------
+        NotFittedError
+            If the model is not fitted.
+        FileNotFoundError
+            If the directory does not exist.
+        """
+        return write_report(self, path)
 
     def _record_losses(self, result, metric, going_on=False):
         """Set what a user may ask about a training: curves, epochs, the best of them."""
+        seconds = [epoch["dur"] for epoch in result.history if "dur" in epoch]
+        times = vars(self).setdefault("fit_times_", {})
+        times["training"] = times.get("training", 0.0) + sum(seconds)
+        times["epochs"] = times.get("epochs", []) + seconds
         names = {"train_loss": "training", "valid_loss": "valid_0"}
         evals = self.evals_result_ if going_on else {}
         before = len(next(iter(evals.values()))[metric]) if evals else 0

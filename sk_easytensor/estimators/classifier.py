@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_array, column_or_1d
 
 from sk_easytensor.estimators._base import BaseEasyTensor
 from sk_easytensor.estimators._inputs import check_no_missing
+from sk_easytensor.inspection._validation import calibration
 from sk_easytensor.networks.heads import BinaryHead, MulticlassHead, MultilabelHead
 from sk_easytensor.parameters import check_number
 
@@ -67,6 +68,13 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         targets.
     backend : "local" or LocalBackend, default="local"
         Where work runs.
+    checkpoint_dir : str, path-like or None, default=None
+        Directory, or URL that fsspec knows such as ``s3://bucket/fit``. After each epoch the whole
+        state of the training is written there; the same `fit`, run again after an interruption,
+        goes on after the last complete epoch. See the user guide, "Interrupted fits".
+    tracker : "mlflow", MLflowTracker or None, default=None
+        Where each `fit` is recorded: a run in MLflow. See the user guide, "Tracking runs with
+        MLflow".
 
     Attributes
     ----------
@@ -91,6 +99,9 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         Epochs run.
     feature_importances_ : ndarray of shape (n_features,)
         Permutation importance of each column.
+    fit_times_ : dict
+        Seconds: ``"blocks"`` (fitting them), ``"encoding"``, ``"training"``, and ``"epochs"``, a
+        list with those of each epoch.
 
     See Also
     --------
@@ -128,6 +139,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         verbose=0,
         callbacks=None,
         backend="local",
+        checkpoint_dir=None,
+        tracker=None,
     ):
         super().__init__(
             blocks,
@@ -147,6 +160,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
             verbose=verbose,
             callbacks=callbacks,
             backend=backend,
+            checkpoint_dir=checkpoint_dir,
+            tracker=tracker,
         )
         self.class_weight = class_weight
 
@@ -282,6 +297,28 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         if not (table[codes] > 0).any():
             raise ValueError(f"class_weight is zero for every row: {self.class_weight}")
         return table[codes]
+
+    def _judge(self, outputs, target, weight):
+        losses = self._head.loss(outputs[:, None], target)[:, 0].double().numpy()
+        probabilities = self._head.predict(outputs.double()).numpy()
+        target, weight = target.numpy(), weight.double().numpy()
+        hits = self._head.decide(probabilities) == target
+        hits_all = hits.reshape(len(hits), -1).all(axis=1)
+        measures = {
+            "log loss": np.average(losses, weights=weight),
+            "accuracy": np.average(hits_all, weights=weight),
+        }
+        if isinstance(self._head, MultilabelHead):
+            of, happened = "the probability of each label", target == 1
+            weight = np.repeat(weight, target.shape[1])
+        elif isinstance(self._head, BinaryHead):
+            of, happened = f"the probability of {self.classes_.tolist()[1]!r}", target == 1
+            probabilities = probabilities[:, 1]
+        else:
+            of, happened = "the probability of the class predicted", hits
+            probabilities = probabilities.max(axis=1)
+        table = calibration(probabilities.ravel(), happened.ravel(), weight)
+        return {"measures": measures, "of": of, "calibration": table}
 
     def _strata(self, target):
         if target.ndim == 1:

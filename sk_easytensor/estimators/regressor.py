@@ -5,15 +5,20 @@ from __future__ import annotations
 import numpy as np
 import torch
 from sklearn.base import RegressorMixin
+from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 from sklearn.utils.validation import assert_all_finite, check_array
 
 from sk_easytensor.estimators._base import BaseEasyTensor
 from sk_easytensor.estimators._inputs import check_no_missing
+from sk_easytensor.inspection._validation import residual_bins
 from sk_easytensor.networks.heads import RegressionHead
 from sk_easytensor.parameters import check_choice, check_number
 from sk_easytensor.training.batches import EncodedRows
 
 __all__ = ["EasyTensorRegressor"]
+
+SHOWN_OUTPUTS = 8
+"""Of a target of more columns, reports show the residuals of the first."""
 
 
 class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
@@ -34,7 +39,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         As in :class:`EasyTensorClassifier`.
     early_stopping_rounds, validation_fraction, warm_start, random_state, n_jobs, device
         As in :class:`EasyTensorClassifier`.
-    verbose, callbacks, backend
+    verbose, callbacks, backend, checkpoint_dir, tracker
         As in :class:`EasyTensorClassifier`.
 
     Attributes
@@ -85,6 +90,8 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         verbose=0,
         callbacks=None,
         backend="local",
+        checkpoint_dir=None,
+        tracker=None,
     ):
         super().__init__(
             blocks,
@@ -104,6 +111,8 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
             verbose=verbose,
             callbacks=callbacks,
             backend=backend,
+            checkpoint_dir=checkpoint_dir,
+            tracker=tracker,
         )
         self.loss = loss
         self.quantile = quantile
@@ -121,10 +130,12 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         ndarray of float64, shape (n_samples,) or (n_samples, n_outputs)
             With the precision of float32.
         """
-        combined = self._combined(X)
-        scaled = self._head.predict(combined).numpy().astype(np.float64)
-        values = scaled * self._target_scale + self._target_center
+        values = self._values(self._combined(X))
         return values[:, 0] if self._one_dimensional else values
+
+    def _values(self, outputs):
+        scaled = self._head.predict(outputs).numpy().astype(np.float64)
+        return scaled * self._target_scale + self._target_center
 
     # ------------------------------------------------------------------ target
 
@@ -166,6 +177,22 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         if y.shape[1] != self.n_outputs_:
             raise ValueError(f"y has {y.shape[1]} columns; {self.n_outputs_} were expected")
         return torch.from_numpy(y)
+
+    def _judge(self, outputs, target, weight):
+        predicted, weight = self._values(outputs), weight.double().numpy()
+        actual = target.double().numpy() * self._target_scale + self._target_center
+        measures = {
+            "R²": r2_score(actual, predicted, sample_weight=weight),
+            "mean absolute error": mean_absolute_error(actual, predicted, sample_weight=weight),
+            "root mean squared error": root_mean_squared_error(
+                actual, predicted, sample_weight=weight
+            ),
+        }
+        residuals = [
+            residual_bins(*columns, weight)
+            for columns in zip(predicted.T[:SHOWN_OUTPUTS], actual.T[:SHOWN_OUTPUTS], strict=True)
+        ]
+        return {"measures": measures, "residuals": residuals}
 
     def _scale_target(self, rows):
         weight = rows.weight.double().numpy()[:, None]

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from sklearn.base import clone
 from sklearn.metrics import r2_score, roc_auc_score
-from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils import check_consistent_length
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.backends import resolve_backend
-from sk_easytensor.compose import BlockParametersMixin
+from sk_easytensor.compose import BlockParametersMixin, blocks_diagram
 from sk_easytensor.estimators._inputs import Sized, check_weight, errors_name
 from sk_easytensor.estimators._pairs import (
     ItemTable,
@@ -25,12 +25,16 @@ from sk_easytensor.estimators._pairs import (
 from sk_easytensor.estimators._recommending import RecommendingMixin
 from sk_easytensor.estimators._tower import Tower
 from sk_easytensor.estimators._trained import TrainedEstimator
+from sk_easytensor.inspection import GivenOutputs
+from sk_easytensor.inspection._pairs import pair_model
 from sk_easytensor.networks import Sum
 from sk_easytensor.networks.two_tower import TwoTowerNetwork
 from sk_easytensor.parameters import check_choice, check_number
+from sk_easytensor.report._columns import summarize_table
 from sk_easytensor.retrieval import as_tensor, check_index
 from sk_easytensor.tables import as_table, has_column_names
 from sk_easytensor.tensors import TensorFrame
+from sk_easytensor.tracking import tracked
 from sk_easytensor.training.batches import EncodedRows
 from sk_easytensor.training.pairs import PairFrame, distinct_rows, with_common_rows
 from sk_easytensor.training.seeding import seeded
@@ -97,6 +101,13 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         Called while training.
     backend : {"local"}, default="local"
         Where work runs.
+    checkpoint_dir : str, path-like or None, default=None
+        Directory, or URL that fsspec knows such as ``s3://bucket/fit``. After each epoch the whole
+        state of the training is written there; the same `fit`, run again after an interruption,
+        goes on after the last complete epoch. See the user guide, "Interrupted fits".
+    tracker : "mlflow", MLflowTracker or None, default=None
+        Where each `fit` is recorded: a run in MLflow. See the user guide, "Tracking runs with
+        MLflow".
 
     Attributes
     ----------
@@ -167,6 +178,8 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         verbose=0,
         callbacks=None,
         backend="local",
+        checkpoint_dir=None,
+        tracker=None,
     ):
         self.user_blocks = user_blocks
         self.item_blocks = item_blocks
@@ -191,6 +204,8 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         self.verbose = verbose
         self.callbacks = callbacks
         self.backend = backend
+        self.checkpoint_dir = checkpoint_dir
+        self.tracker = tracker
 
     def _default_trunk(self):
         return Sum(width=self.embedding_dim)
@@ -214,6 +229,7 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
 
     # ------------------------------------------------------------------ fitting
 
+    @tracked
     def fit(
         self,
         X,
@@ -260,6 +276,7 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         """
         backend = resolve_backend(self.backend, self.n_jobs)
         self._check_parameters()
+        checkpoints, random_state = self._open_checkpoints()
         table = as_table(X)
         if y is not None:
             y = target_values(y)
@@ -281,8 +298,11 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         self._catalogue, self._target, self._user_key = catalogue, target, user_key
         if target.classes is not None:
             self.classes_ = target.classes
-        self._fit_towers(table, backend)
-        pairs = self._read_pairs(table, y, weight, backend)
+        with self._timed("blocks"):
+            self._fit_towers(table, backend, checkpoints)
+        self._data_summary = summarize_table(table)
+        with self._timed("encoding"):
+            pairs = self._read_pairs(table, y, weight, backend)
         evals = []
         for where, X_eval, y_eval, weight_eval in sets:
             with errors_name(where):
@@ -292,7 +312,6 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
             with errors_name(where):
                 evals.append(self._read_pairs(X_eval, y_eval, weight_eval, backend))
         item_rows = pairs.frame.item_rows
-        random_state = check_random_state(self.random_state)
         items = None
         if catalogue.keyed:
             items = self.item_tower_.encode(catalogue.table, backend)
@@ -300,7 +319,7 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         if not evals and self.validation_fraction is not None:
             strata = target.strata(rows.target)
             rows, evals = hold_out(rows, strata, self.validation_fraction, random_state)
-        self._train_towers(rows, evals, random_state, backend)
+        self._train_towers(rows, evals, random_state, backend, checkpoints)
         self._keep_items(items, rows.frame.users, backend)
         if users is not None:
             self._keep_users(table, users, item_rows, backend)
@@ -310,7 +329,7 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
             self.feature_names_in_ = np.asarray(table.column_names, dtype=object)
         return self
 
-    def _fit_towers(self, table, backend):
+    def _fit_towers(self, table, backend, checkpoints):
         catalogue = self._catalogue
         trunk = self._default_trunk() if self.trunk is None else self.trunk
         how = {
@@ -325,10 +344,14 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         user_columns = catalogue.user_columns(table) if self.user_blocks is None else None
         item_columns = catalogue.item_columns if self.item_blocks is None else None
         with errors_name("user_blocks"):
-            self.user_tower_.fit_blocks(table, user_columns, backend, "user")
+            self.user_tower_.fit_blocks(
+                table, user_columns, backend, "user", checkpoints=checkpoints
+            )
         with errors_name("item_blocks"):
             source = "items" if catalogue.given else "X"
-            self.item_tower_.fit_blocks(catalogue.table, item_columns, backend, "item", source)
+            self.item_tower_.fit_blocks(
+                catalogue.table, item_columns, backend, "item", source, checkpoints
+            )
         fit_shared(
             self.shared_blocks,
             self.user_tower_,
@@ -350,7 +373,7 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         weight = torch.from_numpy(weight).float()
         return EncodedRows(PairFrame(users, items, user_rows, rows), target, weight)
 
-    def _train_towers(self, rows, evals, random_state, backend):
+    def _train_towers(self, rows, evals, random_state, backend, checkpoints):
         rows.weight = rows.weight / rows.weight.double().mean().float()
         seed = int(random_state.randint(np.iinfo(np.int32).max))
         batch_size = self.batch_size or max(512, default_batch_size(len(rows)))
@@ -381,7 +404,7 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
             )
             rows = self._target.scaled(rows)
             evals = [self._target.scaled(valid) for valid in evals]
-            settings = self._settings(batch_size, epochs)
+            settings = self._settings(batch_size, epochs, checkpoints=checkpoints)
             result = backend.train(network, self._target.head, rows, evals, settings)
         self._temperature = temperature
         self._bias = 0.0 if network.popularity is not None else float(network.bias.detach())
@@ -412,13 +435,36 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
             Products over the temperature; with two classes the log-odds of the second.
         """
         check_is_fitted(self)
+        if isinstance(X, GivenOutputs):
+            return X.values[:, 0].numpy()
         table = as_table(X)
         backend = resolve_backend("local", self.n_jobs)
         users, user_rows = distinct_rows(self.user_tower_.encode(table, backend))
         users = self.user_tower_.embed_frame(users, backend)
         items, rows = self._item_vectors(table, backend)
-        products = torch.einsum("nd,nd->n", users[user_rows].double(), items[rows].double())
-        return (products / self._temperature + self._bias).numpy()
+        return self._scores(users[user_rows], items[rows]).numpy()
+
+    def _scores(self, users, items):
+        products = torch.einsum("nd,nd->n", users.double(), items.double())
+        return products / self._temperature + self._bias
+
+    def _encoded_model(self, X, backend, rows):
+        """Return both towers with some rows of a table of pairs, for inspection."""
+        owner = type(self).__name__
+        if self._target.chosen:
+            raise ValueError(
+                f"{owner} was fitted without y, so that pairs have no target to be judged by; "
+                "compare sk_easytensor.ranking.ranking_report with and without a column"
+            )
+        table = as_table(X)
+        lacking = set(self.item_tower_.feature_names_in_) - set(table.column_names)
+        if lacking:
+            raise ValueError(
+                f"{owner}: X lacks {sorted(lacking)} of the item tower; join the catalogue to X, "
+                "for its columns to be shuffled"
+            )
+        towers = {"user": self.user_tower_, "item": self.item_tower_}
+        return pair_model(towers, table.take(rows), self._scores, backend)
 
     def _item_vectors(self, table, backend):
         """Return embeddings, and for each pair which of them is its item's."""
@@ -513,6 +559,26 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         """
         check_is_fitted(self)
         return self.user_tower_.embed(as_table(X))
+
+    def _sk_visual_block_(self):
+        from sklearn.utils._repr_html.estimator import _VisualBlock
+
+        if not hasattr(self, "user_tower_"):
+            return _VisualBlock("single", self, names=type(self).__name__)
+        towers = {"user_tower_": self.user_tower_, "item_tower_": self.item_tower_}
+        diagrams = [blocks_diagram(tower) for tower in towers.values()]
+        return _VisualBlock("parallel", diagrams, names=list(towers))
+
+    def representation(self):
+        """Return blocks and network of the user tower.
+
+        Returns
+        -------
+        Representation
+            For :class:`~sk_easytensor.PretrainedBlock`.
+        """
+        check_is_fitted(self)
+        return self.user_tower_.representation()
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -7,7 +7,7 @@ from torch import nn
 
 from sk_easytensor.ragged import Ragged
 
-__all__ = ["BlockNetwork", "make_network"]
+__all__ = ["BlockNetwork", "make_network", "padded_lengths"]
 
 
 class BlockNetwork(nn.Module):
@@ -20,8 +20,8 @@ class BlockNetwork(nn.Module):
         by a linear layer; the others go through the trunk.
     trunk : torch.nn.Module
         Made by the trunk for the blocks that are not wide.
-    head : torch.nn.Module
-        Made by the head for the trunk.
+    head : torch.nn.Module or None
+        Made by the head for the trunk; None if the network is only asked to :meth:`represent`.
     wide : torch.nn.Linear or None
         From the wide blocks to the outputs.
 
@@ -43,8 +43,8 @@ class BlockNetwork(nn.Module):
     @property
     def representation_features(self):
         """Width of :meth:`represent`."""
-        past = 0 if self.wide is None else self.wide.in_features
-        return self.trunk.out_features + past
+        past = [block.out_features for block in self.blocks if is_wide(block)]
+        return self.trunk.out_features + sum(past)
 
     def forward(self, frame):
         """Return the outputs of every member.
@@ -58,7 +58,20 @@ class BlockNetwork(nn.Module):
         -------
         torch.Tensor of shape (batch, members, out_features)
         """
-        hidden, wide = self._hidden(frame)
+        return self.join(self._read(frame))
+
+    def join(self, parts):
+        """Return the outputs, given what each block's module gave.
+
+        Parameters
+        ----------
+        parts : dict of {str: torch.Tensor of shape (batch, out_features of the block)}
+
+        Returns
+        -------
+        torch.Tensor of shape (batch, members, out_features)
+        """
+        hidden, wide = self._hidden(parts)
         outputs = self.head(hidden)
         return outputs if wide is None else outputs + self.wide(wide)[:, None, :]
 
@@ -69,7 +82,7 @@ class BlockNetwork(nn.Module):
         -------
         torch.Tensor of shape (batch, representation_features)
         """
-        hidden, wide = self._hidden(frame)
+        hidden, wide = self._hidden(self._read(frame))
         hidden = hidden.mean(1)
         return hidden if wide is None else torch.cat([hidden, wide], dim=1)
 
@@ -87,19 +100,17 @@ class BlockNetwork(nn.Module):
             The longest list among the entries of blocks whose modules have a true attribute
             ``padded``; None without any.
         """
-        longest = [
-            entry.lengths.reshape(len(entry), -1).amax(1)
-            for name, block in zip(self.names, self.blocks, strict=True)
-            if getattr(block, "padded", False)
-            for entry in frame[name].values()
-            if isinstance(entry, Ragged)
-        ]
-        return torch.stack(longest).amax(0) if longest else None
+        pairs = zip(self.names, self.blocks, strict=True)
+        return longest_of(padded_lengths(block, frame[name]) for name, block in pairs)
 
-    def _hidden(self, frame):
+    def _read(self, frame):
+        pairs = zip(self.names, self.blocks, strict=True)
+        return {name: block(**frame[name]) for name, block in pairs}
+
+    def _hidden(self, read):
         parts = {False: [], True: []}
         for name, block in zip(self.names, self.blocks, strict=True):
-            parts[is_wide(block)].append(block(**frame[name]))
+            parts[is_wide(block)].append(read[name])
         wide = torch.cat(parts[True], dim=1) if parts[True] else None
         deep = torch.cat(parts[False], dim=1) if parts[False] else wide.new_zeros(len(wide), 1)
         hidden = self.trunk(deep)
@@ -111,7 +122,38 @@ def is_wide(module):
     return getattr(module, "wide", False)
 
 
-def make_network(blocks, trunk, head):
+def padded_lengths(module, encoding):
+    """Return how long each row's lists become where a block's module pads them.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Made by a block. One that pads some entries only has a method ``padded_lengths(encoding)``.
+    encoding : dict of {str: torch.Tensor or Ragged}
+        The block's encoding.
+
+    Returns
+    -------
+    torch.Tensor of int64, shape (n_rows,), or None
+    """
+    if not getattr(module, "padded", False):
+        return None
+    if hasattr(module, "padded_lengths"):
+        return module.padded_lengths(encoding)
+    return longest_of(
+        entry.lengths.reshape(len(entry), -1).amax(1)
+        for entry in encoding.values()
+        if isinstance(entry, Ragged)
+    )
+
+
+def longest_of(lengths):
+    """Return the largest of several lengths of each row, or None where there are none."""
+    found = [each for each in lengths if each is not None]
+    return torch.stack(found).amax(0) if found else None
+
+
+def make_network(blocks, trunk, head=None):
     """Build the network of fitted blocks.
 
     Parameters
@@ -120,8 +162,8 @@ def make_network(blocks, trunk, head):
         Fitted.
     trunk : object
         With ``make_module(in_features)``.
-    head : Head
-        For the target at hand.
+    head : Head, optional
+        For the target at hand. Without one the network ends in its representation.
 
     Returns
     -------
@@ -138,6 +180,8 @@ def make_network(blocks, trunk, head):
     else:
         trunk_module = trunk.make_module(max(sum(deep), 1))
     members = getattr(trunk_module, "members", 1)
+    if head is None:
+        return BlockNetwork(modules, trunk_module, None, None)
     head_module = head.make_module(trunk_module.out_features, members)
     wide = None
     if wide_features:

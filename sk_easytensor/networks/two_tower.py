@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["TwoTowerNetwork", "embed"]
+__all__ = ["TwoTowerNetwork", "as_embeddings", "embed"]
 
 
 def embed(tower, frame, normalized):
@@ -27,7 +27,12 @@ def embed(tower, frame, normalized):
     -------
     torch.Tensor of float32, shape (n_rows, embedding_dim)
     """
-    embeddings = tower(frame).mean(1).float()
+    return as_embeddings(tower(frame), normalized)
+
+
+def as_embeddings(outputs, normalized):
+    """Return the embeddings that a tower's outputs, of shape (n_rows, members, size), are."""
+    embeddings = outputs.mean(1).float()
     return functional.normalize(embeddings, dim=1) if normalized else embeddings
 
 

@@ -7,7 +7,7 @@ import torch
 
 from sk_easytensor.tensors import TensorFrame
 
-__all__ = ["BatchIterator", "EncodedRows"]
+__all__ = ["BatchIterator", "EncodedRows", "FreshRows"]
 
 WINDOW = 16
 """Batches among whose rows those of like length are put together."""
@@ -59,6 +59,38 @@ class EncodedRows:
     def to(self, device):
         """Return the rows on another device."""
         return EncodedRows(self.frame.to(device), self.target.to(device), self.weight.to(device))
+
+    def refreshed(self, epoch):
+        """Return the rows to train on in an epoch, counted from 0: by default always the same."""
+        return self
+
+
+class FreshRows(EncodedRows):
+    """Rows that are drawn anew for each epoch.
+
+    Parameters
+    ----------
+    draw : callable
+        Takes the epoch, counted from 0, and returns :class:`EncodedRows`, always as many and for
+        one epoch always the same. Picklable, if the rows are to be.
+    """
+
+    def __init__(self, draw):
+        rows = draw(0)
+        super().__init__(rows.frame, rows.target, rows.weight)
+        self.draw = draw
+
+    def __getstate__(self):
+        """Return what is pickled: how to draw, and no row."""
+        return self.draw
+
+    def __setstate__(self, draw):
+        """Restore what was pickled."""
+        self.__init__(draw)
+
+    def refreshed(self, epoch):
+        """Return the rows to train on in an epoch, counted from 0."""
+        return self if epoch == 0 else self.draw(epoch)
 
 
 class BatchIterator:

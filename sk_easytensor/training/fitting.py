@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from inspect import signature
 
-from skorch.callbacks import EarlyStopping, PrintLog
+from skorch.callbacks import EarlyStopping, EpochTimer, PrintLog
 
+from sk_easytensor.training.checkpoints import describe_data
 from sk_easytensor.training.net import TensorNet
 from sk_easytensor.training.schedules import StepSchedule
 from sk_easytensor.training.settings import has_scheduler
@@ -24,7 +25,8 @@ class TrainingResult:
     Attributes
     ----------
     history : list of dict
-        One entry an epoch: ``train_loss``, ``valid_loss``, ``valid_1_loss`` and so on.
+        One entry an epoch: ``train_loss``, ``valid_loss``, ``valid_1_loss`` and so on, and
+        ``dur``, its seconds.
     best_iteration : int
         Epoch, counted from 1, whose weights the network has.
     optimizer_state : dict
@@ -56,9 +58,12 @@ def train_network(network, head, rows, valid_rows, settings):
     -------
     TrainingResult
     """
+    if settings.checkpoints is not None:
+        settings.checkpoints.begin(describe_data(network, rows, valid_rows))
     callbacks = []
     if settings.annealed and not has_scheduler(settings.callbacks):
         callbacks.append(("easytensor_schedule", StepSchedule(settings.max_epochs)))
+    callbacks.append(("easytensor_timer", EpochTimer()))
     if settings.verbose:
         callbacks.append(("easytensor_print_log", PrintLog()))
     callbacks += [
@@ -79,6 +84,7 @@ def train_network(network, head, rows, valid_rows, settings):
         valid_rows=valid_rows,
         average_decay=settings.average_decay,
         gradient_clip=settings.gradient_clip,
+        checkpoints=settings.checkpoints,
         optimizer=settings.optimizer,
         lr=settings.learning_rate,
         batch_size=settings.batch_size,

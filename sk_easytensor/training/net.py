@@ -12,6 +12,7 @@ from skorch.callbacks import Callback
 from torch import nn
 
 from sk_easytensor.training.batches import BatchIterator
+from sk_easytensor.training.resuming import capture, restore
 
 __all__ = ["TensorNet", "WeightedLoss"]
 
@@ -51,6 +52,8 @@ class TensorNet(NeuralNet):
         and left at the end; 0 for none.
     gradient_clip : float or None
         Largest norm of the gradient.
+    checkpoints : Checkpoints or None
+        Where the state after each epoch is written, and gone on from.
     **settings
         Passed to :class:`skorch.NeuralNet`.
 
@@ -61,12 +64,21 @@ class TensorNet(NeuralNet):
     """
 
     def __init__(
-        self, module, *, head, valid_rows=(), average_decay=0.0, gradient_clip=None, **settings
+        self,
+        module,
+        *,
+        head,
+        valid_rows=(),
+        average_decay=0.0,
+        gradient_clip=None,
+        checkpoints=None,
+        **settings,
     ):
         self.head = head
         self.valid_rows = valid_rows
         self.average_decay = average_decay
         self.gradient_clip = gradient_clip
+        self.checkpoints = checkpoints
         super().__init__(
             module,
             criterion=WeightedLoss,
@@ -139,19 +151,41 @@ class TensorNet(NeuralNet):
         self._average = WeightAverage(self.module_, self.average_decay)
         first_valid = self.valid_rows[0] if self.valid_rows else None
         about = {"dataset_train": rows, "dataset_valid": first_valid}
+        epochs = self.max_epochs if epochs is None else epochs
+        state = self.checkpoints.latest() if self.checkpoints is not None else None
+        if state is not None:
+            restore(self, self._average, state)
+            epochs = 0 if state["ended"] else epochs - len(self.history)
         try:
-            for _ in range(self.max_epochs if epochs is None else epochs):
+            for _ in range(epochs):
+                fresh = X.refreshed(len(self.history))
+                if fresh is not X:
+                    about["dataset_train"] = fresh.to(self.device)
+                    iterator = self.get_iterator(about["dataset_train"], training=True)
                 self.notify("on_epoch_begin", **about)
                 self._average.swap_out()
                 self.run_single_epoch(iterator, True, "train", self.train_step)
                 self._average.swap_in()
                 self._judge()
                 self._mark_best()
-                self.notify("on_epoch_end", **about)
+                self._end_epoch(about)
         finally:
             # Also when interrupted: what is kept is the average.
             self._average.swap_in()
         return self
+
+    def _end_epoch(self, about):
+        ended = None
+        try:
+            self.notify("on_epoch_end", **about)
+        except KeyboardInterrupt as stop:
+            ended = stop
+        if self.checkpoints is not None:
+            curve = self.history[:, "valid_loss" if self.valid_rows else "train_loss"]
+            state = capture(self, self._average, ended is not None)
+            self.checkpoints.write(len(self.history), state, best=1 + int(np.argmin(curve)))
+        if ended is not None:
+            raise ended
 
     def _by_length(self, rows):
         """Put rows of like length together, which saves padding."""

@@ -41,6 +41,10 @@ class PairFrame:
         """Return some of the pairs: a slice or an int64 tensor."""
         return PairFrame(self.users, self.items, self.user_rows[pairs], self.item_rows[pairs])
 
+    def content(self):
+        """Return all the tensors it is made of."""
+        return [*self.users.content(), *self.items.content(), self.user_rows, self.item_rows]
+
     def to(self, device):
         """Return the pairs on another device."""
         return PairFrame(

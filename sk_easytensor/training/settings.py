@@ -36,6 +36,7 @@ class TrainingSettings:
     callbacks: list = field(default_factory=list)
     annealed: bool = True
     optimizer_state: dict | None = None
+    checkpoints: object | None = None
 
 
 def default_batch_size(n_rows):

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from sk_easytensor.blocks import BLOCKS, Block
-from sk_easytensor.blocks._lists import list_lengths
+from sk_easytensor import MLP, EasyTensorRegressor
+from sk_easytensor.blocks import BLOCKS, Block, PretrainedBlock
+from sk_easytensor.blocks._lists import is_list, list_lengths
 from sk_easytensor.selection import detect_blocks
 from sk_easytensor.summaries import merge_all
 from sk_easytensor.tables import as_table
@@ -95,18 +96,53 @@ def _data():
 DATA = {kind: as_table(pd.DataFrame(columns)) for kind, columns in _data().items()}
 FITTED = {cls: cls().fit(DATA[cls.kind]) for cls in BLOCKS}
 
+# Blocks that are not chosen automatically, because they need something to be given.
+DATA["pretrained"] = pa.table(
+    {
+        name: DATA[kind].column(name)
+        for kind in ("event_sequence", "category", "numeric")
+        for name in DATA[kind].column_names
+    }
+)
+DONOR = EasyTensorRegressor(trunk=MLP(width=8), max_epochs=1, random_state=0)
+DONOR.fit(DATA["pretrained"], np.arange(N_ROWS))
+FITTED |= {
+    f"PretrainedBlock_{name}": PretrainedBlock(DONOR, **how).fit(DATA["pretrained"])
+    for name, how in {
+        "frozen": {},
+        "frozen_events": {"block": "event_sequence"},
+        "trainable": {"trainable": True},
+        "trainable_events": {"block": "event_sequence", "trainable": True},
+    }.items()
+}
 
-@pytest.fixture(params=BLOCKS, ids=lambda cls: cls.__name__)
+
+# Frozen vectors are those of all columns, rounded as the batch they are computed in has it.
+EXACT = [case for case in FITTED if not str(case).startswith("PretrainedBlock_frozen")]
+
+
+def case_name(key):
+    return key if isinstance(key, str) else key.__name__
+
+
+@pytest.fixture(params=FITTED, ids=case_name)
 def block(request):
     return FITTED[request.param]
 
 
+@pytest.fixture(params=BLOCKS, ids=case_name)
+def chosen(request):
+    """A block of a kind that is chosen automatically, and its table."""
+    return FITTED[request.param], DATA[request.param.kind]
+
+
 @pytest.fixture
 def table(block):
-    return DATA[block.kind]
+    return DATA[block.kind].select(list(block.feature_names_in_))
 
 
-def test_renamed_blocks_read_columns_of_other_names(block, table):
+def test_renamed_blocks_read_columns_of_other_names(chosen):
+    block, table = chosen
     names = [f"other {name}" for name in table.column_names]
     before = block.get_feature_names_out().tolist()
     renamed = block.renamed(names)
@@ -138,22 +174,26 @@ def missing_like(table, n_rows=2):
 def permutation(block, table):
     """Return rows in another order, in which lists that are read together keep their lengths."""
     rng = np.random.default_rng(1)
-    if block.kind not in ("event_sequence", "numeric_sequence"):
+    if block.kind not in ("event_sequence", "numeric_sequence", "pretrained"):
         return rng.permutation(N_ROWS)
-    lengths = np.max([list_lengths(column) for column in table.columns], axis=0)
+    lists = [column for column in table.columns if is_list(column.type)]
+    lengths = np.max([list_lengths(column) for column in lists], axis=0)
     rows = np.arange(N_ROWS)
     for length in np.unique(lengths):
         rows[lengths == length] = rng.permutation(np.flatnonzero(lengths == length))
     return rows
 
 
-def test_blocks_are_listed_in_the_order_of_choice(table, block):
+def test_blocks_are_listed_in_the_order_of_choice(chosen):
+    block, table = chosen
     assert detect_blocks(table, table.column_names) == [(type(block), table.column_names)]
 
 
 def test_each_block_takes_its_columns_from_a_table_of_all_kinds():
     columns = {
-        f"{kind}.{name}": DATA[kind][name] for kind in DATA for name in DATA[kind].schema.names
+        f"{cls.kind}.{name}": DATA[cls.kind][name]
+        for cls in BLOCKS
+        for name in DATA[cls.kind].schema.names
     }
     table = pa.table(dict(sorted(columns.items(), key=lambda item: item[0][::-1])))
     found = detect_blocks(table, table.column_names)
@@ -165,7 +205,7 @@ def test_each_block_takes_its_columns_from_a_table_of_all_kinds():
 
 
 def test_blocks_take_all_their_columns_from_the_remainder(table, block):
-    assert type(block)().takes(table) == table.column_names
+    assert clone(block).takes(table) == table.column_names
 
 
 def test_entries_have_a_row_each(block, table):
@@ -174,7 +214,8 @@ def test_entries_have_a_row_each(block, table):
         columns = block.encoding_columns(block.transform(table))[name]
         width = entry.n_columns if isinstance(entry, Ragged) else entry.shape[1]
         assert width == len(columns)
-        assert set(columns) <= set(table.column_names)
+        sources = [column if isinstance(column, tuple) else (column,) for column in columns]
+        assert set().union(*sources) <= set(table.column_names)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -246,9 +287,10 @@ def test_constant_columns(block, table):
 
 
 @given(cuts=st.lists(st.integers(0, N_ROWS), max_size=5).map(sorted), random=st.randoms())
-@pytest.mark.parametrize("cls", BLOCKS, ids=lambda cls: cls.__name__)
-def test_fitting_in_parts_is_fitting_at_once(cls, cuts, random, assert_same_fit):
-    table, whole = DATA[cls.kind], FITTED[cls]
+@pytest.mark.parametrize("case", FITTED, ids=case_name)
+def test_fitting_in_parts_is_fitting_at_once(case, cuts, random, assert_same_fit):
+    whole = FITTED[case]
+    table = DATA[whole.kind]
     bounds = zip([0, *cuts], [*cuts, N_ROWS], strict=True)
     parts = [table.slice(start, stop - start) for start, stop in bounds]
     random.shuffle(parts)
@@ -261,9 +303,10 @@ def test_fitting_in_parts_is_fitting_at_once(cls, cuts, random, assert_same_fit)
 
 
 @given(rows=st.lists(st.integers(0, N_ROWS - 1), min_size=1, max_size=30))
-@pytest.mark.parametrize("cls", BLOCKS, ids=lambda cls: cls.__name__)
-def test_rows_are_encoded_alone(cls, rows):
-    table, block = DATA[cls.kind], FITTED[cls]
+@pytest.mark.parametrize("case", EXACT, ids=case_name)
+def test_rows_are_encoded_alone(case, rows):
+    block = FITTED[case]
+    table = DATA[block.kind]
     found = frame_of(block, table.take(pa.array(rows)))
     assert found.equals(frame_of(block, table).take(torch.tensor(rows)))
 
@@ -273,7 +316,10 @@ def test_chunked_tables(block, table):
     assert frame_of(block, chunks).equals(frame_of(block, table))
 
 
-def test_permuting_a_column_is_encoding_the_permuted_table(block, table):
+@pytest.mark.parametrize("case", EXACT, ids=case_name)
+def test_permuting_a_column_is_encoding_the_permuted_table(case):
+    block = FITTED[case]
+    table = DATA[block.kind].select(list(block.feature_names_in_))
     frame = frame_of(block, table)
     rows = permutation(block, table)
     for index, name in enumerate(table.column_names):
@@ -320,7 +366,8 @@ def test_refitting_forgets(block, table, assert_same_fit):
     assert_same_fit(other.fit(table), block)
 
 
-def test_pickle(block, table, assert_same_fit):
+def test_pickle(chosen, assert_same_fit):
+    block, table = chosen
     other = pickle.loads(pickle.dumps(block))
     assert_same_fit(other, block)
     assert frame_of(other, table).equals(frame_of(block, table))
@@ -332,7 +379,8 @@ def test_fitted_attributes_hold_no_tensors(block):
     assert b"torch" not in text
 
 
-def test_wrong_column_type(block):
+def test_wrong_column_type(chosen):
+    block, _ = chosen
     wrong = pa.table({"col": pa.array([{"a": 1}])})
     with pytest.raises(TypeError, match=r"'col' of type struct.*No block reads it.*NumericBlock: "):
         type(block)().fit(wrong)

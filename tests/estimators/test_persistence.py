@@ -138,7 +138,8 @@ def test_no_training_row_is_pickled(warm_start, classifier):
         y = rng.choice(["no", "yes"], n_rows)
         return pickle.dumps(classifier(warm_start=warm_start).fit(X, y))
 
-    assert len(pickled(2000)) == pytest.approx(len(pickled(200)), abs=200)
+    # As many as leave the 32 validation rows from which on a summary of them is kept.
+    assert len(pickled(2000)) == pytest.approx(len(pickled(300)), abs=200)
 
 
 @pytest.mark.parametrize(("n_columns", "computed"), [(100, True), (101, False)])

@@ -15,6 +15,7 @@ from sk_easytensor.blocks._language_models import (
     tokenize,
 )
 from sk_easytensor.blocks._ngrams import distinct_texts
+from sk_easytensor.blocks._projections import VectorProjection
 from sk_easytensor.blocks._text_encoders import (
     TextEncoder,
     empty_lists,
@@ -97,7 +98,7 @@ class FrozenEncoder(PretrainedEncoder):
 
     def make_module(self):
         block = self.block
-        return SentenceProjection(block._dimension, block.n_features_in_, self.width, block.dropout)
+        return VectorProjection(block._dimension, block.n_features_in_, self.width, block.dropout)
 
     def flatten(self, encoding):
         vectors = encoding["vectors"].numpy()
@@ -140,7 +141,7 @@ class FineTunedEncoder(PretrainedEncoder):
         except ValueError as error:
             # Weights may come from elsewhere: those of a fitted estimator are in its pickle.
             network.lacking = str(error)
-        projection = SentenceProjection(
+        projection = VectorProjection(
             block._dimension, block.n_features_in_, self.width, block.dropout
         )
         return FineTunedModule(network, projection, block.n_features_in_)
@@ -154,57 +155,13 @@ def pretrained_encoder(block):
     return FineTunedEncoder(block) if block.trainable else FrozenEncoder(block)
 
 
-class SentenceProjection(nn.Module):
-    """Normalise each text's vector and project it linearly, column by column.
-
-    Parameters
-    ----------
-    dimension : int
-        Size of the language model's vectors.
-    n_columns : int
-        Text columns.
-    width : int
-        Size of each column's projection.
-    dropout : float
-        Fraction of the projections' components zeroed in training.
-    """
-
-    def __init__(self, dimension, n_columns, width, dropout=0.0):
-        super().__init__()
-        self.dimension = dimension
-        self.out_features = n_columns * width
-        # The components of vectors of length one are small, and smaller in larger models.
-        self.norm = nn.LayerNorm(dimension)
-        self.projections = nn.ModuleList(nn.Linear(dimension, width) for _ in range(n_columns))
-        self.missing = nn.Parameter(torch.zeros(n_columns, width))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, vectors):
-        """Return the projections of all columns.
-
-        Parameters
-        ----------
-        vectors : torch.Tensor of shape (batch, n_columns, dimension)
-            NaN for missing texts.
-
-        Returns
-        -------
-        torch.Tensor of shape (batch, n_columns * width)
-        """
-        absent = vectors[..., :1].isnan()
-        hidden = self.norm(vectors.masked_fill(absent, 0.0)).unbind(1)
-        pairs = zip(self.projections, hidden, strict=True)
-        projected = torch.stack([projection(column) for projection, column in pairs], dim=1)
-        return self.dropout(torch.where(absent, self.missing, projected).flatten(1))
-
-
 class FineTunedModule(nn.Module):
     """Read tokens with a language model and project its vectors.
 
     Parameters
     ----------
     language_model : LanguageNetwork
-    projection : SentenceProjection
+    projection : VectorProjection
     n_columns : int
         Text columns; they share the language model.
     """

@@ -1,0 +1,14 @@
+"""Which columns a fitted model relies on: numbers, and a plot of them."""
+
+from sk_easytensor.inspection._display import PermutationImportanceDisplay
+from sk_easytensor.inspection._encoded import EncodedModel, GivenOutputs
+from sk_easytensor.inspection._importance import permutation_importance
+from sk_easytensor.inspection._sample import ImportanceSample
+
+__all__ = [
+    "EncodedModel",
+    "GivenOutputs",
+    "ImportanceSample",
+    "PermutationImportanceDisplay",
+    "permutation_importance",
+]

@@ -1,0 +1,322 @@
+"""Parts of event sequences: random stretches, sessions, and the tables that are cut from them."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from numbers import Integral
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sk_easytensor.blocks._events import is_time, seconds
+from sk_easytensor.blocks._lists import read_lists
+from sk_easytensor.columns import RowError
+from sk_easytensor.event_times import decoded
+from sk_easytensor.events import contiguous, gather_rows
+from sk_easytensor.parameters import check_number
+
+__all__ = [
+    "Sequences",
+    "Sessions",
+    "Stretches",
+    "consecutive_stretches",
+    "cut_sessions",
+    "gap_seconds",
+    "random_stretches",
+]
+
+
+@dataclass
+class Stretches:
+    """Contiguous parts of sequences: the events from a start up to a stop, which is not included.
+
+    Attributes
+    ----------
+    starts, stops : ndarray of int64, shape (n_stretches,)
+        Positions among the events of all sequences, one sequence after the other.
+    """
+
+    starts: np.ndarray
+    stops: np.ndarray
+
+    def __len__(self):
+        return len(self.starts)
+
+
+class Sequences:
+    """The events of all rows of a table, one row's after the other.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Of list columns. All lists of a row have one length; a list that is missing beside others
+        is one of missing items.
+    owner : str
+        Who asks, for errors.
+
+    Attributes
+    ----------
+    items : pyarrow.Table
+        A row for each event.
+    offsets : ndarray of int64, shape (n_rows + 1,)
+        Row ``i`` has the events ``offsets[i]`` up to ``offsets[i + 1]``.
+
+    Raises
+    ------
+    RowError
+        Naming the first row in which two lists differ in length, and both columns.
+
+    Examples
+    --------
+    >>> sequences = Sequences(pa.table({"page": [["a", "b", "c"], ["d"]]}), "an example")
+    >>> last_two = Stretches(np.array([1]), np.array([3]))
+    >>> sequences.cut(last_two).to_pydict()
+    {'page': [['b', 'c']]}
+    """
+
+    def __init__(self, table, owner):
+        lists = read_lists(table, block=owner)
+        items = {name: contiguous(lists.items[name]) for name in table.column_names}
+        self.items = pa.table(items)
+        self.offsets = lists.offsets
+
+    def __len__(self):
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self):
+        """Events of each row, int64 of shape (n_rows,)."""
+        return np.diff(self.offsets)
+
+    @property
+    def whole(self):
+        """The sequences as they are, as :class:`Stretches`."""
+        return Stretches(self.offsets[:-1], self.offsets[1:])
+
+    def row_of(self, position):
+        """Return the row that has the event at a position."""
+        return int(np.searchsorted(self.offsets, position, side="right")) - 1
+
+    def cut(self, stretches):
+        """Return a table of list columns with a row for each stretch.
+
+        Parameters
+        ----------
+        stretches : Stretches
+            What each row holds.
+
+        Returns
+        -------
+        pyarrow.Table
+        """
+        return gather_rows(
+            self.items, np.arange(len(self.items)), stretches.starts, stretches.stops
+        )
+
+    def read(self, stretches, function):
+        """Call a function with what :meth:`cut` returns; errors name the row that was cut from.
+
+        Parameters
+        ----------
+        stretches : Stretches
+            What each row of the table holds.
+        function : callable
+            Takes the table.
+
+        Returns
+        -------
+        object
+            What the function returned.
+        """
+        try:
+            return function(self.cut(stretches))
+        except RowError as error:
+            row = self.row_of(stretches.starts[error.row])
+            raise type(error)(error.message, row) from None
+
+
+def random_stretches(sequences, rows, shortest, longest, random):
+    """Draw a stretch of each of some rows: first its length, then where it begins, both evenly.
+
+    Parameters
+    ----------
+    sequences : Sequences
+        Of which the rows are.
+    rows : ndarray of int64, shape (n,)
+        Rows with at least one event.
+    shortest, longest : int, float or None
+        Bounds of the length: so many events, or a fraction of the row's. Rows of fewer events
+        give what they have. None, for `longest`, is all events.
+    random : numpy.random.Generator
+        What is drawn from.
+
+    Returns
+    -------
+    Stretches
+    """
+    lengths = sequences.lengths[rows]
+    low = np.maximum(events_of(shortest, lengths, np.ceil), 1)
+    high = np.maximum(events_of(longest, lengths, np.floor), low)
+    size = random.integers(low, high + 1)
+    starts = sequences.offsets[rows] + random.integers(0, lengths - size + 1)
+    return Stretches(starts, starts + size)
+
+
+def events_of(bound, lengths, rounded):
+    """Return a bound, a number of events or a fraction of them, as events of each row."""
+    if bound is None:
+        return lengths
+    if isinstance(bound, Integral):
+        return np.minimum(lengths, bound)
+    return rounded(lengths * bound).astype(np.int64)
+
+
+def consecutive_stretches(sequences, length):
+    """Cut all sequences into stretches of a length, the last of each row being what is left.
+
+    Parameters
+    ----------
+    sequences : Sequences
+        What to cut.
+    length : int
+        Events of a stretch, at most.
+
+    Returns
+    -------
+    Stretches
+        At least one a row, which is empty if the row is.
+    """
+    counts = np.maximum(-(-sequences.lengths // length), 1)
+    first = np.cumsum(counts) - counts
+    place = np.arange(counts.sum()) - np.repeat(first, counts)
+    starts = np.repeat(sequences.offsets[:-1], counts) + place * length
+    return Stretches(starts, np.minimum(starts + length, np.repeat(sequences.offsets[1:], counts)))
+
+
+@dataclass
+class Sessions:
+    """Sequences cut into sessions, which follow each other.
+
+    Attributes
+    ----------
+    starts, stops : ndarray of int64, shape (n_sessions,)
+        Positions among all events.
+    offsets : ndarray of int64, shape (n_rows + 1,)
+        Row ``i`` has the sessions ``offsets[i]`` up to ``offsets[i + 1]``; none if it is empty.
+    """
+
+    starts: np.ndarray
+    stops: np.ndarray
+    offsets: np.ndarray
+
+    @property
+    def counts(self):
+        """Sessions of each row, int64 of shape (n_rows,)."""
+        return np.diff(self.offsets)
+
+    def part(self, sessions):
+        """Return some of the sessions, given by their numbers, as :class:`Stretches`."""
+        return Stretches(self.starts[sessions], self.stops[sessions])
+
+
+def cut_sessions(sequences, *, time=None, gap=None, label=None):
+    """Cut sequences into sessions, where time passes or where a label changes.
+
+    Parameters
+    ----------
+    sequences : Sequences
+        What to cut.
+    time : str, optional
+        The column of times: dates, timestamps, or numbers of seconds.
+    gap : float, optional
+        A session ends where the next event is more than so many seconds later.
+    label : str, optional
+        Instead of times: the column that names the session of each event.
+
+    Returns
+    -------
+    Sessions
+
+    Raises
+    ------
+    ValueError
+        Naming a column and a row with a missing value, or whose times are not in order.
+    TypeError
+        If the times are none.
+    """
+    column = sequences.items.column(label or time)
+    refuse_missing_items(sequences, column, label or time)
+    if label is not None:
+        codes = decoded(column).dictionary_encode().combine_chunks().indices.to_numpy()
+        parted = codes[1:] != codes[:-1]
+    else:
+        passed = np.diff(read_seconds(sequences, column, time))
+        parted = passed > gap
+    is_start = np.ones(len(column), dtype=bool)
+    is_start[1:] = parted
+    begins = sequences.offsets[:-1][sequences.lengths > 0]
+    is_start[begins] = True
+    if label is None:
+        backwards = np.append(False, passed < 0)
+        backwards[begins] = False
+        refuse_disorder(sequences, column, time, backwards)
+    starts = np.flatnonzero(is_start)
+    stops = np.append(starts[1:], len(column))
+    return Sessions(starts, stops, np.searchsorted(starts, sequences.offsets))
+
+
+def read_seconds(sequences, column, name):
+    """Return times as seconds."""
+    numbers = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    if not (is_time(column.type) or numbers):
+        raise TypeError(
+            f"column {name!r} holds lists of {column.type} and cannot tell when sessions end; it "
+            "must hold timestamps, dates or numbers of seconds"
+        )
+    if numbers:
+        return column.to_numpy().astype(np.float64)
+    return seconds(column, name, getattr(column.type, "tz", None))
+
+
+def refuse_missing_items(sequences, column, name):
+    """Raise ``ValueError`` if an event lacks what sessions are cut by."""
+    missing = np.flatnonzero(pc.is_null(column, nan_is_null=True).to_numpy())
+    if len(missing):
+        raise ValueError(
+            f"column {name!r} has a missing value in row {sequences.row_of(missing[0])} "
+            f"({len(missing)} of {len(column)} events), so that sessions cannot be cut; leave such "
+            "events out"
+        )
+
+
+def refuse_disorder(sequences, column, name, backwards):
+    """Raise ``ValueError`` if an event is earlier than the one before it."""
+    if backwards.any():
+        event = int(np.argmax(backwards))
+        raise ValueError(
+            f"column {name!r} is not in order of time in row {sequences.row_of(event)}: "
+            f"{column[event]} comes after {column[event - 1]}; sort the events of each row by time"
+        )
+
+
+def gap_seconds(owner, gap):
+    """Return a gap between sessions, a number of seconds or a duration, in seconds.
+
+    Raises
+    ------
+    ValueError
+        Unless it is one, and greater than 0.
+    """
+    duration = isinstance(gap, (str, dt.timedelta, np.timedelta64))
+    try:
+        number = pd.Timedelta(gap).total_seconds() if duration else gap
+        check_number(owner, "session_gap", number, low=0, exclusive=True)
+    except ValueError:
+        raise ValueError(
+            f"{owner}: session_gap must be a number of seconds greater than 0 or a duration, such "
+            f"as datetime.timedelta(hours=6) or '6h', got {gap!r}"
+        ) from None
+    return float(number)
