@@ -1,0 +1,175 @@
+"""What is recorded of a fit: parameters, versions, source, data, curves, importances."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from sk_easytensor.report._plots import bars, lines
+from sk_easytensor.tables import as_table
+from sk_easytensor.tracking.model import versions
+
+__all__ = [
+    "data_digest",
+    "data_of",
+    "digest_of",
+    "draw_curves",
+    "metric_names",
+    "parameters",
+    "write_environment",
+    "write_importances",
+    "write_source",
+]
+
+LARGEST_SOURCE = 1_000_000
+SHOWN_BARS = 20
+
+
+def parameters(estimator):
+    """Return all parameters, nested ones included, as strings."""
+    return {
+        name: shown(value)
+        for name, value in estimator.get_params().items()
+        if name.partition("__")[0] != "tracker"
+    }
+
+
+def shown(value):
+    """Return a value as a string that does not change from process to process."""
+    text = value if isinstance(value, str) else repr(value)
+    return re.sub(r" at 0x[0-9a-f]+", "", re.sub(r"\s+", " ", text))
+
+
+def metric_names(epoch, metric):
+    """Return what is recorded of an epoch of a net's history, by name.
+
+    Parameters
+    ----------
+    epoch : dict
+        Of the history.
+    metric : str
+        Name of the loss.
+
+    Returns
+    -------
+    dict of {str: float}
+        ``training_log_loss``, ``valid_0_log_loss`` and so on, named as in ``evals_result_``,
+        ``epoch_seconds``, and numbers that callbacks recorded.
+    """
+    known = {"train_loss": "training", "valid_loss": "valid_0"}
+    values = {}
+    for name, value in epoch.items():
+        number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+        if not number or name == "epoch" or name.endswith("_best"):
+            continue
+        if name == "dur":
+            name = "epoch_seconds"
+        elif name.endswith("_loss"):
+            name = f"{known.get(name, name.removesuffix('_loss'))}_{metric}"
+        values[name] = float(value)
+    return values
+
+
+def write_environment(folder):
+    """Write the versions of what the fit ran with, and return those of the packages."""
+    found = versions()
+    about = {"python": platform.python_version(), "platform": platform.platform(), **found}
+    (folder / "environment.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+    return {"python": about["python"], **found}
+
+
+def write_source(folder):
+    """Write the script that called `fit`, if it is a file."""
+    source = getattr(sys.modules.get("__main__"), "__file__", None)
+    path = Path(source) if source else None
+    if path is not None and path.is_file() and path.stat().st_size <= LARGEST_SOURCE:
+        (folder / "code").mkdir(exist_ok=True)
+        (folder / "code" / path.name).write_bytes(path.read_bytes())
+
+
+def data_of(estimator):
+    """Return rows and columns that `fit` was given, with types and missing values."""
+    summary = estimator._data_summary
+    columns = [
+        {"name": name, "type": kind, "missing": missing}
+        for name, (kind, missing) in summary["columns"].items()
+    ]
+    return {"rows": summary["rows"], "columns": columns}
+
+
+def draw_curves(estimator, folder):
+    """Write the learning curves as SVG."""
+    found = estimator.evals_result_
+    metric = next(iter(next(iter(found.values()))))
+    curves = {name: losses[metric] for name, losses in found.items()}
+    title = f"{metric} by epoch"
+    drawing = lines(curves, ("epoch", metric), title, marked=estimator.best_iteration_)
+    write_svg(folder / "learning_curves.svg", drawing)
+
+
+def write_importances(estimator, folder):
+    """Write the importances of columns as a table and as SVG, if the estimator has any."""
+    if not hasattr(type(estimator), "feature_importances_"):
+        return
+    names = list(map(str, estimator._data_summary["columns"]))
+    values = estimator.feature_importances_
+    order = np.argsort(-values, kind="stable")
+    names, values = [names[index] for index in order], values[order]
+    table = pd.DataFrame({"column": names, "importance": values})
+    table.to_csv(folder / "importances.csv", index=False)
+    drawing = bars(names[:SHOWN_BARS], values[:SHOWN_BARS], "Permutation importance of columns")
+    write_svg(folder / "importances.svg", drawing)
+
+
+def write_svg(path, drawing):
+    """Write a drawing that was made for a page as a file of its own."""
+    style = "<style>text { font: 12px system-ui, sans-serif; fill: #444; }</style>"
+    drawing = drawing.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    path.write_text(drawing.replace(">", f">{style}", 1), encoding="utf-8")
+
+
+def digest_of(*texts):
+    """Return a digest of strings."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:32]
+
+
+def data_digest(X):
+    """Return a digest of all values of a table."""
+    table, summed = as_table(X), hashlib.sha256()
+    with pa.ipc.new_stream(pa.PythonFile(HashingFile(summed), "w"), table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    return summed.hexdigest()[:16]
+
+
+class HashingFile:
+    """A file that keeps nothing of what is written but its digest.
+
+    Parameters
+    ----------
+    summed : hashlib hash object
+        Is updated.
+    """
+
+    closed = False
+
+    def __init__(self, summed):
+        self.summed = summed
+
+    def write(self, data):
+        """Take in some bytes."""
+        self.summed.update(data)
+        return len(data)
+
+    def flush(self):
+        """Nothing is held back."""
+
+    def close(self):
+        """Nothing is open."""

@@ -1,0 +1,367 @@
+"""What is known of a run, how it gets to an MLflow server, and where it waits if it cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from threading import Lock
+
+__all__ = ["RunRecord", "impatient", "import_mlflow", "send", "upload"]
+
+FILE = "record.json"
+ARTIFACTS, MODEL = "artifacts", "model"
+
+MOST_PARAMS, MOST_METRICS = 100, 800
+"""Of one request; MLflow takes 100 parameters, 100 tags and 1,000 entries in all."""
+
+LONGEST_PARAM, LONGEST_TAG, LONGEST_NAME = 6000, 5000, 250
+
+IMPATIENCE = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+
+
+@dataclass
+class RunRecord:
+    """What is known of a run, sent or not; all of it is JSON.
+
+    Attributes
+    ----------
+    identifier : str
+        Of the record.
+    tracking_uri : str
+        Where it belongs.
+    experiment_name, experiment_id : str or None
+        One of them says in which experiment; the name goes before.
+    run_name : str or None
+        None for one that MLflow makes up.
+    start_time, end_time : int
+        Milliseconds since 1970.
+    status : str or None
+        ``"FINISHED"``, ``"FAILED"`` or ``"KILLED"``; None while it goes on.
+    params, tags : dict of {str: str}
+        Shortened to what MLflow takes.
+    metrics : list of [name, value, milliseconds, step]
+        In the order in which they were noted.
+    datasets : list of dict
+        Arguments of :class:`mlflow.entities.Dataset`, and ``context``.
+    run_id : str or None
+        On the server, once there is one.
+    sent : dict
+        How much of each part has been sent.
+    """
+
+    identifier: str
+    tracking_uri: str
+    experiment_name: str | None = None
+    experiment_id: str | None = None
+    run_name: str | None = None
+    start_time: int = 0
+    end_time: int | None = None
+    status: str | None = None
+    params: dict = field(default_factory=dict)
+    tags: dict = field(default_factory=dict)
+    metrics: list = field(default_factory=list)
+    datasets: list = field(default_factory=list)
+    run_id: str | None = None
+    sent: dict = field(default_factory=dict)
+
+    def add_params(self, params):
+        """Note parameters, with names and values as MLflow takes them."""
+        for name, value in params.items():
+            text = str(value)
+            if len(text) > LONGEST_PARAM:
+                text = text[: LONGEST_PARAM - 1] + "…"
+            self.params[valid_name(name)] = text
+
+    def add_tags(self, tags):
+        """Note tags."""
+        for name, value in tags.items():
+            text = str(value)
+            self.tags[name] = text if len(text) <= LONGEST_TAG else text[: LONGEST_TAG - 1] + "…"
+
+    def add_metrics(self, values, time, step):
+        """Note numbers of one step."""
+        for name, value in values.items():
+            self.metrics.append([valid_name(name), float(value), time, int(step)])
+
+    def save(self, folder):
+        """Write the record into a folder."""
+        text = json.dumps(asdict(self), indent=1)
+        (Path(folder) / FILE).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder):
+        """Read the record of a folder."""
+        return cls(**json.loads((Path(folder) / FILE).read_text(encoding="utf-8")))
+
+
+def valid_name(name):
+    """Return a name of a parameter or metric with no character that MLflow refuses."""
+    kept = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in str(name))
+    # MLflow takes names for paths.
+    parts = [part for part in kept[:LONGEST_NAME].split("/") if part not in ("", ".", "..")]
+    return "/".join(parts) or "_"
+
+
+def import_mlflow(owner):
+    """Return MLflow.
+
+    Raises
+    ------
+    ImportError
+        Saying how to install it.
+    """
+    try:
+        import mlflow
+        import mlflow.sklearn
+    except ImportError as error:
+        raise ImportError(
+            f"{owner}: tracker needs MLflow; install it with: pip install 'sk_easytensor[mlflow]'"
+        ) from error
+    return mlflow
+
+
+def send(record, folder, client):
+    """Send what has not been sent yet.
+
+    Parameters
+    ----------
+    record : RunRecord
+        Is told what was sent, so that a failed attempt can be gone on with.
+    folder : Path
+        Has ``artifacts`` and, if there is one, ``model``.
+    client : mlflow.MlflowClient
+        Of the server.
+    """
+    if record.run_id is None:
+        create_run(record, client)
+    send_values(record, client)
+    send_datasets(record, client)
+    for name in artifact_names(folder):
+        send_artifact(record, folder, name, client)
+    if (folder / MODEL).is_dir() and not record.sent.get("model"):
+        send_model(record, folder / MODEL, client)
+    if record.status is not None:
+        client.set_terminated(record.run_id, record.status, record.end_time)
+
+
+def create_run(record, client):
+    """Make a run on the server."""
+    experiment_id = find_experiment(record, client)
+    run = client.create_run(experiment_id, record.start_time, dict(record.tags), record.run_name)
+    record.run_id, record.run_name = run.info.run_id, run.info.run_name
+    record.experiment_id = experiment_id
+    record.sent["tags"] = len(record.tags)
+
+
+def find_experiment(record, client):
+    """Return the identifier of the experiment, which is made if there is none of its name."""
+    from mlflow.exceptions import MlflowException
+
+    if record.experiment_name is None:
+        return record.experiment_id or "0"
+    found = client.get_experiment_by_name(record.experiment_name)
+    if found is None:
+        try:
+            return client.create_experiment(record.experiment_name)
+        except MlflowException:
+            # Another process was faster.
+            found = client.get_experiment_by_name(record.experiment_name)
+            if found is None:
+                raise
+    return found.experiment_id
+
+
+def send_values(record, client):
+    """Send parameters, tags and metrics, many in a request."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    sent = record.sent
+    parts = {
+        "params": ([Param(*item) for item in record.params.items()], MOST_PARAMS),
+        "tags": ([RunTag(*item) for item in record.tags.items()], MOST_PARAMS),
+        "metrics": (record.metrics, MOST_METRICS),
+    }
+    while True:
+        starts = {name: sent.get(name, 0) for name in parts}
+        batch = {
+            name: values[starts[name] : starts[name] + most]
+            for name, (values, most) in parts.items()
+        }
+        if not any(batch.values()):
+            return
+        counts = {name: starts[name] + len(values) for name, values in batch.items()}
+        batch["metrics"] = [Metric(*values) for values in batch["metrics"]]
+        client.log_batch(record.run_id, **batch)
+        sent.update(counts)
+
+
+def send_datasets(record, client):
+    """Send what is known of the rows."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    start = record.sent.get("datasets", 0)
+    inputs = []
+    for described in record.datasets[start:]:
+        arguments = dict(described)
+        context = InputTag("mlflow.data.context", arguments.pop("context"))
+        inputs.append(DatasetInput(Dataset(**arguments), [context]))
+    if inputs:
+        client.log_inputs(record.run_id, inputs)
+    record.sent["datasets"] = len(record.datasets)
+
+
+def artifact_names(folder):
+    """Return the files of a record, relative to its artifacts."""
+    root = folder / ARTIFACTS
+    paths = [path for path in root.rglob("*") if path.is_file() and path.name[0] != "."]
+    return sorted(path.relative_to(root).as_posix() for path in paths)
+
+
+def send_artifact(record, folder, name, client):
+    """Send a file, unless it has been sent."""
+    sent = record.sent.setdefault(ARTIFACTS, [])
+    if name not in sent:
+        parent = name.rpartition("/")[0] or None
+        client.log_artifact(record.run_id, str(folder / ARTIFACTS / name), parent)
+        sent.append(name)
+
+
+def send_model(record, folder, client):
+    """Send a saved model and tie it to the run."""
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    if "model_id" not in record.sent:
+        model = client.create_logged_model(
+            record.experiment_id, MODEL, source_run_id=record.run_id, params=dict(record.params)
+        )
+        record.sent["model_id"] = model.model_id
+        saved = Model.load(str(folder))
+        saved.model_id = saved.model_uuid = model.model_id
+        saved.run_id, saved.artifact_path = record.run_id, model.artifact_location
+        saved.save(str(folder / "MLmodel"))
+    identifier = record.sent["model_id"]
+    client.log_model_artifacts(identifier, str(folder))
+    client.finalize_logged_model(identifier, "READY")
+    steps = [step for *_, step in record.metrics]
+    output = LoggedModelOutput(identifier, step=max(steps, default=0))
+    client.log_outputs(record.run_id, [output])
+    record.sent["model"] = True
+
+
+# ---------------------------------------------------------------------- servers that are down
+
+_lock = Lock()
+_impatient = {"depth": 0, "set": []}
+
+
+@contextmanager
+def impatient():
+    """Cut MLflow's retries, which take minutes, unless the user has set how many there are."""
+    state = _impatient
+    with _lock:
+        # Of threads that are in here at once, the last to leave restores what the first one found.
+        if state["depth"] == 0:
+            state["set"] = [name for name in IMPATIENCE if name not in os.environ]
+            os.environ.update({name: IMPATIENCE[name] for name in state["set"]})
+        state["depth"] += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            state["depth"] -= 1
+            if state["depth"] == 0:
+                for name in state["set"]:
+                    os.environ.pop(name, None)
+
+
+def set_aside(record, folder, waiting):
+    """Move a record to where it waits; it is there whole or not at all.
+
+    Parameters
+    ----------
+    record : RunRecord
+        Is written too.
+    folder : Path
+        With the record's files.
+    waiting : Path
+        Made by this; must not be there.
+    """
+    record.save(folder)
+    waiting.parent.mkdir(parents=True, exist_ok=True)
+    temporary = waiting.with_name(f".{waiting.name}.part")
+    try:
+        shutil.copytree(folder, temporary)
+        temporary.rename(waiting)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def upload(directory, tracking_uri=None):
+    """Send a record that could not be sent while its model was fitted.
+
+    Parameters
+    ----------
+    directory : str or path-like
+        Of the record, as the warning of the fit named it: ``mlflow-pending/<identifier>``. It is
+        removed once all of it has arrived.
+    tracking_uri : str, optional
+        Where to; by default where it was meant to go. A run that had been begun there is completed.
+
+    Returns
+    -------
+    str
+        The run's identifier.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no record in the directory.
+    ImportError
+        Without MLflow.
+    mlflow.exceptions.MlflowException
+        If it cannot be sent. The directory then knows what has been, and may be sent again.
+    """
+    mlflow = import_mlflow("upload")
+    folder = Path(directory)
+    if not (folder / FILE).is_file():
+        raise FileNotFoundError(f"upload: there is no {FILE} in {str(folder)!r}")
+    record = RunRecord.load(folder)
+    if tracking_uri is not None and tracking_uri != record.tracking_uri:
+        # Nothing of it is known there, the run that it belongs to and the experiment's number
+        # included.
+        record.tracking_uri, record.run_id, record.sent = tracking_uri, None, {}
+        record.experiment_id = None
+        record.tags.pop("mlflow.parentRunId", None)
+    client = mlflow.MlflowClient(tracking_uri=record.tracking_uri)
+    if record.run_id is not None and not is_there(record.run_id, client):
+        record.run_id, record.sent = None, {}
+    try:
+        send(record, folder, client)
+    except BaseException:
+        record.save(folder)
+        raise
+    shutil.rmtree(folder)
+    return record.run_id
+
+
+def is_there(run_id, client):
+    """Tell whether a server has a run."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
