@@ -297,7 +297,7 @@ class EasyTensorEmbedder(BlockParametersMixin, TrainedEstimator):
                 f"{type(self).__name__}: {self.n_users_without_pair_} of {self.n_users_} users "
                 f"have {objective.lack} and make no pair of their own to train on",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=3,  # Past the function that tracks fits.
             )
         self._user, self._time = user, time
         self._data_summary = summarize_table(source)

@@ -265,6 +265,8 @@ BAD_PARAMETERS = [
     ("callbacks", "checkpoint", "callbacks must be a list of skorch callbacks"),
     ("callbacks", [print], "callbacks must be a list of skorch callbacks"),
     ("backend", "cloud", "backend must be"),
+    ("checkpoint_dir", 7, "checkpoint_dir must be a path"),
+    ("tracker", "wandb", "tracker must be"),
 ]
 
 
