@@ -138,8 +138,9 @@ def ease(train, valid, users, seen, seed, options):
 def two_towers(train, valid, users, seen, seed, options):
     """Recommend by products of vectors of users and movies."""
     model = EasyTensorTwoTower(
-        [("user", CategoryBlock(width=64), "user_id")],
-        [("movie", CategoryBlock(width=64), "movie_id")],
+        [("user", CategoryBlock(width=128), "user_id")],
+        [("movie", CategoryBlock(width=128), "movie_id")],
+        embedding_dim=128,
         n_negatives=2048,
         dropout=0.5,
         batch_size=2048,
@@ -158,29 +159,29 @@ def with_features(train, valid, users, seen, seed, options):
     rows, histories = collect_histories(train, seed)
     model = EasyTensorTwoTower(
         [
-            ("user", CategoryBlock(width=64), "user_id"),
+            ("user", CategoryBlock(width=128, unseen_probability=0.1), "user_id"),
             ("about", CategoryBlock(width=16), ["gender", "occupation"]),
             ("age", NumericBlock(bins=16), "age"),
             (
                 "history",
                 CategorySequenceBlock(
-                    "mean", pooling="mean", width=32, max_length=100, unseen_probability=0.1
+                    "mean", pooling="mean", width=64, max_length=300, unseen_probability=0.3
                 ),
                 "history",
             ),
         ],
         [
-            ("movie", CategoryBlock(width=64), "movie_id"),
+            ("movie", CategoryBlock(width=128), "movie_id"),
             ("genres", CategorySequenceBlock("mean", pooling="mean", width=16), "genres"),
             ("title", TextBlock(width=16, dropout=0.3), "movie_title"),
             ("year", NumericBlock(bins=16), "release_year"),
         ],
+        embedding_dim=128,
         n_negatives=2048,
         dropout=0.5,
-        learning_rate=2e-2,
-        weight_decay=0.05,
         batch_size=2048,
-        max_epochs=35,
+        max_epochs=70,
+        early_stopping_rounds=30,
         random_state=seed,
         n_jobs=options.threads,
     )
@@ -192,7 +193,7 @@ def with_features(train, valid, users, seen, seed, options):
     return model.recommend(people[USER_COLUMNS].join(histories), exclude=seen)[0]
 
 
-def collect_histories(train, seed, parts=3):
+def collect_histories(train, seed, parts=8):
     """Return the training rows with a history each, and each user's whole history.
 
     The history of a row must not hold the movie it is to foretell. A user's rows are dealt into
