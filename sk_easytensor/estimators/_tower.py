@@ -9,6 +9,7 @@ from sk_easytensor.backends import resolve_backend
 from sk_easytensor.blocks._parts import Representation
 from sk_easytensor.compose import BlockParametersMixin, TableEncoder
 from sk_easytensor.estimators._pickling import PortablePickleMixin
+from sk_easytensor.inference._exporting import ExportMixin
 from sk_easytensor.networks.block_network import make_network
 from sk_easytensor.networks.heads import EmbeddingHead
 from sk_easytensor.networks.trunks import Sum
@@ -20,6 +21,7 @@ __all__ = ["Tower"]
 
 
 class Tower(
+    ExportMixin,
     PortablePickleMixin,
     BlockParametersMixin,
     GrowingParametersMixin,

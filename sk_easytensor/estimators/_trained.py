@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 
+from sk_easytensor.inference._exporting import ExportMixin
 from sk_easytensor.networks import TabM
 from sk_easytensor.parameters import GrowingParametersMixin, check_number
 from sk_easytensor.report import write_report
@@ -28,7 +29,11 @@ __all__ = ["TrainedEstimator"]
 
 
 class TrainedEstimator(
-    GrowingParametersMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+    ExportMixin,
+    GrowingParametersMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
 ):
     """Base of the estimators that train a network; subclasses have the parameters used here."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from numbers import Integral
 from warnings import warn
 
 import numpy as np
@@ -14,8 +13,16 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.blocks import EventSequenceBlock
-from sk_easytensor.blocks._lists import is_list
 from sk_easytensor.compose import BlockParametersMixin, blocks_diagram
+from sk_easytensor.estimators._event_tables import (
+    AT_LEAST,
+    all_users,
+    check_length,
+    check_pairs,
+    collected,
+    eval_tables,
+    list_names,
+)
 from sk_easytensor.estimators._inputs import errors_name
 from sk_easytensor.estimators._tower import Tower
 from sk_easytensor.estimators._trained import TrainedEstimator
@@ -34,9 +41,6 @@ from sk_easytensor.training.splits import validation_rows
 from sk_easytensor.views import Sequences, consecutive_stretches, gap_seconds
 
 __all__ = ["EasyTensorEmbedder"]
-
-AT_LEAST = 2
-"""Users that make a pair: fewer have nobody to be told from."""
 
 
 class EasyTensorEmbedder(BlockParametersMixin, TrainedEstimator):
@@ -82,33 +86,12 @@ class EasyTensorEmbedder(BlockParametersMixin, TrainedEstimator):
         Pairs a batch; by default by the number of users, at least 128.
     max_epochs : int or None, default=None
         Epochs at most; by default by the number of users. Each has parts of its own.
-    optimizer : {"adamw", "adam", "sgd"} or class, default="adamw"
-        Optimizer.
-    weight_decay : float, default=0.01
-        Weight decay.
-    early_stopping_rounds : int, "auto" or None, default="auto"
-        Epochs without a better validation loss after which training ends.
     validation_fraction : float or None, default=0.1
         Part of the users that validates if `fit` gets no `eval_set`.
-    random_state : int, RandomState or None, default=None
-        Makes results repeatable.
-    n_jobs : int or None, default=None
-        Threads.
-    device : str, default="auto"
-        Torch device to train on; ``"auto"`` is CUDA where there is one.
-    verbose : int, default=0
-        Whether to print losses.
-    callbacks : list of skorch callbacks or None, default=None
-        Called while training.
-    backend : {"local"}, default="local"
-        Where work runs.
-    checkpoint_dir : str, path-like or None, default=None
-        Directory, or URL that fsspec knows such as ``s3://bucket/fit``. After each epoch the whole
-        state of the training is written there; the same `fit`, run again after an interruption,
-        goes on after the last complete epoch. See the user guide, "Interrupted fits".
-    tracker : "mlflow", MLflowTracker or None, default=None
-        Where each `fit` is recorded: a run in MLflow. See the user guide, "Tracking runs with
-        MLflow".
+    optimizer, weight_decay, early_stopping_rounds, random_state, n_jobs, device, verbose
+        As in :class:`~sk_easytensor.EasyTensorClassifier`.
+    callbacks, backend, checkpoint_dir, tracker
+        As in :class:`~sk_easytensor.EasyTensorClassifier`.
 
     Attributes
     ----------
@@ -516,50 +499,3 @@ class EasyTensorEmbedder(BlockParametersMixin, TrainedEstimator):
 
     def _sk_visual_block_(self):
         return blocks_diagram(self)
-
-
-def collected(events, user, time):
-    """Return the sequences of a log as a table."""
-    return as_table(collect_sequences(as_table(events), by=user, order_by=time, prefix=""))
-
-
-def list_names(table):
-    """Return the names of the columns of lists."""
-    return [field.name for field in table.schema if is_list(field.type)]
-
-
-def all_users(objective):
-    """Return the numbers of all users."""
-    return np.arange(len(objective.has_pair))
-
-
-def check_pairs(objective):
-    """Raise ``ValueError`` unless enough users make a pair."""
-    usable = int(objective.has_pair.sum())
-    if usable < AT_LEAST:
-        raise ValueError(
-            f"at least {AT_LEAST} users have to make a pair to train on, and {usable} of "
-            f"{len(objective.has_pair)} do: the others have {objective.lack}"
-        )
-
-
-def check_length(owner, name, value):
-    """Raise ``ValueError`` unless a value is a number of events or a fraction of them."""
-    whole = isinstance(value, Integral)
-    try:
-        check_number(owner, name, value, low=1 if whole else 0, high=None if whole else 1)
-    except ValueError:
-        raise ValueError(
-            f"{owner}: {name} must be a number of events, from 1 on, or a fraction between 0.0 and "
-            f"1.0, got {value!r}"
-        ) from None
-
-
-def eval_tables(eval_set):
-    """Check the form of ``eval_set`` and name its entries."""
-    if eval_set is None:
-        return []
-    if not isinstance(eval_set, (list, tuple)):
-        kind = type(eval_set).__name__
-        raise TypeError(f"eval_set must be a list of tables, got a {kind}")
-    return [(f"eval_set[{index}]", X) for index, X in enumerate(eval_set)]

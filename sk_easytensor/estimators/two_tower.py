@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 from sklearn.base import clone
-from sklearn.metrics import r2_score, roc_auc_score
 from sklearn.utils import check_consistent_length
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.compose import BlockParametersMixin, blocks_diagram
 from sk_easytensor.estimators._inputs import Sized, check_weight, errors_name
+from sk_easytensor.estimators._pair_scoring import PairScoringMixin
 from sk_easytensor.estimators._pairs import (
     ItemTable,
     Keys,
@@ -25,13 +24,11 @@ from sk_easytensor.estimators._pairs import (
 from sk_easytensor.estimators._recommending import RecommendingMixin
 from sk_easytensor.estimators._tower import Tower
 from sk_easytensor.estimators._trained import TrainedEstimator
-from sk_easytensor.inspection import GivenOutputs
-from sk_easytensor.inspection._pairs import pair_model
 from sk_easytensor.networks import Sum
 from sk_easytensor.networks.two_tower import TwoTowerNetwork
 from sk_easytensor.parameters import check_choice, check_number
 from sk_easytensor.report._columns import summarize_table
-from sk_easytensor.retrieval import as_tensor, check_index
+from sk_easytensor.retrieval import check_index
 from sk_easytensor.tables import as_table, has_column_names
 from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.tracking import tracked
@@ -44,7 +41,9 @@ from sk_easytensor.training.splits import hold_out
 __all__ = ["EasyTensorTwoTower"]
 
 
-class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimator):
+class EasyTensorTwoTower(
+    RecommendingMixin, PairScoringMixin, BlockParametersMixin, TrainedEstimator
+):
     """Users and items in one space: retrieval, recommendation and matching.
 
     Two networks that share nothing but what `shared_blocks` names give an embedding each, of
@@ -81,33 +80,14 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
         Pairs a batch; by default by the number of pairs, at least 512.
     max_epochs : int or None, default=None
         Epochs at most; by default by the number of pairs.
-    optimizer : {"adamw", "adam", "sgd"} or class, default="adamw"
-        Optimizer.
     weight_decay : float, default=0.1
         Weight decay.
-    early_stopping_rounds : int, "auto" or None, default="auto"
-        Epochs without a better validation loss after which training ends.
     validation_fraction : float or None, default=0.1
         Part of the pairs that validates if `fit` gets no `eval_set`.
-    random_state : int, RandomState or None, default=None
-        Makes results repeatable.
-    n_jobs : int or None, default=None
-        Threads.
-    device : str, default="auto"
-        Torch device to train on; ``"auto"`` is CUDA where there is one.
-    verbose : int, default=0
-        Whether to print losses.
-    callbacks : list of skorch callbacks or None, default=None
-        Called while training.
-    backend : {"local"}, default="local"
-        Where work runs.
-    checkpoint_dir : str, path-like or None, default=None
-        Directory, or URL that fsspec knows such as ``s3://bucket/fit``. After each epoch the whole
-        state of the training is written there; the same `fit`, run again after an interruption,
-        goes on after the last complete epoch. See the user guide, "Interrupted fits".
-    tracker : "mlflow", MLflowTracker or None, default=None
-        Where each `fit` is recorded: a run in MLflow. See the user guide, "Tracking runs with
-        MLflow".
+    optimizer, early_stopping_rounds, random_state, n_jobs, device, verbose
+        As in :class:`~sk_easytensor.EasyTensorClassifier`.
+    callbacks, backend, checkpoint_dir, tracker
+        As in :class:`~sk_easytensor.EasyTensorClassifier`.
 
     Attributes
     ----------
@@ -417,133 +397,6 @@ class EasyTensorTwoTower(RecommendingMixin, BlockParametersMixin, TrainedEstimat
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "n_features_in_")
-
-    # ------------------------------------------------------------------ predicting
-
-    def decision_function(self, X):
-        """Return how well users and items fit.
-
-        Parameters
-        ----------
-        X : table-like
-            Pairs: the user's columns, and the item's or its key. Items that `fit` did not meet
-            need the item tower's columns.
-
-        Returns
-        -------
-        ndarray of float64, shape (n_pairs,)
-            Products over the temperature; with two classes the log-odds of the second.
-        """
-        check_is_fitted(self)
-        if isinstance(X, GivenOutputs):
-            return X.values[:, 0].numpy()
-        table = as_table(X)
-        backend = resolve_backend("local", self.n_jobs)
-        users, user_rows = distinct_rows(self.user_tower_.encode(table, backend))
-        users = self.user_tower_.embed_frame(users, backend)
-        items, rows = self._item_vectors(table, backend)
-        return self._scores(users[user_rows], items[rows]).numpy()
-
-    def _scores(self, users, items):
-        products = torch.einsum("nd,nd->n", users.double(), items.double())
-        return products / self._temperature + self._bias
-
-    def _encoded_model(self, X, backend, rows):
-        """Return both towers with some rows of a table of pairs, for inspection."""
-        owner = type(self).__name__
-        if self._target.chosen:
-            raise ValueError(
-                f"{owner} was fitted without y, so that pairs have no target to be judged by; "
-                "compare sk_easytensor.ranking.ranking_report with and without a column"
-            )
-        table = as_table(X)
-        lacking = set(self.item_tower_.feature_names_in_) - set(table.column_names)
-        if lacking:
-            raise ValueError(
-                f"{owner}: X lacks {sorted(lacking)} of the item tower; join the catalogue to X, "
-                "for its columns to be shuffled"
-            )
-        towers = {"user": self.user_tower_, "item": self.item_tower_}
-        return pair_model(towers, table.take(rows), self._scores, backend)
-
-    def _item_vectors(self, table, backend):
-        """Return embeddings, and for each pair which of them is its item's."""
-        if self._catalogue.keyed and self._catalogue.key in table.column_names:
-            has_columns = set(self.item_tower_.feature_names_in_) <= set(table.column_names)
-            rows = self._catalogue.rows(table, all_known=not has_columns)
-            if (rows >= 0).all():
-                return as_tensor(self.item_embeddings_), rows
-        items, rows = distinct_rows(self.item_tower_.encode(table, backend))
-        return self.item_tower_.embed_frame(items, backend), rows
-
-    def _check_classes(self):
-        check_is_fitted(self)
-        if self._target.classes is None:
-            raise AttributeError(
-                "predict_proba needs a y of two classes in fit; use decision_function"
-            )
-        return True
-
-    @available_if(_check_classes)
-    def predict_proba(self, X):
-        """Return the probability of each class.
-
-        Parameters
-        ----------
-        X : table-like
-            Pairs.
-
-        Returns
-        -------
-        ndarray of float64, shape (n_pairs, 2)
-
-        Raises
-        ------
-        AttributeError
-            Unless `fit` was given two classes.
-        """
-        positive = 1 / (1 + np.exp(-self.decision_function(X)))
-        return np.column_stack([1 - positive, positive])
-
-    def predict(self, X):
-        """Return the class, the number, or without `y` in `fit` the product of each pair.
-
-        Parameters
-        ----------
-        X : table-like
-            Pairs.
-
-        Returns
-        -------
-        ndarray of shape (n_pairs,)
-        """
-        scores = self.decision_function(X)
-        return self._target.decode(scores)
-
-    def score(self, X, y=None):
-        """Return how good predictions are.
-
-        Parameters
-        ----------
-        X : table-like
-            Pairs.
-        y : array-like, optional
-            What `fit` was given of the kind.
-
-        Returns
-        -------
-        float
-            With two classes the area under the ROC curve, with numbers R². Without `y` the
-            fraction of pairs whose item is among the ten of the catalogue that fit its user best;
-            a pair whose item `fit` did not meet counts as missed, unless there was a catalogue.
-        """
-        check_is_fitted(self)
-        if self._target.chosen:
-            return self._hit_rate(X)
-        y = self._target.check(y)
-        if self._target.classes is None:
-            return float(r2_score(y, self.predict(X)))
-        return float(roc_auc_score(y == self.classes_[1], self.decision_function(X)))
 
     def transform(self, X):
         """Return the embeddings of users.
