@@ -189,7 +189,7 @@ def fit_network(table, block, options, rows, y, seed):
     """Fit a classifier with one block on the events of some users."""
     model = EasyTensorClassifier(
         [("events", block, list(table))],
-        # A fifteenth of a handful of labels tells nothing, and they are needed for training.
+        # A part of a few labels tells little, and they are needed for training.
         validation_fraction=0.15 if len(rows) >= 500 else None,
         random_state=seed,
         n_jobs=options.threads,
@@ -230,15 +230,15 @@ def plot(figures, path):
     from matplotlib import pyplot
 
     tasks = list(dict.fromkeys(figures["task"]))
-    figure, axes = pyplot.subplots(1, len(tasks), figsize=(4 * len(tasks), 4.5), squeeze=False)
+    size = 4 * len(tasks) + 4, 4.5
+    figure, axes = pyplot.subplots(1, len(tasks), figsize=size, squeeze=False, layout="constrained")
     for task, axis in zip(tasks, axes[0], strict=True):
         part = figures[figures["task"] == task]
         for model, own in part.groupby("model", sort=False):
             means = own.groupby("share")["score"].mean()
             axis.plot(means.index, means, marker="o", label=model)
         axis.set(title=task, xlabel="share of labels", xscale="log")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncols=4)
-    figure.tight_layout(rect=(0, 0.15, 1, 1))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 

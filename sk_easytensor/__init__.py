@@ -1,25 +1,30 @@
 """scikit-learn estimators for tables of numbers, categories, dates, texts and sequences."""
 
-from sk_easytensor.blocks import (
-    Block,
-    CategoryBlock,
-    CategorySequenceBlock,
-    DatetimeBlock,
-    EventSequenceBlock,
-    NumericBlock,
-    NumericSequenceBlock,
-    PretrainedBlock,
-    TextBlock,
-    VectorBlock,
-)
-from sk_easytensor.compose import TableEncoder
-from sk_easytensor.estimators import (
-    EasyTensorClassifier,
-    EasyTensorEmbedder,
-    EasyTensorRegressor,
-    EasyTensorTwoTower,
-)
-from sk_easytensor.networks import MLP, Sum, TabM
+from typing import TYPE_CHECKING
+
+from sk_easytensor._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from sk_easytensor.blocks import (
+        Block,
+        CategoryBlock,
+        CategorySequenceBlock,
+        DatetimeBlock,
+        EventSequenceBlock,
+        NumericBlock,
+        NumericSequenceBlock,
+        PretrainedBlock,
+        TextBlock,
+        VectorBlock,
+    )
+    from sk_easytensor.compose import TableEncoder
+    from sk_easytensor.estimators import (
+        EasyTensorClassifier,
+        EasyTensorEmbedder,
+        EasyTensorRegressor,
+        EasyTensorTwoTower,
+    )
+    from sk_easytensor.networks import MLP, Sum, TabM
 
 __version__ = "0.1.0"
 
@@ -43,3 +48,14 @@ __all__ = [
     "TextBlock",
     "VectorBlock",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        ".blocks": [name for name in __all__ if name.endswith("Block")],
+        ".compose": ["TableEncoder"],
+        ".estimators": [name for name in __all__ if name.startswith("EasyTensor")],
+        ".networks": ["MLP", "Sum", "TabM"],
+    },
+    subpackages=("blocks", "compose", "datasets", "estimators", "inference", "networks"),
+)

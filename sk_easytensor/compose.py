@@ -142,7 +142,7 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
 
         Parameters
         ----------
-        table : pyarrow.Table
+        table : pyarrow.Table or table of a backend
             Training rows.
         X : table-like
             What the user gave, for callables that select columns.
@@ -160,9 +160,10 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
             self.feature_names_in_ = np.asarray(self._columns, dtype=object)
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
-        chosen = self._choose(table, X)
+        sample = backend.some_rows(table)
+        chosen = self._choose(sample, X)
         for block, columns in chosen.values():
-            block.fit_columns(table.select(columns), named=self._named)
+            block.fit_columns(sample.select(columns), named=self._named)
         summaries = backend.summarize(table, chosen)
         self.blocks_ = {name: block.finish(summaries[name]) for name, (block, _) in chosen.items()}
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-__all__ = ["Ragged"]
+__all__ = ["Padded", "Ragged"]
 
 
 class Ragged:
@@ -153,6 +153,42 @@ class Ragged:
 
         positions, offsets = _once(shared, self.offsets, plan)
         return Ragged(self.values.index_select(0, positions), offsets, self.n_columns)
+
+
+class Padded:
+    """Lists as a network that was exported is given them: padded, beside their lengths.
+
+    It stands in for a :class:`Ragged` whose values include the padding, so that modules read
+    both alike; no shape depends on what the lists hold.
+
+    Parameters
+    ----------
+    padded : torch.Tensor of shape (n_rows, n_columns, longest, ...)
+        Items, anything at the end.
+    lengths : torch.Tensor of int64, shape (n_rows, n_columns)
+        Items of each list.
+    """
+
+    def __init__(self, padded, lengths):
+        self.n_rows, self.n_columns, self.longest = padded.shape[:3]
+        self.values = padded.flatten(0, 2)
+        self.lengths = lengths.flatten()
+
+    @property
+    def offsets(self):
+        """The lists themselves, which say where each one is, as offsets do."""
+        return self
+
+    def pad(self, items):
+        """Return flat items as (n_lists, longest, ...), zeros at the end, and the lengths."""
+        padded = items.unflatten(0, (-1, self.longest))
+        known = torch.arange(self.longest, device=items.device) < self.lengths[:, None]
+        known = known.reshape(known.shape + (1,) * (padded.ndim - 2))
+        return torch.where(known, padded, torch.zeros_like(padded)), self.lengths
+
+    def to_padded(self):
+        """Return a tensor of shape (n_lists, longest, ...), zeros at the end."""
+        return self.pad(self.values)[0]
 
 
 def _once(shared, offsets, make):

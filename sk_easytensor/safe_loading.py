@@ -6,6 +6,7 @@ Fitted estimators and blocks consist of NumPy arrays, bytes and plain Python val
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import sys
 
@@ -80,6 +81,7 @@ def trusted_types():
     True
     """
     package = __name__.partition(".")[0]
+    importlib.import_module(f"{package}.estimators")
     found = {
         f"{kind.__module__}.{kind.__qualname__}"
         for name, module in list(sys.modules.items())

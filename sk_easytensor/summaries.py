@@ -14,7 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["Moments", "Quantiles", "Summary", "SummaryMap", "ValueCounts", "merge_all"]
+__all__ = [
+    "Moments",
+    "Quantiles",
+    "Summary",
+    "SummaryMap",
+    "ValueCounts",
+    "WeightedMoments",
+    "merge_all",
+]
 
 
 class Summary(ABC):
@@ -314,6 +322,39 @@ class Moments(Summary):
     def standard_deviation(self):
         """Standard deviation of each component."""
         return np.sqrt(self.squares / np.maximum(self.count, 1))
+
+
+class WeightedMoments(Summary):
+    """Weighted mean and sum of squared deviations of each column of a matrix.
+
+    Parameters
+    ----------
+    weight : float
+        Sum of the rows' weights.
+    mean, squares : numpy.ndarray of float64, shape (n_columns,)
+        Mean and weighted sum of squared deviations from it.
+    """
+
+    def __init__(self, weight, mean, squares):
+        self.weight = weight
+        self.mean = mean
+        self.squares = squares
+
+    @classmethod
+    def of(cls, matrix, weight):
+        """Summarise a matrix of shape (n, n_columns) with weights of shape (n,)."""
+        weight = weight[:, None]
+        total = weight.sum()
+        mean = (matrix * weight).sum(0) / total
+        return cls(total, mean, ((matrix - mean) ** 2 * weight).sum(0))
+
+    def merge(self, other):
+        """Pool two sets of moments."""
+        weight = self.weight + other.weight
+        share = other.weight / weight
+        delta = other.mean - self.mean
+        squares = self.squares + other.squares + delta**2 * self.weight * share
+        return WeightedMoments(weight, self.mean + delta * share, squares)
 
 
 def dictionary_parts(column):

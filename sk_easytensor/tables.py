@@ -6,6 +6,8 @@ user brought pandas, polars, Arrow, a dictionary or a NumPy array.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from warnings import catch_warnings, simplefilter, warn
@@ -13,8 +15,6 @@ from warnings import catch_warnings, simplefilter, warn
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.sparse import issparse
-from sklearn.utils import check_array
 
 from sk_easytensor.plain_types import plain_types
 
@@ -50,7 +50,7 @@ def has_column_names(X):
     """
     if issparse(X):
         return False
-    if is_lazy(X):
+    if is_lazy(X) or is_source(X):
         return True
     if isinstance(X, Mapping):
         labels = list(X)
@@ -77,10 +77,10 @@ def as_table(X, *, minimum_rows=1):
 
     Parameters
     ----------
-    X : pyarrow.Table, data frame, mapping of columns, list of mappings or 2-D array-like
-        Every object that exports the Arrow C stream (pandas, polars, DuckDB, pyarrow) is read
-        without copying where its memory layout allows. Arrays get the column names ``x0``,
-        ``x1``, ...
+    X : pyarrow.Table, data frame, mapping of columns, list of mappings, 2-D array-like or path
+        Paths, globs and URLs are of Parquet files. Every object that exports the Arrow C stream
+        (pandas, polars, DuckDB, pyarrow) is read without copying where its memory layout allows.
+        Arrays get the column names ``x0``, ``x1``, ...
     minimum_rows : int, default=1
         Fewer rows than this are refused.
 
@@ -107,6 +107,8 @@ def as_table(X, *, minimum_rows=1):
         X = X.collect()
     if isinstance(X, pa.Table):
         table = X
+    elif is_source(X):
+        table = _from_source(X)
     elif isinstance(X, pa.RecordBatch):
         table = pa.Table.from_batches([X])
     elif issparse(X):
@@ -202,9 +204,34 @@ def read_like_fit(X, names, *, fitted_with_names, owner):
     return table
 
 
+def issparse(X):
+    """Tell whether X is a sparse matrix, which it cannot be before SciPy is imported."""
+    sparse = sys.modules.get("scipy.sparse")
+    return sparse is not None and sparse.issparse(X)
+
+
 def is_lazy(X):
     """Tell whether X is a query that has yet to be collected into a table."""
     return type(X).__name__ == "LazyFrame" and hasattr(X, "collect")
+
+
+def is_source(X):
+    """Tell whether X says where a table is: a path or URL of Parquet files, or a Ray Dataset."""
+    return isinstance(X, (str, os.PathLike)) or _is_dataset(X)
+
+
+def _is_dataset(X):
+    return type(X).__module__.startswith("ray.data") and hasattr(X, "to_arrow_refs")
+
+
+def _from_source(X):
+    if _is_dataset(X):
+        import ray
+
+        return pa.concat_tables(ray.get(X.to_arrow_refs()), promote_options="permissive")
+    from sk_easytensor.backends.chunks import read_parquet
+
+    return read_parquet(X)
 
 
 def _is_list_of_mappings(X):
@@ -271,6 +298,9 @@ def _from_columns(names, columns):
 
 
 def _from_array(X, minimum_rows):
+    # Only arrays need it, and small images that serve an exported model do without.
+    from sklearn.utils import check_array
+
     if isinstance(X, (list, tuple)) and np.asarray(X).dtype.kind == "U":
         # NumPy turns the numbers of a row that holds a string into strings.
         X = np.array(X, dtype=object)

@@ -2,7 +2,16 @@
 
 from sk_easytensor.backends.local import LocalBackend
 
-__all__ = ["LocalBackend", "resolve_backend"]
+__all__ = ["LocalBackend", "RayBackend", "resolve_backend"]
+
+
+def __getattr__(name):
+    # Its modules import the estimators' helpers, which import this package.
+    if name == "RayBackend":
+        from sk_easytensor.backends.ray import RayBackend
+
+        return RayBackend
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def resolve_backend(backend, n_jobs):
@@ -10,14 +19,14 @@ def resolve_backend(backend, n_jobs):
 
     Parameters
     ----------
-    backend : "local" or LocalBackend
+    backend : "local", "ray", LocalBackend or RayBackend
         What the user asked for.
     n_jobs : int or None
         Threads, if the backend is given by name.
 
     Returns
     -------
-    LocalBackend
+    LocalBackend or RayBackend
 
     Raises
     ------
@@ -28,4 +37,10 @@ def resolve_backend(backend, n_jobs):
         return backend
     if backend == "local":
         return LocalBackend(n_jobs)
-    raise ValueError(f"backend must be 'local' or a LocalBackend, got {backend!r}")
+    if backend == "ray":
+        from sk_easytensor.backends.ray import RayBackend
+
+        return RayBackend(n_jobs=n_jobs)
+    raise ValueError(
+        f"backend must be 'local', 'ray', a LocalBackend or a RayBackend, got {backend!r}"
+    )

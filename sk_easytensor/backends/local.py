@@ -15,6 +15,8 @@ from sk_easytensor.parameters import check_number
 from sk_easytensor.summaries import SummaryMap, merge_all
 from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.fitting import train_network
+from sk_easytensor.training.settings import resolve_device
+from sk_easytensor.training.splits import hold_out, merge_duplicates
 
 __all__ = ["LocalBackend", "limited_threads", "resolve_threads"]
 
@@ -51,6 +53,57 @@ class LocalBackend:
         check_number("LocalBackend", "chunk_rows", chunk_rows, low=1, integer=True)
         self.n_jobs = n_jobs
         self.chunk_rows = chunk_rows
+
+    @contextmanager
+    def running(self):
+        """Have what work needs within the context."""
+        yield
+
+    def device(self, device, owner):
+        """Check a device for training, as far as it can be known before."""
+        return resolve_device(device, owner)
+
+    def records(self, X, y, sample_weight, read, check_target, where=""):
+        """Read rows with targets and weights.
+
+        Parameters
+        ----------
+        X, y, sample_weight, read, check_target, where
+            As of :func:`~sk_easytensor.training.records.read_records`.
+
+        Returns
+        -------
+        Records
+        """
+        from sk_easytensor.training.records import read_records
+
+        return read_records(X, y, sample_weight, read, check_target, where)
+
+    def some_rows(self, table):
+        """Return rows by which blocks may be chosen."""
+        return table
+
+    def merged(self, rows, batch_size):
+        """Merge equal rows where that changes nothing but time."""
+        return merge_duplicates(rows, batch_size)
+
+    def hold_out(self, rows, strata, fraction, random_state):
+        """Take a validation part out of rows.
+
+        Parameters
+        ----------
+        rows : EncodedRows
+            All rows.
+        strata : callable
+            Takes targets and returns the group of each row.
+        fraction, random_state
+            As of :func:`~sk_easytensor.training.splits.hold_out`.
+        """
+        return hold_out(rows, strata(rows.target), fraction, random_state)
+
+    def kept(self, rows):
+        """Return rows from which importances may be computed after a fit."""
+        return rows
 
     def summarize(self, table, blocks):
         """Summarise a table for all blocks in one pass.

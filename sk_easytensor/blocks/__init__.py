@@ -1,27 +1,21 @@
 """Blocks: preprocessing and network layers of one kind of feature, in one object."""
 
-from sk_easytensor.blocks._base import Block
-from sk_easytensor.blocks.category import CategoryBlock
-from sk_easytensor.blocks.category_sequence import CategorySequenceBlock
-from sk_easytensor.blocks.datetime import DatetimeBlock
-from sk_easytensor.blocks.event_sequence import EventSequenceBlock
-from sk_easytensor.blocks.numeric import NumericBlock
-from sk_easytensor.blocks.numeric_sequence import NumericSequenceBlock
-from sk_easytensor.blocks.pretrained import PretrainedBlock
-from sk_easytensor.blocks.text import TextBlock
-from sk_easytensor.blocks.vector import VectorBlock
+from typing import TYPE_CHECKING
 
-BLOCKS = [
-    VectorBlock,
-    EventSequenceBlock,
-    NumericSequenceBlock,
-    CategorySequenceBlock,
-    DatetimeBlock,
-    TextBlock,
-    CategoryBlock,
-    NumericBlock,
-]
-"""Blocks that are chosen automatically; the first whose ``groups`` names a column takes it."""
+from sk_easytensor._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from sk_easytensor.blocks._base import Block
+    from sk_easytensor.blocks._kinds import BLOCKS
+    from sk_easytensor.blocks.category import CategoryBlock
+    from sk_easytensor.blocks.category_sequence import CategorySequenceBlock
+    from sk_easytensor.blocks.datetime import DatetimeBlock
+    from sk_easytensor.blocks.event_sequence import EventSequenceBlock
+    from sk_easytensor.blocks.numeric import NumericBlock
+    from sk_easytensor.blocks.numeric_sequence import NumericSequenceBlock
+    from sk_easytensor.blocks.pretrained import PretrainedBlock
+    from sk_easytensor.blocks.text import TextBlock
+    from sk_easytensor.blocks.vector import VectorBlock
 
 __all__ = [
     "BLOCKS",
@@ -36,3 +30,20 @@ __all__ = [
     "TextBlock",
     "VectorBlock",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "._base": ["Block"],
+        "._kinds": ["BLOCKS"],
+        ".category": ["CategoryBlock"],
+        ".category_sequence": ["CategorySequenceBlock"],
+        ".datetime": ["DatetimeBlock"],
+        ".event_sequence": ["EventSequenceBlock"],
+        ".numeric": ["NumericBlock"],
+        ".numeric_sequence": ["NumericSequenceBlock"],
+        ".pretrained": ["PretrainedBlock"],
+        ".text": ["TextBlock"],
+        ".vector": ["VectorBlock"],
+    },
+)

@@ -23,9 +23,9 @@ Writing a block means writing four methods:
 
 Two class attributes complete it: ``kind``, the name it gets when chosen automatically, and
 ``accepts(type)``, which says which Arrow types it can read. ``detects(column)``,
-``groups(table, columns)``, ``takes(table)`` and ``flatten`` have defaults. Everything else
-(reading pandas, polars and the rest, aligning columns, fitting in one pass with other blocks,
-training, pickling, importances) is done for the block.
+``groups(table, columns)``, ``takes(table)``, ``flatten`` and ``to_onnx(graph)`` have defaults.
+Everything else (reading pandas, polars and the rest, aligning columns, fitting in one pass with
+other blocks, training, pickling, importances) is done for the block.
 """
 
 from __future__ import annotations
@@ -217,6 +217,33 @@ class Block(ArrowStateMixin, GrowingParametersMixin, TransformerMixin, BaseEstim
                 )
             parts.append(entry.numpy().reshape(len(entry), -1))
         return np.concatenate(parts, axis=1, dtype=np.float32)
+
+    def to_onnx(self, graph):
+        """Write the encoding into an ONNX graph, for models that are exported with raw columns.
+
+        Parameters
+        ----------
+        graph : Graph
+            Where columns are read and operators added; see
+            :class:`~sk_easytensor.inference.graphs.Graph`.
+
+        Returns
+        -------
+        dict of {str: str or tuple of str}
+            For each entry of the encoding the name of its value, of shape ``(rows, n_columns,
+            ...)``; of a ragged entry the names of its padded values, of shape ``(rows,
+            n_columns, longest, ...)``, and of its lengths, int64 of shape ``(rows, n_columns)``.
+
+        Raises
+        ------
+        TypeError
+            If the block does not say how.
+        """
+        raise TypeError(
+            f"{type(self).__name__} cannot be exported with raw columns, because it has no method "
+            "to_onnx that writes its encoding in ONNX operators. Export the model with "
+            "inputs='encoded', and encode rows with model.blocks_ before they are given to it"
+        )
 
     @abstractmethod
     def get_feature_names_out(self, input_features=None):

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sk_easytensor.blocks.category import hash_strings
+from sk_easytensor.keys import hash_strings
 from sk_easytensor.safe_loading import ArrowStateMixin
 from sk_easytensor.summaries import ValueCounts
 

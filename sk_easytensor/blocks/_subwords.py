@@ -169,8 +169,8 @@ class TransformerModule(nn.Module):
         -------
         torch.Tensor of shape (batch, n_columns * width)
         """
-        start = self.start.repeat(len(tokens), 1)
         padded = tokens.to_padded()
+        start = self.start.repeat(padded.shape[0] // self.n_columns, 1)
         longest = padded.shape[1]
         place = torch.arange(longest + 1, device=padded.device)
         known = place <= tokens.lengths[:, None]
@@ -180,4 +180,4 @@ class TransformerModule(nn.Module):
             hidden = layer(hidden, known[:, None, None, :])
         hidden = self.norm(hidden)
         share = self.score(hidden).masked_fill(~known[..., None], -torch.inf).softmax(dim=1)
-        return (share * hidden).sum(dim=1).reshape(len(tokens), self.out_features)
+        return (share * hidden).sum(dim=1).reshape(-1, self.out_features)

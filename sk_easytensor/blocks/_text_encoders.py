@@ -27,6 +27,7 @@ from sk_easytensor.blocks._subwords import (
     load_tokenizer,
     train_tokenizer,
 )
+from sk_easytensor.ragged import Padded
 from sk_easytensor.tensors import Ragged
 
 __all__ = [
@@ -129,8 +130,8 @@ class NgramEncoder(TextEncoder):
 
     def encode(self, columns):
         parts = [self._encode_column(column, index) for index, column in enumerate(columns)]
-        ids, weights = zip(*parts, strict=True)
-        return {"ids": interleave(ids), "weights": interleave(weights)}
+        ids, weights = (interleave(column) for column in zip(*parts, strict=True))
+        return {"ids": ids, "weights": Ragged(weights.values, ids.offsets, ids.n_columns)}
 
     def _encode_column(self, column, index):
         first_id = sum(len(idf) for idf in self.block.idf_[:index])
@@ -280,8 +281,13 @@ class NgramModule(nn.Module):
         -------
         torch.Tensor of shape (batch, n_columns * width)
         """
-        offsets = ids.offsets[:-1].to(ids.values.dtype)
-        bags = self.table(ids.values, offsets, per_sample_weights=weights.values)
-        empty = (ids.lengths == 0).reshape(len(ids), -1, 1)
-        bags = bags.reshape(len(ids), *self.empty.shape) + empty * self.empty
+        empty = (ids.lengths == 0).reshape(-1, len(self.empty), 1)
+        bags = self._sum(ids, weights).reshape(-1, *self.empty.shape) + empty * self.empty
         return self.dropout(bags.flatten(1))
+
+    def _sum(self, ids, weights):
+        if isinstance(ids, Padded):
+            vectors = self.table.weight.index_select(0, ids.values) * weights.values[:, None]
+            return ids.pad(vectors)[0].sum(1)
+        offsets = ids.offsets[:-1].to(ids.values.dtype)
+        return self.table(ids.values, offsets, per_sample_weights=weights.values)

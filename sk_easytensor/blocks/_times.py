@@ -9,8 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sk_easytensor.blocks._base import unsupported_column
-from sk_easytensor.blocks.category import category_keys
+from sk_easytensor.keys import category_keys
 
 CYCLES = ("day", "week", "month", "year")
 """Cycles of the calendar, in the order of their phases."""
@@ -143,6 +142,9 @@ def _seconds(column, name):
     elif pa.types.is_null(kind):
         per_second, numbers = 1, column.cast(pa.int64())
     else:
+        # Blocks import torch, which what reads columns for an exported model does without.
+        from sk_easytensor.blocks._base import unsupported_column
+
         raise TypeError(unsupported_column(pa.field(name, kind), "DatetimeBlock"))
     missing = column.is_null().to_numpy()
     numbers = pc.fill_null(numbers, 0).to_numpy()
@@ -219,6 +221,36 @@ def _local(seconds, zone, name):
     array = pa.array(inside).cast(pa.timestamp("s", zone))
     with _naming(name, zone):
         return pc.local_timestamp(array).cast(pa.int64()).to_numpy() + (seconds - inside)
+
+
+def zone_shifts(zone):
+    """Return when the clocks of a time zone are turned.
+
+    Parameters
+    ----------
+    zone : str or None
+        Name of the zone, or a UTC offset.
+
+    Returns
+    -------
+    turned, ahead : ndarray of int64
+        Seconds since 1970 at which a clock is turned, the first before all others, and how many
+        seconds it is ahead of UTC from each of them on. None without a zone.
+    """
+    if zone is None:
+        return None
+    days = np.arange(FIRST, LAST, DAY)
+    ahead = _local(days, zone, "zone") - days
+    changes = np.flatnonzero(np.diff(ahead))
+    # Halve the days in which a clock is turned until the second is known.
+    early, late, before = days[changes], days[changes + 1], ahead[changes]
+    while len(early) and (late - early).max() > 1:
+        middle = (early + late) // 2
+        same = _local(middle, zone, "zone") - middle == before
+        early, late = np.where(same, middle, early), np.where(same, late, middle)
+    return np.append(np.int64(-(2**62) // 1_000_000), late), np.append(
+        ahead[:1], ahead[changes + 1]
+    )
 
 
 def _instants(wall, zone, name):

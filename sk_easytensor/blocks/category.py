@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sk_easytensor.blocks._base import Block, cached_slices, unsupported_column
+from sk_easytensor.keys import category_keys, hash_strings
 from sk_easytensor.parameters import check_number
 from sk_easytensor.summaries import SummaryMap, ValueCounts
 
@@ -210,63 +211,31 @@ class CategoryBlock(Block):
             for counts in self.counts_
         ]
 
+    def to_onnx(self, graph):
+        codes = []
+        for index, name in enumerate(self.feature_names_in_):
+            column = graph.column(name, **self.onnx_column())
+            codes.append(self.onnx_codes(graph, column, index))
+        return {"codes": graph.stack(codes, axis=1)}
+
+    def onnx_column(self):
+        """Return how an exported graph is given a column: as strings, or hashed."""
+        if self.hash_buckets is None:
+            return {"kind": "category"}
+        return {"kind": "hashed", "buckets": int(self.hash_buckets)}
+
+    def onnx_codes(self, graph, values, index):
+        """Add what turns values of a column into codes to a graph."""
+        if self.hash_buckets is None:
+            values = graph.codes(values, self.known_categories(index).to_pylist())
+        return graph.cast(values, np.int32)
+
     def flatten(self, encoding):
         """Return the codes as numbers: 0 missing, 1 unseen, then by falling frequency."""
         return encoding["codes"].numpy().astype(np.float32)
 
     def get_feature_names_out(self, input_features=None):
         return np.asarray(self.feature_names_in_, dtype=object)
-
-
-def category_keys(column):
-    """Return a column's values as a dictionary array whose dictionary holds strings.
-
-    Parameters
-    ----------
-    column : pyarrow.Array or ChunkedArray
-        Of any type that :class:`CategoryBlock` accepts.
-
-    Returns
-    -------
-    pyarrow.DictionaryArray
-        Null where the value is missing. Integral floats are written as integers.
-    """
-    if isinstance(column, pa.Array):
-        column = pa.chunked_array([column])
-    if pa.types.is_null(column.type):
-        column = column.cast(pa.string())
-    if pa.types.is_floating(column.type):
-        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
-    if pa.types.is_dictionary(column.type):
-        column = column.unify_dictionaries()
-    else:
-        column = column.dictionary_encode()
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
-    keys = _as_strings(array.dictionary)
-    return pa.DictionaryArray.from_arrays(array.indices, keys)
-
-
-def _as_strings(values):
-    kind = values.type
-    if pa.types.is_string(kind):
-        return values
-    if pa.types.is_boolean(kind):
-        return values.cast(pa.int8()).cast(pa.string())
-    if not pa.types.is_floating(kind):
-        return values.cast(pa.string())
-    numbers = values.cast(pa.float64())
-    whole = pc.and_(pc.equal(pc.floor(numbers), numbers), pc.less(pc.abs(numbers), float(2**53)))
-    integers = pc.if_else(whole, numbers, 0.0).cast(pa.int64()).cast(pa.string())
-    return pc.if_else(whole, integers, numbers.cast(pa.string()))
-
-
-def hash_strings(values):
-    """Return a stable 64-bit hash of each string of an Arrow array, as an array of uint64."""
-    from pandas.util import hash_array
-
-    return hash_array(values.to_numpy(zero_copy_only=False).astype(object), categorize=False)
 
 
 def default_width(n_codes):
@@ -330,6 +299,6 @@ class CategoryModule(nn.Module):
             starts = getattr(self, f"starts_{group}")
             rows = (codes.index_select(1, columns) + starts).reshape(-1)
             # index_select, because the gradient of an embedding is several times slower on a CPU.
-            found = table.index_select(0, rows).reshape(len(codes), self.common[group].numel())
+            found = table.index_select(0, rows).reshape(codes.shape[0], self.common[group].numel())
             parts.append(found + self.common[group])
         return torch.cat(parts, dim=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -175,6 +177,17 @@ class CategorySequenceBlock(SequenceBlock):
             [items.make_module() for items in self.items_],
             [self.make_encoder(self.width) for _ in self.items_],
         )
+
+    def to_onnx(self, graph):
+        from sk_easytensor.inference import encoders
+
+        encoding = {}
+        for name, items in zip(self.feature_names_in_, self.items_, strict=True):
+            fields = {str(name): {"column": str(name), **items.onnx_column()}}
+            codes = {str(name): partial(items.onnx_codes, graph, index=0)}
+            lists = encoders.read_lists(graph, self, fields, codes)
+            encoding |= encoders.entries(graph, lists, {f"codes_{len(encoding)}": str(name)})
+        return encoding
 
     def flatten(self, encoding):
         """Return how often each row has the most frequent categories, and its items in all."""

@@ -13,12 +13,15 @@ from torch import nn
 from sk_easytensor.blocks._base import Block
 from sk_easytensor.blocks._times import (
     CYCLES,
+    FIRST,
+    LAST,
     PERIODS,
     bounded_zones,
     common_zone,
     parse_strings,
     read_times,
     time_zones,
+    zone_shifts,
 )
 from sk_easytensor.blocks.numeric import NumericModule, centers_and_scales, encode_numbers
 from sk_easytensor.columns import sample_values
@@ -195,6 +198,33 @@ class DatetimeBlock(Block):
     def make_module(self):
         n_edges = [len(edges) for edges in self.edges_]
         return DatetimeModule(n_edges, 2 * len(self._waves), self.width)
+
+    def to_onnx(self, graph):
+        from sk_easytensor.inference import encoders
+
+        zones = zip(self.feature_names_in_, self.zones_, strict=True)
+        times = [graph.column(name, "time", zone=zone) for name, zone in zones]
+        wall = [
+            encoders.clock(graph, column, zone_shifts(zone))
+            for column, zone in zip(times, self.zones_, strict=True)
+        ]
+        wall = graph.op("Max", graph.stack(wall, axis=1), np.int64(FIRST * 1_000_000))
+        wall = graph.op("Min", wall, np.int64(LAST * 1_000_000 + 999_999))
+        instants = encoders.seconds(graph, graph.stack(times, axis=1))
+        phases = encoders.phases(graph, wall)
+        missing = graph.cast(graph.op("IsNaN", instants), np.float32)
+        absent = graph.op("Where", graph.op("IsNaN", instants), np.float32(np.nan), missing)
+        edges, center, scale = self.edges_, self.center_, self.scale_
+        trend = encoders.numbers(graph, instants, edges, center, scale)
+        if not self.trend:
+            trend = graph.stack([absent, absent], axis=-1)
+        parts = [trend]
+        for cycle, harmonic in self._waves:
+            used = self.cycles_[:, cycle].astype(np.float64)
+            waves = encoders.waves(graph, phases[cycle], harmonic)
+            waves = [graph.cast(graph.op("Mul", wave, used), np.float32) for wave in waves]
+            parts.append(graph.stack([graph.op("Add", wave, absent) for wave in waves], axis=-1))
+        return {"times": graph.op("Concat", *parts, axis=2)}
 
     def _flat_features(self):
         """Whether an entry of the encoding is a column of :meth:`flatten`, (n_columns, n)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -351,6 +353,42 @@ class EventSequenceBlock(SequenceBlock):
         codes = self.category_block_.make_module() if self._of_kind("category") else None
         values = self.number_block_.make_module() if self._number_columns() else None
         return EventSequenceModule(codes, values, self.make_encoder)
+
+    def to_onnx(self, graph):
+        from sk_easytensor.inference import encoders
+
+        categories, clock = self.category_block_, {"kind": "seconds", "zone": self._zone}
+        hows = {"category": categories.onnx_column(), "number": {"kind": "number"}}
+        fields, codes = {}, {}
+        for name, kind in self.kinds_.items():
+            source = self._sources[name]
+            fields[name] = {"column": source, **hows.get(kind, clock)}
+            if name != source:
+                fields[name]["inner"] = name[len(source) + 1 :]
+            if kind == "category":
+                codes[name] = partial(categories.onnx_codes, graph, index=len(codes))
+        lists = encoders.read_lists(graph, self, fields, codes)
+        numbers = {name: lists.values[name] for name in self._of_kind("number")}
+        if self._time is not None:
+            times = lists.values[self._time]
+            for name in self._of_kind("date"):
+                gap = graph.op("Sub", lists.values[name], times)
+                numbers[name] = encoders.signed_log(graph, gap)
+            now = None if self.now_ is None else graph.column(self.now_, **clock)
+            gaps = encoders.gaps(graph, times, lists.lengths, now)
+            for name, gap in zip(("previous", "now"), gaps, strict=True):
+                numbers[f"{self._time}.{name}"] = encoders.signed_log(graph, gap)
+        entries = {f"codes_{index}": name for index, name in enumerate(codes)}
+        columns = list(self._number_columns())
+        if columns:
+            block = self.number_block_
+            values = graph.stack([numbers[name] for name in columns], axis=-1)
+            values = encoders.numbers(graph, values, block.edges_, block.center_, block.scale_)
+            for index, name in enumerate(columns):
+                place = np.int64(index)
+                lists.values[f"{name} encoded"] = graph.op("Gather", values, place, axis=2)
+                entries[f"values_{index}"] = f"{name} encoded"
+        return encoders.entries(graph, lists, entries)
 
     def flatten(self, encoding):
         """Return counts of categories, mean, extremes and last of numbers, and the events."""

@@ -139,6 +139,14 @@ class NumericBlock(Block):
             frequency_scale=self.frequency_scale,
         )
 
+    def to_onnx(self, graph):
+        from sk_easytensor.inference import encoders
+
+        values = [graph.column(name, "number") for name in self.feature_names_in_]
+        values = graph.stack(values, axis=1)
+        edges, center, scale = self.edges_, self.center_, self.scale_
+        return {"values": encoders.numbers(graph, values, edges, center, scale)}
+
     def flatten(self, encoding):
         """Return the scaled numbers; missing ones are 0, with an indicator where fit saw any."""
         scaled = encoding["values"][:, :, 0].numpy()

@@ -161,6 +161,18 @@ class NumericSequenceBlock(SequenceBlock):
     def make_module(self):
         return NumericSequenceModule(self.missing_fraction_ > 0, self.make_encoder)
 
+    def to_onnx(self, graph):
+        from sk_easytensor.inference import encoders
+
+        names = list(map(str, self.feature_names_in_))
+        fields = {name: {"column": name, "kind": "number"} for name in names}
+        lists = encoders.read_lists(graph, self, fields)
+        for name, center, scale in zip(names, self.center_, self.scale_, strict=True):
+            scaled = encoders.bounded(graph, lists.values[name], center, scale)
+            lists.values[name] = graph.cast(scaled, np.float32)
+        entries = {f"values_{index}": name for index, name in enumerate(names)}
+        return encoders.entries(graph, lists, entries)
+
     def flatten(self, encoding):
         """Return mean, deviation, extremes and last of each channel, and the steps."""
         entries = list(encoding.values())

@@ -224,6 +224,27 @@ class TextBlock(Block):
     def make_module(self):
         return self._encoder.make_module()
 
+    def to_onnx(self, graph):
+        if self.encoder != "ngrams":
+            raise TypeError(
+                f"TextBlock with encoder={self.encoder!r} cannot be exported with raw columns: "
+                "only n-grams are. Export the model with inputs='encoded', and encode rows with "
+                "model.blocks_ before they are given to it"
+            )
+        columns = list(map(str, self.feature_names_in_))
+        reader = {
+            "read": "ngrams",
+            "columns": columns,
+            "ngram_range": list(map(int, self.ngram_range)),
+            "ngrams": [column.to_pylist() for column in self.ngrams_],
+            "idf": [column.tolist() for column in self.idf_],
+        }
+        lists = ["rows", len(columns), f"{columns[0]}.longest"]
+        inputs = {"ids": (np.int32, lists), "weights": (np.float32, lists)}
+        inputs["lengths"] = (np.int64, lists[:2])
+        given = graph.given(reader, columns[0], inputs)
+        return {name: (given[name], given["lengths"]) for name in ("ids", "weights")}
+
     def flatten(self, encoding):
         """Return a language model's vectors, 0 where missing, or else fixed random projections.
 

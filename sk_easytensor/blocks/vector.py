@@ -120,6 +120,21 @@ class VectorBlock(Block):
     def make_module(self):
         return VectorModule(self._lengths, self.width)
 
+    def to_onnx(self, graph):
+        encoding = {}
+        columns = zip(self.feature_names_in_, self.mean_, self.scale_, strict=True)
+        for index, (name, mean, scale) in enumerate(columns):
+            vectors = graph.vector(name, len(mean))
+            if len(mean):
+                scaled = graph.op("Div", graph.op("Sub", vectors, mean), scale)
+                bounded = graph.op("Clip", scaled, np.float64(-BOUND), np.float64(BOUND))
+                scaled = graph.op("Where", graph.op("IsNaN", scaled), scaled, bounded)
+            else:
+                none = graph.op("ReduceSum", vectors, np.array([1]), keepdims=1)
+                scaled = graph.op("Add", none, np.float64(np.nan))
+            encoding[f"values_{index}"] = graph.cast(graph.stack([scaled], axis=1), np.float32)
+        return encoding
+
     def flatten(self, encoding):
         """Return the standardised components, 0 where missing, with an indicator per column."""
         entries = [entry.numpy()[:, 0] for entry in encoding.values()]

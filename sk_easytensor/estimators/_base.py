@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from sklearn.base import clone
-from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.blocks._parts import Representation
 from sk_easytensor.compose import BlockParametersMixin, TableEncoder, blocks_diagram
-from sk_easytensor.estimators._inputs import Sized, check_weight, errors_name, eval_pairs
+from sk_easytensor.estimators._inputs import errors_name, eval_pairs
 from sk_easytensor.estimators._pickling import PortablePickleMixin
+from sk_easytensor.estimators._rows import RowMaker
 from sk_easytensor.estimators._trained import TrainedEstimator
 from sk_easytensor.inspection import EncodedModel, GivenOutputs, ImportanceSample
 from sk_easytensor.networks.block_network import make_network
@@ -21,10 +24,10 @@ from sk_easytensor.report._columns import summarize_table, summarize_target
 from sk_easytensor.selection import check_blocks
 from sk_easytensor.tables import as_table, has_column_names, read_like_fit
 from sk_easytensor.tracking import tracked
+from sk_easytensor.tracking.tracker import RUN
 from sk_easytensor.training.batches import EncodedRows
 from sk_easytensor.training.seeding import seeded
 from sk_easytensor.training.settings import default_batch_size, default_max_epochs
-from sk_easytensor.training.splits import hold_out, merge_duplicates
 
 __all__ = ["BaseEasyTensor"]
 
@@ -33,6 +36,7 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
     """Base of the estimators; subclasses say what a target is.
 
     A subclass implements ``_check_target(y)`` (returns a valid target as an array),
+    ``_distinct(y)`` (returns the few targets that show what there is to learn of them),
     ``_learn_target(y, classes)`` (sets what it needs to know about the target and returns the
     head), ``_encode_target(y)`` (returns a target as a tensor), ``_judge(outputs, target, weight)``
     (says how good outputs are) and ``predict``.
@@ -131,29 +135,34 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
         going_on = self.warm_start and hasattr(self, "network_")
         if going_on:
             self._check_unchanged()
-        table, y, weight = self._read_training_rows(X, y, sample_weight, going_on)
-        if not going_on:
-            self._forget()
-            self._head = self._learn_target(y)
-        target = self._encode_target(y)
-        weight = weight * self._class_weights(target)
-        evals = [
-            self._read_eval_pair(where, *pair, weight, table, X)
-            for where, pair, weight in eval_pairs(eval_set, eval_sample_weight)
-        ]
-        if not going_on:
-            self._fit_encoder(table, X, backend, checkpoints)
-            self._summarize_data(table, y)
-        rows = self._encoded_rows(table, target, weight, backend)
-        evals = self._encoded_evals(evals, backend)
-        batch_size = self.batch_size or default_batch_size(len(rows))
-        rows = merge_duplicates(rows, batch_size)
-        if not evals and self.validation_fraction is not None:
-            strata = self._strata(rows.target)
-            rows, evals = hold_out(rows, strata, self.validation_fraction, random_state)
-        return self._train(
-            rows, evals, batch_size, random_state, backend, going_on, checkpoints=checkpoints
-        )
+        with backend.running():
+            records = self._training_records(X, y, sample_weight, backend, going_on)
+            if not going_on:
+                self._forget()
+                self._head = self._learn_target(self._distinct_targets(records))
+            self._learn_class_weights(records)
+            evals = [
+                self._eval_records(where, *pair, weight, records, backend)
+                for where, pair, weight in eval_pairs(eval_set, eval_sample_weight)
+            ]
+            if not going_on:
+                self._fit_encoder(records, backend, checkpoints)
+                self._summarize_data(records)
+            rows = self._encoded(records, backend)
+            encoded = []
+            for index, valid in enumerate(evals):
+                with errors_name(f"eval_set[{index}]"):
+                    encoded.append(self._encoded(valid, backend, weighted=False))
+            evals = encoded
+            batch_size = self.batch_size or default_batch_size(len(rows))
+            rows = backend.merged(rows, batch_size)
+            if not evals and self.validation_fraction is not None:
+                rows, evals = backend.hold_out(
+                    rows, self._strata, self.validation_fraction, random_state
+                )
+            return self._train(
+                rows, evals, batch_size, random_state, backend, going_on, checkpoints=checkpoints
+            )
 
     def partial_fit(self, X, y, sample_weight=None):
         """Train for one epoch on these rows.
@@ -182,19 +191,19 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
         going_on = hasattr(self, "network_")
         if going_on:
             self._check_unchanged()
-        table, y, weight = self._read_training_rows(X, y, sample_weight, going_on)
-        if not going_on:
-            self._head = self._learn_target(y, classes)
-            self._fit_encoder(table, X, backend)
-            self._summarize_data(table, y)
-        target = self._encode_target(y)
-        weight = weight * self._class_weights(target)
-        rows = self._encoded_rows(table, target, weight, backend)
-        batch_size = self.batch_size or default_batch_size(len(rows))
-        random_state = check_random_state(self.random_state)
-        return self._train(
-            rows, [], batch_size, random_state, backend, going_on, epochs=1, keep=True
-        )
+        with backend.running():
+            records = self._training_records(X, y, sample_weight, backend, going_on)
+            if not going_on:
+                self._head = self._learn_target(self._distinct_targets(records), classes)
+                self._fit_encoder(records, backend)
+                self._summarize_data(records)
+            self._learn_class_weights(records)
+            rows = self._encoded(records, backend)
+            batch_size = self.batch_size or default_batch_size(len(rows))
+            random_state = check_random_state(self.random_state)
+            return self._train(
+                rows, [], batch_size, random_state, backend, going_on, epochs=1, keep=True
+            )
 
     def _check_unchanged(self):
         """Refuse to go on with a network that the parameters no longer describe."""
@@ -206,51 +215,44 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
                     f"from, from {before} to {now}; clone the estimator to start anew"
                 )
 
-    def _read_training_rows(self, X, y, sample_weight, going_on):
+    def _training_records(self, X, y, sample_weight, backend, going_on):
         if y is None:
             raise ValueError(
                 f"{type(self).__name__} requires y to be passed, but the target y is None"
             )
-        table = self._read(X) if going_on else as_table(X)
-        y = self._check_target(y)
-        check_consistent_length(Sized(len(table)), y)
-        weight = check_weight(sample_weight, len(table))
-        kept = weight > 0
-        if not kept.all():
-            rows = np.flatnonzero(kept)
-            table, y, weight = table.take(rows), y[rows], weight[rows]
-        return table, y, weight
+        read = partial(self._encoder.read, owner=type(self).__name__) if going_on else as_table
+        return backend.records(X, y, sample_weight, read, self._bare()._check_target)
 
-    def _read_eval_pair(self, where, X_eval, y_eval, weight, table, X):
+    def _eval_records(self, where, X_eval, y_eval, weight, records, backend):
+        bare = self._bare()
+        read = partial(
+            read_like_fit,
+            names=records.table.column_names,
+            fitted_with_names=has_column_names(records.source),
+            owner=type(self).__name__,
+        )
+        found = backend.records(X_eval, y_eval, weight, read, bare._check_target, where)
         with errors_name(where):
-            rows = read_like_fit(
-                X_eval,
-                table.column_names,
-                fitted_with_names=has_column_names(X),
-                owner=type(self).__name__,
-            )
-            target = self._encode_target(self._check_target(y_eval))
-            check_consistent_length(Sized(len(rows)), target)
-        with errors_name(where.replace("eval_set", "eval_sample_weight")):
-            return rows, target, check_weight(weight, len(rows))
+            # Labels that training rows lack are refused before anything is trained.
+            bare._encode_target(bare._distinct_targets(found))
+        return found
 
-    def _encoded_evals(self, evals, backend):
-        encoded = []
-        for index, (table, target, weight) in enumerate(evals):
-            with errors_name(f"eval_set[{index}]"):
-                table = self._encoder.read(table)
-                encoded.append(self._encoded_rows(table, target, weight, backend))
-        return encoded
-
-    def _encoded_rows(self, table, target, weight, backend):
+    def _encoded(self, records, backend, *, weighted=True):
         with self._timed("encoding"):
-            frame = self._encoder.encode_table(table, backend)
-        return EncodedRows(frame, target, torch.from_numpy(weight).float())
+            return records.encoded(RowMaker(self._bare(), backend, weighted))
 
-    def _fit_encoder(self, table, X, backend, checkpoints=None):
+    def _bare(self):
+        """Return a copy that knows its target and blocks, for use in other processes."""
+        left_out = {"network_", "_importance_sample", "_optimizer_state", RUN}
+        bare = object.__new__(type(self))
+        vars(bare).update({k: value for k, value in vars(self).items() if k not in left_out})
+        bare.callbacks = bare.checkpoint_dir = bare.tracker = None
+        return bare
+
+    def _fit_encoder(self, records, backend, checkpoints=None):
         def make():
             encoder = TableEncoder(self.blocks, remainder=self.remainder)
-            return encoder.fit_table(table, X, backend)
+            return encoder.fit_table(records.table, records.source, backend)
 
         with self._timed("blocks"):
             self._encoder = make() if checkpoints is None else checkpoints.keep("encoder", make)
@@ -273,7 +275,8 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
         checkpoints=None,
     ):
         # A mean of one leaves the learning rate what it is for unweighted rows.
-        rows.weight = rows.weight / rows.weight.double().mean().float()
+        total = sum(rows.each(_total_weight))
+        rows = rows.map(partial(_divided, by=total / len(rows)))
         seed = int(random_state.randint(np.iinfo(np.int32).max))
         if going_on:
             # Otherwise every call would shuffle and drop out alike.
@@ -285,14 +288,15 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
         kept, kind = getattr(self, "_optimizer_state", None), settings.optimizer.__name__
         if going_on and kept is not None and kept["kind"] == kind:
             settings.optimizer_state = kept
+        if not going_on:
+            self._scale_target(rows)
+        scaled = self._bare()._scaled
+        rows, evals = rows.map(scaled), [valid.map(scaled) for valid in evals]
         with seeded(seed):
             if not going_on:
-                self._scale_target(rows)
                 trunk = self._default_trunk() if self.trunk is None else clone(self.trunk)
                 self._network_trunk = trunk
                 self.network_ = make_network(self.blocks_, trunk, self._head)
-            rows = self._scaled(rows)
-            evals = [self._scaled(valid) for valid in evals]
             result = backend.train(self.network_, self._head, rows, evals, settings)
         self._record_losses(result, self._head.metric, going_on)
         self._n_features_out = self.network_.representation_features
@@ -301,10 +305,22 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
         self._optimizer_state = None
         if keep or self.warm_start:
             self._optimizer_state = {"kind": kind, **result.optimizer_state}
+        rows, evals = backend.kept(rows), [backend.kept(valid) for valid in evals[:1]]
         self._importance_sample = ImportanceSample(rows, evals, self.n_features_in_, seed)
         return self
 
     # ------------------------------------------------------------------ hooks
+
+    def _distinct_targets(self, records):
+        """Return targets that show all there is to learn of them, once each."""
+        return np.concatenate(records.each(self._bare()._distinct))
+
+    def _distinct(self, y):
+        """Return a few of some targets that show what there is to learn of them."""
+        return y[:1]
+
+    def _learn_class_weights(self, records):
+        """Set what :meth:`_class_weights` needs."""
 
     def _class_weights(self, target):
         """Return a factor for each row's weight."""
@@ -397,10 +413,11 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
             self._importance_sample = None
         return self._importances
 
-    def _summarize_data(self, table, y):
+    def _summarize_data(self, records):
         """Keep what reports say of the data."""
-        self._data_summary = summarize_table(table)
-        self._target_summary = summarize_target(y, getattr(self, "classes_", None))
+        sample = records.sample()
+        self._data_summary = summarize_table(sample.table)
+        self._target_summary = summarize_target(sample.y, getattr(self, "classes_", None))
 
     def _encoded_model(self, X, backend, rows):
         """Return the network with some rows of a table, for inspection."""
@@ -435,3 +452,12 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
 
     def _sk_visual_block_(self):
         return blocks_diagram(self)
+
+
+def _total_weight(rows):
+    return float(rows.weight.double().sum())
+
+
+def _divided(rows, by):
+    """Return rows with their weights divided by a number."""
+    return EncodedRows(rows.frame, rows.target, rows.weight / torch.tensor(by).float())

@@ -109,7 +109,10 @@ def check_no_missing(y):
 
 @contextmanager
 def errors_name(where):
-    """Begin the message of every error within the context with where it occurred."""
+    """Begin the message of every error within the context with where it occurred, if named."""
+    if not where:
+        yield
+        return
     try:
         yield
     except ValueError as error:

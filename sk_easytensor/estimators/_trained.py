@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 
+from sk_easytensor.backends import resolve_backend
 from sk_easytensor.inference._exporting import ExportMixin
 from sk_easytensor.networks import TabM
 from sk_easytensor.parameters import GrowingParametersMixin, check_number
@@ -20,7 +21,6 @@ from sk_easytensor.training.settings import (
     TrainingSettings,
     check_callbacks,
     default_patience,
-    resolve_device,
     resolve_optimizer,
 )
 from sk_easytensor.training.stores import check_store
@@ -98,7 +98,7 @@ class TrainedEstimator(
             if hasattr(self.trunk, "check_parameters"):
                 self.trunk.check_parameters()
         resolve_optimizer(self.optimizer, owner)
-        resolve_device(self.device, owner)
+        resolve_backend(self.backend, self.n_jobs).device(self.device, owner)
         if not isinstance(self.verbose, (bool, np.bool_)):
             check_number(owner, "verbose", self.verbose, low=0, integer=True)
         check_callbacks(self.callbacks, owner)
@@ -138,7 +138,7 @@ class TrainedEstimator(
             optimizer=resolve_optimizer(self.optimizer, owner),
             weight_decay=self.weight_decay,
             early_stopping_rounds=patience,
-            device=resolve_device(self.device, owner),
+            device=resolve_backend(self.backend, self.n_jobs).device(self.device, owner),
             verbose=self.verbose,
             callbacks=[*(self.callbacks or []), *self._notes()],
             annealed=annealed,

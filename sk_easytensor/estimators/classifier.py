@@ -66,7 +66,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         Called during training; they may monitor ``train_loss`` and ``valid_loss``. An
         ``LRScheduler`` replaces the schedule of the learning rate; ``EpochScoring`` sees encoded
         targets.
-    backend : "local" or LocalBackend, default="local"
+    backend : "local", "ray", LocalBackend or RayBackend, default="local"
         Where work runs.
     checkpoint_dir : str, path-like or None, default=None
         Directory, or URL that fsspec knows such as ``s3://bucket/fit``. After each epoch the whole
@@ -97,6 +97,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         Validation loss of that epoch.
     n_iter_ : int
         Epochs run.
+    run_id_ : str
+        With a `tracker`, the run in MLflow; None if it could not be made.
     feature_importances_ : ndarray of shape (n_features,)
         Permutation importance of each column.
     fit_times_ : dict
@@ -279,9 +281,15 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         dtype = np.float32 if isinstance(self._head, BinaryHead) else np.int64
         return torch.from_numpy(codes.astype(dtype))
 
-    def _class_weights(self, target):
+    def _distinct(self, y):
+        if np.ndim(y) == 2:
+            return y[:1].toarray() if hasattr(y, "toarray") else y[:1]
+        return np.unique(y)
+
+    def _learn_class_weights(self, records):
+        self._factors = None
         if self.class_weight is None:
-            return 1.0
+            return
         if isinstance(self._head, MultilabelHead):
             raise ValueError(
                 "class_weight is not defined for multilabel targets; use sample_weight"
@@ -289,14 +297,26 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         if isinstance(self.class_weight, dict):
             for label, weight in self.class_weight.items():
                 check_number(type(self).__name__, f"class_weight[{label!r}]", weight, low=0)
-        codes = target.numpy().astype(np.int64)
-        labels = self.classes_[codes]
-        weights = compute_class_weight(self.class_weight, classes=np.unique(labels), y=labels)
-        table = np.ones(len(self.classes_))
-        table[np.unique(codes)] = weights
-        if not (table[codes] > 0).any():
+        counts = sum(records.each(self._bare()._count_classes))
+        present = counts > 0
+        labels = self.classes_[present]
+        if self.class_weight == "balanced":
+            weights = counts.sum() / (len(labels) * counts[present])
+        else:
+            weights = compute_class_weight(self.class_weight, classes=labels, y=labels)
+        if not (weights > 0).any():
             raise ValueError(f"class_weight is zero for every row: {self.class_weight}")
-        return table[codes]
+        self._factors = np.ones(len(self.classes_))
+        self._factors[present] = weights
+
+    def _count_classes(self, y):
+        codes = self._encode_target(y).numpy().astype(np.int64)
+        return np.bincount(codes, minlength=len(self.classes_))
+
+    def _class_weights(self, target):
+        if self._factors is None:
+            return 1.0
+        return self._factors[target.numpy().astype(np.int64)]
 
     def _judge(self, outputs, target, weight):
         losses = self._head.loss(outputs[:, None], target)[:, 0].double().numpy()

@@ -13,6 +13,7 @@ from sk_easytensor.estimators._inputs import check_no_missing
 from sk_easytensor.inspection._validation import residual_bins
 from sk_easytensor.networks.heads import RegressionHead
 from sk_easytensor.parameters import check_choice, check_number
+from sk_easytensor.summaries import WeightedMoments, merge_all
 from sk_easytensor.training.batches import EncodedRows
 
 __all__ = ["EasyTensorRegressor"]
@@ -195,18 +196,21 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         return {"measures": measures, "residuals": residuals}
 
     def _scale_target(self, rows):
-        weight = rows.weight.double().numpy()[:, None]
-        values = rows.target.numpy()
-        mean = (values * weight).sum(0) / weight.sum()
+        moments = merge_all(rows.each(_moments))
+        mean = moments.mean
         if self._head.log_link:
             # Dividing by the mean starts the predictions at the right level.
             self._target_center = np.zeros_like(mean)
             self._target_scale = np.where(mean > 0, mean, 1.0)
             return
-        deviation = np.sqrt(((values - mean) ** 2 * weight).sum(0) / weight.sum())
+        deviation = np.sqrt(moments.squares / moments.weight)
         self._target_center = mean
         self._target_scale = np.where(deviation > 0, deviation, 1.0)
 
     def _scaled(self, rows):
         target = (rows.target.numpy() - self._target_center) / self._target_scale
         return EncodedRows(rows.frame, torch.from_numpy(target).float(), rows.weight)
+
+
+def _moments(rows):
+    return WeightedMoments.of(rows.target.numpy(), rows.weight.double().numpy())

@@ -112,7 +112,7 @@ class BlockNetwork(nn.Module):
         for name, block in zip(self.names, self.blocks, strict=True):
             parts[is_wide(block)].append(read[name])
         wide = torch.cat(parts[True], dim=1) if parts[True] else None
-        deep = torch.cat(parts[False], dim=1) if parts[False] else wide.new_zeros(len(wide), 1)
+        deep = torch.cat(parts[False], dim=1) if parts[False] else wide.new_zeros(wide.shape[0], 1)
         hidden = self.trunk(deep)
         return hidden[:, None, :] if hidden.ndim == 2 else hidden, wide
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from sk_easytensor.networks.trunks import FastDropout
+from sk_easytensor.ragged import Padded
 
 __all__ = ["ENCODERS", "POOLINGS", "SequenceEncoder", "TransformerLayer"]
 
@@ -136,7 +137,7 @@ class SequenceEncoder(nn.Module):
             share = self.score(hidden).masked_fill(~known, -torch.inf).softmax(dim=1)
             return (share * hidden).sum(dim=1)
         if self.pooling == "last":
-            last = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+            last = hidden[torch.arange(hidden.shape[0], device=hidden.device), lengths - 1]
             if self.both_ends:
                 forwards, _ = last.chunk(2, dim=1)
                 return torch.cat([forwards, hidden[:, 0].chunk(2, dim=1)[1]], dim=1)
@@ -149,6 +150,8 @@ class SequenceEncoder(nn.Module):
 
 def pad(items, offsets):
     """Return items as (n_lists, longest, features), zeros at the end, and each list's length."""
+    if isinstance(offsets, Padded):
+        return offsets.pad(items)
     lengths = offsets.diff()
     longest = max(int(lengths.max()), 1)
     starts = torch.arange(len(lengths), device=lengths.device) * longest

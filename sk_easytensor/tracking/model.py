@@ -19,6 +19,8 @@ __all__ = ["REQUIREMENTS", "column_types", "save_model", "table_and_example", "v
 
 EXAMPLE_ROWS = 5
 
+SEARCH_CONTEXT = "_parent_callback_ctx"
+
 REQUIREMENTS = ("torch", "scikit-learn", "skorch", "skops", "numpy", "pandas", "pyarrow")
 """Packages whose versions are recorded beside the library's own, and that a model asks for."""
 
@@ -43,7 +45,7 @@ def save_model(estimator, X, folder):
     inputs = input_schema(table, X)
     outputs = output_schema(getattr(estimator, predicts)(example))
     model = Model()
-    with quiet():
+    with quiet(), out_of_search(estimator):
         mlflow.sklearn.save_model(
             estimator,
             str(folder),
@@ -152,6 +154,20 @@ def output_schema(predicted):
         # That integers cannot be missing is nothing to say of classes.
         warnings.simplefilter("ignore")
         return infer_signature(predicted, predicted).outputs
+
+
+@contextmanager
+def out_of_search(estimator):
+    """Take off what scikit-learn's searches hang on an estimator while they fit it.
+
+    It leads to the whole search, in circles, and is no part of the model.
+    """
+    hung = vars(estimator).pop(SEARCH_CONTEXT, None)
+    try:
+        yield
+    finally:
+        if hung is not None:
+            setattr(estimator, SEARCH_CONTEXT, hung)
 
 
 @contextmanager

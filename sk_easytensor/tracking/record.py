@@ -20,6 +20,9 @@ MOST_PARAMS, MOST_METRICS = 100, 800
 
 LONGEST_PARAM, LONGEST_TAG, LONGEST_NAME = 6000, 5000, 250
 
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""How MLflow's pages show experiments that are made here: models, rather than conversations."""
+
 IMPATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -170,7 +173,7 @@ def find_experiment(record, client):
     found = client.get_experiment_by_name(record.experiment_name)
     if found is None:
         try:
-            return client.create_experiment(record.experiment_name)
+            return client.create_experiment(record.experiment_name, tags=KIND)
         except MlflowException:
             # Another process was faster.
             found = client.get_experiment_by_name(record.experiment_name)

@@ -81,7 +81,7 @@ class TrackedRun:
         """Make the run, or find that of the same fit that was interrupted."""
         record = self.record
         record.start_time = milliseconds()
-        record.add_params(contents.parameters(estimator))
+        record.add_params(self._describe(contents.parameters, estimator) or {})
         record.add_tags({"estimator_name": self.owner, **self._context()})
         self._describe(contents.write_source, self.artifacts)
         found = self._describe(contents.write_environment, self.artifacts) or {}
@@ -188,7 +188,7 @@ class TrackedRun:
         for make in (self._note_outcome, self._note_data, self._draw):
             self._describe(make, estimator)
         if self.tracker.log_model:
-            self._describe(save_model, estimator, X, self.folder / MODEL)
+            self._describe(self._save_model, estimator, X)
         self.end("FINISHED")
 
     def fail(self, status, error):
@@ -215,6 +215,10 @@ class TrackedRun:
                     f"{str(self.waiting)!r} either ({error}), and is lost",
                     stacklevel=2,
                 )
+        self.discard()
+
+    def discard(self):
+        """Remove what is on this machine."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _note_outcome(self, estimator):
@@ -223,16 +227,22 @@ class TrackedRun:
             "best_iteration": estimator.best_iteration_,
             "n_iter": estimator.n_iter_,
         }
-        for name, seconds in getattr(estimator, "fit_times_", {}).items():
+        for name, seconds in estimator.fit_times_.items():
             if name != "epochs":
                 values[f"{name}_seconds"] = seconds
-        self.record.add_metrics(values, milliseconds(), estimator.best_iteration_)
+        self.record.add_metrics(values, milliseconds(), 0)
 
     def _note_data(self, estimator):
         found = contents.data_of(estimator)
         text = json.dumps(found, indent=1)
         (self.artifacts / "data.json").write_text(text, encoding="utf-8")
         self.record.add_params({"data.rows": found["rows"], "data.columns": len(found["columns"])})
+
+    def _save_model(self, estimator, X):
+        # Nobody shall find half a model if it cannot be saved.
+        partial = self.folder / f"{MODEL}.part"
+        save_model(estimator, X, partial)
+        partial.rename(self.folder / MODEL)
 
     def _draw(self, estimator):
         contents.draw_curves(estimator, self.artifacts)
@@ -368,7 +378,7 @@ def this_process():
 def is_alive(process):
     """Tell whether another process of this machine is still there."""
     number, _, host = (process or "").partition("@")
-    if host != socket.gethostname() or number == str(os.getpid()):
+    if os.name != "posix" or host != socket.gethostname() or number == str(os.getpid()):
         return False
     try:
         os.kill(int(number), 0)

@@ -135,7 +135,11 @@ class MLflowTracker:
             about["experiment_name"] = os.environ.get("MLFLOW_EXPERIMENT_NAME")
             about["experiment_id"] = os.environ.get("MLFLOW_EXPERIMENT_ID")
         run = TrackedRun(self, owner, uri, parent, new_record(**about))
-        run.begin(estimator, X)
+        try:
+            run.begin(estimator, X)
+        except BaseException:
+            run.discard()
+            raise
         return run
 
 
@@ -212,6 +216,8 @@ def tracked(fit):
             delattr(self, RUN)
         self.run_id_ = run.record.run_id
         run.finish(self, X)
+        # A server that was down may have given one only now.
+        self.run_id_ = run.record.run_id
         return self
 
     return recorded

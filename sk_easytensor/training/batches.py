@@ -64,6 +64,29 @@ class EncodedRows:
         """Return the rows to train on in an epoch, counted from 0: by default always the same."""
         return self
 
+    def map(self, function):
+        """Apply a function from rows to rows, which may be done later and piece by piece."""
+        return function(self)
+
+    def each(self, function):
+        """Return what a function gives for targets and weights of each piece, as a list."""
+        return [function(self)]
+
+    def parts(self):
+        """Return the rows as an iterable of rows that are in memory."""
+        return [self]
+
+    def batches(self, batch_size, *, shuffle=False, lengths=None, n_batches=None):
+        """Return an iterable of batches; see :class:`BatchIterator`.
+
+        Parameters
+        ----------
+        lengths : callable, optional
+            Takes a frame and returns how long each row's lists are, or None.
+        """
+        found = None if lengths is None else lengths(self.frame)
+        return BatchIterator(self, batch_size, shuffle, found, n_batches)
+
 
 class FreshRows(EncodedRows):
     """Rows that are drawn anew for each epoch.
@@ -108,9 +131,12 @@ class BatchIterator:
         How long each row's lists are. Shuffled batches then hold rows of like length if that
         saves much padding: among rows of `WINDOW` random batches, those of like length are put
         together, and the batches come in random order.
+    n_batches : int, optional
+        Batches an epoch if shuffled, whatever `batch_size`.
     """
 
-    def __init__(self, rows, batch_size, shuffle=False, lengths=None):
+    def __init__(self, rows, batch_size, shuffle=False, lengths=None, n_batches=None):
+        self.n_batches = n_batches
         self.rows = rows
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -118,7 +144,7 @@ class BatchIterator:
         self.lengths = lengths.cpu() if worthwhile else None
 
     def __len__(self):
-        return -(-len(self.rows) // self.batch_size)
+        return self.n_batches or -(-len(self.rows) // self.batch_size)
 
     def __iter__(self):
         if not self.shuffle:

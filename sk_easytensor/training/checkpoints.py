@@ -311,9 +311,11 @@ def describe_data(network, rows, valid_rows):
     for name, part in [("training", rows)] + [
         (f"validation {index}", part) for index, part in enumerate(valid_rows)
     ]:
-        described[f"{name} rows"] = f"{len(part)} rows of {digest(*part.frame.content())}"
-        described[f"{name} targets"] = digest(part.target)
-        described[f"{name} weights"] = digest(part.weight)
+        pieces = list(part.parts())
+        content = [tensor for piece in pieces for tensor in piece.frame.content()]
+        described[f"{name} rows"] = f"{len(part)} rows of {digest(*content)}"
+        described[f"{name} targets"] = digest(*(piece.target for piece in pieces))
+        described[f"{name} weights"] = digest(*(piece.weight for piece in pieces))
     described["network"] = digest(*network.state_dict().values())
     return described
 

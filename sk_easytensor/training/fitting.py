@@ -85,6 +85,7 @@ def train_network(network, head, rows, valid_rows, settings):
         average_decay=settings.average_decay,
         gradient_clip=settings.gradient_clip,
         checkpoints=settings.checkpoints,
+        group=settings.group,
         optimizer=settings.optimizer,
         lr=settings.learning_rate,
         batch_size=settings.batch_size,

@@ -12,6 +12,7 @@ from skorch.callbacks import Callback
 from torch import nn
 
 from sk_easytensor.training.batches import BatchIterator
+from sk_easytensor.training.group import Alone
 from sk_easytensor.training.resuming import capture, restore
 
 __all__ = ["TensorNet", "WeightedLoss"]
@@ -54,6 +55,8 @@ class TensorNet(NeuralNet):
         Largest norm of the gradient.
     checkpoints : Checkpoints or None
         Where the state after each epoch is written, and gone on from.
+    group : Alone or Group
+        The workers that train together, each with its share of the rows.
     **settings
         Passed to :class:`skorch.NeuralNet`.
 
@@ -72,6 +75,7 @@ class TensorNet(NeuralNet):
         average_decay=0.0,
         gradient_clip=None,
         checkpoints=None,
+        group=None,
         **settings,
     ):
         self.head = head
@@ -79,6 +83,7 @@ class TensorNet(NeuralNet):
         self.average_decay = average_decay
         self.gradient_clip = gradient_clip
         self.checkpoints = checkpoints
+        self.group = Alone() if group is None else group
         super().__init__(
             module,
             criterion=WeightedLoss,
@@ -96,8 +101,9 @@ class TensorNet(NeuralNet):
         return X
 
     def get_iterator(self, dataset, training=False):
-        lengths = self.module_.padded_lengths(dataset.frame)
-        return BatchIterator(dataset, self.batch_size, shuffle=training, lengths=lengths)
+        lengths = self.module_.padded_lengths
+        steps = self.group.steps(len(dataset), self.batch_size) if training else None
+        return dataset.batches(self.batch_size, shuffle=training, lengths=lengths, n_batches=steps)
 
     def infer(self, x, **fit_params):
         return self.module_(x)
@@ -145,7 +151,7 @@ class TensorNet(NeuralNet):
             Instead of ``max_epochs``.
         """
         rows = X.to(self.device)
-        self.valid_rows = [self._by_length(valid.to(self.device)) for valid in self.valid_rows]
+        self.valid_rows = [valid.to(self.device).map(self._by_length) for valid in self.valid_rows]
         iterator = self.get_iterator(rows, training=True)
         self._parameters = list(self.module_.parameters())
         self._average = WeightAverage(self.module_, self.average_decay)
@@ -202,7 +208,8 @@ class TensorNet(NeuralNet):
             n_rows += len(batch)
             self._average.update()
             self.notify("on_batch_end", batch=batch, training=training, **step)
-        loss = float(total) / n_rows
+        total, n_rows = self.group.sum([float(total), n_rows])
+        loss = total / n_rows
         if not math.isfinite(loss):
             raise ValueError(
                 f"the {prefix}ing loss became {loss} in epoch {len(self.history)}: training "
@@ -216,6 +223,7 @@ class TensorNet(NeuralNet):
             outputs = self.infer(batch.frame)
         loss = self.criterion_(outputs.float(), batch.target, batch.weight)
         loss.backward()
+        self.group.average_gradients(self._parameters, len(batch))
         if self._listeners("on_grad_computed"):
             named = list(self.module_.named_parameters())
             self.notify("on_grad_computed", named_parameters=named, batch=batch, training=True)
@@ -229,15 +237,19 @@ class TensorNet(NeuralNet):
         self._set_training(False)
         for index, rows in enumerate(self.valid_rows):
             total = torch.zeros((), dtype=torch.float64)
-            for batch in BatchIterator(rows, JUDGING_BATCH):
-                outputs = self.head.combine(self.infer(batch.frame))
-                losses = self.head.loss(outputs, batch.target)[:, 0]
-                total += (losses.double() * batch.weight).sum().cpu()
-                if index == 0:
-                    step = {"loss": losses.mean(), "y_pred": outputs}
-                    self.notify("on_batch_end", batch=batch, training=False, **step)
+            weight = torch.zeros((), dtype=torch.float64)
+            for part in rows.parts():
+                weight += part.weight.double().sum().cpu()
+                for batch in BatchIterator(part, JUDGING_BATCH):
+                    outputs = self.head.combine(self.infer(batch.frame))
+                    losses = self.head.loss(outputs, batch.target)[:, 0]
+                    total += (losses.double() * batch.weight).sum().cpu()
+                    if index == 0:
+                        step = {"loss": losses.mean(), "y_pred": outputs}
+                        self.notify("on_batch_end", batch=batch, training=False, **step)
+            total, weight = self.group.sum([float(total), float(weight)])
             name = "valid_loss" if index == 0 else f"valid_{index}_loss"
-            self.history.record(name, float(total / rows.weight.double().sum().cpu()))
+            self.history.record(name, total / weight)
 
     def _mark_best(self):
         # What skorch's own scoring records and its checkpoint callback reads.

@@ -31,7 +31,7 @@ class StepSchedule(Callback):
         self.final = final
 
     def on_train_begin(self, net, X=None, y=None, **kwargs):
-        self.total_ = self.max_epochs * -(-len(X) // net.batch_size)
+        self.total_ = self.max_epochs * net.group.steps(len(X), net.batch_size)
         self.step_ = 0
         self.rates_ = [group["lr"] for group in net.optimizer_.param_groups]
 

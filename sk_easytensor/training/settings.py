@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from skorch.callbacks import Callback, LRScheduler, PassthroughScoring
 
+from sk_easytensor.training.group import Alone
+
 __all__ = [
     "TrainingSettings",
     "check_callbacks",
@@ -37,6 +39,7 @@ class TrainingSettings:
     annealed: bool = True
     optimizer_state: dict | None = None
     checkpoints: object | None = None
+    group: object = field(default_factory=Alone)
 
 
 def default_batch_size(n_rows):

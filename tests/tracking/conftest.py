@@ -120,7 +120,9 @@ def make_server(tmp_path_factory, migrated):
         if server is None:
             place_database(migrated, folder)
             with sqlite3.connect(folder / "mlflow.db") as connection:
-                connection.execute("UPDATE experiments SET artifact_location = 'mlflow-artifacts:/0'")
+                connection.execute(
+                    "UPDATE experiments SET artifact_location = 'mlflow-artifacts:/0'"
+                )
         servers.append(Server(folder, None if server is None else server.port))
         return servers[-1]
 
@@ -164,8 +166,6 @@ QUICK = {"trunk": MLP(width=8), "max_epochs": 3, "batch_size": 32, "random_state
 
 
 @pytest.fixture
-def classifier():
+def classifier(work):
     """A function that makes quick classifiers, tracked in the working directory."""
     return lambda **params: EasyTensorClassifier(**{**QUICK, "tracker": "mlflow", **params})
-
-

@@ -95,12 +95,12 @@ def test_another_fit_has_a_run_of_its_own(change, interrupted, table, client):
 
 def test_another_target_is_refused(interrupted, table, client):
     X, y = table
-    with pytest.raises(ValueError, match="other data: training targets was"):
+    with pytest.raises(ValueError, match=r"other data: .*training targets was"):
         interrupted().fit(X, y[::-1])
 
 
 def test_it_needs_a_tracker(classifier, table):
-    with pytest.raises(ValueError, match="checkpoint_dir='mlflow' .* needs tracker='mlflow'"):
+    with pytest.raises(ValueError, match=r"checkpoint_dir='mlflow' .* needs tracker='mlflow'"):
         classifier(tracker=None, checkpoint_dir="mlflow").fit(*table)
 
 
@@ -162,7 +162,7 @@ def test_a_killed_process_goes_on_on_another_machine(server, tmp_path, work):
     output, _ = second.communicate()
     assert second.returncode == 0
     # The fourth had not been written.
-    assert output.split() == ["epoch"] * 3
+    assert output.split().count("epoch") == 3
     plain.communicate()
     found, expected = np.load(tmp_path / "second.npz"), np.load(tmp_path / "plain.npz")
     assert all(np.array_equal(found[name], expected[name]) for name in expected.files)

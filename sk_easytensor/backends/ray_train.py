@@ -1,0 +1,352 @@
+"""Training by workers of Ray Train: what is sent to them, what they do, what comes back."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import signal
+import tempfile
+import threading
+import traceback
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from uuid import uuid4
+
+import ray
+import ray.train
+import torch
+import torch.distributed as distributed
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchTrainer
+
+from sk_easytensor.backends.local import limited_threads
+from sk_easytensor.backends.ray_data import RayRows, sampled_rows
+from sk_easytensor.training.batches import EncodedRows, FreshRows
+from sk_easytensor.training.checkpoints import Checkpoints
+from sk_easytensor.training.fitting import train_network
+from sk_easytensor.training.group import Alone, Group, LostWorkerError, SharedCheckpoints
+from sk_easytensor.training.settings import resolve_device
+
+__all__ = ["train_on_workers"]
+
+KEPT_ROWS = 2_048
+"""Rows that the first worker sends back, for importances."""
+
+
+class WorkerTracebacks(Exception):
+    """What the workers' tracebacks say; the cause of the error that is raised."""
+
+    def __str__(self):
+        return "\n\n" + "\n\n".join(self.args)
+
+
+class Mailbox:
+    """Where workers leave the errors of the user's data or code."""
+
+    def __init__(self):
+        self.letters = []
+
+    def post(self, letter):
+        """Leave rank, pickled error and traceback."""
+        self.letters.append(letter)
+
+    def read(self):
+        """Return what was left."""
+        return self.letters
+
+
+@dataclass
+class Job:
+    """All that workers need to know."""
+
+    network: torch.nn.Module
+    head: object
+    shares: list
+    valid_shares: list
+    settings: object
+    random: torch.Tensor
+    seed: int
+    memory: int
+    threads: int
+
+
+@dataclass
+class HeldShare:
+    """A worker's share of encoded rows that are small enough to be sent as they are."""
+
+    parts: tuple
+    rank: int
+    size: int
+
+    def rows(self, memory):
+        """Return the share."""
+        if len(self.parts) == 1:
+            return FreshRows(SharedDraw(self.parts[0], self.rank, self.size))
+        return every(EncodedRows(*self.parts), self.rank, self.size)
+
+
+@dataclass
+class SharedDraw:
+    """A worker's share of rows that are drawn for each epoch."""
+
+    draw: object
+    rank: int
+    size: int
+
+    def __call__(self, epoch):
+        """Return the share of an epoch's rows."""
+        return every(self.draw(epoch), self.rank, self.size)
+
+
+def every(rows, rank, size):
+    """Return each `size`-th of the rows, from the one numbered `rank` on."""
+    return rows if size == 1 else rows.take(torch.arange(rank, len(rows), size))
+
+
+def shares_of(rows, n_workers):
+    """Return a share of the rows for each worker."""
+    if isinstance(rows, RayRows):
+        return rows.shares(n_workers)
+    # Not pickled as rows, which would leave out what is not made of Arrow's types.
+    parts = (rows.draw,) if isinstance(rows, FreshRows) else (rows.frame, rows.target, rows.weight)
+    return [HeldShare(parts, rank, n_workers) for rank in range(n_workers)]
+
+
+# ---------------------------------------------------------------------- in the driver
+
+
+def train_on_workers(backend, network, head, rows, valid_rows, settings):
+    """Train a network in place, by workers of a cluster.
+
+    Parameters
+    ----------
+    backend : RayBackend
+        Says how many workers there are and what they get.
+    network, head, rows, valid_rows, settings
+        As of :func:`~sk_easytensor.training.fitting.train_network`.
+
+    Returns
+    -------
+    TrainingResult
+
+    Raises
+    ------
+    Exception
+        What a worker raised; its cause has the tracebacks of all workers.
+    RuntimeError
+        If workers died more often than `max_failures` allows.
+    """
+    n_workers = max(1, backend.num_workers)
+    for name, part in [("training", rows), *[("validation", valid) for valid in valid_rows]]:
+        if len(part) < n_workers:
+            raise ValueError(
+                f"RayBackend: {len(part)} rows for {name} are too few for {n_workers} workers"
+            )
+    check_resources(backend)
+    with storage(backend) as place:
+        if settings.checkpoints is None and backend.max_failures and backend.num_workers:
+            where = f"{place}/checkpoints-{uuid4().hex}"
+            settings = replace(settings, checkpoints=Checkpoints(where, "fit", {}))
+        job = Job(
+            network,
+            head,
+            shares_of(rows, n_workers),
+            [shares_of(valid, n_workers) for valid in valid_rows],
+            settings,
+            torch.get_rng_state(),
+            torch.initial_seed(),
+            worker_memory(backend),
+            max(1, int((backend.resources_per_worker or {}).get("CPU", 1))),
+        )
+        returned = run_workers(backend, job, place)
+    weights, result, samples = returned
+    network.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    network.to("cpu").eval()
+    for part, sample in zip([rows, *valid_rows[:1]], samples, strict=True):
+        part.remembered = sample
+    return result
+
+
+def run_workers(backend, job, place):
+    """Have workers do a job and return what the first of them returns."""
+    if backend.num_workers == 0:
+        mailbox = Mailbox()
+    else:
+        mailbox = ray.remote(Mailbox).options(num_cpus=0).remote()
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": ray.put(job), "mailbox": mailbox},
+        scaling_config=ScalingConfig(
+            num_workers=backend.num_workers,
+            use_gpu=backend.use_gpu,
+            resources_per_worker=backend.resources_per_worker,
+        ),
+        run_config=RunConfig(
+            name=f"fit-{uuid4().hex}",
+            storage_path=place,
+            failure_config=FailureConfig(max_failures=backend.max_failures),
+        ),
+    )
+    failed = None
+    with quick_health_checks(), own_interrupts():
+        try:
+            returned = trainer.fit().return_value
+        except TrainingFailedError as error:
+            failed = error
+    letters = mailbox.letters if backend.num_workers == 0 else ray.get(mailbox.read.remote())
+    if letters:
+        letters = sorted(letters, key=lambda letter: letter[0])
+        told = [f"worker {rank}:\n{text}" for rank, _, text in letters]
+        raise pickle.loads(letters[0][1]) from WorkerTracebacks(*told)
+    if failed is not None:
+        raise RuntimeError(
+            f"RayBackend: workers died more than max_failures={backend.max_failures} times; the "
+            f"last time: {failed}"
+        ) from failed
+    return returned
+
+
+def check_resources(backend):
+    """Raise ``ValueError`` if a cluster that cannot grow is too small for the workers."""
+    needed = {"CPU": 1.0, **({"GPU": 1.0} if backend.use_gpu else {})}
+    needed.update(backend.resources_per_worker or {})
+    there = ray.cluster_resources()
+    for name, amount in needed.items():
+        if backend.num_workers * amount > there.get(name, 0) and len(ray.nodes()) == 1:
+            raise ValueError(
+                f"RayBackend: {backend.num_workers} workers of {amount:g} {name} each are more "
+                f"than the cluster has ({there.get(name, 0):g}); lower num_workers or "
+                "resources_per_worker"
+            )
+
+
+def worker_memory(backend):
+    """Return the bytes of encoded rows that a worker keeps in memory."""
+    if backend.memory_per_worker is not None:
+        return backend.memory_per_worker
+    memory = ray.cluster_resources().get("memory", 4 << 30)
+    return int(memory / 2 / max(1, backend.num_workers))
+
+
+@contextmanager
+def storage(backend):
+    """Give the place for what a training leaves, which is removed if nobody asked for it."""
+    if backend.storage_path is not None:
+        where = os.fspath(backend.storage_path)
+        yield where if "://" in where else os.path.abspath(where)
+        return
+    if sum(node["Alive"] for node in ray.nodes()) > 1:
+        raise ValueError(
+            "RayBackend: on a cluster of several machines, storage_path must be a directory or "
+            "URL that all of them reach"
+        )
+    where = tempfile.mkdtemp(prefix="sk_easytensor_ray_")
+    try:
+        yield where
+    finally:
+        shutil.rmtree(where, ignore_errors=True)
+
+
+@contextmanager
+def quick_health_checks():
+    """Have Ray Train look after its workers ten times a second.
+
+    By default it does every two seconds, for which each report of a worker waits.
+    """
+    name = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, "0.1")
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+
+
+@contextmanager
+def own_interrupts():
+    """Put back what Ctrl-C does, which Ray Train changes for good."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if main else None
+    try:
+        yield
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
+
+
+# ---------------------------------------------------------------------- in a worker
+
+
+def train_worker(config):
+    """Train with a share of the rows: what each worker does.
+
+    Returns
+    -------
+    tuple or None
+        Weights as arrays, :class:`TrainingResult` and rows for importances, of the first worker.
+        None if an error of the user's data or code is in the mailbox.
+    """
+    rank = ray.train.get_context().get_world_rank()
+    group = Alone()
+    if _letters(config["mailbox"]):
+        # These workers were started in place of those that left it: there is nothing to try again.
+        return None
+    try:
+        if distributed.is_initialized() and distributed.get_world_size() > 1:
+            group = Group("cuda" if distributed.get_backend() == "nccl" else "cpu")
+        job = ray.get(config["job"])
+        with limited_threads(job.threads):
+            return _train(job, group, rank)
+    except LostWorkerError:
+        raise
+    except BaseException as error:
+        _post(config["mailbox"], (rank, _pickled(error), traceback.format_exc()))
+        if isinstance(group, Group):
+            # Others may wait for this worker. Ray Train ends them when one fails.
+            raise
+        return None
+
+
+def _train(job, group, rank):
+    settings = replace(
+        job.settings,
+        device=resolve_device(job.settings.device, "worker"),
+        verbose=job.settings.verbose if rank == 0 else 0,
+        group=group,
+    )
+    if isinstance(group, Group) and settings.checkpoints is not None:
+        settings.checkpoints = SharedCheckpoints(settings.checkpoints, group)
+    rows = job.shares[rank].rows(job.memory)
+    evals = [shares[rank].rows(job.memory) for shares in job.valid_shares]
+    if rank == 0:
+        torch.set_rng_state(job.random)
+    else:
+        torch.manual_seed(job.seed + 1_000_003 * rank)
+    result = train_network(job.network, job.head, rows, evals, settings)
+    if rank > 0:
+        return None
+    weights = {name: tensor.numpy().copy() for name, tensor in job.network.state_dict().items()}
+    samples = [sampled_rows(part, KEPT_ROWS) for part in [rows, *evals[:1]]]
+    return weights, result, samples
+
+
+def _pickled(error):
+    try:
+        data = pickle.dumps(error)
+        pickle.loads(data)
+        return data
+    except Exception:
+        return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+
+
+def _post(mailbox, letter):
+    if isinstance(mailbox, Mailbox):
+        mailbox.post(letter)
+    else:
+        ray.get(mailbox.post.remote(letter))
+
+
+def _letters(mailbox):
+    return mailbox.read() if isinstance(mailbox, Mailbox) else ray.get(mailbox.read.remote())

@@ -1,0 +1,56 @@
+"""From rows of a table with their targets to rows a network is trained on."""
+
+from __future__ import annotations
+
+import torch
+
+from sk_easytensor.tensors import TensorFrame
+from sk_easytensor.training.batches import EncodedRows
+
+__all__ = ["RowMaker"]
+
+
+class RowMaker:
+    """Encodes rows for an estimator; picklable, so that any process can do it.
+
+    Parameters
+    ----------
+    estimator : BaseEasyTensor
+        Has learned target and blocks.
+    backend : LocalBackend
+        Encodes tables.
+    weighted : bool
+        Whether weights are multiplied by those of the classes.
+    """
+
+    def __init__(self, estimator, backend, weighted):
+        self.estimator = estimator
+        self.backend = backend
+        self.weighted = weighted
+
+    def make_rows(self, table, y, weight):
+        """Return encoded rows.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            Features.
+        y : ndarray
+            Valid targets.
+        weight : ndarray of float64, shape (n_rows,)
+            Row weights.
+
+        Returns
+        -------
+        EncodedRows
+        """
+        rows = self.make_targets(y, weight)
+        rows.frame = self.estimator._encoder.encode_table(table, self.backend)
+        return rows
+
+    def make_targets(self, y, weight):
+        """Return rows without features."""
+        target = self.estimator._encode_target(y)
+        if self.weighted:
+            weight = weight * self.estimator._class_weights(target)
+        return EncodedRows(TensorFrame({}, len(target)), target, torch.from_numpy(weight).float())

@@ -1,0 +1,282 @@
+"""What a fitted model answers, computed of encoded rows: one class for each kind of model."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import numpy as np
+import torch
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+
+from sk_easytensor.estimators._tower import Tower
+from sk_easytensor.estimators.classifier import EasyTensorClassifier
+from sk_easytensor.estimators.embedder import EasyTensorEmbedder
+from sk_easytensor.estimators.regressor import EasyTensorRegressor
+from sk_easytensor.estimators.two_tower import EasyTensorTwoTower
+from sk_easytensor.inference._encoded import EncodedInputs
+from sk_easytensor.networks.heads import MultilabelHead
+from sk_easytensor.networks.two_tower import embed
+
+__all__ = ["Answer", "ExportedNetwork", "answer_of"]
+
+
+def answer_of(model):
+    """Return what a fitted model answers.
+
+    Parameters
+    ----------
+    model : estimator or Tower
+        Fitted.
+
+    Returns
+    -------
+    Answer
+
+    Raises
+    ------
+    TypeError
+        If it is no model of this library.
+    NotFittedError
+        If it is not fitted.
+    """
+    for kind, answer in ANSWERS.items():
+        if isinstance(model, kind):
+            check_is_fitted(model)
+            return answer(model)
+    raise TypeError(
+        f"a {type(model).__name__} cannot be exported; give a fitted estimator of this library or "
+        "one of its towers"
+    )
+
+
+class Answer:
+    """Base: a network with its blocks, and what is made of its outputs.
+
+    Parameters
+    ----------
+    model : estimator or Tower
+        Fitted.
+
+    Attributes
+    ----------
+    kind : str
+        What :class:`OnnxPredictor` makes of the outputs.
+    towers : dict of {str: (blocks, network, encoder)}
+        By what the names of encoded inputs begin with.
+    outputs : list of str
+        Names of what :meth:`compute` returns.
+    """
+
+    kind = ""
+    outputs = ()
+
+    def __init__(self, model):
+        self.model = model
+        self.towers = self._towers(model)
+
+    def _towers(self, model):
+        return {"": (model.blocks_, model.network_, model._encoder)}
+
+    def compute(self, networks, frames, precise):
+        """Return the outputs, tensors whose first dimension is the row.
+
+        Parameters
+        ----------
+        networks : list of BlockNetwork
+            Of the towers.
+        frames : list of dict
+            Encoded rows for each.
+        precise : bool
+            Whether to end in double precision, as the model itself does.
+        """
+        raise TypeError(f"{type(self).__name__} answers nothing")
+
+    def finish(self, graph, values):
+        """Return all that a graph gives out, by name; `values` are those of :meth:`compute`."""
+        return values
+
+    def described(self):
+        """Return what :class:`OnnxPredictor` needs to know, as plain values."""
+        return {"kind": self.kind}
+
+
+class ClassifierAnswer(Answer):
+    """Probabilities, labels and the representation."""
+
+    kind = "classifier"
+    outputs = ("probabilities", "representation")
+
+    def compute(self, networks, frames, precise):
+        network, head = networks[0], self.model._head
+        hidden, wide = network._hidden(network._read(frames[0]))
+        combined = head.combine(joined(network, hidden, wide))[:, 0]
+        answer = head.predict(combined.double() if precise else combined)
+        return answer, represented(hidden, wide)
+
+    def finish(self, graph, values):
+        labels = labels_of(graph, values["probabilities"], *self._classes())
+        return {"label": labels, **values}
+
+    def _classes(self):
+        return self.model.classes_, isinstance(self.model._head, MultilabelHead)
+
+    def described(self):
+        classes, multilabel = self._classes()
+        return {"kind": self.kind, "classes": plain(classes), "multilabel": multilabel}
+
+
+class RegressorAnswer(Answer):
+    """Predictions on the target's scale, and the representation."""
+
+    kind = "regressor"
+    outputs = ("predictions", "representation")
+
+    def __init__(self, model):
+        super().__init__(model)
+        parts = (model._target_scale, model._target_center)
+        self._scale, self._center = (torch.from_numpy(np.array(part)).double() for part in parts)
+
+    def compute(self, networks, frames, precise):
+        network, model = networks[0], self.model
+        hidden, wide = network._hidden(network._read(frames[0]))
+        values = model._head.predict(model._head.combine(joined(network, hidden, wide))[:, 0])
+        kind = torch.float64 if precise else torch.float32
+        values = values.to(kind) * self._scale.to(kind) + self._center.to(kind)
+        return values[:, 0] if model._one_dimensional else values, represented(hidden, wide)
+
+
+class EmbeddingAnswer(Answer):
+    """Embeddings."""
+
+    kind = "embedding"
+    outputs = ("embedding",)
+
+    def compute(self, networks, frames, precise):
+        return (embed(networks[0], frames[0], self.model.normalized),)
+
+
+class EmbedderAnswer(EmbeddingAnswer):
+    """The embeddings of an embedder's tower."""
+
+    def __init__(self, model):
+        super().__init__(model.tower_)
+
+
+class PairAnswer(Answer):
+    """How well users and items fit, and what follows from it."""
+
+    kind = "pairs"
+
+    def _towers(self, model):
+        towers = {"user/": model.user_tower_, "item/": model.item_tower_}
+        return {
+            prefix: (tower.blocks_, tower.network_, tower._encoder)
+            for prefix, tower in towers.items()
+        }
+
+    @property
+    def outputs(self):
+        """Probabilities with two classes, predictions without."""
+        second = "predictions" if self.model._target.classes is None else "probabilities"
+        return ("scores", second)
+
+    def compute(self, networks, frames, precise):
+        model = self.model
+        normalized = model.user_tower_.normalized
+        users, items = (embed(*pair, normalized) for pair in zip(networks, frames, strict=True))
+        if precise:
+            users, items = users.double(), items.double()
+        scores = (users * items).sum(1) / model._temperature + model._bias
+        target = model._target
+        if target.classes is None:
+            return scores, scores * target.scale + target.center
+        positive = torch.sigmoid(scores)
+        return scores, torch.stack([1 - positive, positive], dim=1)
+
+    def finish(self, graph, values):
+        classes = self.model._target.classes
+        if classes is None:
+            return values
+        return {"label": labels_of(graph, values["probabilities"], classes, False), **values}
+
+    def described(self):
+        classes = self.model._target.classes
+        return {"kind": self.kind, "classes": None if classes is None else plain(classes)}
+
+
+ANSWERS = {
+    EasyTensorClassifier: ClassifierAnswer,
+    EasyTensorRegressor: RegressorAnswer,
+    EasyTensorTwoTower: PairAnswer,
+    EasyTensorEmbedder: EmbedderAnswer,
+    Tower: EmbeddingAnswer,
+}
+
+
+class ExportedNetwork(nn.Module):
+    """The networks of a model with what it answers, from flat inputs to flat outputs.
+
+    Parameters
+    ----------
+    answer : Answer
+        What is computed.
+    precise : bool, default=True
+        Whether to end in double precision.
+    """
+
+    def __init__(self, answer, *, precise=True):
+        super().__init__()
+        self.answer = answer
+        self.precise = precise
+        self.parts = [
+            EncodedInputs(blocks, prefix) for prefix, (blocks, _, _) in answer.towers.items()
+        ]
+        # Copies: exporting must not show in the model.
+        networks = [deepcopy(network).float() for _, network, _ in answer.towers.values()]
+        self.networks = nn.ModuleList(networks)
+        self.eval().requires_grad_(False)
+
+    @property
+    def inputs(self):
+        """The encoded inputs of all towers."""
+        return [each for part in self.parts for each in part.inputs]
+
+    def forward(self, *tensors):
+        """Return the outputs, given the inputs in their order."""
+        frames, start = [], 0
+        for part in self.parts:
+            stop = start + len(part.inputs)
+            frames.append(part.frame(tensors[start:stop]))
+            start = stop
+        return self.answer.compute(list(self.networks), frames, self.precise)
+
+
+def joined(network, hidden, wide):
+    """Return a network's outputs, given the trunk's and what goes past it."""
+    outputs = network.head(hidden)
+    return outputs if wide is None else outputs + network.wide(wide)[:, None, :]
+
+
+def represented(hidden, wide):
+    """Return what ``transform`` does."""
+    hidden = hidden.mean(1)
+    return hidden if wide is None else torch.cat([hidden, wide], dim=1)
+
+
+def plain(classes):
+    """Return classes as values that JSON has: strings, numbers or truth values."""
+    values = np.asarray(classes).tolist()
+    if all(isinstance(value, (bool, int, float)) for value in values):
+        return values
+    return [str(value) for value in values]
+
+
+def labels_of(graph, probabilities, classes, multilabel):
+    """Add the labels that follow from probabilities to a graph."""
+    if multilabel:
+        half = graph.op("Greater", probabilities, np.float64(0.5))
+        return graph.cast(half, np.int64)
+    best = graph.op("ArgMax", probabilities, axis=1, keepdims=0)
+    values = np.asarray(plain(classes))
+    return graph.op("Gather", values.astype(object) if values.dtype.kind == "U" else values, best)

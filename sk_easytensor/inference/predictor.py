@@ -1,0 +1,218 @@
+"""Predict from an exported file with onnxruntime, without torch and scikit-learn."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from sk_easytensor.inference.columns import readers
+from sk_easytensor.tables import read_like_fit
+
+__all__ = ["FORMAT", "METADATA", "OnnxPredictor", "load"]
+
+FORMAT = 1
+"""Version of what files say of themselves; raised when older readers cannot read new ones."""
+
+METADATA = "sk_easytensor"
+"""Key of the file's metadata."""
+
+BATCH = 8_192
+"""Rows that go through the graph at once."""
+
+
+def load(path, **params):
+    """Read a file that ``to_onnx`` wrote.
+
+    Parameters
+    ----------
+    path : str, path-like or bytes
+        The file, or what is in it.
+    **params
+        As for :class:`OnnxPredictor`.
+
+    Returns
+    -------
+    OnnxPredictor
+    """
+    return OnnxPredictor(path, **params)
+
+
+class OnnxPredictor:
+    """A fitted model in an ONNX file: what it predicts, from the user's own columns.
+
+    It needs NumPy, pyarrow and onnxruntime, and neither torch nor scikit-learn.
+
+    Parameters
+    ----------
+    path : str, path-like or bytes
+        A file that ``to_onnx(path)`` wrote, with raw columns, or what is in it.
+    n_jobs : int or None, default=None
+        Threads; None for one, -1 for all cores.
+    providers : list, optional
+        Of onnxruntime; by default the processor.
+
+    Attributes
+    ----------
+    feature_names_in_ : ndarray of str
+        Columns of fit. Those that no block read need not be there.
+    classes_ : ndarray
+        Of classifiers, and of pairs with two classes.
+    metadata_ : dict
+        What the file says of itself.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from sk_easytensor import EasyTensorClassifier
+    >>> X, y = {"size": [1.0, 2.0, 3.0, 4.0]}, ["small", "small", "large", "large"]
+    >>> model = EasyTensorClassifier(max_epochs=2, random_state=0).fit(X, y)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     predictor = OnnxPredictor(model.to_onnx(f"{folder}/model.onnx"))
+    >>> predictor.classes_.tolist(), predictor.predict_proba([{"size": 2.5}]).shape
+    (['large', 'small'], (1, 2))
+    """
+
+    def __init__(self, path, *, n_jobs=None, providers=None):
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ImportError(
+                "reading exported models needs onnxruntime: pip install onnxruntime, or "
+                "pip install 'sk_easytensor[onnx]'"
+            ) from error
+        options = onnxruntime.SessionOptions()
+        if n_jobs != -1:
+            options.intra_op_num_threads = n_jobs or 1
+        where = path if isinstance(path, bytes) else str(path)
+        providers = ["CPUExecutionProvider"] if providers is None else providers
+        self._session = onnxruntime.InferenceSession(where, options, providers=providers)
+        self.metadata_ = read_metadata(self._session, "what was given" if where is path else where)
+        if self.metadata_["inputs"] != "raw":
+            raise ValueError(
+                f"{where} was exported with inputs={self.metadata_['inputs']!r}, which takes what "
+                "the model's blocks make of a table; export it with inputs='raw' to predict from "
+                "columns"
+            )
+        self._readers = readers(self.metadata_["readers"])
+        self._inputs = {value.name for value in self._session.get_inputs()}
+        features = self.metadata_["features"]
+        self.feature_names_in_ = np.array([each["name"] for each in features], dtype=object)
+        self._columns = list(self.feature_names_in_)
+        if self.metadata_["named"]:
+            self._columns = [each["name"] for each in features if each["blocks"]]
+        answer = self.metadata_["answer"]
+        self.kind = answer["kind"]
+        if answer.get("classes") is not None:
+            classes = np.asarray(answer["classes"])
+            self.classes_ = classes.astype(object) if classes.dtype.kind == "U" else classes
+
+    def run(self, X, *outputs):
+        """Return some of the graph's outputs.
+
+        Parameters
+        ----------
+        X : table-like
+            Data frame of any kind, Arrow table, dictionary of lists, list of dictionaries, or
+            2-D array if `fit` was given one.
+        *outputs : str
+            Which; as in ``metadata_["outputs"]``.
+
+        Returns
+        -------
+        list of ndarray
+        """
+        names = [self.metadata_["outputs"][name] for name in outputs]
+        table = read_like_fit(
+            X,
+            self._columns,
+            fitted_with_names=self.metadata_["named"],
+            owner=self.metadata_["estimator"],
+        )
+        parts = []
+        for start in range(0, len(table), BATCH):
+            rows = table.slice(start, BATCH)
+            given = {}
+            for read in self._readers:
+                given.update(read(rows))
+            given = {name: values for name, values in given.items() if name in self._inputs}
+            parts.append(self._session.run(names, given))
+        if len(parts) == 1:
+            return parts[0]
+        return [np.concatenate(columns) for columns in zip(*parts, strict=True)]
+
+    def predict(self, X):
+        """Return what the model's ``predict`` does.
+
+        Parameters
+        ----------
+        X : table-like
+            As for :meth:`run`.
+
+        Returns
+        -------
+        ndarray of shape (n_rows,) or (n_rows, n_outputs)
+        """
+        if "predictions" in self.metadata_["outputs"]:
+            return self.run(X, "predictions")[0]
+        probabilities = self.predict_proba(X)
+        if self.metadata_["answer"].get("multilabel"):
+            return (probabilities > 0.5).astype(np.int64)
+        return self.classes_[probabilities.argmax(axis=1)]
+
+    def predict_proba(self, X):
+        """Return class probabilities.
+
+        Parameters
+        ----------
+        X : table-like
+            As for :meth:`run`.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_rows, n_classes)
+
+        Raises
+        ------
+        AttributeError
+            If the model gives none.
+        """
+        return self._only("predict_proba", "probabilities", X)
+
+    def decision_function(self, X):
+        """Return how well the users and items of pairs fit, float64 of shape (n_rows,)."""
+        return self._only("decision_function", "scores", X)
+
+    def transform(self, X):
+        """Return embeddings, or what the model's ``transform`` gives, float32."""
+        name = "embedding" if "embedding" in self.metadata_["outputs"] else "representation"
+        return self._only("transform", name, X)
+
+    def _only(self, method, output, X):
+        if output not in self.metadata_["outputs"]:
+            raise AttributeError(
+                f"{method} is not to be had of a {self.metadata_['estimator']}; the file gives "
+                f"{list(self.metadata_['outputs'])}"
+            )
+        return self.run(X, output)[0]
+
+
+def read_metadata(session, where):
+    """Return what a file says of itself.
+
+    Raises
+    ------
+    ValueError
+        If it is from a newer version, or not of this library.
+    """
+    found = session.get_modelmeta().custom_metadata_map.get(METADATA)
+    if found is None:
+        raise ValueError(f"{where} was not written by to_onnx of this library")
+    metadata = json.loads(found)
+    if metadata["format"] > FORMAT:
+        raise ValueError(
+            f"{where} is of format {metadata['format']}, written by sk_easytensor "
+            f"{metadata['version']}; this version reads formats up to {FORMAT}. Update "
+            "sk_easytensor where the file is read"
+        )
+    return metadata

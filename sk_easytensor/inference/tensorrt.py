@@ -1,0 +1,329 @@
+"""TensorRT engines of fitted networks: built anywhere, run where there is a GPU."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import sk_easytensor
+from sk_easytensor.inference._answers import ExportedNetwork, answer_of
+from sk_easytensor.inference.onnx import encoded_arrays, network_model, write_whole
+from sk_easytensor.networks.sequences import Recurrent, SequenceEncoder
+from sk_easytensor.parameters import check_choice, check_number
+
+__all__ = ["TensorRTPredictor", "build_engine"]
+
+PACKAGES = ("tensorrt", "tensorrt_rtx")
+"""Packages with the same interface, the first that is there is used."""
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+TOLERANCES = {"fp32": 1e-4, "fp16": 0.05, "bf16": None}
+"""By how much onnxruntime may differ from torch; it knows no bfloat16 on a processor."""
+
+LENGTHS = (1, 64, 512)
+"""Items of lists that an engine takes where the block does not say."""
+
+MAGIC = b"sk_easytensor engine 1\n"
+"""What a file begins with; the length of its description and the description follow."""
+
+
+def build_engine(model, path, precision="fp32", batch_sizes=(1, 64, 4096), list_lengths=None):
+    """Build a TensorRT engine of a fitted model's network and write it to a file.
+
+    Parameters
+    ----------
+    model : estimator or Tower
+        Fitted.
+    path : str or path-like
+        The file. It is there whole or not at all.
+    precision : {"fp32", "fp16", "bf16"}, default="fp32"
+        Of the trunk, the head and the networks over lists (in bfloat16 not of recurrent ones, which
+        TensorRT cannot parse then). Embeddings and the step from the
+        outputs to probabilities stay in single precision: positions among bins and logarithms
+        would suffer.
+    batch_sizes : tuple of int, default=(1, 64, 4096)
+        Fewest rows, those the engine is tuned for, and most.
+    list_lengths : tuple of int, optional
+        The same of items of lists; by default one, 64 and the block's ``max_length``, or 512 for
+        n-grams. :class:`TensorRTPredictor` refuses longer ones.
+
+    Returns
+    -------
+    pathlib.Path
+        Of the file.
+
+    Raises
+    ------
+    ImportError
+        If neither ``tensorrt`` nor ``tensorrt_rtx`` is installed.
+    RuntimeError
+        If TensorRT cannot parse or build the network, with its own words.
+
+    Notes
+    -----
+    An engine takes encoded rows, because TensorRT knows neither strings nor look-ups of them;
+    :class:`TensorRTPredictor` encodes with the model's blocks. Building needs no GPU with
+    ``tensorrt_rtx``; ``tensorrt`` builds for the GPU it finds.
+    """
+    check_choice("build_engine", "precision", precision, PRECISIONS)
+    check_sizes("batch_sizes", batch_sizes)
+    if list_lengths is not None:
+        check_sizes("list_lengths", list_lengths)
+    trt = tensorrt_package()
+    answer = answer_of(model)
+    network = ExportedNetwork(answer, precise=False)
+    lower(network, PRECISIONS[precision])
+    program = network_model(network, tolerance=TOLERANCES[precision])
+    messages = Messages(trt)
+    builder = trt.Builder(messages.logger)
+    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    definition = builder.create_network(flags)
+    parser = trt.OnnxParser(definition, messages.logger)
+    if not parser.parse(program.SerializeToString()):
+        errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
+        raise RuntimeError(f"TensorRT cannot parse the network: {'; '.join(errors)}")
+    taken = {definition.get_input(index).name for index in range(definition.num_inputs)}
+    config = builder.create_builder_config()
+    profile = builder.create_optimization_profile()
+    longest = {}
+    for each in network.inputs:
+        lengths = list_lengths or own_lengths(answer, each)
+        if each.lengths is not None:
+            longest[each.name] = int(lengths[2])
+        if each.name in taken:
+            profile.set_shape(each.name, *shapes(each, batch_sizes, lengths))
+    config.add_optimization_profile(profile)
+    engine = builder.build_serialized_network(definition, config)
+    if engine is None:
+        raise RuntimeError(f"TensorRT cannot build the network: {'; '.join(messages.errors)}")
+    description = {
+        "version": sk_easytensor.__version__,
+        "package": trt.__name__,
+        "package_version": trt.__version__,
+        "precision": precision,
+        "batch_sizes": list(batch_sizes),
+        "longest": longest,
+        "outputs": list(answer.outputs),
+        "answer": answer.described(),
+    }
+    text = json.dumps(description).encode()
+    return write_whole(path, MAGIC + len(text).to_bytes(8, "little") + text + bytes(engine))
+
+
+def tensorrt_package():
+    """Return the first of TensorRT's packages that is installed.
+
+    Raises
+    ------
+    ImportError
+        Naming what can be installed.
+    """
+    for name in PACKAGES:
+        try:
+            package = import_module(name)
+        except ImportError:
+            continue
+        # The package of that name on PyPI may be a stub without its libraries.
+        if hasattr(package, "Builder"):
+            return package
+    raise ImportError(
+        "TensorRT engines need tensorrt (datacenter GPUs) or tensorrt-rtx: "
+        "pip install 'sk_easytensor[tensorrt]'"
+    )
+
+
+def check_sizes(name, sizes):
+    """Raise ``ValueError`` unless sizes are three increasing positive integers."""
+    try:
+        least, usual, most = sizes
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"build_engine: {name} must be three integers, the fewest, the usual and the most, "
+            f"got {sizes!r}"
+        ) from None
+    check_number("build_engine", f"{name}[0]", least, low=1, integer=True)
+    check_number("build_engine", f"{name}[1]", usual, low=least, integer=True)
+    check_number("build_engine", f"{name}[2]", most, low=usual, integer=True)
+
+
+def own_lengths(answer, each):
+    """Return fewest, usual and most items of the lists of an input."""
+    prefix = each.name[: each.name.index("/") + 1] if "" not in answer.towers else ""
+    block = answer.towers[prefix][0][each.block]
+    ngrams = getattr(block, "encoder", None) == "ngrams"
+    most = LENGTHS[2] if ngrams else getattr(block, "max_length", LENGTHS[2])
+    return 1, min(LENGTHS[1], most), most
+
+
+def shapes(each, batch_sizes, lengths):
+    """Return the least, usual and largest shape of an input."""
+    found = []
+    for rows, items in zip(batch_sizes, lengths, strict=True):
+        shape = list(each.example.shape)
+        for axis in each.dynamic:
+            shape[axis] = items if axis else rows
+        found.append(tuple(map(int, shape)))
+    return found
+
+
+class Lowered(nn.Module):
+    """A module that computes in another precision than what is before and behind it."""
+
+    def __init__(self, module, dtype):
+        super().__init__()
+        self.module = module.to(dtype)
+        self.dtype = dtype
+
+    def forward(self, features, *others):
+        """Return the module's output in single precision."""
+        return self.module(features.to(self.dtype), *others).float()
+
+
+def lower(network, dtype):
+    """Let trunks, heads and networks over lists compute in another precision."""
+    if dtype == torch.float32:
+        return
+    for part in network.networks:
+        for name in ("trunk", "head", "wide"):
+            module = getattr(part, name)
+            if module is not None:
+                setattr(part, name, Lowered(module, dtype))
+        for module in list(part.modules()):
+            # TensorRT's parser gives recurrent layers constants that bfloat16 does not go with.
+            if isinstance(module, SequenceEncoder) and not (
+                dtype == torch.bfloat16 and isinstance(module.reader, Recurrent)
+            ):
+                module.reader = LoweredReader(module.reader, dtype)
+
+
+class LoweredReader(Lowered):
+    """A network over lists, of which the pooling asks whether it reads both ways."""
+
+    def __init__(self, reader, dtype):
+        super().__init__(reader, dtype)
+        self.bidirectional = getattr(reader, "bidirectional", False)
+
+
+class Messages:
+    """Collects what TensorRT says."""
+
+    def __init__(self, trt):
+        self.errors = errors = []
+
+        class Logger(trt.ILogger):
+            def __init__(self):
+                trt.ILogger.__init__(self)
+
+            def log(self, severity, message):
+                if severity <= trt.ILogger.ERROR:
+                    errors.append(message)
+
+        self.logger = Logger()
+
+
+def read_engine(path):
+    """Return the description and the engine in a file.
+
+    Raises
+    ------
+    ValueError
+        If the file is not one that :func:`build_engine` wrote.
+    """
+    data = Path(path).read_bytes()
+    if not data.startswith(MAGIC):
+        raise ValueError(f"{path} was not written by to_tensorrt of this version of the library")
+    start = len(MAGIC) + 8
+    stop = start + int.from_bytes(data[start - 8 : start], "little")
+    return json.loads(data[start:stop]), data[stop:]
+
+
+class TensorRTPredictor:
+    """Runs an engine on a GPU; rows are encoded by the model's blocks.
+
+    Parameters
+    ----------
+    model : estimator or Tower
+        The fitted model that the engine was built of.
+    path : str or path-like
+        A file that ``to_tensorrt(path)`` wrote.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no GPU, or it is not one that the engine can be run on.
+
+    Notes
+    -----
+    The engine has to be read by the version of TensorRT that built it. Building engines is part of
+    this library's tests; running them has not been tried yet on any GPU.
+    """
+
+    def __init__(self, model, path):
+        self.model = model
+        self.description, engine = read_engine(path)
+        trt = import_module(self.description["package"])
+        if not torch.cuda.is_available():
+            raise RuntimeError("running a TensorRT engine needs a GPU, and torch finds none")
+        self._messages = Messages(trt)
+        self._trt = trt
+        self._engine = trt.Runtime(self._messages.logger).deserialize_cuda_engine(engine)
+        if self._engine is None:
+            raise RuntimeError(
+                f"the engine cannot be run here: {'; '.join(self._messages.errors)}. It was built "
+                f"by {self.description['package']} {self.description['package_version']}"
+            )
+        self._context = self._engine.create_execution_context()
+
+    def run(self, X):
+        """Return the engine's outputs by name.
+
+        Parameters
+        ----------
+        X : table-like
+            Rows, as the model takes them.
+
+        Returns
+        -------
+        dict of {str: ndarray}
+        """
+        arrays = encoded_arrays(self.model, X)
+        for name, values in arrays.items():
+            most = self.description["longest"].get(name)
+            if most is not None and values.shape[2] > most:
+                raise ValueError(
+                    f"{name} has lists of {values.shape[2]} items and the engine takes {most}; "
+                    "build it with larger list_lengths"
+                )
+        n_rows, most = len(next(iter(arrays.values()))), self.description["batch_sizes"][2]
+        parts = [
+            self._run({name: values[start : start + most] for name, values in arrays.items()})
+            for start in range(0, n_rows, most)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _run(self, arrays):
+        trt, stream = self._trt, torch.cuda.Stream()
+        held, outputs = [], {}
+        for index in range(self._engine.num_io_tensors):
+            name = self._engine.get_tensor_name(index)
+            if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
+                tensor = torch.from_numpy(np.ascontiguousarray(arrays[name])).cuda()
+                self._context.set_input_shape(name, tuple(tensor.shape))
+                self._context.set_tensor_address(name, tensor.data_ptr())
+                held.append(tensor)
+        for name in self.description["outputs"]:
+            shape = tuple(self._context.get_tensor_shape(name))
+            outputs[name] = torch.empty(shape, dtype=torch.float32, device="cuda")
+            self._context.set_tensor_address(name, outputs[name].data_ptr())
+        # Copies are made on the default stream.
+        torch.cuda.current_stream().synchronize()
+        if not self._context.execute_async_v3(stream.cuda_stream):
+            raise RuntimeError(f"TensorRT failed: {'; '.join(self._messages.errors)}")
+        stream.synchronize()
+        return {name: values.cpu().numpy() for name, values in outputs.items()}

@@ -1,0 +1,131 @@
+"""Rows of a table with their targets and weights, before they are encoded."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from sklearn.utils import check_consistent_length
+
+from sk_easytensor.estimators._inputs import Sized, check_weight, errors_name
+from sk_easytensor.tables import as_table, is_source
+
+__all__ = ["Records", "column_values", "read_records", "target_columns"]
+
+
+class Records:
+    """Rows of positive weight, in memory.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        The columns to learn from.
+    y : ndarray
+        Their targets, valid.
+    weight : ndarray of float64, shape (n_rows,)
+        Their weights.
+    source : object
+        What the user gave, without columns that hold targets or weights.
+
+    Notes
+    -----
+    What is asked of the rows is asked in a way that can be answered chunk by chunk, so that the
+    estimators need not know whether rows are in memory or on many machines.
+    """
+
+    def __init__(self, table, y, weight, source):
+        self.table = table
+        self.y = y
+        self.weight = weight
+        self.source = source
+
+    def __len__(self):
+        return len(self.table)
+
+    def each(self, function):
+        """Return what a function gives for the targets of each chunk, as a list."""
+        return [function(self.y)]
+
+    def sample(self):
+        """Return some of the rows, as :class:`Records` in memory."""
+        return self
+
+    def encoded(self, maker):
+        """Return the rows encoded.
+
+        Parameters
+        ----------
+        maker : object
+            Has ``make_rows(table, y, weight)``, which gives :class:`EncodedRows`, and
+            ``make_targets(y, weight)``, which gives them without features.
+        """
+        return maker.make_rows(self.table, self.y, self.weight)
+
+
+def read_records(X, y, sample_weight, read, check_target, where=""):
+    """Read rows of positive weight into memory.
+
+    Parameters
+    ----------
+    X : table-like, path of Parquet files or Dataset
+        Features.
+    y : array-like, or str or list of str
+        Targets, or the columns of `X` that hold them; several only if `X` is a path or Dataset.
+    sample_weight : array-like, str or None
+        Weights, or the column that holds them.
+    read : callable
+        Makes a table of features.
+    check_target : callable
+        Returns a valid target as an array.
+    where : str, default=""
+        Name of the rows, for errors.
+
+    Returns
+    -------
+    Records
+    """
+    targets = target_columns(X, y)
+    weights = [sample_weight] if isinstance(sample_weight, str) else []
+    if targets or weights:
+        # A frame that is not changed stays what it is, for callables that select its columns.
+        X = as_table(X)
+        require_columns(X.column_names, [*targets, *weights])
+        y = column_values(X, targets) if targets else y
+        sample_weight = column_values(X, weights) if weights else sample_weight
+        X = X.drop_columns([*targets, *weights])
+    with errors_name(where):
+        table = read(X)
+        y = check_target(y)
+        check_consistent_length(Sized(len(table)), y)
+    with errors_name(where.replace("eval_set", "eval_sample_weight")):
+        weight = check_weight(sample_weight, len(table))
+    kept = np.flatnonzero(weight > 0)
+    if len(kept) < len(table):
+        table, y, weight = table.take(kept), y[kept], weight[kept]
+    return Records(table, y, weight, X)
+
+
+def target_columns(X, y):
+    """Return the names of the columns that hold the targets, if that is what `y` is."""
+    if isinstance(y, str):
+        return [y]
+    if is_source(X) and isinstance(y, (list, tuple)) and all(isinstance(n, str) for n in y):
+        return list(y)
+    return []
+
+
+def require_columns(names, wanted):
+    """Raise ``ValueError`` naming the columns that are not there."""
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise ValueError(f"columns are missing: {missing}; X has the columns {list(names)}")
+
+
+def column_values(table, names):
+    """Return columns of a table as an array of one or two dimensions."""
+    columns = []
+    for name in names:
+        column = table.column(name)
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        columns.append(column.to_numpy())
+    return columns[0] if len(columns) == 1 else np.column_stack(columns)

@@ -1,0 +1,324 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+
+from sk_easytensor import (
+    MLP,
+    CategoryBlock,
+    CategorySequenceBlock,
+    DatetimeBlock,
+    EasyTensorClassifier,
+    EasyTensorEmbedder,
+    EasyTensorRegressor,
+    EasyTensorTwoTower,
+    EventSequenceBlock,
+    NumericBlock,
+    NumericSequenceBlock,
+    PretrainedBlock,
+    Sum,
+    TabM,
+    TextBlock,
+    VectorBlock,
+)
+from sk_easytensor.inference import encoded_arrays, export_onnx, load
+
+QUICK = {"max_epochs": 2, "batch_size": 64, "random_state": 0, "remainder": "drop"}
+
+
+def all_blocks():
+    return [
+        ("numbers", NumericBlock(bins=9), ["amount", "count", "flag", "constant", "empty"]),
+        ("cities", CategoryBlock(), ["city", "code"]),
+        ("users", CategoryBlock(hash_buckets=16), ["user"]),
+        ("days", DatetimeBlock(), ["day", "zoned", "local", "date"]),
+        ("vectors", VectorBlock(), ["vector"]),
+        ("texts", TextBlock(min_frequency=2), ["title", "body"]),
+        ("clicks", CategorySequenceBlock(width=8, max_length=5), ["clicks", "codes"]),
+        ("series", NumericSequenceBlock(width=8, max_length=5), ["series", "second"]),
+        (
+            "events",
+            EventSequenceBlock(width=8, time="whens", max_length=5),
+            ["kinds", "sums", "whens"],
+        ),
+    ]
+
+
+@pytest.fixture(scope="module")
+def everything(rows, target, tmp_path_factory):
+    """A classifier with blocks of every kind, and its file."""
+    labels = np.where(target > np.median(target), "yes", "no")
+    trunk = TabM(members=2, width=16)
+    model = EasyTensorClassifier(all_blocks(), trunk=trunk, **QUICK).fit(rows, labels)
+    return model, model.to_onnx(tmp_path_factory.mktemp("onnx") / "model.onnx")
+
+
+def test_every_block_from_raw_columns(everything, rows, hard_rows, assert_same):
+    model, path = everything
+    predictor = load(path)
+    for X in (rows, hard_rows, hard_rows[:1], hard_rows[1:2]):
+        assert_same(model, predictor, X, "predict_proba", "predict", "transform")
+
+
+def test_graph_is_a_checked_model_with_open_sizes(everything):
+    _, path = everything
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    sizes = {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in [*model.graph.input, *model.graph.output]
+    }
+    assert sizes["amount"] == sizes["day"] == sizes["label"] == ["rows"]
+    assert sizes["vector"] == ["rows", 3]
+    assert sizes["clicks"] == ["rows", "clicks.longest"]
+    assert sizes["clicks.lengths"] == ["rows"]
+    assert sizes["title.ids"] == ["rows", 2, "title.longest"]
+    assert sizes["probabilities"] == ["rows", 2]
+
+
+def test_labels_come_from_the_graph(everything, hard_rows):
+    model, path = everything
+    assert load(path).run(hard_rows, "label")[0].tolist() == model.predict(hard_rows).tolist()
+
+
+def test_metadata(everything):
+    model, path = everything
+    metadata = load(path).metadata_
+    features = {each["name"]: each["blocks"] for each in metadata["features"]}
+    assert list(features) == model.feature_names_in_.tolist()
+    assert features["title"] == [{"name": "texts", "kind": "text"}]
+    assert metadata["version"] == "0.1.0"
+    assert metadata["answer"]["classes"] == ["no", "yes"]
+
+
+@pytest.mark.parametrize("flavour", ["polars", "arrow", "dict", "records", "reordered"])
+def test_flavours(everything, hard_rows, flavour):
+    _, path = everything
+    predictor = load(path)
+    names = [each["name"] for each in predictor.metadata_["features"] if each["blocks"]]
+    X = hard_rows[names]
+    expected = predictor.predict_proba(X)
+    if flavour == "polars":
+        X = pytest.importorskip("polars").from_arrow(pa.Table.from_pandas(X))
+    elif flavour == "arrow":
+        X = pa.Table.from_pandas(X)
+    elif flavour == "dict":
+        X = pa.Table.from_pandas(X).to_pydict()
+    elif flavour == "records":
+        X = pa.Table.from_pandas(X).to_pylist()
+    else:
+        X = X[names[::-1]].assign(extra=1)
+    np.testing.assert_allclose(predictor.predict_proba(X), expected, atol=1e-7)
+
+
+def test_missing_column_is_named(everything, rows):
+    predictor = load(everything[1])
+    with pytest.raises(ValueError, match=r"columns are missing: \['city'\]"):
+        predictor.predict(rows.drop(columns="city"))
+
+
+def test_runs_where_torch_cannot_be_imported(everything, hard_rows, tmp_path):
+    model, path = everything
+    hard_rows.to_pickle(tmp_path / "rows.pickle")
+    script = f"""
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {{"torch", "sklearn", "scipy", "skorch"}}:
+            raise ImportError(f"{{name}} is not to be imported")
+
+sys.meta_path.insert(0, Refuse())
+import numpy, pandas
+from sk_easytensor.inference import load
+rows = pandas.read_pickle({str(tmp_path / "rows.pickle")!r})
+numpy.save({str(tmp_path / "found.npy")!r}, load({str(path)!r}).predict_proba(rows))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    found = np.load(tmp_path / "found.npy")
+    assert np.abs(found - model.predict_proba(hard_rows)).max() < 1e-5
+
+
+def test_encoded_rows(rows, hard_rows, target, tmp_path):
+    names = ("numbers", "texts", "series")
+    blocks = [spec for spec in all_blocks() if spec[0] in names]
+    model = EasyTensorClassifier(blocks, trunk=MLP(width=8), **QUICK)
+    model.fit(rows, target > np.median(target))
+    path = model.to_onnx(tmp_path / "encoded.onnx", inputs="encoded")
+    session = onnxruntime.InferenceSession(str(path))
+    arrays = encoded_arrays(model, hard_rows)
+    assert {value.name for value in session.get_inputs()} == set(arrays)
+    (found,) = session.run(["probabilities"], arrays)
+    assert np.abs(found - model.predict_proba(hard_rows)).max() < 1e-5
+    with pytest.raises(ValueError, match=r"inputs='encoded'.*inputs='raw'"):
+        load(path)
+
+
+def test_newer_and_foreign_files_are_refused(everything, tmp_path):
+    model = onnx.load(everything[1])
+    (entry,) = model.metadata_props
+    entry.value = json.dumps({**json.loads(entry.value), "format": 99, "version": "7.0"})
+    onnx.save(model, tmp_path / "newer.onnx")
+    with pytest.raises(ValueError, match=r"format 99, written by sk_easytensor 7\.0.*Update"):
+        load(tmp_path / "newer.onnx")
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "foreign.onnx")
+    with pytest.raises(ValueError, match="was not written by to_onnx"):
+        load(tmp_path / "foreign.onnx")
+
+
+def test_other_encoders_and_an_mlp(rows, hard_rows, target, tmp_path, assert_same):
+    blocks = [
+        ("linear", NumericBlock("linear"), ["amount"]),
+        ("periodic", NumericBlock("periodic"), ["count"]),
+        ("none", NumericBlock("none"), ["amount", "empty"]),
+        ("days", DatetimeBlock(trend=False, cycles=["day", "month"]), ["day"]),
+        ("hashed", TextBlock(hash_buckets=32, min_frequency=1), ["body"]),
+        ("lstm", CategorySequenceBlock("lstm", width=8, bidirectional=True), ["clicks"]),
+        ("gru", NumericSequenceBlock("gru", width=8, pooling="last", max_length=6), ["series"]),
+        ("mean", CategorySequenceBlock("mean", pooling="mean", keep="first"), ["codes"]),
+        ("buckets", CategorySequenceBlock("conv", hash_buckets=8, max_length=3), ["kinds"]),
+        (
+            "transformer",
+            EventSequenceBlock("transformer", width=8, pooling="mean_max", now="day"),
+            ["events", "day"],
+        ),
+    ]
+    y = np.column_stack([target + 1, 100 * target + 1])
+    model = EasyTensorRegressor(blocks, loss="poisson", trunk=MLP(width=8), **QUICK)
+    # Events have to be before now, wherever there are any.
+    fit_rows, new_rows = (X.assign(day=pd.Timestamp("2030-01-01")) for X in (rows, hard_rows))
+    model.fit(fit_rows, y)
+    predictor = load(model.to_onnx(tmp_path / "model.onnx"))
+    assert_same(model, predictor, new_rows, "predict", "transform")
+
+
+@pytest.mark.parametrize("kind", ["integers", "floats", "booleans", "labels"])
+def test_classes(rows, hard_rows, target, tmp_path, assert_same, kind):
+    rank = (target // 4).astype(int)
+    y = {
+        "integers": rank * 10,
+        "floats": rank * 1.0,
+        "booleans": rank > 1,
+        "labels": np.column_stack([rank > 0, rank > 1, rows["flag"]]).astype(int),
+    }[kind]
+    blocks = [("numbers", NumericBlock(), ["amount", "flag"]), ("city", CategoryBlock(), "city")]
+    model = EasyTensorClassifier(blocks, trunk=Sum(width=8), **QUICK).fit(rows, y)
+    predictor = load(model.to_onnx(tmp_path / "model.onnx"))
+    assert_same(model, predictor, hard_rows, "predict_proba", "predict", "transform")
+    assert predictor.run(hard_rows, "label")[0].tolist() == model.predict(hard_rows).tolist()
+
+
+@pytest.mark.parametrize("loss", ["squared_error", "quantile", "gamma"])
+def test_arrays_without_names(loss, tmp_path, assert_same):
+    X = np.random.default_rng(0).normal(size=(80, 3))
+    model = EasyTensorRegressor(loss=loss, trunk=MLP(width=8), max_epochs=2, random_state=0)
+    model.set_params(quantile=0.8 if loss == "quantile" else None)
+    model.fit(X, 1000 + X[:, 0] ** 2)
+    assert_same(model, load(model.to_onnx(tmp_path / "model.onnx")), X, "predict")
+
+
+def test_texts_alone(rows, hard_rows, target, tmp_path, assert_same):
+    model = EasyTensorClassifier([("text", TextBlock(), ["title"])], **QUICK)
+    model.fit(rows, target > np.median(target))
+    predictor = load(model.to_onnx(tmp_path / "model.onnx"))
+    assert_same(model, predictor, hard_rows, "predict_proba", "transform")
+
+
+@pytest.mark.parametrize("y", [None, "classes", "numbers"])
+def test_two_towers(rows, hard_rows, target, tmp_path, assert_same, y):
+    model = EasyTensorTwoTower(
+        [("user", CategoryBlock(width=8), "user"), ("amount", NumericBlock(), "amount")],
+        [("city", CategoryBlock(width=8), "city"), ("text", TextBlock(), "body")],
+        similarity="cosine" if y is None else "dot",
+        embedding_dim=8,
+        max_epochs=2,
+        random_state=0,
+    )
+    labels = {"classes": np.where(target > 5, "likes", "hates"), "numbers": target}.get(y)
+    model.fit(rows, labels)
+    pairs = load(model.to_onnx(tmp_path / "pairs.onnx"))
+    assert_same(model, pairs, hard_rows, "decision_function")
+    if y == "classes":
+        assert_same(model, pairs, hard_rows, "predict_proba", "predict")
+    if y == "numbers":
+        assert_same(model, pairs, hard_rows, "predict")
+    if y is None:
+        for side in ("user", "item"):
+            tower = getattr(model, f"{side}_tower_")
+            alone = load(tower.to_onnx(tmp_path / f"{side}.onnx"))
+            assert_same(tower, alone, hard_rows, "transform")
+
+
+def test_embedder(tmp_path, assert_same):
+    rng = np.random.default_rng(0)
+    log = pd.DataFrame(
+        {
+            "who": rng.integers(0, 20, 300),
+            "when": np.sort(rng.integers(0, 10**6, 300)),
+            "what": rng.choice(["tea", "milk"], 300),
+            "price": rng.normal(size=300),
+        }
+    )
+    model = EasyTensorEmbedder(embedding_dim=8, max_epochs=1, random_state=0)
+    model.fit(log, user="who", time="when")
+    predictor = load(model.to_onnx(tmp_path / "model.onnx"))
+    lists = model.collect(log)
+    found, expected = predictor.transform(lists), model.transform(log)
+    assert np.abs(found - expected).max() < 1e-5
+
+
+def test_blocks_that_need_encoded_rows(rows, hard_rows, target, tmp_path):
+    inner = EasyTensorRegressor([("n", NumericBlock(), ["count"])], **QUICK).fit(rows, target)
+    blocks = [
+        ("known", PretrainedBlock(inner), ["count"]),
+        ("text", TextBlock("transformer", width=8, heads=2, vocabulary_size=300), ["title"]),
+    ]
+    model = EasyTensorRegressor(blocks, trunk=MLP(width=8), **QUICK).fit(rows, target)
+    with pytest.raises(TypeError, match=r"block 'known': PretrainedBlock .*inputs='encoded'"):
+        model.to_onnx(tmp_path / "raw.onnx")
+    assert os.listdir(tmp_path) == []
+    path = model.to_onnx(tmp_path / "encoded.onnx", inputs="encoded")
+    session = onnxruntime.InferenceSession(str(path))
+    (found,) = session.run(["predictions"], encoded_arrays(model, hard_rows))
+    assert np.abs(found - model.predict(hard_rows)).max() < 1e-4
+
+
+class Unruly(torch.nn.Module):
+    """Does one thing or another, whatever the numbers are."""
+
+    out_features = 1
+
+    def forward(self, values):
+        return values[:, :1, 0].nan_to_num() * (2.0 if values.sum() > 0 else 1.0)
+
+
+class UnrulyBlock(NumericBlock):
+    """A block with that module."""
+
+    def make_module(self):
+        return Unruly()
+
+
+def test_network_that_cannot_be_traced_is_named(rows, target, tmp_path):
+    model = EasyTensorRegressor([("odd", UnrulyBlock(), ["count"])], **QUICK).fit(rows, target)
+    with pytest.raises(RuntimeError, match=r"block 'odd' \(UnrulyBlock\) cannot be exported"):
+        model.to_onnx(tmp_path / "model.onnx")
+
+
+def test_what_cannot_be_exported(tmp_path):
+    with pytest.raises(TypeError, match="a NumericBlock cannot be exported"):
+        export_onnx(NumericBlock(), tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match="inputs"):
+        export_onnx(EasyTensorRegressor(), tmp_path / "model.onnx", inputs="rows")

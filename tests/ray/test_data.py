@@ -1,0 +1,237 @@
+"""Input of every kind, blocks fitted in one pass over chunks: trained in this process."""
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from sk_easytensor import EasyTensorClassifier, EasyTensorRegressor
+from sk_easytensor.backends.local import LocalBackend
+from sk_easytensor.backends.ray_data import hold_records, summarize_chunks
+from sk_easytensor.blocks import CategoryBlock, NumericBlock
+from sk_easytensor.tables import as_table
+from sk_easytensor.training.records import read_records
+
+FEATURES = ["amount", "count", "city", "tags"]
+TARGETS = ["score", "label", "weight"]
+
+
+def same_state(ours, theirs, where=""):
+    """Assert that two fitted objects are equal, field by field."""
+    assert type(ours) is type(theirs), where
+    if isinstance(ours, dict):
+        assert list(ours) == list(theirs), where
+        for key in ours:
+            same_state(ours[key], theirs[key], f"{where}.{key}")
+    elif isinstance(ours, (list, tuple)):
+        assert len(ours) == len(theirs), where
+        for index, pair in enumerate(zip(ours, theirs, strict=True)):
+            same_state(*pair, f"{where}[{index}]")
+    elif isinstance(ours, np.ndarray):
+        np.testing.assert_array_equal(ours, theirs, err_msg=where)
+    elif isinstance(ours, pa.Array):
+        assert ours.equals(theirs), where
+    elif hasattr(ours, "__dict__") and not isinstance(ours, type):
+        same_state(vars(ours), vars(theirs), where)
+    else:
+        assert ours == theirs, where
+
+
+def same_network(ours, theirs, tolerance=0.0):
+    for name, tensor in theirs.network_.state_dict().items():
+        difference = (ours.network_.state_dict()[name] - tensor).abs().max()
+        assert float(difference) <= tolerance, name
+
+
+def test_a_single_worker_learns_what_the_local_backend_learns(classifier, quick, shop):
+    X, y, weight = shop[FEATURES], shop["label"], shop["weight"]
+    fit = {"sample_weight": weight, "eval_set": [(X[:300], y[:300])]}
+    local = EasyTensorClassifier(class_weight="balanced", **quick).fit(X, y, **fit)
+    model = classifier(class_weight="balanced").fit(X, y, **fit)
+    same_state(model.blocks_, local.blocks_)
+    same_network(model, local, 1e-6)
+    assert model.evals_result_["valid_0"]["log_loss"] == pytest.approx(
+        local.evals_result_["valid_0"]["log_loss"], abs=1e-6
+    )
+    np.testing.assert_allclose(model.predict_proba(X), local.predict_proba(X), atol=1e-6)
+
+
+def test_a_regressor_of_several_outputs(regressor, quick, shop):
+    X, y = shop[FEATURES], shop[["score", "count"]].to_numpy()
+    fit = {"eval_set": [(X[:300], y[:300])]}
+    local = EasyTensorRegressor(**quick).fit(X, y, **fit)
+    model = regressor().fit(X, y, **fit)
+    same_network(model, local, 1e-6)
+    np.testing.assert_allclose(model.predict(X), local.predict(X), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["directory", "glob", "url", "dataset"])
+def test_columns_of_stored_tables(kind, classifier, files, shop):
+    ray = pytest.importorskip("ray")
+    where = {
+        "directory": files,
+        "glob": f"{files}/part-*.parquet",
+        "url": f"file://{files}",
+        "dataset": ray.data.from_pandas(shop) if kind == "dataset" else None,
+    }[kind]
+    X = where
+    params = {"sample_weight": "weight", "eval_set": [(X, "label")]}
+    params["eval_sample_weight"] = ["weight"]
+    features = [*FEATURES, "score"]
+    expected = classifier().fit(
+        shop[features],
+        shop["label"],
+        sample_weight=shop["weight"],
+        eval_set=[(shop[features], shop["label"])],
+        eval_sample_weight=[shop["weight"]],
+    )
+    model = classifier().fit(X, "label", **params)
+    assert list(model.feature_names_in_) == features
+    assert list(model.classes_) == ["no", "yes"]
+    same_state(model.blocks_, expected.blocks_)
+    # The rows are in the same order: everything else follows.
+    same_network(model, expected, 1e-6)
+
+
+def test_a_path_on_the_local_backend(classifier, quick, files, shop):
+    features = [*FEATURES, "score"]
+    expected = EasyTensorClassifier(**quick).fit(
+        shop[features], shop["label"], sample_weight=shop["weight"]
+    )
+    same_network(
+        EasyTensorClassifier(**quick).fit(str(files), "label", sample_weight="weight"), expected
+    )
+    frame = shop[[*features, "label", "weight"]]
+    same_network(
+        EasyTensorClassifier(**quick).fit(frame, "label", sample_weight="weight"), expected
+    )
+
+
+def test_rows_held_out_are_some_of_each_class_and_chunk(regressor, classifier, files):
+    model = classifier(validation_fraction=0.25).fit(files, "label", sample_weight="weight")
+    assert len(model.evals_result_["valid_0"]["log_loss"]) == 3
+    again = classifier(validation_fraction=0.25).fit(files, "label", sample_weight="weight")
+    same_network(again, model)
+    model = regressor().fit(files, "score")
+    assert model.evals_result_["valid_0"]["squared_error"][-1] < 0.8
+
+
+def test_blocks_of_many_chunks_are_those_of_one(cluster):
+    """Chunks enough for three levels of merging, more values than are kept exactly."""
+    rng = np.random.default_rng(0)
+    n_rows = 150_000
+    table = pa.table(
+        {
+            "x": rng.normal(size=n_rows),
+            "k": pa.array(rng.integers(0, 5_000, n_rows)).cast(pa.string()),
+        }
+    )
+    records = read_records(table, np.zeros(n_rows), None, as_table, np.asarray)
+    chunked = hold_records(records, 70)
+    blocks = {"n": (NumericBlock(), ["x"]), "c": (CategoryBlock(), ["k"])}
+    for block, columns in blocks.values():
+        block.fit_columns(table.select(columns))
+    found = summarize_chunks(chunked, blocks)
+    expected = LocalBackend().summarize(table, blocks)
+    assert found["n"]["x"].n_rows == n_rows
+    counts = [
+        dict(zip(s["k"].values.to_pylist(), s["k"].counts.tolist(), strict=True))
+        for s in (found["c"], expected["c"])
+    ]
+    assert counts[0] == counts[1]
+    # Both have been compressed, so that ranks are right within the bound they state.
+    ranks = np.sort(table["x"].to_numpy())
+    edges = found["n"]["x"].quantile_edges(129)
+    places = np.searchsorted(ranks, edges[1:-1]) / n_rows
+    assert np.abs(places - np.linspace(0, 1, 129)[1:-1]).max() < 2e-3
+
+
+def test_an_ordinary_estimator_comes_out(classifier, shop, tmp_path):
+    model = classifier().fit(shop[FEATURES], shop["label"])
+    path = tmp_path / "model.pickle"
+    path.write_bytes(pickle.dumps(model))
+    shop[FEATURES].head(5).to_parquet(tmp_path / "rows.parquet")
+    script = f"""
+import sys
+sys.modules["ray"] = None
+import pickle, pandas as pd
+model = pickle.load(open({str(path)!r}, "rb"))
+print(model.predict_proba(pd.read_parquet({str(tmp_path / "rows.parquet")!r})).tolist())
+assert not any(name.startswith("ray.") for name in sys.modules)
+"""
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    np.testing.assert_allclose(
+        np.array(eval(told.stdout)), model.predict_proba(shop[FEATURES].head(5)), atol=1e-6
+    )
+
+
+def test_rows_beyond_memory_are_kept_in_files(classifier, files):
+    kept = classifier(max_epochs=6).fit(files, "label")
+    spilled = classifier(max_epochs=6, how={"memory_per_worker": 30_000}).fit(files, "label")
+    same_state(spilled.blocks_, kept.blocks_)
+    # Batches differ, what is learned does not.
+    losses = [min(m.evals_result_["valid_0"]["log_loss"]) for m in (spilled, kept)]
+    assert losses[0] == pytest.approx(losses[1], abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "weight", "error", "message"),
+    [
+        ("nowhere/*.parquet", "label", None, FileNotFoundError, "there is no Parquet file at"),
+        ("files", "lable", None, ValueError, "columns are missing: ['lable']"),
+        ("files", "label", "wait", ValueError, "columns are missing: ['wait']"),
+        ("files", ["a"] * 1200, None, ValueError, "columns are missing"),
+        ("files", np.zeros(1200), None, TypeError, "must be given as names of columns"),
+        ("files", "label", "amount", ValueError, "column 'amount': weights must be numbers"),
+        ("files", "tags", None, ValueError, ""),
+    ],
+)
+def test_bad_input(X, y, weight, error, message, classifier, files):
+    X = files if X == "files" else X
+    with pytest.raises(error) as found:
+        classifier().fit(X, y, sample_weight=weight)
+    assert message in str(found.value)
+
+
+def test_missing_labels_of_one_chunk(classifier, shop, tmp_path):
+    frame = shop.copy()
+    frame.loc[1100, "label"] = None
+    frame.to_parquet(tmp_path / "rows.parquet", row_group_size=200)
+    with pytest.raises(ValueError, match="Input y contains NaN: 1 of its values"):
+        classifier().fit(tmp_path, "label")
+
+
+def test_columns_that_validation_lacks(classifier, files, shop, tmp_path):
+    shop.drop(columns="city").to_parquet(tmp_path / "rows.parquet")
+    with pytest.raises(ValueError, match=r"eval_set\[0\]: .*'city'"):
+        classifier().fit(files, "label", eval_set=[(tmp_path, "label")])
+
+
+def test_more_workers_than_processors(classifier, shop):
+    with pytest.raises(ValueError, match="3 workers of 1 CPU each are more than the cluster has"):
+        classifier(3).fit(shop[FEATURES], shop["label"])
+
+
+def test_checkpoints_of_a_single_worker(classifier, shop, tmp_path):
+    data = shop[FEATURES], shop["label"]
+    expected = classifier(max_epochs=4).fit(*data)
+    classifier(checkpoint_dir=tmp_path, max_epochs=4).fit(*data)
+    (tmp_path / "epoch-00004.pt").unlink()
+    same_network(classifier(checkpoint_dir=tmp_path, max_epochs=4).fit(*data), expected)
+    with pytest.raises(ValueError, match="backend was RayBackend"):
+        EasyTensorClassifier(
+            **{**expected.get_params(deep=False), "backend": "local", "checkpoint_dir": tmp_path}
+        ).fit(*data)
+
+
+def test_hive_partitions_are_columns(classifier, shop, tmp_path):
+    frame = shop[["amount", "city", "label"]]
+    frame.to_parquet(tmp_path, partition_cols=["city"])
+    model = classifier().fit(tmp_path, "label")
+    assert set(model.feature_names_in_) == {"amount", "city"}
+    model.predict(pd.DataFrame({"amount": [0.1], "city": ["Oslo"]}))
