@@ -1,8 +1,8 @@
 """Time predictions from raw columns: an exported model, torch, LightGBM and CatBoost.
 
-Run with ``python benchmarks/inference.py``. The rows are made up: 8 numbers, 6 columns of 20 strings. All
-use one
-thread. Times are medians; the last column is the time over LightGBM's for as many rows.
+Run with ``python benchmarks/inference.py``. The rows are made up: 8 numbers, 6 columns of 20
+strings. All use one thread. Times are medians; the last column is the time over LightGBM's for as
+many rows.
 """
 
 import tempfile
@@ -64,9 +64,8 @@ def main():
             timed["EasyTensor, ONNX, dict"] = lambda rows=records: predictor.predict_proba(rows)
         found = {name: milliseconds(predict, repeats) for name, predict in timed.items()}
         for name, elapsed in found.items():
-            print(
-                f"{n_rows:>7} rows  {name:<24}{elapsed:>12.2f} ms{elapsed / found['LightGBM']:>8.2f}"
-            )
+            ratio = elapsed / found["LightGBM"]
+            print(f"{n_rows:>7} rows  {name:<24}{elapsed:>12.2f} ms{ratio:>8.2f}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ codes. Strings of n-grams are built only while fitting, one for each distinct n-
 
 from __future__ import annotations
 
+from unicodedata import normalize
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -43,6 +45,9 @@ SINGLE = (
     r"([^\p{L}\p{N}\p{M}\s]"
     r"|[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}])"
 )
+
+SEPARATOR = "\x1e"
+"""Character that no normalisation changes or composes with another."""
 
 
 def distinct_texts(column):
@@ -156,9 +161,18 @@ def _normal(texts):
     ascii_only = pc.string_is_ascii(texts)
     if not pc.all(ascii_only, min_count=0).as_py():
         other = pc.invert(ascii_only)
-        normal = pc.utf8_normalize(texts.filter(other), "NFKC")
-        texts = pc.replace_with_mask(texts, other, normal)
+        texts = pc.replace_with_mask(texts, other, _composed(texts.filter(other)))
     return pc.utf8_lower(texts)
+
+
+def _composed(texts):
+    """NFKC of all texts at once, joined: Arrow 25 takes characters apart and leaves them so."""
+    texts = pc.replace_substring(texts, SEPARATOR, " ")
+    offsets = pa.array([0, len(texts)], pa.int32())
+    lists = pa.ListArray.from_arrays(offsets, texts)
+    joined = pc.binary_join(lists, pa.scalar(SEPARATOR, texts.type))[0].as_py()
+    normal = pa.array([normalize("NFKC", joined)], texts.type)
+    return pc.list_flatten(pc.split_pattern(normal, SEPARATOR)).cast(texts.type)
 
 
 def count_ngrams(column, ngram_range, *, capacity, n_buckets=None):

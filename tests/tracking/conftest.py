@@ -110,7 +110,7 @@ def free_port():
         return found.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def make_server(tmp_path_factory, migrated):
     """A function that starts servers, which are stopped at the end."""
     servers = []
@@ -131,9 +131,9 @@ def make_server(tmp_path_factory, migrated):
         server.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(make_server):
-    """A server that all tests of a module may use."""
+    """A server that all tests may use."""
     return make_server()
 
 

@@ -129,7 +129,7 @@ class Slow(Callback):
 
 kill = sys.argv[2] == "kill"
 X = np.random.default_rng(0).normal(size=(80, 3))
-tracker = MLflowTracker(sys.argv[1], log_model=False, log_report=False)
+tracker = MLflowTracker(sys.argv[1], "killed", log_model=False, log_report=False)
 where = {"tracker": tracker, "checkpoint_dir": "mlflow"} if sys.argv[2] != "plain" else {}
 model = EasyTensorClassifier(max_epochs=6, random_state=0, callbacks=[Slow()], **where)
 model.fit(X, X[:, 0] > 0)
@@ -156,7 +156,8 @@ def test_a_killed_process_goes_on_on_another_machine(server, tmp_path, work):
     first.send_signal(signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
     client = mlflow.MlflowClient(server.uri)
-    (killed,) = client.search_runs(["0"])
+    experiment = client.get_experiment_by_name("killed").experiment_id
+    (killed,) = client.search_runs([experiment])
     assert killed.info.status == "RUNNING"
     second, plain = start("second", "go on"), start("plain", "plain")
     output, _ = second.communicate()
@@ -166,6 +167,6 @@ def test_a_killed_process_goes_on_on_another_machine(server, tmp_path, work):
     plain.communicate()
     found, expected = np.load(tmp_path / "second.npz"), np.load(tmp_path / "plain.npz")
     assert all(np.array_equal(found[name], expected[name]) for name in expected.files)
-    (run,) = client.search_runs(["0"])
+    (run,) = client.search_runs([experiment])
     assert run.info.run_id == killed.info.run_id
     assert run.info.status == "FINISHED"
