@@ -362,7 +362,7 @@ def test_categoricals():
         (pd.Series([1, 2]), ValueError, "Expected 2D array, got 1D"),
         (pl.Series([1, 2]), ValueError, "Expected 2D array, got 1D"),
         (pa.chunked_array([[1, 2]]), ValueError, "Expected 2D array, got 1D"),
-        ("table", ValueError, "Expected 2D array, got scalar"),
+        ("table", FileNotFoundError, "there is no Parquet file at 'table'"),
         (np.zeros((2, 2, 2)), ValueError, "dim 3"),
         (np.zeros((2, 2)) + 1j, ValueError, "Complex data not supported"),
         ({"a": np.zeros(2) + 1j}, TypeError, "column 'a' holds a complex"),

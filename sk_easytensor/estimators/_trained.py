@@ -103,6 +103,7 @@ class TrainedEstimator(
             check_number(owner, "verbose", self.verbose, low=0, integer=True)
         check_callbacks(self.callbacks, owner)
         check_store(self.checkpoint_dir, owner)
+        check_tracker(self.tracker, owner)
         if is_in_mlflow(self.checkpoint_dir) and check_tracker(self.tracker, owner) is None:
             raise ValueError(
                 f"{owner}: checkpoint_dir='mlflow' keeps checkpoints in the run of the fit, which "
