@@ -52,6 +52,8 @@ endif
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/importances.py
+	$(BIN)/python benchmarks/tracking.py
 
 clean: ## Remove the virtual environment, caches and build output
 	rm -rf $(VENV) build dist *.egg-info docs/_build docs/generated

@@ -19,6 +19,7 @@ from skorch.callbacks import Callback, LRScheduler
 
 from sk_easytensor import (
     EasyTensorClassifier,
+    EasyTensorEmbedder,
     EasyTensorRegressor,
     EasyTensorTwoTower,
     NumericBlock,
@@ -132,6 +133,23 @@ def test_two_towers_go_on(n_negatives, tmp_path):
     found = EasyTensorTwoTower(checkpoint_dir=tmp_path, **params).fit(data.interactions, **keys)
     same(found, expected)
     np.testing.assert_array_equal(found.item_embeddings_, expected.item_embeddings_)
+
+
+@pytest.mark.parametrize("objective", ["contrastive", "session_pair"])
+def test_an_embedder_goes_on(objective, tmp_path):
+    random = np.random.default_rng(0)
+    X = {
+        "what": [list(random.choice(["a", "b", "c"], 6)) for _ in range(60)],
+        "session": [[0, 0, 1, 1, 2, 2]] * 60,
+    }
+    params = {"objective": objective, "embedding_dim": 4, "max_epochs": 4, "random_state": 0}
+    if objective == "session_pair":
+        params["session"] = "session"
+    expected = EasyTensorEmbedder(**params).fit(X)
+    interrupt(EasyTensorEmbedder(checkpoint_dir=tmp_path, **params), X, epochs=2)
+    found = EasyTensorEmbedder(checkpoint_dir=tmp_path, **params).fit(X)
+    same(found, expected)
+    np.testing.assert_array_equal(found.transform(X), expected.transform(X))
 
 
 def test_a_fit_is_interrupted_again_and_again(labelled, tmp_path):
