@@ -70,11 +70,15 @@ def parse_options():
 
 
 def made_up_table(n_rows, n_strings, n_numbers, seed=0):
-    """Return an Arrow table of strings and numbers with missing values."""
+    """Return an Arrow table of strings and numbers with missing values.
+
+    Tables of different seeds have other rows with the same categories.
+    """
     rng = np.random.default_rng(seed)
     columns = {}
     for index, size in enumerate(np.geomspace(10, LARGEST_CARDINALITY, n_strings).astype(int)):
-        names = pa.array([f"value {number:07d}" for number in rng.permutation(size)])
+        order = np.random.default_rng(index).permutation(size)
+        names = pa.array([f"value {number:07d}" for number in order])
         # The logarithm of the rank is uniform, so that frequencies fall as one over the rank.
         rank = np.minimum((size + 1) ** rng.random(n_rows), size).astype(np.int64) - 1
         columns[f"string_{index}"] = names.take(pa.array(rank, mask=missing(rng, n_rows)))

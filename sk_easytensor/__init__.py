@@ -57,5 +57,13 @@ __getattr__, __dir__ = lazy_names(
         ".estimators": [name for name in __all__ if name.startswith("EasyTensor")],
         ".networks": ["MLP", "Sum", "TabM"],
     },
-    subpackages=("blocks", "compose", "datasets", "estimators", "inference", "networks"),
+    subpackages=(
+        "backends",
+        "blocks",
+        "compose",
+        "datasets",
+        "estimators",
+        "inference",
+        "networks",
+    ),
 )

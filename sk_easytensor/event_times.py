@@ -9,6 +9,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sk_easytensor.columns import RowError
+
 __all__ = ["comparable", "decoded", "is_scalar", "read_time", "read_times", "refuse_missing"]
 
 CASTS_FAIL = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError)
@@ -19,9 +21,10 @@ def refuse_missing(column, name, owner, what):
     missing = pc.is_null(column, nan_is_null=True)
     rows = np.flatnonzero(missing.to_numpy())
     if len(rows):
-        raise ValueError(
-            f"column {name!r} of {owner} has no {what} in row {rows[0]} ({len(rows)} of "
-            f"{len(column)} rows); leave such rows out"
+        raise RowError(
+            f"column {name!r} of {owner} has no {what} in row {{row}} ({len(rows)} of "
+            f"{len(column)} rows); leave such rows out",
+            int(rows[0]),
         )
 
 

@@ -10,7 +10,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from warnings import catch_warnings, simplefilter, warn
+from warnings import warn
 
 import numpy as np
 import pyarrow as pa
@@ -115,10 +115,16 @@ def as_table(X, *, minimum_rows=1):
         table = _from_array(X, minimum_rows)  # Refused there, in scikit-learn's words.
     elif isinstance(X, Mapping):
         table = _from_columns(list(X), [X[name] for name in X])
+    elif is_pandas(X, "DataFrame"):
+        # Column by column, because the stream describes the frame, which takes most of the time
+        # that a single row is predicted in.
+        table = _from_pandas(X)
     elif hasattr(X, "__arrow_c_stream__"):
         table = _from_arrow_stream(X)
     elif _is_list_of_mappings(X):
-        table = pa.Table.from_pylist(list(X), schema=_schema_of_mappings(X))
+        # A key that the first row lacks must not be lost.
+        names = list(dict.fromkeys(name for row in X for name in row))
+        table = _from_columns(names, [[row.get(name) for row in X] for name in names])
     else:
         table = _from_array(X, minimum_rows)
     _check_shape(table, minimum_rows)
@@ -197,17 +203,28 @@ def read_like_fit(X, names, *, fitted_with_names, owner):
     table = align_table(table, names, positional=positional, owner=owner)
     for index, column in enumerate(table.columns):
         # Floats are how many tables write that a column of any type is missing altogether.
-        if pa.types.is_floating(column.type):
+        if pa.types.is_floating(column.type) and _is_nan(column[0].as_py()):
             missing = pc.is_null(column, nan_is_null=True)
             if pc.all(missing).as_py():
                 table = table.set_column(index, names[index], pa.nulls(len(table)))
     return table
 
 
+def _is_nan(value):
+    """Tell whether a value is missing, and a column with it may be: a quick look."""
+    return value is None or value != value
+
+
 def issparse(X):
     """Tell whether X is a sparse matrix, which it cannot be before SciPy is imported."""
     sparse = sys.modules.get("scipy.sparse")
     return sparse is not None and sparse.issparse(X)
+
+
+def is_pandas(X, kind):
+    """Tell whether X is of a class of pandas, which it cannot be before pandas is imported."""
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(X, getattr(pandas, kind))
 
 
 def is_lazy(X):
@@ -234,15 +251,29 @@ def _from_source(X):
     return read_parquet(X)
 
 
+def first_rows(X, n_rows):
+    """Return the first rows of a stored table, and read no more than is needed for that.
+
+    Parameters
+    ----------
+    X : str, os.PathLike or Dataset
+        A path or URL of Parquet files, or a Ray Dataset.
+    n_rows : int
+        How many rows, at most.
+
+    Returns
+    -------
+    pyarrow.Table
+    """
+    if _is_dataset(X):
+        return as_table(_from_source(X.limit(n_rows)))
+    from sk_easytensor.backends.chunks import open_parquet
+
+    return as_table(open_parquet(X).head(n_rows, batch_size=n_rows, fragment_readahead=1))
+
+
 def _is_list_of_mappings(X):
     return isinstance(X, Sequence) and len(X) > 0 and isinstance(X[0], Mapping)
-
-
-def _schema_of_mappings(X):
-    # A key that the first row lacks must not be lost.
-    names = dict.fromkeys(name for row in X for name in row)
-    inferred = pa.Table.from_pylist([dict.fromkeys(names), *X]).schema
-    return inferred
 
 
 def _check_shape(table, minimum_rows):
@@ -262,25 +293,20 @@ def _check_shape(table, minimum_rows):
 
 
 def _from_arrow_stream(X):
-    labels = list(X.columns) if hasattr(X, "columns") else []
+    try:
+        return pa.table(X)
+    except UNREADABLE as error:
+        # A series exports a stream as well, of values that are not rows.
+        kind = type(X).__name__
+        raise ValueError(f"Expected 2D array, got 1D array instead: a {kind}") from error
+
+
+def _from_pandas(X):
+    labels = list(X.columns)
     twice = [label for label, count in Counter(labels).items() if count > 1]
     if twice:
         raise ValueError(f"column names occur more than once: {twice}. Names must be unique.")
-    try:
-        with catch_warnings():
-            # Integer labels are turned into strings; we match them by position.
-            simplefilter("ignore", UserWarning)
-            table = pa.table(X)
-    except UNREADABLE as error:
-        if not labels:
-            # A series exports a stream as well, of values that are not rows.
-            kind = type(X).__name__
-            raise ValueError(f"Expected 2D array, got 1D array instead: a {kind}") from error
-        return _from_columns(labels, [X[label] for label in labels])
-    # pandas exports an index that is not a range as further columns.
-    metadata = table.schema.pandas_metadata or {}
-    index = [name for name in metadata.get("index_columns", []) if isinstance(name, str)]
-    return table.drop_columns([name for name in index if name in table.column_names])
+    return _from_columns(labels, [column for _, column in X.items()])
 
 
 def _from_columns(names, columns):
@@ -318,11 +344,17 @@ def _from_array(X, minimum_rows):
 def _column(values, name):
     if isinstance(values, (pa.Array, pa.ChunkedArray)):
         return values
-    if hasattr(values, "__arrow_c_stream__") or hasattr(values, "__arrow_c_array__"):
-        try:
+    try:
+        if is_pandas(values, "Series"):
+            return pa.array(values, from_pandas=True)
+        if hasattr(values, "__arrow_c_stream__") or hasattr(values, "__arrow_c_array__"):
             return pa.chunked_array(values)
-        except UNREADABLE:
-            pass
+    except UNREADABLE:
+        if hasattr(values, "sparse"):
+            raise TypeError(
+                f"column {name!r} is sparse, which is not supported; convert it with "
+                "Series.sparse.to_dense()"
+            ) from None
     if isinstance(values, (list, tuple)):
         # Not by way of NumPy: lists of lists would become a matrix, mixed scalars strings.
         try:

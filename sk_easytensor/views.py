@@ -83,6 +83,26 @@ class Sequences:
         self.items = pa.table(items)
         self.offsets = lists.offsets
 
+    @classmethod
+    def joined(cls, several):
+        """Join the rows of several sequences of the same columns.
+
+        Parameters
+        ----------
+        several : list of Sequences
+            At least one.
+
+        Returns
+        -------
+        Sequences
+        """
+        joined = object.__new__(cls)
+        items = pa.concat_tables([sequences.items for sequences in several])
+        joined.items = pa.table({name: contiguous(items[name]) for name in items.column_names})
+        lengths = np.concatenate([sequences.lengths for sequences in several])
+        joined.offsets = np.append(0, np.cumsum(lengths))
+        return joined
+
     def __len__(self):
         return len(self.offsets) - 1
 
@@ -285,10 +305,10 @@ def refuse_missing_items(sequences, column, name):
     """Raise ``ValueError`` if an event lacks what sessions are cut by."""
     missing = np.flatnonzero(pc.is_null(column, nan_is_null=True).to_numpy())
     if len(missing):
-        raise ValueError(
-            f"column {name!r} has a missing value in row {sequences.row_of(missing[0])} "
-            f"({len(missing)} of {len(column)} events), so that sessions cannot be cut; leave such "
-            "events out"
+        raise RowError(
+            f"column {name!r} has a missing value in row {{row}} ({len(missing)} of {len(column)} "
+            "events), so that sessions cannot be cut; leave such events out",
+            sequences.row_of(missing[0]),
         )
 
 
@@ -296,9 +316,10 @@ def refuse_disorder(sequences, column, name, backwards):
     """Raise ``ValueError`` if an event is earlier than the one before it."""
     if backwards.any():
         event = int(np.argmax(backwards))
-        raise ValueError(
-            f"column {name!r} is not in order of time in row {sequences.row_of(event)}: "
-            f"{column[event]} comes after {column[event - 1]}; sort the events of each row by time"
+        raise RowError(
+            f"column {name!r} is not in order of time in row {{row}}: {column[event]} comes after "
+            f"{column[event - 1]}; sort the events of each row by time",
+            sequences.row_of(event),
         )
 
 

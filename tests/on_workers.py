@@ -29,6 +29,24 @@ def make_shop(n_rows, seed=0):
     return frame
 
 
+def make_events(n_users, seed=0):
+    """Return a log, in no order, of users who like either the odd or the even things."""
+    rng = np.random.default_rng(seed)
+    user = np.repeat(np.arange(n_users), rng.integers(8, 16, n_users))
+    liked = np.where(rng.random(len(user)) < 0.9, user % 2, 1 - user % 2)
+    frame = pd.DataFrame(
+        {
+            "user": np.char.add("user ", user.astype(str)),
+            # Several events of a user have the same time.
+            "time": pd.Timestamp("2025-01-01")
+            + pd.to_timedelta(rng.integers(0, 99, len(user)), "h"),
+            "kind": np.char.add("kind ", (liked + 2 * rng.integers(0, 6, len(user))).astype(str)),
+            "amount": rng.normal(size=len(user)).round(3),
+        }
+    )
+    return frame.sample(frac=1, random_state=seed).reset_index(drop=True)
+
+
 def rank():
     return distributed.get_rank() if distributed.is_initialized() else 0
 
@@ -62,14 +80,35 @@ class Killer(Callback):
 
 
 class Mistake(Callback):
-    """Raises an error of the user's in one of the workers."""
+    """Raises an error of the user's in one of the workers, while training or at an epoch's end."""
 
-    def __init__(self, by):
+    def __init__(self, by, when="on_batch_end"):
         self.by = by
+        self.when = when
 
     def on_batch_end(self, net, training=False, **kwargs):
-        if training and rank() == self.by and len(net.history) == 2:
+        if training:
+            self.make("on_batch_end", net)
+
+    def on_epoch_end(self, net, **kwargs):
+        self.make("on_epoch_end", net)
+
+    def make(self, when, net):
+        if when == self.when and rank() == self.by and len(net.history) == 2:
             raise LookupError(f"no such thing on worker {self.by}")
+
+
+class Starts:
+    """Does what a worker does, after a line in a file."""
+
+    def __init__(self, path, work):
+        self.path = str(path)
+        self.work = work
+
+    def __call__(self, config):
+        with open(self.path, "a") as file:
+            print(rank(), file=file)
+        return self.work(config)
 
 
 def send_by_value():

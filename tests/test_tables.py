@@ -9,6 +9,7 @@ import pytest
 import scipy.sparse
 
 from sk_easytensor.columns import cast_column, sample_values, to_float64
+from sk_easytensor.plain_types import plain_types
 from sk_easytensor.tables import (
     align_table,
     as_table,
@@ -399,6 +400,43 @@ def test_no_rows_are_allowed_on_demand():
 
 def test_keys_the_first_row_lacks_are_kept():
     assert values(as_table([{"a": 1}, {"b": "x"}])) == {"a": [1, None], "b": [None, "x"]}
+
+
+def test_lists_of_mappings_are_read_as_mappings_of_lists():
+    rows = [{"a": 3, "b": [1]}, {"a": "3", "b": None}, {"a": float("nan"), "b": []}]
+    columns = {name: [row[name] for row in rows] for name in ("a", "b")}
+    assert as_table(rows).equals(as_table(columns))
+    assert values(as_table(rows)) == {"a": ["3", "3", None], "b": [[1], None, []]}
+    with pytest.raises(TypeError, match=r"column 'b' holds a dict .*in row 1"):
+        as_table([*rows[:1], {"a": 1, "b": {}}])
+
+
+def test_a_frame_of_pandas_is_read_as_its_stream_is():
+    day = pd.to_datetime(["2020-01-01", None, "2021-01-01"])
+    frame = pd.DataFrame(
+        {
+            "single": np.arange(3, dtype=np.float32),
+            "small": np.arange(3, dtype=np.int8),
+            "flag": [True, False, True],
+            "string": ["a", None, "b"],
+            "object": pd.Series(["a", None, np.nan], dtype=object),
+            "python": pd.array(["a", None, "b"], dtype="string[python]"),
+            "category": pd.Categorical(["x", None, "y"], ordered=True),
+            "number": pd.Categorical([1, 2, None]),
+            "day": day,
+            "zoned": day.tz_localize("Europe/Berlin"),
+            "span": pd.to_timedelta([1, None, 3], "s"),
+            "Int": pd.array([1, None, 2], dtype="Int64"),
+            "Bool": pd.array([True, None, False], dtype="boolean"),
+            "arrow": pd.array([[1], None, []], dtype=pd.ArrowDtype(pa.list_(pa.int32()))),
+            "lists": [[1, 2], None, []],
+            "struct": [{"a": 1}, None, {"a": 2}],
+            "period": pd.period_range("2020", periods=3, freq="D"),
+        },
+        index=["p", "q", "r"],
+    )
+    expected = plain_types(pa.table(frame).drop_columns(["__index_level_0__"]))
+    assert as_table(frame).equals(expected)
 
 
 def test_align_by_name():

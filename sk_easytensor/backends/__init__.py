@@ -1,17 +1,17 @@
 """Where work runs."""
 
+from typing import TYPE_CHECKING
+
+from sk_easytensor._lazy import lazy_names
 from sk_easytensor.backends.local import LocalBackend
+
+if TYPE_CHECKING:
+    from sk_easytensor.backends.ray import RayBackend
 
 __all__ = ["LocalBackend", "RayBackend", "resolve_backend"]
 
-
-def __getattr__(name):
-    # Its modules import the estimators' helpers, which import this package.
-    if name == "RayBackend":
-        from sk_easytensor.backends.ray import RayBackend
-
-        return RayBackend
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Its modules import the estimators' helpers, which import this package.
+__getattr__, __dir__ = lazy_names(__name__, {".ray": ["RayBackend"]})
 
 
 def resolve_backend(backend, n_jobs):

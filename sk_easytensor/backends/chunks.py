@@ -12,11 +12,31 @@ import pyarrow.dataset as pads
 
 from sk_easytensor.plain_types import plain_types
 
-__all__ = ["FragmentChunk", "parquet_chunks", "read_parquet"]
+__all__ = ["FragmentChunk", "RowRange", "parquet_chunks", "read_parquet"]
+
+
+class RowRange:
+    """Some consecutive rows, from `start` to `stop`, of rows that are read from one place.
+
+    Subclasses are dataclasses with ``start``, ``stop`` and ``first``, where the first of them is
+    among all rows.
+    """
+
+    def __len__(self):
+        return self.stop - self.start
+
+    def cut(self, n_parts):
+        """Return the rows in at most `n_parts` parts of about as many rows."""
+        n_parts = max(1, min(n_parts, len(self)))
+        bounds = [self.start + len(self) * part // n_parts for part in range(n_parts + 1)]
+        return [
+            replace(self, start=start, stop=stop, first=self.first + start - self.start)
+            for start, stop in pairwise(bounds)
+        ]
 
 
 @dataclass
-class FragmentChunk:
+class FragmentChunk(RowRange):
     """Consecutive rows of a Parquet file.
 
     Attributes
@@ -37,11 +57,12 @@ class FragmentChunk:
     stop: int
     first: int
 
-    def __len__(self):
-        return self.stop - self.start
-
     def tables(self, columns, n_rows):
-        """Yield the chunk's rows in tables of at most `n_rows` rows."""
+        """Yield the chunk's rows in tables of at most `n_rows` rows, of plain types."""
+        yield from map(plain_types, self.stored_tables(columns, n_rows))
+
+    def stored_tables(self, columns, n_rows):
+        """Yield the chunk's rows in tables of at most `n_rows` rows, of the types they have."""
         schema = pa.schema([self.schema.field(name) for name in columns])
         batches = self.fragment.scanner(
             schema=self.schema,
@@ -57,18 +78,9 @@ class FragmentChunk:
             place += len(batch)
             if begin < end:
                 part = batch.slice(begin, end - begin)
-                yield plain_types(pa.Table.from_batches([part]).cast(schema))
+                yield pa.Table.from_batches([part]).cast(schema)
             if place >= self.stop:
                 return
-
-    def cut(self, n_parts):
-        """Return the chunk in at most `n_parts` parts of about as many rows."""
-        n_parts = max(1, min(n_parts, len(self)))
-        bounds = [self.start + len(self) * part // n_parts for part in range(n_parts + 1)]
-        return [
-            replace(self, start=start, stop=stop, first=self.first + start - self.start)
-            for start, stop in pairwise(bounds)
-        ]
 
 
 def open_parquet(where):

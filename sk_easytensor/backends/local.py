@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from sk_easytensor.training.fitting import train_network
 from sk_easytensor.training.settings import resolve_device
 from sk_easytensor.training.splits import hold_out, merge_duplicates
 
-__all__ = ["LocalBackend", "limited_threads", "resolve_threads"]
+__all__ = ["LocalBackend", "forward_on", "limited_threads", "resolve_threads"]
 
 COLUMN_WISE = 16
 """So many times more rows at a time for blocks that work column by column."""
@@ -32,6 +33,9 @@ ROW_MULTIPLE = 32
 ITEMS = 131_072
 """Items of lists, padding included, that are predicted at a time."""
 
+FORWARD_DEVICE = ContextVar("FORWARD_DEVICE", default="cpu")
+"""Where the networks are that predict; see :func:`forward_on`."""
+
 
 class LocalBackend:
     """Runs the library's verbs on this machine.
@@ -44,6 +48,9 @@ class LocalBackend:
         Rows that are summarised or encoded at a time; several times more by blocks that work
         column by column.
     """
+
+    distributed = False
+    """Whether networks are trained by processes that may be on other machines."""
 
     def __init__(self, n_jobs=None, chunk_rows=262_144):
         if n_jobs is not None:
@@ -101,10 +108,6 @@ class LocalBackend:
         """
         return hold_out(rows, strata(rows.target), fraction, random_state)
 
-    def kept(self, rows):
-        """Return rows from which importances may be computed after a fit."""
-        return rows
-
     def summarize(self, table, blocks):
         """Summarise a table for all blocks in one pass.
 
@@ -154,14 +157,76 @@ class LocalBackend:
         }
         return TensorFrame(encodings, len(table))
 
-    def train(self, network, head, rows, valid_rows, settings):
-        """Train a network; see :func:`~sk_easytensor.training.fitting.train_network`."""
+    def train(self, network, head, rows, valid_rows, settings, inspection=None):
+        """Train a network.
+
+        Parameters
+        ----------
+        network, head, rows, valid_rows, settings
+            As of :func:`~sk_easytensor.training.fitting.train_network`.
+        inspection : Inspection, optional
+            Says what to keep of the rows, or to compute from them, for importances.
+
+        Returns
+        -------
+        TrainingResult
+        """
         # With few rows a step, threads spend their time waiting for each other.
         useful = max(1, settings.batch_size // ROWS_A_THREAD)
         with limited_threads(min(resolve_threads(self.n_jobs), useful)):
-            return train_network(network, head, rows, valid_rows, settings)
+            result = train_network(network, head, rows, valid_rows, settings)
+        if inspection is not None:
+            result.inspected = inspection.later(rows, valid_rows)
+        return result
 
-    def forward(self, function, frame, batch_size=4096, lengths=None):
+    def map_rows(self, call, X):
+        """Predict a stored table.
+
+        Parameters
+        ----------
+        call : StoredCall
+            What to do with tables.
+        X : str, os.PathLike or Dataset
+            Where the rows are; here they are read as one table.
+
+        Returns
+        -------
+        object
+            What the estimator's method returns.
+        """
+        return call(X)
+
+    def over_chunks(self, X, y, sample_weight, function, random_state, check):
+        """Apply a function to chunks of rows with targets and weights; here there is one chunk.
+
+        Parameters
+        ----------
+        X : table-like
+            Rows.
+        y : array-like, str or list of str
+            Targets, or the columns of a stored table that hold them.
+        sample_weight : array-like, str or None
+            Weights, or the column that holds them.
+        function : callable
+            Takes rows, targets, weights or None, a RandomState of the chunk's own, and how many
+            rows there are in all, if these are some of them; None otherwise.
+        random_state : RandomState
+            Where those of chunks come from.
+        check : callable
+            Takes a table of one row without values, and raises an error if columns are missing,
+            where that can be known before rows are read.
+
+        Returns
+        -------
+        list
+            What the function returned for each chunk.
+        """
+        from sk_easytensor.training.records import take_columns
+
+        X, y, sample_weight = take_columns(X, y, sample_weight)
+        return [function(X, y, sample_weight, random_state, None)]
+
+    def forward(self, function, frame, batch_size=256, lengths=None):
         """Apply a function to batches of a frame, without gradients, and join the results.
 
         Parameters
@@ -170,8 +235,8 @@ class LocalBackend:
             Takes a :class:`TensorFrame`, returns a tensor with a row for each of its rows.
         frame : TensorFrame
             Encoded rows.
-        batch_size : int, default=4096
-            Rows at a time.
+        batch_size : int, default=256
+            Rows at a time: so few that what a layer gives them stays in a processor's cache.
         lengths : torch.Tensor of int64, shape (n_rows,), optional
             How long each row's lists are. Rows of like length are then taken together, and fewer
             of them where lists are long.
@@ -187,10 +252,12 @@ class LocalBackend:
             order = lengths.argsort(stable=True)
             batches = order.split(batch_sizes(lengths[order], batch_size))
         with limited_threads(self.n_jobs), torch.inference_mode():
-            parts = []
+            parts, device = [], FORWARD_DEVICE.get()
             for rows in batches:
                 batch = frame.take(rows)
-                parts.append(function(padded(batch))[: len(batch)].cpu())
+                full = padded(batch)
+                full = full if device == "cpu" else full.to(device)
+                parts.append(function(full)[: len(batch)].cpu())
             joined = parts[0] if len(parts) == 1 else torch.cat(parts)
             return joined if order is None else joined[order.argsort()]
 
@@ -297,3 +364,13 @@ def limited_threads(n_jobs):
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def forward_on(device):
+    """Predict on a device within the context, with networks that are there already."""
+    token = FORWARD_DEVICE.set(device)
+    try:
+        yield
+    finally:
+        FORWARD_DEVICE.reset(token)

@@ -46,7 +46,8 @@ class RayBackend(LocalBackend):
         How often workers that die are replaced. Errors of the data or the code are not retried.
     address : str or None, default=None
         Cluster to connect to if Ray has not been initialised, as ``ray.init`` takes it. Without
-        one, a cluster on this machine is started for the time of a fit.
+        one, a cluster on this machine is started for the time of a fit, or for as long as this
+        process runs if a Dataset is returned that has yet to be computed.
     memory_per_worker : int or None, default=None
         Bytes of encoded rows that a worker keeps in memory; more are kept in files on its
         machine. By default half of the cluster's memory, shared evenly.
@@ -63,12 +64,18 @@ class RayBackend(LocalBackend):
     that training ends in all workers at once. Callbacks are called in every worker, and see its
     share of the rows; what they learn stays there.
 
+    Parquet files and Ray Datasets are predicted where they are, by ``num_workers`` actors with the
+    same resources that hold the model; a Ray Dataset is returned, with the columns of the rows and
+    those of the results. Tables in memory are predicted in this process.
+
     Examples
     --------
     >>> from sk_easytensor import EasyTensorClassifier
     >>> model = EasyTensorClassifier(backend=RayBackend(num_workers=4))
     >>> model.fit("s3://bucket/clicks/*.parquet", "clicked")  # doctest: +SKIP
     """
+
+    distributed = True
 
     def __init__(
         self,
@@ -110,24 +117,32 @@ class RayBackend(LocalBackend):
     @contextmanager
     def running(self):
         """Have a cluster within the context: the one there is, or one that ends with it."""
-        ray = import_ray()
-        if ray.is_initialized():
-            yield
-            return
-        where = self.address or os.environ.get("RAY_ADDRESS")
-        local = where in (None, "local")
-        if local:
-            LOGGER.warning("Ray is not initialised: starting a cluster on this machine")
-            # Rows and networks go through the object store; half of the default does.
-            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
-        else:
-            LOGGER.warning("Ray is not initialised: connecting to %s", where)
-            ray.init(address=where)
+        before = ray_variables()
+        begun = self._begin()
         try:
             yield
         finally:
-            ray.shutdown()
-            LOGGER.warning("Ray: %s", "cluster stopped" if local else "disconnected")
+            if begun:
+                import_ray().shutdown()
+                for name in ray_variables():
+                    del os.environ[name]
+                os.environ.update(before)
+                LOGGER.warning("Ray: %s", begun)
+
+    def _begin(self):
+        """Initialise Ray unless it is; return what ending that will be, or None."""
+        ray = import_ray()
+        if ray.is_initialized():
+            return None
+        where = self.address or os.environ.get("RAY_ADDRESS")
+        if where in (None, "local"):
+            LOGGER.warning("Ray is not initialised: starting a cluster on this machine")
+            # Rows and networks go through the object store; half of the default does.
+            ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
+            return "cluster stopped"
+        LOGGER.warning("Ray is not initialised: connecting to %s", where)
+        ray.init(address=where)
+        return "disconnected"
 
     def device(self, device, owner):
         """Check the name of a device; whether a worker has it, only the worker knows."""
@@ -143,7 +158,7 @@ class RayBackend(LocalBackend):
 
     def records(self, X, y, sample_weight, read, check_target, where=""):
         """Read rows with targets and weights: chunks in the object store, or where they lie."""
-        from sk_easytensor.backends.ray_data import hold_records, open_records
+        from sk_easytensor.backends.ray_records import hold_records, open_records
 
         n_chunks = CHUNKS_A_WORKER * max(1, self.num_workers)
         if is_source(X):
@@ -172,29 +187,67 @@ class RayBackend(LocalBackend):
         """Take a validation part out of rows, evenly over the strata of each chunk."""
         return rows.hold_out(_bound(strata), fraction, random_state)
 
-    def kept(self, rows):
-        """Return the rows, few of them, that the first worker sent back."""
-        return rows.remembered
-
     def summarize(self, table, blocks):
         """Summarise a table for all blocks in one pass."""
         if isinstance(table, pa.Table):
             return super().summarize(table, blocks)
-        from sk_easytensor.backends.ray_data import summarize_chunks
+        from sk_easytensor.backends.ray_summaries import summarize_chunks
 
         return summarize_chunks(table, blocks)
 
-    def train(self, network, head, rows, valid_rows, settings):
-        """Train a network; see :func:`~sk_easytensor.training.fitting.train_network`."""
+    def map_rows(self, call, X):
+        """Predict a stored table where its rows are.
+
+        Parameters
+        ----------
+        call : StoredCall
+            What to do with tables.
+        X : str, os.PathLike or ray.data.Dataset
+            Where the rows are.
+
+        Returns
+        -------
+        ray.data.Dataset
+            The columns of `X` and those of the results.
+        """
+        if self._begin():
+            LOGGER.warning(
+                "Ray is left running, for the Dataset that is returned is computed when it is "
+                "read; ray.shutdown() ends it"
+            )
+        from sk_easytensor.backends.ray_predict import predict_rows
+
+        return predict_rows(self, call, X)
+
+    def over_chunks(self, X, y, sample_weight, function, random_state, check):
+        """Apply a function to chunks of stored rows in tasks, to others in this process."""
+        if not is_source(X):
+            return super().over_chunks(X, y, sample_weight, function, random_state, check)
+        with self.running():
+            from sk_easytensor.backends.ray_judging import judge_chunks
+
+            return judge_chunks(self, X, y, sample_weight, function, random_state, check)
+
+    def train(self, network, head, rows, valid_rows, settings, inspection=None):
+        """Train a network, by workers that then inspect their shares of the rows."""
         from sk_easytensor.backends.ray_train import train_on_workers
 
-        return train_on_workers(self, network, head, rows, valid_rows, settings)
+        return train_on_workers(self, network, head, rows, valid_rows, settings, inspection)
 
 
 def _bound(method):
     """Return a method of an estimator, bound to a copy that is light enough to be sent."""
     owner = getattr(method, "__self__", None)
     return getattr(owner._bare(), method.__name__) if hasattr(owner, "_bare") else method
+
+
+def ray_variables():
+    """Return the environment variables that ``ray.init`` may set."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("RAY_") or name == "PYTHONBREAKPOINT"
+    }
 
 
 def import_ray():

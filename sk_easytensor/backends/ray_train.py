@@ -21,17 +21,14 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchTrainer
 
 from sk_easytensor.backends.local import limited_threads
-from sk_easytensor.backends.ray_data import RayRows, sampled_rows
-from sk_easytensor.training.batches import EncodedRows, FreshRows
+from sk_easytensor.backends.ray_notes import noting
+from sk_easytensor.backends.ray_tasks import n_threads
 from sk_easytensor.training.checkpoints import Checkpoints
 from sk_easytensor.training.fitting import train_network
 from sk_easytensor.training.group import Alone, Group, LostWorkerError, SharedCheckpoints
 from sk_easytensor.training.settings import resolve_device
 
 __all__ = ["train_on_workers"]
-
-KEPT_ROWS = 2_048
-"""Rows that the first worker sends back, for importances."""
 
 
 class WorkerTracebacks(Exception):
@@ -69,54 +66,13 @@ class Job:
     seed: int
     memory: int
     threads: int
-
-
-@dataclass
-class HeldShare:
-    """A worker's share of encoded rows that are small enough to be sent as they are."""
-
-    parts: tuple
-    rank: int
-    size: int
-
-    def rows(self, memory):
-        """Return the share."""
-        if len(self.parts) == 1:
-            return FreshRows(SharedDraw(self.parts[0], self.rank, self.size))
-        return every(EncodedRows(*self.parts), self.rank, self.size)
-
-
-@dataclass
-class SharedDraw:
-    """A worker's share of rows that are drawn for each epoch."""
-
-    draw: object
-    rank: int
-    size: int
-
-    def __call__(self, epoch):
-        """Return the share of an epoch's rows."""
-        return every(self.draw(epoch), self.rank, self.size)
-
-
-def every(rows, rank, size):
-    """Return each `size`-th of the rows, from the one numbered `rank` on."""
-    return rows if size == 1 else rows.take(torch.arange(rank, len(rows), size))
-
-
-def shares_of(rows, n_workers):
-    """Return a share of the rows for each worker."""
-    if isinstance(rows, RayRows):
-        return rows.shares(n_workers)
-    # Not pickled as rows, which would leave out what is not made of Arrow's types.
-    parts = (rows.draw,) if isinstance(rows, FreshRows) else (rows.frame, rows.target, rows.weight)
-    return [HeldShare(parts, rank, n_workers) for rank in range(n_workers)]
+    inspection: object
 
 
 # ---------------------------------------------------------------------- in the driver
 
 
-def train_on_workers(backend, network, head, rows, valid_rows, settings):
+def train_on_workers(backend, network, head, rows, valid_rows, settings, inspection=None):
     """Train a network in place, by workers of a cluster.
 
     Parameters
@@ -125,6 +81,8 @@ def train_on_workers(backend, network, head, rows, valid_rows, settings):
         Says how many workers there are and what they get.
     network, head, rows, valid_rows, settings
         As of :func:`~sk_easytensor.training.fitting.train_network`.
+    inspection : Inspection, optional
+        What the workers compute from their rows after the training.
 
     Returns
     -------
@@ -144,27 +102,25 @@ def train_on_workers(backend, network, head, rows, valid_rows, settings):
                 f"RayBackend: {len(part)} rows for {name} are too few for {n_workers} workers"
             )
     check_resources(backend)
-    with storage(backend) as place:
+    with storage(backend) as place, noting(settings) as settings:
         if settings.checkpoints is None and backend.max_failures and backend.num_workers:
             where = f"{place}/checkpoints-{uuid4().hex}"
             settings = replace(settings, checkpoints=Checkpoints(where, "fit", {}))
         job = Job(
             network,
             head,
-            shares_of(rows, n_workers),
-            [shares_of(valid, n_workers) for valid in valid_rows],
+            rows.shares(n_workers),
+            [valid.shares(n_workers) for valid in valid_rows],
             settings,
             torch.get_rng_state(),
             torch.initial_seed(),
             worker_memory(backend),
-            max(1, int((backend.resources_per_worker or {}).get("CPU", 1))),
+            n_threads(backend),
+            inspection,
         )
-        returned = run_workers(backend, job, place)
-    weights, result, samples = returned
-    network.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+        weights, result = run_workers(backend, job, place)
+    network.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
     network.to("cpu").eval()
-    for part, sample in zip([rows, *valid_rows[:1]], samples, strict=True):
-        part.remembered = sample
     return result
 
 
@@ -285,8 +241,8 @@ def train_worker(config):
     Returns
     -------
     tuple or None
-        Weights as arrays, :class:`TrainingResult` and rows for importances, of the first worker.
-        None if an error of the user's data or code is in the mailbox.
+        Weights as arrays and :class:`TrainingResult`, of the first worker. None if an error of the
+        user's data or code is in the mailbox.
     """
     rank = ray.train.get_context().get_world_rank()
     group = Alone()
@@ -300,10 +256,13 @@ def train_worker(config):
         with limited_threads(job.threads):
             return _train(job, group, rank)
     except LostWorkerError:
-        raise
+        if not _letters(config["mailbox"]) or not group.leave():
+            # The other one died. Ray Train puts new workers in the place of all.
+            raise
+        return None
     except BaseException as error:
         _post(config["mailbox"], (rank, _pickled(error), traceback.format_exc()))
-        if isinstance(group, Group):
+        if isinstance(group, Group) and not group.leave():
             # Others may wait for this worker. Ray Train ends them when one fails.
             raise
         return None
@@ -325,11 +284,12 @@ def _train(job, group, rank):
     else:
         torch.manual_seed(job.seed + 1_000_003 * rank)
     result = train_network(job.network, job.head, rows, evals, settings)
+    if job.inspection is not None:
+        result.inspected = job.inspection.now(job.network, rows, evals, group)
     if rank > 0:
         return None
     weights = {name: tensor.numpy().copy() for name, tensor in job.network.state_dict().items()}
-    samples = [sampled_rows(part, KEPT_ROWS) for part in [rows, *evals[:1]]]
-    return weights, result, samples
+    return weights, result
 
 
 def _pickled(error):

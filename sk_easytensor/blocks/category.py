@@ -17,6 +17,8 @@ __all__ = ["CategoryBlock", "CategoryModule", "category_keys", "hash_strings"]
 
 MISSING, UNSEEN, KNOWN = 0, 1, 2
 STRINGS = (pa.string(), pa.large_string())
+FEW = 4
+"""With so many times more categories than values, the former are looked up among the latter."""
 
 
 class CategoryBlock(Block):
@@ -196,7 +198,10 @@ class CategoryBlock(Block):
         return self._known_codes(values, index)
 
     def _known_codes(self, values, index):
-        found = pc.index_in(values, value_set=self.categories_[index].cast(values.type))
+        known = self.categories_[index]
+        if FEW * len(values) < len(known):
+            return few_codes(values.cast(known.type), known)
+        found = pc.index_in(values, value_set=known.cast(values.type))
         return pc.fill_null(found, UNSEEN - KNOWN).to_numpy(zero_copy_only=False) + np.int32(KNOWN)
 
     def make_module(self):
@@ -236,6 +241,32 @@ class CategoryBlock(Block):
 
     def get_feature_names_out(self, input_features=None):
         return np.asarray(self.feature_names_in_, dtype=object)
+
+
+def few_codes(values, known):
+    """Return the codes of a few values among many known ones.
+
+    The known ones are looked up among the few, for hashing them all takes most of the time in
+    which a row is predicted: of a million, 0.17 s.
+
+    Parameters
+    ----------
+    values : pyarrow.Array or ChunkedArray
+        Strings.
+    known : pyarrow.Array
+        Categories, in the order of their codes.
+
+    Returns
+    -------
+    ndarray of int32
+    """
+    distinct = values.unique().drop_null()
+    found = pc.index_in(known, value_set=distinct)
+    places = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
+    codes = np.full(len(distinct) + 1, UNSEEN, dtype=np.int32)
+    codes[found.take(pa.array(places)).to_numpy()] = places + KNOWN
+    rows = pc.fill_null(pc.index_in(values, value_set=distinct), len(distinct))
+    return codes[rows.to_numpy(zero_copy_only=False)]
 
 
 def default_width(n_codes):

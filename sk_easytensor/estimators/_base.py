@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-import torch
 from sklearn.base import clone
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
@@ -15,9 +14,11 @@ from sk_easytensor.blocks._parts import Representation
 from sk_easytensor.compose import BlockParametersMixin, TableEncoder, blocks_diagram
 from sk_easytensor.estimators._inputs import errors_name, eval_pairs
 from sk_easytensor.estimators._pickling import PortablePickleMixin
-from sk_easytensor.estimators._rows import RowMaker
+from sk_easytensor.estimators._rows import RowMaker, divided, total_weight
+from sk_easytensor.estimators._stored import Vectors, of_stored_rows
 from sk_easytensor.estimators._trained import TrainedEstimator
-from sk_easytensor.inspection import EncodedModel, GivenOutputs, ImportanceSample
+from sk_easytensor.inference._running import UNPICKLED, EngineMixin
+from sk_easytensor.inspection import EncodedModel, GivenOutputs, Inspection
 from sk_easytensor.networks.block_network import make_network
 from sk_easytensor.parameters import check_choice
 from sk_easytensor.report._columns import summarize_table, summarize_target
@@ -25,14 +26,13 @@ from sk_easytensor.selection import check_blocks
 from sk_easytensor.tables import as_table, has_column_names, read_like_fit
 from sk_easytensor.tracking import tracked
 from sk_easytensor.tracking.tracker import RUN
-from sk_easytensor.training.batches import EncodedRows
 from sk_easytensor.training.seeding import seeded
 from sk_easytensor.training.settings import default_batch_size, default_max_epochs
 
 __all__ = ["BaseEasyTensor"]
 
 
-class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator):
+class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, TrainedEstimator):
     """Base of the estimators; subclasses say what a target is.
 
     A subclass implements ``_check_target(y)`` (returns a valid target as an array),
@@ -64,6 +64,7 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
         backend="local",
         checkpoint_dir=None,
         tracker=None,
+        inference_engine="torch",
     ):
         self.blocks = blocks
         self.remainder = remainder
@@ -84,6 +85,7 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
         self.backend = backend
         self.checkpoint_dir = checkpoint_dir
         self.tracker = tracker
+        self.inference_engine = inference_engine
 
     # ------------------------------------------------------------------ parameters
 
@@ -145,6 +147,7 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
                 self._eval_records(where, *pair, weight, records, backend)
                 for where, pair, weight in eval_pairs(eval_set, eval_sample_weight)
             ]
+            judging = evals[0] if evals else records
             if not going_on:
                 self._fit_encoder(records, backend, checkpoints)
                 self._summarize_data(records)
@@ -160,9 +163,11 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
                 rows, evals = backend.hold_out(
                     rows, self._strata, self.validation_fraction, random_state
                 )
-            return self._train(
+            self._train(
                 rows, evals, batch_size, random_state, backend, going_on, checkpoints=checkpoints
             )
+            self._choose_engines([(self, judging.sample().table)], backend)
+            return self
 
     def partial_fit(self, X, y, sample_weight=None):
         """Train for one epoch on these rows.
@@ -243,7 +248,14 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
 
     def _bare(self):
         """Return a copy that knows its target and blocks, for use in other processes."""
-        left_out = {"network_", "_importance_sample", "_optimizer_state", RUN}
+        left_out = {
+            "network_",
+            "_importance_sample",
+            "_optimizer_state",
+            "_program",
+            UNPICKLED,
+            RUN,
+        }
         bare = object.__new__(type(self))
         vars(bare).update({k: value for k, value in vars(self).items() if k not in left_out})
         bare.callbacks = bare.checkpoint_dir = bare.tracker = None
@@ -275,8 +287,8 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
         checkpoints=None,
     ):
         # A mean of one leaves the learning rate what it is for unweighted rows.
-        total = sum(rows.each(_total_weight))
-        rows = rows.map(partial(_divided, by=total / len(rows)))
+        total = sum(rows.each(total_weight))
+        rows = rows.map(partial(divided, by=total / len(rows)))
         seed = int(random_state.randint(np.iinfo(np.int32).max))
         if going_on:
             # Otherwise every call would shuffle and drop out alike.
@@ -297,16 +309,17 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
                 trunk = self._default_trunk() if self.trunk is None else clone(self.trunk)
                 self._network_trunk = trunk
                 self.network_ = make_network(self.blocks_, trunk, self._head)
-            result = backend.train(self.network_, self._head, rows, evals, settings)
+            inspection = Inspection(self._bare(), self.n_features_in_, seed)
+            result = backend.train(self.network_, self._head, rows, evals, settings, inspection)
         self._record_losses(result, self._head.metric, going_on)
+        self._use_torch()
         self._n_features_out = self.network_.representation_features
         vars(self).pop("_importances", None)
         self._fitted_structure = self._structure()
         self._optimizer_state = None
         if keep or self.warm_start:
             self._optimizer_state = {"kind": kind, **result.optimizer_state}
-        rows, evals = backend.kept(rows), [backend.kept(valid) for valid in evals[:1]]
-        self._importance_sample = ImportanceSample(rows, evals, self.n_features_in_, seed)
+        vars(self).update(result.inspected)
         return self
 
     # ------------------------------------------------------------------ hooks
@@ -346,20 +359,28 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
         check_is_fitted(self)
         return self._encoder.read(X, owner=type(self).__name__)
 
-    def _forward(self, X, function):
-        """Apply a function of a frame to encoded rows, in batches."""
+    def _forward(self, X, output):
+        """Return an output of the network for rows, in batches."""
         table = self._read(X)
         backend = resolve_backend(self.backend, self.n_jobs)
         frame = self._encoder.encode_table(table, backend)
-        lengths = self.network_.padded_lengths(frame)
-        return backend.forward(function, frame, lengths=lengths)
+        return self._run_network(output, frame, backend)
+
+    def _network_functions(self):
+        """Return what the network gives, by name, as functions of encoded rows."""
+        head, network = self._head, self.network_
+        return {
+            "combined": lambda frame: head.combine(network(frame))[:, 0],
+            "representation": network.represent,
+        }
 
     def _combined(self, X):
         """Return the ensemble's outputs, of shape (n_rows, out_features)."""
         if isinstance(X, GivenOutputs):
             return X.values
-        return self._forward(X, lambda frame: self._head.combine(self.network_(frame))[:, 0])
+        return self._forward(X, "combined")
 
+    @of_stored_rows(Vectors("embedding"), check="_read")
     def transform(self, X):
         """Return the learned representation.
 
@@ -375,7 +396,7 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
         -------
         ndarray of float32, shape (n_samples, width)
         """
-        return self._forward(X, lambda frame: self.network_.represent(frame)).numpy()
+        return self._forward(X, "representation").numpy()
 
     def representation(self):
         """Return blocks and network up to what :meth:`transform` gives.
@@ -397,19 +418,14 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
         0 and scaled to sum to 1. Computed on the encoded rows, so that it costs forward passes
         only, when first asked for or when the estimator is pickled: pickles hold no rows. With
         more than 100 columns, one shuffle of 256 rows has to do, and pickling leaves the
-        computation for later: the pickle then holds those rows, encoded.
+        computation for later: the pickle then holds those rows, encoded. On Ray, the workers
+        compute it at the end of a fit, each shuffling among a sample of its own rows.
         """
         check_is_fitted(self)
         if not hasattr(self, "_importances"):
-            sample = self._importance_sample
-            model = self._judged_model(
-                sample.rows.frame, resolve_backend(self.backend, self.n_jobs)
-            )
-            self._importances = sample.importances(model, self._head)
-            self._validation = None
-            if sample.held_out:
-                found = self._judge(model.outputs[:, 0], sample.rows.target, sample.rows.weight)
-                self._validation = {"rows": len(sample.rows), **found}
+            backend = resolve_backend(self.backend, self.n_jobs)
+            found = self._importance_sample.found(self, backend)
+            self._importances, self._validation = found
             self._importance_sample = None
         return self._importances
 
@@ -418,6 +434,10 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
         sample = records.sample()
         self._data_summary = summarize_table(sample.table)
         self._target_summary = summarize_target(sample.y, getattr(self, "classes_", None))
+
+    def _check_encodable(self, table):
+        """Raise ``ValueError`` if a table lacks columns."""
+        self._read(table)
 
     def _encoded_model(self, X, backend, rows):
         """Return the network with some rows of a table, for inspection."""
@@ -452,12 +472,3 @@ class BaseEasyTensor(PortablePickleMixin, BlockParametersMixin, TrainedEstimator
 
     def _sk_visual_block_(self):
         return blocks_diagram(self)
-
-
-def _total_weight(rows):
-    return float(rows.weight.double().sum())
-
-
-def _divided(rows, by):
-    """Return rows with their weights divided by a number."""
-    return EncodedRows(rows.frame, rows.target, rows.weight / torch.tensor(by).float())

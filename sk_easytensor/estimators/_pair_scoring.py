@@ -9,6 +9,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.backends import resolve_backend
+from sk_easytensor.estimators._stored import Values, of_stored_rows
 from sk_easytensor.inspection import GivenOutputs
 from sk_easytensor.inspection._pairs import pair_model
 from sk_easytensor.retrieval import as_tensor
@@ -21,6 +22,7 @@ __all__ = ["PairScoringMixin"]
 class PairScoringMixin:
     """Predicts pairs by the product of their embeddings."""
 
+    @of_stored_rows(Values("decision"), check="_check_pair_columns")
     def decision_function(self, X):
         """Return how well users and items fit.
 
@@ -45,25 +47,36 @@ class PairScoringMixin:
         items, rows = self._item_vectors(table, backend)
         return self._scores(users[user_rows], items[rows]).numpy()
 
+    def _check_pair_columns(self, table):
+        """Raise ``ValueError`` if a table lacks columns of users or items."""
+        self.user_tower_.read(table)
+        if not (self._catalogue.keyed and self._catalogue.key in table.column_names):
+            self.item_tower_.read(table)
+
     def _scores(self, users, items):
         products = torch.einsum("nd,nd->n", users.double(), items.double())
         return products / self._temperature + self._bias
 
-    def _encoded_model(self, X, backend, rows):
-        """Return both towers with some rows of a table of pairs, for inspection."""
+    def _check_encodable(self, table):
+        """Raise ``ValueError`` unless pairs of a table can be judged, and columns shuffled."""
         owner = type(self).__name__
         if self._target.chosen:
             raise ValueError(
                 f"{owner} was fitted without y, so that pairs have no target to be judged by; "
                 "compare sk_easytensor.ranking.ranking_report with and without a column"
             )
-        table = as_table(X)
         lacking = set(self.item_tower_.feature_names_in_) - set(table.column_names)
         if lacking:
             raise ValueError(
                 f"{owner}: X lacks {sorted(lacking)} of the item tower; join the catalogue to X, "
                 "for its columns to be shuffled"
             )
+        self.user_tower_.read(table)
+
+    def _encoded_model(self, X, backend, rows):
+        """Return both towers with some rows of a table of pairs, for inspection."""
+        table = as_table(X)
+        self._check_encodable(table)
         towers = {"user": self.user_tower_, "item": self.item_tower_}
         return pair_model(towers, table.take(rows), self._scores, backend)
 
@@ -86,6 +99,7 @@ class PairScoringMixin:
         return True
 
     @available_if(_check_classes)
+    @of_stored_rows(Values("probability"), check="_check_pair_columns")
     def predict_proba(self, X):
         """Return the probability of each class.
 
@@ -106,6 +120,7 @@ class PairScoringMixin:
         positive = 1 / (1 + np.exp(-self.decision_function(X)))
         return np.column_stack([1 - positive, positive])
 
+    @of_stored_rows(Values("prediction"), check="_check_pair_columns")
     def predict(self, X):
         """Return the class, the number, or without `y` in `fit` the product of each pair.
 

@@ -5,24 +5,44 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.backends.local import limited_threads, resolve_threads
 from sk_easytensor.blocks._lists import is_list
-from sk_easytensor.estimators._pairs import Keys
+from sk_easytensor.estimators._keys import Keys, rows_of_keys
+from sk_easytensor.estimators._pair_rows import SeenReading
+from sk_easytensor.estimators._stored import Ranking, of_stored_rows
 from sk_easytensor.parameters import check_number
 from sk_easytensor.retrieval import ApproximateIndex, top_k
 from sk_easytensor.tables import as_table
+from sk_easytensor.training.pairs import distinct_rows
 
 __all__ = ["RecommendingMixin"]
 
-QUERIES = 256
-"""Users whose rankings an approximate index is adjusted by."""
+QUERIES, ROWS_OF_QUERIES = 256, 16_384
+"""Users whose rankings an approximate index is adjusted by, and rows that they are found in."""
 
 
 class RecommendingMixin:
     """Ranks the catalogue for users, and users for items."""
 
+    def _check_query(self, users, items=None, k=10, exclude=None):
+        """Raise ``ValueError`` if stored users lack columns, or cannot be ranked for as asked."""
+        check_number("recommend", "k", k, low=1, integer=True)
+        if exclude is not None and not isinstance(exclude, str):
+            raise ValueError(
+                "recommend: of stored users, exclude must be 'seen' or None, got "
+                f"{type(exclude).__name__}"
+            )
+        if items is None:
+            self._check_catalogue()
+        if exclude is not None:
+            self._check_exclude(exclude, users, catalogue=items is None)
+        if not self._are_kept(users):
+            self.user_tower_.read(users)
+
+    @of_stored_rows(Ranking("items", "scores"), check="_check_query")
     def recommend(self, users, items=None, *, k=10, exclude=None):
         """Return the items that fit each user best.
 
@@ -102,32 +122,41 @@ class RecommendingMixin:
 
     # ------------------------------------------------------------------ kept at the end of fit
 
-    def _keep_items(self, frame, users, backend):
-        """Embed the encoded catalogue, if there is one, and forget its columns."""
-        self._index = None
-        if self._catalogue.keyed:
-            self.item_embeddings_ = self.item_tower_.embed_frame(frame, backend).numpy()
-            self.item_keys_ = self._catalogue.keys
-            if self.index != "exact":
-                some = users.take(slice(None, None, max(1, len(users) // QUERIES)))
-                queries = self.user_tower_.embed_frame(some, backend).numpy()
-                self._index = ApproximateIndex(self.item_embeddings_, queries)
-        self._catalogue.forget_rows()
+    def _read_users(self, table, backend):
+        """Return each user's last row, and which items each user met, as numbers."""
+        if self._user_key is None:
+            return None
+        columns = self.user_tower_.feature_names_in_
+        rows = rows_of_keys(table, self._user_key, columns, backend, keep="last")
+        users = Keys(rows.column(self._user_key), self._user_key)
+        users.forget_rows()
+        if not self._catalogue.keyed:
+            return rows, users, None
+        keys = list(dict.fromkeys([self._user_key, self._catalogue.key]))
+        reading = SeenReading(self._user_key, self._catalogue)
+        seen = backend.summarize(table.select(keys), {"seen": (reading, keys)})["seen"]
+        return rows, users, seen.numbered(users)
 
-    def _keep_users(self, table, lookup, item_rows, backend):
-        """Embed each user's last row, and note the items of each."""
-        last = np.zeros(lookup.codes.max() + 1, dtype=np.int64)
-        np.maximum.at(last, lookup.codes, np.arange(len(table)))
-        order = lookup.take_first()
-        last = last[lookup.codes[order]]
-        rows = table.take(pa.array(last))
+    def _keep_users(self, rows, users, seen, backend):
+        """Embed each user's last row, and remember what :meth:`_read_users` found."""
         frame = self.user_tower_.encode(rows, backend)
         self.user_embeddings_ = self.user_tower_.embed_frame(frame, backend).numpy()
         self.user_keys_ = rows.column(self._user_key).to_numpy()
-        self._users = lookup
-        pairs = np.column_stack([lookup.rows(table.column(self._user_key)), item_rows.numpy()])
-        self._seen = np.unique(pairs, axis=0) if self._catalogue.keyed else None
-        lookup.forget_rows()
+        self._users, self._seen = users, seen
+
+    def _keep_items(self, frame, users, backend):
+        """Embed the encoded catalogue, if there is one; some users help to adjust the index."""
+        self._index = None
+        if not self._catalogue.keyed:
+            return
+        self.item_embeddings_ = self.item_tower_.embed_frame(frame, backend).numpy()
+        self.item_keys_ = self._catalogue.keys
+        if self.index != "exact":
+            some = users.take(pa.array(some_places(len(users), ROWS_OF_QUERIES)))
+            found, _ = distinct_rows(self.user_tower_.encode(some, backend))
+            found = found.take(torch.from_numpy(some_places(len(found), QUERIES)))
+            queries = self.user_tower_.embed_frame(found, backend).numpy()
+            self._index = ApproximateIndex(self.item_embeddings_, queries)
 
     # ------------------------------------------------------------------ reading
 
@@ -136,10 +165,9 @@ class RecommendingMixin:
             return top_k(queries, candidates, k, excluded=excluded)
 
     def _user_vectors(self, users):
-        needed = set(self.user_tower_.feature_names_in_)
-        given = needed & set(users.column_names)
-        if given == needed or given - {self._user_key} or self._user_key not in users.column_names:
+        if not self._are_kept(users):
             return self.user_tower_.embed(users)
+        needed = set(self.user_tower_.feature_names_in_)
         column = users.column(self._user_key)
         rows = self._users.rows(column)
         if (rows < 0).any():
@@ -149,6 +177,13 @@ class RecommendingMixin:
                 f"embedding was not kept by fit; pass the columns {sorted(needed)}"
             )
         return self.user_embeddings_[rows]
+
+    def _are_kept(self, users):
+        """Tell whether users are given by their key alone."""
+        needed = set(self.user_tower_.feature_names_in_)
+        given = needed & set(users.column_names)
+        alone = given != needed and not given - {self._user_key}
+        return alone and self._user_key in users.column_names
 
     def _candidates(self, items):
         vectors = self.item_tower_.embed(items)
@@ -164,11 +199,7 @@ class RecommendingMixin:
         if exclude is None:
             return None
         if isinstance(exclude, str):
-            if exclude != "seen" or not catalogue:
-                raise ValueError(
-                    "recommend: exclude must be 'seen', which is known of the catalogue only, or "
-                    f"a list of keys for each user, got {exclude!r}"
-                )
+            self._check_exclude(exclude, users, catalogue=catalogue)
             return self._seen_pairs(users)
         if lookup is None:
             raise ValueError("recommend: exclude names keys, which items do not have")
@@ -190,10 +221,18 @@ class RecommendingMixin:
         rows = lookup.rows(items)
         return owner[rows >= 0], rows[rows >= 0].astype(np.int64)
 
-    def _seen_pairs(self, users):
+    def _check_exclude(self, exclude, users, *, catalogue):
+        """Raise ``ValueError`` unless it is known what users have seen."""
+        if exclude != "seen" or not catalogue:
+            raise ValueError(
+                "recommend: exclude must be 'seen', which is known of the catalogue only, or "
+                f"a list of keys for each user, got {exclude!r}"
+            )
         self._check_users("exclude='seen'")
         if self._user_key not in users.column_names:
             raise ValueError(f"exclude='seen' needs the column {self._user_key!r} of users")
+
+    def _seen_pairs(self, users):
         rows = self._users.rows(users.column(self._user_key))
         first = np.searchsorted(self._seen[:, 0], rows)
         last = np.where(rows < 0, first, np.searchsorted(self._seen[:, 0], rows, side="right"))
@@ -222,6 +261,11 @@ class RecommendingMixin:
         vectors = self.user_tower_.embed(table)
         places, _ = self._best(vectors, self.item_embeddings_, min(k, len(self.item_embeddings_)))
         return float((places == rows[:, None]).any(axis=1).mean())
+
+
+def some_places(n_places, size):
+    """Return evenly spread places, about `size` of them if there are more."""
+    return np.arange(0, n_places, max(1, n_places // size))
 
 
 def _named(keys, places):

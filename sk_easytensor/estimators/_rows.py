@@ -6,8 +6,9 @@ import torch
 
 from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.batches import EncodedRows
+from sk_easytensor.training.shards import gather_rows
 
-__all__ = ["RowMaker"]
+__all__ = ["RowMaker", "divided", "total_weight"]
 
 
 class RowMaker:
@@ -22,6 +23,11 @@ class RowMaker:
     weighted : bool
         Whether weights are multiplied by those of the classes.
     """
+
+    columns = ()
+    """Of which :meth:`make_targets` wants a table."""
+
+    gather = staticmethod(gather_rows)
 
     def __init__(self, estimator, backend, weighted):
         self.estimator = estimator
@@ -44,13 +50,23 @@ class RowMaker:
         -------
         EncodedRows
         """
-        rows = self.make_targets(y, weight)
+        rows = self.make_targets(table, y, weight)
         rows.frame = self.estimator._encoder.encode_table(table, self.backend)
         return rows
 
-    def make_targets(self, y, weight):
+    def make_targets(self, table, y, weight):
         """Return rows without features."""
         target = self.estimator._encode_target(y)
         if self.weighted:
             weight = weight * self.estimator._class_weights(target)
         return EncodedRows(TensorFrame({}, len(target)), target, torch.from_numpy(weight).float())
+
+
+def total_weight(rows):
+    """Return the sum of the rows' weights."""
+    return float(rows.weight.double().sum())
+
+
+def divided(rows, by):
+    """Return rows with their weights divided by a number."""
+    return EncodedRows(rows.frame, rows.target, rows.weight / torch.tensor(by).float())

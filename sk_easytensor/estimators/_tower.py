@@ -10,6 +10,7 @@ from sk_easytensor.blocks._parts import Representation
 from sk_easytensor.compose import BlockParametersMixin, TableEncoder
 from sk_easytensor.estimators._pickling import PortablePickleMixin
 from sk_easytensor.inference._exporting import ExportMixin
+from sk_easytensor.inference._running import EngineMixin
 from sk_easytensor.networks.block_network import make_network
 from sk_easytensor.networks.heads import EmbeddingHead
 from sk_easytensor.networks.trunks import Sum
@@ -21,6 +22,7 @@ __all__ = ["Tower"]
 
 
 class Tower(
+    EngineMixin,
     ExportMixin,
     PortablePickleMixin,
     BlockParametersMixin,
@@ -58,6 +60,10 @@ class Tower(
         Columns the tower reads.
     feature_names_in_ : ndarray of str
         Their names.
+    inference_engine_ : str
+        What runs the network.
+    inference_report_ : dict
+        What was found of the engines, as in :class:`~sk_easytensor.EasyTensorClassifier`.
     """
 
     def __init__(self, blocks=None, trunk=None, *, embedding_dim=64, normalized=False, n_jobs=None):
@@ -93,7 +99,7 @@ class Tower(
 
         Parameters
         ----------
-        table : pyarrow.Table
+        table : pyarrow.Table or table of a backend
             Rows of the tower's side.
         columns : list of str or None
             Columns for blocks to be chosen for; None for those that the blocks name.
@@ -107,8 +113,9 @@ class Tower(
             Where the fitted blocks are kept.
         """
         self._owner = f"the {side} tower"
+        sample = backend.some_rows(table)
         named = [
-            (name, block, select_columns(selector, table, owner=f"block {name!r}", source=source))
+            (name, block, select_columns(selector, sample, owner=f"block {name!r}", source=source))
             for name, block, selector in check_blocks(self.blocks)
         ]
         remainder = "auto"
@@ -116,10 +123,10 @@ class Tower(
             remainder = "drop"
             wanted = {column for _, _, selected in named for column in selected}
             columns = [column for column in table.column_names if column in wanted]
-        table = table.select(columns)
+        table, sample = table.select(columns), sample.select(columns)
 
         def make():
-            return TableEncoder(named, remainder=remainder).fit_table(table, table, backend)
+            return TableEncoder(named, remainder=remainder).fit_table(table, sample, backend)
 
         self._encoder = make() if checkpoints is None else checkpoints.keep(side, make)
         self.blocks_ = self._encoder.blocks_
@@ -132,17 +139,28 @@ class Tower(
         """Put another fitted block, which reads the same columns, in the place of one."""
         self.blocks_[name] = block
 
+    def without_network(self):
+        """Return what reads and encodes tables, for use in other processes."""
+        other = object.__new__(type(self))
+        other._encoder, other._owner = self._encoder, self._owner
+        return other
+
     def make_network(self):
         """Make a new network that reads the fitted blocks' encodings."""
         self._network_trunk = self.trunk
         as_it_is = isinstance(self.trunk, Sum) and self.trunk.width == self.embedding_dim
         self._head = EmbeddingHead(self.embedding_dim, projected=not as_it_is)
         self.network_ = make_network(self.blocks_, self.trunk, self._head)
+        self._use_torch()
         return self.network_
+
+    def read(self, table):
+        """Return the tower's columns of a table; raise ``ValueError`` if it lacks some."""
+        return self._encoder.read(table, owner=self._owner)
 
     def encode(self, table, backend):
         """Encode the tower's columns of a table."""
-        return self._encoder.encode_table(self._encoder.read(table, owner=self._owner), backend)
+        return self._encoder.encode_table(self.read(table), backend)
 
     def transform(self, X):
         """Return embeddings.
@@ -192,9 +210,8 @@ class Tower(
 
     def embed_frame(self, frame, backend):
         """Return the embeddings of encoded rows, as a tensor."""
+        return self._run_network("embedding", frame, backend)
+
+    def _network_functions(self):
         network = self.network_.eval()
-        return backend.forward(
-            lambda rows: embed(network, rows, self.normalized),
-            frame,
-            lengths=network.padded_lengths(frame),
-        )
+        return {"embedding": lambda rows: embed(network, rows, self.normalized)}

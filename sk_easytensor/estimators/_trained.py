@@ -11,6 +11,7 @@ from sklearn.utils import check_random_state
 
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.inference._exporting import ExportMixin
+from sk_easytensor.inference.engines import check_engine
 from sk_easytensor.networks import TabM
 from sk_easytensor.parameters import GrowingParametersMixin, check_number
 from sk_easytensor.report import write_report
@@ -102,6 +103,7 @@ class TrainedEstimator(
         if not isinstance(self.verbose, (bool, np.bool_)):
             check_number(owner, "verbose", self.verbose, low=0, integer=True)
         check_callbacks(self.callbacks, owner)
+        check_engine(owner, self.inference_engine)
         check_store(self.checkpoint_dir, owner)
         check_tracker(self.tracker, owner)
         if is_in_mlflow(self.checkpoint_dir) and check_tracker(self.tracker, owner) is None:
@@ -109,11 +111,25 @@ class TrainedEstimator(
                 f"{owner}: checkpoint_dir='mlflow' keeps checkpoints in the run of the fit, which "
                 "needs tracker='mlflow' or an MLflowTracker; a directory of that name is './mlflow'"
             )
+        if is_in_mlflow(self.checkpoint_dir) and resolve_backend(self.backend, None).distributed:
+            raise ValueError(
+                f"{owner}: checkpoint_dir='mlflow' keeps checkpoints on this machine first, which "
+                f"workers of {self.backend!r} do not reach; give a directory or URL that they reach"
+            )
 
     def _forget(self):
         """Drop what an earlier fit learned."""
         for name in [name for name in vars(self) if name.endswith("_") and name[0] != "_"]:
             delattr(self, name)
+
+    def _light_copy(self):
+        """Return a copy of a fitted estimator that predicts in the process it is sent to."""
+        light = object.__new__(type(self))
+        left_out = {"_importance_sample", "_optimizer_state", RUN}
+        vars(light).update({k: value for k, value in vars(self).items() if k not in left_out})
+        light.backend = "local"
+        light.callbacks = light.checkpoint_dir = light.tracker = None
+        return light
 
     def _open_checkpoints(self):
         """Return the checkpoints to go on from and to write, if any, and the random state."""
@@ -154,6 +170,22 @@ class TrainedEstimator(
     def __getstate__(self):
         """Return what is pickled or copied."""
         return with_active_run(super().__getstate__())
+
+    def _choose_engines(self, models, backend):
+        """Choose what runs fitted networks.
+
+        Parameters
+        ----------
+        models : list of (EngineMixin, pyarrow.Table)
+            What has the networks, and rows for each by which engines are compared and timed.
+        backend : LocalBackend
+            Where forward passes run.
+        """
+        if self.inference_engine == "torch":
+            return
+        with self._timed("engine"):
+            for model, table in models:
+                model._choose_engine(self.inference_engine, table, backend)
 
     @contextmanager
     def _timed(self, part):

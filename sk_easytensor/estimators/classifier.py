@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_array, column_or_1d
 
 from sk_easytensor.estimators._base import BaseEasyTensor
 from sk_easytensor.estimators._inputs import check_no_missing
+from sk_easytensor.estimators._stored import Values, of_stored_rows
 from sk_easytensor.inspection._validation import calibration
 from sk_easytensor.networks.heads import BinaryHead, MulticlassHead, MultilabelHead
 from sk_easytensor.parameters import check_number
@@ -75,6 +76,15 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     tracker : "mlflow", MLflowTracker or None, default=None
         Where each `fit` is recorded: a run in MLflow. See the user guide, "Tracking runs with
         MLflow".
+    inference_engine : {"torch", "auto", "onnxruntime", "tensorrt"}, default="torch"
+        What runs the network when the fitted model predicts or transforms; blocks encode rows as
+        ever. With ``"auto"``, `fit` ends by exporting the network, which takes seconds, and takes
+        the fastest engine there is on this machine whose outputs agree with torch's on rows of
+        the first `eval_set` or of `X`, to 1e-5 and 1e-4 of their size. An engine by name is taken
+        if it agrees. If none does, torch is kept and a warning says by how much they differ.
+        ``"torch"`` is the default because a quick fit should stay one, and because which engine is
+        fastest depends on more than the data: between two fits with ``"auto"``, predictions may
+        differ in the last digits. `partial_fit` goes back to torch.
 
     Attributes
     ----------
@@ -101,9 +111,17 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         With a `tracker`, the run in MLflow; None if it could not be made.
     feature_importances_ : ndarray of shape (n_features,)
         Permutation importance of each column.
+    inference_engine_ : str
+        What runs the network: ``"torch"``, ``"onnxruntime"`` or ``"tensorrt"``.
+    inference_report_ : dict
+        Unless `inference_engine` is ``"torch"``: what was found of the engines. ``"rows"``, how
+        many they were compared on; ``"relative"`` and ``"absolute"``, the tolerance; and
+        ``"engines"``, for each ``"seconds"`` for these rows, ``"speed_up"`` over torch and
+        ``"difference"``, the largest of any output; or why it is not to be had (``"unavailable"``)
+        or ``"failed"``.
     fit_times_ : dict
-        Seconds: ``"blocks"`` (fitting them), ``"encoding"``, ``"training"``, and ``"epochs"``, a
-        list with those of each epoch.
+        Seconds: ``"blocks"`` (fitting them), ``"encoding"``, ``"training"``, ``"engine"``
+        (choosing one), and ``"epochs"``, a list with those of each epoch.
 
     See Also
     --------
@@ -143,6 +161,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         backend="local",
         checkpoint_dir=None,
         tracker=None,
+        inference_engine="torch",
     ):
         super().__init__(
             blocks,
@@ -164,6 +183,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
             backend=backend,
             checkpoint_dir=checkpoint_dir,
             tracker=tracker,
+            inference_engine=inference_engine,
         )
         self.class_weight = class_weight
 
@@ -187,6 +207,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         """
         return self._partial_fit(X, y, sample_weight, classes)
 
+    @of_stored_rows(Values("probability"), check="_read")
     def predict_proba(self, X):
         """Return class probabilities.
 
@@ -204,6 +225,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         combined = self._combined(X).double()
         return self._head.predict(combined).numpy()
 
+    @of_stored_rows(Values("decision"), check="_read")
     def decision_function(self, X):
         """Return log-odds (two classes, multilabel) or log-probabilities (more classes).
 
@@ -219,6 +241,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         combined = self._combined(X).numpy()
         return combined[:, 0] if type(self._head) is BinaryHead else combined
 
+    @of_stored_rows(Values("prediction"), check="_read")
     def predict(self, X):
         """Return the most probable class of each row.
 

@@ -6,44 +6,43 @@ from functools import partial
 from warnings import warn
 
 import numpy as np
-import pandas as pd
 from sklearn.base import clone
-from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.backends import resolve_backend
-from sk_easytensor.blocks import EventSequenceBlock
 from sk_easytensor.compose import BlockParametersMixin, blocks_diagram
+from sk_easytensor.estimators._embedding import EmbeddingMixin
 from sk_easytensor.estimators._event_tables import (
-    AT_LEAST,
-    all_users,
     check_length,
     check_pairs,
-    collected,
     eval_tables,
-    list_names,
+    list_blocks,
+    view_settings,
 )
 from sk_easytensor.estimators._inputs import errors_name
+from sk_easytensor.estimators._pieces import InPieces
 from sk_easytensor.estimators._tower import Tower
 from sk_easytensor.estimators._trained import TrainedEstimator
-from sk_easytensor.events import collect_sequences
 from sk_easytensor.networks import Sum
 from sk_easytensor.parameters import check_choice, check_number
 from sk_easytensor.report._columns import summarize_table
-from sk_easytensor.selection import check_blocks, select_columns
 from sk_easytensor.tables import align_table, as_table, has_column_names
 from sk_easytensor.tracking import tracked
-from sk_easytensor.training.batches import FreshRows
-from sk_easytensor.training.objectives import OBJECTIVES, PairDraw, ViewSettings
+from sk_easytensor.training.objectives import OBJECTIVES
 from sk_easytensor.training.seeding import seeded
 from sk_easytensor.training.settings import default_batch_size, default_max_epochs
-from sk_easytensor.training.splits import validation_rows
-from sk_easytensor.views import Sequences, consecutive_stretches, gap_seconds
+from sk_easytensor.training.users import (
+    AT_LEAST,
+    PairDrawing,
+    UserMaker,
+    count_pairs,
+    count_users,
+)
 
 __all__ = ["EasyTensorEmbedder"]
 
 
-class EasyTensorEmbedder(BlockParametersMixin, TrainedEstimator):
+class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator):
     """Embeddings of users, learned without labels from what they did.
 
     A network reads the events of a user and gives a vector. It is trained to tell which parts of
@@ -92,6 +91,9 @@ class EasyTensorEmbedder(BlockParametersMixin, TrainedEstimator):
         As in :class:`~sk_easytensor.EasyTensorClassifier`.
     callbacks, backend, checkpoint_dir, tracker
         As in :class:`~sk_easytensor.EasyTensorClassifier`.
+    inference_engine : {"torch", "auto", "onnxruntime", "tensorrt"}, default="torch"
+        What computes embeddings once they are learned, as in
+        :class:`~sk_easytensor.EasyTensorClassifier`; ``tower_.inference_engine_`` says which it is.
 
     Attributes
     ----------
@@ -162,6 +164,7 @@ class EasyTensorEmbedder(BlockParametersMixin, TrainedEstimator):
         backend="local",
         checkpoint_dir=None,
         tracker=None,
+        inference_engine="torch",
     ):
         self.blocks = blocks
         self.objective = objective
@@ -189,6 +192,7 @@ class EasyTensorEmbedder(BlockParametersMixin, TrainedEstimator):
         self.backend = backend
         self.checkpoint_dir = checkpoint_dir
         self.tracker = tracker
+        self.inference_engine = inference_engine
 
     def _default_trunk(self):
         return Sum(width=self.embedding_dim)
@@ -219,7 +223,7 @@ class EasyTensorEmbedder(BlockParametersMixin, TrainedEstimator):
 
         Parameters
         ----------
-        X : table-like
+        X : table-like, path of Parquet files or Ray Dataset
             Either a row for each user with columns of lists, all lists of a row of one length,
             or a log with a row for each event, in any order.
         y : None
@@ -230,7 +234,7 @@ class EasyTensorEmbedder(BlockParametersMixin, TrainedEstimator):
             The column that says when events happened: timestamps, dates, or numbers of seconds.
             A log needs it, and so does a `session_gap`. Of numbers, too, blocks that are chosen
             automatically read the gaps only.
-        eval_set : list of table-like, optional
+        eval_set : list of table-like, paths or Datasets, optional
             Of the kind of `X`, with other users; judged after each epoch. The first decides about
             early stopping.
 
@@ -247,6 +251,15 @@ class EasyTensorEmbedder(BlockParametersMixin, TrainedEstimator):
         -----
         UserWarning
             If there are users with too few events or sessions to be trained on.
+
+        Notes
+        -----
+        On Ray, tasks bring the events of each user of a log together, and no process has all users:
+        each worker draws pairs of its own. Their sequences have to be in its memory, as they are
+        and not encoded; if they take more than half of ``memory_per_worker``, the fit ends with an
+        error before any training, and more workers are needed. With ``"contrastive"`` each worker
+        tells a user from those of its own part of a batch, ``batch_size / num_workers`` pairs: the
+        more workers, the larger a `batch_size` pays.
         """
         backend = resolve_backend(self.backend, self.n_jobs)
         self._check_parameters()
@@ -256,149 +269,98 @@ class EasyTensorEmbedder(BlockParametersMixin, TrainedEstimator):
                 f"{type(self).__name__}: user={user!r} says that X is a log of events, which needs "
                 "time too, the column that says when they happened"
             )
-        source = as_table(X)
-        table = source if user is None else collected(source, user, time)
-        settings = self._view_settings(table, time)
-        blocks = self._specs(table, X if user is None else None, time)
-        read = [name for _, _, columns in blocks for name in columns]
-        cut_by = [name for name in (settings.label, settings.gap and time) if name]
-        needed = [name for name in table.column_names if name in {*read, *cut_by}]
-        objective = self._objective(table.select(needed), settings)
-        check_pairs(objective)
-        evals = []
-        for where, X_eval in eval_tables(eval_set):
-            with errors_name(where):
-                valid = as_table(X_eval) if user is None else collected(X_eval, user, time)
-                valid = align_table(valid, needed, owner=type(self).__name__)
-                evals.append(self._objective(valid, settings))
-                check_pairs(evals[-1])
-        self._forget()
-        self.n_users_ = len(objective.has_pair)
-        self.n_users_without_pair_ = int((~objective.has_pair).sum())
-        if self.n_users_without_pair_:
-            warn(
-                f"{type(self).__name__}: {self.n_users_without_pair_} of {self.n_users_} users "
-                f"have {objective.lack} and make no pair of their own to train on",
-                UserWarning,
-                stacklevel=3,  # Past the function that tracks fits.
-            )
-        self._user, self._time = user, time
-        self._data_summary = summarize_table(source)
-        with self._timed("blocks"):
-            self._fit_tower(objective, blocks, backend)
-        self._train(objective, evals, random_state, backend, checkpoints)
+        with backend.running():
+            given, lists = self._read_records(X, user, time, backend)
+            some = backend.some_rows(lists.table)
+            settings = view_settings(self, some, time)
+            blocks = list_blocks(self, some, X if user is None else None, time)
+            read = [name for _, _, columns in blocks for name in columns]
+            cut_by = [name for name in (settings.label, settings.gap and time) if name]
+            needed = [name for name in some.column_names if name in {*read, *cut_by}]
+            maker = UserMaker(OBJECTIVES[self.objective], settings, needed, type(self).__name__)
+            lists, rows, counts = self._read_users(lists, maker, backend)
+            evals = []
+            for where, X_eval in eval_tables(eval_set):
+                with errors_name(where):
+                    _, valid = self._read_records(X_eval, user, time, backend)
+                    evals.append(self._read_users(valid, maker, backend)[1])
+            self._forget()
+            self.n_users_, usable = counts
+            self.n_users_without_pair_ = self.n_users_ - usable
+            if self.n_users_without_pair_:
+                warn(
+                    f"{type(self).__name__}: {self.n_users_without_pair_} of {self.n_users_} users "
+                    f"have {maker.objective.lack} and make no pair of their own to train on",
+                    UserWarning,
+                    stacklevel=3,  # Past the function that tracks fits.
+                )
+            self._user, self._time = user, time
+            self._data_summary = summarize_table(given)
+            with self._timed("blocks"):
+                self._fit_tower(lists.table, blocks, backend)
+            self._train(rows, evals, random_state, backend, checkpoints)
+            self._choose_engines([(self.tower_, some)], backend)
         self._n_features_out = self.embedding_dim
-        self.n_features_in_ = source.num_columns
+        self.n_features_in_ = given.num_columns
         if has_column_names(X):
-            self.feature_names_in_ = np.asarray(source.column_names, dtype=object)
+            self.feature_names_in_ = np.asarray(given.column_names, dtype=object)
         return self
 
-    def _view_settings(self, table, time):
-        """Return how sequences are cut, after a look at whether they can be."""
-        owner = type(self).__name__
-        sessions = OBJECTIVES[self.objective].has_sessions
-        if sessions and self.session is None and self.session_gap is None:
-            raise ValueError(
-                f"{owner}: objective={self.objective!r} needs sessions; give session_gap, the time "
-                "after which a new one begins, or session, the column that names them"
-            )
-        lists = list_names(table)
-        for name, value in (("time", time), ("session", self.session)):
-            if value is not None and value not in lists:
-                raise ValueError(
-                    f"{owner}: {name} names {value!r}, which is no column of lists of X; those are "
-                    f"{lists}"
-                )
-        if not sessions:
-            return ViewSettings(self.min_length, self.max_length)
-        if self.session is not None:
-            return ViewSettings(label=self.session)
-        if time is None:
-            raise ValueError(
-                f"{owner}: session_gap needs to know when events happened; give fit the column of "
-                f"times, as in fit(X, time=...); columns of lists are {lists}"
-            )
-        return ViewSettings(time=time, gap=gap_seconds(owner, self.session_gap))
+    def _read_records(self, X, user, time, backend):
+        """Return some of the rows that the user gave, and sequences with a row for each user."""
+        records = backend.records(X, None, None, as_table, no_target)
+        given = backend.some_rows(records.table)
+        return given, records if user is None else records.collected(user, time)
 
-    def _specs(self, table, X, time):
-        """Return the blocks with the names of their columns, all of them lists."""
-        owner = type(self).__name__
-        lists = list_names(table)
-        if not lists:
-            raise ValueError(
-                f"{owner}: X has no column of lists; if it is a log with a row for each event, "
-                "give fit its user and time columns"
-            )
-        specs = []
-        for name, block, selector in check_blocks(self.blocks):
-            columns = select_columns(selector, table, X, owner=f"block {name!r}")
-            constant = [column for column in columns if column not in lists]
-            if constant:
-                raise ValueError(
-                    f"{owner}: block {name!r} reads {constant}, which hold one value for a user "
-                    f"and would tell users apart at once; only lists are read: {lists}"
-                )
-            specs.append((name, block, columns))
-        taken = {column for _, _, columns in specs for column in columns} | {self.session}
-        rest = [column for column in lists if column not in taken]
-        if self.remainder == "auto" and rest:
-            name = EventSequenceBlock.kind
-            while name in [name for name, _, _ in specs]:
-                name += "_auto"
-            block = EventSequenceBlock(time=time if time in rest else None)
-            specs.append((name, block, rest))
-        if not any(columns for _, _, columns in specs):
-            raise ValueError(
-                f"{owner}: no block reads any column of lists: name columns in blocks or use "
-                "remainder='auto'"
-            )
-        return specs
+    def _read_users(self, lists, maker, backend):
+        """Return the columns that are read, users with their sequences, and how many they are."""
+        # Columns that are missing are named.
+        align_table(backend.some_rows(lists.table), maker.columns, owner=type(self).__name__)
+        lists = lists.select(maker.columns)
+        rows = lists.encoded(maker)
+        n_users, usable = map(int, sum(rows.each(count_users)))
+        check_pairs(n_users, usable, maker.objective.lack)
+        return lists, rows, (n_users, usable)
 
-    def _objective(self, table, settings):
-        return OBJECTIVES[self.objective](Sequences(table, type(self).__name__), settings)
-
-    def _fit_tower(self, objective, blocks, backend):
+    def _fit_tower(self, table, blocks, backend):
         trunk = self._default_trunk() if self.trunk is None else self.trunk
         self.tower_ = Tower(
             blocks,
             clone(trunk),
             embedding_dim=self.embedding_dim,
-            normalized=objective.normalized,
+            normalized=OBJECTIVES[self.objective].normalized,
             n_jobs=self.n_jobs,
         )
-        # Blocks read one end of long lists, whereas parts are cut from anywhere: in pieces as
-        # short as that, they see all events.
         lengths = [getattr(block, "max_length", None) for _, block, _ in blocks]
-        lengths = [length for length in lengths if length is not None]
-        pieces = objective.sequences.whole
-        if lengths:
-            pieces = consecutive_stretches(objective.sequences, min(lengths))
-        fit_blocks = partial(self.tower_.fit_blocks, columns=None, backend=backend, side="user")
-        objective.sequences.read(pieces, fit_blocks)
+        shortest = min((length for length in lengths if length is not None), default=None)
+        pieces = InPieces(backend, table, shortest, type(self).__name__)
+        self.tower_.fit_blocks(table, None, pieces, "user")
 
-    def _train(self, objective, evals, random_state, backend, checkpoints):
-        train, sets = all_users(objective), [(valid, all_users(valid)) for valid in evals]
+    def _train(self, rows, evals, random_state, backend, checkpoints):
         if not evals and self.validation_fraction is not None:
-            strata = objective.has_pair.astype(np.int64)
-            parts = validation_rows(strata, self.validation_fraction, random_state)
-            if all(objective.has_pair[part].sum() >= AT_LEAST for part in parts):
-                train, sets = parts[0], [(objective, parts[1])]
+            parts, held_out = backend.hold_out(
+                rows, has_pair, self.validation_fraction, random_state
+            )
+            usable = [sum(part.each(count_users))[1] for part in (parts, *held_out)]
+            if held_out and min(usable) >= AT_LEAST:
+                rows, evals = parts, held_out
         seed = int(random_state.randint(np.iinfo(np.int32).max))
-        encode = partial(self.tower_.encode, backend=backend)
-        rows = FreshRows(PairDraw(objective, train, encode, [seed, 0]))
+        encode = partial(self.tower_.without_network().encode, backend=backend)
+        counts = [sum(part.each(count_pairs)) for part in (rows, *evals)]
+        rows = rows.map(PairDrawing(encode, [seed, 0], fresh=True))
         # What judges is drawn once, so that epochs can be compared.
         judges = [
-            PairDraw(drawn, users, encode, [seed, 1 + index])(0)
-            for index, (drawn, users) in enumerate(sets)
+            valid.map(PairDrawing(encode, [seed, 1 + index], fresh=False))
+            for index, valid in enumerate(evals)
         ]
-        n_pairs = max(len(part) for part in (rows, *judges))
+        objective = OBJECTIVES[self.objective]
         temperature = objective.temperature if self.temperature is None else self.temperature
-        batch_size = self.batch_size or max(128, default_batch_size(len(rows)))
-        epochs = self.max_epochs or default_max_epochs(len(rows))
+        batch_size = self.batch_size or max(128, default_batch_size(counts[0]))
+        epochs = self.max_epochs or default_max_epochs(counts[0])
         settings = self._settings(batch_size, epochs, checkpoints=checkpoints)
         with seeded(seed):
             tower = self.tower_.make_network()
-            network = objective.make_network(tower, n_pairs, temperature, self.dropout)
+            network = objective.make_network(tower, max(counts), temperature, self.dropout)
             result = backend.train(network, objective.head, rows, judges, settings)
         self._record_losses(result, objective.head.metric)
 
@@ -426,70 +388,6 @@ class EasyTensorEmbedder(BlockParametersMixin, TrainedEstimator):
         check_is_fitted(self)
         return self.tower_.representation()
 
-    # ------------------------------------------------------------------ embedding
-
-    def collect(self, events):
-        """Return the sequences of a log, a row for each user.
-
-        Parameters
-        ----------
-        events : table-like
-            A log with the columns of the one that `fit` was given.
-
-        Returns
-        -------
-        DataFrame or pyarrow.Table
-            The user's columns and columns of lists, named as in the log. Users are in the order
-            of their first event in the log, as in what :meth:`transform` returns; it takes this
-            table, too, and gives the same.
-
-        Raises
-        ------
-        AttributeError
-            If `fit` was given no log.
-        """
-        check_is_fitted(self)
-        if self._user is None:
-            raise AttributeError("collect needs a log in fit, with its user and time columns")
-        return collect_sequences(
-            events,
-            by=self._user,
-            order_by=self._time,
-            columns=list(self.tower_.feature_names_in_),
-            prefix="",
-        )
-
-    def transform(self, X):
-        """Return embeddings.
-
-        Parameters
-        ----------
-        X : table-like
-            Columns of lists, a row for each user; or a log, if `fit` was given one.
-
-        Returns
-        -------
-        ndarray of float32, shape (n_users, embedding_dim)
-            For a log, users are in the order of their first event; as pandas data frames, if
-            ``set_output`` asks for these, they have the users as index.
-        """
-        check_is_fitted(self)
-        table = as_table(X)
-        if not self._is_log(table):
-            return self.tower_.embed(table)
-        sequences = self.collect(table)
-        embeddings = self.tower_.embed(sequences)
-        if _get_output_config("transform", self)["dense"] != "pandas":
-            return embeddings
-        # Left to itself, scikit-learn would take over the index of the events.
-        users = [self._user] if isinstance(self._user, str) else list(self._user)
-        users = sequences.select(users).to_pandas().set_index(users).index
-        return pd.DataFrame(embeddings, index=users, columns=self.get_feature_names_out())
-
-    def _is_log(self, table):
-        read = set(self.tower_.feature_names_in_).intersection(table.column_names)
-        return self._user is not None and not read.intersection(list_names(table))
-
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
@@ -499,3 +397,13 @@ class EasyTensorEmbedder(BlockParametersMixin, TrainedEstimator):
 
     def _sk_visual_block_(self):
         return blocks_diagram(self)
+
+
+def no_target(y):
+    """Return that there is nothing to learn but the rows themselves."""
+    return None
+
+
+def has_pair(target):
+    """Return the groups of users that a validation part is drawn evenly from."""
+    return target.numpy()

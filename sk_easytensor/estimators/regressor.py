@@ -10,6 +10,7 @@ from sklearn.utils.validation import assert_all_finite, check_array
 
 from sk_easytensor.estimators._base import BaseEasyTensor
 from sk_easytensor.estimators._inputs import check_no_missing
+from sk_easytensor.estimators._stored import Values, of_stored_rows
 from sk_easytensor.inspection._validation import residual_bins
 from sk_easytensor.networks.heads import RegressionHead
 from sk_easytensor.parameters import check_choice, check_number
@@ -40,7 +41,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         As in :class:`EasyTensorClassifier`.
     early_stopping_rounds, validation_fraction, warm_start, random_state, n_jobs, device
         As in :class:`EasyTensorClassifier`.
-    verbose, callbacks, backend, checkpoint_dir, tracker
+    verbose, callbacks, backend, checkpoint_dir, tracker, inference_engine
         As in :class:`EasyTensorClassifier`.
 
     Attributes
@@ -51,6 +52,8 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         Losses by epoch, of the standardised target: ``{"training": {"squared_error": [...]},
         "valid_0": {"squared_error": [...]}}``.
     n_features_in_, feature_names_in_, blocks_, network_, best_iteration_, best_score_, n_iter_
+        As in :class:`EasyTensorClassifier`.
+    inference_engine_, inference_report_
         As in :class:`EasyTensorClassifier`.
     feature_importances_ : ndarray of shape (n_features,)
         Permutation importance of each column.
@@ -93,6 +96,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         backend="local",
         checkpoint_dir=None,
         tracker=None,
+        inference_engine="torch",
     ):
         super().__init__(
             blocks,
@@ -114,10 +118,12 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
             backend=backend,
             checkpoint_dir=checkpoint_dir,
             tracker=tracker,
+            inference_engine=inference_engine,
         )
         self.loss = loss
         self.quantile = quantile
 
+    @of_stored_rows(Values("prediction"), check="_read")
     def predict(self, X):
         """Return predictions.
 

@@ -3,46 +3,34 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
-from sklearn.base import clone
-from sklearn.utils import check_consistent_length
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.compose import BlockParametersMixin, blocks_diagram
-from sk_easytensor.estimators._inputs import Sized, check_weight, errors_name
+from sk_easytensor.estimators._keys import check_key_type
 from sk_easytensor.estimators._pair_scoring import PairScoringMixin
-from sk_easytensor.estimators._pairs import (
-    ItemTable,
-    Keys,
-    PairTarget,
-    fit_shared,
-    key_blocks,
-    pair_sets,
-    target_values,
-)
+from sk_easytensor.estimators._pair_targets import PairTarget, few_values, target_values
+from sk_easytensor.estimators._pairs import ItemTable, pair_sets
 from sk_easytensor.estimators._recommending import RecommendingMixin
-from sk_easytensor.estimators._tower import Tower
+from sk_easytensor.estimators._stored import Vectors, of_stored_rows
+from sk_easytensor.estimators._tower_training import TowerTrainingMixin
 from sk_easytensor.estimators._trained import TrainedEstimator
 from sk_easytensor.networks import Sum
-from sk_easytensor.networks.two_tower import TwoTowerNetwork
 from sk_easytensor.parameters import check_choice, check_number
 from sk_easytensor.report._columns import summarize_table
 from sk_easytensor.retrieval import check_index
 from sk_easytensor.tables import as_table, has_column_names
-from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.tracking import tracked
-from sk_easytensor.training.batches import EncodedRows
-from sk_easytensor.training.pairs import PairFrame, distinct_rows, with_common_rows
-from sk_easytensor.training.seeding import seeded
-from sk_easytensor.training.settings import default_batch_size, default_max_epochs
-from sk_easytensor.training.splits import hold_out
 
 __all__ = ["EasyTensorTwoTower"]
 
 
 class EasyTensorTwoTower(
-    RecommendingMixin, PairScoringMixin, BlockParametersMixin, TrainedEstimator
+    RecommendingMixin,
+    PairScoringMixin,
+    TowerTrainingMixin,
+    BlockParametersMixin,
+    TrainedEstimator,
 ):
     """Users and items in one space: retrieval, recommendation and matching.
 
@@ -88,6 +76,10 @@ class EasyTensorTwoTower(
         As in :class:`~sk_easytensor.EasyTensorClassifier`.
     callbacks, backend, checkpoint_dir, tracker
         As in :class:`~sk_easytensor.EasyTensorClassifier`.
+    inference_engine : {"torch", "auto", "onnxruntime", "tensorrt"}, default="torch"
+        What computes embeddings once they are learned, as in
+        :class:`~sk_easytensor.EasyTensorClassifier`; each tower has its own
+        ``inference_engine_``.
 
     Attributes
     ----------
@@ -160,6 +152,7 @@ class EasyTensorTwoTower(
         backend="local",
         checkpoint_dir=None,
         tracker=None,
+        inference_engine="torch",
     ):
         self.user_blocks = user_blocks
         self.item_blocks = item_blocks
@@ -186,6 +179,7 @@ class EasyTensorTwoTower(
         self.backend = backend
         self.checkpoint_dir = checkpoint_dir
         self.tracker = tracker
+        self.inference_engine = inference_engine
 
     def _default_trunk(self):
         return Sum(width=self.embedding_dim)
@@ -226,13 +220,14 @@ class EasyTensorTwoTower(
 
         Parameters
         ----------
-        X : table-like of shape (n_pairs, n_features)
+        X : table-like of shape (n_pairs, n_features), path of Parquet files or Ray Dataset
             Interactions: the user's columns, and the item's or its key.
-        y : array-like of shape (n_pairs,), optional
-            Two classes or numbers. Without it every row is an item that was chosen.
-        sample_weight : array-like of shape (n_pairs,), optional
-            Row weights.
-        items : table-like, optional
+        y : array-like of shape (n_pairs,) or str, optional
+            Two classes or numbers, or the column of `X` that holds them, which a stored `X` asks
+            for. Without it every row is an item that was chosen.
+        sample_weight : array-like of shape (n_pairs,) or str, optional
+            Row weights, or the column of `X` that holds them.
+        items : table-like or path, optional
             The catalogue: a row for each item, with its key and columns.
         item_key : str, optional
             Column that names the item; needed with `items`. Without a catalogue the first row of
@@ -253,142 +248,67 @@ class EasyTensorTwoTower(
         ------
         ValueError, TypeError
             For input or parameters that make no sense, before any training starts.
+
+        Notes
+        -----
+        On Ray, no process has all interactions: tasks read them chunk by chunk, and each worker
+        keeps its share, encoded, in memory or in files on its machine. The items are in the memory
+        of this process and of each worker, whether they are given or found among the interactions,
+        and with `user_key` the last row of each user and the pairs of user and item are in that of
+        this process. Without `y` each worker tells an item from those of its own part of a batch,
+        ``batch_size / num_workers`` rows: the more workers, the larger a `batch_size` pays.
         """
         backend = resolve_backend(self.backend, self.n_jobs)
         self._check_parameters()
         checkpoints, random_state = self._open_checkpoints()
-        table = as_table(X)
-        if y is not None:
-            y = target_values(y)
-            check_consistent_length(Sized(len(table)), y)
-        weight = check_weight(sample_weight, len(table))
-        if not (weight > 0).all():
-            kept = np.flatnonzero(weight > 0)
-            table, weight, y = table.take(kept), weight[kept], None if y is None else y[kept]
-        catalogue = ItemTable(table, items, item_key, self.item_blocks)
-        target = PairTarget.learn(y)
-        if user_key is not None and user_key not in table.column_names:
+        with backend.running():
+            records = backend.records(X, y, sample_weight, as_table, target_values)
+            sample = records.sample()
+            catalogue = ItemTable(records.table, items, item_key, self.item_blocks, backend)
+            values = None if y is None else np.concatenate(records.each(few_values))
+            target = PairTarget.learn(values)
+            self._check_user_key(user_key, sample.table)
+            evals = [
+                (where, backend.records(X_eval, y_eval, weight, as_table, target.check, where))
+                for where, X_eval, y_eval, weight in pair_sets(eval_set, eval_sample_weight)
+            ]
+            self._forget()
+            self._catalogue, self._target, self._user_key = catalogue, target, user_key
+            if target.classes is not None:
+                self.classes_ = target.classes
+            with self._timed("blocks"):
+                self._fit_towers(records.table, backend, checkpoints)
+            self._data_summary = summarize_table(sample.table)
+            with self._timed("encoding"):
+                users = self._read_users(records.table, backend)
+                rows, evals, items = self._read_pairs(records, evals, backend)
+            if not evals and self.validation_fraction is not None:
+                rows, evals = backend.hold_out(
+                    rows, target.strata, self.validation_fraction, random_state
+                )
+            self._train_towers(rows, evals, random_state, backend, checkpoints)
+            towers = [(self.user_tower_, sample.table)]
+            towers.append((self.item_tower_, backend.some_rows(catalogue.table)))
+            self._choose_engines(towers, backend)
+            self._keep_items(items, sample.table, backend)
+            if users is not None:
+                self._keep_users(*users, backend)
+        self._catalogue = catalogue.without_rows()
+        self._n_features_out = self.embedding_dim
+        self.n_features_in_ = sample.table.num_columns
+        if has_column_names(X):
+            self.feature_names_in_ = np.asarray(sample.table.column_names, dtype=object)
+        return self
+
+    def _check_user_key(self, user_key, table):
+        if user_key is None:
+            return
+        if user_key not in table.column_names:
             raise ValueError(
                 f"{type(self).__name__}: user_key names column {user_key!r}, which X does not "
                 f"have; it has {table.column_names}"
             )
-        users = None if user_key is None else Keys(table.column(user_key), user_key)
-        sets = pair_sets(eval_set, eval_sample_weight)
-        self._forget()
-        self._catalogue, self._target, self._user_key = catalogue, target, user_key
-        if target.classes is not None:
-            self.classes_ = target.classes
-        with self._timed("blocks"):
-            self._fit_towers(table, backend, checkpoints)
-        self._data_summary = summarize_table(table)
-        with self._timed("encoding"):
-            pairs = self._read_pairs(table, y, weight, backend)
-        evals = []
-        for where, X_eval, y_eval, weight_eval in sets:
-            with errors_name(where):
-                X_eval = as_table(X_eval)
-            with errors_name(where.replace("eval_set", "eval_sample_weight")):
-                weight_eval = check_weight(weight_eval, len(X_eval))
-            with errors_name(where):
-                evals.append(self._read_pairs(X_eval, y_eval, weight_eval, backend))
-        item_rows = pairs.frame.item_rows
-        items = None
-        if catalogue.keyed:
-            items = self.item_tower_.encode(catalogue.table, backend)
-        rows, *evals = with_common_rows([pairs, *evals], items)
-        if not evals and self.validation_fraction is not None:
-            strata = target.strata(rows.target)
-            rows, evals = hold_out(rows, strata, self.validation_fraction, random_state)
-        self._train_towers(rows, evals, random_state, backend, checkpoints)
-        self._keep_items(items, rows.frame.users, backend)
-        if users is not None:
-            self._keep_users(table, users, item_rows, backend)
-        self._n_features_out = self.embedding_dim
-        self.n_features_in_ = table.num_columns
-        if has_column_names(X):
-            self.feature_names_in_ = np.asarray(table.column_names, dtype=object)
-        return self
-
-    def _fit_towers(self, table, backend, checkpoints):
-        catalogue = self._catalogue
-        trunk = self._default_trunk() if self.trunk is None else self.trunk
-        how = {
-            "embedding_dim": self.embedding_dim,
-            "normalized": self.similarity == "cosine",
-            "n_jobs": self.n_jobs,
-        }
-        users = key_blocks(self.user_blocks, self._user_key, self.embedding_dim)
-        items = key_blocks(self.item_blocks, catalogue.key, self.embedding_dim)
-        self.user_tower_ = Tower(users, clone(trunk), **how)
-        self.item_tower_ = Tower(items, clone(trunk), **how)
-        user_columns = catalogue.user_columns(table) if self.user_blocks is None else None
-        item_columns = catalogue.item_columns if self.item_blocks is None else None
-        with errors_name("user_blocks"):
-            self.user_tower_.fit_blocks(
-                table, user_columns, backend, "user", checkpoints=checkpoints
-            )
-        with errors_name("item_blocks"):
-            source = "items" if catalogue.given else "X"
-            self.item_tower_.fit_blocks(
-                catalogue.table, item_columns, backend, "item", source, checkpoints
-            )
-        fit_shared(
-            self.shared_blocks,
-            self.user_tower_,
-            table,
-            self.item_tower_,
-            catalogue.table,
-            backend,
-        )
-
-    def _read_pairs(self, table, y, weight, backend):
-        """Return encoded pairs; the item rows are those of the catalogue."""
-        target = self._target.encode(y, len(table))
-        check_consistent_length(Sized(len(table)), target)
-        users, user_rows = distinct_rows(self.user_tower_.encode(table, backend))
-        rows = self._catalogue.rows(table)
-        items = TensorFrame({}, 0)
-        if rows is None:
-            items, rows = distinct_rows(self.item_tower_.encode(table, backend))
-        weight = torch.from_numpy(weight).float()
-        return EncodedRows(PairFrame(users, items, user_rows, rows), target, weight)
-
-    def _train_towers(self, rows, evals, random_state, backend, checkpoints):
-        rows.weight = rows.weight / rows.weight.double().mean().float()
-        seed = int(random_state.randint(np.iinfo(np.int32).max))
-        batch_size = self.batch_size or max(512, default_batch_size(len(rows)))
-        epochs = self.max_epochs or default_max_epochs(len(rows))
-        popularity = None
-        if self._target.chosen:
-            # Rows are drawn alike, whatever their weights. Items that only validation has count
-            # as if they had been drawn once.
-            counts = torch.bincount(rows.frame.item_rows, minlength=len(rows.frame.items))
-            popularity = counts.clamp(min=1).float() / len(rows)
-        temperature = self.temperature
-        if temperature is None:
-            temperature = 0.1 if self.similarity == "cosine" else 1.0
-        self._target.learn_scale(rows)
-        with seeded(seed):
-            user, item = self.user_tower_.make_network(), self.item_tower_.make_network()
-            for name in self.shared_blocks:
-                item.blocks[item.names.index(name)] = user.blocks[user.names.index(name)]
-            network = TwoTowerNetwork(
-                user,
-                item,
-                normalized=self.similarity == "cosine",
-                temperature=temperature,
-                dropout=self.dropout,
-                popularity=popularity,
-                n_rows=len(rows),
-                n_negatives=self.n_negatives,
-            )
-            rows = self._target.scaled(rows)
-            evals = [self._target.scaled(valid) for valid in evals]
-            settings = self._settings(batch_size, epochs, checkpoints=checkpoints)
-            result = backend.train(network, self._target.head, rows, evals, settings)
-        self._temperature = temperature
-        self._bias = 0.0 if network.popularity is not None else float(network.bias.detach())
-        self._record_losses(result, self._target.head.metric)
+        check_key_type(table.schema.field(user_key).type, user_key)
 
     def _forget(self):
         super()._forget()
@@ -398,6 +318,11 @@ class EasyTensorTwoTower(
     def __sklearn_is_fitted__(self):
         return hasattr(self, "n_features_in_")
 
+    def _check_user_columns(self, table):
+        """Raise ``ValueError`` if a table lacks columns of users."""
+        self.user_tower_.read(table)
+
+    @of_stored_rows(Vectors("embedding"), check="_check_user_columns")
     def transform(self, X):
         """Return the embeddings of users.
 

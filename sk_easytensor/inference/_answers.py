@@ -18,7 +18,7 @@ from sk_easytensor.inference._encoded import EncodedInputs
 from sk_easytensor.networks.heads import MultilabelHead
 from sk_easytensor.networks.two_tower import embed
 
-__all__ = ["Answer", "ExportedNetwork", "answer_of"]
+__all__ = ["Answer", "ExportedNetwork", "answer_of", "engine_answer"]
 
 
 def answer_of(model):
@@ -48,6 +48,22 @@ def answer_of(model):
         f"a {type(model).__name__} cannot be exported; give a fitted estimator of this library or "
         "one of its towers"
     )
+
+
+def engine_answer(model):
+    """Return what an engine computes of a fitted model: what its network gives.
+
+    Parameters
+    ----------
+    model : estimator or Tower
+        Fitted, with one network.
+
+    Returns
+    -------
+    Answer
+        Its outputs are those of the model's ``_network_functions()``.
+    """
+    return EmbeddingAnswer(model) if isinstance(model, Tower) else NetworkAnswer(model)
 
 
 class Answer:
@@ -101,18 +117,28 @@ class Answer:
         return {"kind": self.kind}
 
 
-class ClassifierAnswer(Answer):
+class NetworkAnswer(Answer):
+    """What the network gives, before predictions are made of it, and the representation."""
+
+    outputs = ("combined", "representation")
+
+    def compute(self, networks, frames, precise):
+        network = networks[0]
+        hidden, wide = network._hidden(network._read(frames[0]))
+        combined = self.model._head.combine(joined(network, hidden, wide))
+        return combined[:, 0], represented(hidden, wide)
+
+
+class ClassifierAnswer(NetworkAnswer):
     """Probabilities, labels and the representation."""
 
     kind = "classifier"
     outputs = ("probabilities", "representation")
 
     def compute(self, networks, frames, precise):
-        network, head = networks[0], self.model._head
-        hidden, wide = network._hidden(network._read(frames[0]))
-        combined = head.combine(joined(network, hidden, wide))[:, 0]
-        answer = head.predict(combined.double() if precise else combined)
-        return answer, represented(hidden, wide)
+        combined, representation = super().compute(networks, frames, precise)
+        answer = self.model._head.predict(combined.double() if precise else combined)
+        return answer, representation
 
     def finish(self, graph, values):
         labels = labels_of(graph, values["probabilities"], *self._classes())
@@ -126,7 +152,7 @@ class ClassifierAnswer(Answer):
         return {"kind": self.kind, "classes": plain(classes), "multilabel": multilabel}
 
 
-class RegressorAnswer(Answer):
+class RegressorAnswer(NetworkAnswer):
     """Predictions on the target's scale, and the representation."""
 
     kind = "regressor"
@@ -138,12 +164,11 @@ class RegressorAnswer(Answer):
         self._scale, self._center = (torch.from_numpy(np.array(part)).double() for part in parts)
 
     def compute(self, networks, frames, precise):
-        network, model = networks[0], self.model
-        hidden, wide = network._hidden(network._read(frames[0]))
-        values = model._head.predict(model._head.combine(joined(network, hidden, wide))[:, 0])
+        combined, representation = super().compute(networks, frames, precise)
         kind = torch.float64 if precise else torch.float32
-        values = values.to(kind) * self._scale.to(kind) + self._center.to(kind)
-        return values[:, 0] if model._one_dimensional else values, represented(hidden, wide)
+        values = self.model._head.predict(combined).to(kind)
+        values = values * self._scale.to(kind) + self._center.to(kind)
+        return values[:, 0] if self.model._one_dimensional else values, representation
 
 
 class EmbeddingAnswer(Answer):

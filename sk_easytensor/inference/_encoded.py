@@ -54,6 +54,7 @@ class EncodedInputs:
     """
 
     def __init__(self, blocks, prefix=""):
+        self.blocks = blocks
         self.inputs = []
         for block_name, block in blocks.items():
             # Rows without any value show the form of an encoding.
@@ -121,7 +122,7 @@ class EncodedInputs:
                 if padded.shape[1] == 0:
                     padded = padded.new_zeros(len(padded), 1, *padded.shape[2:])
                 shape = (len(value), value.n_columns)
-                arrays[each.lengths] = value.lengths.reshape(shape).numpy()
+                arrays[each.lengths] = value.lengths.reshape(shape).cpu().numpy()
                 value = padded.unflatten(0, shape)
-            arrays[each.name] = np.ascontiguousarray(value.numpy())
+            arrays[each.name] = np.ascontiguousarray(value.cpu().numpy())
         return arrays

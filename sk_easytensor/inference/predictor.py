@@ -74,19 +74,8 @@ class OnnxPredictor:
     """
 
     def __init__(self, path, *, n_jobs=None, providers=None):
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ImportError(
-                "reading exported models needs onnxruntime: pip install onnxruntime, or "
-                "pip install 'sk_easytensor[onnx]'"
-            ) from error
-        options = onnxruntime.SessionOptions()
-        if n_jobs != -1:
-            options.intra_op_num_threads = n_jobs or 1
         where = path if isinstance(path, bytes) else str(path)
-        providers = ["CPUExecutionProvider"] if providers is None else providers
-        self._session = onnxruntime.InferenceSession(where, options, providers=providers)
+        self._session = open_session(where, n_jobs, providers)
         self.metadata_ = read_metadata(self._session, "what was given" if where is path else where)
         if self.metadata_["inputs"] != "raw":
             raise ValueError(
@@ -195,6 +184,41 @@ class OnnxPredictor:
                 f"{list(self.metadata_['outputs'])}"
             )
         return self.run(X, output)[0]
+
+
+def open_session(model, n_jobs=None, providers=None):
+    """Return a session of onnxruntime.
+
+    Parameters
+    ----------
+    model : str or bytes
+        A path, or what is in a file.
+    n_jobs : int or None
+        Threads; None for one, -1 for all cores.
+    providers : list, optional
+        Of onnxruntime; by default the processor.
+
+    Returns
+    -------
+    onnxruntime.InferenceSession
+
+    Raises
+    ------
+    ImportError
+        If onnxruntime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(
+            "reading exported models needs onnxruntime: pip install onnxruntime, or "
+            "pip install 'sk_easytensor[onnx]'"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    if n_jobs != -1:
+        options.intra_op_num_threads = n_jobs or 1
+    providers = ["CPUExecutionProvider"] if providers is None else providers
+    return onnxruntime.InferenceSession(model, options, providers=providers)
 
 
 def read_metadata(session, where):

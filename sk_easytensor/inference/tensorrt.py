@@ -26,6 +26,9 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 TOLERANCES = {"fp32": 1e-4, "fp16": 0.05, "bf16": None}
 """By how much onnxruntime may differ from torch; it knows no bfloat16 on a processor."""
 
+BATCH_SIZES = (1, 64, 4096)
+"""Rows that an engine takes: the fewest, those it is tuned for, and the most."""
+
 LENGTHS = (1, 64, 512)
 """Items of lists that an engine takes where the block does not say."""
 
@@ -33,7 +36,7 @@ MAGIC = b"sk_easytensor engine 1\n"
 """What a file begins with; the length of its description and the description follow."""
 
 
-def build_engine(model, path, precision="fp32", batch_sizes=(1, 64, 4096), list_lengths=None):
+def build_engine(model, path, precision="fp32", batch_sizes=BATCH_SIZES, list_lengths=None):
     """Build a TensorRT engine of a fitted model's network and write it to a file.
 
     Parameters
@@ -80,28 +83,9 @@ def build_engine(model, path, precision="fp32", batch_sizes=(1, 64, 4096), list_
     network = ExportedNetwork(answer, precise=False)
     lower(network, PRECISIONS[precision])
     program = network_model(network, tolerance=TOLERANCES[precision])
-    messages = Messages(trt)
-    builder = trt.Builder(messages.logger)
-    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    definition = builder.create_network(flags)
-    parser = trt.OnnxParser(definition, messages.logger)
-    if not parser.parse(program.SerializeToString()):
-        errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-        raise RuntimeError(f"TensorRT cannot parse the network: {'; '.join(errors)}")
-    taken = {definition.get_input(index).name for index in range(definition.num_inputs)}
-    config = builder.create_builder_config()
-    profile = builder.create_optimization_profile()
-    longest = {}
-    for each in network.inputs:
-        lengths = list_lengths or own_lengths(answer, each)
-        if each.lengths is not None:
-            longest[each.name] = int(lengths[2])
-        if each.name in taken:
-            profile.set_shape(each.name, *shapes(each, batch_sizes, lengths))
-    config.add_optimization_profile(profile)
-    engine = builder.build_serialized_network(definition, config)
-    if engine is None:
-        raise RuntimeError(f"TensorRT cannot build the network: {'; '.join(messages.errors)}")
+    engine, longest = build(
+        trt, program.SerializeToString(), network.parts, batch_sizes, list_lengths
+    )
     description = {
         "version": sk_easytensor.__version__,
         "package": trt.__name__,
@@ -113,7 +97,51 @@ def build_engine(model, path, precision="fp32", batch_sizes=(1, 64, 4096), list_
         "answer": answer.described(),
     }
     text = json.dumps(description).encode()
-    return write_whole(path, MAGIC + len(text).to_bytes(8, "little") + text + bytes(engine))
+    return write_whole(path, MAGIC + len(text).to_bytes(8, "little") + text + engine)
+
+
+def build(trt, program, parts, batch_sizes=BATCH_SIZES, list_lengths=None):
+    """Return an engine of an exported network, and the longest lists that each input takes.
+
+    Parameters
+    ----------
+    trt : module
+        What :func:`tensorrt_package` returns.
+    program : bytes
+        The network, in ONNX.
+    parts : list of EncodedInputs
+        What it takes.
+    batch_sizes, list_lengths : tuple of int
+        As of :func:`build_engine`.
+
+    Returns
+    -------
+    engine : bytes
+    longest : dict of {str: int}
+    """
+    messages = Messages(trt)
+    builder = trt.Builder(messages.logger)
+    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    definition = builder.create_network(flags)
+    parser = trt.OnnxParser(definition, messages.logger)
+    if not parser.parse(program):
+        errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
+        raise RuntimeError(f"TensorRT cannot parse the network: {'; '.join(errors)}")
+    taken = {definition.get_input(index).name for index in range(definition.num_inputs)}
+    config = builder.create_builder_config()
+    profile = builder.create_optimization_profile()
+    longest = {}
+    for each, block in [(each, part.blocks[each.block]) for part in parts for each in part.inputs]:
+        lengths = list_lengths or own_lengths(block)
+        if each.lengths is not None:
+            longest[each.name] = int(lengths[2])
+        if each.name in taken:
+            profile.set_shape(each.name, *shapes(each, batch_sizes, lengths))
+    config.add_optimization_profile(profile)
+    engine = builder.build_serialized_network(definition, config)
+    if engine is None:
+        raise RuntimeError(f"TensorRT cannot build the network: {'; '.join(messages.errors)}")
+    return bytes(engine), longest
 
 
 def tensorrt_package():
@@ -152,10 +180,8 @@ def check_sizes(name, sizes):
     check_number("build_engine", f"{name}[2]", most, low=usual, integer=True)
 
 
-def own_lengths(answer, each):
-    """Return fewest, usual and most items of the lists of an input."""
-    prefix = each.name[: each.name.index("/") + 1] if "" not in answer.towers else ""
-    block = answer.towers[prefix][0][each.block]
+def own_lengths(block):
+    """Return fewest, usual and most items of the lists that a block encodes."""
     ngrams = getattr(block, "encoder", None) == "ngrams"
     most = LENGTHS[2] if ngrams else getattr(block, "max_length", LENGTHS[2])
     return 1, min(LENGTHS[1], most), most
@@ -267,18 +293,7 @@ class TensorRTPredictor:
     def __init__(self, model, path):
         self.model = model
         self.description, engine = read_engine(path)
-        trt = import_module(self.description["package"])
-        if not torch.cuda.is_available():
-            raise RuntimeError("running a TensorRT engine needs a GPU, and torch finds none")
-        self._messages = Messages(trt)
-        self._trt = trt
-        self._engine = trt.Runtime(self._messages.logger).deserialize_cuda_engine(engine)
-        if self._engine is None:
-            raise RuntimeError(
-                f"the engine cannot be run here: {'; '.join(self._messages.errors)}. It was built "
-                f"by {self.description['package']} {self.description['package_version']}"
-            )
-        self._context = self._engine.create_execution_context()
+        self._runner = EngineRunner(import_module(self.description["package"]), engine)
 
     def run(self, X):
         """Return the engine's outputs by name.
@@ -301,29 +316,79 @@ class TensorRTPredictor:
                     "build it with larger list_lengths"
                 )
         n_rows, most = len(next(iter(arrays.values()))), self.description["batch_sizes"][2]
+        outputs = self.description["outputs"]
         parts = [
-            self._run({name: values[start : start + most] for name, values in arrays.items()})
+            self._runner.run(
+                {name: values[start : start + most] for name, values in arrays.items()}, outputs
+            )
             for start in range(0, n_rows, most)
         ]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
 
-    def _run(self, arrays):
+
+class EngineRunner:
+    """Runs an engine on a GPU, from arrays to arrays.
+
+    Parameters
+    ----------
+    trt : module
+        TensorRT, of the version that built the engine.
+    engine : bytes
+        What it built.
+
+    Raises
+    ------
+    RuntimeError
+        If there is no GPU, or it is not one that the engine can be run on.
+    """
+
+    def __init__(self, trt, engine):
+        if not torch.cuda.is_available():
+            raise RuntimeError("running a TensorRT engine needs a GPU, and torch finds none")
+        self._messages = Messages(trt)
+        self._trt = trt
+        self._runtime = trt.Runtime(self._messages.logger)
+        self._engine = self._runtime.deserialize_cuda_engine(engine)
+        if self._engine is None:
+            raise RuntimeError(
+                f"the engine cannot be run here: {'; '.join(self._messages.errors)}. It has to be "
+                f"read by the version of {trt.__name__} that built it; this is {trt.__version__}"
+            )
+        self._context = self._engine.create_execution_context()
+
+    def run(self, arrays, outputs):
+        """Return outputs by name.
+
+        Parameters
+        ----------
+        arrays : dict of {str: ndarray}
+            By input.
+        outputs : list of str
+            Which of the engine's outputs to return.
+
+        Returns
+        -------
+        dict of {str: ndarray}
+        """
         trt, stream = self._trt, torch.cuda.Stream()
-        held, outputs = [], {}
-        for index in range(self._engine.num_io_tensors):
-            name = self._engine.get_tensor_name(index)
-            if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
-                tensor = torch.from_numpy(np.ascontiguousarray(arrays[name])).cuda()
-                self._context.set_input_shape(name, tuple(tensor.shape))
-                self._context.set_tensor_address(name, tensor.data_ptr())
-                held.append(tensor)
-        for name in self.description["outputs"]:
+        held, found = [], {}
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        given = {
+            name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+        }
+        for name in given:
+            tensor = torch.from_numpy(np.ascontiguousarray(arrays[name])).cuda()
+            self._context.set_input_shape(name, tuple(tensor.shape))
+            self._context.set_tensor_address(name, tensor.data_ptr())
+            held.append(tensor)
+        # Every output needs a place, asked for or not.
+        for name in set(names) - given:
             shape = tuple(self._context.get_tensor_shape(name))
-            outputs[name] = torch.empty(shape, dtype=torch.float32, device="cuda")
-            self._context.set_tensor_address(name, outputs[name].data_ptr())
+            found[name] = torch.empty(shape, dtype=torch.float32, device="cuda")
+            self._context.set_tensor_address(name, found[name].data_ptr())
         # Copies are made on the default stream.
         torch.cuda.current_stream().synchronize()
         if not self._context.execute_async_v3(stream.cuda_stream):
             raise RuntimeError(f"TensorRT failed: {'; '.join(self._messages.errors)}")
         stream.synchronize()
-        return {name: values.cpu().numpy() for name, values in outputs.items()}
+        return {name: found[name].cpu().numpy() for name in outputs}

@@ -3,12 +3,13 @@
 from sk_easytensor.inspection._display import PermutationImportanceDisplay
 from sk_easytensor.inspection._encoded import EncodedModel, GivenOutputs
 from sk_easytensor.inspection._importance import permutation_importance
-from sk_easytensor.inspection._sample import ImportanceSample
+from sk_easytensor.inspection._sample import ImportanceSample, Inspection
 
 __all__ = [
     "EncodedModel",
     "GivenOutputs",
     "ImportanceSample",
+    "Inspection",
     "PermutationImportanceDisplay",
     "permutation_importance",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from numbers import Integral
 
 import numpy as np
@@ -9,6 +10,7 @@ from sklearn.metrics import check_scoring
 from sklearn.utils import Bunch, _safe_indexing, check_consistent_length, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from sk_easytensor.backends import resolve_backend
 from sk_easytensor.backends.local import LocalBackend
 from sk_easytensor.inspection._encoded import GivenOutputs
 from sk_easytensor.parameters import check_choice, check_number
@@ -42,10 +44,11 @@ def permutation_importance(
     ----------
     estimator : EasyTensorClassifier, EasyTensorRegressor or EasyTensorTwoTower
         Fitted. Two towers need a target, and the columns of both in `X`.
-    X : table-like of shape (n_samples, n_features)
+    X : table-like of shape (n_samples, n_features), path of Parquet files or Ray Dataset
         Rows to judge on, best not those of `fit`.
-    y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-        Target.
+    y : array-like of shape (n_samples,) or (n_samples, n_outputs), or str
+        Target, or the column of `X` that holds it. For an estimator whose backend is Ray, a path
+        or Dataset needs the latter; a list of columns names several targets.
     scoring : str, callable, list, tuple, set, dict or None, default=None
         As in scikit-learn: the name of a scorer, or a function of estimator, rows and target;
         several for one result each; None for the estimator's ``score``. A function may call
@@ -60,8 +63,8 @@ def permutation_importance(
     random_state : int, RandomState or None, default=None
         Of the shuffles, which are the same for all columns, and of the rows chosen. With all rows
         the shuffles are scikit-learn's for the same value, and so are the results.
-    sample_weight : array-like of shape (n_samples,), optional
-        Given to the scorer.
+    sample_weight : array-like of shape (n_samples,) or str, optional
+        Given to the scorer, or the column of `X` that holds it.
     max_samples : int or float, default=1.0
         Rows to judge on, or the fraction of them; they are drawn once.
     n_jobs : int or None, default=None
@@ -86,6 +89,11 @@ def permutation_importance(
     the table, because a row's encoding depends on that row alone. Lists that are parallel to
     those of other columns stay as long as they are.
 
+    Of an estimator whose backend is Ray, a path or Dataset is judged by tasks, in chunks of about
+    16,000 consecutive rows that do not depend on the number of workers. Values are shuffled within
+    a chunk, scores are of a chunk, and the result is their mean, weighted by the chunks' rows. Rows
+    of weight zero are left out. `n_jobs` are the threads of a task.
+
     Examples
     --------
     >>> from sk_easytensor import EasyTensorRegressor
@@ -106,14 +114,44 @@ def permutation_importance(
     check_number(OWNER, "n_repeats", n_repeats, low=1, integer=True)
     check_choice(OWNER, "by", by, ("column", "block"))
     random_state = check_random_state(random_state)
-    scorer = check_scoring(estimator, scoring=scoring)
+    check_scoring(estimator, scoring=scoring)
+    judge = partial(
+        chunk_importances,
+        estimator._light_copy(),
+        scoring,
+        n_repeats=n_repeats,
+        by=by,
+        max_samples=max_samples,
+        n_jobs=n_jobs,
+    )
+    backend = resolve_backend(estimator.backend, estimator.n_jobs)
+    check = estimator._check_encodable
+    return _mean(backend.over_chunks(X, y, sample_weight, judge, random_state, check))
+
+
+def chunk_importances(
+    estimator,
+    scoring,
+    X,
+    y,
+    sample_weight,
+    random_state,
+    n_rows_of_all,
+    *,
+    n_repeats,
+    by,
+    max_samples,
+    n_jobs,
+):
+    """Return the importances that some rows show, and how many rows have been judged."""
     n_rows = len(as_table(X))
     check_consistent_length(range(n_rows), y, sample_weight)
-    rows = chosen_rows(n_rows, max_samples, random_state)
+    rows = chosen_rows(n_rows, max_samples, random_state, n_rows_of_all)
     y, weight = (
         None if each is None else _safe_indexing(each, rows) for each in (y, sample_weight)
     )
     weights = {} if weight is None else {"sample_weight": weight}
+    scorer = check_scoring(estimator, scoring=scoring)
     model = estimator._encoded_model(X, LocalBackend(n_jobs), rows)
 
     def score(outputs):
@@ -126,13 +164,24 @@ def permutation_importance(
         names, groups = list(model.frame), model.blocks()
     before, after = permuted_scores(model, groups, orders, score)
     if not isinstance(before, dict):
-        return importances_bunch(names, groups, before, after)
-    return {
+        return len(rows), importances_bunch(names, groups, before, after)
+    return len(rows), {
         name: importances_bunch(
             names, groups, before[name], [[each[name] for each in scores] for scores in after]
         )
         for name in before
     }
+
+
+def _mean(parts):
+    """Return the mean of the importances of several chunks, weighted by their rows."""
+    sizes, found = zip(*parts, strict=True)
+    if len(found) == 1:
+        return found[0]
+    if "importances" not in found[0]:
+        return {name: _mean([(size, each[name]) for size, each in parts]) for name in found[0]}
+    importances = np.average([each.importances for each in found], axis=0, weights=sizes)
+    return bunch(importances, found[0].names)
 
 
 def permuted_scores(model, groups, orders, score):
@@ -179,14 +228,17 @@ def scikit_learns_orders(n_rows, n_repeats, random_state):
     return np.stack(orders)
 
 
-def chosen_rows(n_rows, max_samples, random_state):
-    """Return the rows to judge on, in order."""
+def chosen_rows(n_rows, max_samples, random_state, n_rows_of_all=None):
+    """Return the rows to judge on, in order; of a chunk, its share of them."""
+    all_rows = n_rows if n_rows_of_all is None else n_rows_of_all
     if isinstance(max_samples, Integral):
-        check_number(OWNER, "max_samples", max_samples, low=1, high=n_rows, integer=True)
-        size = max_samples
+        check_number(OWNER, "max_samples", max_samples, low=1, high=all_rows, integer=True)
+        size = -(-max_samples * n_rows // all_rows)
     else:
         check_number(OWNER, "max_samples", max_samples, low=0, high=1)
         size = int(max_samples * n_rows)
+        if size == 0 and n_rows_of_all is not None and max_samples > 0:
+            size = 1
         if size == 0:
             raise ValueError(
                 f"{OWNER}: max_samples must leave a row, got {max_samples!r} of {n_rows} rows"
@@ -201,6 +253,11 @@ def importances_bunch(names, groups, before, after):
     importances = np.zeros((len(names), len(after[0]) if after else 0))
     for (indices, _), scores in zip(groups, after, strict=True):
         importances[indices] = (before - np.asarray(scores, dtype=np.float64)) / len(indices)
+    return bunch(importances, names)
+
+
+def bunch(importances, names):
+    """Return importances of several repeats in scikit-learn's form."""
     return Bunch(
         importances_mean=importances.mean(axis=1),
         importances_std=importances.std(axis=1),

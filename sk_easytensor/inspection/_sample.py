@@ -1,13 +1,16 @@
-"""What ``feature_importances_`` is computed from: a sample of rows kept after a fit."""
+"""What ``feature_importances_`` and reports say of a fit, computed from a sample of its rows."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
+from sk_easytensor.backends.local import LocalBackend
 from sk_easytensor.inspection._importance import draw_orders, permuted_scores
+from sk_easytensor.training.group import Alone
+from sk_easytensor.training.shards import join_rows
 
-__all__ = ["ImportanceSample"]
+__all__ = ["ImportanceSample", "Inspection"]
 
 MANY_COLUMNS = 100
 """With more, importances take too long to be computed whenever something is pickled."""
@@ -17,8 +20,71 @@ REPEATS, REPEATS_OF_MANY = 3, 1
 VALIDATION_ROWS_AT_LEAST = 32
 
 
+class Inspection:
+    """What is kept or computed of a training's rows, before they are forgotten.
+
+    Parameters
+    ----------
+    estimator : BaseEasyTensor
+        Has learned target and blocks; its network is the one that was trained.
+    n_columns : int
+        Input columns.
+    seed : int
+        Of the sample and the permutations.
+    """
+
+    def __init__(self, estimator, n_columns, seed):
+        self.estimator = estimator
+        self.n_columns = n_columns
+        self.seed = seed
+
+    def later(self, rows, evals):
+        """Keep a sample for importances that are computed when they are asked for.
+
+        Parameters
+        ----------
+        rows : EncodedRows
+            Training rows.
+        evals : list of EncodedRows
+            Validation rows.
+
+        Returns
+        -------
+        dict
+            Attributes of the estimator.
+        """
+        return {"_importance_sample": ImportanceSample(rows, evals, self.n_columns, self.seed)}
+
+    def now(self, network, rows, evals, group):
+        """Compute importances, each worker its part, from a sample of the rows of all.
+
+        Parameters
+        ----------
+        network : BlockNetwork
+            Trained.
+        rows, evals
+            A worker's share of the training and validation rows.
+        group : Alone or Group
+            The workers.
+
+        Returns
+        -------
+        dict
+            Attributes of the estimator, none of which holds a row. The validation is None in all
+            workers but the first.
+        """
+        self.estimator.network_ = network
+        sample = ImportanceSample(rows, evals, self.n_columns, self.seed, group)
+        importances, validation = sample.found(self.estimator, LocalBackend(), group)
+        return {
+            "_importances": importances,
+            "_validation": validation,
+            "_importance_sample": None,
+        }
+
+
 class ImportanceSample:
-    """A bounded sample of encoded rows, kept after a fit for importances to be computed from.
+    """A bounded sample of encoded rows for importances to be computed from.
 
     Parameters
     ----------
@@ -30,6 +96,8 @@ class ImportanceSample:
         Input columns.
     seed : int
         Of the sample and the permutations.
+    group : Alone or Group, optional
+        Workers that have a share of the rows each; the sample is a part of this worker's.
 
     Attributes
     ----------
@@ -37,17 +105,51 @@ class ImportanceSample:
         Whether these are validation rows.
     """
 
-    held_out = False
-
-    def __init__(self, rows, evals, n_columns, seed):
-        self.held_out = bool(evals) and len(evals[0]) >= VALIDATION_ROWS_AT_LEAST
+    def __init__(self, rows, evals, n_columns, seed, group=None):
+        group = Alone() if group is None else group
+        n_valid = group.sum([len(evals[0])])[0] if evals else 0
+        self.held_out = n_valid >= VALIDATION_ROWS_AT_LEAST
         if self.held_out:
             rows = evals[0]
         self.quick = n_columns <= MANY_COLUMNS
-        self.seed = seed
-        self.rows = bounded_sample(rows, ROWS if self.quick else ROWS_OF_MANY, seed)
+        # Workers would otherwise all draw the same places of their shares.
+        self.seed = seed + group.rank
+        size = ROWS if self.quick else ROWS_OF_MANY
+        share = len(rows) / group.sum([len(rows)])[0]
+        self.rows = bounded_sample(rows, int(np.ceil(size * share)), self.seed)
 
-    def importances(self, model, head):
+    def found(self, estimator, backend, group=None):
+        """Return importances, and how good predictions are if these are validation rows.
+
+        Parameters
+        ----------
+        estimator : BaseEasyTensor
+            Whose network is judged.
+        backend : LocalBackend
+            Where forward passes run.
+        group : Alone or Group, optional
+            Workers that have a sample each.
+
+        Returns
+        -------
+        importances : ndarray of float64, shape (n_features,)
+            As of :meth:`importances`.
+        validation : dict or None
+            Of the rows of all workers, in the first of them.
+        """
+        group = Alone() if group is None else group
+        model = estimator._judged_model(self.rows.frame, backend)
+        importances = self.importances(model, estimator._head, group)
+        if not self.held_out:
+            return importances, None
+        told = group.gather((model.outputs[:, 0], self.rows.target, self.rows.weight))
+        if group.rank > 0:
+            return importances, None
+        outputs, target, weight = (torch.cat(parts) for parts in zip(*told, strict=True))
+        found = estimator._judge(outputs, target, weight)
+        return importances, {"rows": len(weight), **found}
+
+    def importances(self, model, head, group):
         """Permutation importance of each input column.
 
         Parameters
@@ -56,6 +158,8 @@ class ImportanceSample:
             Of the sample's rows.
         head : Head
             Gives the loss.
+        group : Alone or Group
+            Workers whose losses are added up; each shuffles among the rows of its own sample.
 
         Returns
         -------
@@ -68,14 +172,17 @@ class ImportanceSample:
 
         def loss(outputs):
             losses = head.loss(outputs, rows.target)[:, 0].double()
-            return float((losses * weight).sum() / weight.sum())
+            return float((losses * weight).sum())
 
         repeats = REPEATS if self.quick else REPEATS_OF_MANY
         orders = draw_orders(len(rows), repeats, np.random.RandomState(self.seed))
         groups = model.columns()
         before, after = permuted_scores(model, groups, orders, loss)
+        sums = group.sum([float(weight.sum()), before, *(sum_ for each in after for sum_ in each)])
+        before, *after = [each / sums[0] for each in sums[1:]]
         importances = np.zeros(len(model.places))
-        for (indices, _), losses in zip(groups, after, strict=True):
+        for place, (indices, _) in enumerate(groups):
+            losses = after[place * repeats : (place + 1) * repeats]
             rise = np.mean([loss - before for loss in losses])
             importances[indices] = max(rise, 0.0) / len(indices)
         total = importances.sum()
@@ -83,8 +190,15 @@ class ImportanceSample:
 
 
 def bounded_sample(rows, size, seed):
-    """Return at most `size` of the rows."""
+    """Return at most `size` of the rows, in memory, evenly from all pieces.
+
+    Of rows in several pieces there may be one more for each piece.
+    """
     if len(rows) <= size:
-        return rows
-    chosen = np.random.RandomState(seed).choice(len(rows), size, replace=False)
-    return rows.take(torch.from_numpy(np.sort(chosen)))
+        return join_rows([part.to("cpu") for part in rows.parts()])
+    random, share, parts = np.random.RandomState(seed), size / len(rows), []
+    for part in rows.parts():
+        n_rows = min(len(part), int(np.ceil(share * len(part))))
+        chosen = random.choice(len(part), n_rows, replace=False)
+        parts.append(part.take(torch.from_numpy(np.sort(chosen))).to("cpu"))
+    return join_rows(parts)

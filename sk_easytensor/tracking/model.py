@@ -13,7 +13,7 @@ import pyarrow as pa
 from skops.io import dumps, get_untrusted_types
 
 from sk_easytensor.safe_loading import trusted_types
-from sk_easytensor.tables import as_table, has_column_names
+from sk_easytensor.tables import align_table, as_table, first_rows, has_column_names, is_source
 
 __all__ = ["REQUIREMENTS", "column_types", "save_model", "table_and_example", "versions"]
 
@@ -41,7 +41,7 @@ def save_model(estimator, X, folder):
     from mlflow.models import Model, ModelSignature
 
     predicts = "predict" if hasattr(estimator, "predict") else "transform"
-    table, example = table_and_example(X)
+    table, example = table_and_example(estimator, X)
     inputs = input_schema(table, X)
     outputs = output_schema(getattr(estimator, predicts)(example))
     model = Model()
@@ -85,9 +85,15 @@ def versions():
     return found
 
 
-def table_and_example(X):
-    """Return a table and its first rows, as what MLflow writes examples of."""
-    table = as_table(X)
+def table_and_example(estimator, X):
+    """Return a table and its first rows, as what MLflow writes examples of.
+
+    Of a stored table the first rows have to do, and columns are those that the estimator was
+    fitted on, without targets and weights.
+    """
+    table = first_rows(X, EXAMPLE_ROWS) if is_source(X) else as_table(X)
+    if has_column_names(X) and hasattr(estimator, "feature_names_in_"):
+        table = align_table(table, estimator.feature_names_in_)
     if isinstance(X, np.ndarray):
         return table, X[:EXAMPLE_ROWS]
     return table, table.slice(0, EXAMPLE_ROWS).to_pandas()

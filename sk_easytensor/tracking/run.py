@@ -15,10 +15,9 @@ from pathlib import Path
 from uuid import uuid4
 from warnings import catch_warnings, simplefilter, warn
 
-from skorch.callbacks import Callback
-
 from sk_easytensor.tracking import contents
 from sk_easytensor.tracking.model import save_model
+from sk_easytensor.tracking.notes import EpochNotes
 from sk_easytensor.tracking.record import (
     ARTIFACTS,
     MODEL,
@@ -73,7 +72,7 @@ class TrackedRun:
         self.waiting = Path(tracker.pending_dir) / record.identifier
         self.down = False
         self._client = None
-        self._noted, self._known_step, self._flushed = 0, 0, 0.0
+        self._known_step, self._flushed = 0, 0.0
 
     # ------------------------------------------------------------------ begin
 
@@ -143,9 +142,14 @@ class TrackedRun:
         """What notes the epochs, for a net."""
         return "easytensor_tracking", EpochNotes(self)
 
-    def note_rows(self, net, rows):
-        """Note which rows the net is trained and judged on."""
-        described = self._describe(describe_data, net.module_, rows, net.valid_rows) or {}
+    def describe_rows(self, net, rows):
+        """Return which rows the net is trained and judged on."""
+        return self._describe(describe_data, net.module_, rows, net.valid_rows) or {}
+
+    def note_rows(self, described):
+        """Note which rows a net is trained and judged on, once."""
+        if self.record.datasets:
+            return
         for name, text in described.items():
             match = re.fullmatch(r"(\d+) rows of (\w+)", text)
             if match:
@@ -162,14 +166,11 @@ class TrackedRun:
                     }
                 )
 
-    def note_epochs(self, history, metric):
-        """Note the epochs that are complete, and send them if some time has passed."""
+    def note_epochs(self, epochs, metric):
+        """Note epochs, and send them if some time has passed."""
         now = milliseconds()
-        for epoch in history[self._noted :]:
+        for epoch in epochs:
             step = epoch["epoch"]
-            if "train_loss" not in epoch:
-                continue
-            self._noted += 1
             if step > self._known_step:
                 found = contents.metric_names(epoch, metric)
                 self.record.add_metrics(found, now, step)
@@ -338,31 +339,6 @@ class TrackedRun:
                 stacklevel=2,
             )
             return None
-
-
-class EpochNotes(Callback):
-    """Notes the rows of a training and the losses of each epoch.
-
-    Parameters
-    ----------
-    run : TrackedRun
-        Where to.
-    """
-
-    def __init__(self, run):
-        self.run = run
-
-    def on_train_begin(self, net, X=None, y=None, **kwargs):
-        """Note the rows."""
-        self.run.note_rows(net, X)
-
-    def on_epoch_end(self, net, **kwargs):
-        """Note the epoch."""
-        self.run.note_epochs(net.history, net.head.metric)
-
-    def on_train_end(self, net, **kwargs):
-        """Note what a checkpoint brought, if no epoch was left."""
-        self.run.note_epochs(net.history, net.head.metric)
 
 
 def milliseconds():

@@ -16,7 +16,7 @@ from skops.io import dumps, get_untrusted_types, loads
 from sk_easytensor.safe_loading import trusted_types
 from sk_easytensor.training.stores import open_store
 
-__all__ = ["Checkpoints", "describe_data", "describe_parameters"]
+__all__ = ["Checkpoints", "describe_data", "describe_parameters", "joined_descriptions"]
 
 FORMAT = 1
 MAGIC = b"sk_easytensor checkpoint\n"
@@ -25,7 +25,7 @@ EPOCH = re.compile(r"epoch-(\d{5,})\.pt")
 NEWEST = 2
 """Checkpoints kept besides the best."""
 
-IRRELEVANT = {"checkpoint_dir", "tracker", "verbose", "n_jobs"}
+IRRELEVANT = {"checkpoint_dir", "tracker", "verbose", "n_jobs", "inference_engine"}
 """Parameters with which a fit may be gone on with though they changed."""
 
 
@@ -311,21 +311,62 @@ def describe_data(network, rows, valid_rows):
     for name, part in [("training", rows)] + [
         (f"validation {index}", part) for index, part in enumerate(valid_rows)
     ]:
-        pieces = list(part.parts())
-        content = [tensor for piece in pieces for tensor in piece.frame.content()]
-        described[f"{name} rows"] = f"{len(part)} rows of {digest(*content)}"
-        described[f"{name} targets"] = digest(*(piece.target for piece in pieces))
-        described[f"{name} weights"] = digest(*(piece.weight for piece in pieces))
+        # One piece is in memory at a time.
+        rows, targets, weights = Digest(), Digest(), Digest()
+        for piece in part.parts():
+            rows.add(*piece.frame.content())
+            targets.add(piece.target)
+            weights.add(piece.weight)
+        described[f"{name} rows"] = f"{len(part)} rows of {rows}"
+        described[f"{name} targets"] = str(targets)
+        described[f"{name} weights"] = str(weights)
     described["network"] = digest(*network.state_dict().values())
     return described
 
 
+def joined_descriptions(several):
+    """Join what :func:`describe_data` returned of the shares of several workers.
+
+    Parameters
+    ----------
+    several : list of dict of {str: str}
+        In the order of the workers.
+
+    Returns
+    -------
+    dict of {str: str}
+        Rows are those of all workers.
+    """
+    if len(several) == 1:
+        return several[0]
+    joined = {}
+    for name in several[0]:
+        texts = [described[name] for described in several]
+        counts, digests = zip(*(text.rpartition(" rows of ")[::2] for text in texts), strict=True)
+        summed = hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
+        joined[name] = f"{sum(map(int, counts))} rows of {summed}" if counts[0] else summed
+    return joined
+
+
 def digest(*arrays):
     """Return a short digest of arrays and tensors."""
-    summed = hashlib.sha256()
-    for array in arrays:
-        if isinstance(array, torch.Tensor):
-            array = array.detach().cpu().numpy()
-        summed.update(str((array.dtype, array.shape)).encode())
-        summed.update(np.ascontiguousarray(array))
-    return summed.hexdigest()[:16]
+    return str(Digest().add(*arrays))
+
+
+class Digest:
+    """A short digest of arrays and tensors, some after the others."""
+
+    def __init__(self):
+        self._summed = hashlib.sha256()
+
+    def add(self, *arrays):
+        """Take in some more."""
+        for array in arrays:
+            if isinstance(array, torch.Tensor):
+                array = array.detach().cpu().numpy()
+            self._summed.update(str((array.dtype, array.shape)).encode())
+            self._summed.update(np.ascontiguousarray(array))
+        return self
+
+    def __str__(self):
+        return self._summed.hexdigest()[:16]

@@ -5,7 +5,7 @@ The same function runs in this process and in a worker of a cluster.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import signature
 
 from skorch.callbacks import EarlyStopping, EpochTimer, PrintLog
@@ -31,11 +31,14 @@ class TrainingResult:
         Epoch, counted from 1, whose weights the network has.
     optimizer_state : dict
         For going on later.
+    inspected : dict
+        What an estimator keeps of its rows for importances and reports, by attribute.
     """
 
     history: list
     best_iteration: int
     optimizer_state: dict
+    inspected: dict = field(default_factory=dict)
 
 
 def train_network(network, head, rows, valid_rows, settings):

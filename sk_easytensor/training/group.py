@@ -31,6 +31,10 @@ class Alone:
         """Return each number's sum over all workers."""
         return values
 
+    def gather(self, value):
+        """Return the values of all workers, in the order of their ranks."""
+        return [value]
+
 
 class Group:
     """One of several workers, joined by ``torch.distributed``.
@@ -49,9 +53,21 @@ class Group:
     """
 
     def __init__(self, device="cpu"):
+        # The default one cannot be left: functions of torch keep it in their default arguments.
+        self._group = distributed.new_group()
         self.rank = distributed.get_rank()
         self.size = distributed.get_world_size()
         self.device = device
+
+    def leave(self):
+        """Have the others' exchanges fail, now and later, and tell whether that is possible."""
+        if distributed.get_backend(self._group) != "gloo":
+            # With NCCL, others would wait for a worker that has gone until their time is up.
+            return False
+        group, self._group = self._group, None
+        # Connections are closed when nobody has the group any more.
+        distributed.destroy_process_group(group)
+        return True
 
     def steps(self, n_rows, batch_size):
         """Return how many batches an epoch has: as many for each worker.
@@ -85,7 +101,7 @@ class Group:
         told = torch.tensor([*present, float(n_rows)], device=parts[0].device)
         flat = torch.cat([told, *parts])
         with _heard():
-            distributed.all_reduce(flat)
+            distributed.all_reduce(flat, group=self._group)
         total = flat[len(present)]
         gradients = flat[len(told) :].div_(total).split([len(part) for part in parts])
         for parameter, gradient, anyone in zip(
@@ -98,14 +114,14 @@ class Group:
         """Return each number's sum over all workers."""
         summed = torch.tensor(values, dtype=torch.float64, device=self.device)
         with _heard():
-            distributed.all_reduce(summed)
+            distributed.all_reduce(summed, group=self._group)
         return summed.tolist()
 
     def gather(self, value):
         """Return the values of all workers, in the order of their ranks."""
         values = [None] * self.size
         with _heard():
-            distributed.all_gather_object(values, value)
+            distributed.all_gather_object(values, value, group=self._group)
         return values
 
     def from_first(self, make):
@@ -123,7 +139,7 @@ class Group:
             except Exception as error:
                 told[1] = error
         with _heard():
-            distributed.broadcast_object_list(told, src=0)
+            distributed.broadcast_object_list(told, src=0, group=self._group)
         value, error = told
         if error is not None:
             raise error

@@ -301,7 +301,7 @@ def supports_bfloat16(device):
     return torch.cpu._is_avx512_bf16_supported()
 
 
-JUDGING_BATCH = 512
+JUDGING_BATCH = 256
 
 
 class WeightAverage:

@@ -82,6 +82,8 @@ class Objective(ABC):
         What products are divided by, unless the user says otherwise.
     has_sessions : bool
         Whether sequences are cut into sessions.
+    pairs_a_user : int
+        Pairs that are drawn of each user that makes one.
     lack : str
         What users have that make no pair, for messages.
     """
@@ -90,6 +92,7 @@ class Objective(ABC):
     normalized = False
     temperature = 1.0
     has_sessions = False
+    pairs_a_user = 1
     lack = ""
 
     def __init__(self, sequences, settings):
@@ -117,8 +120,9 @@ class Objective(ABC):
         DrawnPairs
         """
 
+    @classmethod
     @abstractmethod
-    def make_network(self, tower, n_pairs, temperature, dropout):
+    def make_network(cls, tower, n_pairs, temperature, dropout):
         """Return the network to be trained, whose batches are of :class:`PairFrame`.
 
         Parameters
@@ -164,11 +168,12 @@ class Contrastive(Objective):
         own = np.arange(len(users))
         return DrawnPairs(left, right, own, own, np.ones(len(users), dtype=np.float32))
 
-    def make_network(self, tower, n_pairs, temperature, dropout):
+    @classmethod
+    def make_network(cls, tower, n_pairs, temperature, dropout):
         return TwoTowerNetwork(
             tower,
             tower,
-            normalized=self.normalized,
+            normalized=cls.normalized,
             temperature=temperature,
             dropout=dropout,
             # The choice is among the users of the batch, who are there for certain.
@@ -190,6 +195,7 @@ class SessionPair(Objective):
 
     head = BinaryHead()
     has_sessions = True
+    pairs_a_user = 2
     lack = "fewer than two sessions"
 
     def __init__(self, sequences, settings):
@@ -216,9 +222,10 @@ class SessionPair(Objective):
         target = np.repeat(np.float32([1, 0]), len(own))
         return DrawnPairs(history, session, left_rows, right_rows, target)
 
-    def make_network(self, tower, n_pairs, temperature, dropout):
+    @classmethod
+    def make_network(cls, tower, n_pairs, temperature, dropout):
         return TwoTowerNetwork(
-            tower, tower, normalized=self.normalized, temperature=temperature, dropout=dropout
+            tower, tower, normalized=cls.normalized, temperature=temperature, dropout=dropout
         )
 
 

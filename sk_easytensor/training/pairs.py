@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import torch
 
 from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.batches import EncodedRows
 
-__all__ = ["PairFrame", "distinct_rows", "with_common_rows"]
+__all__ = [
+    "PairFrame",
+    "PairMaking",
+    "distinct_items",
+    "distinct_rows",
+    "flat_frame",
+    "item_counts",
+    "numbered_items",
+    "side_of",
+]
 
 
 class PairFrame:
@@ -78,37 +89,83 @@ def distinct_rows(frame):
     return frame.take(torch.from_numpy(first[order])), rows
 
 
-def with_common_rows(sets, catalogue=None):
-    """Give several sets of pairs the same users and items, so that both are kept once.
+def flat_frame(users, items):
+    """Put the encodings of users and items side by side, a row for each pair.
 
     Parameters
     ----------
-    sets : list of EncodedRows
-        Of a :class:`PairFrame` each.
-    catalogue : TensorFrame, optional
-        The items, if the sets' item rows are its rows already.
+    users, items : TensorFrame
+        As many rows of either side.
 
     Returns
     -------
-    list of EncodedRows
+    TensorFrame
+        Which can be kept in files, as :class:`PairFrame` cannot; :class:`PairMaking` makes pairs
+        of it, and :func:`side_of` takes it apart.
     """
-    frames = [pairs.frame for pairs in sets]
-    users, user_rows = _common([frame.users for frame in frames])
-    if catalogue is None:
-        items, item_rows = _common([frame.items for frame in frames])
-    else:
-        items, item_rows = catalogue, [torch.arange(len(catalogue))] * len(frames)
-    return [
-        EncodedRows(
-            PairFrame(users, items, of_user[pairs.frame.user_rows], of_item[pairs.frame.item_rows]),
-            pairs.target,
-            pairs.weight,
-        )
-        for pairs, of_user, of_item in zip(sets, user_rows, item_rows, strict=True)
-    ]
+    sides = {"user": users, "item": items}
+    blocks = {f"{side}/{name}": entry for side in sides for name, entry in sides[side].items()}
+    return TensorFrame(blocks, len(users))
 
 
-def _common(frames):
-    """Return the distinct rows of several frames, and where each frame's rows are among them."""
-    distinct, rows = distinct_rows(TensorFrame.concatenate(frames))
-    return distinct, rows.split([len(frame) for frame in frames])
+def side_of(frame, side):
+    """Return the encodings of ``"user"`` or ``"item"`` that a flat frame has."""
+    prefix = f"{side}/"
+    found = {
+        name.removeprefix(prefix): entry for name, entry in frame.items() if name.startswith(prefix)
+    }
+    return TensorFrame(found, len(frame))
+
+
+NUMBERS = "__numbers"
+"""In the place of a block's name, which has no underscores: items are given by numbers."""
+
+
+def numbered_items(numbers):
+    """Return items of a catalogue by their numbers, int64 of shape (n_pairs,), as a frame."""
+    return TensorFrame({NUMBERS: {"row": numbers[:, None]}})
+
+
+def distinct_items(rows):
+    """Return the distinct items of flat rows."""
+    return distinct_rows(side_of(rows.frame, "item"))[0]
+
+
+class PairMaking:
+    """Makes pairs of flat rows: called with :class:`EncodedRows`, it returns the same.
+
+    Parameters
+    ----------
+    items : TensorFrame
+        All items, which pairs share.
+
+    Notes
+    -----
+    Rows have either the numbers of items (:func:`numbered_items`) or their encodings, which are
+    then looked up among those of `items`.
+    """
+
+    def __init__(self, items):
+        self.items = items
+
+    @cached_property
+    def _sorted(self):
+        hashes = self.items.row_hashes()
+        order = np.argsort(hashes)
+        return hashes[order], order
+
+    def __call__(self, rows):
+        users, user_rows = distinct_rows(side_of(rows.frame, "user"))
+        found = side_of(rows.frame, "item")
+        if NUMBERS in found:
+            item_rows = found[NUMBERS]["row"][:, 0]
+        else:
+            hashes, order = self._sorted
+            item_rows = torch.from_numpy(order[np.searchsorted(hashes, found.row_hashes())])
+        frame = PairFrame(users, self.items, user_rows, item_rows)
+        return EncodedRows(frame, rows.target, rows.weight)
+
+
+def item_counts(rows):
+    """Return how many pairs have each item, int64 of shape (n_items,)."""
+    return torch.bincount(rows.frame.item_rows, minlength=len(rows.frame.items))

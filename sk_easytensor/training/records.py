@@ -7,9 +7,10 @@ import pyarrow as pa
 from sklearn.utils import check_consistent_length
 
 from sk_easytensor.estimators._inputs import Sized, check_weight, errors_name
+from sk_easytensor.events import collect_sequences
 from sk_easytensor.tables import as_table, is_source
 
-__all__ = ["Records", "column_values", "read_records", "target_columns"]
+__all__ = ["Records", "column_values", "read_records", "take_columns", "target_columns"]
 
 
 class Records:
@@ -20,7 +21,7 @@ class Records:
     table : pyarrow.Table
         The columns to learn from.
     y : ndarray
-        Their targets, valid.
+        Their targets, valid; zeros if there is nothing to learn but the rows themselves.
     weight : ndarray of float64, shape (n_rows,)
         Their weights.
     source : object
@@ -49,14 +50,36 @@ class Records:
         """Return some of the rows, as :class:`Records` in memory."""
         return self
 
+    def select(self, columns):
+        """Return the rows with some of the columns only."""
+        return Records(self.table.select(columns), self.y, self.weight, self.source)
+
+    def collected(self, by, order_by):
+        """Return the sequences of a log, a row for each user.
+
+        Parameters
+        ----------
+        by : str or list of str
+            Columns that name the user.
+        order_by : str
+            Column of times.
+
+        Returns
+        -------
+        Records
+        """
+        lists = as_table(collect_sequences(self.table, by=by, order_by=order_by, prefix=""))
+        return Records(lists, np.zeros(len(lists)), np.ones(len(lists)), self.source)
+
     def encoded(self, maker):
         """Return the rows encoded.
 
         Parameters
         ----------
         maker : object
-            Has ``make_rows(table, y, weight)``, which gives :class:`EncodedRows`, and
-            ``make_targets(y, weight)``, which gives them without features.
+            Has ``make_rows(table, y, weight)``, which gives rows such as :class:`EncodedRows`;
+            ``make_targets(table, y, weight)``, which gives them with no more features than the
+            table's ``columns`` tell; and ``gather(pieces, memory)``, which joins pieces of them.
         """
         return maker.make_rows(self.table, self.y, self.weight)
 
@@ -75,13 +98,35 @@ def read_records(X, y, sample_weight, read, check_target, where=""):
     read : callable
         Makes a table of features.
     check_target : callable
-        Returns a valid target as an array.
+        Returns a valid target as an array; or None for None, if rows may do without.
     where : str, default=""
         Name of the rows, for errors.
 
     Returns
     -------
     Records
+    """
+    X, y, sample_weight = take_columns(X, y, sample_weight)
+    with errors_name(where):
+        table = read(X)
+        y = check_target(y)
+        y = np.zeros(len(table)) if y is None else y
+        check_consistent_length(Sized(len(table)), y)
+    with errors_name(where.replace("eval_set", "eval_sample_weight")):
+        weight = check_weight(sample_weight, len(table))
+    kept = np.flatnonzero(weight > 0)
+    if len(kept) < len(table):
+        table, y, weight = table.take(kept), y[kept], weight[kept]
+    return Records(table, y, weight, X)
+
+
+def take_columns(X, y, sample_weight):
+    """Take targets and weights out of a table, if they are given as names of its columns.
+
+    Returns
+    -------
+    X, y, sample_weight : object
+        What was given, or the table without these columns, and their values.
     """
     targets = target_columns(X, y)
     weights = [sample_weight] if isinstance(sample_weight, str) else []
@@ -92,16 +137,7 @@ def read_records(X, y, sample_weight, read, check_target, where=""):
         y = column_values(X, targets) if targets else y
         sample_weight = column_values(X, weights) if weights else sample_weight
         X = X.drop_columns([*targets, *weights])
-    with errors_name(where):
-        table = read(X)
-        y = check_target(y)
-        check_consistent_length(Sized(len(table)), y)
-    with errors_name(where.replace("eval_set", "eval_sample_weight")):
-        weight = check_weight(sample_weight, len(table))
-    kept = np.flatnonzero(weight > 0)
-    if len(kept) < len(table):
-        table, y, weight = table.take(kept), y[kept], weight[kept]
-    return Records(table, y, weight, X)
+    return X, y, sample_weight
 
 
 def target_columns(X, y):

@@ -104,7 +104,7 @@ class SpilledRows:
         return self
 
     def map(self, function):
-        """Return the rows with a function applied to each piece when it is read."""
+        """Return the rows with a function applied to those that are read together."""
         other = object.__new__(SpilledRows)
         # The first keeps the directory alive.
         vars(other).update(vars(self), functions=(*self.functions, function), origin=self)
@@ -121,7 +121,14 @@ class SpilledRows:
     def parts(self):
         """Yield the pieces, one at a time."""
         for index in range(len(self.sizes)):
-            yield self._read(index)
+            yield self.read([index])
+
+    def read(self, indices):
+        """Return some pieces joined."""
+        rows = join_rows([self._read(index) for index in indices])
+        for function in self.functions:
+            rows = function(rows)
+        return rows
 
     def batches(self, batch_size, *, shuffle=False, lengths=None, n_batches=None):
         """Return an iterable of batches."""
@@ -141,10 +148,7 @@ class SpilledRows:
             frame = TensorFrame.from_arrow(pa.ipc.open_file(file).get_batch(0))
         with pa.memory_map(self._path(index, "targets")) as file:
             targets = TensorFrame.from_arrow(pa.ipc.open_file(file).get_batch(0))["y"]
-        rows = EncodedRows(frame, targets["target"], targets["weight"])
-        for function in self.functions:
-            rows = function(rows)
-        return rows
+        return EncodedRows(frame, targets["target"], targets["weight"])
 
 
 class SpilledBatches:
@@ -178,7 +182,7 @@ class SpilledBatches:
         windows = [order[start : start + width] for start in range(0, len(order), width)]
         done, given = 0, 0
         for number, window in enumerate(windows):
-            rows = join_rows([self.rows._read(index) for index in window])
+            rows = self.rows.read(window)
             done += len(rows)
             # As many batches in all as were asked for, whatever the windows' sizes.
             until = (

@@ -233,3 +233,16 @@ def test_a_column_first_seen_empty_takes_any_type(value):
     encoder = TableEncoder().fit({"c": [None, None]})
     assert list(encoder.blocks_) == ["category"]
     assert encoder.transform({"c": [value, None]}).tolist() == [[UNSEEN], [MISSING]]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_few_values_have_the_codes_they_have_among_many(kind):
+    block = CategoryBlock().fit({"user": [f"u{number}" for number in range(50)]})
+    known = block.categories_[0].to_pylist()
+    values = pa.array(["u7", "nobody", None, "u7", "", known[-1], *known], kind)
+    among_many = block.transform({"user": values})["codes"]
+    seven = known.index("u7") + 2
+    assert among_many[:6, 0].tolist() == [seven, UNSEEN, MISSING, seven, UNSEEN, 51]
+    for rows in (slice(0, 1), slice(2, 3), slice(0, 6)):
+        few = block.transform({"user": values[rows]})["codes"]
+        assert few.tolist() == among_many[rows].tolist()

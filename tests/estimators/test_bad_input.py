@@ -267,6 +267,7 @@ BAD_PARAMETERS = [
     ("backend", "cloud", "backend must be"),
     ("checkpoint_dir", 7, "checkpoint_dir must be a path"),
     ("tracker", "wandb", "tracker must be"),
+    ("inference_engine", "openvino", "inference_engine must be one of"),
 ]
 
 

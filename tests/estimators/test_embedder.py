@@ -12,13 +12,13 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import torch
+from scikit_learn_checks import CHECKS
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
-from sklearn.utils import estimator_checks
 from skorch.callbacks import Callback
 
 from sk_easytensor import (
@@ -655,22 +655,6 @@ def test_an_interrupted_fit_goes_on_with_the_same_views(log, tmp_path, monkeypat
     model.fit(log, **LOG)
     assert model.evals_result_ == expected.evals_result_
     np.testing.assert_array_equal(model.transform(log), expected.transform(log))
-
-
-# Of scikit-learn's checks, those that fit an estimator pass it a matrix of numbers, which has no
-# sequences and is refused. What does not fit, or has nothing to do with the data, applies.
-CHECKS = [
-    estimator_checks.check_estimator_cloneable,
-    estimator_checks.check_estimator_tags_renamed,
-    estimator_checks.check_valid_tag_types,
-    estimator_checks.check_estimator_repr,
-    estimator_checks.check_no_attributes_set_in_init,
-    estimator_checks.check_parameters_default_constructible,
-    estimator_checks.check_get_params_invariance,
-    estimator_checks.check_set_params,
-    estimator_checks.check_estimators_unfitted,
-    estimator_checks.check_mixin_order,
-]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

@@ -3,7 +3,6 @@
 import copy
 import io
 import pickle
-import pickletools
 import subprocess
 import sys
 from pathlib import Path
@@ -113,9 +112,16 @@ numpy.save(sys.argv[1] + "/importances.npy", model.feature_importances_)
 
 
 def names_in_pickle(data):
-    """Return every module and class name that a pickle refers to."""
-    strings = [arg for _, arg, _ in pickletools.genops(data) if isinstance(arg, str)]
-    return set(strings)
+    """Return every module that a pickle refers to."""
+    found = set()
+
+    class Finder(pickle.Unpickler):
+        def find_class(self, module, name):
+            found.add(module)
+            return super().find_class(module, name)
+
+    Finder(io.BytesIO(data)).load()
+    return found
 
 
 @pytest.mark.parametrize("warm_start", [False, True])

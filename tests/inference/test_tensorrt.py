@@ -3,13 +3,19 @@ import pytest
 import torch
 
 from sk_easytensor import (
+    MLP,
     CategoryBlock,
     CategorySequenceBlock,
     DatetimeBlock,
     EasyTensorClassifier,
+    EasyTensorEmbedder,
+    EasyTensorRegressor,
+    EasyTensorTwoTower,
     EventSequenceBlock,
     NumericBlock,
     NumericSequenceBlock,
+    PretrainedBlock,
+    Sum,
     TabM,
     TextBlock,
     VectorBlock,
@@ -22,6 +28,9 @@ try:
 except ImportError:
     pytest.skip(f"none of {PACKAGES} is installed", allow_module_level=True)
 
+QUICK = {"max_epochs": 1, "random_state": 0, "remainder": "drop"}
+SMALL = {"width": 8, "layers": 1, "max_length": 5}
+
 
 @pytest.fixture(scope="module")
 def model(rows, target):
@@ -31,40 +40,72 @@ def model(rows, target):
         ("days", DatetimeBlock(), ["day"]),
         ("vectors", VectorBlock(), ["vector"]),
         ("texts", TextBlock(min_frequency=2), ["title"]),
-        ("clicks", CategorySequenceBlock(width=8, layers=1, max_length=5), ["clicks"]),
-        ("series", NumericSequenceBlock(width=8, max_length=5), ["series"]),
+        ("clicks", CategorySequenceBlock(**SMALL), ["clicks"]),
+        ("series", NumericSequenceBlock(**SMALL), ["series"]),
     ]
-    trunk = TabM(members=2, width=16)
-    model = EasyTensorClassifier(blocks, trunk=trunk, max_epochs=1, remainder="drop")
+    model = EasyTensorClassifier(blocks, trunk=TabM(members=2, width=16), **QUICK)
     return model.fit(rows, target > np.median(target))
 
 
-def test_every_network_is_built(model, tmp_path):
+def events(encoder="transformer"):
+    return EventSequenceBlock(encoder, **SMALL, time="whens")
+
+
+def built(model, path, **params):
+    """Build an engine; return its description."""
+    description, engine = read_engine(model.to_tensorrt(path / "model.engine", **params))
+    assert len(engine) > 10_000
+    return description
+
+
+def test_classifier(model, tmp_path):
     sizes = (1, 16, 64)
-    path = model.to_tensorrt(tmp_path / "model.engine", batch_sizes=sizes)
-    description, engine = read_engine(path)
+    description = built(model, tmp_path, batch_sizes=sizes)
     assert description["batch_sizes"] == list(sizes)
     assert description["longest"]["clicks.codes_0"] == 5
     assert description["outputs"] == ["probabilities", "representation"]
-    assert len(engine) > 10_000
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_lower_precisions_are_built(rows, target, tmp_path, precision):
-    blocks = [("n", NumericBlock(bins=9), ["amount"]), ("e", events(), ["kinds", "whens"])]
-    model = EasyTensorClassifier(blocks, trunk=TabM(width=16), max_epochs=1, remainder="drop")
+def test_regressor_with_other_encoders(rows, target, tmp_path):
+    known = EasyTensorRegressor([("n", NumericBlock("none"), ["count"])], **QUICK)
+    blocks = [
+        ("known", PretrainedBlock(known.fit(rows, target)), ["count"]),
+        ("linear", NumericBlock("linear"), ["amount"]),
+        ("periodic", NumericBlock("periodic"), ["count"]),
+        ("gru", CategorySequenceBlock("gru", pooling="last", **SMALL), ["clicks"]),
+        ("lstm", NumericSequenceBlock("lstm", bidirectional=True, **SMALL), ["series"]),
+        ("words", TextBlock("transformer", width=8, heads=2, vocabulary_size=300), ["title"]),
+    ]
+    model = EasyTensorRegressor(blocks, loss="gamma", trunk=MLP(width=8), **QUICK)
+    description = built(model.fit(rows, target + 1), tmp_path)
+    assert description["outputs"] == ["predictions", "representation"]
+
+
+def test_two_towers(rows, tmp_path):
+    users = [("user", CategoryBlock(width=8), "user"), ("kinds", events("gru"), ["kinds", "whens"])]
+    items = [("city", CategoryBlock(width=8), "city"), ("text", TextBlock(), "body")]
+    model = EasyTensorTwoTower(users, items, embedding_dim=8, max_epochs=1, random_state=0)
+    model.fit(rows)
+    assert isinstance(model.user_tower_.trunk, Sum)
+    assert built(model, tmp_path)["outputs"] == ["scores", "predictions"]
+
+
+def test_embedder(rows, tmp_path):
+    lists = rows[rows["kinds"].map(len) > 1]
+    blocks = [("events", events("conv"), ["kinds", "sums", "whens"])]
+    model = EasyTensorEmbedder(blocks, embedding_dim=8, trunk=MLP(width=8), **QUICK)
+    assert built(model.fit(lists), tmp_path)["outputs"] == ["embedding"]
+
+
+@pytest.mark.parametrize(("precision", "encoder"), [("fp16", "gru"), ("bf16", "transformer")])
+def test_lower_precisions_are_built(rows, target, tmp_path, precision, encoder):
+    blocks = [("n", NumericBlock(bins=9), ["amount"]), ("e", events(encoder), ["kinds", "whens"])]
+    model = EasyTensorClassifier(blocks, trunk=TabM(members=2, width=16), **QUICK)
     model.fit(rows, target > np.median(target))
-    path = model.to_tensorrt(tmp_path / "model.engine", precision)
-    description, engine = read_engine(path)
-    assert description["precision"] == precision
-    assert len(engine) > 10_000
+    assert built(model, tmp_path, precision=precision)["precision"] == precision
 
 
-def events():
-    return EventSequenceBlock(width=8, time="whens", max_length=5)
-
-
-def test_running_needs_a_gpu(model, tmp_path):
+def test_what_is_no_engine(model, tmp_path):
     path = tmp_path / "model.engine"
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match="was not written by to_tensorrt"):

@@ -11,7 +11,8 @@ import pytest
 
 from sk_easytensor import EasyTensorClassifier, EasyTensorRegressor
 from sk_easytensor.backends.local import LocalBackend
-from sk_easytensor.backends.ray_data import hold_records, summarize_chunks
+from sk_easytensor.backends.ray_records import hold_records
+from sk_easytensor.backends.ray_summaries import summarize_chunks
 from sk_easytensor.blocks import CategoryBlock, NumericBlock
 from sk_easytensor.tables import as_table
 from sk_easytensor.training.records import read_records
@@ -109,6 +110,16 @@ def test_a_path_on_the_local_backend(classifier, quick, files, shop):
     same_network(
         EasyTensorClassifier(**quick).fit(frame, "label", sample_weight="weight"), expected
     )
+
+
+def test_importances_are_computed_where_rows_are(classifier, files):
+    models = [classifier().fit(files, "label", sample_weight="weight") for _ in range(2)]
+    first, second = (model.feature_importances_ for model in models)
+    np.testing.assert_array_equal(first, second)
+    assert models[0].feature_names_in_[first.argmax()] == "score"
+    assert first.sum() == pytest.approx(1)
+    assert models[0]._importance_sample is None
+    assert np.isfinite(models[0]._validation["measures"]["log loss"])
 
 
 def test_rows_held_out_are_some_of_each_class_and_chunk(regressor, classifier, files):
@@ -235,3 +246,35 @@ def test_hive_partitions_are_columns(classifier, shop, tmp_path):
     model = classifier().fit(tmp_path, "label")
     assert set(model.feature_names_in_) == {"amount", "city"}
     model.predict(pd.DataFrame({"amount": [0.1], "city": ["Oslo"]}))
+
+
+def test_class_weights_of_stored_labels(classifier, files, shop):
+    features = [*FEATURES, "score"]
+    params = {"class_weight": "balanced", "validation_fraction": None}
+    expected = classifier(**params).fit(shop[features], shop["label"], sample_weight=shop["weight"])
+    model = classifier(**params).fit(files, "label", sample_weight="weight")
+    same_network(model, expected, 1e-6)
+    plain = classifier(validation_fraction=None).fit(files, "label", sample_weight="weight")
+    assert plain.evals_result_ != model.evals_result_
+
+
+def test_several_stored_targets(regressor, files, shop):
+    targets = ["score", "count"]
+    features = [name for name in shop if name not in targets]
+    given = {"eval_set": [(shop[features], shop[targets].to_numpy())]}
+    expected = regressor().fit(shop[features], shop[targets].to_numpy(), **given)
+    model = regressor().fit(files, targets, eval_set=[(files, targets)])
+    same_network(model, expected, 1e-6)
+    assert model.predict(shop[features].head(3)).shape == (3, 2)
+
+
+def test_training_ends_early(classifier, quick, shop):
+    """By the same epochs as on this machine; labels that are noise get worse at once."""
+    X, y = shop[FEATURES], np.random.default_rng(0).permutation(shop["label"])
+    fit = {"eval_set": [(X[:200], y[200:400])]}
+    params = {"max_epochs": 30, "early_stopping_rounds": 3, "learning_rate": 0.02}
+    local = EasyTensorClassifier(**{**quick, **params}).fit(X, y, **fit)
+    model = classifier(**params).fit(X, y, **fit)
+    assert model.n_iter_ == local.n_iter_ < 30
+    assert model.best_iteration_ == model.n_iter_ - 3
+    same_network(model, local, 1e-5)

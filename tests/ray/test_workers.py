@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from on_workers import Epochs, Killer, Mistake
+from on_workers import Epochs, Killer, Mistake, Starts
 
 from sk_easytensor import EasyTensorClassifier
+
+ray_train = pytest.importorskip("sk_easytensor.backends.ray_train")
 
 FEATURES = ["amount", "count", "city", "tags"]
 
@@ -33,17 +35,77 @@ def test_workers_that_are_killed_are_replaced(classifier, files, shop, tmp_path,
     ours, theirs = (m.evals_result_["valid_0"]["log_loss"][-1] for m in (model, local))
     assert ours == pytest.approx(theirs, abs=0.06)
     assert (model.predict(shop) == shop["label"]).mean() > 0.85
+    # All workers have computed their part of the importances, and nobody has kept a row.
+    assert model._importance_sample is None
+    assert model.feature_names_in_[model.feature_importances_.argmax()] == "score"
+    n_rows = len(shop) * model.validation_fraction
+    assert model._validation["rows"] == pytest.approx(n_rows, abs=8)
 
 
-def test_errors_of_the_user_end_training_at_once(classifier, shop, tmp_path):
-    callbacks = [Epochs(tmp_path / "epochs"), Mistake(by=1)]
-    with pytest.raises(LookupError, match="no such thing on worker 1") as found:
+@pytest.mark.parametrize(("by", "when"), [(1, "on_batch_end"), (0, "on_epoch_end")])
+def test_errors_of_the_user_end_training_at_once(by, when, classifier, shop, tmp_path, monkeypatch):
+    # At an epoch's end the other worker waits to tell the state of its random numbers.
+    starts = Starts(tmp_path / "starts", ray_train.train_worker)
+    monkeypatch.setattr(ray_train, "train_worker", starts.__call__)
+    callbacks = [Epochs(tmp_path / "epochs"), Mistake(by, when)]
+    with pytest.raises(LookupError, match=f"no such thing on worker {by}") as found:
         classifier(2, callbacks=callbacks).fit(shop[FEATURES], shop["label"])
-    assert "on_batch_end" in str(found.value.__cause__)
-    assert "worker 1:" in str(found.value.__cause__)
+    assert when in str(found.value.__cause__)
+    assert f"worker {by}:" in str(found.value.__cause__)
+    assert f"worker {1 - by}:" not in str(found.value.__cause__)
     assert epochs_begun(tmp_path / "epochs") == [1, 2]
+    # No worker was started a second time.
+    assert sorted(epochs_begun(tmp_path / "starts")) == [0, 1]
     assert os.environ.get("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S") is None
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+OWN_CLUSTER = """
+import os, signal, sys
+from sk_easytensor.backends import RayBackend
+assert not any(name.split(".")[0] == "ray" for name in sys.modules)
+
+import pandas as pd, ray
+from sk_easytensor import MLP, EasyTensorClassifier
+
+frame = pd.read_parquet(sys.argv[1])
+model = EasyTensorClassifier(
+    trunk=MLP(width=16), max_epochs=1, random_state=0, backend=RayBackend(num_workers=0)
+)
+def variables():
+    return {k: v for k, v in os.environ.items() if k.startswith("RAY_") or k == "PYTHONBREAKPOINT"}
+
+before = variables()
+handler = signal.getsignal(signal.SIGINT)
+model.fit(frame[["amount"]], frame["label"])
+assert not ray.is_initialized()
+assert variables() == before
+assert signal.getsignal(signal.SIGINT) is handler
+model.predict(sys.argv[1])
+assert ray.is_initialized()
+address = ray.get_runtime_context().gcs_address
+model.fit(frame[["amount"]], frame["label"])
+assert ray.get_runtime_context().gcs_address == address
+ray.shutdown()
+"""
+
+
+def test_a_cluster_of_its_own(files, tmp_path):
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    environment.pop("RAY_ADDRESS", None)
+    command = [sys.executable, "-c", OWN_CLUSTER, str(files)]
+    told = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    # Once for the first fit, once for the prediction, which the second fit makes use of.
+    said = [line for line in told.stderr.splitlines() if line.startswith("Ray")]
+    assert [line.split(":")[0] for line in said] == [
+        "Ray is not initialised",
+        "Ray",
+        "Ray is not initialised",
+        "Ray is left running, for the Dataset that is returned is computed when it is read; "
+        "ray.shutdown() ends it",
+    ], told.stderr
 
 
 SCRIPT = """

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from scikit_learn_checks import CHECKS
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
-from sklearn.utils import estimator_checks
 from two_towers import BY_TASTE, KEYS, N_ITEMS, two_tower, untrained
 
 from sk_easytensor import (
@@ -13,23 +13,6 @@ from sk_easytensor import (
     CategoryBlock,
     EasyTensorTwoTower,
 )
-
-# Of scikit-learn's checks, those that fit an estimator pass it a single matrix of numbers. Two
-# towers need to be told which columns are the user's and which the item's, by blocks or by a
-# catalogue, so that fit refuses what they pass; the same goes for their targets, which may be
-# left out here. What does not fit, or has nothing to do with the data, applies.
-CHECKS = [
-    estimator_checks.check_estimator_cloneable,
-    estimator_checks.check_estimator_tags_renamed,
-    estimator_checks.check_valid_tag_types,
-    estimator_checks.check_estimator_repr,
-    estimator_checks.check_no_attributes_set_in_init,
-    estimator_checks.check_parameters_default_constructible,
-    estimator_checks.check_get_params_invariance,
-    estimator_checks.check_set_params,
-    estimator_checks.check_estimators_unfitted,
-    estimator_checks.check_mixin_order,
-]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
