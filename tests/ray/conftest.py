@@ -13,11 +13,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def pytest_collection_modifyitems(items):
-    # One process of pytest-xdist runs them all, so that there is one cluster. Groups are told by the
-    # end of a test's name; with pytest 9.2, xdist 3.8 does not write it there for its own mark.
+    # One process of pytest-xdist runs them all, so that there is one cluster.
     for item in items:
-        if "PYTEST_XDIST_WORKER" in os.environ and Path(__file__).parent in item.path.parents:
-            item._nodeid += "@ray"
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture(scope="session")
