@@ -65,7 +65,7 @@ def made_up_rows(n_rows, seed, n_numbers=20, n_categories=10):
     rng = np.random.default_rng(seed)
     columns = {f"number_{i}": rng.normal(size=n_rows) for i in range(n_numbers)}
     for index in range(n_categories):
-        names = pa.array([f"name {number}" for number in range(10 * 3**index)])
+        names = pa.array([f"name {number}" for number in range(10 * 2**index)])
         codes = (len(names) * rng.random(n_rows) ** 3).astype(np.int64)
         columns[f"category_{index}"] = names.take(pa.array(codes))
     lengths = rng.integers(0, 6, n_rows)
@@ -177,7 +177,7 @@ def kind_of(process, driver):
 # ---------------------------------------------------------------------- time
 
 
-def epoch_time(options, n_rows=1_000_000, epochs=4):
+def epoch_time(options, n_rows=400_000, epochs=4):
     """Print the time of an epoch on Ray over that of the local backend."""
     from sk_easytensor.backends import LocalBackend
 
