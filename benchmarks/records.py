@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class Record:
     predict_seconds: float
     iterations: int
     note: str = ""
+    calibration: float = math.nan
 
     @property
     def key(self):
@@ -73,6 +75,7 @@ def dataset_table(records):
     table = pd.DataFrame({frame["metric"].iloc[0]: models["score"].mean()})
     if frame["metric"].iloc[0] != "RMSE":
         table["log loss"] = models["loss"].mean()
+        table["calibration error"] = models["calibration"].mean()
     table["fit s"] = models["fit_seconds"].median()
     times = models[["fit_seconds", "predict_seconds"]].median()
     if REFERENCE in times.index:
@@ -99,10 +102,15 @@ def summary_table(records):
             "rank by metric": cost.rank(axis=1).mean(),
         }
     )
+    calibration = frame.pivot_table("calibration", "dataset", "model")
+    if len(calibration):
+        table["calibration error"] = calibration.mean()
     for name in ("fit", "predict"):
         times = frame.pivot_table(f"{name}_seconds", "dataset", "model", aggfunc="median")
         if REFERENCE in times:
-            table[f"median {name} ratio"] = times.div(times[REFERENCE], axis=0).median()
+            ratios = times.div(times[REFERENCE], axis=0)
+            table[f"median {name} ratio"] = ratios.median()
+            table[f"largest {name} ratio"] = ratios.max()
     foreign = [name for name in FOREIGN if name in loss]
     if foreign:
         gaps = loss.div(loss[foreign].min(axis=1), axis=0) - 1

@@ -25,6 +25,7 @@ os.environ.pop("OMP_WAIT_POLICY", None)  # PASSIVE makes LightGBM several times 
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -74,6 +75,7 @@ def main():
     models = [m for m in chosen(options.models, list(MODELS), "model") if is_installed(m)]
     cache = Cache(options.cache)
     records = []
+    warm_up(models, options)
     for name in names:
         runs = [
             run(model, name, seed, options, cache)
@@ -92,6 +94,14 @@ def main():
             print(f"cached from runs with another number of threads: {', '.join(sorted(others))}")
     if options.output:
         write_output(options, records)
+
+
+def warm_up(models, options):
+    """Fit each model once on few rows, so that no first fit pays for what libraries import."""
+    name = tabular_names(options.data)[0]
+    for model in models:
+        problem = load_problem(options.data, name, 200, 0)
+        measure(model, MODELS[model].version(), problem, options)
 
 
 def parse_options():
@@ -162,6 +172,9 @@ def measure(model, version, problem, options):
             predicted = fitted.predict(problem.test.X)
             predict_seconds.append(time.perf_counter() - begin)
     score, loss = score_and_loss(problem, predicted)
+    calibration = math.nan
+    if problem.task != "regression":
+        calibration = calibration_error(problem.test.y, predicted)
     return Record(
         model=model,
         version=version,
@@ -176,6 +189,7 @@ def measure(model, version, problem, options):
         predict_seconds=statistics.median(predict_seconds),
         iterations=fitted.iterations(),
         note=fitted.note,
+        calibration=calibration,
     )
 
 
@@ -189,6 +203,15 @@ def score_and_loss(problem, predicted):
     if problem.task == "binary":
         return float(roc_auc_score(y, predicted[:, 1])), loss
     return float(accuracy_score(y, predicted.argmax(axis=1))), loss
+
+
+def calibration_error(y, probabilities, bins=15):
+    """Expected calibration error of the predicted class (Guo et al., 2017), over equal bins."""
+    confidence = probabilities.max(axis=1)
+    hit = probabilities.argmax(axis=1) == y
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = np.bincount(place, hit - confidence, minlength=bins)
+    return float(np.abs(gaps).sum() / len(y))
 
 
 def print_dataset(name, records):

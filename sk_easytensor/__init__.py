@@ -65,5 +65,6 @@ __getattr__, __dir__ = lazy_names(
         "estimators",
         "inference",
         "networks",
+        "search_spaces",
     ),
 )

@@ -27,6 +27,7 @@ from sk_easytensor.blocks._subwords import (
     load_tokenizer,
     train_tokenizer,
 )
+from sk_easytensor.networks.block_network import WIDE_RATE
 from sk_easytensor.ragged import Padded
 from sk_easytensor.tensors import Ragged
 
@@ -259,6 +260,8 @@ class NgramModule(nn.Module):
 
     wide = True
     """N-grams go past the trunk, which would memorise rare ones."""
+
+    learning_rate_scale = WIDE_RATE
 
     def __init__(self, n_ids, n_columns, width, dropout=0.0):
         super().__init__()

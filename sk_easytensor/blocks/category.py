@@ -16,6 +16,8 @@ from sk_easytensor.summaries import SummaryMap, ValueCounts
 __all__ = ["CategoryBlock", "CategoryModule", "category_keys", "hash_strings"]
 
 MISSING, UNSEEN, KNOWN = 0, 1, 2
+MOST_HIDDEN = 0.8
+"""Fraction of a category's training rows that are shown as unseen at most, for being rare."""
 STRINGS = (pa.string(), pa.large_string())
 FEW = 4
 """With so many times more categories than values, the former are looked up among the latter."""
@@ -42,6 +44,10 @@ class CategoryBlock(Block):
         How many rows it takes to trust a category: the vector of one seen n times starts at
         ``n / (n + shrinkage)`` of the usual distance from the vector common to its column, so
         that rare categories begin as what an unseen one is.
+    rarity : float, default=8.0
+        How many rows it takes to be learned by heart: of the training rows of a category seen n
+        times, ``rarity / (n + rarity)`` are shown to the network as unseen, at most four in five.
+        Towers and embedders, which are to tell users and items apart, do not hide them.
 
     Attributes
     ----------
@@ -77,6 +83,7 @@ class CategoryBlock(Block):
         width=None,
         unseen_probability=0.01,
         shrinkage=50.0,
+        rarity=8.0,
     ):
         self.min_frequency = min_frequency
         self.max_categories = max_categories
@@ -84,6 +91,7 @@ class CategoryBlock(Block):
         self.width = width
         self.unseen_probability = unseen_probability
         self.shrinkage = shrinkage
+        self.rarity = rarity
 
     @classmethod
     def accepts(cls, column_type):
@@ -123,6 +131,7 @@ class CategoryBlock(Block):
         check_number(name, "max_categories", self.max_categories, low=1, integer=True)
         check_number(name, "unseen_probability", self.unseen_probability, low=0, high=1)
         check_number(name, "shrinkage", self.shrinkage, low=0)
+        check_number(name, "rarity", self.rarity, low=0)
         if self.hash_buckets is not None:
             check_number(name, "hash_buckets", self.hash_buckets, low=1, integer=True)
         if self.width is not None:
@@ -205,7 +214,8 @@ class CategoryBlock(Block):
         return pc.fill_null(found, UNSEEN - KNOWN).to_numpy(zero_copy_only=False) + np.int32(KNOWN)
 
     def make_module(self):
-        return CategoryModule(self.n_codes, self.width, self.unseen_probability, self._trust())
+        widths = [self.width or default_width(size) for size in self.n_codes]
+        return CategoryModule(widths, self._trust(), self.unseen_probability, self._rareness())
 
     def _trust(self):
         """How far each code's vector may start from the column's common one, from 0 to 1."""
@@ -213,6 +223,17 @@ class CategoryBlock(Block):
             return [np.ones(size, dtype=np.float32) for size in self.n_codes]
         return [
             np.concatenate([np.zeros(KNOWN), counts / (counts + self.shrinkage)]).astype(np.float32)
+            for counts in self.counts_
+        ]
+
+    def _rareness(self):
+        """Which fraction of each code's training rows is shown as unseen for being rare."""
+        if self.hash_buckets is not None:
+            return [np.zeros(size, dtype=np.float32) for size in self.n_codes]
+        return [
+            np.concatenate(
+                [np.zeros(KNOWN), np.minimum(MOST_HIDDEN, self.rarity / (counts + self.rarity))]
+            ).astype(np.float32)
             for counts in self.counts_
         ]
 
@@ -282,26 +303,36 @@ class CategoryModule(nn.Module):
 
     Parameters
     ----------
-    n_codes : list of int
-        Codes of each column.
-    width : int or None
-        Width of every column, or None for a width by cardinality.
-    unseen_probability : float
-        Fraction of codes replaced by the code for unseen while training.
+    widths : list of int
+        Width of each column.
     trust : list of ndarray of float32
         For each code of each column, how far its vector starts from the column's common one.
+    unseen_probability : float
+        Fraction of codes replaced by the code for unseen while training.
+    rareness : list of ndarray of float32
+        For each code of each column, which fraction of its rows is shown as unseen besides.
+
+    Attributes
+    ----------
+    hides_rare : bool
+        Whether `rareness` is heeded.
     """
 
-    def __init__(self, n_codes, width, unseen_probability, trust):
+    def __init__(self, widths, trust, unseen_probability, rareness):
         super().__init__()
         self.unseen_probability = unseen_probability
-        widths = [width or default_width(size) for size in n_codes]
+        self.hides_rare = any(each.any() for each in rareness)
+        # Made anew by the block, and so not part of a saved state.
+        hidden = torch.from_numpy(np.concatenate(rareness))
+        self.register_buffer("hidden", hidden, persistent=False)
+        sizes = torch.tensor([len(each) for each in rareness])
+        self.register_buffer("first_code", sizes.cumsum(0) - sizes, persistent=False)
         self.out_features = sum(widths)
         self.tables = nn.ParameterList()
         self.common = nn.ParameterList()
         for size in sorted(set(widths)):
             columns = [index for index, value in enumerate(widths) if value == size]
-            sizes = torch.tensor([n_codes[index] for index in columns])
+            sizes = torch.tensor([len(trust[index]) for index in columns])
             spread = torch.from_numpy(np.concatenate([trust[index] for index in columns]))
             table = torch.randn(int(sizes.sum()), size) * size**-0.5 * spread[:, None]
             self.tables.append(nn.Parameter(table))
@@ -321,9 +352,8 @@ class CategoryModule(nn.Module):
         -------
         torch.Tensor of shape (batch, sum of widths)
         """
-        if self.training and self.unseen_probability > 0:
-            masked = torch.rand(codes.shape, device=codes.device) < self.unseen_probability
-            codes = codes.masked_fill(masked & (codes != MISSING), UNSEEN)
+        if self.training and (self.hides_rare or self.unseen_probability > 0):
+            codes = self._hide(codes)
         parts = []
         for group, table in enumerate(self.tables):
             columns = getattr(self, f"columns_{group}")
@@ -333,3 +363,10 @@ class CategoryModule(nn.Module):
             found = table.index_select(0, rows).reshape(codes.shape[0], self.common[group].numel())
             parts.append(found + self.common[group])
         return torch.cat(parts, dim=1)
+
+    def _hide(self, codes):
+        probability = self.unseen_probability
+        if self.hides_rare:
+            probability = self.hidden[codes + self.first_code].clamp(min=probability)
+        hidden = torch.rand(codes.shape, device=codes.device) < probability
+        return codes.masked_fill(hidden & (codes != MISSING), UNSEEN)

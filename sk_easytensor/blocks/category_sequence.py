@@ -137,6 +137,7 @@ class CategorySequenceBlock(SequenceBlock):
             width=self.width,
             unseen_probability=self.unseen_probability,
             shrinkage=self.shrinkage,
+            rarity=0,
         )
         return items.fit_columns(pa.table({name: pa.nulls(0)}))
 

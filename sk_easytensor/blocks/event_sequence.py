@@ -268,6 +268,7 @@ class EventSequenceBlock(SequenceBlock):
             hash_buckets=self.hash_buckets,
             unseen_probability=self.unseen_probability,
             shrinkage=self.shrinkage,
+            rarity=0,
         )
         number = NumericBlock(width=self.number_width, bins=self.bins)
         nothing = pa.nulls(0)
@@ -352,6 +353,9 @@ class EventSequenceBlock(SequenceBlock):
     def make_module(self):
         codes = self.category_block_.make_module() if self._of_kind("category") else None
         values = self.number_block_.make_module() if self._number_columns() else None
+        if values is not None:
+            # Lists have many more values than there are rows.
+            del values.learning_rate_scale
         return EventSequenceModule(codes, values, self.make_encoder)
 
     def to_onnx(self, graph):

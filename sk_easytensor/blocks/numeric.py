@@ -17,6 +17,9 @@ from sk_easytensor.summaries import Quantiles, SummaryMap
 __all__ = ["NumericBlock"]
 
 LARGEST = 1e300
+RATE = 2.0
+"""Learning rate of the embeddings over that of the network: a bin's vector is seldom looked up."""
+
 EMBEDDINGS = ("piecewise", "periodic", "linear", "none")
 
 
@@ -131,13 +134,15 @@ class NumericBlock(Block):
         return {"values": torch.from_numpy(encoded)}
 
     def make_module(self):
-        return NumericModule(
+        module = NumericModule(
             embedding=self.embedding,
             n_edges=[len(edges) for edges in self.edges_],
             width=self.width,
             frequencies=self.frequencies,
             frequency_scale=self.frequency_scale,
         )
+        module.learning_rate_scale = RATE
+        return module
 
     def to_onnx(self, graph):
         from sk_easytensor.inference import encoders

@@ -31,7 +31,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     trunk : MLP, TabM or None, default=None
         Network between blocks and head; None for ``TabM()``. ``trunk__<parameter>`` can be set
         in either case.
-    learning_rate : float, default=4e-3
+    learning_rate : float, default=1e-2
         Highest learning rate of the schedule.
     batch_size : int or None, default=None
         Rows a step; None for 32 to 4,096 by the number of rows.
@@ -39,7 +39,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         Passes over the rows at most; None for 5 to 200 by the number of rows.
     optimizer : str or torch.optim.Optimizer class, default="adamw"
         ``"adamw"``, ``"adam"``, ``"sgd"`` or a class.
-    weight_decay : float, default=1e-2
+    weight_decay : float, default=5e-2
         Of the optimizer.
     early_stopping_rounds : int, "auto" or None, default="auto"
         Epochs without a better validation loss after which training stops; ``"auto"`` is a fifth
@@ -144,11 +144,11 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         *,
         remainder="auto",
         trunk=None,
-        learning_rate=4e-3,
+        learning_rate=1e-2,
         batch_size=None,
         max_epochs=None,
         optimizer="adamw",
-        weight_decay=1e-2,
+        weight_decay=5e-2,
         early_stopping_rounds="auto",
         validation_fraction=0.15,
         class_weight=None,

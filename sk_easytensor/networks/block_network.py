@@ -7,7 +7,10 @@ from torch import nn
 
 from sk_easytensor.ragged import Ragged
 
-__all__ = ["BlockNetwork", "make_network", "padded_lengths"]
+__all__ = ["WIDE_RATE", "BlockNetwork", "make_network", "padded_lengths"]
+
+WIDE_RATE = 0.4
+"""Learning rate of what goes past the trunk, over that of the rest: sparse features overfit."""
 
 
 class BlockNetwork(nn.Module):
@@ -182,10 +185,15 @@ def make_network(blocks, trunk, head=None):
     members = getattr(trunk_module, "members", 1)
     if head is None:
         return BlockNetwork(modules, trunk_module, None, None)
+    if not head.hides_rare:
+        for module in nn.ModuleList(modules.values()).modules():
+            if hasattr(module, "hides_rare"):
+                module.hides_rare = False
     head_module = head.make_module(trunk_module.out_features, members)
     wide = None
     if wide_features:
         wide = nn.Linear(wide_features, head.out_features, bias=False)
+        wide.learning_rate_scale = WIDE_RATE
         if head.begins_at_zero:
             nn.init.zeros_(wide.weight)
     return BlockNetwork(modules, trunk_module, head_module, wide)

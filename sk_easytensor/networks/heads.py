@@ -43,6 +43,9 @@ class Head(BaseEstimator, ABC):
     begins_at_zero = True
     """Whether what goes past the trunk may count for nothing at first."""
 
+    hides_rare = True
+    """Whether rare categories are shown as unseen in training, as blocks would have it."""
+
     def make_module(self, in_features, members):
         """Return the last layer of the network."""
         return MemberLinear(members, in_features, self.out_features)
@@ -227,6 +230,8 @@ class EmbeddingHead(BaseEstimator):
 
     # A product of two zeros has no gradient.
     begins_at_zero = False
+    # Towers are to tell users and items apart that are there once each.
+    hides_rare = False
 
     def __init__(self, embedding_dim, projected=True):
         self.embedding_dim = embedding_dim

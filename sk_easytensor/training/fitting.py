@@ -102,9 +102,7 @@ def train_network(network, head, rows, valid_rows, settings):
     net.initialize()
     if settings.optimizer_state is not None:
         # The moments go on; learning rate and weight decay are those of this call.
-        groups = net.optimizer_.state_dict()["param_groups"]
-        state = settings.optimizer_state["state"]
-        net.optimizer_.load_state_dict({"state": state, "param_groups": groups})
+        load_moments(net, settings.optimizer_state["state"])
     net.partial_fit(rows)
     # An epoch that the user interrupted has no losses.
     history = [_plain(epoch) for epoch in net.history if "train_loss" in epoch]
@@ -112,7 +110,36 @@ def train_network(network, head, rows, valid_rows, settings):
         raise KeyboardInterrupt("interrupted before the first epoch was complete")
     best = stopping.best_epoch_ if stopping is not None and stopping.best_epoch_ else len(history)
     network.to("cpu").eval()
-    return TrainingResult(history, best, net.optimizer_.state_dict())
+    return TrainingResult(history, best, {"state": moments(net)})
+
+
+def moments(net):
+    """Return what an optimizer remembers of each parameter, by the parameter's name."""
+    remembered = net.optimizer_.state
+    named = net.module_.named_parameters()
+    return {name: remembered[each] for name, each in named if each in remembered}
+
+
+def load_moments(net, kept):
+    """Let an optimizer go on with what another remembered.
+
+    Parameters
+    ----------
+    net : TensorNet
+        Initialised.
+    kept : dict of {str: dict}
+        What :func:`moments` returned. Of earlier versions, which kept positions instead of names,
+        nothing is used: groups of parameters have changed since.
+    """
+    state = net.optimizer_.state_dict()
+    grouped = [each for group in net.optimizer_.param_groups for each in group["params"]]
+    position = {id(each): index for index, each in enumerate(grouped)}
+    state["state"] = {
+        position[id(each)]: kept[name]
+        for name, each in net.module_.named_parameters()
+        if name in kept and id(each) in position
+    }
+    net.optimizer_.load_state_dict(state)
 
 
 def _silent(text):

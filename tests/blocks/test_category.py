@@ -19,6 +19,9 @@ from sk_easytensor.blocks.category import (
     default_width,
     hash_strings,
 )
+from sk_easytensor.networks import MLP
+from sk_easytensor.networks.block_network import make_network
+from sk_easytensor.networks.heads import BinaryHead, EmbeddingHead
 
 
 def codes(block, values):
@@ -151,10 +154,33 @@ def test_module_shows_unseen_codes_in_training_only():
     torch.testing.assert_close(still, missing)
 
 
+@pytest.mark.parametrize(("rarity", "shares"), [(8.0, [0.1, 0.5, 0.8]), (0, [0.0, 0.0, 0.0])])
+def test_rare_categories_are_mostly_shown_as_unseen(rarity, shares):
+    data = {"c": ["often"] * 72 + ["seldom"] * 8 + ["once"]}
+    block = CategoryBlock(rarity=rarity, unseen_probability=0).fit(data)
+    module = block.make_module()
+    unseen = module.eval()(**block.transform({"c": ["new"]}))
+    torch.manual_seed(0)
+    for value, share in zip(["often", "seldom", "once"], shares, strict=True):
+        shown = module.train()(**block.transform({"c": [value] * 4000}))
+        hidden = (shown == unseen).all(dim=1).float().mean()
+        assert abs(hidden - share) < 0.03, value
+
+
+def test_towers_do_not_hide_rare_categories():
+    block = CategoryBlock(unseen_probability=0).fit({"c": ["once", "twice", "twice"]})
+    once = block.transform({"c": ["once"] * 100})
+    for head, hidden in ((BinaryHead(), True), (EmbeddingHead(4), False)):
+        network = make_network({"block": block}, MLP(), head)
+        (module,) = network.blocks
+        rows = module.train()(**once)
+        assert (len(rows.unique(dim=0)) > 1) == hidden
+
+
 def test_module_keeps_columns_apart():
     rng = np.random.default_rng(0)
     data = {f"c{size}": rng.permutation(500) % size for size in (3, 200, 2, 60)}
-    block = CategoryBlock(unseen_probability=0).fit(data)
+    block = CategoryBlock(unseen_probability=0, rarity=0).fit(data)
     module = block.make_module()
     widths = [default_width(size) for size in block.n_codes]
     assert module.out_features == sum(widths)
@@ -180,6 +206,7 @@ def test_width():
         ("max_categories", 1.5),
         ("hash_buckets", 0),
         ("width", 0),
+        ("rarity", -1),
         ("unseen_probability", 1.5),
         ("unseen_probability", "0"),
     ],

@@ -66,7 +66,8 @@ class Recorder(Callback):
 
     def on_batch_end(self, net, training=False, **kwargs):
         if training:
-            self.rates.append(net.optimizer_.param_groups[0]["lr"])
+            # The last group is that of parameters without a rate of their own.
+            self.rates.append(net.optimizer_.param_groups[-1]["lr"])
 
     def on_epoch_end(self, net, **kwargs):
         self.epochs += 1

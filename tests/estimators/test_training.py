@@ -528,7 +528,7 @@ class Groups(Callback):
         self.seen = []
 
     def on_train_begin(self, net, **kwargs):
-        group, moments = net.optimizer_.param_groups[0], len(net.optimizer_.state) > 0
+        group, moments = net.optimizer_.param_groups[-1], len(net.optimizer_.state) > 0
         kind = type(net.optimizer_).__name__
         self.seen.append((kind, group["lr"], group["weight_decay"], moments))
 

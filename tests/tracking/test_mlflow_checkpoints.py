@@ -84,7 +84,7 @@ def test_only_the_epochs_that_are_left_are_trained(interrupted, table):
 def test_another_fit_has_a_run_of_its_own(change, interrupted, table, client):
     X, y = table
     if change == "parameters":
-        interrupted(learning_rate=0.01).fit(X, y)
+        interrupted(learning_rate=0.02).fit(X, y)
     elif change == "data":
         interrupted().fit(X.assign(amount=X["amount"] + 1), y)
     else:

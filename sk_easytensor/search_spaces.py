@@ -1,0 +1,184 @@
+"""What to tune of an estimator, for scikit-learn's searches and for Optuna.
+
+Examples
+--------
+>>> from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
+>>> from sk_easytensor import EasyTensorClassifier, search_spaces
+>>> search = GridSearchCV(EasyTensorClassifier(), search_spaces.grid(), scoring="neg_log_loss")
+>>> space = search_spaces.distributions(prefix="model__")  # of a pipeline's last step
+>>> sorted(space)[:2]
+['model__learning_rate', 'model__trunk__dropout']
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scipy.stats import loguniform, uniform
+
+__all__ = ["RANGES", "Choices", "Interval", "distributions", "grid", "suggest"]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """One of several values.
+
+    Parameters
+    ----------
+    values : tuple
+        All of them.
+    """
+
+    values: tuple
+
+    def grid(self):
+        """Return a few values."""
+        return list(self.values)
+
+    def distribution(self):
+        """Return what RandomizedSearchCV draws from."""
+        return list(self.values)
+
+    def suggest(self, trial, name):
+        """Return what an Optuna trial suggests."""
+        return trial.suggest_categorical(name, list(self.values))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Any number between two.
+
+    Parameters
+    ----------
+    low, high : float
+        Bounds.
+    few : tuple of float
+        Those of a grid.
+    log : bool, default=False
+        Whether it is the logarithm that is drawn evenly.
+    """
+
+    low: float
+    high: float
+    few: tuple
+    log: bool = False
+
+    def grid(self):
+        """Return a few values."""
+        return list(self.few)
+
+    def distribution(self):
+        """Return what RandomizedSearchCV draws from."""
+        if self.log:
+            return loguniform(self.low, self.high)
+        return uniform(self.low, self.high - self.low)
+
+    def suggest(self, trial, name):
+        """Return what an Optuna trial suggests."""
+        return trial.suggest_float(name, self.low, self.high, log=self.log)
+
+
+RANGES = {
+    "learning_rate": Interval(2e-3, 3e-2, few=(4e-3, 1e-2, 2e-2), log=True),
+    "trunk__dropout": Interval(0.0, 0.4, few=(0.1, 0.25)),
+    "weight_decay": Interval(1e-3, 0.3, few=(1e-2, 5e-2, 0.2), log=True),
+    "trunk__members": Choices((4, 8, 16)),
+    "trunk__width": Choices((64, 128, 256)),
+    "trunk__layers": Choices((1, 2, 3)),
+}
+"""What is worth tuning, the most important first; keys are parameters of the estimators."""
+
+FIRST = ("learning_rate", "trunk__dropout")
+
+
+def grid(names=FIRST, *, prefix=""):
+    """Return a grid for :class:`~sklearn.model_selection.GridSearchCV`.
+
+    Parameters
+    ----------
+    names : iterable of str, default=("learning_rate", "trunk__dropout")
+        Keys of `RANGES`.
+    prefix : str, default=""
+        Put before each name: ``"model__"`` where the estimator is a pipeline's step ``"model"``.
+
+    Returns
+    -------
+    dict of {str: list}
+
+    Raises
+    ------
+    ValueError
+        If a name is not among `RANGES`.
+
+    Examples
+    --------
+    >>> grid(["trunk__layers"], prefix="model__")
+    {'model__trunk__layers': [1, 2, 3]}
+    """
+    return {prefix + name: of.grid() for name, of in _chosen(names)}
+
+
+def distributions(names=tuple(RANGES), *, prefix=""):
+    """Return distributions for :class:`~sklearn.model_selection.RandomizedSearchCV`.
+
+    Parameters
+    ----------
+    names : iterable of str, default=all
+        Keys of `RANGES`.
+    prefix : str, default=""
+        Put before each name.
+
+    Returns
+    -------
+    dict of {str: list or frozen distribution of scipy.stats}
+
+    Raises
+    ------
+    ValueError
+        If a name is not among `RANGES`.
+
+    Examples
+    --------
+    >>> space = distributions(["learning_rate"])
+    >>> bool(2e-3 <= space["learning_rate"].rvs(random_state=0) <= 3e-2)
+    True
+    """
+    return {prefix + name: of.distribution() for name, of in _chosen(names)}
+
+
+def suggest(trial, names=tuple(RANGES), *, prefix=""):
+    """Return parameters that an Optuna trial suggests, to be given to ``set_params``.
+
+    Parameters
+    ----------
+    trial : optuna.trial.Trial
+        Or another object with ``suggest_float`` and ``suggest_categorical``.
+    names : iterable of str, default=all
+        Keys of `RANGES`.
+    prefix : str, default=""
+        Put before each name.
+
+    Returns
+    -------
+    dict of {str: float or int}
+
+    Raises
+    ------
+    ValueError
+        If a name is not among `RANGES`.
+
+    Examples
+    --------
+    >>> def objective(trial):  # study.optimize(objective, n_trials=30)
+    ...     model = EasyTensorClassifier(**suggest(trial))
+    ...     return model.fit(X, y, eval_set=[(X_valid, y_valid)]).best_score_
+    """
+    return {prefix + name: of.suggest(trial, prefix + name) for name, of in _chosen(names)}
+
+
+def _chosen(names):
+    chosen = [names] if isinstance(names, str) else list(names)
+    unknown = [name for name in chosen if name not in RANGES]
+    if unknown:
+        raise ValueError(f"names must be among {list(RANGES)}, got {unknown[0]!r}")
+    return [(name, RANGES[name]) for name in chosen]
