@@ -19,7 +19,8 @@ Writing a block means writing four methods:
     ``(n_rows, out_features)``. Further attributes are heeded where a module has them: a true
     ``wide`` sends the output past the trunk, straight to the head, for sparse features, which a
     trunk would memorise; a true ``padded`` asks for batches of rows whose lists are of like
-    length; ``learning_rate_scale`` multiplies the learning rate of its parameters.
+    length; ``learning_rate_scale`` multiplies the learning rate of its parameters; a method
+    ``for_tower()`` is called where the network is to end in an embedding.
 
 Two class attributes complete it: ``kind``, the name it gets when chosen automatically, and
 ``accepts(type)``, which says which Arrow types it can read. ``detects(column)``,

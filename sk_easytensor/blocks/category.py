@@ -36,7 +36,8 @@ class CategoryBlock(Block):
         If given, categories are hashed into so many buckets and no vocabulary is kept: for
         columns whose number of categories is unbounded.
     width : int or None, default=None
-        Embedding width; by default it grows with the cardinality, from 2 to 32.
+        Embedding width; by default it grows, from 2 to 32, with the number of categories, each
+        counted by how far it is trusted (see `shrinkage`), unless none occurs twice.
     unseen_probability : float, default=0.01
         Fraction of training values shown to the network as unseen, so that categories it has
         never met predict sensibly.
@@ -214,8 +215,18 @@ class CategoryBlock(Block):
         return pc.fill_null(found, UNSEEN - KNOWN).to_numpy(zero_copy_only=False) + np.int32(KNOWN)
 
     def make_module(self):
-        widths = [self.width or default_width(size) for size in self.n_codes]
+        widths = [self.width or default_width(size) for size in self._sizes()]
         return CategoryModule(widths, self._trust(), self.unseen_probability, self._rareness())
+
+    def _sizes(self):
+        """Return how many categories of each column there are rows enough to learn."""
+        if self.hash_buckets is not None:
+            return self.n_codes
+        # Where none occurs twice they are identifiers, and rows are no measure of what they mean.
+        return [
+            size if counts.max(initial=1) <= 1 else float(trust.sum())
+            for size, counts, trust in zip(self.n_codes, self.counts_, self._trust(), strict=True)
+        ]
 
     def _trust(self):
         """How far each code's vector may start from the column's common one, from 0 to 1."""
@@ -290,10 +301,10 @@ def few_codes(values, known):
     return codes[rows.to_numpy(zero_copy_only=False)]
 
 
-def default_width(n_codes):
+def default_width(n_categories):
     """Embedding width of a column: a power of two that grows with the cardinality."""
-    for limit, width in ((6, 2), (16, 4), (128, 8), (2048, 16)):
-        if n_codes <= limit:
+    for limit, width in ((4, 2), (16, 4), (128, 8), (2048, 16)):
+        if n_categories <= limit:
             return width
     return 32
 
@@ -340,6 +351,10 @@ class CategoryModule(nn.Module):
             group = len(self.tables) - 1
             self.register_buffer(f"columns_{group}", torch.tensor(columns))
             self.register_buffer(f"starts_{group}", torch.cumsum(sizes, 0) - sizes)
+
+    def for_tower(self):
+        """Hide nothing: towers are to tell users and items apart that are there once each."""
+        self.hides_rare = False
 
     def forward(self, codes):
         """Return the embeddings of all columns.

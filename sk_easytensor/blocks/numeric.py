@@ -279,6 +279,10 @@ class NumericModule(nn.Module):
             nn.init.uniform_(self.mix, -bound, bound)
             self.bias = nn.Parameter(torch.zeros(n_columns, width))
 
+    def for_tower(self):
+        """Learn at the common rate: pairs look a tower's bins up many times a step."""
+        self.learning_rate_scale = 1.0
+
     def forward(self, values):
         """Return the embeddings of all columns.
 

@@ -185,10 +185,10 @@ def make_network(blocks, trunk, head=None):
     members = getattr(trunk_module, "members", 1)
     if head is None:
         return BlockNetwork(modules, trunk_module, None, None)
-    if not head.hides_rare:
+    if head.of_tower:
         for module in nn.ModuleList(modules.values()).modules():
-            if hasattr(module, "hides_rare"):
-                module.hides_rare = False
+            if hasattr(module, "for_tower"):
+                module.for_tower()
     head_module = head.make_module(trunk_module.out_features, members)
     wide = None
     if wide_features:

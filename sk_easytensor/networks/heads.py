@@ -43,8 +43,8 @@ class Head(BaseEstimator, ABC):
     begins_at_zero = True
     """Whether what goes past the trunk may count for nothing at first."""
 
-    hides_rare = True
-    """Whether rare categories are shown as unseen in training, as blocks would have it."""
+    of_tower = False
+    """Whether the network is a tower, which modules are told by their method ``for_tower()``."""
 
     def make_module(self, in_features, members):
         """Return the last layer of the network."""
@@ -230,8 +230,7 @@ class EmbeddingHead(BaseEstimator):
 
     # A product of two zeros has no gradient.
     begins_at_zero = False
-    # Towers are to tell users and items apart that are there once each.
-    hides_rare = False
+    of_tower = True
 
     def __init__(self, embedding_dim, projected=True):
         self.embedding_dim = embedding_dim
