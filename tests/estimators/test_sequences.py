@@ -21,7 +21,7 @@ from sk_easytensor import (
     NumericSequenceBlock,
 )
 
-LEARNS = {"max_epochs": 15, "learning_rate": 0.02, "batch_size": 32}
+LEARNS = {"max_epochs": 15, "weight_decay": 1e-2, "learning_rate": 0.02, "batch_size": 32}
 EVENTS = ["kind", "amount", "when"]
 
 
