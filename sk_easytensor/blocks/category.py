@@ -37,7 +37,8 @@ class CategoryBlock(Block):
         columns whose number of categories is unbounded.
     width : int or None, default=None
         Embedding width; by default it grows, from 2 to 32, with the number of categories, each
-        counted by how far it is trusted (see `shrinkage`), unless none occurs twice.
+        counted by how far it is trusted (see `shrinkage`), unless none occurs twice or `rarity`
+        is 0.
     unseen_probability : float, default=0.01
         Fraction of training values shown to the network as unseen, so that categories it has
         never met predict sensibly.
@@ -220,7 +221,7 @@ class CategoryBlock(Block):
 
     def _sizes(self):
         """Return how many categories of each column there are rows enough to learn."""
-        if self.hash_buckets is not None:
+        if self.hash_buckets is not None or not self.rarity:
             return self.n_codes
         # Where none occurs twice they are identifiers, and rows are no measure of what they mean.
         return [
