@@ -211,7 +211,7 @@ def test_parallel_lists_and_two_readers_of_a_column(table):
     flat = LendingLists(model, X[["when", "what"]])
     expected = on_the_table(flat, X[names], y, 2, 4)
     np.testing.assert_allclose(result.importances[: len(names)], expected, rtol=0, atol=1e-9)
-    assert (result.importances_mean[len(names) :] > -0.01).all()
+    assert (result.importances_mean[len(names) :] >= 0).all()
     assert (permutation_importance(model, X, y, by="block").importances_mean > 0).any()
 
 
