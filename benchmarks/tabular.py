@@ -2,8 +2,9 @@
 
 Each data set is sampled (``--rows``), split 64/16/20 and given to every model, which stops early on
 the 16% and is measured on the 20%, once a seed. EasyTensor gets the table as it is stored; what the
-other libraries need is in ``peers.py``. Times are in seconds and include all preparation; they
-mean something only on a machine that does nothing else, because waiting threads spin.
+other libraries need is in ``peers.py`` and ``neural_peers.py``. Times are in seconds and include
+all preparation; they mean something only on a machine that does nothing else, because waiting
+threads spin.
 
 ``--data`` names a directory with one ``NAME.parquet`` a data set and a ``datasets.json``::
 
@@ -33,6 +34,7 @@ import warnings
 from dataclasses import asdict
 
 import numpy as np
+from neural_peers import NEURAL_PEERS
 from peers import PEERS, Peer
 from problems import load_problem, tabular_names
 from records import Cache, Record, dataset_table, record_key, summary_table
@@ -65,7 +67,7 @@ class EasyTensor(Peer):
         return int(self.model_.best_iteration_)
 
 
-MODELS = {OURS: EasyTensor} | PEERS
+MODELS = {OURS: EasyTensor} | PEERS | NEURAL_PEERS
 
 
 def main():
