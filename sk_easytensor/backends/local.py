@@ -24,7 +24,7 @@ __all__ = ["LocalBackend", "forward_on", "limited_threads", "resolve_threads"]
 COLUMN_WISE = 16
 """So many times more rows at a time for blocks that work column by column."""
 
-ROWS_A_THREAD = 512
+ROWS_A_THREAD = 128
 """Rows of a training batch that keep one thread busy."""
 
 ROW_MULTIPLE = 32
