@@ -44,8 +44,9 @@ class CategoryBlock(Block):
         never met predict sensibly.
     shrinkage : float, default=50.0
         How many rows it takes to trust a category: the vector of one seen n times starts at
-        ``n / (n + shrinkage)`` of the usual distance from the vector common to its column, so
-        that rare categories begin as what an unseen one is.
+        ``n / (n + shrinkage)`` of the usual distance from the vector common to its column, and
+        learns at that fraction of the rate, so that rare categories stay close to what an unseen
+        one is. In towers and embedders they only start there.
     rarity : float, default=8.0
         How many rows it takes to be learned by heart: of the training rows of a category seen n
         times, ``rarity / (n + rarity)`` are shown to the network as unseen, at most four in five.
@@ -328,6 +329,12 @@ class CategoryModule(nn.Module):
     ----------
     hides_rare : bool
         Whether `rareness` is heeded.
+
+    Notes
+    -----
+    What is learned of a category is multiplied by `trust`. An optimizer that divides gradients by
+    their usual size, as Adam does, moves a vector that few batches hold many times as far for each
+    of its rows as one that all hold; the factor makes up for it.
     """
 
     def __init__(self, widths, trust, unseen_probability, rareness):
@@ -346,16 +353,35 @@ class CategoryModule(nn.Module):
             columns = [index for index, value in enumerate(widths) if value == size]
             sizes = torch.tensor([len(trust[index]) for index in columns])
             spread = torch.from_numpy(np.concatenate([trust[index] for index in columns]))
-            table = torch.randn(int(sizes.sum()), size) * size**-0.5 * spread[:, None]
+            table = torch.randn(int(sizes.sum()), size) * size**-0.5
+            # Codes that are trusted in nothing would only take up the weight decay.
+            table[spread == 0] = 0
             self.tables.append(nn.Parameter(table))
             self.common.append(nn.Parameter(torch.randn(len(columns) * size) * size**-0.5))
             group = len(self.tables) - 1
+            self.register_buffer(f"trust_{group}", spread[:, None].clone())
             self.register_buffer(f"columns_{group}", torch.tensor(columns))
             self.register_buffer(f"starts_{group}", torch.cumsum(sizes, 0) - sizes)
 
     def for_tower(self):
-        """Hide nothing: towers are to tell users and items apart that are there once each."""
+        """Hide and slow down nothing: towers are to tell rare users and items apart."""
         self.hides_rare = False
+        self._trust_all()
+
+    @torch.no_grad()
+    def _trust_all(self):
+        """Keep all vectors where they are, and let them move at the full learning rate."""
+        for group, table in enumerate(self.tables):
+            trust = getattr(self, f"trust_{group}")
+            table *= trust
+            trust.fill_(1.0)
+
+    def _load_from_state_dict(self, state, prefix, *arguments):
+        # Version 0.1 kept vectors as they are read.
+        for group in range(len(self.tables)):
+            name = f"trust_{group}"
+            state.setdefault(prefix + name, torch.ones_like(getattr(self, name)))
+        super()._load_from_state_dict(state, prefix, *arguments)
 
     def forward(self, codes):
         """Return the embeddings of all columns.
@@ -376,7 +402,9 @@ class CategoryModule(nn.Module):
             starts = getattr(self, f"starts_{group}")
             rows = (codes.index_select(1, columns) + starts).reshape(-1)
             # index_select, because the gradient of an embedding is several times slower on a CPU.
-            found = table.index_select(0, rows).reshape(codes.shape[0], self.common[group].numel())
+            found = table.index_select(0, rows)
+            found = found * getattr(self, f"trust_{group}").index_select(0, rows)
+            found = found.reshape(codes.shape[0], self.common[group].numel())
             parts.append(found + self.common[group])
         return torch.cat(parts, dim=1)
 

@@ -177,6 +177,39 @@ def test_towers_do_not_hide_rare_categories():
         assert (len(rows.unique(dim=0)) > 1) == hidden
 
 
+def test_rare_categories_learn_slower_but_not_in_towers():
+    data = {"c": ["often"] * 950 + ["seldom"] * 50}
+    block = CategoryBlock(rarity=0, unseen_probability=0, shrinkage=50).fit(data)
+    both = block.transform({"c": ["often", "seldom"]})
+    for head, trust in ((BinaryHead(), [0.95, 0.5]), (EmbeddingHead(4), [1.0, 1.0])):
+        (module,) = make_network({"block": block}, MLP(), head).blocks
+        before = module(**both)
+        with torch.no_grad():
+            for table in module.tables:
+                table += 1
+        moved = (module(**both) - before).detach()
+        torch.testing.assert_close(moved, torch.tensor(trust)[:, None].expand_as(moved))
+
+
+def test_towers_start_rare_categories_close_to_unseen_ones():
+    names = [f"often {index}" for index in range(50)] + [f"once {index}" for index in range(50)]
+    block = CategoryBlock().fit({"c": names[:50] * 100 + names[50:]})
+    (module,) = make_network({"block": block}, MLP(), EmbeddingHead(4)).blocks
+    module.eval()
+    away = module(**block.transform({"c": names})) - module(**block.transform({"c": ["new"]}))
+    often, once = away[:50].std().item(), away[50:].std().item()
+    assert once == pytest.approx(often * (1 / 51) / (100 / 150), rel=0.3)
+
+
+def test_vectors_of_version_0_1_are_read_as_they_were():
+    block = CategoryBlock().fit({"c": ["a", "a", "b"]})
+    module, encoding = block.make_module().eval(), block.transform({"c": ["a", "b", "new"]})
+    state = {name: value for name, value in module.state_dict().items() if "trust" not in name}
+    module.load_state_dict(state)
+    found = module(**encoding) - module.common[0]
+    torch.testing.assert_close(found, state["tables.0"][encoding["codes"][:, 0].long()])
+
+
 def test_module_keeps_columns_apart():
     rng = np.random.default_rng(0)
     data = {f"c{size}": rng.permutation(500) % size for size in (3, 200, 2, 60)}
