@@ -67,6 +67,7 @@ VARIANTS = {
     "weight decay 1e-2": with_parameters(weight_decay=1e-2),
     "no early stopping": with_parameters(early_stopping_rounds=None),
     "24 bins": with_blocks(NumericBlock, bins=24),
+    "all bins trusted": with_blocks(NumericBlock, shrinkage=0),
     "no bins (linear)": with_blocks(NumericBlock, embedding="linear"),
     "periodic": with_blocks(NumericBlock, embedding="periodic"),
     "numbers at the common rate": with_parameters(),

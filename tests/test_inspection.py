@@ -22,7 +22,7 @@ from sk_easytensor import (
 )
 from sk_easytensor.inspection import PermutationImportanceDisplay, permutation_importance
 
-QUICK = {"max_epochs": 8, "learning_rate": 0.02, "random_state": 0}
+QUICK = {"max_epochs": 20, "learning_rate": 0.02, "random_state": 0}
 
 
 @pytest.fixture(scope="module")

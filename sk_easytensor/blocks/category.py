@@ -402,8 +402,11 @@ class CategoryModule(nn.Module):
             starts = getattr(self, f"starts_{group}")
             rows = (codes.index_select(1, columns) + starts).reshape(-1)
             # index_select, because the gradient of an embedding is several times slower on a CPU.
-            found = table.index_select(0, rows)
-            found = found * getattr(self, f"trust_{group}").index_select(0, rows)
+            trust = getattr(self, f"trust_{group}")
+            if len(table) <= len(rows):
+                found = (table * trust).index_select(0, rows)
+            else:
+                found = table.index_select(0, rows) * trust.index_select(0, rows)
             found = found.reshape(codes.shape[0], self.common[group].numel())
             parts.append(found + self.common[group])
         return torch.cat(parts, dim=1)

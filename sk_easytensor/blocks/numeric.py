@@ -20,6 +20,9 @@ LARGEST = 1e300
 RATE = 2.0
 """Learning rate of the embeddings over that of the network: a bin's vector is seldom looked up."""
 
+FEWEST_ROWS = 5.0
+"""Rows that a bin counts as having at least, so that the fewest rows can be learned, too."""
+
 EMBEDDINGS = ("piecewise", "periodic", "linear", "none")
 
 
@@ -40,6 +43,10 @@ class NumericBlock(Block):
         Sines and cosines a column, for ``"periodic"``.
     frequency_scale : float, default=0.1
         Standard deviation of the initial frequencies, for ``"periodic"``.
+    shrinkage : float, default=100.0
+        How many rows it takes to trust a bin: with n rows a bin, the steps from bin to bin are
+        learned at ``n / (n + shrinkage)`` of the rate, for ``"piecewise"``. Few rows then give
+        smooth curves, and many rows any. In towers and embedders all bins are trusted.
 
     Attributes
     ----------
@@ -49,6 +56,8 @@ class NumericBlock(Block):
         Median and spread (interquartile range) over the bins.
     missing_fraction_ : ndarray of float64, shape (n_features,)
         Fraction of rows without a number.
+    rows_per_bin_ : ndarray of float64, shape (n_features,)
+        Rows with a finite number over the number of bins.
 
     Notes
     -----
@@ -71,13 +80,21 @@ class NumericBlock(Block):
     column_wise = True
 
     def __init__(
-        self, embedding="piecewise", *, width=8, bins=128, frequencies=16, frequency_scale=0.1
+        self,
+        embedding="piecewise",
+        *,
+        width=8,
+        bins=128,
+        frequencies=16,
+        frequency_scale=0.1,
+        shrinkage=100.0,
     ):
         self.embedding = embedding
         self.width = width
         self.bins = bins
         self.frequencies = frequencies
         self.frequency_scale = frequency_scale
+        self.shrinkage = shrinkage
 
     @classmethod
     def accepts(cls, column_type):
@@ -103,6 +120,7 @@ class NumericBlock(Block):
         check_number("NumericBlock", "bins", self.bins, low=1, integer=True)
         check_number("NumericBlock", "frequencies", self.frequencies, low=1, integer=True)
         check_number("NumericBlock", "frequency_scale", self.frequency_scale, low=0, exclusive=True)
+        check_number("NumericBlock", "shrinkage", self.shrinkage, low=0)
 
     def summarize(self, table):
         return SummaryMap(
@@ -119,6 +137,9 @@ class NumericBlock(Block):
         self.missing_fraction_ = np.array(
             [column.n_missing / max(column.n_rows, 1) for column in columns]
         )
+        finite = [column.n_rows - column.n_missing - column.n_infinite for column in columns]
+        bins = [max(len(edges) - 1, 1) for edges in self.edges_]
+        self.rows_per_bin_ = np.array(finite, dtype=np.float64) / bins
         return self
 
     def encode(self, table):
@@ -140,9 +161,18 @@ class NumericBlock(Block):
             width=self.width,
             frequencies=self.frequencies,
             frequency_scale=self.frequency_scale,
+            trust=self._trust(),
         )
         module.learning_rate_scale = RATE
         return module
+
+    def _trust(self):
+        """How far the steps between the bins of each column are trusted, from 0 to 1."""
+        if not hasattr(self, "rows_per_bin_"):
+            # Fitted by version 0.1, which trusted them all.
+            return None
+        rows = np.maximum(self.rows_per_bin_, FEWEST_ROWS)
+        return rows / (rows + self.shrinkage)
 
     def to_onnx(self, graph):
         from sk_easytensor.inference import encoders
@@ -249,9 +279,16 @@ class NumericModule(nn.Module):
         Sines and cosines a column.
     frequency_scale : float
         Spread of the initial frequencies.
+    trust : ndarray of float64, shape (n_columns,), optional
+        What the steps between a column's bins are multiplied by; 1 by default.
+
+    Notes
+    -----
+    A step that few rows determine is learned from noise as fast as from signal, because Adam
+    divides a gradient by its usual size; what multiplies the step makes up for it.
     """
 
-    def __init__(self, embedding, n_edges, width, frequencies=16, frequency_scale=0.1):
+    def __init__(self, embedding, n_edges, width, frequencies=16, frequency_scale=0.1, trust=None):
         super().__init__()
         n_columns = len(n_edges)
         self.embedding = embedding
@@ -268,6 +305,9 @@ class NumericModule(nn.Module):
             self.steps = nn.Parameter(torch.zeros(n_columns, knots, width))
             last_bin = torch.tensor([max(count - 2, 0) for count in n_edges], dtype=torch.float32)
             self.register_buffer("last_bin", last_bin)
+            trust = torch.ones(n_columns) if trust is None else torch.from_numpy(trust).float()
+            # Made anew by the block, and so not part of a saved state.
+            self.register_buffer("trust", trust[:, None, None], persistent=False)
             self.register_buffer("first_knot", torch.arange(n_columns) * knots)
         if embedding == "periodic":
             bound = 1 / math.sqrt(2 * frequencies)
@@ -282,6 +322,8 @@ class NumericModule(nn.Module):
     def for_tower(self):
         """Learn at the common rate: pairs look a tower's bins up many times a step."""
         self.learning_rate_scale = 1.0
+        if self.embedding == "piecewise":
+            self.trust.fill_(1.0)
 
     def forward(self, values):
         """Return the embeddings of all columns.
@@ -296,6 +338,9 @@ class NumericModule(nn.Module):
         torch.Tensor of shape (batch, n_columns * width)
         """
         scaled, position = values.unbind(-1)
+        if self.training and values.is_cpu and bool(torch.isfinite(scaled).all()):
+            # Looking costs a fraction of what follows and its gradients.
+            return self._embed(scaled, position).flatten(1)
         missing = torch.isnan(scaled)
         infinite = torch.isinf(scaled)
         scaled = torch.nan_to_num(scaled, nan=0.0, posinf=3.0, neginf=-3.0)
@@ -318,7 +363,7 @@ class NumericModule(nn.Module):
             return linear
         # A linear layer over piecewise-linear encodings is an interpolation between its running
         # sums, which needs two look-ups a number instead of a product over all bins.
-        table = self.steps.cumsum(1).flatten(0, 1)
+        table = (self.steps * self.trust).cumsum(1).flatten(0, 1)
         left = torch.minimum(position.floor(), self.last_bin)
         fraction = (position - left).reshape(-1, 1)
         index = (left.long() + self.first_knot).reshape(-1)

@@ -58,8 +58,8 @@ def default_max_epochs(n_rows):
 
 
 def default_patience(max_epochs):
-    """Epochs to wait for a better validation loss: a fifth of them, at least 8."""
-    return max(8, max_epochs // 5)
+    """Epochs to wait for a better validation loss: an eighth of them, at least 6."""
+    return max(6, max_epochs // 8)
 
 
 def resolve_optimizer(optimizer, owner):

@@ -120,7 +120,7 @@ def test_missing_and_infinite_have_vectors_of_their_own(embedding):
 
 def test_piecewise_is_a_linear_layer_over_the_bins():
     values = np.random.default_rng(0).normal(size=300)
-    block = NumericBlock(bins=5, width=3).fit({"x": values})
+    block = NumericBlock(bins=5, width=3, shrinkage=20).fit({"x": values})
     module = block.make_module()
     edges = torch.from_numpy(block.edges_[0]).float()
     x = torch.linspace(-4, 4, 50)
@@ -130,8 +130,30 @@ def test_piecewise_is_a_linear_layer_over_the_bins():
         module.bias.zero_()
         found = module(**block.transform({"x": x.numpy()}))
     encoded = ((x[:, None] - edges[:-1]) / edges.diff()).clamp(0, 1)
-    expected = encoded @ module.steps[0, 1:] + module.steps[0, 0]
+    # 60 rows a bin, of which 60 / (60 + 20) is trusted.
+    expected = 0.75 * (encoded @ module.steps[0, 1:] + module.steps[0, 0])
     torch.testing.assert_close(found, expected.detach(), atol=1e-4, rtol=1e-4)
+
+
+def test_trust_grows_with_the_rows_of_a_bin():
+    columns = {"x": np.arange(1000.0), "y": np.arange(1000) % 5, "z": [np.inf] * 400 + [1.0] * 600}
+    block = NumericBlock(bins=10).fit(columns)
+    np.testing.assert_array_equal(block.rows_per_bin_, [100, 250, 600])
+    trust = block.make_module().trust[:, 0, 0]
+    np.testing.assert_allclose(trust, [1 / 2, 5 / 7, 6 / 7], rtol=1e-6)
+    few = NumericBlock().fit({"x": np.arange(100.0)}).make_module().trust
+    assert few.item() == pytest.approx(5 / 105)
+    assert NumericBlock(shrinkage=0).fit(columns).make_module().trust.eq(1).all()
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf])
+def test_a_special_value_changes_nothing_for_other_rows_while_training(special):
+    block = NumericBlock(bins=4).fit({"x": np.arange(20.0), "y": np.arange(20.0)})
+    module = block.make_module().train()
+    torch.nn.init.normal_(module.steps)
+    alone = module(**block.transform({"x": [3.0, 4.0], "y": [1.0, 2.0]}))
+    beside = module(**block.transform({"x": [3.0, 4.0, 5.0], "y": [1.0, 2.0, special]}))
+    torch.testing.assert_close(alone, beside[:2])
 
 
 def test_columns_with_unlike_numbers_of_edges():
