@@ -20,7 +20,7 @@ LARGEST = 1e300
 RATE = 2.0
 """Learning rate of the embeddings over that of the network: a bin's vector is seldom looked up."""
 
-FEWEST_ROWS = 5.0
+FEWEST_ROWS = 8.0
 """Rows that a bin counts as having at least, so that the fewest rows can be learned, too."""
 
 EMBEDDINGS = ("piecewise", "periodic", "linear", "none")
@@ -43,10 +43,10 @@ class NumericBlock(Block):
         Sines and cosines a column, for ``"periodic"``.
     frequency_scale : float, default=0.1
         Standard deviation of the initial frequencies, for ``"periodic"``.
-    shrinkage : float, default=100.0
-        How many rows it takes to trust a bin: with n rows a bin, the steps from bin to bin are
-        learned at ``n / (n + shrinkage)`` of the rate, for ``"piecewise"``. Few rows then give
-        smooth curves, and many rows any. In towers and embedders all bins are trusted.
+    shrinkage : float, default=40.0
+        How many rows it takes to trust a bin, for ``"piecewise"``: with n rows a bin, the steps
+        from bin to bin are learned at ``n**2 / (n**2 + shrinkage**2)`` of the rate. Few rows then
+        give smooth curves, and many rows any. In towers and embedders all bins are trusted.
 
     Attributes
     ----------
@@ -87,7 +87,7 @@ class NumericBlock(Block):
         bins=128,
         frequencies=16,
         frequency_scale=0.1,
-        shrinkage=100.0,
+        shrinkage=40.0,
     ):
         self.embedding = embedding
         self.width = width
@@ -172,7 +172,7 @@ class NumericBlock(Block):
             # Fitted by version 0.1, which trusted them all.
             return None
         rows = np.maximum(self.rows_per_bin_, FEWEST_ROWS)
-        return rows / (rows + self.shrinkage)
+        return rows**2 / (rows**2 + self.shrinkage**2)
 
     def to_onnx(self, graph):
         from sk_easytensor.inference import encoders

@@ -50,10 +50,8 @@ class MLP(GrowingParametersMixin, BaseEstimator):
     def make_module(self, in_features):
         """Return a new module for so many input features."""
         layers = []
-        # All layers share one, and with it the random numbers that it keeps.
-        dropout = FastDropout(self.dropout)
         for _ in range(self.layers):
-            layers += [nn.Linear(in_features, self.width), nn.ReLU(), dropout]
+            layers += [nn.Linear(in_features, self.width), nn.ReLU(), FastDropout(self.dropout)]
             in_features = self.width
         module = nn.Sequential(*layers)
         module.out_features = in_features
@@ -193,8 +191,8 @@ class SumModule(nn.Module):
 class FastDropout(nn.Module):
     """Dropout whose random numbers cost next to nothing.
 
-    Drawing them takes longer on a CPU than a narrow layer itself. Here a pool of a quarter more
-    units than needed is drawn once in a while, and each use takes a stretch of it that begins at
+    Drawing them takes longer on a CPU than a narrow layer itself. Here a pool of twice as many
+    units as needed is drawn once in a while, and each step uses a stretch of it that begins at
     a random place.
 
     Parameters
@@ -203,7 +201,7 @@ class FastDropout(nn.Module):
         Of a unit being dropped, rounded to a multiple of 1/256.
     """
 
-    USES = 128
+    USES = 64
 
     def __init__(self, probability):
         super().__init__()
@@ -222,8 +220,8 @@ class FastDropout(nn.Module):
             return features
         needed = features.numel()
         pool = self.pool
-        if pool is None or self.uses == self.USES or 4 * len(pool) < 5 * needed:
-            pool = self.pool = self._draw(-(-5 * needed // 4), features)
+        if pool is None or self.uses == self.USES or len(pool) < 2 * needed:
+            pool = self.pool = self._draw(2 * needed, features)
             self.uses = 0
         self.uses += 1
         start = int(torch.randint(len(pool) - needed + 1, ()))

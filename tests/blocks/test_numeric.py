@@ -130,8 +130,8 @@ def test_piecewise_is_a_linear_layer_over_the_bins():
         module.bias.zero_()
         found = module(**block.transform({"x": x.numpy()}))
     encoded = ((x[:, None] - edges[:-1]) / edges.diff()).clamp(0, 1)
-    # 60 rows a bin, of which 60 / (60 + 20) is trusted.
-    expected = 0.75 * (encoded @ module.steps[0, 1:] + module.steps[0, 0])
+    # 60 rows a bin, trusted as far as 60**2 / (60**2 + 20**2).
+    expected = 0.9 * (encoded @ module.steps[0, 1:] + module.steps[0, 0])
     torch.testing.assert_close(found, expected.detach(), atol=1e-4, rtol=1e-4)
 
 
@@ -140,9 +140,9 @@ def test_trust_grows_with_the_rows_of_a_bin():
     block = NumericBlock(bins=10).fit(columns)
     np.testing.assert_array_equal(block.rows_per_bin_, [100, 250, 600])
     trust = block.make_module().trust[:, 0, 0]
-    np.testing.assert_allclose(trust, [1 / 2, 5 / 7, 6 / 7], rtol=1e-6)
+    np.testing.assert_allclose(trust, [25 / 29, 625 / 641, 225 / 226], rtol=1e-6)
     few = NumericBlock().fit({"x": np.arange(100.0)}).make_module().trust
-    assert few.item() == pytest.approx(5 / 105)
+    assert few.item() == pytest.approx(1 / 26)
     assert NumericBlock(shrinkage=0).fit(columns).make_module().trust.eq(1).all()
 
 
