@@ -19,6 +19,8 @@ MISSING, UNSEEN, KNOWN = 0, 1, 2
 MOST_HIDDEN = 0.8
 """Fraction of a category's training rows that are shown as unseen at most, for being rare."""
 STRINGS = (pa.string(), pa.large_string())
+SCALED_WHOLE = 1024
+"""Vectors of columns that are multiplied before they are looked up, where there are no more."""
 FEW = 4
 """With so many times more categories than values, the former are looked up among the latter."""
 
@@ -403,7 +405,7 @@ class CategoryModule(nn.Module):
             rows = (codes.index_select(1, columns) + starts).reshape(-1)
             # index_select, because the gradient of an embedding is several times slower on a CPU.
             trust = getattr(self, f"trust_{group}")
-            if len(table) <= len(rows):
+            if len(table) <= SCALED_WHOLE:
                 found = (table * trust).index_select(0, rows)
             else:
                 found = table.index_select(0, rows) * trust.index_select(0, rows)
