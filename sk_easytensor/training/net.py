@@ -218,8 +218,7 @@ class TensorNet(NeuralNet):
         self.history.record(f"{prefix}_loss", loss)
 
     def train_step(self, batch, **fit_params):
-        for parameter in self._parameters:
-            parameter.grad = None
+        self.optimizer_.zero_grad()
         with self._autocast():
             outputs = self.infer(batch.frame)
         loss = self.criterion_(outputs.float(), batch.target, batch.weight)
