@@ -25,12 +25,14 @@ if TYPE_CHECKING:
         EasyTensorTwoTower,
     )
     from sk_easytensor.networks import MLP, Sum, TabM
+    from sk_easytensor.trees import BoostedTrees
 
 __version__ = "0.1.0"
 
 __all__ = [
     "MLP",
     "Block",
+    "BoostedTrees",
     "CategoryBlock",
     "CategorySequenceBlock",
     "DatetimeBlock",
@@ -56,6 +58,7 @@ __getattr__, __dir__ = lazy_names(
         ".compose": ["TableEncoder"],
         ".estimators": [name for name in __all__ if name.startswith("EasyTensor")],
         ".networks": ["MLP", "Sum", "TabM"],
+        ".trees": ["BoostedTrees"],
     },
     subpackages=(
         "backends",

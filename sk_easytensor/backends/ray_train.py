@@ -27,6 +27,7 @@ from sk_easytensor.training.checkpoints import Checkpoints
 from sk_easytensor.training.fitting import train_network
 from sk_easytensor.training.group import Alone, Group, LostWorkerError, SharedCheckpoints
 from sk_easytensor.training.settings import resolve_device
+from sk_easytensor.trees.module import TreesModule
 
 __all__ = ["train_on_workers"]
 
@@ -118,8 +119,10 @@ def train_on_workers(backend, network, head, rows, valid_rows, settings, inspect
             n_threads(backend),
             inspection,
         )
-        weights, result = run_workers(backend, job, place)
+        weights, trees, result = run_workers(backend, job, place)
     network.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
+    if trees is not None:
+        network.trees = TreesModule.of_state(trees)
     network.to("cpu").eval()
     return result
 
@@ -241,8 +244,8 @@ def train_worker(config):
     Returns
     -------
     tuple or None
-        Weights as arrays and :class:`TrainingResult`, of the first worker. None if an error of the
-        user's data or code is in the mailbox.
+        Weights as arrays, state of the trees and :class:`TrainingResult`, of the first worker.
+        None if an error of the user's data or code is in the mailbox.
     """
     rank = ray.train.get_context().get_world_rank()
     group = Alone()
@@ -289,7 +292,8 @@ def _train(job, group, rank):
     if rank > 0:
         return None
     weights = {name: tensor.numpy().copy() for name, tensor in job.network.state_dict().items()}
-    return weights, result
+    trees = getattr(job.network, "trees", None)
+    return weights, None if trees is None else trees.state(), result
 
 
 def _pickled(error):

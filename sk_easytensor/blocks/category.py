@@ -413,6 +413,15 @@ class CategoryModule(nn.Module):
             parts.append(found + self.common[group])
         return torch.cat(parts, dim=1)
 
+    @property
+    def tree_categories(self):
+        """How many codes each column has."""
+        return [*self.first_code.diff().tolist(), len(self.hidden) - int(self.first_code[-1])]
+
+    def tree_inputs(self, codes):
+        """Return the codes, which a float holds exactly up to 16 millions."""
+        return codes.float()
+
     def _hide(self, codes):
         probability = self.unseen_probability
         if self.hides_rare:

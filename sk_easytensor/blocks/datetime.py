@@ -197,7 +197,8 @@ class DatetimeBlock(Block):
 
     def make_module(self):
         n_edges = [len(edges) for edges in self.edges_]
-        return DatetimeModule(n_edges, 2 * len(self._waves), self.width)
+        sines = [2 * place for place, (_, harmonic) in enumerate(self._waves) if harmonic == 1]
+        return DatetimeModule(n_edges, 2 * len(self._waves), self.width, sines)
 
     def to_onnx(self, graph):
         from sk_easytensor.inference import encoders
@@ -319,10 +320,13 @@ class DatetimeModule(nn.Module):
         Sines and cosines a column.
     width : int
         Size of each column's vector.
+    sines : list of int
+        Which waves are the sines that go round once in a cycle; their cosines follow them.
     """
 
-    def __init__(self, n_edges, n_waves, width):
+    def __init__(self, n_edges, n_waves, width, sines=()):
         super().__init__()
+        self.sines = list(sines)
         self.out_features = len(n_edges) * width
         self.trend = NumericModule("piecewise", n_edges, width)
         bound = 1 / math.sqrt(max(n_waves, 1))
@@ -345,3 +349,16 @@ class DatetimeModule(nn.Module):
         waves = torch.nan_to_num(times[..., 2:], nan=0.0)
         cycles = torch.einsum("bcf,cfw->bcw", waves, self.waves)
         return self.trend(times[..., :2]) + cycles.flatten(1)
+
+    @property
+    def tree_categories(self):
+        """Columns that trees see hold numbers."""
+        return [0] * (self.trend.out_features // self.trend.bias.shape[1]) * (1 + len(self.sines))
+
+    def tree_inputs(self, times):
+        """Return the instants, and for each cycle a number that grows from its begin to its end."""
+        numbers = [self.trend.tree_inputs(times)]
+        for place in self.sines:
+            sine, cosine = times[..., 2 + place], times[..., 3 + place]
+            numbers.append(torch.where(sine >= 0, 1 - cosine, 3 + cosine))
+        return torch.cat(numbers, dim=1)

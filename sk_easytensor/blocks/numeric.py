@@ -23,6 +23,9 @@ RATE = 2.0
 FEWEST_ROWS = 8.0
 """Rows that a bin counts as having at least, so that the fewest rows can be learned, too."""
 
+INFINITE = 1e6
+"""What infinite numbers are for trees; scaled ones are never as large."""
+
 EMBEDDINGS = ("piecewise", "periodic", "linear", "none")
 
 
@@ -349,6 +352,15 @@ class NumericModule(nn.Module):
         embedded = torch.where(missing[..., None], self.missing, embedded)
         embedded = embedded + infinite[..., None] * self.infinite
         return embedded.flatten(1)
+
+    @property
+    def tree_categories(self):
+        """Columns that trees see hold numbers."""
+        return [0] * len(self.missing)
+
+    def tree_inputs(self, values):
+        """Return the scaled numbers, infinite ones as very large ones."""
+        return values[:, :, 0].clamp(-INFINITE, INFINITE)
 
     def _embed(self, scaled, position):
         if self.embedding == "none":

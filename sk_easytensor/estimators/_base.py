@@ -19,6 +19,7 @@ from sk_easytensor.estimators._stored import Vectors, of_stored_rows
 from sk_easytensor.estimators._trained import TrainedEstimator
 from sk_easytensor.inference._running import UNPICKLED, EngineMixin
 from sk_easytensor.inspection import EncodedModel, GivenOutputs, Inspection
+from sk_easytensor.networks import TabM
 from sk_easytensor.networks.block_network import make_network
 from sk_easytensor.parameters import check_choice
 from sk_easytensor.report._columns import summarize_table, summarize_target
@@ -27,7 +28,12 @@ from sk_easytensor.tables import as_table, has_column_names, read_like_fit
 from sk_easytensor.tracking import tracked
 from sk_easytensor.tracking.tracker import RUN
 from sk_easytensor.training.seeding import seeded
-from sk_easytensor.training.settings import default_batch_size, default_max_epochs
+from sk_easytensor.training.settings import (
+    TABLE_PATIENCE,
+    default_batch_size,
+    default_table_epochs,
+)
+from sk_easytensor.trees import BoostedTrees
 
 __all__ = ["BaseEasyTensor"]
 
@@ -48,7 +54,8 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         *,
         remainder="auto",
         trunk=None,
-        learning_rate=1e-2,
+        trees="auto",
+        learning_rate=1.2e-2,
         batch_size=None,
         max_epochs=None,
         optimizer="adamw",
@@ -69,6 +76,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         self.blocks = blocks
         self.remainder = remainder
         self.trunk = trunk
+        self.trees = trees
         self.learning_rate = learning_rate
         self.batch_size = batch_size
         self.max_epochs = max_epochs
@@ -96,10 +104,35 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             name: (block, "callable" if callable(columns) else columns)
             for name, block, columns in check_blocks(self.blocks)
         }
-        return {"blocks": repr(blocks), "remainder": self.remainder, "trunk": repr(self.trunk)}
+        return {
+            "blocks": repr(blocks),
+            "remainder": self.remainder,
+            "trunk": repr(self.trunk),
+            "trees": repr(self.trees),
+        }
+
+    def _default_trunk(self):
+        # Members beyond the fourth bring what trees beside the network do too, and take longer.
+        return TabM(members=4)
+
+    def _default_patience(self, epochs):
+        return TABLE_PATIENCE
+
+    def _defaults(self, params):
+        found = super()._defaults(params)
+        trees = params["trees"]
+        return {**found, "trees": BoostedTrees()} if isinstance(trees, str) else found
 
     def _check_parameters(self):
         super()._check_parameters()
+        trees = self.trees
+        if trees is not None and not isinstance(trees, BoostedTrees) and trees != "auto":
+            raise ValueError(
+                f"{type(self).__name__}: trees must be 'auto', None or BoostedTrees(), got "
+                f"{trees!r}"
+            )
+        if isinstance(trees, BoostedTrees):
+            trees.check_parameters()
         check_choice(type(self).__name__, "warm_start", self.warm_start, (False, True))
 
     # ------------------------------------------------------------------ fitting
@@ -213,7 +246,8 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
     def _check_unchanged(self):
         """Refuse to go on with a network that the parameters no longer describe."""
         for name, now in self._structure().items():
-            before = self._fitted_structure[name]
+            # What is not there was no parameter of the version that it was fitted by.
+            before = self._fitted_structure.get(name, now)
             if now != before:
                 raise ValueError(
                     f"{type(self).__name__}: {name} changed since the fit that is to be gone on "
@@ -294,12 +328,15 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             # Otherwise every call would shuffle and drop out alike.
             seed += self.n_iter_
         if epochs is None:
-            epochs = self.max_epochs or default_max_epochs(len(rows))
+            epochs = self.max_epochs or default_table_epochs(len(rows))
         # One epoch at a time, nobody knows how many will follow.
         settings = self._settings(batch_size, epochs, annealed=not keep, checkpoints=checkpoints)
         kept, kind = getattr(self, "_optimizer_state", None), settings.optimizer.__name__
         if going_on and kept is not None and kept["kind"] == kind:
             settings.optimizer_state = kept
+        settings.seed = seed
+        if not going_on and not keep and self.trees is not None:
+            settings.trees = BoostedTrees() if self.trees == "auto" else self.trees
         if not going_on:
             self._scale_target(rows)
         scaled = self._bare()._scaled
@@ -312,6 +349,9 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             inspection = Inspection(self._bare(), self.n_features_in_, seed)
             result = backend.train(self.network_, self._head, rows, evals, settings, inspection)
         self._record_losses(result, self._head.metric, going_on)
+        self.fit_times_["trees"] = result.tree_seconds
+        trees = self.network_.trees
+        self.trees_share_ = 0.0 if trees is None else 1.0 - trees.share
         self._use_torch()
         self._n_features_out = self.network_.representation_features
         vars(self).pop("_importances", None)
@@ -370,7 +410,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         """Return what the network gives, by name, as functions of encoded rows."""
         head, network = self._head, self.network_
         return {
-            "combined": lambda frame: head.combine(network(frame))[:, 0],
+            "combined": lambda frame: network.combine(network.read(frame), head)[:, 0],
             "representation": network.represent,
         }
 
@@ -450,8 +490,8 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         network, head = self.network_, self._head
         return EncodedModel(
             frame,
-            modules=dict(zip(network.names, network.blocks, strict=True)),
-            join=lambda parts: head.combine(network.join(parts)),
+            modules=network.readers(),
+            join=lambda parts: network.combine(parts, head),
             places=self._encoder.places(frame),
             backend=backend,
         )

@@ -7,6 +7,7 @@ import torch
 
 from sk_easytensor.networks.block_network import make_network
 from sk_easytensor.training.seeding import seeded
+from sk_easytensor.trees.module import TreesModule
 
 __all__ = ["PortablePickleMixin"]
 
@@ -27,6 +28,7 @@ class PortablePickleMixin:
             state = dict(state)
             network = state.pop("network_")
             state["_weights"] = {k: v.numpy() for k, v in network.state_dict().items()}
+            state["_trees"] = None if network.trees is None else network.trees.state()
             optimizer_state = state.pop("_optimizer_state", None)
             if getattr(self, "warm_start", False):
                 state["_optimizer_state"] = to_numpy(optimizer_state)
@@ -35,7 +37,7 @@ class PortablePickleMixin:
     def __setstate__(self, state):
         """Restore what was pickled."""
         state = dict(state)
-        weights = state.pop("_weights", None)
+        weights, trees = state.pop("_weights", None), state.pop("_trees", None)
         super().__setstate__(state)
         if weights is None:
             return
@@ -45,6 +47,8 @@ class PortablePickleMixin:
             network = make_network(self.blocks_, self._network_trunk, self._head)
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
         network.load_state_dict(tensors)
+        if trees is not None:
+            network.trees = TreesModule.of_state(trees)
         self.network_ = network.eval()
 
 

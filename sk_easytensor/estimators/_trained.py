@@ -39,10 +39,10 @@ class TrainedEstimator(
     """Base of the estimators that train a network; subclasses have the parameters used here."""
 
     def get_params(self, deep=True):
-        """Return the parameters, those of named blocks and of the trunk included.
+        """Return the parameters, those of named blocks, of the trunk and of trees included.
 
         The trunk's are there even while ``trunk`` is None, so that ``trunk__dropout`` can be
-        searched without naming a trunk.
+        searched without naming a trunk, and those of trees while ``trees`` is ``"auto"``.
 
         Parameters
         ----------
@@ -54,9 +54,10 @@ class TrainedEstimator(
         dict
         """
         params = super().get_params(deep=deep)
-        if deep and self.trunk is None:
-            defaults = self._default_trunk().get_params()
-            params.update({f"trunk__{name}": value for name, value in defaults.items()})
+        if deep:
+            for parameter, default in self._defaults(params).items():
+                nested = default.get_params()
+                params.update({f"{parameter}__{name}": value for name, value in nested.items()})
         return params
 
     def set_params(self, **params):
@@ -71,12 +72,20 @@ class TrainedEstimator(
         -------
         self
         """
-        if params.get("trunk", self.trunk) is None and any(k.startswith("trunk__") for k in params):
-            params = {**params, "trunk": self._default_trunk()}
+        for parameter, default in self._defaults({**self.get_params(False), **params}).items():
+            if any(key.startswith(f"{parameter}__") for key in params):
+                params = {**params, parameter: default}
         return super().set_params(**params)
+
+    def _defaults(self, params):
+        """Return what parameters that are left to the library stand for, by name."""
+        return {"trunk": self._default_trunk()} if params["trunk"] is None else {}
 
     def _default_trunk(self):
         return TabM()
+
+    def _default_patience(self, epochs):
+        return default_patience(epochs)
 
     def _check_parameters(self):
         owner = type(self).__name__
@@ -147,7 +156,7 @@ class TrainedEstimator(
         owner = type(self).__name__
         patience = self.early_stopping_rounds
         if patience == "auto":
-            patience = default_patience(epochs)
+            patience = self._default_patience(epochs)
         return TrainingSettings(
             learning_rate=self.learning_rate,
             batch_size=batch_size,

@@ -29,22 +29,28 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     remainder : {"auto", "drop"}, default="auto"
         Columns that no block names: given to blocks by their type, or left out.
     trunk : MLP, TabM or None, default=None
-        Network between blocks and head; None for ``TabM()``. ``trunk__<parameter>`` can be set
-        in either case.
-    learning_rate : float, default=1e-2
+        Network between blocks and head; None for ``TabM(members=4)``. ``trunk__<parameter>`` can
+        be set in either case.
+    trees : BoostedTrees, "auto" or None, default="auto"
+        Boosted trees that stand beside the network. They see the columns of the blocks for numbers,
+        categories and dates; their outputs and the network's are averaged, with weights that
+        validation rows decide (equal ones without any). ``"auto"`` for ``BoostedTrees()``, None
+        for a network alone. ``trees__<parameter>`` can be set in the first two cases. There are
+        none with fewer than 100 training rows, or where no block shows them any column, and
+        `partial_fit` grows none.
+    learning_rate : float, default=1.2e-2
         Highest learning rate of the schedule.
     batch_size : int or None, default=None
         Rows a step; None for 32 to 4,096 by the number of rows.
     max_epochs : int or None, default=None
-        Passes over the rows at most; None for 5 to 200 by the number of rows.
+        Passes over the rows at most; None for 5 to 400 by the number of rows.
     optimizer : str or torch.optim.Optimizer class, default="adamw"
         ``"adamw"``, ``"adam"``, ``"sgd"`` or a class.
     weight_decay : float, default=5e-2
         Of the optimizer.
     early_stopping_rounds : int, "auto" or None, default="auto"
-        Epochs without a better validation loss after which training stops; ``"auto"`` is a fifth
-        of the epochs, but at least 8, and None never stops early. With validation rows the best
-        weights are kept in any case.
+        Epochs without a better validation loss after which training stops; ``"auto"`` is 6, and
+        None never stops early. With validation rows the best weights are kept in any case.
     validation_fraction : float or None, default=0.15
         Fraction of the rows set apart for validation when `fit` gets no ``eval_set``; None to
         train on all rows.
@@ -99,12 +105,15 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     network_ : torch.nn.Module
         The trained network, on the CPU.
     evals_result_ : dict of {str: dict of {str: list of float}}
-        Losses by epoch: ``{"training": {"log_loss": [...]}, "valid_0": {"log_loss": [...]}}``.
-        The training loss is the mean over an epoch's batches, dropout included.
+        Losses by epoch, of the network without trees: ``{"training": {"log_loss": [...]},
+        "valid_0": {"log_loss": [...]}}``. The training loss is the mean over an epoch's batches,
+        dropout included.
     best_iteration_ : int
         Epoch, counted from 1, whose weights are kept.
     best_score_ : float
-        Validation loss of that epoch.
+        Validation loss of that epoch, of the network without trees.
+    trees_share_ : float
+        Weight of the trees' outputs; the network's is the rest. 0 without trees.
     n_iter_ : int
         Epochs run.
     run_id_ : str
@@ -120,8 +129,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         ``"difference"``, the largest of any output; or why it is not to be had (``"unavailable"``)
         or ``"failed"``.
     fit_times_ : dict
-        Seconds: ``"blocks"`` (fitting them), ``"encoding"``, ``"training"``, ``"engine"``
-        (choosing one), and ``"epochs"``, a list with those of each epoch.
+        Seconds: ``"blocks"`` (fitting them), ``"encoding"``, ``"training"``, ``"trees"``,
+        ``"engine"`` (choosing one), and ``"epochs"``, a list with those of each epoch.
 
     See Also
     --------
@@ -144,7 +153,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         *,
         remainder="auto",
         trunk=None,
-        learning_rate=1e-2,
+        trees="auto",
+        learning_rate=1.2e-2,
         batch_size=None,
         max_epochs=None,
         optimizer="adamw",
@@ -167,6 +177,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
             blocks,
             remainder=remainder,
             trunk=trunk,
+            trees=trees,
             learning_rate=learning_rate,
             batch_size=batch_size,
             max_epochs=max_epochs,

@@ -37,7 +37,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         standard deviation of the target.
     quantile : float or None, default=None
         Which quantile ``loss="quantile"`` estimates, between 0 and 1.
-    remainder, trunk, learning_rate, batch_size, max_epochs, optimizer, weight_decay
+    remainder, trunk, trees, learning_rate, batch_size, max_epochs, optimizer, weight_decay
         As in :class:`EasyTensorClassifier`.
     early_stopping_rounds, validation_fraction, warm_start, random_state, n_jobs, device
         As in :class:`EasyTensorClassifier`.
@@ -49,9 +49,11 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
     n_outputs_ : int
         Columns of `y`.
     evals_result_ : dict of {str: dict of {str: list of float}}
-        Losses by epoch, of the standardised target: ``{"training": {"squared_error": [...]},
-        "valid_0": {"squared_error": [...]}}``.
+        Losses by epoch, of the network without trees and the standardised target:
+        ``{"training": {"squared_error": [...]}, "valid_0": {"squared_error": [...]}}``.
     n_features_in_, feature_names_in_, blocks_, network_, best_iteration_, best_score_, n_iter_
+        As in :class:`EasyTensorClassifier`.
+    trees_share_, fit_times_
         As in :class:`EasyTensorClassifier`.
     inference_engine_, inference_report_
         As in :class:`EasyTensorClassifier`.
@@ -80,7 +82,8 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         quantile=None,
         remainder="auto",
         trunk=None,
-        learning_rate=1e-2,
+        trees="auto",
+        learning_rate=1.2e-2,
         batch_size=None,
         max_epochs=None,
         optimizer="adamw",
@@ -102,6 +105,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
             blocks,
             remainder=remainder,
             trunk=trunk,
+            trees=trees,
             learning_rate=learning_rate,
             batch_size=batch_size,
             max_epochs=max_epochs,

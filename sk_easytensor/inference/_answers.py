@@ -124,9 +124,8 @@ class NetworkAnswer(Answer):
 
     def compute(self, networks, frames, precise):
         network = networks[0]
-        hidden, wide = network._hidden(network._read(frames[0]))
-        combined = self.model._head.combine(joined(network, hidden, wide))
-        return combined[:, 0], represented(hidden, wide)
+        combined, representation = network.answer(network.read(frames[0]), self.model._head)
+        return combined[:, 0], representation
 
 
 class ClassifierAnswer(NetworkAnswer):
@@ -262,6 +261,12 @@ class ExportedNetwork(nn.Module):
         self.networks = nn.ModuleList(networks)
         self.eval().requires_grad_(False)
 
+    def unpack_trees(self):
+        """Have trees read without operators on bits, which some runtimes lack."""
+        for network in self.networks:
+            if network.trees is not None:
+                network.trees.unpack()
+
     @property
     def inputs(self):
         """The encoded inputs of all towers."""
@@ -275,18 +280,6 @@ class ExportedNetwork(nn.Module):
             frames.append(part.frame(tensors[start:stop]))
             start = stop
         return self.answer.compute(list(self.networks), frames, self.precise)
-
-
-def joined(network, hidden, wide):
-    """Return a network's outputs, given the trunk's and what goes past it."""
-    outputs = network.head(hidden)
-    return outputs if wide is None else outputs + network.wide(wide)[:, None, :]
-
-
-def represented(hidden, wide):
-    """Return what ``transform`` does."""
-    hidden = hidden.mean(1)
-    return hidden if wide is None else torch.cat([hidden, wide], dim=1)
 
 
 def plain(classes):

@@ -45,6 +45,9 @@ class Engine:
     needs = ()
     """Packages, by what they are imported as and the extra that they come with."""
 
+    knows_bits = True
+    """Whether it has operators on the bits of integers."""
+
     def __init__(self, program, inputs, threads):
         self.inputs = inputs
         self.threads = threads
@@ -112,6 +115,7 @@ class TensorRTEngine(Engine):
     """TensorRT, on a GPU."""
 
     name = "tensorrt"
+    knows_bits = False
     needs = (("onnx", "onnx"), ("onnxscript", "onnx"))
 
     def __init__(self, program, inputs, threads):
@@ -249,13 +253,17 @@ def choose(model, wanted, frame, backend):
     if not candidates:
         return Chosen(None, None, report)
     try:
-        program = exported(model)
+        programs = {
+            bits: exported(model, bits)
+            for bits in {ENGINES[name].knows_bits for name in candidates}
+        }
     except Exception as error:
         found.update({name: {"failed": str(error)} for name in candidates})
         warn(f"{owner}: {error}; {rest}", UserWarning, stacklevel=2)
         return Chosen(None, None, report)
     best, threads = None, resolve_threads(model.n_jobs)
     for name in candidates:
+        program = programs[ENGINES[name].knows_bits]
         try:
             engine = start(name, program, model.blocks_, threads)
             outputs, seconds = timed(model, engine, frame, backend)
@@ -274,18 +282,28 @@ def choose(model, wanted, frame, backend):
                 stacklevel=2,
             )
         elif wanted == name or speed_up > max(WORTHWHILE, best[0] if best else 0):
-            best = (speed_up, engine)
+            best = (speed_up, engine, program)
     if best is None:
         return Chosen(None, None, report)
-    return Chosen(best[1], program, report)
+    return Chosen(*best[1:], report)
 
 
-def exported(model):
-    """Return the network of a model as a program that takes encoded rows."""
+def exported(model, bits=True):
+    """Return the network of a model as a program that takes encoded rows.
+
+    Parameters
+    ----------
+    model : estimator or Tower
+        Fitted.
+    bits : bool, default=True
+        Whether the program may have operators on bits.
+    """
     from sk_easytensor.inference._answers import ExportedNetwork, engine_answer
     from sk_easytensor.inference.onnx import network_model
 
     network = ExportedNetwork(engine_answer(model), precise=False)
+    if not bits:
+        network.unpack_trees()
     return network_model(network).SerializeToString()
 
 

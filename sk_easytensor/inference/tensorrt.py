@@ -212,7 +212,11 @@ class Lowered(nn.Module):
 
 
 def lower(network, dtype):
-    """Let trunks, heads and networks over lists compute in another precision."""
+    """Let trunks, heads and networks over lists compute in another precision, and trees in floats.
+
+    TensorRT does not know operators on bits.
+    """
+    network.unpack_trees()
     if dtype == torch.float32:
         return
     for part in network.networks:

@@ -8,7 +8,7 @@ import torch
 from sk_easytensor.backends.local import LocalBackend
 from sk_easytensor.inspection._importance import draw_orders, permuted_scores
 from sk_easytensor.training.group import Alone
-from sk_easytensor.training.shards import join_rows
+from sk_easytensor.training.shards import bounded_sample
 
 __all__ = ["ImportanceSample", "Inspection"]
 
@@ -187,18 +187,3 @@ class ImportanceSample:
             importances[indices] = max(rise, 0.0) / len(indices)
         total = importances.sum()
         return importances / total if total > 0 else importances
-
-
-def bounded_sample(rows, size, seed):
-    """Return at most `size` of the rows, in memory, evenly from all pieces.
-
-    Of rows in several pieces there may be one more for each piece.
-    """
-    if len(rows) <= size:
-        return join_rows([part.to("cpu") for part in rows.parts()])
-    random, share, parts = np.random.RandomState(seed), size / len(rows), []
-    for part in rows.parts():
-        n_rows = min(len(part), int(np.ceil(share * len(part))))
-        chosen = random.choice(len(part), n_rows, replace=False)
-        parts.append(part.take(torch.from_numpy(np.sort(chosen))).to("cpu"))
-    return join_rows(parts)

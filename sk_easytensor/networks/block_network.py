@@ -28,6 +28,11 @@ class BlockNetwork(nn.Module):
     wide : torch.nn.Linear or None
         From the wide blocks to the outputs.
 
+    Attributes
+    ----------
+    trees : TreesModule or None
+        Stand beside the network once it is trained: it is trained and judged without them.
+
     Notes
     -----
     Joining sparse features past the trunk is the idea of Cheng et al., "Wide & Deep Learning for
@@ -42,6 +47,7 @@ class BlockNetwork(nn.Module):
         self.trunk = trunk
         self.head = head
         self.wide = wide
+        self.trees = None
 
     @property
     def representation_features(self):
@@ -61,7 +67,7 @@ class BlockNetwork(nn.Module):
         -------
         torch.Tensor of shape (batch, members, out_features)
         """
-        return self.join(self._read(frame))
+        return self.join(self.read(frame))
 
     def join(self, parts):
         """Return the outputs, given what each block's module gave.
@@ -74,9 +80,43 @@ class BlockNetwork(nn.Module):
         -------
         torch.Tensor of shape (batch, members, out_features)
         """
-        hidden, wide = self._hidden(parts)
-        outputs = self.head(hidden)
-        return outputs if wide is None else outputs + self.wide(wide)[:, None, :]
+        return self._outputs(*self._hidden(parts))
+
+    def read(self, frame):
+        """Return what each block's module, and the trees, read of encoded rows.
+
+        Returns
+        -------
+        dict of {str: torch.Tensor}
+            For :meth:`join`, :meth:`answer` and :meth:`combine`.
+        """
+        return {name: reader(**frame[name]) for name, reader in self.readers().items()}
+
+    def readers(self):
+        """Return what reads each block's encoding, by the block's name.
+
+        With trees beside the network, what the block shows them follows its module's output.
+        """
+        pairs = zip(self.names, self.blocks, strict=True)
+        if not self._with_trees:
+            return dict(pairs)
+        return {name: Showing(block) if shows(block) else block for name, block in pairs}
+
+    def combine(self, read, head):
+        """Return the outputs of all members, and of the trees, as one.
+
+        Parameters
+        ----------
+        read : dict of {str: torch.Tensor}
+            What :meth:`read` returned.
+        head : Head
+            Says how.
+
+        Returns
+        -------
+        torch.Tensor of shape (batch, 1, out_features)
+        """
+        return self._combined(read, head, *self._hidden(read))
 
     def represent(self, frame):
         """Return the trunk's output, averaged over members, beside the wide blocks' outputs.
@@ -85,9 +125,27 @@ class BlockNetwork(nn.Module):
         -------
         torch.Tensor of shape (batch, representation_features)
         """
-        hidden, wide = self._hidden(self._read(frame))
-        hidden = hidden.mean(1)
-        return hidden if wide is None else torch.cat([hidden, wide], dim=1)
+        return self._represented(*self._hidden(self.read(frame)))
+
+    def answer(self, read, head):
+        """Return :meth:`combine` and :meth:`represent` of the same rows, as a tuple."""
+        hidden, wide = self._hidden(read)
+        return self._combined(read, head, hidden, wide), self._represented(hidden, wide)
+
+    def shown(self, frame):
+        """Return what the blocks show trees of encoded rows.
+
+        Returns
+        -------
+        torch.Tensor of float32, shape (batch, len(shown_categories))
+        """
+        pairs = zip(self.names, self.blocks, strict=True)
+        return torch.cat([b.tree_inputs(**frame[name]) for name, b in pairs if shows(b)], dim=1)
+
+    @property
+    def shown_categories(self):
+        """For each column of :meth:`shown` how many codes it has, or 0 if it holds numbers."""
+        return [size for block in self.blocks if shows(block) for size in block.tree_categories]
 
     def padded_lengths(self, frame):
         """Return how long each row's lists become where they are padded.
@@ -106,18 +164,58 @@ class BlockNetwork(nn.Module):
         pairs = zip(self.names, self.blocks, strict=True)
         return longest_of(padded_lengths(block, frame[name]) for name, block in pairs)
 
-    def _read(self, frame):
+    @property
+    def _with_trees(self):
+        return self.trees is not None and not self.training
+
+    def _outputs(self, hidden, wide):
+        outputs = self.head(hidden)
+        return outputs if wide is None else outputs + self.wide(wide)[:, None, :]
+
+    def _combined(self, read, head, hidden, wide):
+        combined = head.combine(self._outputs(hidden, wide))
+        if not self._with_trees:
+            return combined
         pairs = zip(self.names, self.blocks, strict=True)
-        return {name: block(**frame[name]) for name, block in pairs}
+        columns = [read[name][:, block.out_features :] for name, block in pairs if shows(block)]
+        return head.settle(self.trees.join(combined, torch.cat(columns, dim=1)))
+
+    def _represented(self, hidden, wide):
+        hidden = hidden.mean(1)
+        return hidden if wide is None else torch.cat([hidden, wide], dim=1)
 
     def _hidden(self, read):
         parts = {False: [], True: []}
         for name, block in zip(self.names, self.blocks, strict=True):
-            parts[is_wide(block)].append(read[name])
+            part = read[name]
+            if self._with_trees and shows(block):
+                part = part[:, : block.out_features]
+            parts[is_wide(block)].append(part)
         wide = torch.cat(parts[True], dim=1) if parts[True] else None
         deep = torch.cat(parts[False], dim=1) if parts[False] else wide.new_zeros(wide.shape[0], 1)
         hidden = self.trunk(deep)
         return hidden[:, None, :] if hidden.ndim == 2 else hidden, wide
+
+
+class Showing:
+    """Reads a block's encoding as its module does, and puts what it shows trees behind.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Made by the block.
+    """
+
+    def __init__(self, module):
+        self.module = module
+
+    def __call__(self, **encoding):
+        return torch.cat([self.module(**encoding), self.module.tree_inputs(**encoding)], dim=1)
+
+
+def shows(module):
+    """Tell whether a block's module shows trees what they may split on."""
+    return hasattr(module, "tree_inputs")
 
 
 def is_wide(module):

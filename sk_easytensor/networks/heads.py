@@ -46,6 +46,9 @@ class Head(BaseEstimator, ABC):
     of_tower = False
     """Whether the network is a tower, which modules are told by their method ``for_tower()``."""
 
+    tree_loss = None
+    """What scikit-learn's boosted trees call the loss; None if they know nothing like it."""
+
     def make_module(self, in_features, members):
         """Return the last layer of the network."""
         return MemberLinear(members, in_features, self.out_features)
@@ -57,6 +60,18 @@ class Head(BaseEstimator, ABC):
     @abstractmethod
     def combine(self, outputs):
         """Reduce (batch, members, out_features) to (batch, 1, out_features)."""
+
+    def settle(self, combined):
+        """Bring outputs of shape (batch, 1, out_features) that were averaged into their form."""
+        return combined
+
+    def constant(self, target, n_rows):
+        """Return the outputs for a target that so many rows have and no other, as an array."""
+        raise TypeError(f"{type(self).__name__} has no trees beside its network")
+
+    def likelihood(self, loss):
+        """Return what a mean loss says of a row: the negative logarithm of a likelihood."""
+        return loss
 
     @abstractmethod
     def predict(self, combined):
@@ -71,7 +86,12 @@ class BinaryHead(Head):
     """Two classes: one log-odds."""
 
     metric = "log_loss"
+    tree_loss = "log_loss"
     out_features = 1
+
+    def constant(self, target, n_rows):
+        # Half a row of each class more keeps the log-odds finite.
+        return np.log([(target * n_rows + 0.5) / ((1 - target) * n_rows + 0.5)])
 
     def loss(self, outputs, target):
         target = target[:, None].expand(outputs.shape[:2])
@@ -100,6 +120,7 @@ class MulticlassHead(Head):
     """
 
     metric = "log_loss"
+    tree_loss = "log_loss"
 
     def __init__(self, n_classes):
         self.n_classes = n_classes
@@ -118,6 +139,13 @@ class MulticlassHead(Head):
     def combine(self, outputs):
         logs = functional.log_softmax(outputs, dim=-1)
         return logs.logsumexp(1, keepdim=True) - math.log(outputs.shape[1])
+
+    def settle(self, combined):
+        return functional.log_softmax(combined, dim=-1)
+
+    def constant(self, target, n_rows):
+        rows = n_rows * (np.arange(self.n_classes) == target) + 0.5
+        return np.log(rows / rows.sum())
 
     def predict(self, combined):
         return torch.softmax(combined, dim=1)
@@ -180,6 +208,21 @@ class RegressionHead(Head):
     @property
     def metric(self):
         return self.loss_name
+
+    @property
+    def tree_loss(self):
+        """The loss of boosted trees; of Huber's, which they do not know, the nearest."""
+        return "absolute_error" if self.loss_name == "huber" else self.loss_name
+
+    def constant(self, target, n_rows):
+        return np.log([max(target, 1e-6)]) if self.log_link else np.array([target])
+
+    def likelihood(self, loss):
+        if self.log_link:
+            return loss
+        # Of errors with the spread that makes them most likely: normal, or the same on each side.
+        power = 0.5 if self.loss_name == "squared_error" else 1.0
+        return power * math.log(max(loss, 1e-300))
 
     @property
     def log_link(self):

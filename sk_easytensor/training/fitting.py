@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from inspect import signature
+from time import perf_counter
 
 from skorch.callbacks import EarlyStopping, EpochTimer, PrintLog
 
@@ -14,6 +15,7 @@ from sk_easytensor.training.checkpoints import describe_data
 from sk_easytensor.training.net import TensorNet
 from sk_easytensor.training.schedules import StepSchedule
 from sk_easytensor.training.settings import has_scheduler
+from sk_easytensor.training.trees import grow_trees, share_of_network
 
 __all__ = ["TrainingResult", "train_network"]
 
@@ -31,6 +33,8 @@ class TrainingResult:
         Epoch, counted from 1, whose weights the network has.
     optimizer_state : dict
         For going on later.
+    tree_seconds : float
+        How long growing trees took.
     inspected : dict
         What an estimator keeps of its rows for importances and reports, by attribute.
     """
@@ -38,6 +42,7 @@ class TrainingResult:
     history: list
     best_iteration: int
     optimizer_state: dict
+    tree_seconds: float = 0.0
     inspected: dict = field(default_factory=dict)
 
 
@@ -47,7 +52,8 @@ def train_network(network, head, rows, valid_rows, settings):
     Parameters
     ----------
     network : BlockNetwork
-        Its weights are changed; with validation rows the best ones are kept.
+        Its weights are changed; with validation rows the best ones are kept. Trees stand beside it
+        then if the settings ask for them.
     head : Head
         Gives the loss.
     rows : EncodedRows
@@ -110,7 +116,13 @@ def train_network(network, head, rows, valid_rows, settings):
         raise KeyboardInterrupt("interrupted before the first epoch was complete")
     best = stopping.best_epoch_ if stopping is not None and stopping.best_epoch_ else len(history)
     network.to("cpu").eval()
-    return TrainingResult(history, best, {"state": moments(net)})
+    begin = perf_counter()
+    grow_trees(network, head, rows, valid_rows, settings)
+    # Networks of two towers have none.
+    if getattr(network, "trees", None) is not None and valid_rows:
+        share_of_network(network, head, valid_rows, settings)
+    seconds = perf_counter() - begin
+    return TrainingResult(history, best, {"state": moments(net)}, seconds)
 
 
 def moments(net):

@@ -35,6 +35,10 @@ class Alone:
         """Return the values of all workers, in the order of their ranks."""
         return [value]
 
+    def from_first(self, make):
+        """Return what a function gives on the first worker."""
+        return make()
+
 
 class Group:
     """One of several workers, joined by ``torch.distributed``.

@@ -10,11 +10,13 @@ from skorch.callbacks import Callback, LRScheduler, PassthroughScoring
 from sk_easytensor.training.group import Alone
 
 __all__ = [
+    "TABLE_PATIENCE",
     "TrainingSettings",
     "check_callbacks",
     "default_batch_size",
     "default_max_epochs",
     "default_patience",
+    "default_table_epochs",
     "has_scheduler",
     "resolve_device",
     "resolve_optimizer",
@@ -40,6 +42,8 @@ class TrainingSettings:
     optimizer_state: dict | None = None
     checkpoints: object | None = None
     group: object = field(default_factory=Alone)
+    trees: object | None = None
+    seed: int = 0
 
 
 def default_batch_size(n_rows):
@@ -53,13 +57,22 @@ def default_batch_size(n_rows):
 
 
 def default_max_epochs(n_rows):
-    """Epochs at most: 200 for two hundred rows, 54 for 6,400, 12 for 300,000."""
+    """Epochs of pairs at most: 200 for two hundred rows, 54 for 6,400, 12 for 300,000."""
     return max(5, min(200, round(1800 / n_rows**0.4)))
 
 
 def default_patience(max_epochs):
-    """Epochs to wait for a better validation loss: an eighth of them, at least 6."""
+    """Epochs of pairs to wait for a better validation loss: an eighth of them, at least 6."""
     return max(6, max_epochs // 8)
+
+
+def default_table_epochs(n_rows):
+    """Epochs over a table at most: 106 for two hundred rows, 45 for 6,400, 12 for 300,000."""
+    return min(default_max_epochs(n_rows), round(400 / n_rows**0.25))
+
+
+TABLE_PATIENCE = 6
+"""Epochs over a table to wait for a better validation loss."""
 
 
 def resolve_optimizer(optimizer, owner):

@@ -7,13 +7,14 @@ import shutil
 import tempfile
 import weakref
 
+import numpy as np
 import pyarrow as pa
 import torch
 
 from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.batches import EncodedRows
 
-__all__ = ["SpilledRows", "gather_rows", "join_rows"]
+__all__ = ["SpilledRows", "bounded_sample", "gather_rows", "join_rows"]
 
 
 def gather_rows(pieces, memory):
@@ -62,6 +63,21 @@ def join_rows(pieces):
 def n_bytes(rows):
     """Return how much memory encoded rows take."""
     return sum(tensor.nbytes for tensor in [*rows.frame.content(), rows.target, rows.weight])
+
+
+def bounded_sample(rows, size, seed):
+    """Return at most `size` of the rows, in memory, evenly from all pieces.
+
+    Of rows in several pieces there may be one more for each piece.
+    """
+    if len(rows) <= size:
+        return join_rows([part.to("cpu") for part in rows.parts()])
+    random, share, parts = np.random.RandomState(seed), size / len(rows), []
+    for part in rows.parts():
+        n_rows = min(len(part), int(np.ceil(share * len(part))))
+        chosen = random.choice(len(part), n_rows, replace=False)
+        parts.append(part.take(torch.from_numpy(np.sort(chosen))).to("cpu"))
+    return join_rows(parts)
 
 
 class SpilledRows:

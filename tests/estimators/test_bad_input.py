@@ -8,6 +8,7 @@ from skorch.callbacks import PassthroughScoring
 
 from sk_easytensor import (
     MLP,
+    BoostedTrees,
     CategoryBlock,
     EasyTensorClassifier,
     EasyTensorRegressor,
@@ -237,6 +238,11 @@ BAD_PARAMETERS = [
     ("trunk", MLP(width=8.0), "width must be an integer at least 1"),
     ("trunk", MLP(dropout=1.0), "dropout must be a number"),
     ("trunk", TabM(members=0), "members must be an integer at least 1"),
+    ("trees", "many", "trees must be 'auto', None or BoostedTrees"),
+    ("trees", True, "trees must be 'auto', None or BoostedTrees"),
+    ("trees", BoostedTrees(max_leaf_nodes=16), "max_leaf_nodes must be an integer.* at most 15"),
+    ("trees", BoostedTrees(max_features=0.0), "max_features must be a number"),
+    ("trees", BoostedTrees(learning_rate=0), "learning_rate must be a number greater than 0"),
     ("learning_rate", 0.0, "learning_rate must be a number greater than 0"),
     ("learning_rate", -1e-3, "learning_rate must be a number greater than 0"),
     ("learning_rate", np.nan, "learning_rate must be a number"),

@@ -697,7 +697,8 @@ def test_epoch_scoring_scores_each_epoch(kind, mixed, request):
         for part in ("train", "valid")
     ]
     make = request.getfixturevalue(maker)
-    model = make(max_epochs=20, callbacks=[*scorings, last], early_stopping_rounds=None)
+    # Callbacks see the network, beside which no trees stand yet.
+    model = make(max_epochs=20, callbacks=[*scorings, last], early_stopping_rounds=None, trees=None)
     model.fit(X, y, eval_set=[(X, y)])
     scores = {name: last.scores_[f"valid_{name}"] for name in names}
     for part in ("train", "valid"):

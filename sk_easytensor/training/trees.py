@@ -1,0 +1,111 @@
+"""Trees that are grown beside a network, and how much each of the two counts."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from sk_easytensor.training.batches import BatchIterator
+from sk_easytensor.training.shards import bounded_sample
+from sk_easytensor.trees.columns import LeftRows
+from sk_easytensor.trees.module import TreesModule
+
+__all__ = ["grow_trees", "share_of_network"]
+
+FEWEST_ROWS = 100
+"""With fewer training rows a network stands alone: it would be chance how the two are joined."""
+
+MOST_ROWS = 300_000
+"""Rows that trees are grown on at most; a sample has to do with more."""
+
+JUDGED_ROWS = 50_000
+"""Validation rows at most that decide how much the network counts."""
+
+BATCH = 1024
+
+STEPS = 21
+"""Shares of the network that are tried, from none to all."""
+
+BELIEF = 8.0
+"""How much likelier, as a logarithm for the square of the distance, equal shares are at first."""
+
+EQUAL = 0.5
+
+
+def grow_trees(network, head, rows, valid_rows, settings):
+    """Grow trees and let them stand beside a trained network.
+
+    Parameters
+    ----------
+    network : BlockNetwork
+        Trained; its attribute ``trees`` is set if there is anything that trees can tell.
+    head : Head
+        Says what the target is.
+    rows : EncodedRows
+        Training rows.
+    valid_rows : list of EncodedRows
+        The first decides how many trees there are.
+    settings : TrainingSettings
+        Has the parameters of the trees, the seed and the group of workers: the first one's share of
+        the rows is what all get trees from.
+    """
+    if settings.trees is None or len(rows) < FEWEST_ROWS or not network.shown_categories:
+        return
+    categories = network.shown_categories
+
+    def grow():
+        parts = [_tree_rows(network, rows, MOST_ROWS, settings.seed)]
+        valid = None
+        if valid_rows:
+            valid = _tree_rows(network, valid_rows[0], JUDGED_ROWS, settings.seed)
+        return settings.trees.grow(head, *parts, valid, categories, settings.seed)
+
+    grown = settings.group.from_first(grow)
+    if grown is not None:
+        network.trees = TreesModule(grown, EQUAL).eval()
+
+
+def share_of_network(network, head, valid_rows, settings):
+    """Find how much a network counts beside its trees, by validation rows.
+
+    The share that makes the rows likeliest is looked for among evenly spaced ones, of which equal
+    shares are likelier from the start: few rows decide by chance otherwise.
+
+    Parameters
+    ----------
+    network : BlockNetwork
+        With trees, whose share is set.
+    head : Head
+        Gives the loss.
+    valid_rows : list of EncodedRows
+        The first is judged.
+    settings : TrainingSettings
+        Has the seed and the group of workers.
+    """
+
+    def choose():
+        rows = bounded_sample(valid_rows[0], JUDGED_ROWS, settings.seed)
+        trees, parts = network.trees, []
+        for batch in BatchIterator(rows, BATCH):
+            alone = head.combine(network(batch.frame))
+            parts.append((alone, trees(network.shown(batch.frame))[:, None, :]))
+        alone, grown = (torch.cat(each) for each in zip(*parts, strict=True))
+        weight = rows.weight.double()
+        shares, losses = np.linspace(0, 1, STEPS), []
+        for share in shares:
+            joined = head.settle(torch.lerp(grown, alone, float(share)))
+            loss = (head.loss(joined, rows.target)[:, 0].double() * weight).sum() / weight.sum()
+            losses.append(len(rows) * head.likelihood(float(loss)) + BELIEF * (share - EQUAL) ** 2)
+        return float(shares[np.argmin(losses)])
+
+    with torch.no_grad():
+        network.trees.share = settings.group.from_first(choose)
+
+
+@torch.no_grad()
+def _tree_rows(network, rows, most, seed):
+    rows = bounded_sample(rows, most, seed)
+    columns = [network.shown(part.frame) for part in BatchIterator(rows, MOST_ROWS)]
+    weight = rows.weight.numpy()
+    same = bool((weight == weight[0]).all())
+    return LeftRows(torch.cat(columns).numpy(), rows.target.numpy(), None if same else weight)

@@ -1,0 +1,177 @@
+"""The parameters of the trees that stand beside a network, and how they are grown."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+from sk_easytensor.parameters import GrowingParametersMixin, check_number
+from sk_easytensor.trees.columns import LeftRows, read_columns
+from sk_easytensor.trees.tables import TreeTables
+
+__all__ = ["BoostedTrees"]
+
+MOST_LEAVES = 15
+"""Leaves of a tree at most: so many bits of a short integer tell which of them are left."""
+
+MOST_OUTPUTS = 50
+"""Classes or targets at most: each takes trees of its own."""
+
+MOST_TREES = 5_000
+"""Trees at most, of all classes together."""
+
+ITERATIONS_UNJUDGED = 100
+"""Iterations at most where no validation rows tell when to stop."""
+
+
+class BoostedTrees(GrowingParametersMixin, BaseEstimator):
+    """Gradient-boosted trees whose outputs are averaged with the network's.
+
+    They see the columns of the blocks that show them: numbers, categories and dates. What they give
+    is on the scale of the network's outputs (log-odds, log-probabilities, standardised targets),
+    and the two are joined by weights that add up to one and that validation rows decide.
+
+    Parameters
+    ----------
+    learning_rate : float, default=0.1
+        What the values of a tree's leaves are multiplied by.
+    max_iter : int, default=500
+        Trees at most, for each class where there are more than two; 100 without validation rows.
+    max_leaf_nodes : int, default=15
+        Leaves of a tree at most, from 2 to 15.
+    min_samples_leaf : int, default=3
+        Rows of a leaf at least.
+    l2_regularization : float, default=3.0
+        Penalty on the values of leaves.
+    max_features : float, default=0.5
+        Fraction of the columns that each split may choose from.
+    n_iter_no_change : int, default=20
+        Trees without a better validation loss after which no more are grown. Those up to the best
+        are kept.
+
+    Notes
+    -----
+    Grown by scikit-learn's :class:`~sklearn.ensemble.HistGradientBoostingClassifier` and
+    :class:`~sklearn.ensemble.HistGradientBoostingRegressor`, whose names the parameters have.
+    Categories of columns with more than 24 go in as what the other rows of the category say of the
+    target, smoothed, as in Micci-Barreca, "A preprocessing scheme for high-cardinality categorical
+    attributes" (2001).
+
+    Examples
+    --------
+    >>> from sk_easytensor import EasyTensorRegressor
+    >>> model = EasyTensorRegressor(trees=BoostedTrees(learning_rate=0.05))
+    >>> model.get_params()["trees__learning_rate"]
+    0.05
+    """
+
+    def __init__(
+        self,
+        *,
+        learning_rate=0.1,
+        max_iter=500,
+        max_leaf_nodes=15,
+        min_samples_leaf=3,
+        l2_regularization=3.0,
+        max_features=0.5,
+        n_iter_no_change=20,
+    ):
+        self.learning_rate = learning_rate
+        self.max_iter = max_iter
+        self.max_leaf_nodes = max_leaf_nodes
+        self.min_samples_leaf = min_samples_leaf
+        self.l2_regularization = l2_regularization
+        self.max_features = max_features
+        self.n_iter_no_change = n_iter_no_change
+
+    def check_parameters(self):
+        """Raise ``ValueError`` naming the first hyper-parameter that makes no sense."""
+        name = "BoostedTrees"
+        check_number(name, "learning_rate", self.learning_rate, low=0, exclusive=True)
+        leaves = self.max_leaf_nodes
+        check_number(name, "max_leaf_nodes", leaves, low=2, high=MOST_LEAVES, integer=True)
+        for parameter in ("max_iter", "min_samples_leaf", "n_iter_no_change"):
+            check_number(name, parameter, getattr(self, parameter), low=1, integer=True)
+        check_number(name, "l2_regularization", self.l2_regularization, low=0)
+        check_number(name, "max_features", self.max_features, low=1e-9, high=1)
+
+    def grow(self, head, rows, valid, categories, seed):
+        """Grow trees for a target.
+
+        Parameters
+        ----------
+        head : Head
+            Says what the target is.
+        rows : LeftRows
+            Training rows.
+        valid : LeftRows or None
+            Validation rows, which decide how many trees there are.
+        categories : list of int
+            For each column how many codes it has, or 0 if it holds numbers.
+        seed : int
+            Of the columns that splits may choose from and the folds of categories.
+
+        Returns
+        -------
+        list of TreeTables or None
+            One for each column of the target; None if no tree can tell anything.
+        """
+        if head.tree_loss is None or head.out_features > MOST_OUTPUTS:
+            return None
+        parts = [rows, *([] if valid is None else [valid])]
+        n_targets = 1 if rows.target.ndim == 1 else rows.target.shape[1]
+        n_outputs = head.out_features // n_targets
+        grown = [
+            self._grow_one(
+                head, [part.of_target(index) for part in parts], n_outputs, categories, seed
+            )
+            for index in range(n_targets)
+        ]
+        return grown if any(tables.n_trees for tables in grown) else None
+
+    def _grow_one(self, head, parts, n_outputs, categories, seed):
+        rows = parts[0]
+        if (rows.target == rows.target[0]).all():
+            return TreeTables.constant(head.constant(rows.target[0], len(rows.target)))
+        classes = np.arange(n_outputs)
+        if head.estimator_type == "classifier":
+            classes, target = np.unique(rows.target, return_inverse=True)
+            parts = [LeftRows(rows.columns, target, rows.weight)] + [
+                part.of_classes(classes) for part in parts[1:]
+            ]
+        columns = read_columns(parts, categories, many_outputs=n_outputs > 1, seed=seed)
+        booster = self._booster(head, len(parts) > 1, n_outputs, columns.is_category, seed)
+        judged = {}
+        if len(parts) > 1:
+            judged = {
+                "X_val": columns.matrices[1],
+                "y_val": parts[1].target,
+                "sample_weight_val": parts[1].weight,
+            }
+        booster.fit(columns.matrices[0], parts[0].target, sample_weight=parts[0].weight, **judged)
+        kept = len(booster._predictors)
+        if judged:
+            # The first score is of no tree at all.
+            kept = int(np.argmax(booster.validation_score_))
+        return TreeTables.of(booster, kept, columns, classes, n_outputs)
+
+    def _booster(self, head, judged, n_outputs, is_category, seed):
+        most = max(MOST_TREES // n_outputs, 1)
+        parameters = {
+            "learning_rate": self.learning_rate,
+            "max_iter": min(self.max_iter, most, *([] if judged else [ITERATIONS_UNJUDGED])),
+            "max_leaf_nodes": self.max_leaf_nodes,
+            "min_samples_leaf": self.min_samples_leaf,
+            "l2_regularization": self.l2_regularization,
+            "max_features": self.max_features,
+            "early_stopping": judged,
+            "n_iter_no_change": self.n_iter_no_change,
+            "tol": 0,
+            "categorical_features": is_category,
+            "random_state": seed,
+        }
+        if head.estimator_type == "classifier":
+            return HistGradientBoostingClassifier(**parameters)
+        quantile = head.quantile if head.tree_loss == "quantile" else None
+        return HistGradientBoostingRegressor(loss=head.tree_loss, quantile=quantile, **parameters)

@@ -1,0 +1,178 @@
+"""What trees are grown on: numbers as they are, categories as codes or as what they say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["CodeColumn", "LeftRows", "TreeColumns", "read_columns"]
+
+FEW_CODES = 26
+"""Columns of at most so many codes are split by sets of codes."""
+
+MOST_CODES = 254
+"""Codes that scikit-learn can split by sets of, at most."""
+
+UNSEEN = 1
+"""The code that stands for those beyond."""
+
+FOLDS, SMOOTHING = 5, 10.0
+"""Parts of the rows that do not tell of each other; rows that the mean of all counts as."""
+
+
+@dataclass
+class LeftRows:
+    """Rows for trees.
+
+    Attributes
+    ----------
+    columns : ndarray of float32, shape (n_rows, n_columns)
+        Numbers, NaN where missing, and codes of categories.
+    target : ndarray, shape (n_rows,) or (n_rows, n_targets)
+        As the head wants it.
+    weight : ndarray of float32, shape (n_rows,), or None
+        None where all are alike.
+    """
+
+    columns: np.ndarray
+    target: np.ndarray
+    weight: np.ndarray | None
+
+    def of_target(self, index):
+        """Return the rows with one column of the target."""
+        target = self.target if self.target.ndim == 1 else self.target[:, index]
+        return LeftRows(self.columns, target, self.weight)
+
+    def of_classes(self, classes):
+        """Return the rows of some classes, which are numbered anew."""
+        place = np.minimum(np.searchsorted(classes, self.target), len(classes) - 1)
+        known = classes[place] == self.target
+        weight = None if self.weight is None else self.weight[known]
+        return LeftRows(self.columns[known], place[known], weight)
+
+
+@dataclass
+class CodeColumn:
+    """A column of codes.
+
+    Attributes
+    ----------
+    known : ndarray of int64 or None
+        Codes that the trees' sets are of, in order; None if the trees read `values`.
+    values : ndarray of float64, shape (n_codes,)
+        What takes the place of each code: another code, or what the target is for it.
+    """
+
+    known: np.ndarray | None
+    values: np.ndarray
+
+
+@dataclass
+class TreeColumns:
+    """What trees are grown on.
+
+    Attributes
+    ----------
+    matrices : list of ndarray of float64
+        Of training and validation rows. Sets of codes come first, as scikit-learn would have it.
+    positions : list of int
+        For each column of these, where it stands among those of the rows.
+    codes : dict of {int: CodeColumn}
+        By column of the matrices.
+    is_category : ndarray of bool
+        For each column, whether it is split by sets.
+    """
+
+    matrices: list
+    positions: list
+    codes: dict
+    is_category: np.ndarray
+
+
+def read_columns(parts, categories, *, many_outputs, seed):
+    """Prepare rows for trees.
+
+    Parameters
+    ----------
+    parts : list of LeftRows
+        Training rows, and validation rows if there are any.
+    categories : list of int
+        For each column how many codes it has, or 0 if it holds numbers.
+    many_outputs : bool
+        Whether the target has more than two classes: no single number tells then what it is for a
+        category.
+    seed : int
+        Of the folds.
+
+    Returns
+    -------
+    TreeColumns
+    """
+    rows = parts[0]
+    sets, others, codes = [], [], {}
+    for position, n_codes in enumerate(categories):
+        if not n_codes:
+            # scikit-learn cannot bin a column without any number.
+            if not np.isnan(rows.columns[:, position]).all():
+                others.append((position, None, None))
+            continue
+        own = rows.columns[:, position].astype(np.int64)
+        if n_codes <= FEW_CODES or many_outputs:
+            values = np.arange(n_codes, dtype=np.float64)
+            values[MOST_CODES:] = UNSEEN
+            known = np.unique(values[own]).astype(np.int64)
+            sets.append((position, CodeColumn(known, values), None))
+        else:
+            inside, values = told_by_others(own, n_codes, rows.target, rows.weight, seed)
+            others.append((position, CodeColumn(None, values), inside))
+    found = [*sets, *others]
+    matrices = [np.empty((len(part.target), len(found))) for part in parts]
+    for index, (position, column, inside) in enumerate(found):
+        for part, matrix in zip(parts, matrices, strict=True):
+            values = part.columns[:, position]
+            matrix[:, index] = values if column is None else column.values[values.astype(np.int64)]
+        if column is not None:
+            codes[index] = column
+        if inside is not None:
+            matrices[0][:, index] = inside
+    is_category = np.arange(len(found)) < len(sets)
+    return TreeColumns(matrices, [position for position, _, _ in found], codes, is_category)
+
+
+def told_by_others(codes, n_codes, target, weight, seed):
+    """Return the mean target of each category, smoothed, and for each row that of other rows.
+
+    Parameters
+    ----------
+    codes : ndarray of int64, shape (n_rows,)
+        Categories.
+    n_codes : int
+        How many there may be.
+    target : ndarray, shape (n_rows,)
+        Numbers, or 0 and 1.
+    weight : ndarray, shape (n_rows,), or None
+        Of the rows.
+    seed : int
+        Of the folds: a row's number is the mean over the rows of other folds.
+
+    Returns
+    -------
+    inside : ndarray of float64, shape (n_rows,)
+    values : ndarray of float64, shape (n_codes,)
+    """
+    target = target.astype(np.float64)
+    weight = np.ones(len(target)) if weight is None else weight.astype(np.float64)
+    fold = np.random.RandomState(seed).permutation(len(codes)) % FOLDS
+    place, shape = codes * FOLDS + fold, (n_codes, FOLDS)
+    sums = np.bincount(place, weight * target, minlength=n_codes * FOLDS).reshape(shape)
+    weights = np.bincount(place, weight, minlength=n_codes * FOLDS).reshape(shape)
+    prior = sums.sum() / weights.sum()
+
+    def smoothed(total, rows):
+        return (total + SMOOTHING * prior) / (rows + SMOOTHING)
+
+    all_sums, all_weights = sums.sum(1), weights.sum(1)
+    other_sums = all_sums[codes] - sums[codes, fold]
+    other_weights = all_weights[codes] - weights[codes, fold]
+    return smoothed(other_sums, other_weights), smoothed(all_sums, all_weights)

@@ -1,0 +1,125 @@
+"""The torch module that reads grown trees."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from sk_easytensor.trees.tables import TreeTables
+
+__all__ = ["TreesModule"]
+
+
+class TreesModule(nn.Module):
+    """Trees beside a network: their outputs, and how they are joined with the network's.
+
+    Parameters
+    ----------
+    grown : list of TreeTables
+        One for each column of the target.
+    share : float
+        Weight of the network, from 0 to 1; the trees have the rest.
+    """
+
+    def __init__(self, grown, share):
+        super().__init__()
+        self.grown = grown
+        self.forests = nn.ModuleList(ForestModule(tables) for tables in grown)
+        self.share = share
+
+    @classmethod
+    def of_state(cls, state):
+        """Return the module that had a :meth:`state`."""
+        return cls([TreeTables(**tables) for tables in state["grown"]], state["share"])
+
+    def state(self):
+        """Return what is pickled: arrays and a number."""
+        return {"grown": [vars(tables) for tables in self.grown], "share": self.share}
+
+    def forward(self, columns):
+        """Return the outputs of the trees.
+
+        Parameters
+        ----------
+        columns : torch.Tensor of float32, shape (batch, n_columns)
+            Numbers, NaN where missing, and codes.
+
+        Returns
+        -------
+        torch.Tensor of shape (batch, out_features)
+        """
+        return torch.cat([forest(columns) for forest in self.forests], dim=1)
+
+    def join(self, combined, columns):
+        """Return the weighted mean of a network's combined outputs and the trees'.
+
+        Parameters
+        ----------
+        combined : torch.Tensor of shape (batch, 1, out_features)
+            Of the network.
+        columns : torch.Tensor of float32, shape (batch, n_columns)
+            As in :meth:`forward`.
+        """
+        return torch.lerp(self(columns)[:, None, :], combined, self.share)
+
+    def unpack(self):
+        """Give each leaf a number instead of a bit, for runtimes that cannot look at bits."""
+        for forest in self.forests:
+            forest.unpack()
+
+
+class ForestModule(nn.Module):
+    """Trees for one column of the target; see :class:`~sk_easytensor.trees.tables.TreeTables`."""
+
+    def __init__(self, tables):
+        super().__init__()
+        self.packed = True
+        self.n_trees, self.n_leaves = tables.values.shape
+        self.n_outputs = len(tables.base)
+        kept = {name: torch.from_numpy(np.array(value)) for name, value in vars(tables).items()}
+        kept["first_value"] = torch.arange(self.n_trees) * self.n_leaves
+        for name, value in kept.items():
+            # They are rebuilt from the tables, and no part of what is trained.
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(self, columns):
+        """Return the outputs, of shape (batch, n_outputs)."""
+        if self.n_trees == 0:
+            return self.base.expand(len(columns), self.n_outputs)
+        rows = self._rows(columns)
+        left = self.open_leaves.index_select(0, rows[:, 0])
+        for index in range(1, rows.shape[1]):
+            others = self.open_leaves.index_select(0, rows[:, index])
+            left = left & others if self.packed else left * others
+        if not self.packed:
+            return left @ self.values + self.base
+        # One bit is left: its place is the leaf. Runtimes round logarithms as they like.
+        leaf = (torch.log2(left.float()) + 0.5).long() + self.first_value
+        found = self.values.reshape(-1).index_select(0, leaf.reshape(-1))
+        return found.reshape(-1, self.n_trees // self.n_outputs, self.n_outputs).sum(1) + self.base
+
+    def _rows(self, columns):
+        """Return the rows of the table that each row's values stand for."""
+        parts = []
+        if len(self.numbers):
+            values = columns.index_select(1, self.numbers)
+            interval = (values[:, :, None] > self.thresholds).sum(2)
+            interval = torch.where(torch.isnan(values), self.missing, interval)
+            parts.append(interval + self.first)
+        if len(self.codes):
+            codes = columns.index_select(1, self.codes).long() + self.first_code
+            found = self.code_rows.index_select(0, codes.reshape(-1))
+            parts.append(found.reshape(-1, len(self.codes)))
+        return torch.cat(parts, dim=1)
+
+    def unpack(self):
+        """Give each leaf a number instead of a bit."""
+        if self.n_trees == 0:
+            return
+        bits = torch.arange(self.n_leaves)
+        spread = (self.open_leaves.long()[:, :, None] >> bits) & 1
+        self.open_leaves = spread.flatten(1).float()
+        outputs = torch.eye(self.n_outputs).repeat(self.n_trees // self.n_outputs, 1)
+        self.values = (self.values[:, :, None] * outputs[:, None, :]).flatten(0, 1)
+        self.packed = False

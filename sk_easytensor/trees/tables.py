@@ -1,0 +1,277 @@
+"""Grown trees as tables: which leaves each value of a column leaves open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["TreeTables"]
+
+
+@dataclass
+class TreeTables:
+    """Trees in a form that is read by look-ups.
+
+    A row ends in the one leaf of a tree that each of its values leaves open. The table has a row
+    for each interval of numbers that the splits tell apart, and one for each code; its entries have
+    a bit for each leaf.
+
+    Attributes
+    ----------
+    numbers : ndarray of int64, shape (n_numbers,)
+        Which of the columns given to the trees hold numbers that they read.
+    thresholds : ndarray of float32, shape (n_numbers, most)
+        Where their intervals end, filled up with infinity.
+    first : ndarray of int64, shape (n_numbers,)
+        Row of the table for the lowest interval of each; the others follow, and then missing.
+    missing : ndarray of int64, shape (n_numbers,)
+        Number of the interval that stands for missing.
+    codes : ndarray of int64, shape (n_codes_columns,)
+        Which of the columns hold codes that the trees read.
+    first_code : ndarray of int64, shape (n_codes_columns,)
+        Where the codes of each begin in `code_rows`.
+    code_rows : ndarray of int64
+        The row of the table for each code.
+    open_leaves : ndarray of int16, shape (n_rows, n_trees)
+        The table. Trees of one iteration, one for each output, stand side by side.
+    values : ndarray of float32, shape (n_trees, n_leaves)
+        Of the leaves.
+    base : ndarray of float32, shape (n_outputs,)
+        What the outputs are without any tree.
+    """
+
+    numbers: np.ndarray
+    thresholds: np.ndarray
+    first: np.ndarray
+    missing: np.ndarray
+    codes: np.ndarray
+    first_code: np.ndarray
+    code_rows: np.ndarray
+    open_leaves: np.ndarray
+    values: np.ndarray
+    base: np.ndarray
+
+    @property
+    def n_trees(self):
+        """How many trees there are."""
+        return len(self.values)
+
+    @classmethod
+    def constant(cls, base):
+        """Return tables without a tree, of outputs that are always the same."""
+        return _Builder().tables(np.empty((0, 1)), base)
+
+    @classmethod
+    def of(cls, booster, kept, columns, classes, n_outputs):
+        """Return what scikit-learn's booster has grown.
+
+        Parameters
+        ----------
+        booster : HistGradientBoostingClassifier or HistGradientBoostingRegressor
+            Fitted.
+        kept : int
+            How many of its iterations to keep.
+        columns : TreeColumns
+            What it was fitted on.
+        classes : ndarray of int
+            Which outputs its own stand for, in order.
+        n_outputs : int
+            How many there are.
+        """
+        trees = [tree for trees in booster._predictors[:kept] for tree in trees]
+        base = np.asarray(booster._baseline_prediction, dtype=np.float64).ravel()
+        if n_outputs == 1:
+            classes = np.zeros(1, dtype=np.int64)
+        elif len(base) == 1:
+            # Two of more classes occur: one output tells them apart.
+            base = np.array([0.0, base[0]])
+            trees = [tree for each in trees for tree in (None, each)]
+        if len(classes) < n_outputs:
+            widened = np.full(n_outputs, base.min() - MUCH_LESS)
+            widened[classes] = base
+            base = widened
+            found = iter(trees)
+            present = np.isin(np.arange(n_outputs), classes)
+            trees = [
+                next(found) if there else None
+                for _ in range(len(trees) // len(classes))
+                for there in present
+            ]
+        if not trees:
+            return _Builder().tables(np.empty((0, 1)), base)
+        forest = Forest.of(trees)
+        builder = _Builder(forest)
+        for index, position in enumerate(columns.positions):
+            builder.add(index, position, columns.codes.get(index))
+        return builder.tables(forest.values, base)
+
+
+MUCH_LESS = 5.0
+"""By how much the logarithm of a class that no training row has is less than any other's."""
+
+
+@dataclass
+class Forest:
+    """The nodes of all trees that split, side by side, and the values of all leaves.
+
+    Attributes
+    ----------
+    tree, column, threshold, missing_left, by_set : ndarray, shape (n_splits,)
+        Of each split: its tree, the column it looks at, the largest number that goes left, whether
+        missing goes left, and whether it is by a set of codes.
+    lefts : ndarray of uint32, shape (n_splits, 8)
+        The sets, 32 codes a number, that go left.
+    if_left, if_right : ndarray of int16, shape (n_splits,)
+        Leaves that are left open.
+    all_leaves : ndarray of int16, shape (n_trees,)
+        A bit for each leaf.
+    values : ndarray of float32, shape (n_trees, n_leaves)
+    """
+
+    tree: np.ndarray
+    column: np.ndarray
+    threshold: np.ndarray
+    missing_left: np.ndarray
+    by_set: np.ndarray
+    lefts: np.ndarray
+    if_left: np.ndarray
+    if_right: np.ndarray
+    all_leaves: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def of(cls, trees):
+        """Read scikit-learn's trees; None is a tree of one leaf that gives 0."""
+        there = [tree for tree in trees if tree is not None]
+        kind = there[0].nodes.dtype
+        single = np.zeros(1, dtype=kind)
+        single["is_leaf"] = True
+        nodes = [single if tree is None else tree.nodes for tree in trees]
+        sizes = np.array([len(each) for each in nodes])
+        grid = np.zeros((len(trees), sizes.max()), dtype=kind)
+        grid["is_leaf"] = True
+        inside = np.arange(sizes.max()) < sizes[:, None]
+        grid[inside] = np.concatenate(nodes)
+        leaf = (grid["is_leaf"] == 1) & inside
+        number = np.where(leaf, leaf.cumsum(1) - 1, 0)
+        tree_of = np.arange(len(trees))
+        # Children stand behind their parents, so that going backwards meets them first.
+        below = np.where(leaf, np.int16(1) << number.astype(np.int16), np.int16(0))
+        for place in range(sizes.max() - 1, -1, -1):
+            left, right = grid["left"][:, place], grid["right"][:, place]
+            joined = below[tree_of, left] | below[tree_of, right]
+            splits = inside[:, place] & ~leaf[:, place]
+            below[:, place] = np.where(splits, joined, below[:, place])
+        tree, place = np.nonzero(inside & ~leaf)
+        found = grid[tree, place]
+        # The numbers of sets count from 0 in each tree.
+        sets = [np.zeros((0, 8), np.uint32) if t is None else t.raw_left_cat_bitsets for t in trees]
+        starts = np.cumsum([0] + [len(each) for each in sets])[:-1]
+        lefts = np.zeros((len(tree), 8), dtype=np.uint32)
+        by_set = found["is_categorical"] == 1
+        if by_set.any():
+            joined = np.concatenate(sets)
+            lefts[by_set] = joined[(starts[tree] + found["bitset_idx"])[by_set]]
+        values = np.zeros((len(trees), int(leaf.sum(1).max())), dtype=np.float32)
+        rows, places = np.nonzero(leaf)
+        values[rows, number[rows, places]] = grid["value"][rows, places]
+        everything = below[:, 0]
+        return cls(
+            tree,
+            found["feature_idx"].astype(np.int64),
+            found["num_threshold"],
+            found["missing_go_to_left"] == 1,
+            by_set,
+            lefts,
+            everything[tree] & ~below[tree, found["right"]],
+            everything[tree] & ~below[tree, found["left"]],
+            everything,
+            values,
+        )
+
+
+class _Builder:
+    """Fills the table column by column."""
+
+    def __init__(self, forest=None):
+        self.forest = forest
+        self.parts = []
+        self.n_rows = 0
+        self.numbers, self.thresholds, self.first, self.missing = [], [], [], []
+        self.codes, self.first_code, self.code_rows = [], [], []
+
+    def add(self, index, position, code):
+        """Add a column, if any split looks at it."""
+        splits = np.flatnonzero(self.forest.column == index)
+        if not len(splits):
+            return
+        if code is not None and code.known is not None:
+            lefts = self._sets(splits, code)
+            self._add_codes(position, np.arange(len(code.values)))
+        else:
+            ends, place = np.unique(self.forest.threshold[splits], return_inverse=True)
+            intervals = np.arange(len(ends) + 2)
+            lefts = intervals <= place[:, None]
+            lefts[:, -1] = self.forest.missing_left[splits]
+            if code is None:
+                self.numbers.append(position)
+                self.thresholds.append(rounded_down(ends))
+                self.first.append(self.n_rows)
+                self.missing.append(len(ends) + 1)
+            else:
+                self._add_codes(position, np.searchsorted(ends, code.values))
+        self._add_rows(splits, lefts)
+
+    def _sets(self, splits, code):
+        """For each split, which codes go left."""
+        place = np.minimum(np.searchsorted(code.known, code.values), len(code.known) - 1)
+        known = code.known[place] == code.values
+        lefts = self.forest.lefts[splits][:, place // 32] >> (place % 32).astype(np.uint32) & 1
+        return np.where(known, lefts == 1, self.forest.missing_left[splits][:, None])
+
+    def _add_codes(self, position, rows):
+        self.codes.append(position)
+        self.first_code.append(sum(map(len, self.code_rows)))
+        self.code_rows.append(self.n_rows + rows)
+
+    def _add_rows(self, splits, lefts):
+        forest = self.forest
+        left, right = forest.if_left[splits][:, None], forest.if_right[splits][:, None]
+        tree = forest.tree[splits]
+        begins = np.flatnonzero(np.diff(tree, prepend=-1))
+        still = np.bitwise_and.reduceat(np.where(lefts, left, right), begins, axis=0)
+        rows = np.tile(forest.all_leaves, (lefts.shape[1], 1))
+        rows[:, tree[begins]] &= still.T
+        self.parts.append(rows)
+        self.n_rows += len(rows)
+
+    def tables(self, values, base):
+        """Return what was filled in."""
+        most = max(map(len, self.thresholds), default=0)
+        thresholds = np.full((len(self.thresholds), most), np.inf, dtype=np.float32)
+        for row, ends in zip(thresholds, self.thresholds, strict=True):
+            row[: len(ends)] = ends
+        trees = len(values)
+        rows = np.concatenate(self.parts) if self.parts else np.zeros((0, trees), np.int16)
+        code_rows = np.concatenate(self.code_rows) if self.code_rows else np.zeros(0)
+        return TreeTables(
+            *(np.array(each, dtype=np.int64).reshape(-1) for each in (self.numbers,)),
+            thresholds,
+            np.array(self.first, dtype=np.int64),
+            np.array(self.missing, dtype=np.int64),
+            np.array(self.codes, dtype=np.int64),
+            np.array(self.first_code, dtype=np.int64),
+            code_rows.astype(np.int64),
+            rows.astype(np.int16),
+            values.astype(np.float32),
+            np.asarray(base, dtype=np.float32),
+        )
+
+
+def rounded_down(numbers):
+    """Return the largest float32 that is not above each number."""
+    rounded = numbers.astype(np.float32)
+    above = rounded.astype(np.float64) > numbers
+    rounded[above] = np.nextafter(rounded[above], np.float32(-np.inf))
+    return rounded
