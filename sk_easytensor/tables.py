@@ -346,7 +346,9 @@ def _column(values, name):
         return values
     try:
         if is_pandas(values, "Series"):
-            return pa.array(values, from_pandas=True)
+            # Arrow asks a series for a dozen attributes, which costs more than a row's other work.
+            plain = isinstance(values.dtype, np.dtype) and values.dtype.kind in "iuf"
+            return pa.array(values.to_numpy() if plain else values, from_pandas=True)
         if hasattr(values, "__arrow_c_stream__") or hasattr(values, "__arrow_c_array__"):
             return pa.chunked_array(values)
     except UNREADABLE:

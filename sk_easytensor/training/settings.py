@@ -71,7 +71,7 @@ def default_table_epochs(n_rows):
     return min(default_max_epochs(n_rows), round(400 / n_rows**0.25))
 
 
-TABLE_PATIENCE = 6
+TABLE_PATIENCE = 4
 """Epochs over a table to wait for a better validation loss."""
 
 
