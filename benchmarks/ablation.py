@@ -59,10 +59,17 @@ def with_parameters(**parameters):
 DEFAULT = "defaults"
 VARIANTS = {
     DEFAULT: with_parameters(),
+    "no trees": with_parameters(trees=None),
+    "trees alone": with_parameters(),
+    "equal shares": with_parameters(),
+    "trees of 8 leaves": with_parameters(trees__max_leaf_nodes=8),
+    "20 rows a leaf": with_parameters(trees__min_samples_leaf=20),
+    "splits of all columns": with_parameters(trees__max_features=1.0),
     "one member (MLP)": with_parameters(trunk=MLP(width=128)),
-    "4 members": with_parameters(trunk=TabM(members=4)),
-    "no dropout": with_parameters(trunk=TabM(dropout=0)),
-    "width 256": with_parameters(trunk=TabM(width=256)),
+    "2 members": with_parameters(trunk=TabM(members=2)),
+    "8 members": with_parameters(trunk=TabM(members=8)),
+    "no dropout": with_parameters(trunk=TabM(members=4, dropout=0)),
+    "width 256": with_parameters(trunk=TabM(members=4, width=256)),
     "learning rate 4e-3": with_parameters(learning_rate=4e-3),
     "weight decay 1e-2": with_parameters(weight_decay=1e-2),
     "no early stopping": with_parameters(early_stopping_rounds=None),
@@ -74,6 +81,9 @@ VARIANTS = {
     "rare categories shown": with_blocks(CategoryBlock, rarity=0),
     "no shrinkage of categories": with_blocks(CategoryBlock, shrinkage=0),
 }
+SHARES = {"trees alone": 0.0, "equal shares": 0.5}
+"""Of the network, in variants that set it after the fit."""
+
 PATCHES = {"numbers at the common rate": patch("sk_easytensor.blocks.numeric.RATE", 1.0)}
 
 
@@ -111,12 +121,15 @@ def parse_options():
 def measure(variant, problem):
     """Fit a variant and return its loss on the test part and the seconds of the fit."""
     kind = EasyTensorRegressor if problem.task == "regression" else EasyTensorClassifier
-    model = kind(random_state=problem.seed, n_jobs=1, **VARIANTS[variant](problem))
+    model = kind(random_state=problem.seed, n_jobs=1)
+    model.set_params(**VARIANTS[variant](problem))
     with warnings.catch_warnings(), PATCHES.get(variant, nullcontext()):
         warnings.simplefilter("ignore")
         begin = time.process_time()
         model.fit(problem.train.X, problem.train.y, eval_set=[(problem.valid.X, problem.valid.y)])
         seconds = time.process_time() - begin
+    if variant in SHARES and model.network_.trees is not None:
+        model.network_.trees.share = SHARES[variant]
     regression = problem.task == "regression"
     predicted = (model.predict if regression else model.predict_proba)(problem.test.X)
     return {"loss": score_and_loss(problem, predicted)[1], "seconds": seconds}

@@ -249,3 +249,5 @@ class TrainedEstimator(
         self.best_iteration_ = before + result.best_iteration
         judged = evals["valid_0" if "valid_loss" in result.history[0] else "training"]
         self.best_score_ = judged[metric][self.best_iteration_ - 1 - self.n_iter_]
+        if result.joined_loss is not None:
+            self.best_score_ = result.joined_loss

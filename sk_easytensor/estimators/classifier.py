@@ -111,7 +111,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     best_iteration_ : int
         Epoch, counted from 1, whose weights are kept.
     best_score_ : float
-        Validation loss of that epoch, of the network without trees.
+        Validation loss of the model: the network of that epoch, joined with the trees.
     trees_share_ : float
         Weight of the trees' outputs; the network's is the rest. 0 without trees.
     n_iter_ : int

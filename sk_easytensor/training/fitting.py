@@ -15,7 +15,7 @@ from sk_easytensor.training.checkpoints import describe_data
 from sk_easytensor.training.net import TensorNet
 from sk_easytensor.training.schedules import StepSchedule
 from sk_easytensor.training.settings import has_scheduler
-from sk_easytensor.training.trees import grow_trees, share_of_network
+from sk_easytensor.training.trees import choose_share, grow_trees
 
 __all__ = ["TrainingResult", "train_network"]
 
@@ -35,6 +35,8 @@ class TrainingResult:
         For going on later.
     tree_seconds : float
         How long growing trees took.
+    joined_loss : float or None
+        Validation loss of network and trees; None without both.
     inspected : dict
         What an estimator keeps of its rows for importances and reports, by attribute.
     """
@@ -43,6 +45,7 @@ class TrainingResult:
     best_iteration: int
     optimizer_state: dict
     tree_seconds: float = 0.0
+    joined_loss: float | None = None
     inspected: dict = field(default_factory=dict)
 
 
@@ -118,11 +121,12 @@ def train_network(network, head, rows, valid_rows, settings):
     network.to("cpu").eval()
     begin = perf_counter()
     grow_trees(network, head, rows, valid_rows, settings)
+    loss = None
     # Networks of two towers have none.
     if getattr(network, "trees", None) is not None and valid_rows:
-        share_of_network(network, head, valid_rows, settings)
+        loss = choose_share(network, head, valid_rows, settings)
     seconds = perf_counter() - begin
-    return TrainingResult(history, best, {"state": moments(net)}, seconds)
+    return TrainingResult(history, best, {"state": moments(net)}, seconds, loss)
 
 
 def moments(net):

@@ -10,7 +10,7 @@ from sk_easytensor.training.shards import bounded_sample
 from sk_easytensor.trees.columns import LeftRows
 from sk_easytensor.trees.module import TreesModule
 
-__all__ = ["grow_trees", "share_of_network"]
+__all__ = ["choose_share", "grow_trees"]
 
 FEWEST_ROWS = 100
 """With fewer training rows a network stands alone: it would be chance how the two are joined."""
@@ -65,7 +65,8 @@ def grow_trees(network, head, rows, valid_rows, settings):
         network.trees = TreesModule(grown, EQUAL).eval()
 
 
-def share_of_network(network, head, valid_rows, settings):
+@torch.no_grad()
+def choose_share(network, head, valid_rows, settings):
     """Find how much a network counts beside its trees, by validation rows.
 
     The share that makes the rows likeliest is looked for among evenly spaced ones, of which equal
@@ -80,26 +81,31 @@ def share_of_network(network, head, valid_rows, settings):
     valid_rows : list of EncodedRows
         The first is judged.
     settings : TrainingSettings
-        Has the seed and the group of workers.
+        Has the seed and the group of workers, each of which has some of the rows.
+
+    Returns
+    -------
+    float
+        Validation loss of the two together.
     """
-
-    def choose():
-        rows = bounded_sample(valid_rows[0], JUDGED_ROWS, settings.seed)
-        trees, parts = network.trees, []
-        for batch in BatchIterator(rows, BATCH):
-            alone = head.combine(network(batch.frame))
-            parts.append((alone, trees(network.shown(batch.frame))[:, None, :]))
-        alone, grown = (torch.cat(each) for each in zip(*parts, strict=True))
-        weight = rows.weight.double()
-        shares, losses = np.linspace(0, 1, STEPS), []
-        for share in shares:
-            joined = head.settle(torch.lerp(grown, alone, float(share)))
-            loss = (head.loss(joined, rows.target)[:, 0].double() * weight).sum() / weight.sum()
-            losses.append(len(rows) * head.likelihood(float(loss)) + BELIEF * (share - EQUAL) ** 2)
-        return float(shares[np.argmin(losses)])
-
-    with torch.no_grad():
-        network.trees.share = settings.group.from_first(choose)
+    rows = bounded_sample(valid_rows[0], JUDGED_ROWS, settings.seed)
+    parts = []
+    for batch in BatchIterator(rows, BATCH):
+        alone = head.combine(network(batch.frame))
+        parts.append((alone, network.trees(network.shown(batch.frame))[:, None, :]))
+    alone, grown = (torch.cat(each) for each in zip(*parts, strict=True))
+    weight = rows.weight.double()
+    shares, sums = np.linspace(0, 1, STEPS), []
+    for share in shares:
+        joined = head.settle(torch.lerp(grown, alone, float(share)))
+        losses = head.loss(joined, rows.target)[:, 0].double()
+        sums.append(float((losses * weight).sum()))
+    n_rows, total, *sums = settings.group.sum([len(rows), float(weight.sum()), *sums])
+    losses = np.array(sums) / total
+    likelihoods = n_rows * np.array([head.likelihood(loss) for loss in losses])
+    best = int(np.argmin(likelihoods + BELIEF * (shares - EQUAL) ** 2))
+    network.trees.share = float(shares[best])
+    return float(losses[best])
 
 
 @torch.no_grad()

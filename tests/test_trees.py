@@ -1,0 +1,356 @@
+"""Boosted trees beside the network: their tables against scikit-learn, and what becomes of them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.metrics import log_loss
+from sklearn.model_selection import GridSearchCV
+
+from sk_easytensor import (
+    MLP,
+    BoostedTrees,
+    CategoryBlock,
+    DatetimeBlock,
+    EasyTensorClassifier,
+    EasyTensorRegressor,
+    NumericBlock,
+    NumericSequenceBlock,
+    TabM,
+    TextBlock,
+)
+from sk_easytensor.networks.heads import (
+    BinaryHead,
+    MulticlassHead,
+    MultilabelHead,
+    RegressionHead,
+    SampledSoftmaxHead,
+)
+from sk_easytensor.trees import boosted
+from sk_easytensor.trees.columns import LeftRows, told_by_others
+from sk_easytensor.trees.module import TreesModule
+from sk_easytensor.trees.tables import rounded_down
+
+N_TRAIN, N_VALID = 700, 200
+CATEGORIES = [0, 0, 0, 12, 402]
+
+
+@pytest.fixture(scope="module")
+def columns():
+    """Numbers with gaps and infinite-like ones, a column without any, few and many codes."""
+    rng = np.random.default_rng(0)
+    n_rows = N_TRAIN + N_VALID
+    numbers = rng.normal(size=(n_rows, 3))
+    numbers[rng.random(n_rows) < 0.1, 0] = np.nan
+    numbers[rng.random(n_rows) < 0.1, 0] = 1e6
+    numbers[:, 2] = np.nan
+    few, many = rng.integers(0, 9, n_rows), rng.integers(0, 300, n_rows)
+    # Some codes occur in validation rows only, some nowhere.
+    few[-5:], many[-5:] = 11, 401
+    return np.column_stack([numbers, few, many]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def score(columns):
+    number = np.nan_to_num(columns[:, 0], nan=1.0).clip(-3, 3)
+    step = 2 * (columns[:, 1] > 0.3) + (columns[:, 3] % 3) + 0.2 * (columns[:, 4] % 7)
+    return number + step
+
+
+TARGETS = {
+    "number": (RegressionHead(), lambda z: z[:, None]),
+    "median": (RegressionHead("absolute_error"), lambda z: z[:, None]),
+    "quantile": (RegressionHead("quantile", 1, 0.8), lambda z: z[:, None]),
+    "poisson": (RegressionHead("poisson"), lambda z: np.maximum(z, 0)[:, None]),
+    "two numbers": (RegressionHead(n_outputs=2), lambda z: np.column_stack([z, -(z**2)])),
+    "binary": (BinaryHead(), lambda z: (z > z.mean()).astype(float)),
+    "classes": (MulticlassHead(4), lambda z: np.digitize(z, [0, 2, 4])),
+    "labels": (MultilabelHead(2), lambda z: np.column_stack([z > 1, z > 3]).astype(float)),
+}
+
+
+def grow(head, columns, target, trees=None, weight=None):
+    rows = LeftRows(columns[:N_TRAIN], target[:N_TRAIN], weight)
+    valid = LeftRows(columns[N_TRAIN:], target[N_TRAIN:], None)
+    return (trees or BoostedTrees(max_iter=40)).grow(head, rows, valid, CATEGORIES, seed=0)
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_tables_give_what_scikit_learn_does(kind, columns, score, monkeypatch):
+    head, make_target = TARGETS[kind]
+    boosters, of = [], boosted.TreeTables.of
+
+    def spied(booster, kept, *others):
+        boosters.append((booster, kept, others[0]))
+        return of(booster, kept, *others)
+
+    monkeypatch.setattr(boosted.TreeTables, "of", spied)
+    grown = grow(head, columns, make_target(score))
+    module = TreesModule(grown, 0.5)
+    expected = []
+    for booster, kept, own in boosters:
+        assert 0 < kept <= 40
+        booster._predictors = booster._predictors[:kept]
+        expected.append(booster._raw_predict(own.matrices[1]))
+    found = module(torch.from_numpy(columns[N_TRAIN:]))
+    np.testing.assert_allclose(found, np.concatenate(expected, axis=1), rtol=1e-5, atol=2e-5)
+    module.unpack()
+    unpacked = module(torch.from_numpy(columns[N_TRAIN:]))
+    torch.testing.assert_close(unpacked, found, rtol=1e-5, atol=2e-5)
+    # What is pickled gives the same, bit for bit.
+    again = TreesModule.of_state(TreesModule(grown, 0.25).state())
+    assert again.share == 0.25
+    assert torch.equal(again(torch.from_numpy(columns[N_TRAIN:])), found)
+
+
+@pytest.mark.parametrize("there", [[0, 3], [0, 1, 3], [2]])
+def test_classes_without_training_rows_are_unlikely(there, columns, score):
+    target = np.array(there)[np.digitize(score, np.quantile(score, [0.4, 0.7])) % len(there)]
+    target[-1] = 1
+    grown = grow(MulticlassHead(4), columns, target)
+    if len(there) == 1:
+        # No tree tells anything: the network stands alone.
+        assert grown is None
+        return
+    outputs = torch.softmax(TreesModule(grown, 0.5)(torch.from_numpy(columns[N_TRAIN:])), 1)
+    absent = [index for index in range(4) if index not in there]
+    assert float(outputs[:, absent].max()) < 0.02
+    hits = outputs.argmax(1).numpy()[:-1] == target[N_TRAIN:-1]
+    assert hits.mean() > 0.7
+
+
+def test_a_target_that_never_varies_keeps_its_value(columns, score):
+    target = np.column_stack([score, np.full(len(score), 3.0)])
+    grown = grow(RegressionHead(n_outputs=2), columns, target)
+    outputs = TreesModule(grown, 0.5)(torch.from_numpy(columns))
+    assert torch.equal(outputs[:, 1], torch.full((len(columns),), 3.0))
+    labels = np.column_stack([score > 1, score < 1e9]).astype(float)
+    grown = grow(MultilabelHead(2), columns, labels)
+    share = torch.sigmoid(TreesModule(grown, 0.5)(torch.from_numpy(columns)))[:, 1]
+    assert share.numpy() == pytest.approx((N_TRAIN + 0.5) / (N_TRAIN + 1))
+
+
+def test_no_trees_where_they_cannot_be(columns, score):
+    assert grow(SampledSoftmaxHead(), columns, score) is None
+    assert grow(RegressionHead(n_outputs=51), columns, np.tile(score[:, None], 51)) is None
+
+
+def test_weights_are_those_of_the_trees(columns, score):
+    """A row of weight zero is as good as absent: its target does not matter."""
+    weight = np.ones(N_TRAIN, dtype=np.float32)
+    weight[::3] = 0
+    other = score.copy()
+    other[:N_TRAIN:3] = 50
+    pair = [grow(RegressionHead(), columns, y[:, None], weight=weight) for y in (score, other)]
+    first, second = (TreesModule(each, 0.5)(torch.from_numpy(columns)) for each in pair)
+    assert float((first - second).abs().max()) < 1e-4
+
+
+def test_the_best_iteration_is_the_last_that_is_kept(columns):
+    noise = np.random.default_rng(1).normal(size=(len(columns), 1))
+    grown = grow(RegressionHead(), columns, noise, BoostedTrees(max_iter=60, n_iter_no_change=60))
+    assert grown is None or grown[0].n_trees < 20
+
+
+def test_rounding_down_changes_no_side():
+    numbers = np.array([0.1, 1 / 3, -0.1, 1e-50, -1e-50, np.inf, -np.inf])
+    rounded = rounded_down(numbers)
+    assert rounded.dtype == np.float32
+    assert (rounded.astype(np.float64) <= numbers).all()
+    above = np.nextafter(rounded, np.float32(np.inf)).astype(np.float64)
+    assert (above[:5] > numbers[:5]).all()
+
+
+# ---------------------------------------------------------------------- many categories
+
+
+@given(
+    codes=st.lists(st.integers(0, 4), min_size=2, max_size=40),
+    place=st.integers(0, 39),
+    shift=st.floats(-10, 10),
+    weighted=st.booleans(),
+)
+def test_a_row_is_not_told_its_own_target(codes, place, shift, weighted):
+    codes = np.array(codes)
+    place %= len(codes)
+    weight = np.linspace(1, 2, len(codes)) if weighted else None
+    before = np.linspace(-1, 1, len(codes))
+    after = before.copy()
+    after[place] += shift
+    told = [told_by_others(codes, 6, target, weight, 0) for target in (before, after)]
+    means = [np.average(target, weights=weight) for target in (before, after)]
+    # It reaches the row by the mean of all rows alone.
+    assert abs(told[1][0][place] - told[0][0][place]) <= abs(means[1] - means[0]) + 1e-9
+    # A category without rows is what all rows are.
+    assert told[1][1][5] == pytest.approx(means[1])
+
+
+def test_categories_are_smoothed_means():
+    codes, target = np.repeat([0, 1], [90, 10]), np.repeat([1.0, 0.0], [90, 10])
+    inside, values = told_by_others(codes, 3, target, None, 0)
+    assert values == pytest.approx([(90 + 9) / 100, 9 / 20, 0.9])
+    assert inside[:90].min() > 0.98
+    assert inside[90:].max() < 0.6
+
+
+# ---------------------------------------------------------------------- what blocks show
+
+
+def test_blocks_show_numbers_codes_and_dates():
+    days = pd.date_range("2024-01-01", periods=800, freq="D")
+    X = pd.DataFrame({"n": [np.nan, np.inf, *np.arange(798.0)], "day": days, "c": ["a", "b"] * 400})
+    numeric = NumericBlock().fit(X[["n"]])
+    module = numeric.make_module()
+    shown = module.tree_inputs(**numeric.transform(X[["n"]]))[:, 0]
+    assert module.tree_categories == [0]
+    assert torch.isnan(shown[0])
+    assert float(shown[1]) == 1e6
+    assert (shown[2:].diff() > 0).all()
+    category = CategoryBlock().fit(X[["c"]])
+    module = category.make_module()
+    assert module.tree_categories == [4]
+    assert module.tree_inputs(**category.transform(X[["c"]]))[:2, 0].tolist() == [2, 3]
+    date = DatetimeBlock().fit(X[["day"]])
+    module = date.make_module()
+    shown = module.tree_inputs(**date.transform(X[["day"]]))
+    # The instant, and where the day stands in its week, month and year.
+    assert module.tree_categories == [0] * 4 == [0] * shown.shape[1]
+    assert (shown[:, 0].diff() > 0).all()
+    for index, starts in enumerate([days.day_of_week == 0, days.day == 1, days.day_of_year == 1]):
+        grows = shown[:, 1 + index].diff() > 0
+        assert grows.tolist() == [not begins for begins in starts[1:]]
+
+
+# ---------------------------------------------------------------------- estimators
+
+
+@pytest.fixture(scope="module")
+def table():
+    """A frame and a number with steps that trees find at once."""
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame(
+        {"a": rng.random(600), "b": rng.random(600), "c": rng.choice(list("xyz"), 600)}
+    )
+    X.loc[::9, "a"] = None
+    y = 3.0 * ((X["a"] * 10 % 2 > 1) ^ (X["c"] == "x")) + 0.1 * rng.normal(size=600)
+    return X, y.to_numpy()
+
+
+QUICK = {"trunk": MLP(width=8), "max_epochs": 3, "random_state": 0}
+
+
+@pytest.fixture(scope="module")
+def model(table):
+    X, y = table
+    return EasyTensorRegressor(**QUICK).fit(X[:400], y[:400], eval_set=[(X[400:], y[400:])])
+
+
+def test_trees_help(table, model):
+    X, y = table
+    alone = EasyTensorRegressor(**QUICK, trees=None)
+    alone.fit(X[:400], y[:400], eval_set=[(X[400:], y[400:])])
+    assert alone.trees_share_ == 0
+    assert alone.network_.trees is None
+    assert 0.5 < model.trees_share_ <= 1
+    assert model.score(X[400:], y[400:]) > alone.score(X[400:], y[400:]) + 0.3
+    # The network is trained and judged without them.
+    assert model.evals_result_ == alone.evals_result_
+    np.testing.assert_array_equal(model.transform(X), alone.transform(X))
+
+
+def test_the_best_score_is_that_of_both(table, model):
+    X, y = table
+    error = np.mean((model.predict(X[400:]) - y[400:]) ** 2) / np.var(y[:400])
+    assert model.best_score_ == pytest.approx(error, rel=1e-4)
+    assert model.best_score_ < min(model.evals_result_["valid_0"]["squared_error"])
+    classes = np.digitize(y, [1, 3])
+    several = EasyTensorClassifier(**QUICK)
+    several.fit(X[:400], classes[:400], eval_set=[(X[400:], classes[400:])])
+    probabilities = several.predict_proba(X[400:])
+    assert several.best_score_ == pytest.approx(log_loss(classes[400:], probabilities), rel=1e-4)
+    np.testing.assert_allclose(
+        several.decision_function(X[400:]), np.log(probabilities), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_shares_are_equal_without_validation_rows(table):
+    model = EasyTensorRegressor(**QUICK, validation_fraction=None).fit(*table)
+    assert model.trees_share_ == 0.5
+    assert model.network_.trees.grown[0].n_trees == 100
+
+
+def test_a_network_that_knows_better_counts_more(table):
+    X, _ = table
+    y = X["b"].to_numpy() * 4
+    trees = BoostedTrees(max_iter=1)
+    model = EasyTensorRegressor(trees=trees, max_epochs=40, learning_rate=0.02, random_state=0)
+    assert model.fit(X, y).trees_share_ < 0.2
+
+
+def test_importances_see_what_trees_see(table, model):
+    by_column = dict(zip(table[0].columns, model.feature_importances_, strict=True))
+    assert by_column["b"] < 0.05
+    assert min(by_column["a"], by_column["c"]) > 0.2
+
+
+@pytest.mark.parametrize("rows", [60, 99])
+def test_few_rows_have_no_trees(rows, table):
+    X, y = table
+    model = EasyTensorRegressor(**QUICK, validation_fraction=None).fit(X[:rows], y[:rows])
+    assert model.trees_share_ == 0
+
+
+def test_texts_and_lists_are_not_for_trees():
+    texts = ["a long and winding road", "a short and straight street"] * 60
+    X = {"text": texts, "list": [[1.0, 2.0, 3.0], [3.0]] * 60}
+    blocks = [("text", TextBlock(), "text"), ("list", NumericSequenceBlock(), "list")]
+    model = EasyTensorClassifier(blocks, **QUICK).fit(X, [0, 1] * 60)
+    assert model.trees_share_ == 0
+
+
+def test_parameters_can_be_searched(table):
+    X, y = table
+    search = GridSearchCV(
+        EasyTensorRegressor(**QUICK), {"trees__max_iter": [1, 50]}, cv=2, error_score="raise"
+    )
+    assert search.fit(X, y).best_params_ == {"trees__max_iter": 50}
+    model = EasyTensorClassifier()
+    assert model.get_params()["trees__max_leaf_nodes"] == 15
+    assert "trees__max_leaf_nodes" not in EasyTensorClassifier(trees=None).get_params()
+    assert clone(model).trees == "auto"
+    model.set_params(trees__max_leaf_nodes=4, trunk__members=3)
+    assert repr(model.trees) == "BoostedTrees(max_leaf_nodes=4)"
+    assert model.trunk.members == 3
+    assert clone(model).trees.max_leaf_nodes == 4
+
+
+def test_the_default_trunk_has_four_members():
+    assert EasyTensorClassifier().get_params()["trunk__members"] == 4
+    assert TabM().members == 8
+
+
+def test_going_on_keeps_the_trees(table):
+    X, y = table
+    model = EasyTensorRegressor(**QUICK, warm_start=True).fit(X, y)
+    before = model.network_.trees.grown
+    model.fit(X, y)
+    assert model.network_.trees.grown is before
+    model.partial_fit(X, y)
+    assert model.network_.trees.grown is before
+    with pytest.raises(ValueError, match="trees changed since the fit"):
+        model.set_params(trees=None).fit(X, y)
+
+
+def test_partial_fit_grows_none(table):
+    model = EasyTensorRegressor(**QUICK).partial_fit(*table)
+    assert model.trees_share_ == 0
+    assert model.network_.trees is None
+
+
+def test_equal_fits_have_equal_trees(table, model):
+    X, y = table
+    again = EasyTensorRegressor(**QUICK).fit(X[:400], y[:400], eval_set=[(X[400:], y[400:])])
+    np.testing.assert_array_equal(again.predict(X), model.predict(X))
