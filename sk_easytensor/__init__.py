@@ -69,5 +69,6 @@ __getattr__, __dir__ = lazy_names(
         "inference",
         "networks",
         "search_spaces",
+        "trees",
     ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from sk_easytensor.training.batches import BatchIterator
 from sk_easytensor.training.shards import bounded_sample
@@ -49,16 +50,18 @@ def grow_trees(network, head, rows, valid_rows, settings):
         Has the parameters of the trees, the seed and the group of workers: the first one's share of
         the rows is what all get trees from.
     """
-    if settings.trees is None or len(rows) < FEWEST_ROWS or not network.shown_categories:
+    categories = [] if settings.trees is None else network.shown_categories
+    if not categories or settings.group.sum([len(rows)])[0] < FEWEST_ROWS:
         return
-    categories = network.shown_categories
 
     def grow():
-        parts = [_tree_rows(network, rows, MOST_ROWS, settings.seed)]
+        own = _tree_rows(network, rows, MOST_ROWS, settings.seed)
         valid = None
         if valid_rows:
             valid = _tree_rows(network, valid_rows[0], JUDGED_ROWS, settings.seed)
-        return settings.trees.grow(head, *parts, valid, categories, settings.seed)
+        # As many threads as the network is trained with: scikit-learn would take all there are.
+        with threadpool_limits(torch.get_num_threads(), user_api="openmp"):
+            return settings.trees.grow(head, own, valid, categories, settings.seed)
 
     grown = settings.group.from_first(grow)
     if grown is not None:

@@ -78,7 +78,7 @@ class ForestModule(nn.Module):
         self.n_trees, self.n_leaves = tables.values.shape
         self.n_outputs = len(tables.base)
         kept = {name: torch.from_numpy(np.array(value)) for name, value in vars(tables).items()}
-        kept["first_value"] = torch.arange(self.n_trees) * self.n_leaves
+        kept["first_value"] = torch.arange(self.n_trees, dtype=torch.int32) * self.n_leaves
         for name, value in kept.items():
             # They are rebuilt from the tables, and no part of what is trained.
             self.register_buffer(name, value, persistent=False)
@@ -91,11 +91,11 @@ class ForestModule(nn.Module):
         left = self.open_leaves.index_select(0, rows[:, 0])
         for index in range(1, rows.shape[1]):
             others = self.open_leaves.index_select(0, rows[:, index])
-            left = left & others if self.packed else left * others
+            left = left.bitwise_and_(others) if self.packed else left.mul_(others)
         if not self.packed:
             return left @ self.values + self.base
         # One bit is left: its place is the leaf. Runtimes round logarithms as they like.
-        leaf = (torch.log2(left.float()) + 0.5).long() + self.first_value
+        leaf = (torch.log2(left.float()) + 0.5).int() + self.first_value
         found = self.values.reshape(-1).index_select(0, leaf.reshape(-1))
         return found.reshape(-1, self.n_trees // self.n_outputs, self.n_outputs).sum(1) + self.base
 

@@ -40,6 +40,10 @@ def test_workers_that_are_killed_are_replaced(classifier, files, shop, tmp_path,
     assert model.feature_names_in_[model.feature_importances_.argmax()] == "score"
     n_rows = len(shop) * model.validation_fraction
     assert model._validation["rows"] == pytest.approx(n_rows, abs=8)
+    # The first worker has grown trees, which the driver has as well.
+    assert model.trees_share_ > 0.2
+    assert model.best_score_ < min(model.evals_result_["valid_0"]["log_loss"])
+    assert model._validation["measures"]["log loss"] == pytest.approx(model.best_score_, rel=0.05)
 
 
 @pytest.mark.parametrize(("by", "when"), [(1, "on_batch_end"), (0, "on_epoch_end")])
