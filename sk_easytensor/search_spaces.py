@@ -79,7 +79,7 @@ class Interval:
 
 
 RANGES = {
-    "learning_rate": Interval(2e-3, 3e-2, few=(4e-3, 1e-2, 2e-2), log=True),
+    "learning_rate": Interval(2e-3, 3e-2, few=(6e-3, 1.2e-2, 2e-2), log=True),
     "trunk__dropout": Interval(0.0, 0.4, few=(0.1, 0.25)),
     "weight_decay": Interval(1e-3, 0.3, few=(1e-2, 5e-2, 0.2), log=True),
     "trunk__members": Choices((4, 8, 16)),

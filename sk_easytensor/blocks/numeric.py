@@ -156,7 +156,8 @@ class NumericBlock(Block):
         encoded = np.empty((table.num_rows, table.num_columns, 2), dtype=np.float32)
         center, scale = self.center_[:, None], self.scale_[:, None]
         # All columns at a time, because a call a column is most of the time that one row takes.
-        for rows in cached_slices(table.num_rows, max(CACHED // len(columns), FEWEST_CACHED)):
+        at_a_time = max(CACHED // max(len(columns), 1), FEWEST_CACHED)
+        for rows in cached_slices(table.num_rows, at_a_time) if columns else ():
             values = np.stack([column[rows] for column in columns])
             encoded[rows, :, 0] = bounded_numbers(values, center, scale).T
             for index, edges in enumerate(self.edges_):

@@ -29,9 +29,9 @@ from sk_easytensor.tracking import tracked
 from sk_easytensor.tracking.tracker import RUN
 from sk_easytensor.training.seeding import seeded
 from sk_easytensor.training.settings import (
-    TABLE_PATIENCE,
     default_batch_size,
     default_table_epochs,
+    default_table_patience,
 )
 from sk_easytensor.trees import BoostedTrees
 
@@ -114,9 +114,6 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
     def _default_trunk(self):
         # Members beyond the fourth bring what trees beside the network do too, and take longer.
         return TabM(members=4)
-
-    def _default_patience(self, epochs):
-        return TABLE_PATIENCE
 
     def _defaults(self, params):
         found = super()._defaults(params)
@@ -331,6 +328,8 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             epochs = self.max_epochs or default_table_epochs(len(rows))
         # One epoch at a time, nobody knows how many will follow.
         settings = self._settings(batch_size, epochs, annealed=not keep, checkpoints=checkpoints)
+        if self.early_stopping_rounds == "auto":
+            settings.early_stopping_rounds = default_table_patience(len(rows), batch_size)
         kept, kind = getattr(self, "_optimizer_state", None), settings.optimizer.__name__
         if going_on and kept is not None and kept["kind"] == kind:
             settings.optimizer_state = kept

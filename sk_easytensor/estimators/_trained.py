@@ -84,9 +84,6 @@ class TrainedEstimator(
     def _default_trunk(self):
         return TabM()
 
-    def _default_patience(self, epochs):
-        return default_patience(epochs)
-
     def _check_parameters(self):
         owner = type(self).__name__
         check_number(owner, "learning_rate", self.learning_rate, low=0, exclusive=True)
@@ -156,7 +153,7 @@ class TrainedEstimator(
         owner = type(self).__name__
         patience = self.early_stopping_rounds
         if patience == "auto":
-            patience = self._default_patience(epochs)
+            patience = default_patience(epochs)
         return TrainingSettings(
             learning_rate=self.learning_rate,
             batch_size=batch_size,

@@ -10,13 +10,13 @@ from skorch.callbacks import Callback, LRScheduler, PassthroughScoring
 from sk_easytensor.training.group import Alone
 
 __all__ = [
-    "TABLE_PATIENCE",
     "TrainingSettings",
     "check_callbacks",
     "default_batch_size",
     "default_max_epochs",
     "default_patience",
     "default_table_epochs",
+    "default_table_patience",
     "has_scheduler",
     "resolve_device",
     "resolve_optimizer",
@@ -71,8 +71,13 @@ def default_table_epochs(n_rows):
     return min(default_max_epochs(n_rows), round(400 / n_rows**0.25))
 
 
-TABLE_PATIENCE = 4
-"""Epochs over a table to wait for a better validation loss."""
+def default_table_patience(n_rows, batch_size):
+    """Epochs over a table to wait for a better validation loss: 4, and at least 64 steps.
+
+    The average of the weights, which is judged, follows them by some hundred steps.
+    """
+    steps = -(-n_rows // batch_size)
+    return max(4, -(-64 // steps))
 
 
 def resolve_optimizer(optimizer, owner):

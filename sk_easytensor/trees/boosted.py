@@ -141,6 +141,8 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
                 part.of_classes(classes) for part in parts[1:]
             ]
         columns = read_columns(parts, categories, many_outputs=n_outputs > 1, seed=seed)
+        if not columns.positions:
+            return TreeTables.constant(np.zeros(n_outputs))
         booster = self._booster(head, len(parts) > 1, n_outputs, columns.is_category, seed)
         judged = {}
         if len(parts) > 1:
