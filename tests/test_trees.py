@@ -36,6 +36,7 @@ from sk_easytensor.trees.tables import rounded_down
 
 N_TRAIN, N_VALID = 700, 200
 CATEGORIES = [0, 0, 0, 12, 402]
+QUICK = {"trunk": MLP(width=8), "max_epochs": 3, "random_state": 0}
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +132,73 @@ def test_a_target_that_never_varies_keeps_its_value(columns, score):
     grown = grow(MultilabelHead(2), columns, labels)
     share = torch.sigmoid(TreesModule(grown, 0.5)(torch.from_numpy(columns)))[:, 1]
     assert share.numpy() == pytest.approx((N_TRAIN + 0.5) / (N_TRAIN + 1))
+
+
+def test_trees_of_single_leaves_are_none(columns):
+    """Without validation rows nothing else would end with none of them."""
+    rows = LeftRows(np.ones((300, 1), np.float32), columns[:300, 1:2], None)
+    assert BoostedTrees().grow(RegressionHead(), rows, None, [0], 0) is None
+    X = {"a": np.ones(300)}
+    model = EasyTensorRegressor(validation_fraction=None, **QUICK).fit(X, columns[:300, 1])
+    assert model.trees_share_ == 0
+    assert np.isfinite(model.predict(X)).all()
+
+
+def test_validation_rows_that_tell_nothing_are_as_good_as_none(columns):
+    rows = LeftRows(columns[:300], np.arange(300) % 2, None)
+    classes = LeftRows(columns[300:400], np.full(100, 2), None)
+    alone = BoostedTrees(max_iter=5).grow(MulticlassHead(3), rows, None, CATEGORIES, 0)
+    grown = BoostedTrees(max_iter=5).grow(MulticlassHead(3), rows, classes, CATEGORIES, 0)
+    assert np.array_equal(grown[0].values, alone[0].values)
+    weightless = LeftRows(columns[300:400], np.arange(100) % 2, np.zeros(100, np.float32))
+    grown = BoostedTrees(max_iter=5).grow(MulticlassHead(3), rows, weightless, CATEGORIES, 0)
+    assert np.array_equal(grown[0].values, alone[0].values)
+
+
+def test_columns_without_numbers_in_rows_of_weight(columns):
+    weight = (np.arange(N_TRAIN) % 2).astype(np.float32)
+    gaps = columns.copy()
+    gaps[1:N_TRAIN:2, 0] = np.nan
+    target = columns[:, 1:2].clip(-1, 1)
+    grown = grow(RegressionHead(), gaps, target, weight=weight)
+    assert grown[0].numbers.tolist() == [1]
+
+
+def test_codes_that_cannot_be_told_apart_share_rows(columns):
+    many = np.arange(N_TRAIN + N_VALID) * 37 % 50
+    target = many % 3
+    rows = LeftRows(many[:N_TRAIN, None].astype(np.float32), target[:N_TRAIN], None)
+    grown = BoostedTrees(max_iter=3).grow(MulticlassHead(3), rows, None, [5000], 0)
+    assert len(grown[0].code_rows) == 5000
+    assert len(grown[0].open_leaves) <= 254
+
+
+def test_tables_stay_within_bounds(columns, score, monkeypatch):
+    head, target = RegressionHead(), score[:, None]
+    whole = grow(head, columns, target)[0]
+    monkeypatch.setattr("sk_easytensor.trees.tables.MOST_ENTRIES", whole.open_leaves.size // 3)
+    part = grow(head, columns, target)[0]
+    assert part.open_leaves.size <= whole.open_leaves.size // 3
+    assert np.array_equal(part.values, whole.values[: part.n_trees])
+    monkeypatch.setattr("sk_easytensor.trees.module.MOST_NUMBERS", 1)
+    with pytest.raises(RuntimeError, match=r"lower trees__max_iter or set trees=None"):
+        TreesModule([part], 0.5).unpack()
+
+
+def test_targets_of_all_sizes(columns):
+    y = np.exp(60 * columns[:300, 1].astype(np.float64))
+    model = EasyTensorRegressor(loss="gamma", **QUICK).fit({"a": columns[:300, 1]}, y)
+    assert np.isfinite(model.predict({"a": columns[:300, 1]})).all()
+
+
+def test_interrupted_trees_leave_the_network(table, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BoostedTrees, "grow", interrupt)
+    model = EasyTensorRegressor(**QUICK).fit(*table)
+    assert model.trees_share_ == 0
+    assert model.n_iter_ == 3
 
 
 def test_no_trees_where_they_cannot_be(columns, score):
@@ -239,9 +307,6 @@ def table():
     return X, y.to_numpy()
 
 
-QUICK = {"trunk": MLP(width=8), "max_epochs": 3, "random_state": 0}
-
-
 @pytest.fixture(scope="module")
 def model(table):
     X, y = table
@@ -321,6 +386,8 @@ def test_parameters_can_be_searched(table):
     assert model.get_params()["trees__max_leaf_nodes"] == 15
     assert "trees__max_leaf_nodes" not in EasyTensorClassifier(trees=None).get_params()
     assert clone(model).trees == "auto"
+    with pytest.raises(ValueError, match="no trees, because trees is None"):
+        EasyTensorClassifier(trees=None).set_params(trees__max_iter=5)
     model.set_params(trees__max_leaf_nodes=4, trunk__members=3)
     assert repr(model.trees) == "BoostedTrees(max_leaf_nodes=4)"
     assert model.trunk.members == 3

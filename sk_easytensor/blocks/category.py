@@ -21,6 +21,8 @@ MOST_HIDDEN = 0.8
 STRINGS = (pa.string(), pa.large_string())
 SCALED_WHOLE = 1024
 """Vectors of columns that are multiplied before they are looked up, where there are no more."""
+MOST_EXACT = 2**24
+"""Whole numbers up to which single precision holds all."""
 FEW = 4
 """With so many times more categories than values, the former are looked up among the latter."""
 
@@ -346,6 +348,7 @@ class CategoryModule(nn.Module):
         # Made anew by the block, and so not part of a saved state.
         hidden = torch.from_numpy(np.concatenate(rareness))
         self.register_buffer("hidden", hidden, persistent=False)
+        self.n_codes = [len(each) for each in rareness]
         sizes = torch.tensor([len(each) for each in rareness])
         self.register_buffer("first_code", sizes.cumsum(0) - sizes, persistent=False)
         self.out_features = sum(widths)
@@ -415,12 +418,13 @@ class CategoryModule(nn.Module):
 
     @property
     def tree_categories(self):
-        """How many codes each column has."""
-        return [*self.first_code.diff().tolist(), len(self.hidden) - int(self.first_code[-1])]
+        """How many codes each column has that trees see."""
+        return [size for size in self.n_codes if size <= MOST_EXACT]
 
     def tree_inputs(self, codes):
-        """Return the codes, which a float holds exactly up to 16 millions."""
-        return codes.float()
+        """Return the codes, of columns whose codes a float holds exactly."""
+        shown = [index for index, size in enumerate(self.n_codes) if size <= MOST_EXACT]
+        return (codes if len(shown) == codes.shape[1] else codes[:, shown]).float()
 
     def _hide(self, codes):
         probability = self.unseen_probability

@@ -369,7 +369,9 @@ class NumericModule(nn.Module):
 
     def tree_inputs(self, values):
         """Return the scaled numbers, infinite ones as very large ones."""
-        return values[:, :, 0].clamp(-INFINITE, INFINITE)
+        scaled = values[:, :, 0]
+        # Not clamped: what that makes of NaN differs between runtimes.
+        return torch.where(torch.isinf(scaled), torch.sign(scaled) * INFINITE, scaled)
 
     def _embed(self, scaled, position):
         if self.embedding == "none":

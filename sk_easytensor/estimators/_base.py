@@ -348,7 +348,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             inspection = Inspection(self._bare(), self.n_features_in_, seed)
             result = backend.train(self.network_, self._head, rows, evals, settings, inspection)
         self._record_losses(result, self._head.metric, going_on)
-        self.fit_times_["trees"] = result.tree_seconds
+        self.fit_times_["trees"] = self.fit_times_.get("trees", 0.0) + result.tree_seconds
         trees = self.network_.trees
         self.trees_share_ = 0.0 if trees is None else 1.0 - trees.share
         self._use_torch()

@@ -75,6 +75,12 @@ class TrainedEstimator(
         for parameter, default in self._defaults({**self.get_params(False), **params}).items():
             if any(key.startswith(f"{parameter}__") for key in params):
                 params = {**params, parameter: default}
+        nested = [key for key in params if key.startswith("trees__")]
+        if nested and params.get("trees", getattr(self, "trees", None)) is None:
+            raise ValueError(
+                f"Invalid parameter {nested[0]!r} for estimator {type(self).__name__}: it has no "
+                "trees, because trees is None or not a parameter"
+            )
         return super().set_params(**params)
 
     def _defaults(self, params):

@@ -250,8 +250,6 @@ def choose(model, wanted, frame, backend):
             candidates.append(name)
         except (ImportError, RuntimeError) as error:
             found[name] = {"unavailable": str(error)}
-    if not candidates:
-        return Chosen(None, None, report)
     try:
         programs = {
             bits: exported(model, bits)

@@ -143,6 +143,12 @@ class BlockNetwork(nn.Module):
         return torch.cat([b.tree_inputs(**frame[name]) for name, b in pairs if shows(b)], dim=1)
 
     @property
+    def shown_names(self):
+        """Names of the blocks that show trees anything."""
+        pairs = zip(self.names, self.blocks, strict=True)
+        return [name for name, block in pairs if shows(block)]
+
+    @property
     def shown_categories(self):
         """For each column of :meth:`shown` how many codes it has, or 0 if it holds numbers."""
         return [size for block in self.blocks if shows(block) for size in block.tree_categories]
@@ -208,6 +214,9 @@ class Showing:
 
     def __init__(self, module):
         self.module = module
+        self.padded = getattr(module, "padded", False)
+        if hasattr(module, "padded_lengths"):
+            self.padded_lengths = module.padded_lengths
 
     def __call__(self, **encoding):
         return torch.cat([self.module(**encoding), self.module.tree_inputs(**encoding)], dim=1)

@@ -12,7 +12,7 @@ from time import perf_counter
 from skorch.callbacks import EarlyStopping, EpochTimer, PrintLog
 
 from sk_easytensor.training.checkpoints import describe_data
-from sk_easytensor.training.net import TensorNet
+from sk_easytensor.training.net import JUDGING_BATCH, TensorNet
 from sk_easytensor.training.schedules import StepSchedule
 from sk_easytensor.training.settings import has_scheduler
 from sk_easytensor.training.trees import choose_share, grow_trees
@@ -34,7 +34,7 @@ class TrainingResult:
     optimizer_state : dict
         For going on later.
     tree_seconds : float
-        How long growing trees took.
+        How long growing trees and finding their share took.
     joined_loss : float or None
         Validation loss of network and trees; None without both.
     inspected : dict
@@ -118,13 +118,14 @@ def train_network(network, head, rows, valid_rows, settings):
     if not history:
         raise KeyboardInterrupt("interrupted before the first epoch was complete")
     best = stopping.best_epoch_ if stopping is not None and stopping.best_epoch_ else len(history)
-    network.to("cpu").eval()
-    begin = perf_counter()
+    network.eval()
+    begin, loss = perf_counter(), None
     grow_trees(network, head, rows, valid_rows, settings)
-    loss = None
     # Networks of two towers have none.
     if getattr(network, "trees", None) is not None and valid_rows:
-        loss = choose_share(network, head, valid_rows, settings)
+        network.to(settings.device)
+        loss = choose_share(network, head, net.valid_rows[0], JUDGING_BATCH, settings)
+    network.to("cpu")
     seconds = perf_counter() - begin
     return TrainingResult(history, best, {"state": moments(net)}, seconds, loss)
 

@@ -14,7 +14,7 @@ import torch
 from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.batches import EncodedRows
 
-__all__ = ["SpilledRows", "bounded_sample", "gather_rows", "join_rows"]
+__all__ = ["SpilledRows", "bounded_sample", "gather_rows", "join_rows", "sampled_parts"]
 
 
 def gather_rows(pieces, memory):
@@ -70,14 +70,18 @@ def bounded_sample(rows, size, seed):
 
     Of rows in several pieces there may be one more for each piece.
     """
-    if len(rows) <= size:
-        return join_rows([part.to("cpu") for part in rows.parts()])
-    random, share, parts = np.random.RandomState(seed), size / len(rows), []
+    return join_rows([part.to("cpu") for part in sampled_parts(rows, size, seed)])
+
+
+def sampled_parts(rows, size, seed):
+    """Yield at most `size` of the rows, piece by piece; see :func:`bounded_sample`."""
+    random, share = np.random.RandomState(seed), size / max(len(rows), 1)
     for part in rows.parts():
-        n_rows = min(len(part), int(np.ceil(share * len(part))))
-        chosen = random.choice(len(part), n_rows, replace=False)
-        parts.append(part.take(torch.from_numpy(np.sort(chosen))).to("cpu"))
-    return join_rows(parts)
+        if share < 1:
+            n_rows = min(len(part), int(np.ceil(share * len(part))))
+            chosen = random.choice(len(part), n_rows, replace=False)
+            part = part.take(torch.from_numpy(np.sort(chosen)).to(part.weight.device))
+        yield part
 
 
 class SpilledRows:

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from sk_easytensor.training.batches import BatchIterator
-from sk_easytensor.training.shards import bounded_sample
+from sk_easytensor.tensors import TensorFrame
+from sk_easytensor.training.batches import BatchIterator, EncodedRows
+from sk_easytensor.training.shards import sampled_parts
 from sk_easytensor.trees.columns import LeftRows
 from sk_easytensor.trees.module import TreesModule
 
@@ -16,13 +17,12 @@ __all__ = ["choose_share", "grow_trees"]
 FEWEST_ROWS = 100
 """With fewer training rows a network stands alone: it would be chance how the two are joined."""
 
-MOST_ROWS = 300_000
-"""Rows that trees are grown on at most; a sample has to do with more."""
+MOST_ROWS = 200_000
+"""Rows that trees are grown on at most; a sample has to do with more. scikit-learn looks at as many
+to choose where columns may be split."""
 
 JUDGED_ROWS = 50_000
-"""Validation rows at most that decide how much the network counts."""
-
-BATCH = 1024
+"""Validation rows at most that decide how many trees there are, and how much the network counts."""
 
 STEPS = 21
 """Shares of the network that are tried, from none to all."""
@@ -48,20 +48,27 @@ def grow_trees(network, head, rows, valid_rows, settings):
         The first decides how many trees there are.
     settings : TrainingSettings
         Has the parameters of the trees, the seed and the group of workers: the first one's share of
-        the rows is what all get trees from.
+        the rows is what all get trees from. Without validation rows nothing would tell whether
+        that stands for all rows, and several workers have none.
     """
     categories = [] if settings.trees is None else network.shown_categories
-    if not categories or settings.group.sum([len(rows)])[0] < FEWEST_ROWS:
+    if not categories or (settings.group.size > 1 and not valid_rows):
         return
 
     def grow():
-        own = _tree_rows(network, rows, MOST_ROWS, settings.seed)
+        if len(rows) < FEWEST_ROWS:
+            return None
+        own = tree_rows(network, rows, MOST_ROWS, settings.seed)
         valid = None
         if valid_rows:
-            valid = _tree_rows(network, valid_rows[0], JUDGED_ROWS, settings.seed)
-        # As many threads as the network is trained with: scikit-learn would take all there are.
-        with threadpool_limits(torch.get_num_threads(), user_api="openmp"):
-            return settings.trees.grow(head, own, valid, categories, settings.seed)
+            valid = tree_rows(network, valid_rows[0], JUDGED_ROWS, settings.seed)
+        try:
+            # As many threads as the network is trained with: scikit-learn would take all there are.
+            with threadpool_limits(torch.get_num_threads(), user_api="openmp"):
+                return settings.trees.grow(head, own, valid, categories, settings.seed)
+        except KeyboardInterrupt:
+            # Who interrupts a training gets what there is by then.
+            return None
 
     grown = settings.group.from_first(grow)
     if grown is not None:
@@ -69,7 +76,7 @@ def grow_trees(network, head, rows, valid_rows, settings):
 
 
 @torch.no_grad()
-def choose_share(network, head, valid_rows, settings):
+def choose_share(network, head, valid_rows, batch_size, settings):
     """Find how much a network counts beside its trees, by validation rows.
 
     The share that makes the rows likeliest is looked for among evenly spaced ones, of which equal
@@ -78,11 +85,13 @@ def choose_share(network, head, valid_rows, settings):
     Parameters
     ----------
     network : BlockNetwork
-        With trees, whose share is set.
+        With trees, whose share is set; on the device of the rows.
     head : Head
         Gives the loss.
-    valid_rows : list of EncodedRows
-        The first is judged.
+    valid_rows : EncodedRows
+        Validation rows, those of like length together.
+    batch_size : int
+        Rows at a time.
     settings : TrainingSettings
         Has the seed and the group of workers, each of which has some of the rows.
 
@@ -91,19 +100,19 @@ def choose_share(network, head, valid_rows, settings):
     float
         Validation loss of the two together.
     """
-    rows = bounded_sample(valid_rows[0], JUDGED_ROWS, settings.seed)
     parts = []
-    for batch in BatchIterator(rows, BATCH):
-        alone = head.combine(network(batch.frame))
-        parts.append((alone, network.trees(network.shown(batch.frame))[:, None, :]))
-    alone, grown = (torch.cat(each) for each in zip(*parts, strict=True))
-    weight = rows.weight.double()
+    for part in sampled_parts(valid_rows, JUDGED_ROWS, settings.seed):
+        for batch in BatchIterator(part, batch_size):
+            alone = head.combine(network(batch.frame))
+            trees = network.trees(network.shown(batch.frame))[:, None, :]
+            parts.append((alone, trees, batch.target, batch.weight.double()))
+    alone, trees, target, weight = (torch.cat(each) for each in zip(*parts, strict=True))
     shares, sums = np.linspace(0, 1, STEPS), []
     for share in shares:
-        joined = head.settle(torch.lerp(grown, alone, float(share)))
-        losses = head.loss(joined, rows.target)[:, 0].double()
+        joined = head.settle(torch.lerp(trees, alone, float(share)))
+        losses = head.loss(joined, target)[:, 0].double()
         sums.append(float((losses * weight).sum()))
-    n_rows, total, *sums = settings.group.sum([len(rows), float(weight.sum()), *sums])
+    n_rows, total, *sums = settings.group.sum([len(weight), float(weight.sum()), *sums])
     losses = np.array(sums) / total
     likelihoods = n_rows * np.array([head.likelihood(loss) for loss in losses])
     best = int(np.argmin(likelihoods + BELIEF * (shares - EQUAL) ** 2))
@@ -112,9 +121,47 @@ def choose_share(network, head, valid_rows, settings):
 
 
 @torch.no_grad()
-def _tree_rows(network, rows, most, seed):
-    rows = bounded_sample(rows, most, seed)
-    columns = [network.shown(part.frame) for part in BatchIterator(rows, MOST_ROWS)]
-    weight = rows.weight.numpy()
+def tree_rows(network, rows, most, seed):
+    """Return what trees see of some rows, at most so many.
+
+    Parameters
+    ----------
+    network : BlockNetwork
+        Its blocks show them columns.
+    rows : EncodedRows
+        Of which only what is shown is brought into memory.
+    most : int
+        Rows at most.
+    seed : int
+        Of the sample, if there are more.
+
+    Returns
+    -------
+    LeftRows
+    """
+    names = network.shown_names
+
+    def shown(part):
+        frame = TensorFrame({name: part.frame[name] for name in names}, len(part))
+        return EncodedRows(frame, part.target, part.weight)
+
+    parts = [
+        (network.shown(part.frame), part.target, part.weight)
+        for part in sampled_parts(_Mapped(rows, shown), most, seed)
+    ]
+    columns, target, weight = (torch.cat(each).cpu().numpy() for each in zip(*parts, strict=True))
     same = bool((weight == weight[0]).all())
-    return LeftRows(torch.cat(columns).numpy(), rows.target.numpy(), None if same else weight)
+    return LeftRows(columns, target, None if same else weight)
+
+
+class _Mapped:
+    """Rows whose pieces are changed when they are asked for."""
+
+    def __init__(self, rows, function):
+        self.rows, self.function = rows, function
+
+    def __len__(self):
+        return len(self.rows)
+
+    def parts(self):
+        return map(self.function, self.rows.parts())

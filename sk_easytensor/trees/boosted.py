@@ -19,7 +19,7 @@ MOST_OUTPUTS = 50
 """Classes or targets at most: each takes trees of its own."""
 
 MOST_TREES = 5_000
-"""Trees at most, of all classes together."""
+"""Trees at most, of all classes or targets together."""
 
 ITERATIONS_UNJUDGED = 100
 """Iterations at most where no validation rows tell when to stop."""
@@ -37,7 +37,8 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
     learning_rate : float, default=0.1
         What the values of a tree's leaves are multiplied by.
     max_iter : int, default=500
-        Trees at most, for each class where there are more than two; 100 without validation rows.
+        Trees at most, for each class where there are more than two, but no more than 5,000 in all;
+        100 without validation rows.
     max_leaf_nodes : int, default=15
         Leaves of a tree at most, from 2 to 15.
     min_samples_leaf : int, default=3
@@ -56,7 +57,8 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
     :class:`~sklearn.ensemble.HistGradientBoostingRegressor`, whose names the parameters have.
     Categories of columns with more than 24 go in as what the other rows of the category say of the
     target, smoothed, as in Micci-Barreca, "A preprocessing scheme for high-cardinality categorical
-    attributes" (2001).
+    attributes" (2001); with three classes or more, where no single number says it, as sets of the
+    252 most frequent ones. Numbers are those that blocks show, whose outliers are bounded.
 
     Examples
     --------
@@ -131,6 +133,7 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
         return grown if any(tables.n_trees for tables in grown) else None
 
     def _grow_one(self, head, parts, n_outputs, categories, seed):
+        parts = [part.of_weight() for part in parts]
         rows = parts[0]
         if (rows.target == rows.target[0]).all():
             return TreeTables.constant(head.constant(rows.target[0], len(rows.target)))
@@ -140,6 +143,12 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
             parts = [LeftRows(rows.columns, target, rows.weight)] + [
                 part.of_classes(classes) for part in parts[1:]
             ]
+        # Validation rows may all be of other classes, or of no weight.
+        parts = [part for part in parts if len(part.target)]
+        if head.tree_loss == "gamma":
+            # Small targets may have become 0 in single precision.
+            for part in parts:
+                part.target = np.maximum(part.target, np.finfo(np.float32).tiny)
         columns = read_columns(parts, categories, many_outputs=n_outputs > 1, seed=seed)
         if not columns.positions:
             return TreeTables.constant(np.zeros(n_outputs))
@@ -159,7 +168,7 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
         return TreeTables.of(booster, kept, columns, classes, n_outputs)
 
     def _booster(self, head, judged, n_outputs, is_category, seed):
-        most = max(MOST_TREES // n_outputs, 1)
+        most = max(MOST_TREES // head.out_features, 1)
         parameters = {
             "learning_rate": self.learning_rate,
             "max_iter": min(self.max_iter, most, *([] if judged else [ITERATIONS_UNJUDGED])),

@@ -1,4 +1,4 @@
-"""What trees are grown on: numbers as they are, categories as codes or as what they say."""
+"""What trees are grown on: numbers as blocks show them, categories as codes or what they say."""
 
 from __future__ import annotations
 
@@ -44,12 +44,20 @@ class LeftRows:
         target = self.target if self.target.ndim == 1 else self.target[:, index]
         return LeftRows(self.columns, target, self.weight)
 
+    def of_weight(self):
+        """Return the rows that have any weight."""
+        if self.weight is None or self.weight.all():
+            return self
+        return self._where(self.weight > 0, self.target)
+
     def of_classes(self, classes):
         """Return the rows of some classes, which are numbered anew."""
         place = np.minimum(np.searchsorted(classes, self.target), len(classes) - 1)
-        known = classes[place] == self.target
-        weight = None if self.weight is None else self.weight[known]
-        return LeftRows(self.columns[known], place[known], weight)
+        return self._where(classes[place] == self.target, place)
+
+    def _where(self, rows, target):
+        weight = None if self.weight is None else self.weight[rows]
+        return LeftRows(self.columns[rows], target[rows], weight)
 
 
 @dataclass

@@ -10,6 +10,9 @@ from sk_easytensor.trees.tables import TreeTables
 
 __all__ = ["TreesModule"]
 
+MOST_NUMBERS = 256_000_000
+"""Leaves over all rows of a table, as numbers instead of bits, at most: a gigabyte."""
+
 
 class TreesModule(nn.Module):
     """Trees beside a network: their outputs, and how they are joined with the network's.
@@ -117,6 +120,12 @@ class ForestModule(nn.Module):
         """Give each leaf a number instead of a bit."""
         if self.n_trees == 0:
             return
+        if self.open_leaves.numel() * self.n_leaves > MOST_NUMBERS:
+            raise RuntimeError(
+                f"{self.n_trees} trees over {len(self.open_leaves)} intervals and codes are too "
+                "many for a runtime without operators on bits; lower trees__max_iter or set "
+                "trees=None"
+            )
         bits = torch.arange(self.n_leaves)
         spread = (self.open_leaves.long()[:, :, None] >> bits) & 1
         self.open_leaves = spread.flatten(1).float()

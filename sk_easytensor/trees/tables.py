@@ -8,6 +8,12 @@ import numpy as np
 
 __all__ = ["TreeTables"]
 
+MUCH_LESS = 5.0
+"""By how much the logarithm of a class that no training row has is less than any other's."""
+
+MOST_ENTRIES = 32_000_000
+"""Entries of a table at most, 2 bytes each; with more, half of the trees have to do."""
+
 
 @dataclass
 class TreeTables:
@@ -98,17 +104,18 @@ class TreeTables:
                 for _ in range(len(trees) // len(classes))
                 for there in present
             ]
-        if not trees:
-            return _Builder().tables(np.empty((0, 1)), base)
-        forest = Forest.of(trees)
-        builder = _Builder(forest)
-        for index, position in enumerate(columns.positions):
-            builder.add(index, position, columns.codes.get(index))
-        return builder.tables(forest.values, base)
-
-
-MUCH_LESS = 5.0
-"""By how much the logarithm of a class that no training row has is less than any other's."""
+        while trees:
+            forest = Forest.of(trees)
+            if not len(forest.tree):
+                break
+            builder = _Builder(forest)
+            for index, position in enumerate(columns.positions):
+                builder.add(index, position, columns.codes.get(index))
+            if builder.n_rows * len(trees) <= MOST_ENTRIES:
+                return builder.tables(forest.values, base)
+            trees = trees[: len(trees) // n_outputs // 2 * n_outputs]
+        # Trees of a single leaf tell nothing.
+        return cls.constant(base)
 
 
 @dataclass
@@ -207,8 +214,10 @@ class _Builder:
         if not len(splits):
             return
         if code is not None and code.known is not None:
-            lefts = self._sets(splits, code)
-            self._add_codes(position, np.arange(len(code.values)))
+            # Codes that trees cannot tell apart share a row.
+            values, place = np.unique(code.values, return_inverse=True)
+            lefts = self._sets(splits, code.known, values)
+            self._add_codes(position, place)
         else:
             ends, place = np.unique(self.forest.threshold[splits], return_inverse=True)
             intervals = np.arange(len(ends) + 2)
@@ -223,10 +232,10 @@ class _Builder:
                 self._add_codes(position, np.searchsorted(ends, code.values))
         self._add_rows(splits, lefts)
 
-    def _sets(self, splits, code):
-        """For each split, which codes go left."""
-        place = np.minimum(np.searchsorted(code.known, code.values), len(code.known) - 1)
-        known = code.known[place] == code.values
+    def _sets(self, splits, codes, values):
+        """For each split, which of some values go left; its sets are of the codes."""
+        place = np.minimum(np.searchsorted(codes, values), len(codes) - 1)
+        known = codes[place] == values
         lefts = self.forest.lefts[splits][:, place // 32] >> (place % 32).astype(np.uint32) & 1
         return np.where(known, lefts == 1, self.forest.missing_left[splits][:, None])
 
