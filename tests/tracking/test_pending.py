@@ -39,7 +39,7 @@ def check_run(client, model, X):
     found = client.search_runs([e.experiment_id for e in client.search_experiments()])
     (run,) = [run for run in found if run.data.tags.get("test") == model.tracker.tags["test"]]
     assert run.info.status == "FINISHED"
-    assert run.data.params["learning_rate"] == "0.01"
+    assert run.data.params["learning_rate"] == str(model.learning_rate)
     history = client.get_metric_history(run.info.run_id, "valid_0_log_loss")
     assert [metric.value for metric in history] == model.evals_result_["valid_0"]["log_loss"]
     assert {"report.html", "data.json"} <= {e.path for e in client.list_artifacts(run.info.run_id)}
