@@ -29,6 +29,9 @@ from sk_easytensor.networks.heads import (
     RegressionHead,
     SampledSoftmaxHead,
 )
+from sk_easytensor.training.batches import EncodedRows
+from sk_easytensor.training.shards import SpilledRows, gather_rows
+from sk_easytensor.training.trees import tree_rows
 from sk_easytensor.trees import boosted
 from sk_easytensor.trees.columns import LeftRows, told_by_others
 from sk_easytensor.trees.module import TreesModule
@@ -359,6 +362,21 @@ def test_importances_see_what_trees_see(table, model):
     by_column = dict(zip(table[0].columns, model.feature_importances_, strict=True))
     assert by_column["b"] < 0.05
     assert min(by_column["a"], by_column["c"]) > 0.2
+
+
+def test_rows_in_files_are_read_piece_by_piece(table, model):
+    """What trees see of rows that are too many for memory is what they see of others."""
+    X, _ = table
+    frame = model._encoder.encode(X)
+    rows = EncodedRows(frame, torch.arange(600.0)[:, None], torch.ones(600))
+    spilled = gather_rows([rows.take(slice(i, i + 100)) for i in range(0, 600, 100)], memory=1)
+    assert isinstance(spilled, SpilledRows)
+    whole, pieces = (tree_rows(model.network_, each, 600, 0) for each in (rows, spilled))
+    np.testing.assert_array_equal(whole.columns, pieces.columns)
+    np.testing.assert_array_equal(whole.target, pieces.target)
+    assert whole.weight is pieces.weight is None
+    part = tree_rows(model.network_, spilled, 60, 0)
+    assert len(part.target) == len(np.unique(part.target)) == 60
 
 
 @pytest.mark.parametrize("rows", [60, 99])

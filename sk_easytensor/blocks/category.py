@@ -349,7 +349,7 @@ class CategoryModule(nn.Module):
         hidden = torch.from_numpy(np.concatenate(rareness))
         self.register_buffer("hidden", hidden, persistent=False)
         self.n_codes = [len(each) for each in rareness]
-        sizes = torch.tensor([len(each) for each in rareness])
+        sizes = torch.tensor(self.n_codes)
         self.register_buffer("first_code", sizes.cumsum(0) - sizes, persistent=False)
         self.out_features = sum(widths)
         self.tables = nn.ParameterList()

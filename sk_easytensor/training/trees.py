@@ -147,21 +147,8 @@ def tree_rows(network, rows, most, seed):
 
     parts = [
         (network.shown(part.frame), part.target, part.weight)
-        for part in sampled_parts(_Mapped(rows, shown), most, seed)
+        for part in sampled_parts(rows.map(shown), most, seed)
     ]
     columns, target, weight = (torch.cat(each).cpu().numpy() for each in zip(*parts, strict=True))
     same = bool((weight == weight[0]).all())
     return LeftRows(columns, target, None if same else weight)
-
-
-class _Mapped:
-    """Rows whose pieces are changed when they are asked for."""
-
-    def __init__(self, rows, function):
-        self.rows, self.function = rows, function
-
-    def __len__(self):
-        return len(self.rows)
-
-    def parts(self):
-        return map(self.function, self.rows.parts())

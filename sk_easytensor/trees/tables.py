@@ -265,7 +265,7 @@ class _Builder:
         rows = np.concatenate(self.parts) if self.parts else np.zeros((0, trees), np.int16)
         code_rows = np.concatenate(self.code_rows) if self.code_rows else np.zeros(0)
         return TreeTables(
-            *(np.array(each, dtype=np.int64).reshape(-1) for each in (self.numbers,)),
+            np.array(self.numbers, dtype=np.int64),
             thresholds,
             np.array(self.first, dtype=np.int64),
             np.array(self.missing, dtype=np.int64),
