@@ -79,11 +79,11 @@ class Interval:
 
 
 RANGES = {
-    "learning_rate": Interval(2e-3, 3e-2, few=(6e-3, 1.2e-2, 2e-2), log=True),
-    "trunk__dropout": Interval(0.0, 0.4, few=(0.1, 0.25)),
+    "learning_rate": Interval(4e-3, 6e-2, few=(1.2e-2, 2.4e-2, 4e-2), log=True),
+    "trunk__dropout": Interval(0.0, 0.4, few=(0.0, 0.1)),
     "weight_decay": Interval(1e-3, 0.3, few=(1e-2, 5e-2, 0.2), log=True),
     "trunk__members": Choices((4, 8, 16)),
-    "trunk__width": Choices((64, 128, 256)),
+    "trunk__width": Choices((64, 96, 128, 256)),
     "trunk__layers": Choices((1, 2, 3)),
 }
 """What is worth tuning, the most important first; keys are parameters of the estimators."""
@@ -140,7 +140,7 @@ def distributions(names=tuple(RANGES), *, prefix=""):
     Examples
     --------
     >>> space = distributions(["learning_rate"])
-    >>> bool(2e-3 <= space["learning_rate"].rvs(random_state=0) <= 3e-2)
+    >>> bool(4e-3 <= space["learning_rate"].rvs(random_state=0) <= 6e-2)
     True
     """
     return {prefix + name: of.distribution() for name, of in _chosen(names)}

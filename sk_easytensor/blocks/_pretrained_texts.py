@@ -27,8 +27,8 @@ from sk_easytensor.tensors import Ragged
 
 __all__ = ["FineTunedEncoder", "FrozenEncoder", "pretrained_encoder"]
 
-# Times the learning rate of the network: language models are trained on with rates of about 4e-5.
-LEARNING_RATE_SCALE = 0.01
+# Times the learning rate of the network: language models are trained on with rates of some 1e-4.
+LEARNING_RATE_SCALE = 0.005
 
 # Tokens the language model reads at a time within a batch, padding included, and the number of
 # parts that a batch of less is cut into: texts of like length stand together and save padding.

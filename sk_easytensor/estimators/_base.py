@@ -55,7 +55,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         remainder="auto",
         trunk=None,
         trees="auto",
-        learning_rate=1.2e-2,
+        learning_rate=2.4e-2,
         batch_size=None,
         max_epochs=None,
         optimizer="adamw",
@@ -112,8 +112,8 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         }
 
     def _default_trunk(self):
-        # Members beyond the fourth bring what trees beside the network do too, and take longer.
-        return TabM(members=4)
+        # Trees beside the network bring what more members, wider ones or dropout would.
+        return TabM(members=4, width=96, dropout=0.0)
 
     def _defaults(self, params):
         found = super()._defaults(params)

@@ -29,8 +29,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     remainder : {"auto", "drop"}, default="auto"
         Columns that no block names: given to blocks by their type, or left out.
     trunk : MLP, TabM or None, default=None
-        Network between blocks and head; None for ``TabM(members=4)``. ``trunk__<parameter>`` can
-        be set in either case.
+        Network between blocks and head; None for ``TabM(members=4, width=96,
+        dropout=0.0)``. ``trunk__<parameter>`` can be set in either case.
     trees : BoostedTrees, "auto" or None, default="auto"
         Boosted trees that stand beside the network. They see the columns of the blocks for numbers,
         categories and dates; their outputs and the network's are averaged, with weights that
@@ -38,7 +38,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         for a network alone. ``trees__<parameter>`` can be set in the first two cases. There are
         none with fewer than 100 training rows, or where no block shows them any column, and
         `partial_fit` grows none.
-    learning_rate : float, default=1.2e-2
+    learning_rate : float, default=2.4e-2
         Highest learning rate of the schedule.
     batch_size : int or None, default=None
         Rows a step; None for 32 to 4,096 by the number of rows.
@@ -155,7 +155,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         remainder="auto",
         trunk=None,
         trees="auto",
-        learning_rate=1.2e-2,
+        learning_rate=2.4e-2,
         batch_size=None,
         max_epochs=None,
         optimizer="adamw",

@@ -83,7 +83,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         remainder="auto",
         trunk=None,
         trees="auto",
-        learning_rate=1.2e-2,
+        learning_rate=2.4e-2,
         batch_size=None,
         max_epochs=None,
         optimizer="adamw",

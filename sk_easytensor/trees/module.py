@@ -97,8 +97,7 @@ class ForestModule(nn.Module):
             left = left.bitwise_and_(others) if self.packed else left.mul_(others)
         if not self.packed:
             return left @ self.values + self.base
-        # One bit is left: its place is the leaf. Runtimes round logarithms as they like.
-        leaf = (torch.log2(left.float()) + 0.5).int() + self.first_value
+        leaf = places_of_bits(left) + self.first_value
         found = self.values.reshape(-1).index_select(0, leaf.reshape(-1))
         return found.reshape(-1, self.n_trees // self.n_outputs, self.n_outputs).sum(1) + self.base
 
@@ -107,7 +106,7 @@ class ForestModule(nn.Module):
         parts = []
         if len(self.numbers):
             values = columns.index_select(1, self.numbers)
-            interval = (values[:, :, None] > self.thresholds).sum(2)
+            interval = intervals(values, self.thresholds)
             interval = torch.where(torch.isnan(values), self.missing, interval)
             parts.append(interval + self.first)
         if len(self.codes):
@@ -132,3 +131,27 @@ class ForestModule(nn.Module):
         outputs = torch.eye(self.n_outputs).repeat(self.n_trees // self.n_outputs, 1)
         self.values = (self.values[:, :, None] * outputs[:, None, :]).flatten(0, 1)
         self.packed = False
+
+
+def intervals(values, thresholds):
+    """Return how many thresholds of its column each number is above; of NaN, any number.
+
+    Parameters
+    ----------
+    values : torch.Tensor of shape (batch, n_columns)
+    thresholds : torch.Tensor of shape (n_columns, most)
+        Increasing.
+    """
+    if torch.compiler.is_exporting():
+        # ONNX has no binary search.
+        return (values[:, :, None] > thresholds).sum(2)
+    return torch.searchsorted(thresholds, values.t().contiguous()).t()
+
+
+def places_of_bits(numbers):
+    """Return which bit is set in each number, of which one is."""
+    if torch.compiler.is_exporting():
+        # Runtimes round logarithms as they like.
+        return (torch.log2(numbers.float()) + 0.5).int()
+    # The exponent of a float, a third of the time of a logarithm.
+    return (numbers.float().view(torch.int32) >> 23) - 127

@@ -384,7 +384,7 @@ def test_a_fit_that_was_killed_before_its_first_epoch_may_change(params, labelle
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"learning_rate": 0.02}, "other parameters: learning_rate was 0.012 and is 0.02"),
+        ({"learning_rate": 0.02}, "other parameters: learning_rate was 0.024 and is 0.02"),
         ({"random_state": 1}, "random_state was 0 and is 1"),
         ({"trunk__dropout": 0.5}, "trunk__dropout was"),
         ({"callbacks": [Count([])]}, r"callbacks was None and is \[Count\]"),
