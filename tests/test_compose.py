@@ -291,7 +291,7 @@ def test_repr_shows_blocks(composed):
 def test_parameters_of_the_default_trunk():
     model = EasyTensorClassifier()
     assert model.trunk is None
-    assert model.get_params()["trunk__members"] == 4 != TabM().members
+    assert model.get_params()["trunk__dropout"] == 0 != TabM().dropout
     assert clone(model).trunk is None
     model.set_params(trunk__dropout=0.3)
     assert isinstance(model.trunk, TabM)

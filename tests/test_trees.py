@@ -412,9 +412,10 @@ def test_parameters_can_be_searched(table):
     assert clone(model).trees.max_leaf_nodes == 4
 
 
-def test_the_default_trunk_has_four_members():
-    assert EasyTensorClassifier().get_params()["trunk__members"] == 4
-    assert TabM().members == 8
+def test_the_default_trunk_beside_trees_is_small():
+    parameters = EasyTensorClassifier().get_params()
+    assert (parameters["trunk__members"], parameters["trunk__width"]) == (4, 96)
+    assert (TabM().members, TabM().width) == (8, 128)
 
 
 def test_going_on_keeps_the_trees(table):

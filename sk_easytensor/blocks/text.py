@@ -71,8 +71,8 @@ class TextBlock(Block):
         The language model, for ``encoder="pretrained"``: the folder of a model of the package
         sentence-transformers, or the name of one on the Hugging Face hub.
     trainable : bool, default=False
-        Whether the language model is trained on with the network, at a two-hundredth of its learning
-        rate. Otherwise each text is run through it once, when it is encoded.
+        Whether the language model is trained on with the network, at a two-hundredth of its
+        learning rate. Otherwise each text is run through it once, when it is encoded.
 
     Attributes
     ----------

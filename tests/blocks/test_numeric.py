@@ -147,10 +147,12 @@ def test_trust_grows_with_the_rows_of_a_bin():
 
 
 @pytest.mark.parametrize("special", [np.nan, np.inf])
-def test_a_special_value_changes_nothing_for_other_rows_while_training(special):
+@pytest.mark.parametrize("training", [True, False])
+def test_a_special_value_changes_nothing_for_other_rows(special, training):
     block = NumericBlock(bins=4).fit({"x": np.arange(20.0), "y": np.arange(20.0)})
-    module = block.make_module().train()
+    module = block.make_module().train(training)
     torch.nn.init.normal_(module.steps)
+    torch.nn.init.normal_(module.infinite)
     alone = module(**block.transform({"x": [3.0, 4.0], "y": [1.0, 2.0]}))
     beside = module(**block.transform({"x": [3.0, 4.0, 5.0], "y": [1.0, 2.0, special]}))
     torch.testing.assert_close(alone, beside[:2])
