@@ -76,7 +76,7 @@ class PretrainedBlock(Block):
     >>> block = PretrainedBlock(donor).fit(X)
     >>> vectors = block.transform(X)["vectors"]
     >>> vectors.shape, bool((vectors[:, 0].numpy() == donor.transform(X)).all())
-    (torch.Size([20, 1, 128]), True)
+    (torch.Size([20, 1, 96]), True)
     """
 
     kind = "pretrained"
