@@ -189,7 +189,7 @@ class DatetimeBlock(Block):
             for place, (cycle, harmonic) in enumerate(waves):
                 # A cycle that never varied in this column was never learned: it stays 0.
                 if self.cycles_[index, cycle]:
-                    # In single precision, as it is kept: the waves take a fifth of the time.
+                    # In single precision, as it is kept: sines take a twelfth of the time then.
                     angle = (2 * math.pi * harmonic * phases[:, cycle]).astype(np.float32)
                     encoded[:, index, 2 + 2 * place] = np.sin(angle)
                     encoded[:, index, 3 + 2 * place] = np.cos(angle)

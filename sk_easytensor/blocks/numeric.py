@@ -351,8 +351,8 @@ class NumericModule(nn.Module):
         """
         scaled, position = values.unbind(-1)
         # Looking costs a fraction of what it saves, but has no place in a graph.
-        looking = values.is_cpu and not torch.compiler.is_exporting()
-        if looking and bool(torch.isfinite(scaled).all()):
+        looks = values.is_cpu and not torch.compiler.is_compiling()
+        if looks and bool(torch.isfinite(scaled).all()):
             return self._embed(scaled, position).flatten(1)
         missing = torch.isnan(scaled)
         infinite = torch.isinf(scaled)
@@ -360,8 +360,7 @@ class NumericModule(nn.Module):
         position = torch.nan_to_num(position, nan=0.0)
         embedded = self._embed(scaled, position)
         embedded = torch.where(missing[..., None], self.missing, embedded)
-        if not looking or bool(infinite.any()):
-            embedded = embedded + infinite[..., None] * self.infinite
+        embedded = embedded + infinite[..., None] * self.infinite
         return embedded.flatten(1)
 
     @property

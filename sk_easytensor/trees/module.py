@@ -142,7 +142,7 @@ def intervals(values, thresholds):
     thresholds : torch.Tensor of shape (n_columns, most)
         Increasing.
     """
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_compiling():
         # ONNX has no binary search.
         return (values[:, :, None] > thresholds).sum(2)
     return torch.searchsorted(thresholds, values.t().contiguous()).t()
@@ -150,7 +150,7 @@ def intervals(values, thresholds):
 
 def places_of_bits(numbers):
     """Return which bit is set in each number, of which one is."""
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_compiling():
         # Runtimes round logarithms as they like.
         return (torch.log2(numbers.float()) + 0.5).int()
     # The exponent of a float, a third of the time of a logarithm.
