@@ -16,15 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sk_easytensor.arrow_columns import UNREADABLE, column_of, columns_of_frame, is_pandas
 from sk_easytensor.plain_types import plain_types
-
-UNREADABLE = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
-"""What Arrow raises for Python values that fit none of its types."""
-
-CALENDAR_UNITS = ("Y", "M", "W", "D", "h", "m")
-"""Units of NumPy's dates and durations that Arrow does not have, or (days) not for both."""
-
-LISTS = (list, tuple, np.ndarray)
 
 __all__ = ["align_table", "as_table", "has_column_names"]
 
@@ -221,12 +214,6 @@ def issparse(X):
     return sparse is not None and sparse.issparse(X)
 
 
-def is_pandas(X, kind):
-    """Tell whether X is of a class of pandas, which it cannot be before pandas is imported."""
-    pandas = sys.modules.get("pandas")
-    return pandas is not None and isinstance(X, getattr(pandas, kind))
-
-
 def is_lazy(X):
     """Tell whether X is a query that has yet to be collected into a table."""
     return type(X).__name__ == "LazyFrame" and hasattr(X, "collect")
@@ -306,7 +293,7 @@ def _from_pandas(X):
     twice = [label for label, count in Counter(labels).items() if count > 1]
     if twice:
         raise ValueError(f"column names occur more than once: {twice}. Names must be unique.")
-    return _from_columns(labels, [column for _, column in X.items()])
+    return _from_columns(labels, columns_of_frame(X))
 
 
 def _from_columns(names, columns):
@@ -316,7 +303,7 @@ def _from_columns(names, columns):
             f"columns {scalars} hold a single value instead of a list; write a single row as a "
             "list of one dictionary"
         )
-    arrays = [_column(values, str(name)) for name, values in zip(names, columns, strict=True)]
+    arrays = [column_of(values, str(name)) for name, values in zip(names, columns, strict=True)]
     lengths = {str(name): len(array) for name, array in zip(names, arrays, strict=True)}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"columns have different lengths: {lengths}")
@@ -338,103 +325,4 @@ def _from_array(X, minimum_rows):
     if array.dtype.kind == "V":
         raise TypeError(f"arrays of dtype {array.dtype} cannot be read; pass a mapping of columns")
     names = [f"x{index}" for index in range(array.shape[1])]
-    return pa.table([_column(array[:, i], name) for i, name in enumerate(names)], names=names)
-
-
-def _column(values, name):
-    if isinstance(values, (pa.Array, pa.ChunkedArray)):
-        return values
-    try:
-        if is_pandas(values, "Series"):
-            # Arrow asks a series for a dozen attributes, which costs more than a row's other work.
-            plain = isinstance(values.dtype, np.dtype) and values.dtype.kind in "iuf"
-            return pa.array(values.to_numpy() if plain else values, from_pandas=True)
-        if hasattr(values, "__arrow_c_stream__") or hasattr(values, "__arrow_c_array__"):
-            return pa.chunked_array(values)
-    except UNREADABLE:
-        if hasattr(values, "sparse"):
-            raise TypeError(
-                f"column {name!r} is sparse, which is not supported; convert it with "
-                "Series.sparse.to_dense()"
-            ) from None
-    if isinstance(values, (list, tuple)):
-        # Not by way of NumPy: lists of lists would become a matrix, mixed scalars strings.
-        try:
-            return pa.array(values, from_pandas=True)
-        except UNREADABLE:
-            array = np.empty(len(values), dtype=object)
-            for row, value in enumerate(values):
-                array[row] = value
-            return _mixed_column(array, name)
-    mask = np.ma.getmaskarray(values).reshape(-1) if np.ma.isMaskedArray(values) else None
-    array = np.asarray(values)
-    if array.ndim not in (1, 2):
-        raise ValueError(f"column {name!r} must be 1-D or 2-D, got {array.ndim} dimensions")
-    if array.dtype.kind in "US":
-        array = array.astype(object)
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    if array.dtype.kind in "Mm" and np.datetime_data(array.dtype)[0] in CALENDAR_UNITS:
-        array = array.astype(f"{array.dtype.kind}8[s]")
-    if array.dtype == np.longdouble:
-        array = array.astype(np.float64)
-    if array.ndim == 2 and array.dtype != object:
-        flat = pa.array(np.ascontiguousarray(array).reshape(-1), mask=mask, from_pandas=True)
-        return pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
-    try:
-        return pa.array(array, mask=mask, from_pandas=True)
-    except UNREADABLE:
-        return _mixed_column(array, name)
-
-
-def _mixed_column(array, name):
-    """Read a column of unlike scalars: as numbers if all are, else as strings."""
-    import pandas as pd
-
-    series = pd.Series(array, dtype=object)
-    kind = pd.api.types.infer_dtype(series, skipna=True)
-    if kind in {"integer", "floating", "mixed-integer-float", "decimal"}:
-        return pa.array(series.astype("float64").to_numpy(), from_pandas=True)
-    unlike = series.map(lambda value: not isinstance(value, (str, int, float, np.generic)))
-    unlike &= series.notna()
-    if unlike.any():
-        row = int(np.argmax(unlike))
-        hint = ""
-        if isinstance(array[row], LISTS):
-            array, emptied = _without_empty_arrays(array)
-            if emptied:
-                return _column(array, name)
-            row = _first_unlike(array)
-            hint = ", or lists if all are lists of items of one type"
-        kind, shown = type(array[row]).__name__, repr(array[row])
-        shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        raise TypeError(
-            f"column {name!r} holds a {kind} ({shown}) in row {row}; each value given as an "
-            f"argument must be a string or a number{hint}"
-        )
-    text = series.astype(str).where(series.notna(), None)
-    return pa.array(text.to_numpy(dtype=object), type=pa.string(), from_pandas=True)
-
-
-def _without_empty_arrays(array):
-    """Replace arrays without items, whose type says nothing, by empty lists, if there are any."""
-    empty = [isinstance(value, np.ndarray) and value.size == 0 for value in array]
-    if any(empty):
-        array = array.copy()
-        for row in np.flatnonzero(empty):
-            array[row] = []
-    return array, any(empty)
-
-
-def _first_unlike(array):
-    """Return the first row whose value fits no type that those before it have."""
-    readable, unreadable = 0, len(array)
-    while unreadable - readable > 1:
-        middle = (readable + unreadable) // 2
-        try:
-            pa.array(array[:middle], from_pandas=True)
-        except UNREADABLE:
-            unreadable = middle
-        else:
-            readable = middle
-    return readable
+    return pa.table([column_of(array[:, i], name) for i, name in enumerate(names)], names=names)

@@ -34,7 +34,7 @@ from sk_easytensor.training.shards import SpilledRows, gather_rows
 from sk_easytensor.training.trees import tree_rows
 from sk_easytensor.trees import boosted
 from sk_easytensor.trees.columns import LeftRows, told_by_others
-from sk_easytensor.trees.module import TreesModule
+from sk_easytensor.trees.module import TreesModule, places_of_bits
 from sk_easytensor.trees.tables import rounded_down
 
 N_TRAIN, N_VALID = 700, 200
@@ -82,8 +82,9 @@ def grow(head, columns, target, trees=None, weight=None):
     return (trees or BoostedTrees(max_iter=40)).grow(head, rows, valid, CATEGORIES, seed=0)
 
 
+@pytest.mark.parametrize("leaves", [15, 31])
 @pytest.mark.parametrize("kind", TARGETS)
-def test_tables_give_what_scikit_learn_does(kind, columns, score, monkeypatch):
+def test_tables_give_what_scikit_learn_does(kind, leaves, columns, score, monkeypatch):
     head, make_target = TARGETS[kind]
     boosters, of = [], boosted.TreeTables.of
 
@@ -92,7 +93,10 @@ def test_tables_give_what_scikit_learn_does(kind, columns, score, monkeypatch):
         return of(booster, kept, *others)
 
     monkeypatch.setattr(boosted.TreeTables, "of", spied)
-    grown = grow(head, columns, make_target(score))
+    trees = BoostedTrees(max_iter=40, max_leaf_nodes=leaves)
+    grown = grow(head, columns, make_target(score), trees)
+    assert grown[0].values.shape[1] == leaves
+    assert grown[0].open_leaves.dtype == {15: np.int16, 31: np.int32}[leaves]
     module = TreesModule(grown, 0.5)
     expected = []
     for booster, kept, own in boosters:
@@ -105,8 +109,8 @@ def test_tables_give_what_scikit_learn_does(kind, columns, score, monkeypatch):
     unpacked = module(torch.from_numpy(columns[N_TRAIN:]))
     torch.testing.assert_close(unpacked, found, rtol=1e-5, atol=2e-5)
     # What is pickled gives the same, bit for bit.
-    again = TreesModule.of_state(TreesModule(grown, 0.25).state())
-    assert again.share == 0.25
+    again = TreesModule.of_state(TreesModule(grown, 0.25, 1.1).state())
+    assert (again.share, again.temperature) == (0.25, 1.1)
     assert torch.equal(again(torch.from_numpy(columns[N_TRAIN:])), found)
 
 
@@ -179,13 +183,35 @@ def test_codes_that_cannot_be_told_apart_share_rows(columns):
 def test_tables_stay_within_bounds(columns, score, monkeypatch):
     head, target = RegressionHead(), score[:, None]
     whole = grow(head, columns, target)[0]
-    monkeypatch.setattr("sk_easytensor.trees.tables.MOST_ENTRIES", whole.open_leaves.size // 3)
+    monkeypatch.setattr("sk_easytensor.trees.tables.MOST_BYTES", whole.open_leaves.nbytes // 3)
     part = grow(head, columns, target)[0]
-    assert part.open_leaves.size <= whole.open_leaves.size // 3
+    assert part.open_leaves.nbytes <= whole.open_leaves.nbytes // 3
     assert np.array_equal(part.values, whole.values[: part.n_trees])
     monkeypatch.setattr("sk_easytensor.trees.module.MOST_NUMBERS", 1)
     with pytest.raises(RuntimeError, match=r"lower trees__max_iter or set trees=None"):
         TreesModule([part], 0.5).unpack()
+
+
+@pytest.mark.parametrize(("n_rows", "leaves"), [(4999, 15), (5000, 31)])
+def test_many_rows_have_trees_of_more_leaves(n_rows, leaves):
+    numbers = np.linspace(-9, 9, n_rows, dtype=np.float32)[:, None]
+    rows = LeftRows(numbers, np.sin(numbers), None)
+    grown = BoostedTrees(max_iter=1).grow(RegressionHead(), rows, None, [0], 0)
+    assert grown[0].values.shape[1] == leaves
+
+
+@pytest.mark.parametrize("kind", [torch.int16, torch.int32])
+def test_places_of_bits(kind):
+    places = torch.arange(15 if kind == torch.int16 else 31)
+    bits = (2**places).to(kind)
+    assert torch.equal(places_of_bits(bits), places.int())
+    graph = torch.export.export(Places(), (bits,)).module()
+    assert torch.equal(graph(bits), places.int())
+
+
+class Places(torch.nn.Module):
+    def forward(self, bits):
+        return places_of_bits(bits)
 
 
 def test_targets_of_all_sizes(columns):
@@ -344,6 +370,21 @@ def test_the_best_score_is_that_of_both(table, model):
     )
 
 
+def test_validation_rows_tell_how_sure_classes_are(table, model):
+    """Who learns from wrong labels and is judged by right ones is less sure than it may be."""
+    X = table[0]
+    right = X["b"].to_numpy() > 0.5
+    wrong = right ^ (np.random.default_rng(0).random(600) < 0.25)
+    classifier = EasyTensorClassifier(trees=BoostedTrees(max_iter=20), **QUICK)
+    classifier.fit(X[:400], wrong[:400], eval_set=[(X[400:], right[400:])])
+    joined = classifier.network_.trees
+    assert joined.temperature < 0.9
+    log_odds, temperature = classifier.decision_function(X), joined.temperature
+    joined.temperature = 1.0
+    np.testing.assert_allclose(log_odds * temperature, classifier.decision_function(X), rtol=1e-4)
+    assert model.network_.trees.temperature == 1
+
+
 def test_shares_are_equal_without_validation_rows(table):
     model = EasyTensorRegressor(**QUICK, validation_fraction=None).fit(*table)
     assert model.trees_share_ == 0.5
@@ -401,7 +442,7 @@ def test_parameters_can_be_searched(table):
     )
     assert search.fit(X, y).best_params_ == {"trees__max_iter": 50}
     model = EasyTensorClassifier()
-    assert model.get_params()["trees__max_leaf_nodes"] == 15
+    assert model.get_params()["trees__max_leaf_nodes"] == "auto"
     assert "trees__max_leaf_nodes" not in EasyTensorClassifier(trees=None).get_params()
     assert clone(model).trees == "auto"
     with pytest.raises(ValueError, match="no trees, because trees is None"):

@@ -327,7 +327,8 @@ class DatetimeModule(nn.Module):
 
     def __init__(self, n_edges, n_waves, width, sines=()):
         super().__init__()
-        self.sines = list(sines)
+        # Made anew by the block, and so not part of a saved state.
+        self.register_buffer("sines", torch.tensor(sines, dtype=torch.int64) + 2, persistent=False)
         self.out_features = len(n_edges) * width
         self.trend = NumericModule("piecewise", n_edges, width)
         bound = 1 / math.sqrt(max(n_waves, 1))
@@ -358,8 +359,6 @@ class DatetimeModule(nn.Module):
 
     def tree_inputs(self, times):
         """Return the instants, and for each cycle a number that grows from its begin to its end."""
-        numbers = [self.trend.tree_inputs(times)]
-        for place in self.sines:
-            sine, cosine = times[..., 2 + place], times[..., 3 + place]
-            numbers.append(torch.where(sine >= 0, 1 - cosine, 3 + cosine))
-        return torch.cat(numbers, dim=1)
+        sine, cosine = times.index_select(2, self.sines), times.index_select(2, self.sines + 1)
+        turns = torch.where(sine >= 0, 1 - cosine, 3 + cosine)
+        return torch.cat([self.trend.tree_inputs(times), turns.transpose(1, 2).flatten(1)], dim=1)

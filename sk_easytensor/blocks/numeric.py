@@ -16,7 +16,9 @@ from sk_easytensor.summaries import Quantiles, SummaryMap
 
 __all__ = ["NumericBlock"]
 
-LARGEST = 1e300
+LARGEST = 1e150
+"""Scaled numbers are cut here, whose square is finite."""
+
 RATE = 2.0
 """Learning rate of the embeddings over that of the network: a bin's vector is seldom looked up."""
 
@@ -239,14 +241,17 @@ def bounded_numbers(values, center, scale):
     -------
     ndarray of float64
     """
-    finite = np.isfinite(values)
     with np.errstate(over="ignore"):
         scaled = (values - center) / scale
-    # A finite value that is too large to be scaled is an outlier, not an infinite one.
-    np.clip(scaled, -LARGEST, LARGEST, out=scaled, where=finite)
-    # Bounds outliers smoothly, as RealMLP does (Holzmueller et al., 2024). hypot does not
-    # overflow where a square would, which would send the largest outliers to 0.
-    return np.divide(scaled, np.hypot(1, scaled / 3), out=scaled.copy(), where=finite)
+    # A finite value that is too large to be scaled is an outlier, not an infinite one. Bounds them
+    # smoothly, as RealMLP does (Holzmueller et al., 2024).
+    np.clip(scaled, -LARGEST, LARGEST, out=scaled)
+    divisor = np.square(scaled / 3)
+    divisor += 1
+    scaled /= np.sqrt(divisor, out=divisor)
+    infinite = np.isinf(values)
+    scaled[infinite] = values[infinite]
+    return scaled
 
 
 def encode_numbers(values, edges, center, scale):

@@ -409,7 +409,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         """Return what the network gives, by name, as functions of encoded rows."""
         head, network = self._head, self.network_
         return {
-            "combined": lambda frame: network.combine(network.read(frame), head)[:, 0],
+            "combined": lambda frame: network.combine(frame, head)[:, 0],
             "representation": network.represent,
         }
 
@@ -490,7 +490,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         return EncodedModel(
             frame,
             modules=network.readers(),
-            join=lambda parts: network.combine(parts, head),
+            join=lambda read: network.combine_read(read, head),
             places=self._encoder.places(frame),
             backend=backend,
         )

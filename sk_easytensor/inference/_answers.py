@@ -123,8 +123,7 @@ class NetworkAnswer(Answer):
     outputs = ("combined", "representation")
 
     def compute(self, networks, frames, precise):
-        network = networks[0]
-        combined, representation = network.answer(network.read(frames[0]), self.model._head)
+        combined, representation = networks[0].answer(frames[0], self.model._head)
         return combined[:, 0], representation
 
 

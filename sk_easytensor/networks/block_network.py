@@ -83,17 +83,34 @@ class BlockNetwork(nn.Module):
         return self._outputs(*self._hidden(parts))
 
     def read(self, frame):
-        """Return what each block's module, and the trees, read of encoded rows.
+        """Return what each block's module gives of encoded rows, for :meth:`join`.
 
         Returns
         -------
         dict of {str: torch.Tensor}
-            For :meth:`join`, :meth:`answer` and :meth:`combine`.
         """
-        return {name: reader(**frame[name]) for name, reader in self.readers().items()}
+        pairs = zip(self.names, self.blocks, strict=True)
+        return {name: block(**frame[name]) for name, block in pairs}
+
+    def combine(self, frame, head):
+        """Return the outputs of all members, and of the trees, as one.
+
+        Parameters
+        ----------
+        frame : TensorFrame or dict of {str: dict of {str: torch.Tensor or Ragged}}
+            Encoded rows.
+        head : Head
+            Says how.
+
+        Returns
+        -------
+        torch.Tensor of shape (batch, 1, out_features)
+        """
+        shown = self.shown(frame) if self._with_trees else None
+        return self._combined(head, shown, *self._hidden(self.read(frame)))
 
     def readers(self):
-        """Return what reads each block's encoding, by the block's name.
+        """Return what reads each block's encoding, by the block's name, for :meth:`combine_read`.
 
         With trees beside the network, what the block shows them follows its module's output.
         """
@@ -102,21 +119,17 @@ class BlockNetwork(nn.Module):
             return dict(pairs)
         return {name: Showing(block) if shows(block) else block for name, block in pairs}
 
-    def combine(self, read, head):
-        """Return the outputs of all members, and of the trees, as one.
-
-        Parameters
-        ----------
-        read : dict of {str: torch.Tensor}
-            What :meth:`read` returned.
-        head : Head
-            Says how.
-
-        Returns
-        -------
-        torch.Tensor of shape (batch, 1, out_features)
-        """
-        return self._combined(read, head, *self._hidden(read))
+    def combine_read(self, read, head):
+        """Return what :meth:`combine` does, given what each of :meth:`readers` gave."""
+        shown, parts = None, dict(read)
+        if self._with_trees:
+            columns = []
+            for name, block in zip(self.names, self.blocks, strict=True):
+                if shows(block):
+                    parts[name], each = read[name].tensor_split([block.out_features], dim=1)
+                    columns.append(each)
+            shown = torch.cat(columns, dim=1)
+        return self._combined(head, shown, *self._hidden(parts))
 
     def represent(self, frame):
         """Return the trunk's output, averaged over members, beside the wide blocks' outputs.
@@ -127,10 +140,11 @@ class BlockNetwork(nn.Module):
         """
         return self._represented(*self._hidden(self.read(frame)))
 
-    def answer(self, read, head):
+    def answer(self, frame, head):
         """Return :meth:`combine` and :meth:`represent` of the same rows, as a tuple."""
-        hidden, wide = self._hidden(read)
-        return self._combined(read, head, hidden, wide), self._represented(hidden, wide)
+        shown = self.shown(frame) if self._with_trees else None
+        hidden, wide = self._hidden(self.read(frame))
+        return self._combined(head, shown, hidden, wide), self._represented(hidden, wide)
 
     def shown(self, frame):
         """Return what the blocks show trees of encoded rows.
@@ -178,13 +192,9 @@ class BlockNetwork(nn.Module):
         outputs = self.head(hidden)
         return outputs if wide is None else outputs + self.wide(wide)[:, None, :]
 
-    def _combined(self, read, head, hidden, wide):
+    def _combined(self, head, shown, hidden, wide):
         combined = head.combine(self._outputs(hidden, wide))
-        if not self._with_trees:
-            return combined
-        pairs = zip(self.names, self.blocks, strict=True)
-        columns = [read[name][:, block.out_features :] for name, block in pairs if shows(block)]
-        return head.settle(self.trees.join(combined, torch.cat(columns, dim=1)))
+        return combined if shown is None else head.settle(self.trees.join(combined, shown))
 
     def _represented(self, hidden, wide):
         hidden = hidden.mean(1)
@@ -193,10 +203,7 @@ class BlockNetwork(nn.Module):
     def _hidden(self, read):
         parts = {False: [], True: []}
         for name, block in zip(self.names, self.blocks, strict=True):
-            part = read[name]
-            if self._with_trees and shows(block):
-                part = part[:, : block.out_features]
-            parts[is_wide(block)].append(part)
+            parts[is_wide(block)].append(read[name])
         wide = torch.cat(parts[True], dim=1) if parts[True] else None
         deep = torch.cat(parts[False], dim=1) if parts[False] else wide.new_zeros(wide.shape[0], 1)
         hidden = self.trunk(deep)

@@ -15,7 +15,7 @@ from sk_easytensor.training.checkpoints import describe_data
 from sk_easytensor.training.net import JUDGING_BATCH, TensorNet
 from sk_easytensor.training.schedules import StepSchedule
 from sk_easytensor.training.settings import has_scheduler
-from sk_easytensor.training.trees import choose_share, grow_trees
+from sk_easytensor.training.trees import grow_trees, join_trees
 
 __all__ = ["TrainingResult", "train_network"]
 
@@ -124,7 +124,7 @@ def train_network(network, head, rows, valid_rows, settings):
     # Networks of two towers have none.
     if getattr(network, "trees", None) is not None and valid_rows:
         network.to(settings.device)
-        loss = choose_share(network, head, net.valid_rows[0], JUDGING_BATCH, settings)
+        loss = join_trees(network, head, net.valid_rows[0], JUDGING_BATCH, settings)
     network.to("cpu")
     seconds = perf_counter() - begin
     return TrainingResult(history, best, {"state": moments(net)}, seconds, loss)

@@ -12,7 +12,7 @@ from sk_easytensor.training.shards import sampled_parts
 from sk_easytensor.trees.columns import LeftRows
 from sk_easytensor.trees.module import TreesModule
 
-__all__ = ["choose_share", "grow_trees"]
+__all__ = ["grow_trees", "join_trees"]
 
 FEWEST_ROWS = 100
 """With fewer training rows a network stands alone: it would be chance how the two are joined."""
@@ -31,6 +31,12 @@ BELIEF = 8.0
 """How much likelier, as a logarithm for the square of the distance, equal shares are at first."""
 
 EQUAL = 0.5
+
+TEMPERATURES = np.exp(np.linspace(-0.25, 0.25, 51))
+"""What the outputs of classes may be divided by."""
+
+EVEN = 50.0
+"""How much likelier, as a logarithm for the square of its own, a temperature of one is at first."""
 
 
 def grow_trees(network, head, rows, valid_rows, settings):
@@ -76,16 +82,17 @@ def grow_trees(network, head, rows, valid_rows, settings):
 
 
 @torch.no_grad()
-def choose_share(network, head, valid_rows, batch_size, settings):
-    """Find how much a network counts beside its trees, by validation rows.
+def join_trees(network, head, valid_rows, batch_size, settings):
+    """Find how much a network counts beside its trees, by validation rows, and how sure both are.
 
     The share that makes the rows likeliest is looked for among evenly spaced ones, of which equal
-    shares are likelier from the start: few rows decide by chance otherwise.
+    shares are likelier from the start: few rows decide by chance otherwise. The same goes for the
+    temperature of classes, as of Guo et al., "On Calibration of Modern Neural Networks" (2017).
 
     Parameters
     ----------
     network : BlockNetwork
-        With trees, whose share is set; on the device of the rows.
+        With trees, whose share and temperature are set; on the device of the rows.
     head : Head
         Gives the loss.
     valid_rows : EncodedRows
@@ -107,17 +114,29 @@ def choose_share(network, head, valid_rows, batch_size, settings):
             trees = network.trees(network.shown(batch.frame))[:, None, :]
             parts.append((alone, trees, batch.target, batch.weight.double()))
     alone, trees, target, weight = (torch.cat(each) for each in zip(*parts, strict=True))
-    shares, sums = np.linspace(0, 1, STEPS), []
-    for share in shares:
-        joined = head.settle(torch.lerp(trees, alone, float(share)))
-        losses = head.loss(joined, target)[:, 0].double()
-        sums.append(float((losses * weight).sum()))
-    n_rows, total, *sums = settings.group.sum([len(weight), float(weight.sum()), *sums])
-    losses = np.array(sums) / total
-    likelihoods = n_rows * np.array([head.likelihood(loss) for loss in losses])
-    best = int(np.argmin(likelihoods + BELIEF * (shares - EQUAL) ** 2))
-    network.trees.share = float(shares[best])
-    return float(losses[best])
+
+    def likeliest(values, join, belief):
+        """Return the best of some values and its mean loss; `belief` is against each of them."""
+        sums = []
+        for value in values:
+            losses = head.loss(head.settle(join(float(value))), target)[:, 0].double()
+            sums.append(float((losses * weight).sum()))
+        n_rows, total, *sums = settings.group.sum([len(weight), float(weight.sum()), *sums])
+        losses = np.array(sums) / total
+        likelihoods = n_rows * np.array([head.likelihood(loss) for loss in losses])
+        best = int(np.argmin(likelihoods + belief))
+        return float(values[best]), float(losses[best])
+
+    shares = np.linspace(0, 1, STEPS)
+    joined = network.trees
+    joined.share, loss = likeliest(
+        shares, lambda share: torch.lerp(trees, alone, share), BELIEF * (shares - EQUAL) ** 2
+    )
+    if head.estimator_type == "classifier":
+        mean = torch.lerp(trees, alone, joined.share)
+        belief = EVEN * np.log(TEMPERATURES) ** 2
+        joined.temperature, loss = likeliest(TEMPERATURES, lambda value: mean / value, belief)
+    return loss
 
 
 @torch.no_grad()

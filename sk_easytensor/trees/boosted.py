@@ -12,8 +12,11 @@ from sk_easytensor.trees.tables import TreeTables
 
 __all__ = ["BoostedTrees"]
 
-MOST_LEAVES = 15
-"""Leaves of a tree at most: so many bits of a short integer tell which of them are left."""
+MOST_LEAVES = 31
+"""Leaves of a tree at most: so many bits of an integer tell which of them are left."""
+
+LEAVES, LEAVES_OF_MANY, MANY_ROWS = 15, 31, 5000
+"""Leaves of a tree, and from how many training rows on it has more."""
 
 MOST_OUTPUTS = 50
 """Classes or targets at most: each takes trees of its own."""
@@ -30,17 +33,18 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
 
     They see the columns of the blocks that show them: numbers, categories and dates. What they give
     is on the scale of the network's outputs (log-odds, log-probabilities, standardised targets),
-    and the two are joined by weights that add up to one and that validation rows decide.
+    and the two are joined by weights that add up to one and that validation rows decide. These
+    decide as well what the outputs for classes are divided by, a temperature near one.
 
     Parameters
     ----------
     learning_rate : float, default=0.1
         What the values of a tree's leaves are multiplied by.
-    max_iter : int, default=500
+    max_iter : int, default=1000
         Trees at most, for each class where there are more than two, but no more than 5,000 in all;
         100 without validation rows.
-    max_leaf_nodes : int, default=15
-        Leaves of a tree at most, from 2 to 15.
+    max_leaf_nodes : int or "auto", default="auto"
+        Leaves of a tree at most, from 2 to 31. ``"auto"``: 15, or 31 from 5,000 training rows on.
     min_samples_leaf : int, default=3
         Rows of a leaf at least.
     l2_regularization : float, default=3.0
@@ -72,8 +76,8 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
         self,
         *,
         learning_rate=0.1,
-        max_iter=500,
-        max_leaf_nodes=15,
+        max_iter=1000,
+        max_leaf_nodes="auto",
         min_samples_leaf=3,
         l2_regularization=3.0,
         max_features=0.5,
@@ -92,7 +96,8 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
         name = "BoostedTrees"
         check_number(name, "learning_rate", self.learning_rate, low=0, exclusive=True)
         leaves = self.max_leaf_nodes
-        check_number(name, "max_leaf_nodes", leaves, low=2, high=MOST_LEAVES, integer=True)
+        if not (isinstance(leaves, str) and leaves == "auto"):
+            check_number(name, "max_leaf_nodes", leaves, low=2, high=MOST_LEAVES, integer=True)
         for parameter in ("max_iter", "min_samples_leaf", "n_iter_no_change"):
             check_number(name, parameter, getattr(self, parameter), low=1, integer=True)
         check_number(name, "l2_regularization", self.l2_regularization, low=0)
@@ -152,7 +157,8 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
         columns = read_columns(parts, categories, many_outputs=n_outputs > 1, seed=seed)
         if not columns.positions:
             return TreeTables.constant(np.zeros(n_outputs))
-        booster = self._booster(head, len(parts) > 1, n_outputs, columns.is_category, seed)
+        leaves = self._leaves(len(parts[0].target))
+        booster = self._booster(head, len(parts) > 1, leaves, columns.is_category, seed)
         judged = {}
         if len(parts) > 1:
             judged = {
@@ -167,12 +173,17 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
             kept = int(np.argmax(booster.validation_score_))
         return TreeTables.of(booster, kept, columns, classes, n_outputs)
 
-    def _booster(self, head, judged, n_outputs, is_category, seed):
+    def _leaves(self, n_rows):
+        if self.max_leaf_nodes != "auto":
+            return self.max_leaf_nodes
+        return LEAVES if n_rows < MANY_ROWS else LEAVES_OF_MANY
+
+    def _booster(self, head, judged, leaves, is_category, seed):
         most = max(MOST_TREES // head.out_features, 1)
         parameters = {
             "learning_rate": self.learning_rate,
             "max_iter": min(self.max_iter, most, *([] if judged else [ITERATIONS_UNJUDGED])),
-            "max_leaf_nodes": self.max_leaf_nodes,
+            "max_leaf_nodes": leaves,
             "min_samples_leaf": self.min_samples_leaf,
             "l2_regularization": self.l2_regularization,
             "max_features": self.max_features,

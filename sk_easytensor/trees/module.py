@@ -23,22 +23,28 @@ class TreesModule(nn.Module):
         One for each column of the target.
     share : float
         Weight of the network, from 0 to 1; the trees have the rest.
+    temperature : float, default=1.0
+        What the mean is divided by.
     """
 
-    def __init__(self, grown, share):
+    def __init__(self, grown, share, temperature=1.0):
         super().__init__()
         self.grown = grown
         self.forests = nn.ModuleList(ForestModule(tables) for tables in grown)
         self.share = share
+        self.temperature = temperature
 
     @classmethod
     def of_state(cls, state):
         """Return the module that had a :meth:`state`."""
-        return cls([TreeTables(**tables) for tables in state["grown"]], state["share"])
+        grown = [TreeTables(**tables) for tables in state["grown"]]
+        # Trees that were pickled by an earlier version have no temperature.
+        return cls(grown, state["share"], state.get("temperature", 1.0))
 
     def state(self):
-        """Return what is pickled: arrays and a number."""
-        return {"grown": [vars(tables) for tables in self.grown], "share": self.share}
+        """Return what is pickled: arrays and numbers."""
+        grown = [vars(tables) for tables in self.grown]
+        return {"grown": grown, "share": self.share, "temperature": self.temperature}
 
     def forward(self, columns):
         """Return the outputs of the trees.
@@ -55,7 +61,7 @@ class TreesModule(nn.Module):
         return torch.cat([forest(columns) for forest in self.forests], dim=1)
 
     def join(self, combined, columns):
-        """Return the weighted mean of a network's combined outputs and the trees'.
+        """Return the weighted mean of a network's combined outputs and the trees', scaled.
 
         Parameters
         ----------
@@ -64,7 +70,8 @@ class TreesModule(nn.Module):
         columns : torch.Tensor of float32, shape (batch, n_columns)
             As in :meth:`forward`.
         """
-        return torch.lerp(self(columns)[:, None, :], combined, self.share)
+        joined = torch.lerp(self(columns)[:, None, :], combined, self.share)
+        return joined if self.temperature == 1 else joined / self.temperature
 
     def unpack(self):
         """Give each leaf a number instead of a bit, for runtimes that cannot look at bits."""
@@ -90,11 +97,13 @@ class ForestModule(nn.Module):
         """Return the outputs, of shape (batch, n_outputs)."""
         if self.n_trees == 0:
             return self.base.expand(len(columns), self.n_outputs)
-        rows = self._rows(columns)
-        left = self.open_leaves.index_select(0, rows[:, 0])
-        for index in range(1, rows.shape[1]):
-            others = self.open_leaves.index_select(0, rows[:, index])
-            left = left.bitwise_and_(others) if self.packed else left.mul_(others)
+        first, *others = self._rows(columns)
+        left = self.open_leaves.index_select(0, first)
+        # Memory for each look-up would cost more than the look-up.
+        found = torch.empty_like(left)
+        for rows in others:
+            torch.index_select(self.open_leaves, 0, rows, out=found)
+            left = left.bitwise_and_(found) if self.packed else left.mul_(found)
         if not self.packed:
             return left @ self.values + self.base
         leaf = places_of_bits(left) + self.first_value
@@ -102,18 +111,17 @@ class ForestModule(nn.Module):
         return found.reshape(-1, self.n_trees // self.n_outputs, self.n_outputs).sum(1) + self.base
 
     def _rows(self, columns):
-        """Return the rows of the table that each row's values stand for."""
+        """Return the rows of the table that values stand for, of shape (n_columns, batch)."""
         parts = []
         if len(self.numbers):
-            values = columns.index_select(1, self.numbers)
+            values = columns.index_select(1, self.numbers).t().contiguous()
             interval = intervals(values, self.thresholds)
-            interval = torch.where(torch.isnan(values), self.missing, interval)
-            parts.append(interval + self.first)
+            interval = torch.where(torch.isnan(values), self.missing[:, None], interval)
+            parts.append(interval + self.first[:, None])
         if len(self.codes):
-            codes = columns.index_select(1, self.codes).long() + self.first_code
-            found = self.code_rows.index_select(0, codes.reshape(-1))
-            parts.append(found.reshape(-1, len(self.codes)))
-        return torch.cat(parts, dim=1)
+            codes = columns.index_select(1, self.codes).t().long() + self.first_code[:, None]
+            parts.append(self.code_rows.index_select(0, codes.reshape(-1)).view_as(codes))
+        return torch.cat(parts)
 
     def unpack(self):
         """Give each leaf a number instead of a bit."""
@@ -138,14 +146,14 @@ def intervals(values, thresholds):
 
     Parameters
     ----------
-    values : torch.Tensor of shape (batch, n_columns)
+    values : torch.Tensor of shape (n_columns, batch)
     thresholds : torch.Tensor of shape (n_columns, most)
         Increasing.
     """
     if torch.compiler.is_compiling():
         # ONNX has no binary search.
-        return (values[:, :, None] > thresholds).sum(2)
-    return torch.searchsorted(thresholds, values.t().contiguous()).t()
+        return (values[:, :, None] > thresholds[:, None, :]).sum(2)
+    return torch.searchsorted(thresholds, values)
 
 
 def places_of_bits(numbers):

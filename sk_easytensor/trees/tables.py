@@ -11,8 +11,11 @@ __all__ = ["TreeTables"]
 MUCH_LESS = 5.0
 """By how much the logarithm of a class that no training row has is less than any other's."""
 
-MOST_ENTRIES = 32_000_000
-"""Entries of a table at most, 2 bytes each; with more, half of the trees have to do."""
+MOST_BYTES = 64_000_000
+"""Size of a table at most; with more, half of the trees have to do."""
+
+BITS = {np.int16: 15, np.int32: 31}
+"""Kinds of a table's entries, and leaves that they have bits for: all but the sign."""
 
 
 @dataclass
@@ -39,8 +42,9 @@ class TreeTables:
         Where the codes of each begin in `code_rows`.
     code_rows : ndarray of int64
         The row of the table for each code.
-    open_leaves : ndarray of int16, shape (n_rows, n_trees)
-        The table. Trees of one iteration, one for each output, stand side by side.
+    open_leaves : ndarray of int16 or int32, shape (n_rows, n_trees)
+        The table, of int16 where no tree has more than 15 leaves. Trees of one iteration, one for
+        each output, stand side by side.
     values : ndarray of float32, shape (n_trees, n_leaves)
         Of the leaves.
     base : ndarray of float32, shape (n_outputs,)
@@ -111,7 +115,7 @@ class TreeTables:
             builder = _Builder(forest)
             for index, position in enumerate(columns.positions):
                 builder.add(index, position, columns.codes.get(index))
-            if builder.n_rows * len(trees) <= MOST_ENTRIES:
+            if builder.n_rows * forest.all_leaves.nbytes <= MOST_BYTES:
                 return builder.tables(forest.values, base)
             trees = trees[: len(trees) // n_outputs // 2 * n_outputs]
         # Trees of a single leaf tell nothing.
@@ -129,9 +133,9 @@ class Forest:
         missing goes left, and whether it is by a set of codes.
     lefts : ndarray of uint32, shape (n_splits, 8)
         The sets, 32 codes a number, that go left.
-    if_left, if_right : ndarray of int16, shape (n_splits,)
+    if_left, if_right : ndarray of int16 or int32, shape (n_splits,)
         Leaves that are left open.
-    all_leaves : ndarray of int16, shape (n_trees,)
+    all_leaves : ndarray of int16 or int32, shape (n_trees,)
         A bit for each leaf.
     values : ndarray of float32, shape (n_trees, n_leaves)
     """
@@ -164,7 +168,9 @@ class Forest:
         number = np.where(leaf, leaf.cumsum(1) - 1, 0)
         tree_of = np.arange(len(trees))
         # Children stand behind their parents, so that going backwards meets them first.
-        below = np.where(leaf, np.int16(1) << number.astype(np.int16), np.int16(0))
+        n_leaves = int(leaf.sum(1).max())
+        bits = next(kind for kind, most in BITS.items() if n_leaves <= most)
+        below = np.where(leaf, bits(1) << number.astype(bits), bits(0))
         for place in range(sizes.max() - 1, -1, -1):
             left, right = grid["left"][:, place], grid["right"][:, place]
             joined = below[tree_of, left] | below[tree_of, right]
@@ -180,7 +186,7 @@ class Forest:
         if by_set.any():
             joined = np.concatenate(sets)
             lefts[by_set] = joined[(starts[tree] + found["bitset_idx"])[by_set]]
-        values = np.zeros((len(trees), int(leaf.sum(1).max())), dtype=np.float32)
+        values = np.zeros((len(trees), n_leaves), dtype=np.float32)
         rows, places = np.nonzero(leaf)
         values[rows, number[rows, places]] = grid["value"][rows, places]
         everything = below[:, 0]
@@ -272,7 +278,7 @@ class _Builder:
             np.array(self.codes, dtype=np.int64),
             np.array(self.first_code, dtype=np.int64),
             code_rows.astype(np.int64),
-            rows.astype(np.int16),
+            rows,
             values.astype(np.float32),
             np.asarray(base, dtype=np.float32),
         )

@@ -240,7 +240,7 @@ BAD_PARAMETERS = [
     ("trunk", TabM(members=0), "members must be an integer at least 1"),
     ("trees", "many", "trees must be 'auto', None or BoostedTrees"),
     ("trees", True, "trees must be 'auto', None or BoostedTrees"),
-    ("trees", BoostedTrees(max_leaf_nodes=16), "max_leaf_nodes must be an integer.* at most 15"),
+    ("trees", BoostedTrees(max_leaf_nodes=32), "max_leaf_nodes must be an integer.* at most 31"),
     ("trees", BoostedTrees(max_features=0.0), "max_features must be a number"),
     ("trees", BoostedTrees(learning_rate=0), "learning_rate must be a number greater than 0"),
     ("learning_rate", 0.0, "learning_rate must be a number greater than 0"),

@@ -13,6 +13,7 @@ import torch
 
 from sk_easytensor import (
     MLP,
+    BoostedTrees,
     CategoryBlock,
     CategorySequenceBlock,
     DatetimeBlock,
@@ -236,6 +237,15 @@ def test_arrays_without_names(loss, tmp_path, assert_same):
     model = EasyTensorRegressor(loss=loss, trunk=MLP(width=8), max_epochs=2, random_state=0)
     model.set_params(quantile=0.8 if loss == "quantile" else None)
     model.fit(X, 1000 + X[:, 0] ** 2)
+    assert_same(model, load(model.to_onnx(tmp_path / "model.onnx")), X, "predict")
+
+
+def test_trees_of_many_leaves(tmp_path, assert_same):
+    X = np.random.default_rng(0).normal(size=(400, 3))
+    trees = BoostedTrees(max_iter=20, max_leaf_nodes=31)
+    model = EasyTensorRegressor(trees=trees, trunk=MLP(width=8), max_epochs=2, random_state=0)
+    model.fit(X, np.sin(5 * X[:, 0]) + X[:, 1] ** 2)
+    assert model.network_.trees.grown[0].open_leaves.dtype == np.int32
     assert_same(model, load(model.to_onnx(tmp_path / "model.onnx")), X, "predict")
 
 
