@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pyarrow as pa
 
-__all__ = ["UNREADABLE", "column_of", "columns_of_frame", "is_pandas"]
+__all__ = ["UNREADABLE", "column_of", "is_pandas"]
 
 UNREADABLE = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
 """What Arrow raises for Python values that fit none of its types."""
@@ -17,47 +17,11 @@ CALENDAR_UNITS = ("Y", "M", "W", "D", "h", "m")
 
 LISTS = (list, tuple, np.ndarray)
 
-TOGETHER, FEW_ROWS = 16, 4096
-"""Columns of one type that are taken out of a data frame together, at least, and rows at most:
-a series costs more than its values where these are few, and a copy of many more than a series."""
-
 
 def is_pandas(X, kind):
     """Tell whether X is of a class of pandas, which it cannot be before pandas is imported."""
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(X, getattr(pandas, kind))
-
-
-def columns_of_frame(X):
-    """Return the columns of a pandas data frame, in order.
-
-    Parameters
-    ----------
-    X : pandas.DataFrame
-        Any.
-
-    Returns
-    -------
-    list of Series or ndarray
-        For :func:`column_of`.
-    """
-    found = {}
-    if X.shape[1] >= TOGETHER and len(X) <= FEW_ROWS:
-        alike = {}
-        for position, dtype in enumerate(X.dtypes):
-            if _is_plain(dtype):
-                alike.setdefault(dtype, []).append(position)
-        for positions in alike.values():
-            if len(positions) >= TOGETHER:
-                found.update(zip(positions, X.iloc[:, positions].to_numpy().T, strict=True))
-    rest = [position for position in range(X.shape[1]) if position not in found]
-    others = X.iloc[:, rest] if found else X
-    found.update(zip(rest, (column for _, column in others.items()), strict=True))
-    return [found[position] for position in range(X.shape[1])]
-
-
-def _is_plain(dtype):
-    return isinstance(dtype, np.dtype) and dtype.kind in "iuf"
 
 
 def column_of(values, name):
@@ -86,7 +50,7 @@ def column_of(values, name):
     try:
         if is_pandas(values, "Series"):
             # Arrow asks a series for a dozen attributes, which costs more than a row's other work.
-            plain = _is_plain(values.dtype)
+            plain = isinstance(values.dtype, np.dtype) and values.dtype.kind in "iuf"
             return pa.array(values.to_numpy() if plain else values, from_pandas=True)
         if hasattr(values, "__arrow_c_stream__") or hasattr(values, "__arrow_c_array__"):
             return pa.chunked_array(values)

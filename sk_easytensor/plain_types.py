@@ -8,6 +8,15 @@ import pyarrow.compute as pc
 
 __all__ = ["plain_types"]
 
+PLAIN = frozenset(
+    kind.id
+    for kind in (
+        *(pa.bool_(), pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.float32(), pa.float64()),
+        *(pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64(), pa.string(), pa.large_string()),
+    )
+)
+"""Types that most columns have and that stay as they are."""
+
 
 def plain_types(table):
     """Cast the columns of a table to types that every block knows.
@@ -24,6 +33,8 @@ def plain_types(table):
         surface and within lists, structs and dictionaries.
     """
     for index, field in enumerate(table.schema):
+        if field.type.id in PLAIN:
+            continue
         plain = _plain_type(field.type)
         if plain is None:
             continue

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sk_easytensor.arrow_columns import UNREADABLE, column_of, columns_of_frame, is_pandas
+from sk_easytensor.arrow_columns import UNREADABLE, column_of, is_pandas
 from sk_easytensor.plain_types import plain_types
 
 __all__ = ["align_table", "as_table", "has_column_names"]
@@ -52,7 +52,8 @@ def has_column_names(X):
     elif _is_list_of_mappings(X):
         labels = list(X[0])
     elif hasattr(X, "columns"):
-        labels = list(X.columns)
+        # Taken one by one, the labels of pandas cost as much as the values of a row.
+        labels = X.columns.tolist() if is_pandas(X, "DataFrame") else list(X.columns)
     else:
         return hasattr(X, "__arrow_c_stream__")
     strings = [isinstance(label, str) for label in labels]
@@ -289,11 +290,11 @@ def _from_arrow_stream(X):
 
 
 def _from_pandas(X):
-    labels = list(X.columns)
+    labels = X.columns.tolist()
     twice = [label for label, count in Counter(labels).items() if count > 1]
     if twice:
         raise ValueError(f"column names occur more than once: {twice}. Names must be unique.")
-    return _from_columns(labels, columns_of_frame(X))
+    return _from_columns(labels, [column for _, column in X.items()])
 
 
 def _from_columns(names, columns):

@@ -40,23 +40,6 @@ def values(table):
     }
 
 
-@pytest.mark.parametrize("n_rows", [1, 40, 5000])
-def test_wide_frames_hold_what_their_columns_do(n_rows):
-    """Columns of one type are taken out of a frame together where there are many."""
-    numbers = np.random.default_rng(0).normal(size=(n_rows, 20))
-    numbers[::3, ::4] = np.nan
-    frame = pd.DataFrame(numbers, columns=[f"n{index}" for index in range(20)])
-    frame.insert(3, "text", pd.Series(["ü"] * n_rows, dtype=object))
-    frame.insert(0, "whole", np.arange(n_rows))
-    for index in range(20):
-        frame.insert(2 * index, f"small{index}", np.full(n_rows, index, dtype=np.int8))
-    frame["flag"] = np.ones(n_rows, dtype=bool)
-    table = as_table(frame)
-    assert table.column_names == list(frame)
-    alone = [as_table(frame[[name]]) for name in frame]
-    assert table.equals(pa.table({each.column_names[0]: each[0] for each in alone}))
-
-
 def test_every_flavour_holds_the_same(frame, flavour):
     expected = {
         "whole": [3, 1, 2, 5],
