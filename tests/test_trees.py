@@ -192,12 +192,23 @@ def test_tables_stay_within_bounds(columns, score, monkeypatch):
         TreesModule([part], 0.5).unpack()
 
 
-@pytest.mark.parametrize(("n_rows", "leaves"), [(4999, 15), (5000, 31)])
-def test_many_rows_have_trees_of_more_leaves(n_rows, leaves):
-    numbers = np.linspace(-9, 9, n_rows, dtype=np.float32)[:, None]
-    rows = LeftRows(numbers, np.sin(numbers), None)
-    grown = BoostedTrees(max_iter=1).grow(RegressionHead(), rows, None, [0], 0)
-    assert grown[0].values.shape[1] == leaves
+@pytest.mark.parametrize(("n_rows", "leaves", "fewest"), [(4999, 15, 3), (5000, 31, 20)])
+def test_many_rows_have_trees_of_more_and_larger_leaves(n_rows, leaves, fewest):
+    numbers = np.minimum(np.arange(n_rows), 200).astype(np.float32)[:, None]
+    numbers[n_rows - 10 :] = 201
+    target = np.sin(numbers / 9) + 9 * (numbers == 201)
+
+    def grow(trees):
+        rows = LeftRows(numbers, target, None)
+        grown = trees.grow(RegressionHead(), rows, None, [0], 0)
+        outputs = TreesModule(grown, 0.5)(torch.from_numpy(numbers))
+        return grown[0].values.shape[1], bool(outputs[-1] != outputs[-11])
+
+    trees = BoostedTrees(max_iter=1)
+    # Ten rows of their own are enough for a leaf where there are few in all.
+    assert grow(trees)[1] == (fewest <= 10)
+    assert grow(trees.set_params(min_samples_leaf=1)) == (leaves, True)
+    assert grow(trees.set_params(max_leaf_nodes=4)) == (4, True)
 
 
 @pytest.mark.parametrize("kind", [torch.int16, torch.int32])

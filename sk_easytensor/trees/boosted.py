@@ -15,8 +15,11 @@ __all__ = ["BoostedTrees"]
 MOST_LEAVES = 31
 """Leaves of a tree at most: so many bits of an integer tell which of them are left."""
 
-LEAVES, LEAVES_OF_MANY, MANY_ROWS = 15, 31, 5000
-"""Leaves of a tree, and from how many training rows on it has more."""
+MANY_ROWS = 5000
+"""Training rows from which on trees have more leaves, of more rows."""
+
+AUTOMATIC = {"max_leaf_nodes": (15, 31), "min_samples_leaf": (3, 20)}
+"""Parameters that ``"auto"`` sets: for few rows and for many."""
 
 MOST_OUTPUTS = 50
 """Classes or targets at most: each takes trees of its own."""
@@ -45,8 +48,8 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
         100 without validation rows.
     max_leaf_nodes : int or "auto", default="auto"
         Leaves of a tree at most, from 2 to 31. ``"auto"``: 15, or 31 from 5,000 training rows on.
-    min_samples_leaf : int, default=3
-        Rows of a leaf at least.
+    min_samples_leaf : int or "auto", default="auto"
+        Rows of a leaf at least. ``"auto"``: 3, or 20 from 5,000 training rows on.
     l2_regularization : float, default=3.0
         Penalty on the values of leaves.
     max_features : float, default=0.5
@@ -78,7 +81,7 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
         learning_rate=0.1,
         max_iter=1000,
         max_leaf_nodes="auto",
-        min_samples_leaf=3,
+        min_samples_leaf="auto",
         l2_regularization=3.0,
         max_features=0.5,
         n_iter_no_change=20,
@@ -95,11 +98,16 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
         """Raise ``ValueError`` naming the first hyper-parameter that makes no sense."""
         name = "BoostedTrees"
         check_number(name, "learning_rate", self.learning_rate, low=0, exclusive=True)
-        leaves = self.max_leaf_nodes
-        if not (isinstance(leaves, str) and leaves == "auto"):
-            check_number(name, "max_leaf_nodes", leaves, low=2, high=MOST_LEAVES, integer=True)
-        for parameter in ("max_iter", "min_samples_leaf", "n_iter_no_change"):
-            check_number(name, parameter, getattr(self, parameter), low=1, integer=True)
+        bounds = {
+            "max_leaf_nodes": {"low": 2, "high": MOST_LEAVES},
+            "min_samples_leaf": {"low": 1},
+            "max_iter": {"low": 1},
+            "n_iter_no_change": {"low": 1},
+        }
+        for parameter, of in bounds.items():
+            value = getattr(self, parameter)
+            if not (parameter in AUTOMATIC and isinstance(value, str) and value == "auto"):
+                check_number(name, parameter, value, integer=True, **of)
         check_number(name, "l2_regularization", self.l2_regularization, low=0)
         check_number(name, "max_features", self.max_features, low=1e-9, high=1)
 
@@ -157,8 +165,8 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
         columns = read_columns(parts, categories, many_outputs=n_outputs > 1, seed=seed)
         if not columns.positions:
             return TreeTables.constant(np.zeros(n_outputs))
-        leaves = self._leaves(len(parts[0].target))
-        booster = self._booster(head, len(parts) > 1, leaves, columns.is_category, seed)
+        size = self._size(len(parts[0].target))
+        booster = self._booster(head, len(parts) > 1, size, columns.is_category, seed)
         judged = {}
         if len(parts) > 1:
             judged = {
@@ -173,18 +181,20 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
             kept = int(np.argmax(booster.validation_score_))
         return TreeTables.of(booster, kept, columns, classes, n_outputs)
 
-    def _leaves(self, n_rows):
-        if self.max_leaf_nodes != "auto":
-            return self.max_leaf_nodes
-        return LEAVES if n_rows < MANY_ROWS else LEAVES_OF_MANY
+    def _size(self, n_rows):
+        """Return the parameters of the size of trees for so many training rows."""
+        found = {}
+        for name, values in AUTOMATIC.items():
+            value = getattr(self, name)
+            found[name] = values[n_rows >= MANY_ROWS] if value == "auto" else value
+        return found
 
-    def _booster(self, head, judged, leaves, is_category, seed):
+    def _booster(self, head, judged, size, is_category, seed):
         most = max(MOST_TREES // head.out_features, 1)
         parameters = {
             "learning_rate": self.learning_rate,
             "max_iter": min(self.max_iter, most, *([] if judged else [ITERATIONS_UNJUDGED])),
-            "max_leaf_nodes": leaves,
-            "min_samples_leaf": self.min_samples_leaf,
+            **size,
             "l2_regularization": self.l2_regularization,
             "max_features": self.max_features,
             "early_stopping": judged,
