@@ -61,8 +61,10 @@ VARIANTS = {
     "no trees": with_parameters(trees=None),
     "trees alone": with_parameters(),
     "equal shares": with_parameters(),
-    "trees of 8 leaves": with_parameters(trees__max_leaf_nodes=8),
-    "20 rows a leaf": with_parameters(trees__min_samples_leaf=20),
+    "temperature of one": with_parameters(),
+    "15 leaves": with_parameters(trees__max_leaf_nodes=15),
+    "3 rows a leaf": with_parameters(trees__min_samples_leaf=3),
+    "500 trees at most": with_parameters(trees__max_iter=500),
     "splits of all columns": with_parameters(trees__max_features=1.0),
     "one member (MLP)": with_parameters(trunk=MLP(width=96, dropout=0.0)),
     "2 members": with_parameters(trunk__members=2),
@@ -83,8 +85,12 @@ VARIANTS = {
     "rare categories shown": with_blocks(CategoryBlock, rarity=0),
     "no shrinkage of categories": with_blocks(CategoryBlock, shrinkage=0),
 }
-SHARES = {"trees alone": 0.0, "equal shares": 0.5}
-"""Of the network, in variants that set it after the fit."""
+JOINED = {
+    "trees alone": {"share": 0.0},
+    "equal shares": {"share": 0.5},
+    "temperature of one": {"temperature": 1.0},
+}
+"""How network and trees are joined, in variants that set it after the fit."""
 
 PATCHES = {"numbers at the common rate": patch("sk_easytensor.blocks.numeric.RATE", 1.0)}
 
@@ -130,8 +136,9 @@ def measure(variant, problem):
         begin = time.process_time()
         model.fit(problem.train.X, problem.train.y, eval_set=[(problem.valid.X, problem.valid.y)])
         seconds = time.process_time() - begin
-    if variant in SHARES and model.network_.trees is not None:
-        model.network_.trees.share = SHARES[variant]
+    if model.network_.trees is not None:
+        for name, value in JOINED.get(variant, {}).items():
+            setattr(model.network_.trees, name, value)
     regression = problem.task == "regression"
     predicted = (model.predict if regression else model.predict_proba)(problem.test.X)
     return {"loss": score_and_loss(problem, predicted)[1], "seconds": seconds}
