@@ -111,6 +111,10 @@ def test_tables_give_what_scikit_learn_does(kind, leaves, columns, score, monkey
     # What is pickled gives the same, bit for bit.
     again = TreesModule.of_state(TreesModule(grown, 0.25, 1.1).state())
     assert (again.share, again.temperature) == (0.25, 1.1)
+    state = again.state()
+    # Earlier versions kept no temperature.
+    del state["temperature"]
+    assert TreesModule.of_state(state).temperature == 1
     assert torch.equal(again(torch.from_numpy(columns[N_TRAIN:])), found)
 
 
@@ -188,7 +192,7 @@ def test_tables_stay_within_bounds(columns, score, monkeypatch):
     assert part.open_leaves.nbytes <= whole.open_leaves.nbytes // 3
     assert np.array_equal(part.values, whole.values[: part.n_trees])
     monkeypatch.setattr("sk_easytensor.trees.module.MOST_NUMBERS", 1)
-    with pytest.raises(RuntimeError, match=r"lower trees__max_iter or set trees=None"):
+    with pytest.raises(RuntimeError, match=r"lower trees__max_leaf_nodes or"):
         TreesModule([part], 0.5).unpack()
 
 

@@ -34,7 +34,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     trees : BoostedTrees, "auto" or None, default="auto"
         Boosted trees that stand beside the network. They see the columns of the blocks for numbers,
         categories and dates; their outputs and the network's are averaged, with weights that
-        validation rows decide (equal ones without any). ``"auto"`` for ``BoostedTrees()``, None
+        validation rows decide (equal ones without any), and then divided by a temperature near one
+        that these decide as well. ``"auto"`` for ``BoostedTrees()``, None
         for a network alone. ``trees__<parameter>`` can be set in the first two cases. There are
         none with fewer than 100 training rows, or where no block shows them any column, and
         `partial_fit` grows none.

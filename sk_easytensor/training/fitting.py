@@ -34,7 +34,7 @@ class TrainingResult:
     optimizer_state : dict
         For going on later.
     tree_seconds : float
-        How long growing trees and finding their share took.
+        How long growing trees and finding how they are joined took.
     joined_loss : float or None
         Validation loss of network and trees; None without both.
     inspected : dict

@@ -130,8 +130,8 @@ class ForestModule(nn.Module):
         if self.open_leaves.numel() * self.n_leaves > MOST_NUMBERS:
             raise RuntimeError(
                 f"{self.n_trees} trees over {len(self.open_leaves)} intervals and codes are too "
-                "many for a runtime without operators on bits; lower trees__max_iter or set "
-                "trees=None"
+                "many for a runtime without operators on bits; lower trees__max_leaf_nodes or "
+                "trees__max_iter, or set trees=None"
             )
         bits = torch.arange(self.n_leaves)
         spread = (self.open_leaves.long()[:, :, None] >> bits) & 1

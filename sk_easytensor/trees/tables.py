@@ -11,7 +11,7 @@ __all__ = ["TreeTables"]
 MUCH_LESS = 5.0
 """By how much the logarithm of a class that no training row has is less than any other's."""
 
-MOST_BYTES = 64_000_000
+MOST_BYTES = 128_000_000
 """Size of a table at most; with more, half of the trees have to do."""
 
 BITS = {np.int16: 15, np.int32: 31}
@@ -115,7 +115,9 @@ class TreeTables:
             builder = _Builder(forest)
             for index, position in enumerate(columns.positions):
                 builder.add(index, position, columns.codes.get(index))
-            if builder.n_rows * forest.all_leaves.nbytes <= MOST_BYTES:
+                if builder.n_rows * forest.all_leaves.nbytes > MOST_BYTES:
+                    break
+            else:
                 return builder.tables(forest.values, base)
             trees = trees[: len(trees) // n_outputs // 2 * n_outputs]
         # Trees of a single leaf tell nothing.
