@@ -8,11 +8,11 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 
 from sk_easytensor.parameters import GrowingParametersMixin, check_number
 from sk_easytensor.trees.columns import LeftRows, read_columns
-from sk_easytensor.trees.tables import TreeTables
+from sk_easytensor.trees.tables import BITS, TreeTables
 
 __all__ = ["BoostedTrees"]
 
-MOST_LEAVES = 31
+MOST_LEAVES = max(BITS.values())
 """Leaves of a tree at most: so many bits of an integer tell which of them are left."""
 
 MANY_ROWS = 5000
