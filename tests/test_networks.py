@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from sk_easytensor import MLP, EasyTensorClassifier, NumericBlock, TabM, TextBlock
+from sk_easytensor.networks.heads import BinaryHead, MultilabelHead
 from sk_easytensor.networks.trunks import FastDropout
 
 
@@ -28,6 +29,25 @@ def test_tabm_starts_with_unlike_members():
     module = TabM(members=4, width=8).make_module(6)
     assert module.scaling.abs().eq(1).all()
     assert len(module.scaling.unique(dim=0)) == 4
+
+
+def test_members_of_two_classes_are_averaged_as_probabilities():
+    log_odds = torch.tensor([[0.3, -1.0, 2.0], [-30.0, -31.0, -29.0], [30.0, 31.0, 29.0]]).double()
+    combined = BinaryHead().combine(log_odds.float()[..., None])
+    mean, rest = torch.sigmoid(log_odds).mean(1), torch.sigmoid(-log_odds).mean(1)
+    torch.testing.assert_close(combined[:, 0, 0], torch.log(mean / rest).float())
+    certain = torch.tensor([[[900.0], [900.0]], [[-900.0], [-900.0]]])
+    torch.testing.assert_close(BinaryHead().combine(certain), certain[:, :1])
+
+
+@pytest.mark.parametrize("head", [BinaryHead(), MultilabelHead(1)])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_probabilities_do_not_depend_on_how_many_there_are(head, kind):
+    torch.manual_seed(0)
+    log_odds = torch.cat([5 * torch.randn(999, 1, dtype=kind), torch.tensor([[-1e4], [1e4]])])
+    together = head.predict(log_odds)
+    assert torch.equal(torch.cat([head.predict(each[None]) for each in log_odds]), together)
+    torch.testing.assert_close(together[:, -1], torch.sigmoid(log_odds[:, 0]))
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.25, 0.9])

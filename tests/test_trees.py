@@ -35,32 +35,43 @@ from sk_easytensor.training.trees import tree_rows
 from sk_easytensor.trees import boosted
 from sk_easytensor.trees.columns import LeftRows, told_by_others
 from sk_easytensor.trees.module import TreesModule, places_of_bits
-from sk_easytensor.trees.tables import rounded_down
 
 N_TRAIN, N_VALID = 700, 200
-CATEGORIES = [0, 0, 0, 12, 402]
+CODES = [(1001, True), (1001, True), (1001, True), (12, False), (402, False)]
 QUICK = {"trunk": MLP(width=8), "max_epochs": 3, "random_state": 0}
 
 
+def codes_of(numbers):
+    """Codes in order of numbers around 0, 0 of missing ones."""
+    codes = np.clip(100 * np.asarray(numbers) + 501, 1, 1000)
+    return np.nan_to_num(codes, nan=0).astype(np.int32)
+
+
 @pytest.fixture(scope="module")
-def columns():
-    """Numbers with gaps and infinite-like ones, a column without any, few and many codes."""
+def numbers():
+    """Two columns with gaps and outliers, and one without any number."""
     rng = np.random.default_rng(0)
-    n_rows = N_TRAIN + N_VALID
-    numbers = rng.normal(size=(n_rows, 3))
-    numbers[rng.random(n_rows) < 0.1, 0] = np.nan
-    numbers[rng.random(n_rows) < 0.1, 0] = 1e6
+    numbers = rng.normal(size=(N_TRAIN + N_VALID, 3))
+    numbers[rng.random(len(numbers)) < 0.1, 0] = np.nan
+    numbers[rng.random(len(numbers)) < 0.1, 0] = 1e6
     numbers[:, 2] = np.nan
-    few, many = rng.integers(0, 9, n_rows), rng.integers(0, 300, n_rows)
+    return numbers
+
+
+@pytest.fixture(scope="module")
+def columns(numbers):
+    """Codes of the numbers, and few and many categories."""
+    rng = np.random.default_rng(1)
+    few, many = rng.integers(0, 9, len(numbers)), rng.integers(0, 300, len(numbers))
     # Some codes occur in validation rows only, some nowhere.
     few[-5:], many[-5:] = 11, 401
-    return np.column_stack([numbers, few, many]).astype(np.float32)
+    return np.column_stack([codes_of(numbers), few, many]).astype(np.int32)
 
 
 @pytest.fixture(scope="module")
-def score(columns):
-    number = np.nan_to_num(columns[:, 0], nan=1.0).clip(-3, 3)
-    step = 2 * (columns[:, 1] > 0.3) + (columns[:, 3] % 3) + 0.2 * (columns[:, 4] % 7)
+def score(numbers, columns):
+    number = np.nan_to_num(numbers[:, 0], nan=1.0).clip(-3, 3)
+    step = 2 * (numbers[:, 1] > 0.3) + (columns[:, 3] % 3) + 0.2 * (columns[:, 4] % 7)
     return number + step
 
 
@@ -79,7 +90,7 @@ TARGETS = {
 def grow(head, columns, target, trees=None, weight=None):
     rows = LeftRows(columns[:N_TRAIN], target[:N_TRAIN], weight)
     valid = LeftRows(columns[N_TRAIN:], target[N_TRAIN:], None)
-    return (trees or BoostedTrees(max_iter=40)).grow(head, rows, valid, CATEGORIES, seed=0)
+    return (trees or BoostedTrees(max_iter=40)).grow(head, rows, valid, CODES, seed=0)
 
 
 @pytest.mark.parametrize("leaves", [15, 31])
@@ -145,12 +156,12 @@ def test_a_target_that_never_varies_keeps_its_value(columns, score):
     assert share.numpy() == pytest.approx((N_TRAIN + 0.5) / (N_TRAIN + 1))
 
 
-def test_trees_of_single_leaves_are_none(columns):
+def test_trees_of_single_leaves_are_none(score):
     """Without validation rows nothing else would end with none of them."""
-    rows = LeftRows(np.ones((300, 1), np.float32), columns[:300, 1:2], None)
-    assert BoostedTrees().grow(RegressionHead(), rows, None, [0], 0) is None
+    rows = LeftRows(np.ones((300, 1), np.int32), score[:300, None], None)
+    assert BoostedTrees().grow(RegressionHead(), rows, None, [(2, True)], 0) is None
     X = {"a": np.ones(300)}
-    model = EasyTensorRegressor(validation_fraction=None, **QUICK).fit(X, columns[:300, 1])
+    model = EasyTensorRegressor(validation_fraction=None, **QUICK).fit(X, score[:300])
     assert model.trees_share_ == 0
     assert np.isfinite(model.predict(X)).all()
 
@@ -158,28 +169,29 @@ def test_trees_of_single_leaves_are_none(columns):
 def test_validation_rows_that_tell_nothing_are_as_good_as_none(columns):
     rows = LeftRows(columns[:300], np.arange(300) % 2, None)
     classes = LeftRows(columns[300:400], np.full(100, 2), None)
-    alone = BoostedTrees(max_iter=5).grow(MulticlassHead(3), rows, None, CATEGORIES, 0)
-    grown = BoostedTrees(max_iter=5).grow(MulticlassHead(3), rows, classes, CATEGORIES, 0)
+    alone = BoostedTrees(max_iter=5).grow(MulticlassHead(3), rows, None, CODES, 0)
+    grown = BoostedTrees(max_iter=5).grow(MulticlassHead(3), rows, classes, CODES, 0)
     assert np.array_equal(grown[0].values, alone[0].values)
     weightless = LeftRows(columns[300:400], np.arange(100) % 2, np.zeros(100, np.float32))
-    grown = BoostedTrees(max_iter=5).grow(MulticlassHead(3), rows, weightless, CATEGORIES, 0)
+    grown = BoostedTrees(max_iter=5).grow(MulticlassHead(3), rows, weightless, CODES, 0)
     assert np.array_equal(grown[0].values, alone[0].values)
 
 
-def test_columns_without_numbers_in_rows_of_weight(columns):
+def test_columns_without_numbers_in_rows_of_weight(columns, numbers):
     weight = (np.arange(N_TRAIN) % 2).astype(np.float32)
     gaps = columns.copy()
-    gaps[1:N_TRAIN:2, 0] = np.nan
-    target = columns[:, 1:2].clip(-1, 1)
+    gaps[1:N_TRAIN:2, 0] = 0
+    target = numbers[:, 1:2].clip(-1, 1)
     grown = grow(RegressionHead(), gaps, target, weight=weight)
-    assert grown[0].numbers.tolist() == [1]
+    assert 1 in grown[0].columns
+    assert not {0, 2} & set(grown[0].columns)
 
 
 def test_codes_that_cannot_be_told_apart_share_rows(columns):
     many = np.arange(N_TRAIN + N_VALID) * 37 % 50
     target = many % 3
-    rows = LeftRows(many[:N_TRAIN, None].astype(np.float32), target[:N_TRAIN], None)
-    grown = BoostedTrees(max_iter=3).grow(MulticlassHead(3), rows, None, [5000], 0)
+    rows = LeftRows(many[:N_TRAIN, None].astype(np.int32), target[:N_TRAIN], None)
+    grown = BoostedTrees(max_iter=3).grow(MulticlassHead(3), rows, None, [(5000, False)], 0)
     assert len(grown[0].code_rows) == 5000
     assert len(grown[0].open_leaves) <= 254
 
@@ -198,14 +210,14 @@ def test_tables_stay_within_bounds(columns, score, monkeypatch):
 
 @pytest.mark.parametrize(("n_rows", "leaves", "fewest"), [(4999, 15, 3), (5000, 31, 20)])
 def test_many_rows_have_trees_of_more_and_larger_leaves(n_rows, leaves, fewest):
-    numbers = np.minimum(np.arange(n_rows), 200).astype(np.float32)[:, None]
-    numbers[n_rows - 10 :] = 201
-    target = np.sin(numbers / 9) + 9 * (numbers == 201)
+    codes = np.minimum(np.arange(n_rows), 200).astype(np.int32)[:, None]
+    codes[n_rows - 10 :] = 201
+    target = np.sin(codes / 9) + 9 * (codes == 201)
 
     def grow(trees):
-        rows = LeftRows(numbers, target, None)
-        grown = trees.grow(RegressionHead(), rows, None, [0], 0)
-        outputs = TreesModule(grown, 0.5)(torch.from_numpy(numbers))
+        rows = LeftRows(codes, target, None)
+        grown = trees.grow(RegressionHead(), rows, None, [(202, True)], 0)
+        outputs = TreesModule(grown, 0.5)(torch.from_numpy(codes))
         return grown[0].values.shape[1], bool(outputs[-1] != outputs[-11])
 
     trees = BoostedTrees(max_iter=1)
@@ -229,10 +241,10 @@ class Places(torch.nn.Module):
         return places_of_bits(bits)
 
 
-def test_targets_of_all_sizes(columns):
-    y = np.exp(60 * columns[:300, 1].astype(np.float64))
-    model = EasyTensorRegressor(loss="gamma", **QUICK).fit({"a": columns[:300, 1]}, y)
-    assert np.isfinite(model.predict({"a": columns[:300, 1]})).all()
+def test_targets_of_all_sizes(numbers):
+    X = {"a": numbers[:300, 1]}
+    model = EasyTensorRegressor(loss="gamma", **QUICK).fit(X, np.exp(60 * X["a"]))
+    assert np.isfinite(model.predict(X)).all()
 
 
 def test_interrupted_trees_leave_the_network(table, monkeypatch):
@@ -265,15 +277,6 @@ def test_the_best_iteration_is_the_last_that_is_kept(columns):
     noise = np.random.default_rng(1).normal(size=(len(columns), 1))
     grown = grow(RegressionHead(), columns, noise, BoostedTrees(max_iter=60, n_iter_no_change=60))
     assert grown is None or grown[0].n_trees < 20
-
-
-def test_rounding_down_changes_no_side():
-    numbers = np.array([0.1, 1 / 3, -0.1, 1e-50, -1e-50, np.inf, -np.inf])
-    rounded = rounded_down(numbers)
-    assert rounded.dtype == np.float32
-    assert (rounded.astype(np.float64) <= numbers).all()
-    above = np.nextafter(rounded, np.float32(np.inf)).astype(np.float64)
-    assert (above[:5] > numbers[:5]).all()
 
 
 # ---------------------------------------------------------------------- many categories
@@ -311,29 +314,64 @@ def test_categories_are_smoothed_means():
 # ---------------------------------------------------------------------- what blocks show
 
 
-def test_blocks_show_numbers_codes_and_dates():
+def shown_by(block, X):
+    """The codes that a fitted block shows trees, and the module that shows them."""
+    module = block.fit(X).make_module()
+    shown = module.tree_inputs(**block.transform(X))
+    assert shown.dtype == torch.int32
+    assert [int(most) for most in shown.amax(0)] < [size for size, _ in module.tree_codes]
+    return shown, module
+
+
+def test_numbers_are_shown_as_parts_of_bins():
+    numbers = np.concatenate([[np.nan, np.inf, -np.inf], np.arange(9.0), np.linspace(0, 8, 999)])
+    block = NumericBlock(bins=8)
+    shown, module = shown_by(block, pd.DataFrame({"n": numbers, "none": np.nan}))
+    # Missing, eight bins of 128 parts, and the last edge.
+    assert module.tree_codes == [(1026, True), (1026, True)]
+    assert shown[:3, 0].tolist() == [0, 1025, 1]
+    assert shown[3:12, 0].tolist() == [1 + 128 * index for index in range(9)]
+    assert (shown[12:, 0].diff() > 0).all()
+    assert not shown[:, 1].any()
+
+
+def test_categories_are_shown_as_codes():
+    shown, module = shown_by(CategoryBlock(), pd.DataFrame({"c": ["a", "b", "a", None]}))
+    assert module.tree_codes == [(4, False)]
+    assert shown[:, 0].tolist() == [2, 3, 2, 0]
+
+
+def test_dates_are_shown_as_instants_and_places_in_cycles():
     days = pd.date_range("2024-01-01", periods=800, freq="D")
-    X = pd.DataFrame({"n": [np.nan, np.inf, *np.arange(798.0)], "day": days, "c": ["a", "b"] * 400})
-    numeric = NumericBlock().fit(X[["n"]])
-    module = numeric.make_module()
-    shown = module.tree_inputs(**numeric.transform(X[["n"]]))[:, 0]
-    assert module.tree_categories == [0]
-    assert torch.isnan(shown[0])
-    assert float(shown[1]) == 1e6
-    assert (shown[2:].diff() > 0).all()
-    category = CategoryBlock().fit(X[["c"]])
-    module = category.make_module()
-    assert module.tree_categories == [4]
-    assert module.tree_inputs(**category.transform(X[["c"]]))[:2, 0].tolist() == [2, 3]
-    date = DatetimeBlock().fit(X[["day"]])
-    module = date.make_module()
-    shown = module.tree_inputs(**date.transform(X[["day"]]))
+    X = pd.DataFrame({"day": days.append(pd.DatetimeIndex([None]))})
+    shown, module = shown_by(DatetimeBlock(), X)
     # The instant, and where the day stands in its week, month and year.
-    assert module.tree_categories == [0] * 4 == [0] * shown.shape[1]
-    assert (shown[:, 0].diff() > 0).all()
+    assert module.tree_codes[1:] == [(1025, True)] * 3
+    assert not shown[-1].any()
+    assert (shown[:-1, 0].diff() > 0).all()
     for index, starts in enumerate([days.day_of_week == 0, days.day == 1, days.day_of_year == 1]):
-        grows = shown[:, 1 + index].diff() > 0
+        assert (shown[:-1, 1 + index][starts] == 1).all()
+        grows = shown[:-1, 1 + index].diff() > 0
         assert grows.tolist() == [not begins for begins in starts[1:]]
+
+
+@pytest.mark.parametrize("position", [0.0, 1.0, 64.5, 100.25, 127.875, 128.0])
+def test_rounding_moves_no_likely_number_across_a_border(position):
+    """Runtimes round as they like, and numbers are often edges or halfway between two."""
+    module = NumericBlock().fit({"a": np.arange(129.0)}).make_module()
+    near = torch.tensor([position - 1e-4, position, position + 1e-4]).clamp(0, 128)
+    codes = module.tree_inputs(torch.stack([near, near], dim=1)[:, None])
+    assert len(codes.unique()) == 1
+
+
+@pytest.mark.parametrize("hour", [0, 6, 12, 18])
+def test_rounding_moves_no_likely_time_across_a_border(hour):
+    days = pd.date_range("2024-01-01", periods=60, freq="6h")
+    block = DatetimeBlock(cycles=["day"]).fit({"t": days})
+    times = block.transform({"t": [days[0] + pd.Timedelta(hours=hour)]})["times"]
+    near = times + torch.tensor([-1e-6, 0.0, 1e-6])[:, None, None]
+    codes = block.make_module().tree_inputs(near)
+    assert len(codes[:, 1].unique()) == 1
 
 
 # ---------------------------------------------------------------------- estimators

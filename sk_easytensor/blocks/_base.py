@@ -21,9 +21,9 @@ Writing a block means writing four methods:
     trunk would memorise; a true ``padded`` asks for batches of rows whose lists are of like
     length; ``learning_rate_scale`` multiplies the learning rate of its parameters; a method
     ``for_tower()`` is called where the network is to end in an embedding; a method
-    ``tree_inputs``, called as ``forward`` is, returns what boosted trees may split on, a tensor of
-    float32 of shape ``(n_rows, k)``, NaN where missing, and the attribute ``tree_categories`` then
-    says of each of its columns how many codes it has, or 0 if it holds numbers.
+    ``tree_inputs``, called as ``forward`` is, returns what boosted trees may split on, codes from 0
+    for missing as int32 of shape ``(n_rows, k)``, and the attribute ``tree_codes`` then says of
+    each of its columns how many there are, at most 16,777,216, and whether they are in order.
 
 Two class attributes complete it: ``kind``, the name it gets when chosen automatically, and
 ``accepts(type)``, which says which Arrow types it can read. ``detects(column)``,

@@ -417,14 +417,14 @@ class CategoryModule(nn.Module):
         return torch.cat(parts, dim=1)
 
     @property
-    def tree_categories(self):
-        """How many codes each column has that trees see."""
-        return [size for size in self.n_codes if size <= MOST_EXACT]
+    def tree_codes(self):
+        """Trees see so many codes of each column, which are in no order."""
+        return [(size, False) for size in self.n_codes if size <= MOST_EXACT]
 
     def tree_inputs(self, codes):
         """Return the codes, of columns whose codes a float holds exactly."""
         shown = [index for index, size in enumerate(self.n_codes) if size <= MOST_EXACT]
-        return (codes if len(shown) == codes.shape[1] else codes[:, shown]).float()
+        return codes if len(shown) == codes.shape[1] else codes[:, shown]
 
     def _hide(self, codes):
         probability = self.unseen_probability

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sk_easytensor.blocks._base import Block
+from sk_easytensor.blocks._bin_edges import BinnedMixin
 from sk_easytensor.blocks._times import (
     CYCLES,
     FIRST,
@@ -23,18 +24,22 @@ from sk_easytensor.blocks._times import (
     time_zones,
     zone_shifts,
 )
-from sk_easytensor.blocks.numeric import NumericModule, centers_and_scales, encode_numbers
+from sk_easytensor.blocks.numeric import FIRST_CODE, MISSING_CODE, NumericModule
 from sk_easytensor.columns import sample_values
 from sk_easytensor.parameters import check_choice, check_number
 from sk_easytensor.summaries import Quantiles, Summary, SummaryMap
 
 __all__ = ["DatetimeBlock", "DatetimeModule"]
 
+PARTS, BORDER = 1024, 0.3
+"""Parts of a cycle that trees can tell apart, and how much of a part lies before its begin, so that
+rounding moves midnights across no border."""
+
 SPANNED = 0.95
 """Part of a cycle that dates have to span for it to be one."""
 
 
-class DatetimeBlock(Block):
+class DatetimeBlock(BinnedMixin, Block):
     """Dates, times on a date, and strings that hold them in ISO 8601.
 
     Parameters
@@ -156,8 +161,7 @@ class DatetimeBlock(Block):
     def finish(self, summary):
         columns = [summary[name] for name in self.feature_names_in_]
         self.zones_ = [column.zone for column in columns]
-        self.edges_ = [column.instants.quantile_edges(self.bins + 1) for column in columns]
-        self.center_, self.scale_ = centers_and_scales(self.edges_)
+        self._keep_edges([column.instants.quantile_edges(self.bins + 1) for column in columns])
         wanted = [cycle in self.cycles for cycle in CYCLES]
         self.cycles_ = np.array([column.cycles & wanted for column in columns])
         self.missing_fraction_ = np.array(
@@ -179,13 +183,10 @@ class DatetimeBlock(Block):
     def encode(self, table):
         waves = self._waves
         encoded = np.zeros((table.num_rows, table.num_columns, 2 + 2 * len(waves)), np.float32)
+        instants = np.empty((table.num_columns, table.num_rows))
         names = zip(table.column_names, table.columns, strict=True)
         for index, (name, column) in enumerate(names):
-            instants, phases = read_times(column, name, self.zones_[index])
-            if self.trend:
-                encoded[:, index, :2] = encode_numbers(
-                    instants, self.edges_[index], self.center_[index], self.scale_[index]
-                )
+            instants[index], phases = read_times(column, name, self.zones_[index])
             for place, (cycle, harmonic) in enumerate(waves):
                 # A cycle that never varied in this column was never learned: it stays 0.
                 if self.cycles_[index, cycle]:
@@ -193,7 +194,10 @@ class DatetimeBlock(Block):
                     angle = (2 * math.pi * harmonic * phases[:, cycle]).astype(np.float32)
                     encoded[:, index, 2 + 2 * place] = np.sin(angle)
                     encoded[:, index, 3 + 2 * place] = np.cos(angle)
-            encoded[np.isnan(instants), index] = np.nan
+        if self.trend:
+            scaled, positions = self._bin_edges.place(instants)
+            encoded[:, :, 0], encoded[:, :, 1] = scaled.T, positions.T
+        encoded[np.isnan(instants).T] = np.nan
         return {"times": torch.from_numpy(encoded)}
 
     def make_module(self):
@@ -353,12 +357,18 @@ class DatetimeModule(nn.Module):
         return self.trend(times[..., :2]) + cycles.flatten(1)
 
     @property
-    def tree_categories(self):
-        """Columns that trees see hold numbers."""
-        return [0] * (self.trend.out_features // self.trend.bias.shape[1]) * (1 + len(self.sines))
+    def tree_codes(self):
+        """Trees see codes of the instants, and of each cycle from its begin to its end."""
+        instants = self.trend.tree_codes
+        return instants + [(PARTS + 1, True)] * (len(instants) * len(self.sines))
 
     def tree_inputs(self, times):
-        """Return the instants, and for each cycle a number that grows from its begin to its end."""
+        """Return in which part of its column, and of each cycle, each instant is."""
         sine, cosine = times.index_select(2, self.sines), times.index_select(2, self.sines + 1)
-        turns = torch.where(sine >= 0, 1 - cosine, 3 + cosine)
-        return torch.cat([self.trend.tree_inputs(times), turns.transpose(1, 2).flatten(1)], dim=1)
+        # Goes round a square in place of a circle, which needs no arc tangent.
+        along = cosine / (sine.abs() + cosine.abs())
+        part = torch.where(sine >= 0, 1 - along, 3 + along) * (PARTS / 4) + BORDER
+        # Midnight may be rounded to just before.
+        codes = FIRST_CODE + torch.where(part >= PARTS, part - PARTS, part)
+        codes = torch.nan_to_num(codes, nan=MISSING_CODE).int().transpose(1, 2).flatten(1)
+        return torch.cat([self.trend.tree_inputs(times[..., :2]), codes], dim=1)

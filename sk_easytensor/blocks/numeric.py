@@ -10,14 +10,12 @@ import torch
 from torch import nn
 
 from sk_easytensor.blocks._base import Block, cached_slices
+from sk_easytensor.blocks._bin_edges import BinnedMixin
 from sk_easytensor.columns import to_float64
 from sk_easytensor.parameters import check_choice, check_number
 from sk_easytensor.summaries import Quantiles, SummaryMap
 
 __all__ = ["NumericBlock"]
-
-LARGEST = 1e150
-"""Scaled numbers are cut here, whose square is finite."""
 
 RATE = 2.0
 """Learning rate of the embeddings over that of the network: a bin's vector is seldom looked up."""
@@ -25,16 +23,24 @@ RATE = 2.0
 FEWEST_ROWS = 8.0
 """Rows that a bin counts as having at least, so that the fewest rows can be learned, too."""
 
-INFINITE = 1e6
-"""What infinite numbers are for trees; scaled ones are never as large."""
+CACHED, FEWEST_CACHED = 16_384, 64
+"""Numbers that are encoded at a time, about, and rows of them at least: larger arrays are given
+memory of their own each time, which takes longer than what is computed."""
 
-CACHED, FEWEST_CACHED = 65_536, 1024
-"""Numbers that are encoded at a time, about, and rows of them at least."""
+TREE_PARTS = 1024
+"""Parts of a column that trees can tell apart, about: a whole number of them for each bin."""
+
+BORDER = 0.7
+"""What is added before parts are counted, so that none begins where numbers are likely to be, at
+even places of a bin: rounding would move them across."""
+
+MISSING_CODE, FIRST_CODE = 0, 1
+"""Codes for trees: missing, and the first part."""
 
 EMBEDDINGS = ("piecewise", "periodic", "linear", "none")
 
 
-class NumericBlock(Block):
+class NumericBlock(BinnedMixin, Block):
     """Numbers, booleans and durations.
 
     Parameters
@@ -43,7 +49,7 @@ class NumericBlock(Block):
         How a number becomes a vector. ``"piecewise"``: piecewise-linear over quantile bins plus
         a linear term; ``"periodic"``: learned sines and cosines; ``"linear"``: a learned line;
         ``"none"``: the scaled number itself.
-    width : int, default=8
+    width : int, default=6
         Size of each column's vector.
     bins : int, default=128
         At most so many quantile bins a column, for ``"piecewise"``.
@@ -91,7 +97,7 @@ class NumericBlock(Block):
         self,
         embedding="piecewise",
         *,
-        width=8,
+        width=6,
         bins=128,
         frequencies=16,
         frequency_scale=0.1,
@@ -140,8 +146,7 @@ class NumericBlock(Block):
 
     def finish(self, summary):
         columns = [summary[name] for name in self.feature_names_in_]
-        self.edges_ = [column.quantile_edges(self.bins + 1) for column in columns]
-        self.center_, self.scale_ = centers_and_scales(self.edges_)
+        self._keep_edges([column.quantile_edges(self.bins + 1) for column in columns])
         self.missing_fraction_ = np.array(
             [column.n_missing / max(column.n_rows, 1) for column in columns]
         )
@@ -156,14 +161,12 @@ class NumericBlock(Block):
             for name, column in zip(table.column_names, table.columns, strict=True)
         ]
         encoded = np.empty((table.num_rows, table.num_columns, 2), dtype=np.float32)
-        center, scale = self.center_[:, None], self.scale_[:, None]
         # All columns at a time, because a call a column is most of the time that one row takes.
         at_a_time = max(CACHED // max(len(columns), 1), FEWEST_CACHED)
         for rows in cached_slices(table.num_rows, at_a_time) if columns else ():
             values = np.stack([column[rows] for column in columns])
-            encoded[rows, :, 0] = bounded_numbers(values, center, scale).T
-            for index, edges in enumerate(self.edges_):
-                encoded[rows, index, 1] = positions(values[index], edges)
+            scaled, positions = self._bin_edges.place(values)
+            encoded[rows, :, 0], encoded[rows, :, 1] = scaled.T, positions.T
         return {"values": torch.from_numpy(encoded)}
 
     def make_module(self):
@@ -210,77 +213,6 @@ class NumericBlock(Block):
         return np.asarray(names, dtype=object)
 
 
-def centers_and_scales(edges):
-    """Return median and spread over the bin edges of each column, as two arrays."""
-    spreads = [_center_and_scale(column) for column in edges]
-    return np.array(spreads, dtype=np.float64).reshape(-1, 2).T
-
-
-def _center_and_scale(edges):
-    """Median and interquartile range over the bin edges, with a usable scale in any case."""
-    if len(edges) == 0:
-        return 0.0, 1.0
-    lower, center, upper = np.quantile(edges, [0.25, 0.5, 0.75])
-    for scale in (upper - lower, (edges[-1] - edges[0]) / 2):
-        if np.isfinite(scale) and scale > 0:
-            return center, scale
-    return center, max(abs(center), 1.0)
-
-
-def bounded_numbers(values, center, scale):
-    """Scale numbers and bound outliers, as an array of float64; NaN and infinite ones stay.
-
-    Parameters
-    ----------
-    values : ndarray of float64
-        NaN where missing.
-    center, scale : float or ndarray of float64
-        What is subtracted from the values, and what they are divided by then.
-
-    Returns
-    -------
-    ndarray of float64
-    """
-    with np.errstate(over="ignore"):
-        scaled = (values - center) / scale
-    # A finite value that is too large to be scaled is an outlier, not an infinite one. Bounds them
-    # smoothly, as RealMLP does (Holzmueller et al., 2024).
-    np.clip(scaled, -LARGEST, LARGEST, out=scaled)
-    divisor = np.square(scaled / 3)
-    divisor += 1
-    scaled /= np.sqrt(divisor, out=divisor)
-    infinite = np.isinf(values)
-    scaled[infinite] = values[infinite]
-    return scaled
-
-
-def encode_numbers(values, edges, center, scale):
-    """Return what :class:`NumericModule` reads of one column.
-
-    Parameters
-    ----------
-    values : ndarray of float64, shape (n,)
-        NaN where missing.
-    edges : ndarray of float64
-        Increasing bin edges; empty where every value was missing.
-    center, scale : float
-        What is subtracted from the values, and what they are divided by then.
-
-    Returns
-    -------
-    ndarray of float64, shape (n, 2)
-        Scaled numbers and their positions among the edges.
-    """
-    return np.stack([bounded_numbers(values, center, scale), positions(values, edges)], axis=1)
-
-
-def positions(values, edges):
-    """Return where numbers stand among the edges of a column, as an array of float64."""
-    if len(edges):
-        return np.interp(values, edges, np.arange(len(edges)))
-    return np.where(np.isnan(values), np.nan, 0.0)
-
-
 class NumericModule(nn.Module):
     """Embed every numeric column in one pass.
 
@@ -299,6 +231,11 @@ class NumericModule(nn.Module):
     trust : ndarray of float64, shape (n_columns,), optional
         What the steps between a column's bins are multiplied by; 1 by default.
 
+    Attributes
+    ----------
+    tree_codes : list of tuple of (int, bool)
+        Trees see so many codes of each column, which are in order.
+
     Notes
     -----
     A step that few rows determine is learned from noise as fast as from signal, because Adam
@@ -311,6 +248,11 @@ class NumericModule(nn.Module):
         self.embedding = embedding
         width = 1 if embedding == "none" else width
         self.out_features = n_columns * width
+        # Made anew by the block, and so not part of a saved state.
+        n_bins = torch.tensor([max(count - 1, 1) for count in n_edges])
+        parts = (TREE_PARTS // n_bins).clamp(min=1)
+        self.tree_codes = [(FIRST_CODE + size + 1, True) for size in (parts * n_bins).tolist()]
+        self.register_buffer("parts", parts.float(), persistent=False)
         self.missing = nn.Parameter(torch.zeros(n_columns, width))
         self.infinite = nn.Parameter(torch.zeros(n_columns, width))
         if embedding in ("linear", "piecewise"):
@@ -323,9 +265,10 @@ class NumericModule(nn.Module):
             last_bin = torch.tensor([max(count - 2, 0) for count in n_edges], dtype=torch.float32)
             self.register_buffer("last_bin", last_bin)
             trust = torch.ones(n_columns) if trust is None else torch.from_numpy(trust).float()
-            # Made anew by the block, and so not part of a saved state.
             self.register_buffer("trust", trust[:, None, None], persistent=False)
             self.register_buffer("first_knot", torch.arange(n_columns) * knots)
+            missing_row = n_columns * knots + torch.arange(n_columns)
+            self.register_buffer("missing_row", missing_row, persistent=False)
         if embedding == "periodic":
             bound = 1 / math.sqrt(2 * frequencies)
             frequency = torch.randn(n_columns, frequencies) * frequency_scale
@@ -357,45 +300,56 @@ class NumericModule(nn.Module):
         scaled, position = values.unbind(-1)
         # Looking costs a fraction of what it saves, but has no place in a graph.
         looks = values.is_cpu and not torch.compiler.is_compiling()
-        if looks and bool(torch.isfinite(scaled).all()):
+        if looks and bool(torch.isfinite(scaled.sum())):
             return self._embed(scaled, position).flatten(1)
-        missing = torch.isnan(scaled)
-        infinite = torch.isinf(scaled)
+        missing, infinite = torch.isnan(scaled), torch.isinf(scaled)
         scaled = torch.nan_to_num(scaled, nan=0.0, posinf=3.0, neginf=-3.0)
         position = torch.nan_to_num(position, nan=0.0)
-        embedded = self._embed(scaled, position)
-        embedded = torch.where(missing[..., None], self.missing, embedded)
-        embedded = embedded + infinite[..., None] * self.infinite
+        embedded = self._embed(scaled, position, missing)
+        if not looks or bool(infinite.any()):
+            embedded = embedded + infinite[..., None] * self.infinite
         return embedded.flatten(1)
 
-    @property
-    def tree_categories(self):
-        """Columns that trees see hold numbers."""
-        return [0] * len(self.missing)
-
     def tree_inputs(self, values):
-        """Return the scaled numbers, infinite ones as very large ones."""
-        scaled = values[:, :, 0]
-        # Not clamped: what that makes of NaN differs between runtimes.
-        return torch.where(torch.isinf(scaled), torch.sign(scaled) * INFINITE, scaled)
+        """Return in which part of its column each number is; infinite ones are in the outermost."""
+        codes = values[..., 1] * self.parts + (FIRST_CODE + BORDER)
+        return torch.nan_to_num(codes, nan=MISSING_CODE).int()
 
-    def _embed(self, scaled, position):
+    def _embed(self, scaled, position, missing=None):
+        if self.embedding == "piecewise":
+            return self._interpolated(scaled, position, missing)
+        embedded = self._line_or_waves(scaled)
+        if missing is None:
+            return embedded
+        return torch.where(missing[..., None], self.missing, embedded)
+
+    def _line_or_waves(self, scaled):
         if self.embedding == "none":
             return scaled[..., None]
-        if self.embedding == "periodic":
-            angle = 2 * math.pi * scaled[..., None] * self.frequency
-            waves = torch.cat([torch.cos(angle), torch.sin(angle)], dim=-1)
-            mixed = torch.einsum("bcf,cfw->bcw", waves, self.mix)
-            return torch.relu(mixed + self.bias)
-        linear = torch.addcmul(self.bias, scaled[..., None], self.slope)
         if self.embedding == "linear":
-            return linear
+            return self._line(scaled)
+        angle = 2 * math.pi * scaled[..., None] * self.frequency
+        waves = torch.cat([torch.cos(angle), torch.sin(angle)], dim=-1)
+        mixed = torch.einsum("bcf,cfw->bcw", waves, self.mix)
+        return torch.relu(mixed + self.bias)
+
+    def _line(self, scaled):
+        return torch.addcmul(self.bias, scaled[..., None], self.slope)
+
+    def _interpolated(self, scaled, position, missing):
         # A linear layer over piecewise-linear encodings is an interpolation between its running
         # sums, which needs two look-ups a number instead of a product over all bins.
         table = (self.steps * self.trust).cumsum(1).flatten(0, 1)
         left = torch.minimum(position.floor(), self.last_bin)
         fraction = (position - left).reshape(-1, 1)
-        index = (left.long() + self.first_knot).reshape(-1)
+        index = left.long() + self.first_knot
+        if missing is not None:
+            # One more row for each column, of what makes up for the line at 0. Another row follows,
+            # for the next one is looked up as well, of which nothing is taken.
+            table = torch.cat([table, self.missing - self.bias, torch.zeros_like(table[:1])])
+            index = torch.where(missing, self.missing_row, index)
+        index = index.reshape(-1)
         # index_select, because the gradient of an embedding is several times slower on a CPU.
         below, above = table.index_select(0, index), table.index_select(0, index + 1)
-        return linear + torch.lerp(below, above, fraction).view_as(linear)
+        line = self._line(scaled)
+        return line + torch.lerp(below, above, fraction).view_as(line)

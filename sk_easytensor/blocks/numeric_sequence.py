@@ -7,6 +7,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
+from sk_easytensor.blocks._bin_edges import bounded_numbers, centers_and_scales
 from sk_easytensor.blocks._lists import is_list, same_lengths
 from sk_easytensor.blocks._sequences import (
     NUMBER_FEATURES,
@@ -14,7 +15,7 @@ from sk_easytensor.blocks._sequences import (
     describe_numbers,
     ragged,
 )
-from sk_easytensor.blocks.numeric import NumericBlock, bounded_numbers, centers_and_scales
+from sk_easytensor.blocks.numeric import NumericBlock
 from sk_easytensor.columns import to_float64
 from sk_easytensor.summaries import Quantiles, SummaryMap, merge_all
 

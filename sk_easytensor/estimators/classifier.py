@@ -50,9 +50,9 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     weight_decay : float, default=5e-2
         Of the optimizer.
     early_stopping_rounds : int, "auto" or None, default="auto"
-        Epochs without a better validation loss after which training stops; ``"auto"`` is 4, or as
-        many as have 64 steps if that is more, and None never stops early. With validation rows the
-        best weights are kept in any case.
+        Epochs without a better validation loss after which training stops; ``"auto"`` is 4, or 6
+        from 20,000 training rows on, or as many as have 64 steps if that is more, and None never
+        stops early. With validation rows the best weights are kept in any case.
     validation_fraction : float or None, default=0.15
         Fraction of the rows set apart for validation when `fit` gets no ``eval_set``; None to
         train on all rows.

@@ -128,7 +128,7 @@ class BlockNetwork(nn.Module):
                 if shows(block):
                     parts[name], each = read[name].tensor_split([block.out_features], dim=1)
                     columns.append(each)
-            shown = torch.cat(columns, dim=1)
+            shown = torch.cat(columns, dim=1).int()
         return self._combined(head, shown, *self._hidden(parts))
 
     def represent(self, frame):
@@ -151,7 +151,7 @@ class BlockNetwork(nn.Module):
 
         Returns
         -------
-        torch.Tensor of float32, shape (batch, len(shown_categories))
+        torch.Tensor of int32, shape (batch, len(shown_codes))
         """
         pairs = zip(self.names, self.blocks, strict=True)
         return torch.cat([b.tree_inputs(**frame[name]) for name, b in pairs if shows(b)], dim=1)
@@ -163,9 +163,9 @@ class BlockNetwork(nn.Module):
         return [name for name, block in pairs if shows(block)]
 
     @property
-    def shown_categories(self):
-        """For each column of :meth:`shown` how many codes it has, or 0 if it holds numbers."""
-        return [size for block in self.blocks if shows(block) for size in block.tree_categories]
+    def shown_codes(self):
+        """For each column of :meth:`shown` how many codes there are, and if they are in order."""
+        return [codes for block in self.blocks if shows(block) for codes in block.tree_codes]
 
     def padded_lengths(self, frame):
         """Return how long each row's lists become where they are padded.

@@ -106,8 +106,17 @@ class BinaryHead(Head):
         return positive - negative
 
     def predict(self, combined):
-        positive = torch.sigmoid(combined[:, 0])
+        positive = probabilities(combined[:, 0])
         return torch.stack([1 - positive, positive], dim=1)
+
+
+def probabilities(log_odds):
+    """Return the probabilities of log-odds, each of which depends on its own alone.
+
+    ``torch.sigmoid`` rounds the last numbers of a tensor, which do not fill a processor's register,
+    otherwise than those before them.
+    """
+    return 1 / (1 + torch.exp(-log_odds))
 
 
 class MulticlassHead(Head):
@@ -173,7 +182,7 @@ class MultilabelHead(BinaryHead):
         return losses.mean(-1)
 
     def predict(self, combined):
-        return torch.sigmoid(combined)
+        return probabilities(combined)
 
     def decide(self, predictions):
         return (predictions > 0.5).astype(np.int64)

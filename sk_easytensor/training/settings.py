@@ -22,6 +22,9 @@ __all__ = [
     "resolve_optimizer",
 ]
 
+MANY_ROWS = 20_000
+"""Training rows from which on early stopping waits longer."""
+
 
 @dataclass
 class TrainingSettings:
@@ -72,12 +75,13 @@ def default_table_epochs(n_rows):
 
 
 def default_table_patience(n_rows, batch_size):
-    """Epochs over a table to wait for a better validation loss: 4, and at least 64 steps.
+    """Epochs over a table to wait for a better validation loss: 4 or 6, and at least 64 steps.
 
-    The average of the weights, which is judged, follows them by some hundred steps.
+    The average of the weights, which is judged, follows them by some hundred steps. Many rows are
+    overfitted late, and the loss falls again once the learning rate does: the wait is longer.
     """
     steps = -(-n_rows // batch_size)
-    return max(4, -(-64 // steps))
+    return max(6 if n_rows >= MANY_ROWS else 4, -(-64 // steps))
 
 
 def resolve_optimizer(optimizer, owner):

@@ -57,8 +57,8 @@ def grow_trees(network, head, rows, valid_rows, settings):
         the rows is what all get trees from. Without validation rows nothing would tell whether
         that stands for all rows, and several workers have none.
     """
-    categories = [] if settings.trees is None else network.shown_categories
-    if not categories or (settings.group.size > 1 and not valid_rows):
+    codes = [] if settings.trees is None else network.shown_codes
+    if not codes or (settings.group.size > 1 and not valid_rows):
         return
 
     def grow():
@@ -71,7 +71,7 @@ def grow_trees(network, head, rows, valid_rows, settings):
         try:
             # As many threads as the network is trained with: scikit-learn would take all there are.
             with threadpool_limits(torch.get_num_threads(), user_api="openmp"):
-                return settings.trees.grow(head, own, valid, categories, settings.seed)
+                return settings.trees.grow(head, own, valid, codes, settings.seed)
         except KeyboardInterrupt:
             # Who interrupts a training gets what there is by then.
             return None

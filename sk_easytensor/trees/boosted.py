@@ -66,7 +66,8 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
     Categories of columns with more than 24 go in as what the other rows of the category say of the
     target, smoothed, as in Micci-Barreca, "A preprocessing scheme for high-cardinality categorical
     attributes" (2001); with three classes or more, where no single number says it, as sets of the
-    252 most frequent ones. Numbers are those that blocks show, whose outliers are bounded.
+    252 most frequent ones. Numbers go in as parts of the bins of
+    :class:`~sk_easytensor.NumericBlock`, about 1,024 of a column.
 
     Examples
     --------
@@ -112,7 +113,7 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
         check_number(name, "l2_regularization", self.l2_regularization, low=0)
         check_number(name, "max_features", self.max_features, low=1e-9, high=1)
 
-    def grow(self, head, rows, valid, categories, seed):
+    def grow(self, head, rows, valid, codes, seed):
         """Grow trees for a target.
 
         Parameters
@@ -123,8 +124,8 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
             Training rows.
         valid : LeftRows or None
             Validation rows, which decide how many trees there are.
-        categories : list of int
-            For each column how many codes it has, or 0 if it holds numbers.
+        codes : list of tuple of (int, bool)
+            For each column how many codes there are, 0 for missing, and whether they are in order.
         seed : int
             Of the columns that splits may choose from and the folds of categories.
 
@@ -139,14 +140,12 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
         n_targets = 1 if rows.target.ndim == 1 else rows.target.shape[1]
         n_outputs = head.out_features // n_targets
         grown = [
-            self._grow_one(
-                head, [part.of_target(index) for part in parts], n_outputs, categories, seed
-            )
+            self._grow_one(head, [part.of_target(index) for part in parts], n_outputs, codes, seed)
             for index in range(n_targets)
         ]
         return grown if any(tables.n_trees for tables in grown) else None
 
-    def _grow_one(self, head, parts, n_outputs, categories, seed):
+    def _grow_one(self, head, parts, n_outputs, codes, seed):
         parts = [part.of_weight() for part in parts]
         rows = parts[0]
         if (rows.target == rows.target[0]).all():
@@ -163,8 +162,8 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
             # Small targets may have become 0 in single precision.
             for part in parts:
                 part.target = np.maximum(part.target, np.finfo(np.float32).tiny)
-        columns = read_columns(parts, categories, many_outputs=n_outputs > 1, seed=seed)
-        if not columns.positions:
+        columns = read_columns(parts, codes, many_outputs=n_outputs > 1, seed=seed)
+        if not columns.read:
             return TreeTables.constant(np.zeros(n_outputs))
         size = self._size(len(parts[0].target))
         booster = self._booster(head, len(parts) > 1, size, columns.is_category, seed)

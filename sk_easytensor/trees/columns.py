@@ -1,4 +1,4 @@
-"""What trees are grown on: numbers as blocks show them, categories as codes or what they say."""
+"""What trees are grown on: codes in order as numbers, categories as codes or what they say."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ FEW_CODES = 26
 MOST_CODES = 254
 """Codes that scikit-learn can split by sets of, at most."""
 
-UNSEEN = 1
-"""The code that stands for those beyond."""
+MISSING, UNSEEN = 0, 1
+"""The code for missing, and the one that stands for those beyond."""
 
 FOLDS, SMOOTHING = 5, 10.0
 """Parts of the rows that do not tell of each other; rows that the mean of all counts as."""
@@ -27,8 +27,8 @@ class LeftRows:
 
     Attributes
     ----------
-    columns : ndarray of float32, shape (n_rows, n_columns)
-        Numbers, NaN where missing, and codes of categories.
+    columns : ndarray of int32, shape (n_rows, n_columns)
+        Codes, 0 where missing.
     target : ndarray, shape (n_rows,) or (n_rows, n_targets)
         As the head wants it.
     weight : ndarray of float32, shape (n_rows,), or None
@@ -69,7 +69,8 @@ class CodeColumn:
     known : ndarray of int64 or None
         Codes that the trees' sets are of, in order; None if the trees read `values`.
     values : ndarray of float64, shape (n_codes,)
-        What takes the place of each code: another code, or what the target is for it.
+        What takes the place of each code: another code, a number that is in order, NaN where
+        missing, or what the target is for it.
     """
 
     known: np.ndarray | None
@@ -84,29 +85,26 @@ class TreeColumns:
     ----------
     matrices : list of ndarray of float64
         Of training and validation rows. Sets of codes come first, as scikit-learn would have it.
-    positions : list of int
-        For each column of these, where it stands among those of the rows.
-    codes : dict of {int: CodeColumn}
-        By column of the matrices.
+    read : list of tuple of (int, CodeColumn)
+        For each column of these, where it stands among those of the rows, and what became of it.
     is_category : ndarray of bool
         For each column, whether it is split by sets.
     """
 
     matrices: list
-    positions: list
-    codes: dict
+    read: list
     is_category: np.ndarray
 
 
-def read_columns(parts, categories, *, many_outputs, seed):
+def read_columns(parts, codes, *, many_outputs, seed):
     """Prepare rows for trees.
 
     Parameters
     ----------
     parts : list of LeftRows
         Training rows, and validation rows if there are any.
-    categories : list of int
-        For each column how many codes it has, or 0 if it holds numbers.
+    codes : list of tuple of (int, bool)
+        For each column how many codes there are, and whether they are in order.
     many_outputs : bool
         Whether the target has more than two classes: no single number tells then what it is for a
         category.
@@ -118,16 +116,16 @@ def read_columns(parts, categories, *, many_outputs, seed):
     TreeColumns
     """
     rows = parts[0]
-    sets, others, codes = [], [], {}
-    for position, n_codes in enumerate(categories):
-        if not n_codes:
+    sets, others = [], []
+    for position, (n_codes, in_order) in enumerate(codes):
+        own = rows.columns[:, position]
+        values = np.arange(n_codes, dtype=np.float64)
+        if in_order:
+            values[MISSING] = np.nan
             # scikit-learn cannot bin a column without any number.
-            if not np.isnan(rows.columns[:, position]).all():
-                others.append((position, None, None))
-            continue
-        own = rows.columns[:, position].astype(np.int64)
-        if n_codes <= FEW_CODES or many_outputs:
-            values = np.arange(n_codes, dtype=np.float64)
+            if own.any():
+                others.append((position, CodeColumn(None, values), None))
+        elif n_codes <= FEW_CODES or many_outputs:
             values[MOST_CODES:] = UNSEEN
             known = np.unique(values[own]).astype(np.int64)
             sets.append((position, CodeColumn(known, values), None))
@@ -138,14 +136,11 @@ def read_columns(parts, categories, *, many_outputs, seed):
     matrices = [np.empty((len(part.target), len(found))) for part in parts]
     for index, (position, column, inside) in enumerate(found):
         for part, matrix in zip(parts, matrices, strict=True):
-            values = part.columns[:, position]
-            matrix[:, index] = values if column is None else column.values[values.astype(np.int64)]
-        if column is not None:
-            codes[index] = column
+            matrix[:, index] = column.values[part.columns[:, position]]
         if inside is not None:
             matrices[0][:, index] = inside
     is_category = np.arange(len(found)) < len(sets)
-    return TreeColumns(matrices, [position for position, _, _ in found], codes, is_category)
+    return TreeColumns(matrices, [(position, column) for position, column, _ in found], is_category)
 
 
 def told_by_others(codes, n_codes, target, weight, seed):
@@ -172,7 +167,7 @@ def told_by_others(codes, n_codes, target, weight, seed):
     target = target.astype(np.float64)
     weight = np.ones(len(target)) if weight is None else weight.astype(np.float64)
     fold = np.random.RandomState(seed).permutation(len(codes)) % FOLDS
-    place, shape = codes * FOLDS + fold, (n_codes, FOLDS)
+    place, shape = codes.astype(np.int64) * FOLDS + fold, (n_codes, FOLDS)
     sums = np.bincount(place, weight * target, minlength=n_codes * FOLDS).reshape(shape)
     weights = np.bincount(place, weight, minlength=n_codes * FOLDS).reshape(shape)
     prior = sums.sum() / weights.sum()

@@ -51,8 +51,8 @@ class TreesModule(nn.Module):
 
         Parameters
         ----------
-        columns : torch.Tensor of float32, shape (batch, n_columns)
-            Numbers, NaN where missing, and codes.
+        columns : torch.Tensor of int32, shape (batch, n_columns)
+            Codes, 0 where missing.
 
         Returns
         -------
@@ -67,7 +67,7 @@ class TreesModule(nn.Module):
         ----------
         combined : torch.Tensor of shape (batch, 1, out_features)
             Of the network.
-        columns : torch.Tensor of float32, shape (batch, n_columns)
+        columns : torch.Tensor of int32, shape (batch, n_columns)
             As in :meth:`forward`.
         """
         joined = torch.lerp(self(columns)[:, None, :], combined, self.share)
@@ -111,17 +111,9 @@ class ForestModule(nn.Module):
         return found.reshape(-1, self.n_trees // self.n_outputs, self.n_outputs).sum(1) + self.base
 
     def _rows(self, columns):
-        """Return the rows of the table that values stand for, of shape (n_columns, batch)."""
-        parts = []
-        if len(self.numbers):
-            values = columns.index_select(1, self.numbers).t().contiguous()
-            interval = intervals(values, self.thresholds)
-            interval = torch.where(torch.isnan(values), self.missing[:, None], interval)
-            parts.append(interval + self.first[:, None])
-        if len(self.codes):
-            codes = columns.index_select(1, self.codes).t().long() + self.first_code[:, None]
-            parts.append(self.code_rows.index_select(0, codes.reshape(-1)).view_as(codes))
-        return torch.cat(parts)
+        """Return the rows of the table that codes stand for, of shape (n_columns, batch)."""
+        places = columns.index_select(1, self.columns).t() + self.first_code[:, None]
+        return self.code_rows.index_select(0, places.reshape(-1)).view_as(places)
 
     def unpack(self):
         """Give each leaf a number instead of a bit."""
@@ -129,7 +121,7 @@ class ForestModule(nn.Module):
             return
         if self.open_leaves.numel() * self.n_leaves > MOST_NUMBERS:
             raise RuntimeError(
-                f"{self.n_trees} trees over {len(self.open_leaves)} intervals and codes are too "
+                f"{self.n_trees} trees over {len(self.open_leaves)} codes are too "
                 "many for a runtime without operators on bits; lower trees__max_leaf_nodes or "
                 "trees__max_iter, or set trees=None"
             )
@@ -139,21 +131,6 @@ class ForestModule(nn.Module):
         outputs = torch.eye(self.n_outputs).repeat(self.n_trees // self.n_outputs, 1)
         self.values = (self.values[:, :, None] * outputs[:, None, :]).flatten(0, 1)
         self.packed = False
-
-
-def intervals(values, thresholds):
-    """Return how many thresholds of its column each number is above; of NaN, any number.
-
-    Parameters
-    ----------
-    values : torch.Tensor of shape (n_columns, batch)
-    thresholds : torch.Tensor of shape (n_columns, most)
-        Increasing.
-    """
-    if torch.compiler.is_compiling():
-        # ONNX has no binary search.
-        return (values[:, :, None] > thresholds[:, None, :]).sum(2)
-    return torch.searchsorted(thresholds, values)
 
 
 def places_of_bits(numbers):

@@ -23,24 +23,16 @@ class TreeTables:
     """Trees in a form that is read by look-ups.
 
     A row ends in the one leaf of a tree that each of its values leaves open. The table has a row
-    for each interval of numbers that the splits tell apart, and one for each code; its entries have
-    a bit for each leaf.
+    for all codes of a column that the splits do not tell apart; its entries have a bit for each
+    leaf.
 
     Attributes
     ----------
-    numbers : ndarray of int64, shape (n_numbers,)
-        Which of the columns given to the trees hold numbers that they read.
-    thresholds : ndarray of float32, shape (n_numbers, most)
-        Where their intervals end, filled up with infinity.
-    first : ndarray of int64, shape (n_numbers,)
-        Row of the table for the lowest interval of each; the others follow, and then missing.
-    missing : ndarray of int64, shape (n_numbers,)
-        Number of the interval that stands for missing.
-    codes : ndarray of int64, shape (n_codes_columns,)
-        Which of the columns hold codes that the trees read.
-    first_code : ndarray of int64, shape (n_codes_columns,)
+    columns : ndarray of int64, shape (n_columns,)
+        Which of the columns given to the trees they read.
+    first_code : ndarray of int32, shape (n_columns,)
         Where the codes of each begin in `code_rows`.
-    code_rows : ndarray of int64
+    code_rows : ndarray of int32
         The row of the table for each code.
     open_leaves : ndarray of int16 or int32, shape (n_rows, n_trees)
         The table, of int16 where no tree has more than 15 leaves. Trees of one iteration, one for
@@ -51,11 +43,7 @@ class TreeTables:
         What the outputs are without any tree.
     """
 
-    numbers: np.ndarray
-    thresholds: np.ndarray
-    first: np.ndarray
-    missing: np.ndarray
-    codes: np.ndarray
+    columns: np.ndarray
     first_code: np.ndarray
     code_rows: np.ndarray
     open_leaves: np.ndarray
@@ -113,8 +101,8 @@ class TreeTables:
             if not len(forest.tree):
                 break
             builder = _Builder(forest)
-            for index, position in enumerate(columns.positions):
-                builder.add(index, position, columns.codes.get(index))
+            for index, (position, codes) in enumerate(columns.read):
+                builder.add(index, position, codes)
                 if builder.n_rows * forest.all_leaves.nbytes > MOST_BYTES:
                     break
             else:
@@ -213,31 +201,26 @@ class _Builder:
         self.forest = forest
         self.parts = []
         self.n_rows = 0
-        self.numbers, self.thresholds, self.first, self.missing = [], [], [], []
-        self.codes, self.first_code, self.code_rows = [], [], []
+        self.columns, self.first_code, self.code_rows = [], [], []
 
-    def add(self, index, position, code):
+    def add(self, index, position, codes):
         """Add a column, if any split looks at it."""
         splits = np.flatnonzero(self.forest.column == index)
         if not len(splits):
             return
-        if code is not None and code.known is not None:
+        if codes.known is not None:
             # Codes that trees cannot tell apart share a row.
-            values, place = np.unique(code.values, return_inverse=True)
-            lefts = self._sets(splits, code.known, values)
-            self._add_codes(position, place)
+            values, place = np.unique(codes.values, return_inverse=True)
+            lefts = self._sets(splits, codes.known, values)
         else:
-            ends, place = np.unique(self.forest.threshold[splits], return_inverse=True)
-            intervals = np.arange(len(ends) + 2)
-            lefts = intervals <= place[:, None]
+            ends, end = np.unique(self.forest.threshold[splits], return_inverse=True)
+            lefts = np.arange(len(ends) + 2) <= end[:, None]
             lefts[:, -1] = self.forest.missing_left[splits]
-            if code is None:
-                self.numbers.append(position)
-                self.thresholds.append(rounded_down(ends))
-                self.first.append(self.n_rows)
-                self.missing.append(len(ends) + 1)
-            else:
-                self._add_codes(position, np.searchsorted(ends, code.values))
+            place = np.searchsorted(ends, codes.values)
+            place[np.isnan(codes.values)] = len(ends) + 1
+        self.columns.append(position)
+        self.first_code.append(sum(map(len, self.code_rows)))
+        self.code_rows.append(self.n_rows + place)
         self._add_rows(splits, lefts)
 
     def _sets(self, splits, codes, values):
@@ -246,11 +229,6 @@ class _Builder:
         known = codes[place] == values
         lefts = self.forest.lefts[splits][:, place // 32] >> (place % 32).astype(np.uint32) & 1
         return np.where(known, lefts == 1, self.forest.missing_left[splits][:, None])
-
-    def _add_codes(self, position, rows):
-        self.codes.append(position)
-        self.first_code.append(sum(map(len, self.code_rows)))
-        self.code_rows.append(self.n_rows + rows)
 
     def _add_rows(self, splits, lefts):
         forest = self.forest
@@ -265,30 +243,14 @@ class _Builder:
 
     def tables(self, values, base):
         """Return what was filled in."""
-        most = max(map(len, self.thresholds), default=0)
-        thresholds = np.full((len(self.thresholds), most), np.inf, dtype=np.float32)
-        for row, ends in zip(thresholds, self.thresholds, strict=True):
-            row[: len(ends)] = ends
         trees = len(values)
         rows = np.concatenate(self.parts) if self.parts else np.zeros((0, trees), np.int16)
         code_rows = np.concatenate(self.code_rows) if self.code_rows else np.zeros(0)
         return TreeTables(
-            np.array(self.numbers, dtype=np.int64),
-            thresholds,
-            np.array(self.first, dtype=np.int64),
-            np.array(self.missing, dtype=np.int64),
-            np.array(self.codes, dtype=np.int64),
-            np.array(self.first_code, dtype=np.int64),
-            code_rows.astype(np.int64),
+            np.array(self.columns, dtype=np.int64),
+            np.array(self.first_code, dtype=np.int32),
+            code_rows.astype(np.int32),
             rows,
             values.astype(np.float32),
             np.asarray(base, dtype=np.float32),
         )
-
-
-def rounded_down(numbers):
-    """Return the largest float32 that is not above each number."""
-    rounded = numbers.astype(np.float32)
-    above = rounded.astype(np.float64) > numbers
-    rounded[above] = np.nextafter(rounded[above], np.float32(-np.inf))
-    return rounded

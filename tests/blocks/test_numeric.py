@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sk_easytensor.blocks import NumericBlock
+from sk_easytensor.blocks._bin_edges import BinEdges, centers_and_scales
 
 EMBEDDINGS = ["piecewise", "periodic", "linear", "none"]
 
@@ -41,6 +42,48 @@ def test_scaled_numbers_are_robust_and_ordered():
 def test_positions_are_places_among_the_edges():
     block = NumericBlock().fit({"x": [10.0, 20.0, 40.0]})
     np.testing.assert_allclose(encode(block, [10, 15, 30, 40, 50, 0])[:, 1], [0, 0.5, 1.5, 2, 2, 0])
+
+
+def edges_of(kind, size, rng):
+    """Distinct numbers of very different sizes and distances, in order."""
+    numbers = {
+        "normal": lambda: rng.normal(size=size) * 10.0 ** rng.integers(-300, 300),
+        "skewed": lambda: np.exp(rng.normal(size=size) * rng.choice([1, 10, 100])),
+        "whole": lambda: rng.integers(-50, 50, size),
+        "large": lambda: 1e15 + rng.integers(0, 100, size),
+        "clustered": lambda: np.append(1e-9 * rng.normal(size=size), 5),
+    }
+    return np.unique(numbers[kind]().astype(float))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["normal", "skewed", "whole", "large", "clustered"]),
+            st.integers(0, 200),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    st.integers(0, 99),
+)
+def test_places_among_any_edges_are_those_of_an_interpolation(columns, seed):
+    rng = np.random.default_rng(seed)
+    edges = [edges_of(kind, size, rng) for kind, size in columns]
+    values = []
+    for column in edges:
+        known = rng.choice(column, 100) if len(column) else np.zeros(100)
+        between = known + rng.normal(size=100) * (
+            np.ptp(column) / len(column) if known.any() else 1
+        )
+        values.append(np.concatenate([known, between, [np.nan, np.inf, -np.inf, 1e308, -1e308]]))
+    bins = BinEdges(edges, *centers_and_scales(edges))
+    _, places = bins.place(np.array(values))
+    for column, numbers, found in zip(edges, values, places, strict=True):
+        expected = np.where(np.isnan(numbers), np.nan, 0.0)
+        if len(column) > 1:
+            expected = np.interp(numbers, column, np.arange(len(column)))
+        np.testing.assert_allclose(found, expected, atol=1e-9)
 
 
 @given(st.lists(st.floats(width=64), min_size=1, max_size=20))

@@ -407,7 +407,11 @@ def test_batch_size_and_epochs_are_obeyed(regressor, data, recorder):
 
 
 def test_defaults_follow_the_number_of_rows():
-    from sk_easytensor.training.settings import default_batch_size, default_max_epochs
+    from sk_easytensor.training.settings import (
+        default_batch_size,
+        default_max_epochs,
+        default_table_patience,
+    )
 
     sizes = [default_batch_size(n) for n in (1, 100, 10_000, 100_000, 5_000_000)]
     epochs = [default_max_epochs(n) for n in (1, 100, 10_000, 100_000, 5_000_000)]
@@ -415,6 +419,9 @@ def test_defaults_follow_the_number_of_rows():
     assert epochs == sorted(epochs, reverse=True)
     assert sizes[0] >= 1
     assert epochs[-1] >= 1
+    # So many epochs of 100 rows have 64 steps.
+    cases = [(100, 32), (6_400, 256), (19_999, 256), (20_000, 256), (300_000, 512)]
+    assert [default_table_patience(*case) for case in cases] == [16, 4, 4, 6, 6]
 
 
 # ---------------------------------------------------------------------- going on
