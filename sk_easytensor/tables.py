@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sk_easytensor.arrow_columns import UNREADABLE, column_of, is_pandas
+from sk_easytensor.arrow_columns import UNREADABLE, column_of, is_pandas, pandas_columns
 from sk_easytensor.plain_types import plain_types
 
 __all__ = ["align_table", "as_table", "has_column_names"]
@@ -108,7 +108,7 @@ def as_table(X, *, minimum_rows=1):
     elif issparse(X):
         table = _from_array(X, minimum_rows)  # Refused there, in scikit-learn's words.
     elif isinstance(X, Mapping):
-        table = _from_columns(list(X), [X[name] for name in X])
+        table = _from_mapping(X)
     elif is_pandas(X, "DataFrame"):
         # Column by column, because the stream describes the frame, which takes most of the time
         # that a single row is predicted in.
@@ -275,8 +275,12 @@ def _check_shape(table, minimum_rows):
             f"Found array with {table.num_rows} sample(s) (shape={shape}) while a minimum of "
             f"{minimum_rows} is required."
         )
-    twice = [name for name, count in Counter(table.column_names).items() if count > 1]
-    if twice:
+    _check_names(table.column_names)
+
+
+def _check_names(names):
+    if len(set(names)) < len(names):
+        twice = [name for name, count in Counter(names).items() if count > 1]
         raise ValueError(f"column names occur more than once: {twice}. Names must be unique.")
 
 
@@ -291,24 +295,28 @@ def _from_arrow_stream(X):
 
 def _from_pandas(X):
     labels = X.columns.tolist()
-    twice = [label for label, count in Counter(labels).items() if count > 1]
-    if twice:
-        raise ValueError(f"column names occur more than once: {twice}. Names must be unique.")
-    return _from_columns(labels, [column for _, column in X.items()])
+    _check_names(labels)
+    return _from_columns(labels, pandas_columns(X))
 
 
-def _from_columns(names, columns):
-    scalars = [name for name, values in zip(names, columns, strict=True) if np.isscalar(values)]
+def _from_mapping(X):
+    scalars = [name for name, values in X.items() if np.isscalar(values)]
     if scalars:
         raise ValueError(
             f"columns {scalars} hold a single value instead of a list; write a single row as a "
             "list of one dictionary"
         )
-    arrays = [column_of(values, str(name)) for name, values in zip(names, columns, strict=True)]
-    lengths = {str(name): len(array) for name, array in zip(names, arrays, strict=True)}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"columns have different lengths: {lengths}")
-    return pa.table(arrays, names=[str(name) for name in names])
+    return _from_columns(list(X), [X[name] for name in X])
+
+
+def _from_columns(names, columns):
+    names = list(map(str, names))
+    arrays = [column_of(values, name) for name, values in zip(names, columns, strict=True)]
+    lengths = list(map(len, arrays))
+    if len(set(lengths)) > 1:
+        by_name = dict(zip(names, lengths, strict=True))
+        raise ValueError(f"columns have different lengths: {by_name}")
+    return pa.table(arrays, names=names)
 
 
 def _from_array(X, minimum_rows):

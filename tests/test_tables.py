@@ -439,6 +439,23 @@ def test_a_frame_of_pandas_is_read_as_its_stream_is():
     assert as_table(frame).equals(expected)
 
 
+def test_wide_frames_are_read_as_narrow_ones(monkeypatch):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({f"f{i}": rng.normal(size=3) for i in range(40)})
+    frame = frame.assign(**{f"i{i}": np.array([1, 2**60 + i, 3]) for i in range(35)})
+    frame.insert(7, "few", np.array([1, 2, 3], dtype=np.int8))
+    frame.insert(50, "text", ["a", None, "c"])
+    frame.loc[1, "f3"] = np.nan
+    wide = as_table(frame)
+    assert wide.column_names == list(frame.columns)
+    monkeypatch.setattr("sk_easytensor.arrow_columns.ALIKE", 1000)
+    assert wide.equals(as_table(frame))
+    monkeypatch.undo()
+    # Copies of large frames would take memory.
+    monkeypatch.setattr("sk_easytensor.arrow_columns.FEW", 10)
+    assert wide.equals(as_table(frame))
+
+
 def test_align_by_name():
     table = pa.table({"c": [1], "a": [2], "extra": [3], "b": [4]})
     assert align_table(table, ["a", "b", "c"]).to_pydict() == {"a": [2], "b": [4], "c": [1]}
