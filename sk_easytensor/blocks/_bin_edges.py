@@ -52,7 +52,7 @@ class BinEdges:
     """Bin edges of some columns, among which numbers are placed.
 
     A number is first looked up among cells of equal width, which tells near which edges it is, and
-    then searched for among these: a quarter of the time of a binary search among all edges.
+    then searched for among these: a third of the time that ``numpy.interp`` takes.
 
     Parameters
     ----------

@@ -37,13 +37,13 @@ class TreesModule(nn.Module):
     @classmethod
     def of_state(cls, state):
         """Return the module that had a :meth:`state`."""
-        grown = [TreeTables(**tables) for tables in state["grown"]]
+        grown = [TreeTables.of_state(tables) for tables in state["grown"]]
         # Trees that were pickled by an earlier version have no temperature.
         return cls(grown, state["share"], state.get("temperature", 1.0))
 
     def state(self):
         """Return what is pickled: arrays and numbers."""
-        grown = [vars(tables) for tables in self.grown]
+        grown = [tables.state() for tables in self.grown]
         return {"grown": grown, "share": self.share, "temperature": self.temperature}
 
     def forward(self, columns):

@@ -55,6 +55,17 @@ class TreeTables:
         """How many trees there are."""
         return len(self.values)
 
+    def state(self):
+        """Return what is pickled: neighbours among the codes that share a row are counted."""
+        begins = np.flatnonzero(np.diff(self.code_rows, prepend=-1))
+        lengths = np.diff(begins, append=len(self.code_rows)).astype(np.int32)
+        return {**vars(self), "code_rows": (self.code_rows[begins], lengths)}
+
+    @classmethod
+    def of_state(cls, state):
+        """Return the tables that had a :meth:`state`."""
+        return cls(**{**state, "code_rows": np.repeat(*state["code_rows"])})
+
     @classmethod
     def constant(cls, base):
         """Return tables without a tree, of outputs that are always the same."""

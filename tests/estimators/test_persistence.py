@@ -189,7 +189,7 @@ def test_pickles_are_hardly_larger_than_the_weights(warm_start, copies, classifi
     model = classifier(trunk=trunk, warm_start=warm_start, max_epochs=1).fit(*labelled)
     weights = sum(value.nbytes for value in map(np.asarray, model.network_.state_dict().values()))
     assert weights > 100_000
-    assert weights < len(pickle.dumps(model)) < copies * weights + 20_000
+    assert weights < len(pickle.dumps(model)) < copies * weights + 25_000
 
 
 def test_pickling_leaves_the_model_as_it_was(fitted, labelled):

@@ -37,7 +37,8 @@ def same_state(ours, theirs, where=""):
     elif isinstance(ours, pa.Array):
         assert ours.equals(theirs), where
     elif hasattr(ours, "__dict__") and not isinstance(ours, type):
-        same_state(vars(ours), vars(theirs), where)
+        # Without what is made from the rest where it is asked for.
+        same_state(ours.__getstate__(), theirs.__getstate__(), where)
     else:
         assert ours == theirs, where
 

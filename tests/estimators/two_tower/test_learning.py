@@ -387,7 +387,7 @@ def test_weights_matter(data, X, catalogue):
     weight = np.repeat([1.0, 1e-3, 1e-3], len(X))
     taste = []
     for sample_weight in (None, weight):
-        model = two_tower(max_epochs=6).fit(
+        model = two_tower(max_epochs=8).fit(
             both, sample_weight=sample_weight, items=catalogue, **KEYS
         )
         keys, _ = model.recommend(data.users, k=5)
