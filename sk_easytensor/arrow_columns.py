@@ -54,7 +54,11 @@ def pandas_columns(X):
                 taken.update(zip(alike, X.iloc[:, alike].to_numpy().T, strict=True))
     if not taken:
         return [column for _, column in X.items()]
-    return [taken[i] if i in taken else X.iloc[:, i] for i in range(X.shape[1])]
+    rest = [place for place in range(X.shape[1]) if place not in taken]
+    if rest:
+        series = (column for _, column in X.iloc[:, rest].items())
+        taken.update(zip(rest, series, strict=True))
+    return [taken[place] for place in range(X.shape[1])]
 
 
 def column_of(values, name):

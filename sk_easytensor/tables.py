@@ -300,13 +300,14 @@ def _from_pandas(X):
 
 
 def _from_mapping(X):
-    scalars = [name for name, values in X.items() if np.isscalar(values)]
+    columns = dict(X)
+    scalars = [name for name, values in columns.items() if np.isscalar(values)]
     if scalars:
         raise ValueError(
             f"columns {scalars} hold a single value instead of a list; write a single row as a "
             "list of one dictionary"
         )
-    return _from_columns(list(X), [X[name] for name in X])
+    return _from_columns(list(columns), list(columns.values()))
 
 
 def _from_columns(names, columns):

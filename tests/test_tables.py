@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import scipy.sparse
 
+from sk_easytensor.arrow_columns import pandas_columns
 from sk_easytensor.columns import cast_column, sample_values, to_float64
 from sk_easytensor.plain_types import plain_types
 from sk_easytensor.tables import (
@@ -446,6 +447,7 @@ def test_wide_frames_are_read_as_narrow_ones(monkeypatch):
     frame.insert(7, "few", np.array([1, 2, 3], dtype=np.int8))
     frame.insert(50, "text", ["a", None, "c"])
     frame.loc[1, "f3"] = np.nan
+    assert sum(isinstance(column, np.ndarray) for column in pandas_columns(frame)) == 75
     wide = as_table(frame)
     assert wide.column_names == list(frame.columns)
     monkeypatch.setattr("sk_easytensor.arrow_columns.ALIKE", 1000)

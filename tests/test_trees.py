@@ -122,10 +122,6 @@ def test_tables_give_what_scikit_learn_does(kind, leaves, columns, score, monkey
     # What is pickled gives the same, bit for bit.
     again = TreesModule.of_state(TreesModule(grown, 0.25, 1.1).state())
     assert (again.share, again.temperature) == (0.25, 1.1)
-    state = again.state()
-    # Earlier versions kept no temperature.
-    del state["temperature"]
-    assert TreesModule.of_state(state).temperature == 1
     assert torch.equal(again(torch.from_numpy(columns[N_TRAIN:])), found)
 
 

@@ -23,7 +23,8 @@ Writing a block means writing four methods:
     ``for_tower()`` is called where the network is to end in an embedding; a method
     ``tree_inputs``, called as ``forward`` is, returns what boosted trees may split on, codes from 0
     for missing as int32 of shape ``(n_rows, k)``, and the attribute ``tree_codes`` then says of
-    each of its columns how many there are, at most 16,777,216, and whether they are in order.
+    each of its columns how many there are, which all codes are below, at most 16,777,216, and
+    whether they are in order.
 
 Two class attributes complete it: ``kind``, the name it gets when chosen automatically, and
 ``accepts(type)``, which says which Arrow types it can read. ``detects(column)``,

@@ -6,6 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
+from sk_easytensor.blocks._base import cached_slices
+
 __all__ = ["BinEdges", "BinnedMixin", "bounded_numbers", "centers_and_scales"]
 
 LARGEST = 1e150
@@ -19,6 +21,10 @@ BOUND = 3.0
 
 CELLS = 512
 """Cells of equal width that scaled numbers fall into."""
+
+CACHED, FEWEST_CACHED = 16_384, 64
+"""Numbers that are encoded at a time, about, and rows of them at least: larger arrays are given
+memory of their own each time, which takes longer than what is computed."""
 
 
 class BinnedMixin:
@@ -35,10 +41,28 @@ class BinnedMixin:
     def _keep_edges(self, edges):
         self.edges_ = edges
         self.center_, self.scale_ = centers_and_scales(edges)
-        vars(self).pop("_bin_edges", None)
+        self._bin_edges = BinEdges(edges, self.center_, self.scale_)
+
+    def _place(self, columns, encoded):
+        """Write what :meth:`BinEdges.place` makes of columns of numbers into an encoding.
+
+        Parameters
+        ----------
+        columns : list of ndarray of float64, shape (n,)
+            NaN where missing.
+        encoded : ndarray of float32, shape (n, n_columns, 2 or more)
+            Gets scaled numbers and positions.
+        """
+        # All columns at a time, because a call a column is most of the time that one row takes.
+        at_a_time = max(CACHED // max(len(columns), 1), FEWEST_CACHED)
+        for rows in cached_slices(len(encoded), at_a_time) if columns else ():
+            values = np.stack([column[rows] for column in columns])
+            scaled, positions = self._bin_edges.place(values)
+            encoded[rows, :, 0], encoded[rows, :, 1] = scaled.T, positions.T
 
     @cached_property
     def _bin_edges(self):
+        # Where the block was unpickled.
         return BinEdges(self.edges_, self.center_, self.scale_)
 
     def __getstate__(self):

@@ -422,7 +422,7 @@ class CategoryModule(nn.Module):
         return [(size, False) for size in self.n_codes if size <= MOST_EXACT]
 
     def tree_inputs(self, codes):
-        """Return the codes, of columns whose codes a float holds exactly."""
+        """Return the codes, of columns whose codes a float would hold exactly."""
         shown = [index for index, size in enumerate(self.n_codes) if size <= MOST_EXACT]
         return codes if len(shown) == codes.shape[1] else codes[:, shown]
 

@@ -183,10 +183,11 @@ class DatetimeBlock(BinnedMixin, Block):
     def encode(self, table):
         waves = self._waves
         encoded = np.zeros((table.num_rows, table.num_columns, 2 + 2 * len(waves)), np.float32)
-        instants = np.empty((table.num_columns, table.num_rows))
+        columns = []
         names = zip(table.column_names, table.columns, strict=True)
         for index, (name, column) in enumerate(names):
-            instants[index], phases = read_times(column, name, self.zones_[index])
+            instants, phases = read_times(column, name, self.zones_[index])
+            columns.append(instants)
             for place, (cycle, harmonic) in enumerate(waves):
                 # A cycle that never varied in this column was never learned: it stays 0.
                 if self.cycles_[index, cycle]:
@@ -195,9 +196,9 @@ class DatetimeBlock(BinnedMixin, Block):
                     encoded[:, index, 2 + 2 * place] = np.sin(angle)
                     encoded[:, index, 3 + 2 * place] = np.cos(angle)
         if self.trend:
-            scaled, positions = self._bin_edges.place(instants)
-            encoded[:, :, 0], encoded[:, :, 1] = scaled.T, positions.T
-        encoded[np.isnan(instants).T] = np.nan
+            self._place(columns, encoded)
+        for index, instants in enumerate(columns):
+            encoded[np.isnan(instants), index] = np.nan
         return {"times": torch.from_numpy(encoded)}
 
     def make_module(self):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from sk_easytensor.blocks._base import Block, cached_slices
+from sk_easytensor.blocks._base import Block
 from sk_easytensor.blocks._bin_edges import BinnedMixin
 from sk_easytensor.columns import to_float64
 from sk_easytensor.parameters import check_choice, check_number
@@ -22,10 +22,6 @@ RATE = 2.0
 
 FEWEST_ROWS = 8.0
 """Rows that a bin counts as having at least, so that the fewest rows can be learned, too."""
-
-CACHED, FEWEST_CACHED = 16_384, 64
-"""Numbers that are encoded at a time, about, and rows of them at least: larger arrays are given
-memory of their own each time, which takes longer than what is computed."""
 
 TREE_PARTS = 1024
 """Parts of a column that trees can tell apart, about: a whole number of them for each bin."""
@@ -52,7 +48,8 @@ class NumericBlock(BinnedMixin, Block):
     width : int, default=6
         Size of each column's vector.
     bins : int, default=128
-        At most so many quantile bins a column, for ``"piecewise"``.
+        At most so many quantile bins a column, for ``"piecewise"``. Boosted trees split numbers at
+        even parts of these bins, whatever the embedding: few bins of a skewed column are coarse.
     frequencies : int, default=16
         Sines and cosines a column, for ``"periodic"``.
     frequency_scale : float, default=0.1
@@ -161,12 +158,7 @@ class NumericBlock(BinnedMixin, Block):
             for name, column in zip(table.column_names, table.columns, strict=True)
         ]
         encoded = np.empty((table.num_rows, table.num_columns, 2), dtype=np.float32)
-        # All columns at a time, because a call a column is most of the time that one row takes.
-        at_a_time = max(CACHED // max(len(columns), 1), FEWEST_CACHED)
-        for rows in cached_slices(table.num_rows, at_a_time) if columns else ():
-            values = np.stack([column[rows] for column in columns])
-            scaled, positions = self._bin_edges.place(values)
-            encoded[rows, :, 0], encoded[rows, :, 1] = scaled.T, positions.T
+        self._place(columns, encoded)
         return {"values": torch.from_numpy(encoded)}
 
     def make_module(self):

@@ -128,6 +128,7 @@ class BlockNetwork(nn.Module):
                 if shows(block):
                     parts[name], each = read[name].tensor_split([block.out_features], dim=1)
                     columns.append(each)
+            # They came beside floats, which hold them exactly.
             shown = torch.cat(columns, dim=1).int()
         return self._combined(head, shown, *self._hidden(parts))
 

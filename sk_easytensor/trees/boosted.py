@@ -67,7 +67,8 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
     target, smoothed, as in Micci-Barreca, "A preprocessing scheme for high-cardinality categorical
     attributes" (2001); with three classes or more, where no single number says it, as sets of the
     252 most frequent ones. Numbers go in as parts of the bins of
-    :class:`~sk_easytensor.NumericBlock`, about 1,024 of a column.
+    :class:`~sk_easytensor.NumericBlock`, about 1,024 of a column, dates as well and as parts of
+    cycles.
 
     Examples
     --------

@@ -119,13 +119,14 @@ def read_columns(parts, codes, *, many_outputs, seed):
     sets, others = [], []
     for position, (n_codes, in_order) in enumerate(codes):
         own = rows.columns[:, position]
-        values = np.arange(n_codes, dtype=np.float64)
         if in_order:
+            values = np.arange(n_codes, dtype=np.float64)
             values[MISSING] = np.nan
             # scikit-learn cannot bin a column without any number.
             if own.any():
                 others.append((position, CodeColumn(None, values), None))
         elif n_codes <= FEW_CODES or many_outputs:
+            values = np.arange(n_codes, dtype=np.float64)
             values[MOST_CODES:] = UNSEEN
             known = np.unique(values[own]).astype(np.int64)
             sets.append((position, CodeColumn(known, values), None))
@@ -148,7 +149,7 @@ def told_by_others(codes, n_codes, target, weight, seed):
 
     Parameters
     ----------
-    codes : ndarray of int64, shape (n_rows,)
+    codes : ndarray of int32, shape (n_rows,)
         Categories.
     n_codes : int
         How many there may be.

@@ -38,8 +38,7 @@ class TreesModule(nn.Module):
     def of_state(cls, state):
         """Return the module that had a :meth:`state`."""
         grown = [TreeTables.of_state(tables) for tables in state["grown"]]
-        # Trees that were pickled by an earlier version have no temperature.
-        return cls(grown, state["share"], state.get("temperature", 1.0))
+        return cls(grown, state["share"], state["temperature"])
 
     def state(self):
         """Return what is pickled: arrays and numbers."""
@@ -121,7 +120,7 @@ class ForestModule(nn.Module):
             return
         if self.open_leaves.numel() * self.n_leaves > MOST_NUMBERS:
             raise RuntimeError(
-                f"{self.n_trees} trees over {len(self.open_leaves)} codes are too "
+                f"{self.n_trees} trees over {len(self.open_leaves)} groups of codes are too "
                 "many for a runtime without operators on bits; lower trees__max_leaf_nodes or "
                 "trees__max_iter, or set trees=None"
             )

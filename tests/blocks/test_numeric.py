@@ -1,5 +1,6 @@
 import datetime as dt
 import decimal
+import pickle
 
 import numpy as np
 import pandas as pd
@@ -37,6 +38,17 @@ def test_scaled_numbers_are_robust_and_ordered():
     assert (np.diff(scaled[:1001]) > 0).all()
     assert (scaled[1001], scaled[1002]) == (pytest.approx(3), pytest.approx(-3))
     assert (position[1001], position[1002]) == (len(block.edges_[0]) - 1, 0)
+
+
+def test_encoding_leaves_the_block_as_it_is():
+    block = NumericBlock().fit({"x": [10.0, 20.0, 40.0]})
+    before = dict(vars(block))
+    block.transform({"x": [1.0]})
+    assert vars(block) == before
+    # A pickle holds nothing that is made from the rest at once.
+    assert "_bin_edges" not in block.__getstate__()
+    again = pickle.loads(pickle.dumps(block))
+    np.testing.assert_array_equal(encode(again, [15.0]), encode(block, [15.0]))
 
 
 def test_positions_are_places_among_the_edges():
