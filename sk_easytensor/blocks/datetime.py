@@ -24,16 +24,16 @@ from sk_easytensor.blocks._times import (
     time_zones,
     zone_shifts,
 )
-from sk_easytensor.blocks.numeric import FIRST_CODE, MISSING_CODE, NumericModule
+from sk_easytensor.blocks.numeric import FIRST_CODE, MISSING_CODE, TREE_PARTS, NumericModule
 from sk_easytensor.columns import sample_values
 from sk_easytensor.parameters import check_choice, check_number
 from sk_easytensor.summaries import Quantiles, Summary, SummaryMap
 
 __all__ = ["DatetimeBlock", "DatetimeModule"]
 
-PARTS, BORDER = 1024, 0.3
-"""Parts of a cycle that trees can tell apart, and how much of a part lies before its begin, so that
-rounding moves midnights across no border."""
+BORDER = 0.3
+"""How much of a part of a cycle lies before its begin, so that rounding moves midnights across no
+border."""
 
 SPANNED = 0.95
 """Part of a cycle that dates have to span for it to be one."""
@@ -361,15 +361,15 @@ class DatetimeModule(nn.Module):
     def tree_codes(self):
         """Trees see codes of the instants, and of each cycle from its begin to its end."""
         instants = self.trend.tree_codes
-        return instants + [(PARTS + 1, True)] * (len(instants) * len(self.sines))
+        return instants + [(TREE_PARTS + 1, True)] * (len(instants) * len(self.sines))
 
     def tree_inputs(self, times):
         """Return in which part of its column, and of each cycle, each instant is."""
         sine, cosine = times.index_select(2, self.sines), times.index_select(2, self.sines + 1)
         # Goes round a square in place of a circle, which needs no arc tangent.
         along = cosine / (sine.abs() + cosine.abs())
-        part = torch.where(sine >= 0, 1 - along, 3 + along) * (PARTS / 4) + BORDER
+        part = torch.where(sine >= 0, 1 - along, 3 + along) * (TREE_PARTS / 4) + BORDER
         # Midnight may be rounded to just before.
-        codes = FIRST_CODE + torch.where(part >= PARTS, part - PARTS, part)
+        codes = FIRST_CODE + torch.where(part >= TREE_PARTS, part - TREE_PARTS, part)
         codes = torch.nan_to_num(codes, nan=MISSING_CODE).int().transpose(1, 2).flatten(1)
         return torch.cat([self.trend.tree_inputs(times[..., :2]), codes], dim=1)

@@ -24,7 +24,8 @@ FEWEST_ROWS = 8.0
 """Rows that a bin counts as having at least, so that the fewest rows can be learned, too."""
 
 TREE_PARTS = 1024
-"""Parts of a column that trees can tell apart, about: a whole number of them for each bin."""
+"""Parts of a column that trees can tell apart, about: a whole number of them for each bin. Of a
+cycle of dates there are as many."""
 
 BORDER = 0.7
 """What is added before parts are counted, so that none begins where numbers are likely to be, at

@@ -1,5 +1,3 @@
-from functools import cached_property
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -20,16 +18,9 @@ def _assert_alike(left, right, where):
     elif isinstance(left, (pa.Array, pa.ChunkedArray)):
         assert left.equals(right), where
     elif hasattr(left, "__dict__") and type(left).__eq__ is object.__eq__:
-        _assert_alike(list(attributes(left).items()), list(attributes(right).items()), where)
+        _assert_alike(list(left.__getstate__().items()), list(right.__getstate__().items()), where)
     else:
         assert left == right, where
-
-
-def attributes(of):
-    """Attributes of an object, without those made from the others where they are asked for."""
-    kind = type(of)
-    made = {name for name in dir(kind) if isinstance(getattr(kind, name), cached_property)}
-    return {name: value for name, value in vars(of).items() if name not in made}
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +28,8 @@ def assert_same_fit():
     """Compare two fitted blocks attribute by attribute."""
 
     def compare(left, right):
-        left, right = attributes(left), attributes(right)
+        # Without what is made from the rest where it is asked for.
+        left, right = left.__getstate__(), right.__getstate__()
         assert left.keys() == right.keys()
         for name in left:
             _assert_alike(left[name], right[name], name)
