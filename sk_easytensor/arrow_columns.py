@@ -15,6 +15,9 @@ UNREADABLE = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, O
 CALENDAR_UNITS = ("Y", "M", "W", "D", "h", "m")
 """Units of NumPy's dates and durations that Arrow does not have, or (days) not for both."""
 
+PLAIN_NUMBERS = {np.dtype(character) for character in "bhilqBHILQefd"}
+"""Types of arrays that become Arrow arrays as they are."""
+
 LISTS = (list, tuple, np.ndarray)
 
 ALIKE, FEW = 32, 1_000_000
@@ -82,11 +85,14 @@ def column_of(values, name):
     ValueError
         If the values have more than two dimensions.
     """
+    # The usual kinds first: with few rows, questions cost more than answers.
+    if type(values) is np.ndarray and values.ndim == 1 and values.dtype in PLAIN_NUMBERS:
+        return pa.array(values, from_pandas=True)
     if isinstance(values, (pa.Array, pa.ChunkedArray)):
         return values
     try:
         if is_pandas(values, "Series"):
-            # Arrow asks a series for a dozen attributes, which costs more than a row's other work.
+            # Arrow asks a series for a dozen attributes.
             plain = isinstance(values.dtype, np.dtype) and values.dtype.kind in "iuf"
             return pa.array(values.to_numpy() if plain else values, from_pandas=True)
         if hasattr(values, "__arrow_c_stream__") or hasattr(values, "__arrow_c_array__"):

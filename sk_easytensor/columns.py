@@ -96,6 +96,8 @@ def to_float64(column, name, *, block):
         Durations and times of day are in seconds.
     """
     kind = column.type
+    if kind.equals(pa.float64()):
+        return _numpy(column)
     if pa.types.is_duration(kind):
         per_second = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}[kind.unit]
         return _numpy(column.cast(pa.int64()).cast(pa.float64(), safe=False)) / per_second

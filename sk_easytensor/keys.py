@@ -27,13 +27,14 @@ def category_keys(column):
         column = column.cast(pa.string())
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
-    if pa.types.is_dictionary(column.type):
-        column = column.unify_dictionaries()
-    else:
+    if not pa.types.is_dictionary(column.type):
         column = column.dictionary_encode()
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], column.type)
+    elif column.num_chunks > 1:
+        column = column.unify_dictionaries()
+    if column.num_chunks == 1:
+        array = column.chunk(0)
+    else:
+        array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     keys = _as_strings(array.dictionary)
     return pa.DictionaryArray.from_arrays(array.indices, keys)
 

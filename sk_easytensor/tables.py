@@ -157,6 +157,8 @@ def align_table(table, names, *, positional=False, owner="the estimator"):
                 f"{len(names)} features as input."
             )
         return table.rename_columns(names)
+    if table.column_names == names:
+        return table
     present = set(table.column_names)
     missing = [name for name in names if name not in present]
     if missing:

@@ -448,6 +448,23 @@ def test_a_network_that_knows_better_counts_more(table):
     assert model.fit(X, y).trees_share_ < 0.2
 
 
+def test_a_network_that_counts_for_nothing_is_not_asked(table, model, monkeypatch):
+    X, network = table[0], model.network_
+    monkeypatch.setattr(network.trees, "share", 0.0)
+    asked = []
+    hook = network.trunk.register_forward_hook(lambda *_: asked.append(1))
+    predicted = model.predict(X)
+    assert not asked
+    model.transform(X)
+    assert asked
+    hook.remove()
+    # Next to none is rounded to the same numbers.
+    monkeypatch.setattr(network.trees, "share", 1e-12)
+    np.testing.assert_allclose(predicted, model.predict(X), rtol=1e-6)
+    monkeypatch.setattr(network.trees, "share", 0.5)
+    assert np.abs(predicted - model.predict(X)).max() > 0.1
+
+
 def test_importances_see_what_trees_see(table, model):
     by_column = dict(zip(table[0].columns, model.feature_importances_, strict=True))
     assert by_column["b"] < 0.05

@@ -205,7 +205,7 @@ class CategoryBlock(Block):
         dictionary = self._dictionary_codes(keys.dictionary, index)
         # A missing value has no index; give it one past the end.
         lookup = np.append(dictionary, np.int32(MISSING))
-        return lookup[pc.fill_null(keys.indices, len(dictionary)).to_numpy(zero_copy_only=False)]
+        return lookup[filled(keys.indices, len(dictionary))]
 
     def _dictionary_codes(self, values, index):
         if self.hash_buckets is not None:
@@ -218,7 +218,7 @@ class CategoryBlock(Block):
         if FEW * len(values) < len(known):
             return few_codes(values.cast(known.type), known)
         found = pc.index_in(values, value_set=known.cast(values.type))
-        return pc.fill_null(found, UNSEEN - KNOWN).to_numpy(zero_copy_only=False) + np.int32(KNOWN)
+        return filled(found, UNSEEN - KNOWN) + np.int32(KNOWN)
 
     def make_module(self):
         widths = [self.width or default_width(size) for size in self._sizes()]
@@ -279,6 +279,13 @@ class CategoryBlock(Block):
 
     def get_feature_names_out(self, input_features=None):
         return np.asarray(self.feature_names_in_, dtype=object)
+
+
+def filled(integers, missing):
+    """Return an Arrow array of integers as one of NumPy, with a number where it has none."""
+    if integers.null_count:
+        integers = pc.fill_null(integers, missing)
+    return integers.to_numpy(zero_copy_only=False)
 
 
 def few_codes(values, known):

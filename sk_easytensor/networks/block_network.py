@@ -107,7 +107,7 @@ class BlockNetwork(nn.Module):
         torch.Tensor of shape (batch, 1, out_features)
         """
         shown = self.shown(frame) if self._with_trees else None
-        return self._combined(head, shown, *self._hidden(self.read(frame)))
+        return self._joined(head, shown, lambda: self(frame))
 
     def readers(self):
         """Return what reads each block's encoding, by the block's name, for :meth:`combine_read`.
@@ -130,7 +130,7 @@ class BlockNetwork(nn.Module):
                     columns.append(each)
             # They came beside floats, which hold them exactly.
             shown = torch.cat(columns, dim=1).int()
-        return self._combined(head, shown, *self._hidden(parts))
+        return self._joined(head, shown, lambda: self.join(parts))
 
     def represent(self, frame):
         """Return the trunk's output, averaged over members, beside the wide blocks' outputs.
@@ -145,7 +145,8 @@ class BlockNetwork(nn.Module):
         """Return :meth:`combine` and :meth:`represent` of the same rows, as a tuple."""
         shown = self.shown(frame) if self._with_trees else None
         hidden, wide = self._hidden(self.read(frame))
-        return self._combined(head, shown, hidden, wide), self._represented(hidden, wide)
+        combined = self._joined(head, shown, lambda: self._outputs(hidden, wide))
+        return combined, self._represented(hidden, wide)
 
     def shown(self, frame):
         """Return what the blocks show trees of encoded rows.
@@ -193,9 +194,13 @@ class BlockNetwork(nn.Module):
         outputs = self.head(hidden)
         return outputs if wide is None else outputs + self.wide(wide)[:, None, :]
 
-    def _combined(self, head, shown, hidden, wide):
-        combined = head.combine(self._outputs(hidden, wide))
-        return combined if shown is None else head.settle(self.trees.join(combined, shown))
+    def _joined(self, head, shown, outputs):
+        """Return outputs as one, with the trees' for what is shown to them, if anything is."""
+        if shown is None:
+            return head.combine(outputs())
+        # A network that counts for nothing need not be asked.
+        combined = None if self.trees.share == 0 else head.combine(outputs())
+        return head.settle(self.trees.join(combined, shown))
 
     def _represented(self, hidden, wide):
         hidden = hidden.mean(1)

@@ -64,12 +64,14 @@ class TreesModule(nn.Module):
 
         Parameters
         ----------
-        combined : torch.Tensor of shape (batch, 1, out_features)
-            Of the network.
+        combined : torch.Tensor of shape (batch, 1, out_features), or None
+            Of the network; not needed where its share is 0.
         columns : torch.Tensor of int32, shape (batch, n_columns)
             As in :meth:`forward`.
         """
-        joined = torch.lerp(self(columns)[:, None, :], combined, self.share)
+        joined = self(columns)[:, None, :]
+        if self.share > 0:
+            joined = torch.lerp(joined, combined, self.share)
         return joined if self.temperature == 1 else joined / self.temperature
 
     def unpack(self):
