@@ -44,7 +44,7 @@ def pandas_columns(X):
 
     Returns
     -------
-    list of pandas.Series or ndarray
+    list of pandas.Series or pyarrow.Array
     """
     taken = {}
     if X.shape[1] >= ALIKE and X.size <= FEW:
@@ -54,7 +54,9 @@ def pandas_columns(X):
                 places.setdefault(kind, []).append(place)
         for alike in places.values():
             if len(alike) >= ALIKE:
-                taken.update(zip(alike, X.iloc[:, alike].to_numpy().T, strict=True))
+                numbers = pa.array(X.iloc[:, alike].to_numpy().T.reshape(-1), from_pandas=True)
+                for index, place in enumerate(alike):
+                    taken[place] = numbers.slice(index * len(X), len(X))
     if not taken:
         return [column for _, column in X.items()]
     rest = [place for place in range(X.shape[1]) if place not in taken]

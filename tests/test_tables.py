@@ -447,7 +447,7 @@ def test_wide_frames_are_read_as_narrow_ones(monkeypatch):
     frame.insert(7, "few", np.array([1, 2, 3], dtype=np.int8))
     frame.insert(50, "text", ["a", None, "c"])
     frame.loc[1, "f3"] = np.nan
-    assert sum(isinstance(column, np.ndarray) for column in pandas_columns(frame)) == 75
+    assert sum(isinstance(column, pa.Array) for column in pandas_columns(frame)) == 75
     wide = as_table(frame)
     assert wide.column_names == list(frame.columns)
     monkeypatch.setattr("sk_easytensor.arrow_columns.ALIKE", 1000)

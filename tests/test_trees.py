@@ -116,6 +116,8 @@ def test_tables_give_what_scikit_learn_does(kind, leaves, columns, score, monkey
         expected.append(booster._raw_predict(own.matrices[1]))
     found = module(torch.from_numpy(columns[N_TRAIN:]))
     np.testing.assert_allclose(found, np.concatenate(expected, axis=1), rtol=1e-5, atol=2e-5)
+    monkeypatch.setattr("sk_easytensor.trees.module.AT_ONCE", 0)
+    assert torch.equal(module(torch.from_numpy(columns[N_TRAIN:])), found)
     module.unpack()
     unpacked = module(torch.from_numpy(columns[N_TRAIN:]))
     torch.testing.assert_close(unpacked, found, rtol=1e-5, atol=2e-5)

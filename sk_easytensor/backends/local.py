@@ -231,7 +231,7 @@ class LocalBackend:
         X, y, sample_weight = take_columns(X, y, sample_weight)
         return [function(X, y, sample_weight, random_state, None)]
 
-    def forward(self, function, frame, batch_size=1024, lengths=None):
+    def forward(self, function, frame, batch_size=2048, lengths=None):
         """Apply a function to batches of a frame, without gradients, and join the results.
 
         Parameters
@@ -240,7 +240,7 @@ class LocalBackend:
             Takes a :class:`TensorFrame`, returns a tensor with a row for each of its rows.
         frame : TensorFrame
             Encoded rows.
-        batch_size : int, default=1024
+        batch_size : int, default=2048
             Rows at a time: so few that what a layer gives them stays in a processor's cache.
         lengths : torch.Tensor of int64, shape (n_rows,), optional
             How long each row's lists are. Rows of like length are then taken together, and fewer

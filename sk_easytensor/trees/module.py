@@ -13,6 +13,9 @@ __all__ = ["TreesModule"]
 MOST_NUMBERS = 256_000_000
 """Leaves over all rows of a table, as numbers instead of bits, at most: a gigabyte."""
 
+AT_ONCE = 1_000_000
+"""Entries of a table that are looked up at once, at most: many calls cost more than they do."""
+
 
 class TreesModule(nn.Module):
     """Trees beside a network: their outputs, and how they are joined with the network's.
@@ -98,18 +101,32 @@ class ForestModule(nn.Module):
         """Return the outputs, of shape (batch, n_outputs)."""
         if self.n_trees == 0:
             return self.base.expand(len(columns), self.n_outputs)
-        first, *others = self._rows(columns)
+        left = self._left(self._rows(columns))
+        if not self.packed:
+            return left @ self.values + self.base
+        leaf = places_of_bits(left).add_(self.first_value)
+        found = self.values.reshape(-1).index_select(0, leaf.reshape(-1))
+        return found.reshape(-1, self.n_trees // self.n_outputs, self.n_outputs).sum(1) + self.base
+
+    def _left(self, rows):
+        """Return the leaves that all columns leave open, of shape (batch, trees), or a bit each."""
+        # A graph is for any number of rows.
+        looks = self.packed and not torch.compiler.is_compiling()
+        if looks and rows.numel() * self.n_trees <= AT_ONCE:
+            left = self.open_leaves.index_select(0, rows.reshape(-1)).unflatten(0, rows.shape)
+            while len(left) > 1:
+                half = (len(left) + 1) // 2
+                left[: len(left) - half] &= left[half:]
+                left = left[:half]
+            return left[0]
+        first, *others = rows
         left = self.open_leaves.index_select(0, first)
         # Memory for each look-up would cost more than the look-up.
         found = torch.empty_like(left)
-        for rows in others:
-            torch.index_select(self.open_leaves, 0, rows, out=found)
+        for of_column in others:
+            torch.index_select(self.open_leaves, 0, of_column, out=found)
             left = left.bitwise_and_(found) if self.packed else left.mul_(found)
-        if not self.packed:
-            return left @ self.values + self.base
-        leaf = places_of_bits(left) + self.first_value
-        found = self.values.reshape(-1).index_select(0, leaf.reshape(-1))
-        return found.reshape(-1, self.n_trees // self.n_outputs, self.n_outputs).sum(1) + self.base
+        return left
 
     def _rows(self, columns):
         """Return the rows of the table that codes stand for, of shape (n_columns, batch)."""
@@ -140,4 +157,5 @@ def places_of_bits(numbers):
         # Runtimes round logarithms as they like.
         return (torch.log2(numbers.float()) + 0.5).int()
     # The exponent of a float, a third of the time of a logarithm.
-    return (numbers.float().view(torch.int32) >> 23) - 127
+    exponents = numbers.float().view(torch.int32)
+    return exponents.bitwise_right_shift_(23).sub_(127)
