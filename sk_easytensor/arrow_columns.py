@@ -50,7 +50,7 @@ def pandas_columns(X):
     if X.shape[1] >= ALIKE and X.size <= FEW:
         places = {}
         for place, kind in enumerate(X.dtypes.to_numpy()):
-            if isinstance(kind, np.dtype) and kind.kind in "iuf":
+            if isinstance(kind, np.dtype) and kind in PLAIN_NUMBERS:
                 places.setdefault(kind, []).append(place)
         for alike in places.values():
             if len(alike) >= ALIKE:

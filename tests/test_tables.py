@@ -456,6 +456,19 @@ def test_wide_frames_are_read_as_narrow_ones(monkeypatch):
     # Copies of large frames would take memory.
     monkeypatch.setattr("sk_easytensor.arrow_columns.FEW", 10)
     assert wide.equals(as_table(frame))
+    monkeypatch.undo()
+    rows = frame.iloc[:0]
+    assert as_table(rows, minimum_rows=0).schema.names == list(frame.columns)
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "i1", "u8", "g"])
+def test_wide_frames_of_any_numbers(dtype):
+    values = np.array([[0, 1, 2], [3, 4, 5]]).repeat(12, axis=1)
+    frame = pd.DataFrame(values.astype(dtype), columns=[f"c{i}" for i in range(36)])
+    table = as_table(frame)
+    narrow = [as_table(frame.iloc[:, [i]]).column(0) for i in range(36)]
+    assert [column.type for column in table.columns] == [column.type for column in narrow]
+    np.testing.assert_array_equal(np.stack([c.to_numpy() for c in table.columns], axis=1), values)
 
 
 def test_align_by_name():
