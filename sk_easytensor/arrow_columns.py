@@ -44,7 +44,7 @@ def pandas_columns(X):
 
     Returns
     -------
-    list of pandas.Series or pyarrow.Array
+    list of pandas.Series or ndarray
     """
     taken = {}
     if X.shape[1] >= ALIKE and X.size <= FEW:
@@ -54,9 +54,7 @@ def pandas_columns(X):
                 places.setdefault(kind, []).append(place)
         for alike in places.values():
             if len(alike) >= ALIKE:
-                numbers = pa.array(X.iloc[:, alike].to_numpy().T.reshape(-1), from_pandas=True)
-                for index, place in enumerate(alike):
-                    taken[place] = numbers.slice(index * len(X), len(X))
+                taken.update(zip(alike, X.iloc[:, alike].to_numpy().T, strict=True))
     if not taken:
         return [column for _, column in X.items()]
     rest = [place for place in range(X.shape[1]) if place not in taken]

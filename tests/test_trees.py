@@ -456,7 +456,12 @@ def test_a_network_that_counts_for_nothing_is_not_asked(table, model, monkeypatc
     asked = []
     hook = network.trunk.register_forward_hook(lambda *_: asked.append(1))
     predicted = model.predict(X)
-    assert not asked
+    frame, head = model._encoder.encode(X), model._head
+    with torch.no_grad():
+        read = {name: reader(**frame[name]) for name, reader in network.readers().items()}
+        joined = network.combine_read(read, head)
+        assert not asked
+        assert torch.equal(joined, network.combine(frame, head))
     model.transform(X)
     assert asked
     hook.remove()

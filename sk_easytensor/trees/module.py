@@ -68,12 +68,12 @@ class TreesModule(nn.Module):
         Parameters
         ----------
         combined : torch.Tensor of shape (batch, 1, out_features), or None
-            Of the network; not needed where its share is 0.
+            Of the network; None where its share is 0.
         columns : torch.Tensor of int32, shape (batch, n_columns)
             As in :meth:`forward`.
         """
         joined = self(columns)[:, None, :]
-        if self.share > 0:
+        if combined is not None:
             joined = torch.lerp(joined, combined, self.share)
         return joined if self.temperature == 1 else joined / self.temperature
 
