@@ -209,6 +209,7 @@ def send_values(record, client):
 def send_datasets(record, client):
     """Send what is known of the rows."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.exceptions import MlflowException
 
     start = record.sent.get("datasets", 0)
     inputs = []
@@ -217,7 +218,11 @@ def send_datasets(record, client):
         context = InputTag("mlflow.data.context", arguments.pop("context"))
         inputs.append(DatasetInput(Dataset(**arguments), [context]))
     if inputs:
-        client.log_inputs(record.run_id, inputs)
+        try:
+            client.log_inputs(record.run_id, inputs)
+        except MlflowException:
+            # Another process may have sent the same rows, which MLflow finds now.
+            client.log_inputs(record.run_id, inputs)
     record.sent["datasets"] = len(record.datasets)
 
 

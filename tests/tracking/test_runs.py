@@ -4,9 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
+import mlflow.store.tracking.sqlalchemy_store
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,7 +26,12 @@ from sk_easytensor import (
     EasyTensorTwoTower,
 )
 from sk_easytensor.tracking import MLflowTracker
-from sk_easytensor.tracking.record import LONGEST_PARAM, RunRecord
+from sk_easytensor.tracking.record import (
+    LONGEST_PARAM,
+    RunRecord,
+    create_run,
+    send_datasets,
+)
 
 pytestmark = pytest.mark.filterwarnings("error:.*record is missing")
 
@@ -242,6 +252,34 @@ def test_a_search_has_a_child_for_each_fit(params, search, table, client):
     assert rates[:2] == ["0.01"] * 2
     assert found.best_estimator_.run_id_ in {run.info.run_id for run in fits}
     assert len(runs(client)) == 6
+
+
+def test_two_runs_note_the_same_rows_at_once(client, monkeypatch):
+    """As two fits of a search do: each finds no such rows, and only one can note them."""
+    uri, store = client.tracking_uri, mlflow.store.tracking.sqlalchemy_store
+    both_have_looked, turns = threading.Barrier(2, timeout=30), iter(range(2))
+
+    def identifier():
+        if next(turns, None) is not None:
+            both_have_looked.wait()
+        return uuid.uuid4()
+
+    def note(number):
+        record = RunRecord(str(number), uri, experiment_id="0", start_time=1)
+        rows = {"name": "training", "digest": "abc", "source_type": "local", "source": "{}"}
+        record.datasets.append({**rows, "context": "training"})
+        create_run(record, client)
+        return record
+
+    records = [note(number) for number in range(2)]
+    monkeypatch.setattr(store, "uuid", SimpleNamespace(uuid4=identifier))
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda record: send_datasets(record, client), records))
+    assert both_have_looked.broken is False
+    assert next(turns, None) is None
+    for record in records:
+        (noted,) = client.get_run(record.run_id).inputs.dataset_inputs
+        assert noted.dataset.digest == "abc"
 
 
 def test_a_run_that_is_over_is_no_parent(classifier, table, client):
