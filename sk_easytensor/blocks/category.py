@@ -310,8 +310,7 @@ def few_codes(values, known):
     places = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
     codes = np.full(len(distinct) + 1, UNSEEN, dtype=np.int32)
     codes[found.take(pa.array(places)).to_numpy()] = places + KNOWN
-    rows = pc.fill_null(pc.index_in(values, value_set=distinct), len(distinct))
-    return codes[rows.to_numpy(zero_copy_only=False)]
+    return codes[filled(pc.index_in(values, value_set=distinct), len(distinct))]
 
 
 def default_width(n_categories):

@@ -10,9 +10,6 @@ from sk_easytensor.tensors import Ragged, TensorFrame
 
 __all__ = ["EncodedModel", "GivenOutputs"]
 
-BATCH_ROWS = 2048
-"""Rows at a time; more leave a processor's cache."""
-
 
 class GivenOutputs:
     """What a network gave of some rows, taken by an estimator in the place of a table.
@@ -160,7 +157,6 @@ class EncodedModel:
         return self._backend.forward(
             lambda batch: module(**batch[block]),
             TensorFrame({block: frame[block]}, len(frame)),
-            batch_size=BATCH_ROWS,
             lengths=padded_lengths(module, frame[block]),
         )
 
@@ -168,7 +164,6 @@ class EncodedModel:
         return self._backend.forward(
             lambda batch: self._join({name: part["output"] for name, part in batch.items()}),
             parts,
-            batch_size=BATCH_ROWS,
         )
 
 
