@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         EasyTensorTwoTower,
     )
     from sk_easytensor.networks import MLP, Sum, TabM
+    from sk_easytensor.training.interrupts import StopTraining
     from sk_easytensor.trees import BoostedTrees
 
 __version__ = "0.1.0"
@@ -44,6 +45,7 @@ __all__ = [
     "NumericBlock",
     "NumericSequenceBlock",
     "PretrainedBlock",
+    "StopTraining",
     "Sum",
     "TabM",
     "TableEncoder",
@@ -58,6 +60,7 @@ __getattr__, __dir__ = lazy_names(
         ".compose": ["TableEncoder"],
         ".estimators": [name for name in __all__ if name.startswith("EasyTensor")],
         ".networks": ["MLP", "Sum", "TabM"],
+        ".training.interrupts": ["StopTraining"],
         ".trees": ["BoostedTrees"],
     },
     subpackages=(

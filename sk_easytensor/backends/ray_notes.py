@@ -27,25 +27,23 @@ class Notebook:
         What rows the workers train on.
     epochs : dict of {int: dict}
         What the history of the net holds, by number of epoch.
-    metric : str
-        Name of the loss.
     """
 
     def __init__(self):
-        self.rows, self.epochs, self.metric = {}, {}, None
+        self.rows, self.epochs = {}, {}
 
-    def write_rows(self, rows, metric):
+    def write_rows(self, rows):
         """Note the rows, of which workers that replace others tell again."""
-        self.rows, self.metric = rows, metric
+        self.rows = rows
 
     def write_epochs(self, epochs):
         """Note epochs."""
         self.epochs.update({epoch["epoch"]: epoch for epoch in epochs})
 
     def read(self, known):
-        """Return rows, name of the loss, and the epochs after so many that are known."""
+        """Return rows, and the epochs after so many that are known."""
         epochs = [self.epochs[number] for number in sorted(self.epochs) if number > known]
-        return self.rows, self.metric, epochs
+        return self.rows, epochs
 
 
 class Dictation(Callback):
@@ -65,7 +63,7 @@ class Dictation(Callback):
         """Tell of all workers' rows."""
         rows = net.group.gather(describe_data(net.module_, X, net.valid_rows))
         if net.group.rank == 0:
-            self.notebook.write_rows.remote(joined_descriptions(rows), net.head.metric)
+            self.notebook.write_rows.remote(joined_descriptions(rows))
 
     def on_epoch_end(self, net, **kwargs):
         """Tell of the epochs that are new, those of a checkpoint included."""
@@ -87,8 +85,7 @@ def noting(settings):
     Parameters
     ----------
     settings : TrainingSettings
-        How to train. Callbacks that belong to this process have ``take_notes(rows, metric,
-        epochs)``.
+        How to train. Callbacks that belong to this process have ``take_notes(rows, epochs)``.
 
     Yields
     ------
@@ -142,11 +139,11 @@ class Reader(threading.Thread):
 
     def read(self):
         """Tell the callbacks what is new."""
-        rows, metric, epochs = ray.get(self.notebook.read.remote(self.known))
+        rows, epochs = ray.get(self.notebook.read.remote(self.known))
         if epochs:
             self.known = epochs[-1]["epoch"]
         for callback in self.callbacks:
-            callback.take_notes(rows, metric, epochs)
+            callback.take_notes(rows, epochs)
 
 
 def _callback(entry):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import partial
 
 import numpy as np
@@ -12,13 +13,25 @@ from sklearn.utils.validation import check_is_fitted
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.blocks._parts import Representation
 from sk_easytensor.compose import BlockParametersMixin, TableEncoder, blocks_diagram
-from sk_easytensor.estimators._inputs import errors_name, eval_pairs
+from sk_easytensor.estimators._inputs import (
+    deciding_first,
+    errors_name,
+    eval_pairs,
+    named_eval_set,
+    same_source,
+)
 from sk_easytensor.estimators._pickling import PortablePickleMixin
-from sk_easytensor.estimators._rows import RowMaker, divided, total_weight
+from sk_easytensor.estimators._rows import (
+    RowMaker,
+    divided,
+    same_rows,
+    total_weight,
+)
 from sk_easytensor.estimators._stored import Vectors, of_stored_rows
-from sk_easytensor.estimators._trained import TrainedEstimator
+from sk_easytensor.estimators._trained import TrainedEstimator, restored_on_error
 from sk_easytensor.inference._running import UNPICKLED, EngineMixin
 from sk_easytensor.inspection import EncodedModel, GivenOutputs, Inspection
+from sk_easytensor.metrics import MetricScores, resolve_metrics, resolve_stopping_metric
 from sk_easytensor.networks import TabM
 from sk_easytensor.networks.block_network import make_network
 from sk_easytensor.parameters import check_choice
@@ -27,6 +40,7 @@ from sk_easytensor.selection import check_blocks
 from sk_easytensor.tables import as_table, has_column_names, read_like_fit
 from sk_easytensor.tracking import tracked
 from sk_easytensor.tracking.tracker import RUN
+from sk_easytensor.training.evaluation import EvalPlan
 from sk_easytensor.training.seeding import seeded
 from sk_easytensor.training.settings import (
     default_batch_size,
@@ -61,6 +75,8 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         optimizer="adamw",
         weight_decay=5e-2,
         early_stopping_rounds="auto",
+        eval_metric=None,
+        stopping_metric=None,
         validation_fraction=0.15,
         warm_start=False,
         random_state=None,
@@ -83,6 +99,8 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         self.optimizer = optimizer
         self.weight_decay = weight_decay
         self.early_stopping_rounds = early_stopping_rounds
+        self.eval_metric = eval_metric
+        self.stopping_metric = stopping_metric
         self.validation_fraction = validation_fraction
         self.warm_start = warm_start
         self.random_state = random_state
@@ -130,12 +148,28 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             )
         if isinstance(trees, BoostedTrees):
             trees.check_parameters()
+        metrics = resolve_metrics(self.eval_metric, self)
+        if self.stopping_metric is not None:
+            loss_name = getattr(self, "loss", "log_loss")
+            resolve_stopping_metric(self.stopping_metric, metrics, loss_name, type(self).__name__)
         check_choice(type(self).__name__, "warm_start", self.warm_start, (False, True))
 
     # ------------------------------------------------------------------ fitting
 
     @tracked
-    def fit(self, X, y, sample_weight=None, *, eval_set=None, eval_sample_weight=None):
+    @restored_on_error
+    def fit(
+        self,
+        X,
+        y,
+        sample_weight=None,
+        *,
+        eval_set=None,
+        eval_sample_weight=None,
+        eval_X=None,
+        eval_y=None,
+        sample_weight_eval_set=None,
+    ):
         """Fit the blocks and train the network.
 
         Parameters
@@ -147,10 +181,18 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         sample_weight : array-like of shape (n_samples,), optional
             Row weights; they enter the loss. Rows of weight zero are as good as absent.
         eval_set : list of (X, y) pairs, optional
-            Judged after each epoch. The first decides about early stopping and which weights
-            are kept. Without any, ``validation_fraction`` of the rows plays that part.
+            Evaluated after each epoch, as ``valid_0``, ``valid_1`` and so on in
+            ``evals_result_``. The last decides about early stopping and which weights are kept,
+            as in XGBoost. A pair that is the training data is called ``training`` and never
+            decides. Without a pair that decides, ``validation_fraction`` of the rows does.
         eval_sample_weight : list of array-like, optional
             Weights for each pair of `eval_set`.
+        eval_X : table-like or tuple of them, optional
+            Instead of `eval_set`: the rows of one set, or of each.
+        eval_y : array-like or tuple of them, optional
+            The targets that belong to `eval_X`.
+        sample_weight_eval_set : list of array-like, optional
+            Another name of `eval_sample_weight`.
 
         Returns
         -------
@@ -160,13 +202,24 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         ------
         ValueError, TypeError
             For input or parameters that make no sense, before any training starts.
+        KeyboardInterrupt
+            If the fit is interrupted.
+
+        Notes
+        -----
+        After an error the estimator is what it was before: fitted as before, or not fitted.
         """
         backend = resolve_backend(self.backend, self.n_jobs)
         self._check_parameters()
+        pairs = eval_pairs(
+            *named_eval_set(eval_set, eval_sample_weight, eval_X, eval_y, sample_weight_eval_set)
+        )
         checkpoints, random_state = self._open_checkpoints()
         going_on = self.warm_start and hasattr(self, "network_")
         if going_on:
             self._check_unchanged()
+        if checkpoints is None:
+            random_state = self._same_split(random_state, going_on)
         with backend.running():
             records = self._training_records(X, y, sample_weight, backend, going_on)
             if not going_on:
@@ -175,29 +228,53 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             self._learn_class_weights(records)
             evals = [
                 self._eval_records(where, *pair, weight, records, backend)
-                for where, pair, weight in eval_pairs(eval_set, eval_sample_weight)
+                for where, pair, weight in pairs
             ]
-            judging = evals[0] if evals else records
             if not going_on:
                 self._fit_encoder(records, backend, checkpoints)
                 self._summarize_data(records)
             rows = self._encoded(records, backend)
-            encoded = []
+            encoded, names = [], []
             for index, valid in enumerate(evals):
                 with errors_name(f"eval_set[{index}]"):
                     encoded.append(self._encoded(valid, backend, weighted=False))
-            evals = encoded
+                X_eval, y_eval = pairs[index][1]
+                same = same_source(X_eval, X) and same_source(y_eval, y)
+                same = same or same_rows(encoded[-1], rows)
+                names.append("training" if same else f"valid_{index}")
+            order = deciding_first(names)
+            names, encoded = [names[i] for i in order], [encoded[i] for i in order]
+            judging = evals[order[0]] if evals else records
             batch_size = self.batch_size or default_batch_size(len(rows))
             rows = backend.merged(rows, batch_size)
-            if not evals and self.validation_fraction is not None:
-                rows, evals = backend.hold_out(
+            if set(names) <= {"training"} and self.validation_fraction is not None:
+                rows, held_out = backend.hold_out(
                     rows, self._strata, self.validation_fraction, random_state
                 )
+                names = [*["valid_0"] * len(held_out), *names]
+                encoded = [*held_out, *encoded]
             self._train(
-                rows, evals, batch_size, random_state, backend, going_on, checkpoints=checkpoints
+                rows,
+                dict(zip(names, encoded, strict=True)),
+                batch_size,
+                random_state,
+                backend,
+                going_on,
+                checkpoints=checkpoints,
             )
             self._choose_engines([(self, judging.sample().table)], backend)
             return self
+
+    def _same_split(self, random_state, going_on):
+        """Return a random state that holds out the same rows in each fit of a warm start.
+
+        Otherwise weights would be validated on rows that they were trained on.
+        """
+        if self.random_state is not None:
+            return random_state
+        if not going_on or not hasattr(self, "_split_seed"):
+            self._split_seed = int(random_state.randint(np.iinfo(np.int32).max))
+        return check_random_state(self._split_seed)
 
     def partial_fit(self, X, y, sample_weight=None):
         """Train for one epoch on these rows.
@@ -220,12 +297,14 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         """
         return self._partial_fit(X, y, sample_weight)
 
+    @restored_on_error
     def _partial_fit(self, X, y, sample_weight, classes=None):
         backend = resolve_backend(self.backend, self.n_jobs)
         self._check_parameters()
         going_on = hasattr(self, "network_")
         if going_on:
             self._check_unchanged()
+            self._check_same_classes(classes)
         with backend.running():
             records = self._training_records(X, y, sample_weight, backend, going_on)
             if not going_on:
@@ -237,7 +316,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             batch_size = self.batch_size or default_batch_size(len(rows))
             random_state = check_random_state(self.random_state)
             return self._train(
-                rows, [], batch_size, random_state, backend, going_on, epochs=1, keep=True
+                rows, {}, batch_size, random_state, backend, going_on, epochs=1, keep=True
             )
 
     def _check_unchanged(self):
@@ -326,29 +405,47 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             seed += self.n_iter_
         if epochs is None:
             epochs = self.max_epochs or default_table_epochs(len(rows))
+        if not going_on:
+            self._scale_target(rows)
+        bare = self._bare()
+        metrics = resolve_metrics(self.eval_metric, self)
+        plan = EvalPlan([], decides=False)
+        if not keep:
+            plan = self._eval_plan(
+                evals,
+                metrics,
+                MetricScores(self._bare(), metrics),
+                resolve_stopping_metric(
+                    self.stopping_metric, metrics, self._head.metric, type(self).__name__
+                ),
+            )
         # One epoch at a time, nobody knows how many will follow.
-        settings = self._settings(batch_size, epochs, annealed=not keep, checkpoints=checkpoints)
+        settings = self._settings(
+            batch_size, epochs, plan, annealed=not keep, checkpoints=checkpoints
+        )
+        settings.evaluate_first = going_on
         if self.early_stopping_rounds == "auto":
             settings.early_stopping_rounds = default_table_patience(len(rows), batch_size)
         kept, kind = getattr(self, "_optimizer_state", None), settings.optimizer.__name__
         if going_on and kept is not None and kept["kind"] == kind:
-            settings.optimizer_state = kept
+            settings.optimizer_state = deepcopy(kept)
         settings.seed = seed
         if not going_on and not keep and self.trees is not None:
             settings.trees = BoostedTrees() if self.trees == "auto" else self.trees
-        if not going_on:
-            self._scale_target(rows)
-        scaled = self._bare()._scaled
-        rows, evals = rows.map(scaled), [valid.map(scaled) for valid in evals]
+        rows, evals = rows.map(bare._scaled), [valid.map(bare._scaled) for valid in evals.values()]
         with seeded(seed):
-            if not going_on:
+            if going_on:
+                # The network of before stays what it is, should this training fail.
+                self.network_ = deepcopy(self.network_)
+            else:
                 trunk = self._default_trunk() if self.trunk is None else clone(self.trunk)
                 self._network_trunk = trunk
                 self.network_ = make_network(self.blocks_, trunk, self._head)
-            inspection = Inspection(self._bare(), self.n_features_in_, seed)
+            inspection = Inspection(bare, self.n_features_in_, seed)
             result = backend.train(self.network_, self._head, rows, evals, settings, inspection)
-        self._record_losses(result, self._head.metric, going_on)
-        self.fit_times_["trees"] = self.fit_times_.get("trees", 0.0) + result.tree_seconds
+        self._record_training(result, going_on)
+        trees_before = self.fit_times_.get("trees", 0.0)
+        self.fit_times_ = {**self.fit_times_, "trees": trees_before + result.tree_seconds}
         trees = self.network_.trees
         self.trees_share_ = 0.0 if trees is None else 1.0 - trees.share
         self._use_torch()
@@ -370,6 +467,13 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
     def _distinct(self, y):
         """Return a few of some targets that show what there is to learn of them."""
         return y[:1]
+
+    def _decoded_target(self, target):
+        """Return encoded targets for metrics: numbered classes, or numbers in their units."""
+        return target.numpy()
+
+    def _check_same_classes(self, classes):
+        """Raise ``ValueError`` if `partial_fit` is given other classes than in its first call."""
 
     def _learn_class_weights(self, records):
         """Set what :meth:`_class_weights` needs."""

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 
 import numpy as np
 from scipy.sparse import issparse
 from sklearn.utils.validation import _check_sample_weight
 
-__all__ = ["Sized", "check_no_missing", "check_weight", "errors_name", "eval_pairs"]
+__all__ = [
+    "Sized",
+    "check_no_missing",
+    "check_weight",
+    "deciding_first",
+    "errors_name",
+    "eval_pairs",
+    "named_eval_set",
+    "named_evals",
+    "same_source",
+]
 
 
 class Sized:
@@ -48,6 +59,107 @@ def check_weight(sample_weight, n_rows):
         raise ValueError("Sample weights must contain at least one non-zero number.")
     # Weights are relative; this keeps tiny ones from vanishing in single precision.
     return weight / weight.max()
+
+
+def named_eval_set(eval_set, eval_sample_weight, eval_X, eval_y, sample_weight_eval_set):
+    """Return evaluation pairs and their weights, under whichever names they were given.
+
+    Parameters
+    ----------
+    eval_set, eval_sample_weight : object
+        As of :func:`eval_pairs`.
+    eval_X, eval_y : object
+        Rows and targets of one set, or tuples of those of several, as in LightGBM.
+    sample_weight_eval_set : object
+        XGBoost's name of `eval_sample_weight`.
+
+    Returns
+    -------
+    eval_set, eval_sample_weight : object
+        As of :func:`eval_pairs`.
+
+    Raises
+    ------
+    ValueError
+        If something is given under two names, or one of `eval_X` and `eval_y` is missing.
+    """
+    if sample_weight_eval_set is not None:
+        if eval_sample_weight is not None:
+            raise ValueError(
+                "eval_sample_weight and sample_weight_eval_set are the same; give one of them"
+            )
+        eval_sample_weight = sample_weight_eval_set
+    if eval_X is None and eval_y is None:
+        return eval_set, eval_sample_weight
+    if eval_set is not None:
+        raise ValueError("eval_set and eval_X, eval_y are the same; give one of them")
+    if eval_X is None or eval_y is None:
+        missing = "eval_X" if eval_X is None else "eval_y"
+        raise ValueError(f"eval_X and eval_y must be given together, {missing} is None")
+    if isinstance(eval_X, tuple) != isinstance(eval_y, tuple):
+        raise ValueError("eval_X and eval_y must both be tuples, with an entry a set, or neither")
+    if not isinstance(eval_X, tuple):
+        return (eval_X, eval_y), eval_sample_weight
+    if len(eval_X) != len(eval_y):
+        raise ValueError(f"eval_X has {len(eval_X)} entries, eval_y has {len(eval_y)}")
+    return list(zip(eval_X, eval_y, strict=True)), eval_sample_weight
+
+
+def deciding_first(names):
+    """Return positions of evaluation sets, with the one that decides in front.
+
+    Of several sets the last one decides, as in XGBoost. One named ``training`` never does.
+
+    Parameters
+    ----------
+    names : list of str
+        Of the sets.
+
+    Returns
+    -------
+    list of int
+        Without any set that decides, the order stays.
+
+    Examples
+    --------
+    >>> deciding_first(["training", "valid_1", "valid_2"])
+    [2, 0, 1]
+    """
+    order = list(range(len(names)))
+    candidates = [index for index in order if names[index] != "training"]
+    if candidates:
+        order.remove(candidates[-1])
+        order.insert(0, candidates[-1])
+    return order
+
+
+def named_evals(evals, given, X):
+    """Return evaluation sets by name, the one that decides in front.
+
+    Parameters
+    ----------
+    evals : list
+        Rows of each set.
+    given : list
+        The tables that they were read from.
+    X : object
+        The table of the training rows.
+
+    Returns
+    -------
+    dict
+        By ``training``, ``valid_0``, ``valid_1`` and so on.
+    """
+    names = [
+        "training" if same_source(table, X) else f"valid_{index}"
+        for index, table in enumerate(given)
+    ]
+    return {names[index]: evals[index] for index in deciding_first(names)}
+
+
+def same_source(given, other):
+    """Tell whether two arguments of ``fit`` are one object, or the same path or column name."""
+    return given is other or (isinstance(given, (str, os.PathLike)) and given == other)
 
 
 def eval_pairs(eval_set, eval_sample_weight):

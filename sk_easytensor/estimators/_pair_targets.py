@@ -93,6 +93,12 @@ class PairTarget:
         spread = float(weighted_mean(rows, self.center, 2).sqrt())
         self.scale = spread if spread > 0 else 1.0
 
+    @property
+    def scale_of_loss(self):
+        """What numbers are divided by, as heads take it; None for choices and classes."""
+        number = not self.chosen and self.classes is None
+        return np.array([self.scale]) if number else None
+
     def scaled(self, rows):
         """Return rows with targets on the scale the network is trained on."""
         if self.chosen or self.classes is not None:

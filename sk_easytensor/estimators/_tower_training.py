@@ -90,6 +90,7 @@ class TowerTrainingMixin:
         if temperature is None:
             temperature = 0.1 if self.similarity == "cosine" else 1.0
         self._target.learn_scale(rows)
+        self._target.head.scale = self._target.scale_of_loss
         with seeded(seed):
             user, item = self.user_tower_.make_network(), self.item_tower_.make_network()
             for name in self.shared_blocks:
@@ -105,9 +106,10 @@ class TowerTrainingMixin:
                 n_negatives=self.n_negatives,
             )
             rows = rows.map(self._target.scaled)
-            evals = [valid.map(self._target.scaled) for valid in evals]
-            settings = self._settings(batch_size, epochs, checkpoints=checkpoints)
+            plan = self._eval_plan(evals)
+            evals = [valid.map(self._target.scaled) for valid in evals.values()]
+            settings = self._settings(batch_size, epochs, plan, checkpoints=checkpoints)
             result = backend.train(network, self._target.head, rows, evals, settings)
         self._temperature = temperature
         self._bias = 0.0 if network.popularity is not None else float(network.bias.detach())
-        self._record_losses(result, self._target.head.metric)
+        self._record_training(result)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import wraps
 from time import perf_counter
+from warnings import warn
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
@@ -18,6 +20,7 @@ from sk_easytensor.report import write_report
 from sk_easytensor.tracking.store import MLflowStore, is_in_mlflow
 from sk_easytensor.tracking.tracker import RUN, check_tracker, with_active_run
 from sk_easytensor.training.checkpoints import Checkpoints, describe_parameters
+from sk_easytensor.training.evaluation import EvalPlan
 from sk_easytensor.training.settings import (
     TrainingSettings,
     check_callbacks,
@@ -26,7 +29,27 @@ from sk_easytensor.training.settings import (
 )
 from sk_easytensor.training.stores import check_store
 
-__all__ = ["TrainedEstimator"]
+__all__ = ["TrainedEstimator", "restored_on_error"]
+
+
+def restored_on_error(fit):
+    """Have an estimator be what it was before a ``fit`` that raises.
+
+    What was fitted before is intact then, and an estimator that never was is not fitted. The
+    method replaces fitted attributes and changes none in place.
+    """
+
+    @wraps(fit)
+    def restoring(self, *args, **kwargs):
+        before = dict(vars(self))
+        try:
+            return fit(self, *args, **kwargs)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    return restoring
 
 
 class TrainedEstimator(
@@ -154,7 +177,25 @@ class TrainedEstimator(
         checkpoints = Checkpoints(where, type(self).__name__, described)
         return checkpoints, check_random_state(checkpoints.seed(self.random_state))
 
-    def _settings(self, batch_size, epochs, *, annealed=True, checkpoints=None):
+    def _eval_plan(self, names, metrics=(), scores=None, stopping_metric=None):
+        """Return what is evaluated after each epoch.
+
+        Warns
+        -----
+        UserWarning
+            If ``early_stopping_rounds`` is a number and no rows decide about epochs.
+        """
+        decides = any(name != "training" for name in names)
+        if not decides and self.early_stopping_rounds not in (None, "auto"):
+            warn(
+                f"{type(self).__name__}: early_stopping_rounds={self.early_stopping_rounds} has no "
+                "effect without validation rows; give eval_set or validation_fraction",
+                UserWarning,
+                stacklevel=3,
+            )
+        return EvalPlan(list(names), decides, list(metrics), scores, stopping_metric)
+
+    def _settings(self, batch_size, epochs, plan, *, annealed=True, checkpoints=None):
         """Return how to train, from the parameters."""
         owner = type(self).__name__
         patience = self.early_stopping_rounds
@@ -172,6 +213,8 @@ class TrainedEstimator(
             callbacks=[*(self.callbacks or []), *self._notes()],
             annealed=annealed,
             checkpoints=checkpoints,
+            plan=plan,
+            automatic_patience=self.early_stopping_rounds == "auto",
         )
 
     def _notes(self):
@@ -204,8 +247,8 @@ class TrainedEstimator(
         """Add the seconds spent within the context to ``fit_times_``."""
         begin = perf_counter()
         yield
-        times = vars(self).setdefault("fit_times_", {})
-        times[part] = times.get(part, 0.0) + perf_counter() - begin
+        times = getattr(self, "fit_times_", {})
+        self.fit_times_ = {**times, part: times.get(part, 0.0) + perf_counter() - begin}
 
     def report(self, path):
         """Write what the fitted model knows of itself as one page of HTML.
@@ -233,24 +276,28 @@ class TrainedEstimator(
         """
         return write_report(self, path)
 
-    def _record_losses(self, result, metric, going_on=False):
-        """Set what a user may ask about a training: curves, epochs, the best of them."""
+    def _record_training(self, result, going_on=False):
+        """Set the fitted attributes that describe a training: curves, epochs, the best of them."""
         seconds = [epoch["dur"] for epoch in result.history if "dur" in epoch]
-        times = vars(self).setdefault("fit_times_", {})
-        times["training"] = times.get("training", 0.0) + sum(seconds)
-        times["epochs"] = times.get("epochs", []) + seconds
-        names = {"train_loss": "training", "valid_loss": "valid_0"}
-        evals = self.evals_result_ if going_on else {}
-        before = len(next(iter(evals.values()))[metric]) if evals else 0
-        for key in result.history[0]:
-            if key.endswith("_loss"):
-                name = names.get(key, key.removesuffix("_loss"))
-                curve = [float(epoch[key]) for epoch in result.history]
-                evals.setdefault(name, {metric: []})[metric].extend(curve)
-        self.evals_result_ = evals
+        times = getattr(self, "fit_times_", {})
+        self.fit_times_ = {
+            **times,
+            "training": times.get("training", 0.0) + sum(seconds),
+            "epochs": [*times.get("epochs", []), *seconds],
+        }
+        before = self.n_iter_ if going_on else 0
+        earlier = self.evals_result_ if going_on else {}
+        self.evals_result_ = {
+            name: {
+                metric: [
+                    *earlier.get(name, {}).get(metric, []),
+                    *result.curves.get(name, {}).get(metric, []),
+                ]
+                for metric in {**earlier.get(name, {}), **result.curves.get(name, {})}
+            }
+            for name in {**earlier, **result.curves}
+        }
         self.n_iter_ = before + len(result.history)
-        self.best_iteration_ = before + result.best_iteration
-        judged = evals["valid_0" if "valid_loss" in result.history[0] else "training"]
-        self.best_score_ = judged[metric][self.best_iteration_ - 1 - self.n_iter_]
-        if result.joined_loss is not None:
-            self.best_score_ = result.joined_loss
+        if result.best_iteration > 0:
+            self.best_iteration_ = before + result.best_iteration
+        self.best_score_ = float(result.best_score)

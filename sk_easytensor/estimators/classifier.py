@@ -162,6 +162,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         optimizer="adamw",
         weight_decay=5e-2,
         early_stopping_rounds="auto",
+        eval_metric=None,
+        stopping_metric=None,
         validation_fraction=0.15,
         class_weight=None,
         warm_start=False,
@@ -186,6 +188,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
             optimizer=optimizer,
             weight_decay=weight_decay,
             early_stopping_rounds=early_stopping_rounds,
+            eval_metric=eval_metric,
+            stopping_metric=stopping_metric,
             validation_fraction=validation_fraction,
             warm_start=warm_start,
             random_state=random_state,
@@ -316,6 +320,19 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
             )
         dtype = np.float32 if isinstance(self._head, BinaryHead) else np.int64
         return torch.from_numpy(codes.astype(dtype))
+
+    def _decoded_target(self, target):
+        return target.numpy().astype(np.int64)
+
+    def _check_same_classes(self, classes):
+        if classes is None:
+            return
+        classes = np.unique(np.asarray(classes))
+        if not np.array_equal(classes, self.classes_):
+            raise ValueError(
+                f"{type(self).__name__}: classes={classes.tolist()[:20]} differs from the first "
+                f"call of partial_fit, which had {self.classes_.tolist()[:20]}"
+            )
 
     def _distinct(self, y):
         if np.ndim(y) == 2:

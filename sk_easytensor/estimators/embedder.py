@@ -19,10 +19,10 @@ from sk_easytensor.estimators._event_tables import (
     list_blocks,
     view_settings,
 )
-from sk_easytensor.estimators._inputs import errors_name
+from sk_easytensor.estimators._inputs import errors_name, named_evals
 from sk_easytensor.estimators._pieces import InPieces
 from sk_easytensor.estimators._tower import Tower
-from sk_easytensor.estimators._trained import TrainedEstimator
+from sk_easytensor.estimators._trained import TrainedEstimator, restored_on_error
 from sk_easytensor.networks import Sum
 from sk_easytensor.parameters import check_choice, check_number
 from sk_easytensor.report._columns import summarize_table
@@ -218,6 +218,7 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
     # ------------------------------------------------------------------ fitting
 
     @tracked
+    @restored_on_error
     def fit(self, X, y=None, *, user=None, time=None, eval_set=None):
         """Learn embeddings.
 
@@ -235,8 +236,9 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
             A log needs it, and so does a `session_gap`. Of numbers, too, blocks that are chosen
             automatically read the gaps only.
         eval_set : list of table-like, paths or Datasets, optional
-            Of the kind of `X`, with other users; judged after each epoch. The first decides about
-            early stopping.
+            Of the kind of `X`, with other users; evaluated after each epoch. The last decides about
+            early stopping and which weights are kept. One that is `X` itself is called
+            ``training`` in ``evals_result_`` and never decides.
 
         Returns
         -------
@@ -280,10 +282,12 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
             maker = UserMaker(OBJECTIVES[self.objective], settings, needed, type(self).__name__)
             lists, rows, counts = self._read_users(lists, maker, backend)
             evals = []
-            for where, X_eval in eval_tables(eval_set):
+            tables = eval_tables(eval_set)
+            for where, X_eval in tables:
                 with errors_name(where):
                     _, valid = self._read_records(X_eval, user, time, backend)
                     evals.append(self._read_users(valid, maker, backend)[1])
+            evals = named_evals(evals, [X_eval for _, X_eval in tables], X)
             self._forget()
             self.n_users_, usable = counts
             self.n_users_without_pair_ = self.n_users_ - usable
@@ -337,32 +341,34 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
         self.tower_.fit_blocks(table, None, pieces, "user")
 
     def _train(self, rows, evals, random_state, backend, checkpoints):
-        if not evals and self.validation_fraction is not None:
+        if set(evals) <= {"training"} and self.validation_fraction is not None:
             parts, held_out = backend.hold_out(
                 rows, has_pair, self.validation_fraction, random_state
             )
             usable = [sum(part.each(count_users))[1] for part in (parts, *held_out)]
             if held_out and min(usable) >= AT_LEAST:
-                rows, evals = parts, held_out
+                rows, evals = parts, {"valid_0": held_out[0], **evals}
         seed = int(random_state.randint(np.iinfo(np.int32).max))
         encode = partial(self.tower_.without_network().encode, backend=backend)
-        counts = [sum(part.each(count_pairs)) for part in (rows, *evals)]
+        counts = [sum(part.each(count_pairs)) for part in (rows, *evals.values())]
         rows = rows.map(PairDrawing(encode, [seed, 0], fresh=True))
         # What judges is drawn once, so that epochs can be compared.
         judges = [
             valid.map(PairDrawing(encode, [seed, 1 + index], fresh=False))
-            for index, valid in enumerate(evals)
+            for index, valid in enumerate(evals.values())
         ]
         objective = OBJECTIVES[self.objective]
         temperature = objective.temperature if self.temperature is None else self.temperature
         batch_size = self.batch_size or max(128, default_batch_size(counts[0]))
         epochs = self.max_epochs or default_max_epochs(counts[0])
-        settings = self._settings(batch_size, epochs, checkpoints=checkpoints)
+        settings = self._settings(
+            batch_size, epochs, self._eval_plan(evals), checkpoints=checkpoints
+        )
         with seeded(seed):
             tower = self.tower_.make_network()
             network = objective.make_network(tower, max(counts), temperature, self.dropout)
             result = backend.train(network, objective.head, rows, judges, settings)
-        self._record_losses(result, objective.head.metric)
+        self._record_training(result)
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "n_features_in_")

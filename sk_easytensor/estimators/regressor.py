@@ -89,6 +89,8 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         optimizer="adamw",
         weight_decay=5e-2,
         early_stopping_rounds="auto",
+        eval_metric=None,
+        stopping_metric=None,
         validation_fraction=0.15,
         warm_start=False,
         random_state=None,
@@ -112,6 +114,8 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
             optimizer=optimizer,
             weight_decay=weight_decay,
             early_stopping_rounds=early_stopping_rounds,
+            eval_metric=eval_metric,
+            stopping_metric=stopping_metric,
             validation_fraction=validation_fraction,
             warm_start=warm_start,
             random_state=random_state,
@@ -205,8 +209,15 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         ]
         return {"measures": measures, "residuals": residuals}
 
+    def _decoded_target(self, target):
+        y = target.double().numpy() * self._target_scale + self._target_center
+        return y[:, 0] if self._one_dimensional else y
+
     def _scale_target(self, rows):
-        moments = merge_all(rows.each(_moments))
+        self._learn_scale(merge_all(rows.each(_moments)))
+        self._head.scale = self._target_scale
+
+    def _learn_scale(self, moments):
         mean = moments.mean
         if self._head.log_link:
             # Dividing by the mean starts the predictions at the right level.

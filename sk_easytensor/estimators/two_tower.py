@@ -7,6 +7,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.compose import BlockParametersMixin, blocks_diagram
+from sk_easytensor.estimators._inputs import named_evals
 from sk_easytensor.estimators._keys import check_key_type
 from sk_easytensor.estimators._pair_scoring import PairScoringMixin
 from sk_easytensor.estimators._pair_targets import PairTarget, few_values, target_values
@@ -14,7 +15,7 @@ from sk_easytensor.estimators._pairs import ItemTable, pair_sets
 from sk_easytensor.estimators._recommending import RecommendingMixin
 from sk_easytensor.estimators._stored import Vectors, of_stored_rows
 from sk_easytensor.estimators._tower_training import TowerTrainingMixin
-from sk_easytensor.estimators._trained import TrainedEstimator
+from sk_easytensor.estimators._trained import TrainedEstimator, restored_on_error
 from sk_easytensor.networks import Sum
 from sk_easytensor.parameters import check_choice, check_number
 from sk_easytensor.report._columns import summarize_table
@@ -204,6 +205,7 @@ class EasyTensorTwoTower(
     # ------------------------------------------------------------------ fitting
 
     @tracked
+    @restored_on_error
     def fit(
         self,
         X,
@@ -236,7 +238,9 @@ class EasyTensorTwoTower(
             Column that names the user. The embedding of each user's last row is kept then, and
             the items of each user are known.
         eval_set : list of (X, y) pairs or of X, optional
-            Judged after each epoch; the first decides about early stopping.
+            Evaluated after each epoch; the last decides about early stopping and which weights
+            are kept, as in XGBoost. An entry that is `X` itself is called ``training`` in
+            ``evals_result_`` and never decides.
         eval_sample_weight : list of array-like, optional
             Weights for each entry of `eval_set`.
 
@@ -268,9 +272,10 @@ class EasyTensorTwoTower(
             values = None if y is None else np.concatenate(records.each(few_values))
             target = PairTarget.learn(values)
             self._check_user_key(user_key, sample.table)
+            pairs = pair_sets(eval_set, eval_sample_weight)
             evals = [
                 (where, backend.records(X_eval, y_eval, weight, as_table, target.check, where))
-                for where, X_eval, y_eval, weight in pair_sets(eval_set, eval_sample_weight)
+                for where, X_eval, y_eval, weight in pairs
             ]
             self._forget()
             self._catalogue, self._target, self._user_key = catalogue, target, user_key
@@ -282,10 +287,12 @@ class EasyTensorTwoTower(
             with self._timed("encoding"):
                 users = self._read_users(records.table, backend)
                 rows, evals, items = self._read_pairs(records, evals, backend)
-            if not evals and self.validation_fraction is not None:
-                rows, evals = backend.hold_out(
+            evals = named_evals(evals, [X_eval for _, X_eval, _, _ in pairs], X)
+            if set(evals) <= {"training"} and self.validation_fraction is not None:
+                rows, held_out = backend.hold_out(
                     rows, target.strata, self.validation_fraction, random_state
                 )
+                evals = {**dict(zip(["valid_0"], held_out, strict=False)), **evals}
             self._train_towers(rows, evals, random_state, backend, checkpoints)
             towers = [(self.user_tower_, sample.table)]
             towers.append((self.item_tower_, backend.some_rows(catalogue.table)))

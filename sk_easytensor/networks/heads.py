@@ -49,6 +49,9 @@ class Head(BaseEstimator, ABC):
     tree_loss = None
     """What scikit-learn's boosted trees call the loss; None if they know nothing like it."""
 
+    scale = None
+    """Of the targets, if they were divided by it: an ndarray of shape (out_features,)."""
+
     def make_module(self, in_features, members):
         """Return the last layer of the network."""
         return MemberLinear(members, in_features, self.out_features)
@@ -56,6 +59,14 @@ class Head(BaseEstimator, ABC):
     @abstractmethod
     def loss(self, outputs, target):
         """Return the loss of each row and member, of shape (batch, members)."""
+
+    def unit_loss(self, outputs, target):
+        """Return :meth:`loss` in units of the target as the user gave it."""
+        return self.loss(outputs, target)
+
+    def unit_mean(self, loss):
+        """Return the mean of :meth:`loss` over the training rows in units of the one target."""
+        return loss
 
     @abstractmethod
     def combine(self, outputs):
@@ -241,6 +252,32 @@ class RegressionHead(Head):
     def loss(self, outputs, target):
         target = target[:, None, :].expand(outputs.shape)
         return self._losses(outputs, target).mean(-1)
+
+    def unit_loss(self, outputs, target):
+        if self.scale is None:
+            return self.loss(outputs, target)
+        target = target[:, None, :].expand(outputs.shape)
+        factor, offset = (torch.from_numpy(part).to(outputs.device) for part in self._units())
+        losses = self._losses(outputs, target).double()
+        offset = offset * target if self.loss_name == "poisson" else offset
+        return (factor * losses + offset).mean(-1)
+
+    def unit_mean(self, loss):
+        if self.scale is None:
+            return loss
+        # Targets that are counts have a weighted mean of one.
+        factor, offset = self._units()
+        return float(factor[0] * loss + offset[0])
+
+    def _units(self):
+        """Return what turns losses on the scale of training into units: a factor and an offset."""
+        scale = np.asarray(self.scale, dtype=np.float64).reshape(-1)
+        if self.loss_name == "poisson":
+            return scale, -scale * np.log(scale)
+        if self.loss_name == "gamma":
+            return np.ones_like(scale), np.log(scale)
+        power = 2 if self.loss_name in ("squared_error", "huber") else 1
+        return scale**power, np.zeros_like(scale)
 
     def _losses(self, outputs, target):
         name = self.loss_name

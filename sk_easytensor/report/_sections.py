@@ -156,16 +156,17 @@ def learning_curves(model):
     found = model.evals_result_
     metric = next(iter(next(iter(found.values()))))
     curves = {name: losses[metric] for name, losses in found.items()}
-    judged = list(curves.values())[1 if len(curves) > 1 else 0]
+    validated = [name for name in curves if name != "training"]
+    decided = "validation rows" if validated else "the last epoch"
     said = (
-        f"{model.n_iter_} epochs; the weights kept are those of epoch {model.best_iteration_}, "
-        f"with a loss of {number(judged[model.best_iteration_ - 1])}. The training loss includes "
-        "dropout"
+        f"{model.n_iter_} epochs; the weights kept are those of epoch {model.best_iteration_}, as "
+        f"{decided} decide: {number(model.best_score_)}. The training loss is of the network alone "
+        "and includes dropout"
     )
     if getattr(model, "trees_share_", 0):
         said += (
-            f". Boosted trees beside the network count for {model.trees_share_:.0%}; with them the "
-            f"loss is {number(model.best_score_)}"
+            f". Boosted trees count for {model.trees_share_:.0%}; validation losses are of network "
+            "and trees together"
         )
     drawn = lines(curves, ("epoch", metric), f"{metric} by epoch", marked=model.best_iteration_)
     return caption(said + ".") + drawn

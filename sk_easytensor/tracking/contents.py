@@ -16,13 +16,14 @@ import pyarrow as pa
 from sk_easytensor.report._plots import bars, lines
 from sk_easytensor.tables import as_table
 from sk_easytensor.tracking.model import versions
+from sk_easytensor.training.net import LOSS_NAME
 
 __all__ = [
     "data_digest",
     "data_of",
     "digest_of",
     "draw_curves",
-    "metric_names",
+    "metric_values",
     "parameters",
     "write_environment",
     "write_importances",
@@ -31,6 +32,8 @@ __all__ = [
 
 LARGEST_SOURCE = 1_000_000
 SHOWN_BARS = 20
+UNRECORDED = frozenset(["epoch", "blend_loss"])
+"""Entries of a history that runs leave out, beside losses on the scale of training."""
 
 
 def parameters(estimator):
@@ -48,15 +51,13 @@ def shown(value):
     return re.sub(r" at 0x[0-9a-f]+", "", re.sub(r"\s+", " ", text))
 
 
-def metric_names(epoch, metric):
+def metric_values(epoch):
     """Return what is recorded of an epoch of a net's history, by name.
 
     Parameters
     ----------
     epoch : dict
         Of the history.
-    metric : str
-        Name of the loss.
 
     Returns
     -------
@@ -64,17 +65,12 @@ def metric_names(epoch, metric):
         ``training_log_loss``, ``valid_0_log_loss`` and so on, named as in ``evals_result_``,
         ``epoch_seconds``, and numbers that callbacks recorded.
     """
-    known = {"train_loss": "training", "valid_loss": "valid_0"}
     values = {}
     for name, value in epoch.items():
         number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-        if not number or name == "epoch" or name.endswith("_best"):
+        if not number or name in UNRECORDED or name.endswith("_best") or LOSS_NAME.fullmatch(name):
             continue
-        if name == "dur":
-            name = "epoch_seconds"
-        elif name.endswith("_loss"):
-            name = f"{known.get(name, name.removesuffix('_loss'))}_{metric}"
-        values[name] = float(value)
+        values["epoch_seconds" if name == "dur" else name] = float(value)
     return values
 
 

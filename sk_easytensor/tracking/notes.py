@@ -32,24 +32,22 @@ class EpochNotes(Callback):
     def on_epoch_end(self, net, **kwargs):
         """Note the epoch, and those that a checkpoint brought."""
         complete = [epoch for epoch in net.history if "train_loss" in epoch]
-        self.run.note_epochs(complete[self.noted :], net.head.metric)
+        self.run.note_epochs(complete[self.noted :])
         self.noted = len(complete)
 
     def on_train_end(self, net, **kwargs):
         """Note what a checkpoint brought, if no epoch was left."""
         self.on_epoch_end(net)
 
-    def take_notes(self, rows, metric, epochs):
+    def take_notes(self, rows, epochs):
         """Note what other processes tell of a training.
 
         Parameters
         ----------
         rows : dict of {str: str}
             Which rows there are.
-        metric : str
-            Name of the loss.
         epochs : list of dict
             Those that are new.
         """
         self.run.note_rows(rows)
-        self.run.note_epochs(epochs, metric)
+        self.run.note_epochs(epochs)

@@ -166,14 +166,13 @@ class TrackedRun:
                     }
                 )
 
-    def note_epochs(self, epochs, metric):
+    def note_epochs(self, epochs):
         """Note epochs, and send them if some time has passed."""
         now = milliseconds()
         for epoch in epochs:
             step = epoch["epoch"]
             if step > self._known_step:
-                found = contents.metric_names(epoch, metric)
-                self.record.add_metrics(found, now, step)
+                self.record.add_metrics(contents.metric_values(epoch), now, step)
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from inspect import signature
 from time import perf_counter
 
-from skorch.callbacks import EarlyStopping, EpochTimer, PrintLog
+from skorch.callbacks import EarlyStopping, EpochScoring, EpochTimer, PrintLog
 
 from sk_easytensor.training.checkpoints import describe_data
-from sk_easytensor.training.net import JUDGING_BATCH, TensorNet
+from sk_easytensor.training.net import TensorNet
 from sk_easytensor.training.schedules import StepSchedule
 from sk_easytensor.training.settings import has_scheduler
-from sk_easytensor.training.trees import grow_trees, join_trees
+from sk_easytensor.training.stopping import BestEpoch
+from sk_easytensor.training.trees import grow_trees
 
 __all__ = ["TrainingResult", "train_network"]
 
@@ -27,25 +28,28 @@ class TrainingResult:
     Attributes
     ----------
     history : list of dict
-        One entry an epoch: ``train_loss``, ``valid_loss``, ``valid_1_loss`` and so on, and
-        ``dur``, its seconds.
+        One entry an epoch: ``train_loss``, ``valid_loss``, ``valid_1_loss`` and so on, ``dur``,
+        its seconds, and what :meth:`Evaluator.evaluate` returns.
+    curves : dict of {str: dict of {str: list of float}}
+        Values of the history by set of rows and metric, as in ``evals_result_``.
     best_iteration : int
-        Epoch, counted from 1, whose weights the network has.
+        Epoch, counted from 1, whose weights the network has; 0 if it has those that it began with.
+    best_score : float
+        Loss of that epoch, or the metric that decided, on validation rows if there are any.
     optimizer_state : dict
         For going on later.
     tree_seconds : float
-        How long growing trees and finding how they are joined took.
-    joined_loss : float or None
-        Validation loss of network and trees; None without both.
+        How long growing trees took.
     inspected : dict
         What an estimator keeps of its rows for importances and reports, by attribute.
     """
 
     history: list
+    curves: dict
     best_iteration: int
+    best_score: float
     optimizer_state: dict
     tree_seconds: float = 0.0
-    joined_loss: float | None = None
     inspected: dict = field(default_factory=dict)
 
 
@@ -55,8 +59,8 @@ def train_network(network, head, rows, valid_rows, settings):
     Parameters
     ----------
     network : BlockNetwork
-        Its weights are changed; with validation rows the best ones are kept. Trees stand beside it
-        then if the settings ask for them.
+        Its weights are changed; with validation rows the best ones are kept. Trees are grown first
+        if the settings have any, and averaged with it when it is evaluated.
     head : Head
         Gives the loss.
     rows : EncodedRows
@@ -76,24 +80,28 @@ def train_network(network, head, rows, valid_rows, settings):
     if settings.annealed and not has_scheduler(settings.callbacks):
         callbacks.append(("easytensor_schedule", StepSchedule(settings.max_epochs)))
     callbacks.append(("easytensor_timer", EpochTimer()))
-    if settings.verbose:
-        callbacks.append(("easytensor_print_log", PrintLog()))
+    if settings.verbose > 0:
+        callbacks.append(("easytensor_print_log", PrintLog(keys_ignored=_unprinted(valid_rows))))
     callbacks += [
         callback if isinstance(callback, tuple) else (f"callback_{index}", callback)
         for index, callback in enumerate(settings.callbacks)
     ]
-    stopping = None
-    if valid_rows:
-        # Patience longer than the training still restores the best weights at its end.
-        patience = settings.early_stopping_rounds or settings.max_epochs + 1
-        stopping = EarlyStopping(
-            monitor="valid_loss", patience=patience, threshold=0, load_best=True, sink=_silent
-        )
-        callbacks.append(("easytensor_early_stopping", stopping))
+    callbacks += _stopping_callbacks(settings, valid_rows)
+    begin = perf_counter()
+    # Networks of two towers have none.
+    trees = getattr(network, "trees", None)
+    if trees is None:
+        deciding = valid_rows[:1] if settings.plan.decides else []
+        trees = grow_trees(network, head, rows, deciding, settings)
+    tree_seconds = perf_counter() - begin
     net = TensorNet(
         network,
         head=head,
         valid_rows=valid_rows,
+        trees=trees,
+        plan=settings.plan,
+        seed=settings.seed,
+        evaluate_first=settings.evaluate_first,
         average_decay=settings.average_decay,
         gradient_clip=settings.gradient_clip,
         checkpoints=settings.checkpoints,
@@ -113,21 +121,87 @@ def train_network(network, head, rows, valid_rows, settings):
         # The moments go on; learning rate and weight decay are those of this call.
         load_moments(net, settings.optimizer_state["state"])
     net.partial_fit(rows)
-    # An epoch that the user interrupted has no losses.
-    history = [_plain(epoch) for epoch in net.history if "train_loss" in epoch]
-    if not history:
-        raise KeyboardInterrupt("interrupted before the first epoch was complete")
-    best = stopping.best_epoch_ if stopping is not None and stopping.best_epoch_ else len(history)
-    network.eval()
-    begin, loss = perf_counter(), None
-    grow_trees(network, head, rows, valid_rows, settings)
-    # Networks of two towers have none.
-    if getattr(network, "trees", None) is not None and valid_rows:
-        network.to(settings.device)
-        loss = join_trees(network, head, net.valid_rows[0], JUDGING_BATCH, settings)
-    network.to("cpu")
-    seconds = perf_counter() - begin
-    return TrainingResult(history, best, {"state": moments(net)}, seconds, loss)
+    best, scores = _best_epoch(net)
+    if trees is not None:
+        network.trees = trees
+        if valid_rows and settings.plan.decides:
+            trees.share = scores["blend_share"]
+            trees.temperature = scores["blend_temperature"]
+    network.to("cpu").eval()
+    history = [_plain(epoch) for epoch in net.history]
+    return TrainingResult(
+        history,
+        _curves(net, history),
+        best,
+        scores[_reported(net)],
+        {"state": moments(net)},
+        tree_seconds,
+    )
+
+
+def _unprinted(valid_rows):
+    """Return what the log of a training leaves out: losses on the scale of training."""
+    others = [f"valid_{index}_loss" for index in range(len(valid_rows))]
+    return ["train_loss", "valid_loss", "blend_loss", *others]
+
+
+def _stopping_callbacks(settings, valid_rows):
+    """Return the callbacks that end a training and restore its best weights.
+
+    A user's own that restore weights, such as ``EarlyStopping(load_best=True)``, take the place of
+    ours; a user's own early stopping takes the place of ``early_stopping_rounds="auto"``.
+    """
+    if not valid_rows or not settings.plan.decides:
+        return []
+    own = [_callback(entry) for entry in settings.callbacks]
+    restored = any(getattr(callback, "load_best", False) for callback in own)
+    stopped = any(isinstance(callback, EarlyStopping) for callback in own)
+    patience = settings.early_stopping_rounds
+    if stopped and settings.automatic_patience:
+        patience = None
+    # Patience longer than the training still restores the best weights at its end.
+    patience = patience or settings.max_epochs + 1
+    return [("easytensor_early_stopping", BestEpoch(patience, load_best=not restored))]
+
+
+def _callback(entry):
+    return entry[1] if isinstance(entry, tuple) else entry
+
+
+def _best_epoch(net):
+    """Return the epoch whose weights a trained net has, counted from 1, and its scores."""
+    restoring = [each for _, each in net.callbacks_ if getattr(each, "load_best", False)]
+    best = getattr(restoring[0], "best_epoch_", None) if restoring else None
+    if best == 0 and hasattr(net, "initial_scores_"):
+        return 0, net.initial_scores_
+    best = best or len(net.history)
+    return best, net.history[best - 1]
+
+
+def _reported(net):
+    """Return the name in the history of what ``best_score_`` is."""
+    if not net.valid_rows or not net.plan.decides:
+        return f"training_{net.head.metric}"
+    metric = net.plan.stopping_metric
+    return f"{net.plan.names[0]}_{net.head.metric if metric is None else metric.name}"
+
+
+def _curves(net, history):
+    """Return values by epoch of each set of rows and metric, those of callbacks included."""
+    metrics = [net.head.metric, *[metric.name for metric in net.plan.metrics]]
+    sets = ["training", *[name for name in net.plan.names if name != "training"]]
+    found = {}
+    for name in sets if net.valid_rows else sets[:1]:
+        for metric in metrics:
+            key = f"{name}_{metric}"
+            if history and key in history[0]:
+                curve = [epoch[key] for epoch in history]
+                found.setdefault(name, {})[metric] = curve
+    for _, callback in net.callbacks_:
+        if isinstance(callback, EpochScoring) and all(callback.name_ in epoch for epoch in history):
+            curves = found.setdefault("training" if callback.on_train else net.plan.names[0], {})
+            curves[callback.name_] = [epoch[callback.name_] for epoch in history]
+    return found
 
 
 def moments(net):
@@ -157,10 +231,6 @@ def load_moments(net, kept):
         if name in kept and id(each) in position
     }
     net.optimizer_.load_state_dict(state)
-
-
-def _silent(text):
-    """Keep skorch's early stopping from printing."""
 
 
 def _plain(epoch):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -12,10 +14,16 @@ from skorch.callbacks import Callback
 from torch import nn
 
 from sk_easytensor.training.batches import BatchIterator
+from sk_easytensor.training.evaluation import EVAL_BATCH_SIZE, EvalPlan, Evaluator
 from sk_easytensor.training.group import Alone
+from sk_easytensor.training.interrupts import StopTraining, watched_interrupts
 from sk_easytensor.training.resuming import capture, restore
 
 __all__ = ["TensorNet", "WeightedLoss"]
+
+
+LOSS_NAME = re.compile(r"train_loss|valid(_\d+)?_loss")
+"""Losses of the network, on the scale of training, as skorch names them."""
 
 
 class WeightedLoss(nn.Module):
@@ -46,10 +54,18 @@ class TensorNet(NeuralNet):
     head : Head
         For the loss.
     valid_rows : list of EncodedRows
-        Judged after each epoch; the first is recorded as ``valid_loss``, which callbacks may
-        monitor, the others as ``valid_1_loss`` and so on.
+        Evaluated after each epoch; the loss of the first is recorded as ``valid_loss``, which
+        callbacks may monitor, the others as ``valid_1_loss`` and so on.
+    trees : TreesModule or None
+        Trees that the network is averaged with when it is evaluated.
+    plan : EvalPlan or None
+        Names of the validation rows, and metrics.
+    seed : int
+        Of the sample that metrics are computed on, if there are many validation rows.
+    evaluate_first : bool
+        Whether the initial weights are evaluated as epoch 0, and kept if no epoch is better.
     average_decay : float
-        Decay of the exponential moving average of the weights, with which the network is judged
+        Decay of the exponential moving average of the weights, with which the network is evaluated
         and left at the end; 0 for none.
     gradient_clip : float or None
         Largest norm of the gradient.
@@ -63,7 +79,9 @@ class TensorNet(NeuralNet):
     Notes
     -----
     Differs from skorch's loop where that costs time a batch: batches are slices of tensors, the
-    loss is summed on the device, and an epoch's history is written once.
+    loss is summed on the device, and an epoch's history is written once. It also differs where an
+    interrupt would be lost: ``KeyboardInterrupt`` leaves `fit`, unless a callback raised it to end
+    the training, as skorch's own do.
     """
 
     def __init__(
@@ -72,6 +90,10 @@ class TensorNet(NeuralNet):
         *,
         head,
         valid_rows=(),
+        trees=None,
+        plan=None,
+        seed=0,
+        evaluate_first=False,
         average_decay=0.0,
         gradient_clip=None,
         checkpoints=None,
@@ -80,6 +102,10 @@ class TensorNet(NeuralNet):
     ):
         self.head = head
         self.valid_rows = valid_rows
+        self.trees = trees
+        self.plan = EvalPlan() if plan is None else plan
+        self.seed = seed
+        self.evaluate_first = evaluate_first
         self.average_decay = average_decay
         self.gradient_clip = gradient_clip
         self.checkpoints = checkpoints
@@ -97,6 +123,21 @@ class TensorNet(NeuralNet):
     def _default_callbacks(self):
         return []
 
+    @property
+    def monitor(self):
+        """Name in the history of what decides which epoch is best."""
+        if not self.valid_rows or not self.plan.decides:
+            return "train_loss"
+        if self.plan.stopping_metric is not None:
+            return f"{self.plan.names[0]}_{self.plan.stopping_metric.name}"
+        return "valid_loss" if self.trees is None else "blend_loss"
+
+    @property
+    def lower_is_better(self):
+        """Whether a lower value of the monitor is better."""
+        metric = self.plan.stopping_metric
+        return self.monitor == "train_loss" or metric is None or not metric.greater_is_better
+
     def get_dataset(self, X, y=None):
         return X
 
@@ -109,17 +150,38 @@ class TensorNet(NeuralNet):
         return self.module_(x)
 
     def notify(self, method_name, **cb_kwargs):
-        """Call the callbacks that implement a method, the net's own first."""
+        """Call the callbacks that implement a method, the net's own first.
+
+        Raises
+        ------
+        StopTraining
+            If a callback ends the training, after those that follow it have seen the epoch too.
+        """
         getattr(self, method_name)(self, **cb_kwargs)
         ended = None
         for callback in self._listeners(method_name):
             try:
                 getattr(callback, method_name)(self, **cb_kwargs)
-            except KeyboardInterrupt as stop:
-                # How callbacks end training; those that come later see the last epoch too.
+            except StopTraining as stop:
                 ended = stop
+            except KeyboardInterrupt as stop:
+                if self._interrupted():
+                    raise
+                # skorch's callbacks end a training with the exception of Ctrl-C.
+                ended = StopTraining(str(stop))
         if ended is not None:
             raise ended
+
+    def partial_fit(self, X, y=None, **fit_params):
+        """Train; see :meth:`fit_loop`."""
+        if not self.initialized_:
+            self.initialize()
+        with watched_interrupts() as self._interrupted:
+            self.notify("on_train_begin", X=X, y=y)
+            with suppress(StopTraining):
+                self.fit_loop(X, y, **fit_params)
+            self.notify("on_train_end", X=X, y=y)
+        return self
 
     def _listeners(self, method_name):
         # Asking every callback at every batch costs as much as a small layer.
@@ -138,6 +200,19 @@ class TensorNet(NeuralNet):
         self._listening = {}
         return super().initialize_callbacks()
 
+    def on_train_begin(self, net, **kwargs):
+        """Bring the validation rows to the device, before callbacks are notified."""
+        self.valid_rows = [valid.to(self.device).map(self._by_length) for valid in self.valid_rows]
+        self.evaluator = Evaluator(
+            self.module_,
+            self.head,
+            self.valid_rows,
+            self.trees,
+            self.plan,
+            self.group,
+            self.seed,
+        )
+
     def fit_loop(self, X, y=None, epochs=None, **fit_params):
         """Train for some epochs.
 
@@ -151,13 +226,18 @@ class TensorNet(NeuralNet):
             Instead of ``max_epochs``.
         """
         rows = X.to(self.device)
-        self.valid_rows = [valid.to(self.device).map(self._by_length) for valid in self.valid_rows]
         iterator = self.get_iterator(rows, training=True)
         self._parameters = list(self.module_.parameters())
         self._average = WeightAverage(self.module_, self.average_decay)
         first_valid = self.valid_rows[0] if self.valid_rows else None
         about = {"dataset_train": rows, "dataset_valid": first_valid}
         epochs = self.max_epochs if epochs is None else epochs
+        if self.evaluate_first and self.valid_rows:
+            self._set_training(False)
+            self.initial_scores_ = self.evaluator.evaluate(self)
+            for callback in self._listeners("on_epoch_end"):
+                if hasattr(callback, "start_from"):
+                    callback.start_from(self, self.initial_scores_)
         state = self.checkpoints.latest() if self.checkpoints is not None else None
         if state is not None:
             restore(self, self._average, state)
@@ -172,7 +252,7 @@ class TensorNet(NeuralNet):
                 self._average.swap_out()
                 self.run_single_epoch(iterator, True, "train", self.train_step)
                 self._average.swap_in()
-                self._judge()
+                self._evaluate()
                 self._mark_best()
                 self._end_epoch(about)
         finally:
@@ -184,12 +264,13 @@ class TensorNet(NeuralNet):
         ended = None
         try:
             self.notify("on_epoch_end", **about)
-        except KeyboardInterrupt as stop:
+        except StopTraining as stop:
             ended = stop
         if self.checkpoints is not None:
-            curve = self.history[:, "valid_loss" if self.valid_rows else "train_loss"]
+            curve = np.asarray(self.history[:, self.monitor])
+            best = int(np.argmin(curve if self.lower_is_better else -curve)) + 1
             state = capture(self, self._average, ended is not None)
-            self.checkpoints.write(len(self.history), state, best=1 + int(np.argmin(curve)))
+            self.checkpoints.write(len(self.history), state, best=best)
         if ended is not None:
             raise ended
 
@@ -200,15 +281,16 @@ class TensorNet(NeuralNet):
 
     def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
         self._set_training(training)
-        total, n_rows = 0.0, 0
+        total, n_rows, units = 0.0, 0, 0.0
         for batch in iterator:
             self.notify("on_batch_begin", batch=batch, training=training)
             step = step_fn(batch)
             total = total + step["loss"].detach() * len(batch)
+            units = units + step.pop("unit_loss", 0.0) * len(batch)
             n_rows += len(batch)
             self._average.update()
             self.notify("on_batch_end", batch=batch, training=training, **step)
-        total, n_rows = self.group.sum([float(total), n_rows])
+        total, units, n_rows = self.group.sum([float(total), float(units), n_rows])
         loss = total / n_rows
         if not math.isfinite(loss):
             raise ValueError(
@@ -216,6 +298,10 @@ class TensorNet(NeuralNet):
                 f"diverged. Lower learning_rate (it is {self.lr}), or look for extreme values in y."
             )
         self.history.record(f"{prefix}_loss", loss)
+        if "training" not in self.plan.names:
+            several = self.head.scale is not None and self.head.out_features > 1
+            value = units / n_rows if several else self.head.unit_mean(loss)
+            self.history.record(f"training_{self.head.metric}", value)
 
     def train_step(self, batch, **fit_params):
         self.optimizer_.zero_grad()
@@ -230,30 +316,21 @@ class TensorNet(NeuralNet):
         if self.gradient_clip is not None:
             clip_gradients(self._parameters, self.gradient_clip)
         self.optimizer_.step()
-        return {"loss": loss, "y_pred": outputs.detach()}
+        step = {"loss": loss, "y_pred": outputs.detach()}
+        if self.head.scale is not None and self.head.out_features > 1:
+            # The loss is a mean over targets whose units differ.
+            losses = self.head.unit_loss(step["y_pred"].float(), batch.target)
+            step["unit_loss"] = (losses.mean(1) * batch.weight).mean()
+        return step
 
-    @torch.no_grad()
-    def _judge(self):
+    def _evaluate(self):
         self._set_training(False)
-        for index, rows in enumerate(self.valid_rows):
-            total = torch.zeros((), dtype=torch.float64)
-            weight = torch.zeros((), dtype=torch.float64)
-            for part in rows.parts():
-                weight += part.weight.double().sum().cpu()
-                for batch in BatchIterator(part, JUDGING_BATCH):
-                    outputs = self.head.combine(self.infer(batch.frame))
-                    losses = self.head.loss(outputs, batch.target)[:, 0]
-                    total += (losses.double() * batch.weight).sum().cpu()
-                    if index == 0:
-                        step = {"loss": losses.mean(), "y_pred": outputs}
-                        self.notify("on_batch_end", batch=batch, training=False, **step)
-            total, weight = self.group.sum([float(total), float(weight)])
-            name = "valid_loss" if index == 0 else f"valid_{index}_loss"
-            self.history.record(name, total / weight)
+        for name, value in self.evaluator.evaluate(self).items():
+            self.history.record(name, value)
 
     def _mark_best(self):
         # What skorch's own scoring records and its checkpoint callback reads.
-        for name in [name for name in self.history[-1] if name.endswith("_loss")]:
+        for name in [name for name in self.history[-1] if LOSS_NAME.fullmatch(name)]:
             curve = self.history[:, name]
             self.history.record(f"{name}_best", curve[-1] <= min(curve))
 
@@ -267,7 +344,7 @@ class TensorNet(NeuralNet):
     @torch.no_grad()
     def forward_iter(self, X, training=False, device="cpu"):
         self._set_training(training)
-        for batch in BatchIterator(X, JUDGING_BATCH):
+        for batch in BatchIterator(X, EVAL_BATCH_SIZE):
             yield self.infer(batch.frame).to(device)
 
     def predict_proba(self, X):
@@ -312,11 +389,8 @@ def clip_gradients(parameters, limit):
     torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
 
 
-JUDGING_BATCH = 256
-
-
 class WeightAverage:
-    """Exponential moving average of a module's parameters, swapped in to judge and keep.
+    """Exponential moving average of a module's parameters, swapped in to evaluate and keep.
 
     Parameters
     ----------

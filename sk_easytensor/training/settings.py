@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from skorch.callbacks import Callback, LRScheduler, PassthroughScoring
 
+from sk_easytensor.training.evaluation import EvalPlan
 from sk_easytensor.training.group import Alone
 
 __all__ = [
@@ -36,6 +37,7 @@ class TrainingSettings:
     optimizer: type
     weight_decay: float
     early_stopping_rounds: int | None
+    automatic_patience: bool = False
     average_decay: float = 0.99
     gradient_clip: float = 1.0
     device: str = "cpu"
@@ -47,6 +49,8 @@ class TrainingSettings:
     group: object = field(default_factory=Alone)
     trees: object | None = None
     seed: int = 0
+    plan: object = field(default_factory=EvalPlan)
+    evaluate_first: bool = False
 
 
 def default_batch_size(n_rows):

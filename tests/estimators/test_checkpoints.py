@@ -426,7 +426,7 @@ def test_other_weights_and_evaluation_sets_are_refused(labelled, tmp_path):
     with pytest.raises(ValueError, match="training weights was"):
         classifier(tmp_path).fit(X, y, sample_weight=weight)
     with pytest.raises(ValueError, match="validation 0 rows was"):
-        classifier(tmp_path).fit(X, y, eval_set=[(X, y)])
+        classifier(tmp_path).fit(X, y, eval_set=[(X[:60], y[:60])])
 
 
 def test_another_estimator_is_refused(mixed, labelled, tmp_path):

@@ -1,0 +1,280 @@
+"""Metrics of validation rows by name, as scikit-learn, LightGBM and XGBoost call them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.base import is_classifier
+from sklearn.metrics import get_scorer, get_scorer_names
+
+from sk_easytensor.inspection._encoded import GivenOutputs
+
+__all__ = ["Metric", "MetricScores", "resolve_metrics", "resolve_stopping_metric"]
+
+LOSS_NAMES = frozenset(
+    ["log_loss", "logloss", "binary_logloss", "multi_logloss", "mlogloss", "cross_entropy"]
+)
+"""Names of the loss that classifiers are trained by."""
+
+ALIASES = {
+    "acc": "accuracy",
+    "aucpr": "average_precision",
+    "error": "accuracy",
+    "binary_error": "accuracy",
+    "multi_error": "accuracy",
+    "merror": "accuracy",
+    "l1": "neg_mean_absolute_error",
+    "mae": "neg_mean_absolute_error",
+    "mean_absolute_error": "neg_mean_absolute_error",
+    "l2": "neg_mean_squared_error",
+    "mse": "neg_mean_squared_error",
+    "mean_squared_error": "neg_mean_squared_error",
+    "rmse": "neg_root_mean_squared_error",
+    "l2_root": "neg_root_mean_squared_error",
+    "root_mean_squared_error": "neg_root_mean_squared_error",
+    "rmsle": "neg_root_mean_squared_log_error",
+    "mape": "neg_mean_absolute_percentage_error",
+    "mean_absolute_percentage_error": "neg_mean_absolute_percentage_error",
+}
+"""scikit-learn's scorers for names of LightGBM and XGBoost."""
+
+ERRORS = frozenset(["error", "binary_error", "multi_error", "merror"])
+"""One minus the accuracy."""
+
+
+@dataclass
+class Metric:
+    """A metric that is computed on validation rows after each epoch.
+
+    Attributes
+    ----------
+    name : str
+        As in ``evals_result_``.
+    function : callable
+        Takes estimator, outputs, targets and weights, and returns a number.
+    greater_is_better : bool
+        Whether a greater value is better.
+    given : object
+        What the user wrote.
+    """
+
+    name: str
+    function: Callable
+    greater_is_better: bool
+    given: object = None
+
+    def __call__(self, estimator, outputs, y, weight):
+        """Return the metric as a float.
+
+        Parameters
+        ----------
+        estimator : estimator
+            Knows the target; its classes are 0, 1, 2 and so on.
+        outputs : torch.Tensor of shape (n_rows, out_features)
+            Of the model.
+        y : ndarray of shape (n_rows,) or (n_rows, n_outputs)
+            Targets: numbered classes, or numbers in their units.
+        weight : ndarray of shape (n_rows,) or None
+            Row weights; None for equal ones.
+        """
+        value = self.function(estimator, outputs, y, weight)
+        if isinstance(value, tuple):
+            # As LightGBM's: name, value, whether greater is better.
+            self.name, value, self.greater_is_better = value
+        return float(value)
+
+
+def resolve_metrics(eval_metric, estimator):
+    """Return the metrics that an ``eval_metric`` parameter names.
+
+    Parameters
+    ----------
+    eval_metric : str, callable, list of them, or None
+        The parameter.
+    estimator : BaseEstimator
+        Whose parameter it is.
+
+    Returns
+    -------
+    list of Metric
+
+    Raises
+    ------
+    ValueError
+        Naming what is no metric, or occurs twice.
+    """
+    if eval_metric is None:
+        return []
+    entries = eval_metric if isinstance(eval_metric, (list, tuple)) else [eval_metric]
+    metrics = [_metric(entry, estimator) for entry in entries]
+    names = [metric.name for metric in metrics]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{type(estimator).__name__}: eval_metric names {twice} more than once")
+    return metrics
+
+
+def resolve_stopping_metric(stopping_metric, metrics, loss_name, owner):
+    """Return the metric that decides about epochs, or None for the loss.
+
+    Parameters
+    ----------
+    stopping_metric : str, callable or None
+        The parameter; None for the first metric if there is any.
+    metrics : list of Metric
+        Those of ``eval_metric``.
+    loss_name : str
+        What the loss is called.
+    owner : str
+        Name of the estimator, for errors.
+
+    Returns
+    -------
+    Metric or None
+    """
+    if stopping_metric is None:
+        return metrics[0] if metrics else None
+    for metric in metrics:
+        if stopping_metric is metric.given or stopping_metric == metric.name:
+            return metric
+    if isinstance(stopping_metric, str) and stopping_metric in ("loss", loss_name):
+        return None
+    names = ["loss", *[metric.name for metric in metrics]]
+    raise ValueError(
+        f"{owner}: stopping_metric must be one of {names}, 'loss' or an entry of eval_metric, got "
+        f"{stopping_metric!r}"
+    )
+
+
+def _metric(entry, estimator):
+    owner = type(estimator).__name__
+    if callable(entry):
+        name = getattr(entry, "__name__", type(entry).__name__)
+        # The convention of sklearn.metrics: scores are to be high, errors and losses low.
+        return Metric(name, Function(entry), name.endswith("_score"), entry)
+    if not isinstance(entry, str):
+        raise ValueError(
+            f"{owner}: eval_metric must be a name, a callable or a list of them, got {entry!r}"
+        )
+    if entry in LOSS_NAMES and is_classifier(estimator):
+        return Metric(entry, log_loss, False, entry)
+    if entry == "auc":
+        return Metric(entry, area_under_curve, True, entry)
+    scorer = ALIASES.get(entry, entry)
+    if scorer not in get_scorer_names():
+        raise ValueError(
+            f"{owner}: eval_metric {entry!r} is unknown; give a name of "
+            f"sklearn.metrics.get_scorer_names(), one of {sorted(['auc', *LOSS_NAMES, *ALIASES])}, "
+            "or a function of targets and predictions"
+        )
+    # Scorers negate errors, so that greater is better; the other libraries' names do not.
+    sign = -1 if entry != scorer and scorer.startswith("neg_") else 1
+    if entry in ERRORS:
+        return Metric(entry, Scorer(scorer, -1, 1.0), False, entry)
+    return Metric(entry, Scorer(scorer, sign, 0.0), sign > 0, entry)
+
+
+@dataclass
+class Scorer:
+    """A scorer of scikit-learn; what it returns is multiplied and added to."""
+
+    name: str
+    factor: float
+    constant: float
+
+    def __call__(self, estimator, outputs, y, weight):
+        """Return the score."""
+        weights = {} if weight is None else {"sample_weight": weight}
+        found = get_scorer(self.name)(estimator, GivenOutputs(outputs), y, **weights)
+        return self.constant + self.factor * found
+
+
+@dataclass
+class Function:
+    """A user's function of targets, predictions and, if it takes them, weights."""
+
+    function: Callable
+
+    def __call__(self, estimator, outputs, y, weight):
+        """Return what the function does."""
+        if is_classifier(estimator):
+            predicted = estimator.predict_proba(GivenOutputs(outputs))
+            if y.ndim == 1 and predicted.shape[1] == 2:
+                predicted = predicted[:, 1]
+        else:
+            predicted = estimator.predict(GivenOutputs(outputs))
+        if weight is None:
+            return self.function(y, predicted)
+        names = list(inspect.signature(self.function).parameters)
+        if "sample_weight" in names:
+            return self.function(y, predicted, sample_weight=weight)
+        if len(names) > 2 and names[2] in ("weight", "w"):
+            return self.function(y, predicted, weight)
+        raise TypeError("it takes no sample_weight, but the rows have weights")
+
+
+def log_loss(estimator, outputs, y, weight):
+    """Return the loss that classifiers are trained by."""
+    head = estimator._head
+    target = torch.from_numpy(y)
+    target = target if outputs.shape[1] > 1 and y.ndim == 1 else target.to(outputs.dtype)
+    return np.average(head.loss(outputs[:, None], target)[:, 0].double().numpy(), weights=weight)
+
+
+def area_under_curve(estimator, outputs, y, weight):
+    """Return the area under the ROC curve; of several classes the mean of one against the rest."""
+    several = y.ndim == 1 and outputs.shape[1] > 1
+    return Scorer("roc_auc_ovr" if several else "roc_auc", 1.0, 0.0)(estimator, outputs, y, weight)
+
+
+class MetricScores:
+    """Computes metrics of a model from the outputs of its network and trees.
+
+    Parameters
+    ----------
+    estimator : BaseEasyTensor
+        Has learned its target; a copy that is not used otherwise.
+    metrics : list of Metric
+        What to compute.
+    """
+
+    def __init__(self, estimator, metrics):
+        self.estimator = estimator
+        self.metrics = metrics
+        if hasattr(estimator, "classes_"):
+            estimator.classes_ = np.arange(len(estimator.classes_))
+
+    def __call__(self, outputs, target, weight):
+        """Return the metrics by name.
+
+        Parameters
+        ----------
+        outputs : torch.Tensor of shape (n_rows, out_features)
+            Of the model.
+        target : torch.Tensor
+            As the head takes it.
+        weight : torch.Tensor of shape (n_rows,)
+            Row weights.
+
+        Returns
+        -------
+        dict of {str: float}
+        """
+        y = self.estimator._decoded_target(target)
+        weight = weight.numpy()
+        weight = None if (weight == weight[0]).all() else weight
+        found = {}
+        for metric in self.metrics:
+            try:
+                value = metric(self.estimator, outputs, y, weight)
+            except (ValueError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"eval_metric {metric.name!r} cannot be computed on the validation rows: "
+                    f"{error}"
+                ) from error
+            found[metric.name] = value
+        return found

@@ -1,0 +1,110 @@
+"""The weighted average of a network's outputs and its trees', with weights from validation rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+__all__ = ["Blend", "fit_blend"]
+
+N_SHARES = 21
+"""Weights of the network that are tried, from 0 to 1."""
+
+EQUAL = 0.5
+
+SHARE_PRIOR = 8.0
+"""Penalty, in nats, of the squared distance of a weight from equal weights. Few validation rows
+would otherwise decide by chance."""
+
+TEMPERATURES = np.exp(np.linspace(-0.25, 0.25, 51))
+"""Numbers that the outputs of classifiers may be divided by."""
+
+TEMPERATURE_PRIOR = 50.0
+"""Penalty, in nats, of the squared logarithm of a temperature."""
+
+NUMBERS_AT_ONCE = 2_000_000
+"""Outputs of all candidates that are in memory at a time, at most."""
+
+
+@dataclass
+class Blend:
+    """How a network and its trees are averaged.
+
+    Attributes
+    ----------
+    share : float
+        Weight of the network; the trees have the rest.
+    temperature : float
+        What the averaged outputs are divided by.
+    loss : float
+        Mean loss of the blend on the validation rows, on the scale of training.
+    """
+
+    share: float
+    temperature: float
+    loss: float
+
+    def outputs(self, head, network_outputs, tree_outputs):
+        """Return the outputs of the blend, of shape (n_rows, 1, out_features)."""
+        mean = torch.lerp(tree_outputs, network_outputs, self.share)
+        if self.temperature != 1:
+            mean = mean / self.temperature
+        return head.settle(mean)
+
+
+def fit_blend(head, network_outputs, tree_outputs, target, weight, group):
+    """Choose the weights of a network and its trees, and the temperature of classifiers.
+
+    Both minimise the negative log-likelihood of the validation rows plus a penalty that keeps them
+    near equal weights and a temperature of one. The temperature is that of Guo et al., "On
+    Calibration of Modern Neural Networks" (2017).
+
+    Parameters
+    ----------
+    head : Head
+        Gives the loss.
+    network_outputs, tree_outputs : torch.Tensor of float32, shape (n_rows, 1, out_features)
+        Of the validation rows.
+    target : torch.Tensor
+        As the head takes it.
+    weight : torch.Tensor of float64, shape (n_rows,)
+        Row weights.
+    group : Alone or Group
+        Workers, each with a part of the rows.
+
+    Returns
+    -------
+    Blend
+    """
+
+    def best(values, penalties, outputs_of):
+        """Return the value of the least penalised loss, and its mean loss."""
+        values_of = torch.tensor(values, dtype=torch.float32, device=target.device)[None, :, None]
+        step = max(1, NUMBERS_AT_ONCE // (len(values) * network_outputs.shape[2]))
+        sums = torch.zeros(len(values), dtype=torch.float64, device=target.device)
+        for start in range(0, len(target), step):
+            rows = slice(start, start + step)
+            losses = head.loss(head.settle(outputs_of(rows, values_of)), target[rows])
+            sums += (losses.double() * weight[rows, None]).sum(0)
+        n_rows, total, *sums = group.sum([len(weight), float(weight.sum()), *sums.tolist()])
+        losses = np.array(sums) / total
+        likelihoods = n_rows * np.array([head.likelihood(loss) for loss in losses])
+        index = int(np.argmin(likelihoods + penalties))
+        return float(values[index]), float(losses[index])
+
+    shares = np.linspace(0, 1, N_SHARES)
+    share, loss = best(
+        shares,
+        SHARE_PRIOR * (shares - EQUAL) ** 2,
+        lambda rows, values: torch.lerp(tree_outputs[rows], network_outputs[rows], values),
+    )
+    blend = Blend(share, 1.0, loss)
+    if head.estimator_type == "classifier":
+        mean = torch.lerp(tree_outputs, network_outputs, share)
+        penalties = TEMPERATURE_PRIOR * np.log(TEMPERATURES) ** 2
+        blend.temperature, blend.loss = best(
+            TEMPERATURES, penalties, lambda rows, values: mean[rows] / values
+        )
+    return blend
