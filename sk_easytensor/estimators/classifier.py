@@ -53,6 +53,15 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         Epochs without a better validation loss after which training stops; ``"auto"`` is 4, or 6
         from 20,000 training rows on, or as many as have 64 steps if that is more, and None never
         stops early. With validation rows the best weights are kept in any case.
+    eval_metric : str, callable, list of them or None, default=None
+        Metrics that are computed on validation rows after each epoch, beside the loss: names of
+        scikit-learn's scorers, LightGBM's and XGBoost's names such as ``"auc"``, or functions of
+        targets (numbered classes) and predictions (probabilities, of the second class if there
+        are two) that return a number or, as for LightGBM, ``(name, value, greater_is_better)``.
+        A number is to be high if the function's name ends in ``_score``, and low otherwise.
+    stopping_metric : str, callable or None, default=None
+        The entry of `eval_metric` that decides about early stopping and the weights that are
+        kept, or ``"loss"``. None for the first entry, and for the loss without any.
     validation_fraction : float or None, default=0.15
         Fraction of the rows set apart for validation when `fit` gets no ``eval_set``; None to
         train on all rows.
@@ -70,10 +79,12 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     device : str, default="auto"
         Torch device to train on; ``"auto"`` takes CUDA where there is one.
     verbose : int, default=0
-        1 to print a line an epoch.
+        1 to print a line an epoch; 0 or less to print nothing.
     callbacks : list of skorch callbacks or None, default=None
-        Called during training; they may monitor ``train_loss`` and ``valid_loss``. An
-        ``LRScheduler`` replaces the schedule of the learning rate; ``EpochScoring`` sees encoded
+        Called during training; they may monitor ``train_loss`` and ``valid_loss``, which are of
+        the network alone and of standardised targets. An ``LRScheduler`` replaces the schedule of
+        the learning rate, a callback with ``load_best=True`` the choice of weights, and an
+        ``EarlyStopping`` the automatic `early_stopping_rounds`. ``EpochScoring`` sees encoded
         targets.
     backend : "local", "ray", LocalBackend or RayBackend, default="local"
         Where work runs.
@@ -88,8 +99,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         What runs the network when the fitted model predicts or transforms; blocks encode rows as
         ever. With ``"auto"``, `fit` ends by exporting the network, which takes seconds, and takes
         the fastest engine there is on this machine whose outputs agree with torch's on rows of
-        the first `eval_set` or of `X`, to 1e-5 and 1e-4 of their size. An engine by name is taken
-        if it agrees. If none does, torch is kept and a warning says by how much they differ.
+        the `eval_set` that decides, or of `X`, to 1e-5 and 1e-4 of their size. An engine by name is
+        taken if it agrees. If none does, torch is kept and a warning says by how much they differ.
         ``"torch"`` is the default because a quick fit should stay one, and because which engine is
         fastest depends on more than the data: between two fits with ``"auto"``, predictions may
         differ in the last digits. `partial_fit` goes back to torch.
@@ -107,13 +118,15 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     network_ : torch.nn.Module
         The trained network, on the CPU.
     evals_result_ : dict of {str: dict of {str: list of float}}
-        Losses by epoch, of the network without trees: ``{"training": {"log_loss": [...]},
-        "valid_0": {"log_loss": [...]}}``. The training loss is the mean over an epoch's batches,
-        dropout included.
+        Losses and metrics by epoch, of network and trees together: ``{"training": {"log_loss":
+        [...]}, "valid_0": {"log_loss": [...], "auc": [...]}}``. The training loss is the mean over
+        an epoch's batches, of the network alone and dropout included, unless the training data are
+        in ``eval_set``.
     best_iteration_ : int
         Epoch, counted from 1, whose weights are kept.
     best_score_ : float
-        Validation loss of the model: the network of that epoch, joined with the trees.
+        Loss, or metric that decides, on validation rows: the value at `best_iteration_` in
+        `evals_result_`.
     trees_share_ : float
         Weight of the trees' outputs; the network's is the rest. 0 without trees.
     n_iter_ : int

@@ -39,7 +39,9 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         Which quantile ``loss="quantile"`` estimates, between 0 and 1.
     remainder, trunk, trees, learning_rate, batch_size, max_epochs, optimizer, weight_decay
         As in :class:`EasyTensorClassifier`.
-    early_stopping_rounds, validation_fraction, warm_start, random_state, n_jobs, device
+    early_stopping_rounds, eval_metric, stopping_metric, validation_fraction
+        As in :class:`EasyTensorClassifier`; functions in `eval_metric` get numbers in their units.
+    warm_start, random_state, n_jobs, device
         As in :class:`EasyTensorClassifier`.
     verbose, callbacks, backend, checkpoint_dir, tracker, inference_engine
         As in :class:`EasyTensorClassifier`.
@@ -49,8 +51,10 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
     n_outputs_ : int
         Columns of `y`.
     evals_result_ : dict of {str: dict of {str: list of float}}
-        Losses by epoch, of the network without trees and the standardised target:
-        ``{"training": {"squared_error": [...]}, "valid_0": {"squared_error": [...]}}``.
+        Losses and metrics by epoch, as in :class:`EasyTensorClassifier`, in units of `y` (squared
+        ones for squared error): ``{"training": {"squared_error": [...]}, "valid_0": {"squared_error":
+        [...]}}``. With several targets they are means over these, whereas epochs are chosen by the
+        mean over standardised targets.
     n_features_in_, feature_names_in_, blocks_, network_, best_iteration_, best_score_, n_iter_
         As in :class:`EasyTensorClassifier`.
     trees_share_, fit_times_
