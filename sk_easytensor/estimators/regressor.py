@@ -52,9 +52,8 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         Columns of `y`.
     evals_result_ : dict of {str: dict of {str: list of float}}
         Losses and metrics by epoch, as in :class:`EasyTensorClassifier`, in units of `y` (squared
-        ones for squared error): ``{"training": {"squared_error": [...]}, "valid_0": {"squared_error":
-        [...]}}``. With several targets they are means over these, whereas epochs are chosen by the
-        mean over standardised targets.
+        ones for squared error). With several targets they are means over these, whereas epochs
+        are chosen by the mean over standardised targets.
     n_features_in_, feature_names_in_, blocks_, network_, best_iteration_, best_score_, n_iter_
         As in :class:`EasyTensorClassifier`.
     trees_share_, fit_times_
