@@ -218,3 +218,58 @@ def test_invalid_parameters(table, params, message):
         model.explain(X[:1], **params)
     with pytest.raises(ValueError, match="size"):
         model.explain(X, background=X.drop(columns="size"))
+
+
+# ---------------------------------------------------------------------- the package shap
+
+
+def test_frames_of_objects_predict_the_same(table):
+    """shap makes frames of ``X.values``, whose columns all hold Python objects."""
+    X, _ = table
+    X = X.assign(
+        kind=pd.Categorical(X["city"].fillna("none")),
+        count=pd.array(np.arange(len(X)) % 5, dtype="Int64"),
+    )
+    model = EasyTensorClassifier(**QUICK).fit(X, X["flag"])
+    expected = model.predict_proba(X)
+    objects = X.to_numpy(dtype=object)
+    np.testing.assert_array_equal(
+        model.predict_proba(pd.DataFrame(objects, columns=list(X))), expected
+    )
+    with pytest.warns(UserWarning, match="valid feature names"):
+        np.testing.assert_array_equal(model.predict_proba(objects), expected)
+    for row in range(3):
+        alone = pd.DataFrame(objects[row : row + 1], columns=list(X))
+        np.testing.assert_allclose(model.predict_proba(alone), expected[row : row + 1], atol=1e-6)
+
+
+def test_explainers_of_shap(table):
+    shap = pytest.importorskip("shap")
+    X, y = table
+    numbers = pd.DataFrame(np.random.default_rng(0).normal(size=(len(X), 4)), columns=list("abcd"))
+    model = EasyTensorClassifier(**QUICK).fit(numbers, numbers["a"] * numbers["b"] > 0)
+    rows, background = numbers[:3], numbers[20:40]
+    ours = model.explain(rows, background=background, n_permutations=12)
+    assert shap.Explanation(**vars(ours)).shape == (3, 4)
+    for algorithm, tolerance in (("exact", 1e-5), ("permutation", 0.05)):
+        explainer = shap.Explainer(model.decision_function, background, algorithm=algorithm, seed=0)
+        theirs = explainer(rows, max_evals=2000)
+        np.testing.assert_allclose(ours.values, theirs.values, atol=tolerance)
+        np.testing.assert_allclose(ours.base_values, theirs.base_values, atol=1e-6)
+    theirs = shap.Explainer(model.predict_proba, numbers)(rows)
+    total = theirs.values.sum(axis=1) + theirs.base_values
+    np.testing.assert_allclose(total, model.predict_proba(rows), atol=1e-6)
+
+    model = EasyTensorRegressor(**QUICK).fit(X, y)
+    background = X[20:40]
+
+    def masked(mask, row):
+        mixed = background.to_numpy(dtype=object, copy=True)
+        mixed[:, mask] = row[mask]
+        return (pd.DataFrame(mixed, columns=background.columns),)
+
+    explainer = shap.Explainer(model.predict, masked, algorithm="permutation", seed=0)
+    with pytest.warns(UserWarning, match="valid feature names"):
+        theirs = explainer(X[:2], max_evals=500).values
+    ours = model.explain(X[:2], background=background, n_permutations=12).values
+    np.testing.assert_allclose(ours, theirs, atol=0.05)
