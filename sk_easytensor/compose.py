@@ -222,20 +222,19 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
         dict of {str: dict of {str: list of int}}
             Block name to entry name to positions in the entry's second dimension.
         """
-        found = {}
-        for name, block in self.blocks_.items():
-            if column not in block.feature_names_in_:
-                continue
-            found[name] = {
-                entry: [index for index, source in enumerate(sources) if column in source]
-                for entry, sources in _sources(block, frame[name]).items()
-                if any(column in source for source in sources)
-            }
-        return found
+        return self.places(frame)[column]
 
     def places(self, frame):
         """Return :meth:`column_positions` of every input column, by column."""
-        return {column: self.column_positions(column, frame) for column in self._columns}
+        found = {column: {} for column in self._columns}
+        for name, block in self.blocks_.items():
+            for column in block.feature_names_in_:
+                found[column][name] = {}
+            for entry, sources in block.encoding_columns(frame[name]).items():
+                for index, source in enumerate(sources):
+                    for column in dict.fromkeys(source if isinstance(source, tuple) else (source,)):
+                        found[column][name].setdefault(entry, []).append(index)
+        return found
 
     def get_feature_names_out(self, input_features=None):
         """Return the names of the columns of :meth:`transform`, ``block__column``.
@@ -292,14 +291,6 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
 
     def _sk_visual_block_(self):
         return blocks_diagram(self)
-
-
-def _sources(block, encoding):
-    """Return, for each entry of an encoding, the tuples of columns along its second dimension."""
-    return {
-        entry: [source if isinstance(source, tuple) else (source,) for source in sources]
-        for entry, sources in block.encoding_columns(encoding).items()
-    }
 
 
 def blocks_diagram(estimator):

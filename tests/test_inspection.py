@@ -7,10 +7,12 @@ import pandas as pd
 import pytest
 import sklearn.inspection
 from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.feature_selection import SelectFromModel
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import log_loss, make_scorer, mean_absolute_error
 
 from sk_easytensor import (
+    BoostedTrees,
     CategoryBlock,
     EasyTensorClassifier,
     EasyTensorEmbedder,
@@ -18,9 +20,16 @@ from sk_easytensor import (
     EasyTensorTwoTower,
     EventSequenceBlock,
     NumericBlock,
+    Sum,
     VectorBlock,
 )
-from sk_easytensor.inspection import PermutationImportanceDisplay, permutation_importance
+from sk_easytensor.backends.local import LocalBackend
+from sk_easytensor.inspection import (
+    PermutationImportanceDisplay,
+    _encoded,
+    _sample,
+    permutation_importance,
+)
 
 QUICK = {"max_epochs": 20, "learning_rate": 0.02, "random_state": 0}
 
@@ -267,6 +276,76 @@ def test_what_does_not_matter_has_none(table):
     unread = [name not in ("size",) for name in result.names]
     assert (result.importances[unread] == 0).all()
     assert result.importances_mean[0] > 0
+
+
+# ---------------------------------------------------------------------- wide tables
+
+
+@pytest.fixture(scope="module")
+def wide():
+    rng = np.random.default_rng(0)
+    n, n_columns = 240, 110
+    X = pd.DataFrame(rng.normal(size=(n, n_columns))).add_prefix("x")
+    X["x3"] = X["x3"].where(X["x3"] < 1)
+    X["city"] = rng.choice(["Oslo", "Lima", None], n)
+    X["day"] = pd.date_range("2024-01-01", periods=n, freq="17h")
+    return X, np.select([X["x0"] > 0.5, X["city"] == "Oslo"], ["a", "b"], "c")
+
+
+def count_calls(monkeypatch, owner, name):
+    """Return a list that gets an entry whenever a method is called."""
+    calls, method = [], getattr(owner, name)
+
+    def counted(*args, **params):
+        calls.append(args)
+        return method(*args, **params)
+
+    monkeypatch.setattr(owner, name, counted)
+    return calls
+
+
+def test_importances_of_wide_tables_need_no_pass_for_each_column(wide, monkeypatch):
+    X, y = wide
+    trees = BoostedTrees(max_iter=10)
+    model = EasyTensorClassifier(max_epochs=3, trees=trees, random_state=0).fit(X, y)
+    sample = model._importance_sample
+    # With both, whatever the validation rows say.
+    model.network_.trees.share = 0.5
+    trunk = count_calls(monkeypatch, type(model.network_.trunk), "forward")
+    numbers = count_calls(monkeypatch, type(model.network_.blocks[-1]), "forward")
+    sources = count_calls(monkeypatch, NumericBlock, "encoding_columns")
+    importances = model.feature_importances_
+    assert len(trunk) == len(sources) == 1
+    assert len(numbers) <= 2
+    # The same with a pass of all columns for each.
+    monkeypatch.setattr(_encoded, "MANY_COLUMNS", 1000)
+    passes, _ = sample.found(model, LocalBackend())
+    np.testing.assert_allclose(importances, passes, rtol=0, atol=1e-5)
+    assert {model.feature_names_in_[place] for place in passes.argsort()[-2:]} == {"x0", "city"}
+
+
+def test_rows_of_wide_tables_are_bounded(wide, monkeypatch):
+    assert [_sample.bounded_rows(_sample.MOST_PASSES // n) for n in (101, 4096, 8192, 10**6)] == [
+        256,
+        256,
+        128,
+        16,
+    ]
+    X, y = wide
+    model = EasyTensorClassifier(max_epochs=1, trees=None, trunk=Sum(width=4), random_state=0)
+    model.fit(X, y)
+    monkeypatch.setattr(_sample, "MOST_VALUES", 20 * X.shape[1])
+    drawn = count_calls(monkeypatch, _sample, "draw_orders")
+    assert model.feature_importances_.shape == (X.shape[1],)
+    assert [args[:2] for args in drawn] == [(20, 1)]
+    assert model._validation["rows"] == 36
+
+
+def test_selection_from_a_wide_table(wide):
+    X, y = wide
+    model = EasyTensorClassifier(max_epochs=3, trees=None, random_state=0)
+    selector = SelectFromModel(model, max_features=2).set_output(transform="pandas")
+    assert "x0" in selector.fit_transform(X, y)
 
 
 # ---------------------------------------------------------------------- two towers

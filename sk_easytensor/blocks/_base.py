@@ -24,7 +24,10 @@ Writing a block means writing four methods:
     ``tree_inputs``, called as ``forward`` is, returns what boosted trees may split on, codes from 0
     for missing as int32 of shape ``(n_rows, k)``, and the attribute ``tree_codes`` then says of
     each of its columns how many there are, which all codes are below, at most 16,777,216, and
-    whether they are in order.
+    whether they are in order; ``output_columns``, an array of shape ``(out_features,)``, has the
+    position of the one input column that each output depends on, and ``tree_columns`` the same for
+    ``tree_inputs``: inspection of an encoding with a single entry then replaces a column without
+    another forward pass of the module.
 
 Two class attributes complete it: ``kind``, the name it gets when chosen automatically, and
 ``accepts(type)``, which says which Arrow types it can read. ``detects(column)``,

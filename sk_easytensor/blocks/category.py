@@ -423,6 +423,20 @@ class CategoryModule(nn.Module):
         return torch.cat(parts, dim=1)
 
     @property
+    def output_columns(self):
+        """Which column each output is of, an ndarray of int64 of shape (out_features,)."""
+        groups = [
+            np.repeat(getattr(self, f"columns_{group}").cpu().numpy(), table.shape[1])
+            for group, table in enumerate(self.tables)
+        ]
+        return np.concatenate(groups)
+
+    @property
+    def tree_columns(self):
+        """Which column each of :meth:`tree_inputs` is of."""
+        return np.flatnonzero(np.array(self.n_codes) <= MOST_EXACT)
+
+    @property
     def tree_codes(self):
         """Trees see so many codes of each column, which are in no order."""
         return [(size, False) for size in self.n_codes if size <= MOST_EXACT]

@@ -358,6 +358,16 @@ class DatetimeModule(nn.Module):
         return self.trend(times[..., :2]) + cycles.flatten(1)
 
     @property
+    def output_columns(self):
+        """Which column each output is of, an ndarray of int64 of shape (out_features,)."""
+        return self.trend.output_columns
+
+    @property
+    def tree_columns(self):
+        """Which column each of :meth:`tree_inputs` is of."""
+        return np.tile(self.trend.tree_columns, 1 + len(self.sines))
+
+    @property
     def tree_codes(self):
         """Trees see codes of the instants, and of each cycle from its begin to its end."""
         instants = self.trend.tree_codes

@@ -303,6 +303,17 @@ class NumericModule(nn.Module):
             embedded = embedded + infinite[..., None] * self.infinite
         return embedded.flatten(1)
 
+    @property
+    def output_columns(self):
+        """Which column each output is of, an ndarray of int64 of shape (out_features,)."""
+        n_columns = len(self.tree_codes)
+        return np.repeat(np.arange(n_columns), self.out_features // max(n_columns, 1))
+
+    @property
+    def tree_columns(self):
+        """Which column each of :meth:`tree_inputs` is of."""
+        return np.arange(len(self.tree_codes))
+
     def tree_inputs(self, values):
         """Return in which part of its column each number is; infinite ones are in the outermost."""
         codes = values[..., 1] * self.parts + (FIRST_CODE + BORDER)

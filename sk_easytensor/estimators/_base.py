@@ -31,6 +31,7 @@ from sk_easytensor.estimators._stored import Vectors, of_stored_rows
 from sk_easytensor.estimators._trained import TrainedEstimator, restored_on_error
 from sk_easytensor.inference._running import UNPICKLED, EngineMixin
 from sk_easytensor.inspection import EncodedModel, GivenOutputs, Inspection
+from sk_easytensor.inspection._explanation import Explanation, shapley_values
 from sk_easytensor.metrics import MetricScores, resolve_metrics, resolve_stopping_metric
 from sk_easytensor.networks import TabM
 from sk_easytensor.networks.block_network import make_network
@@ -563,6 +564,13 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         more than 100 columns, one shuffle of 256 rows has to do, and pickling leaves the
         computation for later: the pickle then holds those rows, encoded. On Ray, the workers
         compute it at the end of a fit, each shuffling among a sample of its own rows.
+
+        The time is linear in the number of columns: only the change that a column makes is
+        computed. It is bounded as well. Over all columns 1,048,576 rows are evaluated at most, so
+        that more than 4,096 columns get fewer rows each, but 16 at least. A trunk without
+        ``first_layer``, or a block of texts or lists with more than 100 columns, needs a whole pass
+        for each column. All columns of the rows are then 65,536 values at most, with 16 rows at
+        least.
         """
         check_is_fitted(self)
         if not hasattr(self, "_importances"):
@@ -571,6 +579,85 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             self._importances, self._validation = found
             self._importance_sample = None
         return self._importances
+
+    def explain(
+        self, X, *, background=None, n_permutations=4, max_background=50, random_state=None
+    ):
+        """Return by how much each column moves each row's output away from a base value.
+
+        The contributions are Shapley values of the columns. A row's contributions and its base
+        value add up to the raw output of the whole model, trees included: ``decision_function(X)``
+        of a classifier, which is the log-odds of two classes or of each label and the
+        log-probabilities of more classes, and ``predict(X)`` of a regressor, before the exponential
+        where the loss has one (``np.log(predict(X))`` for ``"poisson"`` and ``"gamma"``).
+
+        Parameters
+        ----------
+        X : table-like of shape (n_samples, n_features)
+            Rows to explain.
+        background : table-like of shape (n_background, n_features), optional
+            Rows whose mean output is the base value, such as training rows. By default the rows of
+            `X`, of which there must then be at least two.
+        n_permutations : int, default=4
+            Random orders in which columns are replaced. Each is used forwards and backwards, and
+            all rows share them. If there are no more orders than twice this number, all are used
+            and the Shapley values are exact for the background rows.
+        max_background : int, default=50
+            Background rows at most; with more, so many are drawn.
+        random_state : int, RandomState or None, default=None
+            Of the orders and the background rows drawn. With an int, results are reproducible.
+
+        Returns
+        -------
+        Explanation
+            Its ``values`` are an ndarray of float64 of shape (n_samples, n_features), or
+            (n_samples, n_features, n_outputs) where the raw output has several columns. Its
+            ``base_values``, of shape (n_samples,) or (n_samples, n_outputs), are the same for all
+            rows, and its ``feature_names`` are the columns.
+            ``shap.Explanation(**vars(explanation))`` makes plots of the package ``shap`` possible.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is invalid, if a table lacks columns, or if `X` has fewer than two rows
+            and there is no `background`.
+
+        Notes
+        -----
+        Sampled by antithetic permutations, as in Mitchell, Cooper, Frank and Holmes, "Sampling
+        Permutations for Shapley Value Estimation" (2022). The encoded columns of a background row
+        are replaced by those of the row to explain, one after another; a column's contribution is
+        the mean change of the output. Columns are taken as independent of each other. Sums are
+        exact to the precision of float32, however few the permutations.
+
+        The model is evaluated ``2 * n_permutations * n_columns * n_background`` times for each row;
+        a processor core does some hundred thousand evaluations a second with the default trunk.
+        With the library's trunks ``MLP`` and ``TabM``, the time of an evaluation does not depend on
+        the number of columns, as long as these are numbers, categories and dates; a block of texts
+        or lists is read again for each of its columns. Columns that a block reads as one share
+        their contribution evenly. Lists that are parallel to those of other columns keep the
+        background row's lengths until all of them are replaced.
+
+        Examples
+        --------
+        >>> from sk_easytensor import EasyTensorRegressor
+        >>> X = {"size": [1.0, 2.0, 3.0, 4.0] * 25, "noise": [0.0, 1.0] * 50}
+        >>> y = [10.0, 20.0, 30.0, 40.0] * 25
+        >>> model = EasyTensorRegressor(random_state=0).fit(X, y)
+        >>> found = model.explain({"size": [4.0], "noise": [1.0]}, background=X, random_state=0)
+        >>> found.values.shape, found.feature_names[abs(found.values[0]).argmax()]
+        ((1, 2), 'size')
+        >>> total = found.base_values + found.values.sum(axis=1)
+        >>> bool(abs(total - model.predict({"size": [4.0], "noise": [1.0]})).max() < 1e-3)
+        True
+        """
+        check_is_fitted(self)
+        found = shapley_values(self, X, background, n_permutations, max_background, random_state)
+        return Explanation.of(*self._raw_outputs(*found), self._encoder._columns)
+
+    def _raw_outputs(self, values, base):
+        """Return contributions and base values in the form and units of the raw output."""
+        return values, base
 
     def _summarize_data(self, records):
         """Keep what reports say of the data."""
@@ -597,6 +684,8 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             join=lambda read: network.combine_read(read, head),
             places=self._encoder.places(frame),
             backend=backend,
+            network=network,
+            head=head,
         )
 
     # ------------------------------------------------------------------ scikit-learn

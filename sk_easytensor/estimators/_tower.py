@@ -204,9 +204,9 @@ class Tower(
         trunk, head = self._network_trunk, self._head
         return Representation(self.blocks_, self.network_, trunk, head, self.normalized)
 
-    def column_positions(self, column, frame):
-        """Say where a column stands in encoded rows; see :class:`~sk_easytensor.TableEncoder`."""
-        return self._encoder.column_positions(column, frame)
+    def places(self, frame):
+        """Say where columns stand in encoded rows; see :class:`~sk_easytensor.TableEncoder`."""
+        return self._encoder.places(frame)
 
     def embed_frame(self, frame, backend):
         """Return the embeddings of encoded rows, as a tensor."""

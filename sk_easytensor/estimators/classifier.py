@@ -288,6 +288,9 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         decided = self._head.decide(probabilities)
         return decided if decided.ndim == 2 else self.classes_[decided]
 
+    def _raw_outputs(self, values, base):
+        return (values[..., 0], base[0]) if type(self._head) is BinaryHead else (values, base)
+
     # ------------------------------------------------------------------ target
 
     def _check_target(self, y):

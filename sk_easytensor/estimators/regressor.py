@@ -155,6 +155,14 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         scaled = self._head.predict(outputs).numpy().astype(np.float64)
         return scaled * self._target_scale + self._target_center
 
+    def _raw_outputs(self, values, base):
+        if self._head.log_link:
+            base = base + np.log(self._target_scale)
+        else:
+            values = values * self._target_scale
+            base = base * self._target_scale + self._target_center
+        return (values[..., 0], base[0]) if self._one_dimensional else (values, base)
+
     # ------------------------------------------------------------------ target
 
     def _structure(self):

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from functools import cached_property
+
 import numpy as np
 import torch
 
+from sk_easytensor.backends.local import limited_threads
+from sk_easytensor.inspection._mixed import MixedRows, NetworkParts
 from sk_easytensor.networks.block_network import padded_lengths
 from sk_easytensor.tensors import Ragged, TensorFrame
 
-__all__ = ["EncodedModel", "GivenOutputs"]
+__all__ = ["MANY_COLUMNS", "EncodedModel", "GivenOutputs"]
+
+MANY_COLUMNS = 100
+"""A table with more columns is wide: what changes of a row is computed, rather than the row."""
 
 
 class GivenOutputs:
@@ -47,6 +55,11 @@ class EncodedModel:
         in the entry's second dimension.
     backend : LocalBackend
         Where forward passes run.
+    network : BlockNetwork, optional
+        Where the outputs are those of one network. With it, a column of a wide table is replaced
+        in a time that does not depend on the number of other columns.
+    head : Head, optional
+        Of the network.
 
     Attributes
     ----------
@@ -54,12 +67,13 @@ class EncodedModel:
         Of the rows as they are.
     """
 
-    def __init__(self, frame, modules, join, places, backend):
+    def __init__(self, frame, modules, join, places, backend, network=None, head=None):
         self.frame = frame
         self.modules = modules
         self.places = places
         self._join = join
         self._backend = backend
+        self._network, self._head = network, head
         read = {name: {"output": self._read(name, frame)} for name in modules}
         self._parts = TensorFrame(read, len(frame))
         self.outputs = self._outputs(self._parts)
@@ -121,6 +135,29 @@ class EncodedModel:
         inverse = torch.from_numpy(inverse.reshape(lent.shape))
         return [outputs[rows] for rows in inverse[1:]]
 
+    @cached_property
+    def network_parts(self):
+        """What the network makes of the rows, a :class:`NetworkParts`."""
+        with self.running():
+            return NetworkParts(self, self._network, self._head)
+
+    @property
+    def linear(self):
+        """Whether the time of a shuffle does not depend on the number of other columns."""
+        return self._incremental and self.network_parts.is_linear()
+
+    @property
+    def _incremental(self):
+        # Of narrow tables, rows with equal values keep equal outputs to the last bit.
+        return self._network is not None and len(self.places) > MANY_COLUMNS
+
+    def running(self):
+        """Compute as the backend does within the context."""
+        context = ExitStack()
+        context.enter_context(limited_threads(self._backend.n_jobs))
+        context.enter_context(torch.inference_mode())
+        return context
+
     def _values(self, places):
         """Return a number for each row, equal where the row lends the same values."""
         moving = {}
@@ -136,9 +173,13 @@ class EncodedModel:
     def _shuffled(self, places, order, rows):
         """Return the outputs of some rows, after their values were taken from others."""
         order, rows = torch.from_numpy(order), torch.from_numpy(rows)
+        if self._incremental:
+            with self.running():
+                mixed = MixedRows(self.network_parts, rows, order[rows])
+                return mixed.replaced(places).combined()
         parts = {name: {"output": part["output"][rows]} for name, part in self._parts.items()}
         for block, positions in places.items():
-            if self._is_whole(block, positions):
+            if self.is_whole(block, positions):
                 part = self._parts[block]["output"][order[rows]]
             else:
                 alone = TensorFrame({block: self.frame[block]}, len(self.frame))
@@ -146,7 +187,30 @@ class EncodedModel:
             parts[block] = {"output": part}
         return self._outputs(TensorFrame(parts, len(rows)))
 
-    def _is_whole(self, block, positions):
+    def read(self, block):
+        """Return what a block's module gives of the rows, and behind it what it shows trees."""
+        return self._parts[block]["output"]
+
+    def read_mixed(self, block, positions, rows, donors):
+        """Return what a block's module gives of rows with some values of others.
+
+        Parameters
+        ----------
+        block : str
+            Name of the block.
+        positions : dict of {str: list of int}
+            Entry to positions, where values are replaced.
+        rows, donors : torch.Tensor of int64, shape (batch,)
+            The rows, and those that the replaced values come from.
+        """
+        size = len(rows)
+        alone = TensorFrame({block: self.frame[block]}, len(self.frame))
+        both = alone.take(torch.cat([rows, donors]))
+        order = torch.arange(2 * size).roll(size)
+        return self._read(block, both.permute_column(block, positions, order).take(slice(size)))
+
+    def is_whole(self, block, positions):
+        """Tell whether these are all the positions of a block."""
         return all(
             positions.get(name) == _all_positions(entry)
             for name, entry in self.frame[block].items()

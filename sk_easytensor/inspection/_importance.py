@@ -89,6 +89,11 @@ def permutation_importance(
     the table, because a row's encoding depends on that row alone. Lists that are parallel to
     those of other columns stay as long as they are.
 
+    With more than 100 columns, only the change that a column makes to the output is computed, so
+    that the time is linear in the number of columns. Outputs then equal those for the shuffled
+    table up to the rounding of float32. This needs one of the library's trunks ``MLP`` and
+    ``TabM``, or one with ``first_layer``, and columns of numbers, categories or dates.
+
     Of an estimator whose backend is Ray, a path or Dataset is judged by tasks, in chunks of about
     16,000 consecutive rows that do not depend on the number of workers. Values are shuffled within
     a chunk, scores are of a chunk, and the result is their mean, weighted by the chunks' rows. Rows

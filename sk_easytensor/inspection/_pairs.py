@@ -35,8 +35,7 @@ def pair_model(towers, table, score, backend):
         encodings |= {_joint(side, name): frame[name] for name in network.names}
         pairs = zip(network.names, network.blocks, strict=True)
         modules |= {_joint(side, name): module for name, module in pairs}
-        for column in tower.feature_names_in_:
-            found = tower.column_positions(column, frame)
+        for column, found in tower.places(frame).items():
             places.setdefault(column, {}).update(
                 {_joint(side, name): positions for name, positions in found.items()}
             )

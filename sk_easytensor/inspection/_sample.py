@@ -6,17 +6,25 @@ import numpy as np
 import torch
 
 from sk_easytensor.backends.local import LocalBackend
+from sk_easytensor.inspection._encoded import MANY_COLUMNS
 from sk_easytensor.inspection._importance import draw_orders, permuted_scores
 from sk_easytensor.training.group import Alone
 from sk_easytensor.training.shards import bounded_sample
 
 __all__ = ["ImportanceSample", "Inspection"]
 
-MANY_COLUMNS = 100
-"""With more, importances take too long to be computed whenever something is pickled."""
-
 ROWS, ROWS_OF_MANY = 2048, 256
 REPEATS, REPEATS_OF_MANY = 3, 1
+
+FEWEST_ROWS = 16
+"""Rows that even the widest table is sampled to."""
+
+MOST_PASSES = 2**20
+"""Rows, over all columns of a wide table, that pass through the network with a column shuffled."""
+
+MOST_VALUES = 2**16
+"""Values, of the rows and all columns, that a pass reads where it cannot read one column only."""
+
 VALIDATION_ROWS_AT_LEAST = 32
 
 
@@ -111,10 +119,11 @@ class ImportanceSample:
         self.held_out = n_valid >= VALIDATION_ROWS_AT_LEAST
         if self.held_out:
             rows = evals[0]
+        # Otherwise importances take too long to be computed whenever something is pickled.
         self.quick = n_columns <= MANY_COLUMNS
         # Workers would otherwise all draw the same places of their shares.
         self.seed = seed + group.rank
-        size = ROWS if self.quick else ROWS_OF_MANY
+        size = ROWS if self.quick else bounded_rows(MOST_PASSES // n_columns)
         share = len(rows) / group.sum([len(rows)])[0]
         self.rows = bounded_sample(rows, int(np.ceil(size * share)), self.seed)
 
@@ -139,7 +148,12 @@ class ImportanceSample:
         """
         group = Alone() if group is None else group
         model = estimator._judged_model(self.rows.frame, backend)
-        importances = self.importances(model, estimator._head, group)
+        judged, rows = model, self.rows
+        if not (self.quick or model.linear):
+            few = slice(bounded_rows(MOST_VALUES // len(model.places)))
+            rows = rows.take(few)
+            judged = estimator._judged_model(rows.frame, backend)
+        importances = self.importances(judged, rows, estimator._head, group)
         if not self.held_out:
             return importances, None
         told = group.gather((model.outputs[:, 0], self.rows.target, self.rows.weight))
@@ -149,13 +163,15 @@ class ImportanceSample:
         found = estimator._judge(outputs, target, weight)
         return importances, {"rows": len(weight), **found}
 
-    def importances(self, model, head, group):
+    def importances(self, model, rows, head, group):
         """Permutation importance of each input column.
 
         Parameters
         ----------
         model : EncodedModel
-            Of the sample's rows.
+            Of the rows.
+        rows : EncodedRows
+            All rows of the sample, or the first of them.
         head : Head
             Gives the loss.
         group : Alone or Group
@@ -167,7 +183,6 @@ class ImportanceSample:
             Rise of the loss, at least 0, scaled to sum to 1; all 0 where no column matters.
             Columns that can only be shuffled together share evenly what they matter.
         """
-        rows = self.rows
         weight = rows.weight.double()
 
         def loss(outputs):
@@ -187,3 +202,8 @@ class ImportanceSample:
             importances[indices] = max(rise, 0.0) / len(indices)
         total = importances.sum()
         return importances / total if total > 0 else importances
+
+
+def bounded_rows(n_rows):
+    """Return how many rows of a wide table are sampled, where time allows for so many."""
+    return min(max(n_rows, FEWEST_ROWS), ROWS_OF_MANY)

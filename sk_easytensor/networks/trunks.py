@@ -4,7 +4,9 @@ A trunk is a clonable parameter object whose ``make_module(in_features)`` return
 :class:`torch.nn.Module` with an attribute ``out_features``. One that reads blocks apart has
 ``make_module_for(widths)`` as well, which is given their widths. The module maps ``(batch,
 in_features)`` to ``(batch, out_features)``, or to ``(batch, members, out_features)`` if it is an
-ensemble; an ensemble's module has an attribute ``members`` too.
+ensemble; an ensemble's module has an attribute ``members`` too. A module that begins with a linear
+layer may have ``first_layer()``, which returns its weight and bias, and ``after_first(hidden)``,
+which is the rest: inspection then changes one column without another pass over all the others.
 """
 
 from __future__ import annotations
@@ -53,9 +55,24 @@ class MLP(GrowingParametersMixin, BaseEstimator):
         for _ in range(self.layers):
             layers += [nn.Linear(in_features, self.width), nn.ReLU(), FastDropout(self.dropout)]
             in_features = self.width
-        module = nn.Sequential(*layers)
+        module = MLPModule(*layers)
         module.out_features = in_features
         return module
+
+
+class MLPModule(nn.Sequential):
+    """Layers of :class:`MLP`."""
+
+    def first_layer(self):
+        """Return weight and bias of the linear layer that comes first, or None without layers."""
+        return (self[0].weight, self[0].bias) if len(self) else None
+
+    def after_first(self, hidden):
+        """Return the outputs, given those of the first layer, of shape (batch, units)."""
+        _, *others = self
+        for layer in others:
+            hidden = layer(hidden)
+        return hidden
 
 
 class TabM(GrowingParametersMixin, BaseEstimator):
@@ -120,15 +137,22 @@ class TabMModule(nn.Module):
         """Map (batch, in_features) to (batch, members, out_features)."""
         if len(self.shared) == 0:
             return features[:, None, :] * self.scaling
-        first, *others = self.shared
+        return self.after_first(nn.functional.linear(features, *self.first_layer()))
+
+    def first_layer(self):
+        """Return weight and bias of the first linear layer of all members, or None without it."""
+        if len(self.shared) == 0:
+            return None
+        first = self.shared[0]
         # Scaling the weights for each member gives what scaling its inputs would, in one product
         # and without a copy of the inputs for each member.
         weight = (self.scaling[:, None, :] * first.weight).flatten(0, 1)
-        hidden = nn.functional.linear(features, weight, first.bias.repeat(self.members))
-        hidden = hidden.unflatten(1, (self.members, first.out_features))
-        for layer in others:
-            hidden = layer(hidden)
-        return hidden
+        return weight, first.bias.repeat(self.members)
+
+    def after_first(self, hidden):
+        """Return the outputs, given those of the first layer, of shape (batch, members * units)."""
+        hidden = hidden.unflatten(1, (self.members, self.shared[0].out_features))
+        return self.shared.after_first(hidden)
 
 
 class Sum(GrowingParametersMixin, BaseEstimator):

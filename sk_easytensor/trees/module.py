@@ -72,10 +72,13 @@ class TreesModule(nn.Module):
         columns : torch.Tensor of int32, shape (batch, n_columns)
             As in :meth:`forward`.
         """
-        joined = self(columns)[:, None, :]
+        return self.join_outputs(combined, self(columns)[:, None, :])
+
+    def join_outputs(self, combined, outputs):
+        """Return what :meth:`join` does, given the trees' outputs, of shape of `combined`."""
         if combined is not None:
-            joined = torch.lerp(joined, combined, self.share)
-        return joined if self.temperature == 1 else joined / self.temperature
+            outputs = torch.lerp(outputs, combined, self.share)
+        return outputs if self.temperature == 1 else outputs / self.temperature
 
     def unpack(self):
         """Give each leaf a number instead of a bit, for runtimes that cannot look at bits."""
