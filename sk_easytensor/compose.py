@@ -7,6 +7,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.backends.local import LocalBackend
+from sk_easytensor.blocks import BLOCKS
 from sk_easytensor.parameters import GrowingParametersMixin, check_choice
 from sk_easytensor.selection import check_blocks, detect_blocks, select_columns
 from sk_easytensor.tables import as_table, has_column_names, read_like_fit
@@ -34,7 +35,8 @@ class BlockParametersMixin:
         """
         params = super().get_params(deep=deep)
         if deep:
-            for parameter in self.block_parameters:
+            # A subclass may have fewer parameters.
+            for parameter in filter(params.__contains__, self.block_parameters):
                 for name, block in self._named_blocks(parameter).items():
                     params[f"{parameter}__{name}"] = block
                     for key, value in block.get_params(deep=True).items():
@@ -62,9 +64,11 @@ class BlockParametersMixin:
             parameter, name, *rest = key.split("__", 2)
             blocks = self._named_blocks(parameter)
             if name not in blocks:
+                kinds = {block.kind: block.__name__ for block in BLOCKS}
                 raise ValueError(
                     f"Invalid parameter {key!r} for estimator {type(self).__name__}. Named blocks "
-                    f"are: {sorted(blocks)}."
+                    f"are: {sorted(blocks)}. Name the block first: "
+                    f"{parameter}=[({name!r}, {kinds.get(name, 'Block')}(), columns)]"
                 )
             if rest:
                 blocks[name].set_params(**{rest[0]: nested[key]})
@@ -95,6 +99,10 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
     remainder : {"auto", "drop"}, default="auto"
         What happens to columns that no block names: ``"auto"`` gives each to a block chosen by
         its type, ``"drop"`` leaves them out.
+    categorical_features : str, int, list, slice, mask, callable or None, default=None
+        Columns that are categories whatever their type, such as numbers that are labels, selected
+        as in `blocks`. A :class:`~sk_easytensor.CategoryBlock` reads them, also with
+        ``remainder="drop"``.
     n_jobs : int or None, default=None
         Threads for tables of several chunks.
 
@@ -116,9 +124,10 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
     array([[1., 0.]], dtype=float32)
     """
 
-    def __init__(self, blocks=None, *, remainder="auto", n_jobs=None):
+    def __init__(self, blocks=None, *, remainder="auto", categorical_features=None, n_jobs=None):
         self.blocks = blocks
         self.remainder = remainder
+        self.categorical_features = categorical_features
         self.n_jobs = n_jobs
 
     def fit(self, X, y=None):
@@ -264,10 +273,13 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
             if columns:
                 chosen[name] = (clone(block), columns)
                 used.update(block.takes(table.select(columns)))
-        if self.remainder == "auto":
+        categories = self._categories(table, X, chosen)
+        used.update(categories)
+        if self.remainder == "auto" or categories:
             rest = [name for name in table.column_names if name not in used]
             named = set(chosen)
-            for block_class, columns in detect_blocks(table, rest):
+            rest = rest if self.remainder == "auto" else []
+            for block_class, columns in detect_blocks(table, rest, categories):
                 kind = block_class.kind
                 while kind in named:
                     kind += "_auto"
@@ -281,6 +293,20 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
                 "no block reads any column: name columns in blocks or use remainder='auto'"
             )
         return chosen
+
+    def _categories(self, table, X, chosen):
+        """Return the columns that `categorical_features` selects."""
+        if self.categorical_features is None:
+            return []
+        columns = select_columns(self.categorical_features, table, X, owner="categorical_features")
+        for name, (_, taken) in chosen.items():
+            twice = [column for column in columns if column in taken]
+            if twice:
+                raise ValueError(
+                    f"categorical_features names column {twice[0]!r}, which block {name!r} reads; "
+                    "leave it out of one of them"
+                )
+        return columns
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

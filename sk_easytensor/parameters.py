@@ -6,16 +6,64 @@ import math
 from inspect import Parameter, signature
 from numbers import Integral, Real
 
+from sk_easytensor.other_names import parameter_names, unknown_parameter, with_known_keywords
+
 
 class GrowingParametersMixin:
-    """Let pickles of earlier versions load: parameters added since get their defaults."""
+    """Parameters of classes that grow: by later versions, and by subclasses of the user's.
+
+    Pickles of earlier versions load; parameters added since get their defaults. Subclasses whose
+    ``__init__`` takes further keywords have the parameters that it passes on. Errors about unknown
+    parameters name those to use instead.
+    """
+
+    def __init_subclass__(cls, **kwargs):
+        """Check the keywords of the methods that users call."""
+        super().__init_subclass__(**kwargs)
+        for name in ("__init__", "fit", "partial_fit"):
+            if name in vars(cls):
+                setattr(cls, name, with_known_keywords(vars(cls)[name]))
+
+    @classmethod
+    def _get_param_names(cls):
+        return sorted(parameter_names(cls))
+
+    def set_params(self, **params):
+        """Set parameters.
+
+        Parameters
+        ----------
+        **params : dict
+            Keys as ``get_params`` returns them.
+
+        Returns
+        -------
+        self
+        """
+        known = parameter_names(type(self))
+        for name in params:
+            if name.partition("__")[0] not in known:
+                instead = unknown_parameter(type(self), name, known)
+                raise ValueError(
+                    f"Invalid parameter {name!r} for estimator {type(self).__name__}: {instead}"
+                )
+        return super().set_params(**params)
 
     def __setstate__(self, state):
         """Restore a pickled state."""
         super().__setstate__(state)
-        for name, parameter in signature(type(self).__init__).parameters.items():
-            if parameter.default is not Parameter.empty and name not in vars(self):
-                setattr(self, name, parameter.default)
+        for kind in type(self).__mro__:
+            if "__init__" not in vars(kind):
+                continue
+            for name, parameter in signature(kind.__init__).parameters.items():
+                if parameter.default is not Parameter.empty and name not in vars(self):
+                    setattr(self, name, parameter.default)
+
+
+def shortened(value):
+    """Return how a value is written, 60 characters of it at most."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def check_choice(owner, name, value, choices):

@@ -169,9 +169,13 @@ def suggest(trial, names=tuple(RANGES), *, prefix=""):
 
     Examples
     --------
-    >>> def objective(trial):  # study.optimize(objective, n_trials=30)
-    ...     model = EasyTensorClassifier(**suggest(trial))
-    ...     return model.fit(X, y, eval_set=[(X_valid, y_valid)]).best_score_
+    >>> import optuna
+    >>> from sk_easytensor import EasyTensorClassifier
+    >>> trial = optuna.trial.FixedTrial({"learning_rate": 0.01, "trunk__layers": 3})
+    >>> params = suggest(trial, ["learning_rate", "trunk__layers"])
+    >>> EasyTensorClassifier().set_params(**params)
+    EasyTensorClassifier(learning_rate=0.01,
+                         trunk=TabM(dropout=0.0, layers=3, members=4, width=96))
     """
     return {prefix + name: of.suggest(trial, prefix + name) for name, of in _chosen(names)}
 

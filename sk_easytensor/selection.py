@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from sk_easytensor.blocks import BLOCKS, Block
+from sk_easytensor.blocks import BLOCKS, Block, CategoryBlock
 from sk_easytensor.blocks._base import unsupported_column
 
 __all__ = ["check_blocks", "detect_blocks", "select_columns"]
@@ -45,7 +45,7 @@ def check_blocks(blocks):
     return blocks
 
 
-def detect_blocks(table, columns):
+def detect_blocks(table, columns, categories=()):
     """Choose a block for each column by its type and values.
 
     Parameters
@@ -54,6 +54,8 @@ def detect_blocks(table, columns):
         Rows to look at.
     columns : list of str
         Columns to give away.
+    categories : list of str, default=()
+        Columns that are categories, whatever their type.
 
     Returns
     -------
@@ -68,9 +70,12 @@ def detect_blocks(table, columns):
     """
     found, rest = [], list(columns)
     for block_class in BLOCKS:
-        for group in block_class.groups(table, rest):
-            found.append((block_class, group))
-            rest = [name for name in rest if name not in group]
+        groups = list(block_class.groups(table, rest))
+        rest = [name for name in rest if not any(name in group for group in groups)]
+        if block_class is CategoryBlock and categories:
+            known = {*categories, *(name for group in groups for name in group)}
+            groups = [[name for name in table.column_names if name in known]]
+        found += [(block_class, group) for group in groups]
     if rest:
         raise TypeError(unsupported_column(table.schema.field(rest[0]), "", table.column(rest[0])))
     return found

@@ -41,3 +41,10 @@ FLAVOURS = {
 def flavour(request):
     """A function that turns a pandas data frame into one of the table types users hold."""
     return FLAVOURS[request.param]
+
+
+@pytest.fixture
+def quick_fits(monkeypatch):
+    """Fits of two epochs where ``max_epochs`` is left to the library."""
+    few = "sk_easytensor.estimators._base.default_table_epochs"
+    monkeypatch.setattr(few, lambda n_rows: 2)

@@ -274,6 +274,56 @@ def test_unknown_nested_parameters_raise(composed):
         composed.set_params(colour=3)
 
 
+@pytest.mark.parametrize(
+    "columns",
+    [
+        ["zip", "amount"],
+        [1, 2],
+        [False, True, True, False],
+        np.array([False, True, True, False]),
+        slice("zip", "amount"),
+        lambda X: [name for name in X if name in ("zip", "amount")],
+    ],
+    ids=["names", "positions", "mask", "array", "slice", "callable"],
+)
+def test_categorical_features(columns):
+    X = pd.DataFrame(
+        {"city": ["a", "b"] * 20, "zip": [1, 2] * 20, "amount": [0.5, 1.5] * 20, "size": 2.0}
+    )
+    encoder = TableEncoder(categorical_features=columns).fit(X)
+    read = {name: list(block.feature_names_in_) for name, block in encoder.blocks_.items()}
+    assert read == {"category": ["city", "zip", "amount"], "numeric": ["size"]}
+    dropped = TableEncoder(categorical_features=columns, remainder="drop").fit(X)
+    assert list(dropped.blocks_) == ["category"]
+    assert list(dropped.blocks_["category"].feature_names_in_) == ["zip", "amount"]
+    named = TableEncoder([("place", CategoryBlock(), "city")], categorical_features=columns).fit(X)
+    assert list(named.blocks_["category"].feature_names_in_) == ["zip", "amount"]
+    assert clone(encoder).fit(X).transform(X).shape == encoder.transform(X).shape
+    if not callable(columns):
+        model = EasyTensorClassifier(categorical_features=columns, max_epochs=1, warm_start=True)
+        y = [0, 1] * 20
+        assert model.fit(X, y).fit(X, y).blocks_["category"].n_features_in_ == 3
+        with pytest.raises(ValueError, match="categorical_features changed since the fit"):
+            model.set_params(categorical_features=["zip"]).fit(X, y)
+
+
+def test_bad_categorical_features(frame):
+    blocks = [("number", NumericBlock(), ["price"])]
+    for columns, message in (
+        (["nope"], "categorical_features names column 'nope', which X does not have"),
+        ([99], "categorical_features names column 99, but X has"),
+        (["price"], "names column 'price', which block 'number' reads; leave it out of one"),
+        ([True], "categorical_features: the boolean mask has 1 entries for"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TableEncoder(blocks, categorical_features=columns).fit(frame)
+    with pytest.raises(TypeError, match=r"column 'items' .* by CategoryBlock"):
+        TableEncoder(categorical_features=["items"]).fit({"items": [["a"], ["b"]]})
+    assert TableEncoder(categorical_features=[]).fit(frame).blocks_.keys() == (
+        TableEncoder().fit(frame).blocks_.keys()
+    )
+
+
 def test_clone_copies_blocks(composed, frame):
     composed.fit(frame, [0, 1] * 20) if isinstance(composed, TableEncoder) else None
     copy = clone(composed.set_params(blocks__number__bins=16))

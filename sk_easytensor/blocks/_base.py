@@ -107,6 +107,13 @@ class Block(ArrowStateMixin, GrowingParametersMixin, TransformerMixin, BaseEstim
     def make_module(self):
         """Return a new module that reads the encoding."""
 
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.input_tags.string = self.accepts(pa.string())
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
     def check_parameters(self):
         """Raise ``ValueError`` naming the first hyper-parameter that makes no sense."""
 

@@ -68,6 +68,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         blocks=None,
         *,
         remainder="auto",
+        categorical_features=None,
         trunk=None,
         trees="auto",
         learning_rate=2.4e-2,
@@ -92,6 +93,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
     ):
         self.blocks = blocks
         self.remainder = remainder
+        self.categorical_features = categorical_features
         self.trunk = trunk
         self.trees = trees
         self.learning_rate = learning_rate
@@ -118,14 +120,14 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
 
     def _structure(self):
         """Describe the parameters that cannot change while training goes on."""
-        # Callables cannot be compared, at least not after pickling.
         blocks = {
-            name: (block, "callable" if callable(columns) else columns)
+            name: (block, described_columns(columns))
             for name, block, columns in check_blocks(self.blocks)
         }
         return {
             "blocks": repr(blocks),
             "remainder": self.remainder,
+            "categorical_features": described_columns(self.categorical_features),
             "trunk": repr(self.trunk),
             "trees": repr(self.trees),
         }
@@ -136,7 +138,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
 
     def _defaults(self, params):
         found = super()._defaults(params)
-        trees = params["trees"]
+        trees = params.get("trees")
         return {**found, "trees": BoostedTrees()} if isinstance(trees, str) else found
 
     def _check_parameters(self):
@@ -374,7 +376,11 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
 
     def _fit_encoder(self, records, backend, checkpoints=None):
         def make():
-            encoder = TableEncoder(self.blocks, remainder=self.remainder)
+            encoder = TableEncoder(
+                self.blocks,
+                remainder=self.remainder,
+                categorical_features=self.categorical_features,
+            )
             return encoder.fit_table(records.table, records.source, backend)
 
         with self._timed("blocks"):
@@ -704,3 +710,10 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
 
     def _sk_visual_block_(self):
         return blocks_diagram(self)
+
+
+def described_columns(columns):
+    """Return a selector of columns as what can be compared with another, after pickling too."""
+    if callable(columns):
+        return "callable"
+    return columns.tolist() if isinstance(columns, np.ndarray) else columns

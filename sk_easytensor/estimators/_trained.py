@@ -108,7 +108,8 @@ class TrainedEstimator(
 
     def _defaults(self, params):
         """Return what parameters that are left to the library stand for, by name."""
-        return {"trunk": self._default_trunk()} if params["trunk"] is None else {}
+        # A subclass may have fewer parameters.
+        return {"trunk": self._default_trunk()} if params.get("trunk", self) is None else {}
 
     def _default_trunk(self):
         return TabM()
@@ -136,7 +137,7 @@ class TrainedEstimator(
         resolve_optimizer(self.optimizer, owner)
         resolve_backend(self.backend, self.n_jobs).device(self.device, owner)
         if not isinstance(self.verbose, (bool, np.bool_)):
-            check_number(owner, "verbose", self.verbose, low=0, integer=True)
+            check_number(owner, "verbose", self.verbose, low=-1, integer=True)
         check_callbacks(self.callbacks, owner)
         check_engine(owner, self.inference_engine)
         check_store(self.checkpoint_dir, owner)
@@ -209,7 +210,8 @@ class TrainedEstimator(
             weight_decay=self.weight_decay,
             early_stopping_rounds=patience,
             device=resolve_backend(self.backend, self.n_jobs).device(self.device, owner),
-            verbose=self.verbose,
+            # -1 is how LightGBM is kept silent.
+            verbose=max(0, self.verbose),
             callbacks=[*(self.callbacks or []), *self._notes()],
             annealed=annealed,
             checkpoints=checkpoints,

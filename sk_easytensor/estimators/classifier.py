@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from sklearn.base import ClassifierMixin
-from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_array, column_or_1d
 
@@ -14,7 +13,7 @@ from sk_easytensor.estimators._inputs import check_no_missing
 from sk_easytensor.estimators._stored import Values, of_stored_rows
 from sk_easytensor.inspection._validation import calibration
 from sk_easytensor.networks.heads import BinaryHead, MulticlassHead, MultilabelHead
-from sk_easytensor.parameters import check_number
+from sk_easytensor.parameters import check_number, shortened
 
 __all__ = ["EasyTensorClassifier"]
 
@@ -28,6 +27,10 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         Which block reads which columns, as in :class:`~sklearn.compose.ColumnTransformer`.
     remainder : {"auto", "drop"}, default="auto"
         Columns that no block names: given to blocks by their type, or left out.
+    categorical_features : str, int, list, slice, mask, callable or None, default=None
+        Columns that are categories whatever their type, such as numbers that are labels, selected
+        as in `blocks`. A :class:`~sk_easytensor.CategoryBlock` reads them, also with
+        ``remainder="drop"``.
     trunk : MLP, TabM or None, default=None
         Network between blocks and head; None for ``TabM(members=4, width=96,
         dropout=0.0)``. ``trunk__<parameter>`` can be set in either case.
@@ -79,7 +82,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     device : str, default="auto"
         Torch device to train on; ``"auto"`` takes CUDA where there is one.
     verbose : int, default=0
-        1 to print a line an epoch; 0 or less to print nothing.
+        1 to print a line an epoch, 0 or -1 to print none.
     callbacks : list of skorch callbacks or None, default=None
         Called during training; they may monitor ``train_loss`` and ``valid_loss``, which are of
         the network alone and of standardised targets. An ``LRScheduler`` replaces the schedule of
@@ -109,6 +112,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     ----------
     classes_ : ndarray of shape (n_classes,)
         Class labels; for multilabel targets ``arange(n_labels)``.
+    n_classes_ : int
+        How many classes, or labels, there are.
     n_features_in_ : int
         Columns seen during fit.
     feature_names_in_ : ndarray of str
@@ -167,6 +172,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         blocks=None,
         *,
         remainder="auto",
+        categorical_features=None,
         trunk=None,
         trees="auto",
         learning_rate=2.4e-2,
@@ -193,6 +199,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         super().__init__(
             blocks,
             remainder=remainder,
+            categorical_features=categorical_features,
             trunk=trunk,
             trees=trees,
             learning_rate=learning_rate,
@@ -255,6 +262,25 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         combined = self._combined(X).double()
         return self._head.predict(combined).numpy()
 
+    @of_stored_rows(Values("log_probability"), check="_read")
+    def predict_log_proba(self, X):
+        """Return logarithms of class probabilities.
+
+        They are finite where :meth:`predict_proba` rounds to 0.
+
+        Parameters
+        ----------
+        X : table-like of shape (n_samples, n_features)
+            Rows to classify.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_samples, n_classes)
+            In the order of ``classes_``. For multilabel targets of the probability of each label.
+        """
+        combined = self._combined(X).double()
+        return self._head.log_predict(combined).numpy()
+
     @of_stored_rows(Values("decision"), check="_read")
     def decision_function(self, X):
         """Return log-odds (two classes, multilabel) or log-probabilities (more classes).
@@ -290,6 +316,11 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
 
     def _raw_outputs(self, values, base):
         return (values[..., 0], base[0]) if type(self._head) is BinaryHead else (values, base)
+
+    @property
+    def n_classes_(self):
+        """How many classes, or labels, there are."""
+        return len(self.classes_)
 
     # ------------------------------------------------------------------ target
 
@@ -372,11 +403,28 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         if self.class_weight == "balanced":
             weights = counts.sum() / (len(labels) * counts[present])
         else:
-            weights = compute_class_weight(self.class_weight, classes=labels, y=labels)
+            weights = self._given_weights(labels.tolist())
         if not (weights > 0).any():
             raise ValueError(f"class_weight is zero for every row: {self.class_weight}")
         self._factors = np.ones(len(self.classes_))
         self._factors[present] = weights
+
+    def _given_weights(self, classes):
+        """Return the weights of classes that a dictionary gives, 1 for those that it lacks."""
+        owner, given = type(self).__name__, self.class_weight
+        if not isinstance(given, dict):
+            raise ValueError(
+                f"{owner}: class_weight must be a dictionary, 'balanced' or None, got "
+                f"{shortened(given)}"
+            )
+        unknown = [label for label in given if label not in classes]
+        # Rows may lack a class that has a weight, as those of a fold do.
+        if unknown and not set(classes) <= set(given):
+            raise ValueError(
+                f"{owner}: class_weight has keys that are no class: {shortened(unknown)}; the "
+                f"classes are {shortened(classes)}"
+            )
+        return np.array([given.get(label, 1.0) for label in classes], dtype=np.float64)
 
     def _count_classes(self, y):
         codes = self._encode_target(y).numpy().astype(np.int64)

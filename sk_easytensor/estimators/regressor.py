@@ -37,7 +37,9 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         standard deviation of the target.
     quantile : float or None, default=None
         Which quantile ``loss="quantile"`` estimates, between 0 and 1.
-    remainder, trunk, trees, learning_rate, batch_size, max_epochs, optimizer, weight_decay
+    remainder, categorical_features, trunk, trees, learning_rate, batch_size, max_epochs
+        As in :class:`EasyTensorClassifier`.
+    optimizer, weight_decay
         As in :class:`EasyTensorClassifier`.
     early_stopping_rounds, eval_metric, stopping_metric, validation_fraction
         As in :class:`EasyTensorClassifier`; functions in `eval_metric` get numbers in their units.
@@ -84,6 +86,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         loss="squared_error",
         quantile=None,
         remainder="auto",
+        categorical_features=None,
         trunk=None,
         trees="auto",
         learning_rate=2.4e-2,
@@ -109,6 +112,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         super().__init__(
             blocks,
             remainder=remainder,
+            categorical_features=categorical_features,
             trunk=trunk,
             trees=trees,
             learning_rate=learning_rate,

@@ -120,6 +120,9 @@ class BinaryHead(Head):
         positive = probabilities(combined[:, 0])
         return torch.stack([1 - positive, positive], dim=1)
 
+    def log_predict(self, combined):
+        return log_probabilities(torch.cat([-combined, combined], dim=1))
+
 
 def probabilities(log_odds):
     """Return the probabilities of log-odds, each of which depends on its own alone.
@@ -128,6 +131,11 @@ def probabilities(log_odds):
     otherwise than those before them.
     """
     return 1 / (1 + torch.exp(-log_odds))
+
+
+def log_probabilities(log_odds):
+    """Return the logarithms of the probabilities of log-odds, finite however small these are."""
+    return torch.from_numpy(-np.logaddexp(0.0, -log_odds.numpy()))
 
 
 class MulticlassHead(Head):
@@ -170,6 +178,9 @@ class MulticlassHead(Head):
     def predict(self, combined):
         return torch.softmax(combined, dim=1)
 
+    def log_predict(self, combined):
+        return functional.log_softmax(combined, dim=1)
+
 
 class MultilabelHead(BinaryHead):
     """Several yes/no labels a row: one log-odds each.
@@ -194,6 +205,9 @@ class MultilabelHead(BinaryHead):
 
     def predict(self, combined):
         return probabilities(combined)
+
+    def log_predict(self, combined):
+        return log_probabilities(combined)
 
     def decide(self, predictions):
         return (predictions > 0.5).astype(np.int64)

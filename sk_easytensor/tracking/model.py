@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import datetime as dt
 import warnings
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from logging import ERROR, getLogger
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from skops.io import dumps, get_untrusted_types
 
 from sk_easytensor.safe_loading import trusted_types
 from sk_easytensor.tables import align_table, as_table, first_rows, has_column_names, is_source
 
-__all__ = ["REQUIREMENTS", "column_types", "save_model", "table_and_example", "versions"]
+__all__ = ["REQUIREMENTS", "save_model", "versions"]
 
 EXAMPLE_ROWS = 5
 
@@ -41,9 +42,10 @@ def save_model(estimator, X, folder):
     from mlflow.models import Model, ModelSignature
 
     predicts = "predict" if hasattr(estimator, "predict") else "transform"
-    table, example = table_and_example(estimator, X)
-    inputs = input_schema(table, X)
-    outputs = output_schema(getattr(estimator, predicts)(example))
+    predict = getattr(estimator, predicts)
+    table, rows = table_and_rows(estimator, X)
+    predicted = predict(rows)
+    inputs, outputs = input_schema(table, X), output_schema(predicted)
     model = Model()
     with quiet(), out_of_search(estimator):
         mlflow.sklearn.save_model(
@@ -51,7 +53,7 @@ def save_model(estimator, X, folder):
             str(folder),
             mlflow_model=model,
             signature=ModelSignature(inputs, outputs),
-            input_example=example,
+            input_example=example_of(rows, predict, predicted),
             serialization_format="skops",
             skops_trusted_types=types_of(estimator),
             pip_requirements=[f"{name}=={found}" for name, found in versions().items()],
@@ -85,8 +87,8 @@ def versions():
     return found
 
 
-def table_and_example(estimator, X):
-    """Return a table and its first rows, as what MLflow writes examples of.
+def table_and_rows(estimator, X):
+    """Return a table and its first rows, as an array or a data frame.
 
     Of a stored table the first rows have to do, and columns are those that the estimator was
     fitted on, without targets and weights.
@@ -99,9 +101,52 @@ def table_and_example(estimator, X):
     return table, table.slice(0, EXAMPLE_ROWS).to_pandas()
 
 
+def example_of(rows, predict, predicted):
+    """Return rows as what JSON has, or None if they would then be predicted otherwise.
+
+    MLflow writes examples as JSON, which has neither dates nor durations. Blocks read dates as
+    strings and durations as seconds, but not within lists.
+    """
+    if isinstance(rows, np.ndarray):
+        return rows
+    try:
+        columns = {name: [plain_value(value) for value in rows[name]] for name in rows}
+        example = pd.DataFrame(columns)
+        return example if np.array_equal(predict(example), predicted) else None
+    except (TypeError, ValueError):
+        return None
+
+
+def plain_value(value):
+    """Return a value as what JSON has: dates in ISO 8601, durations and times in seconds."""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [plain_value(item) for item in value]
+    if isinstance(value, dict):
+        return {name: plain_value(item) for name, item in value.items()}
+    if value is None or value is pd.NaT or value is pd.NA:
+        return None
+    if isinstance(value, dt.timedelta):
+        return value.total_seconds()
+    if isinstance(value, dt.date):
+        return value.isoformat()
+    if isinstance(value, dt.time):
+        return pd.Timedelta(value.isoformat()).total_seconds()
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, (str, bool, int, float)):
+        return value
+    raise TypeError(f"JSON has no {type(value).__name__}")
+
+
 def input_schema(table, X):
-    """Return the columns as MLflow describes them; missing values are welcome in all of them."""
-    from mlflow.types import ColSpec, Schema, TensorSpec
+    """Return the columns as MLflow describes them; missing values are welcome in all of them.
+
+    Columns are of any type unless they are floats. MLflow converts values to the type that is
+    declared: it refuses missing booleans and categoricals, turns missing Arrow strings into
+    ``"<NA>"`` and dates in lists into integers. The model itself checks what it reads.
+    """
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types.schema import AnyType
 
     if isinstance(X, np.ndarray) and X.dtype.kind in "fiub":
         return Schema([TensorSpec(X.dtype, (-1, *X.shape[1:]))])
@@ -109,46 +154,14 @@ def input_schema(table, X):
     # Only what is not required may be missing. That a column has to be there, the model says.
     return Schema(
         [
-            ColSpec(column_type(field.type), field.name if named else None, required=not named)
+            ColSpec(
+                DataType.double if pa.types.is_floating(field.type) else AnyType(),
+                field.name if named else None,
+                required=not named,
+            )
             for field in table.schema
         ]
     )
-
-
-def column_types(table):
-    """Return columns and types as the JSON that MLflow shows."""
-    from mlflow.types import ColSpec, Schema
-
-    columns = [ColSpec(column_type(field.type), field.name) for field in table.schema]
-    return json.dumps({"mlflow_colspec": Schema(columns).to_dict()})
-
-
-def column_type(kind):
-    """Return the type in MLflow for a type of Arrow.
-
-    Where MLflow would refuse what the estimators read, such as categoricals or a column of integers
-    of which one is missing, it is told that anything goes.
-    """
-    from mlflow.types import DataType
-    from mlflow.types.schema import AnyType, Array, Object, Property
-
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        item = column_type(kind.value_type)
-        return AnyType() if isinstance(item, AnyType) else Array(item)
-    if pa.types.is_struct(kind) and kind.num_fields:
-        fields = [(field.name, column_type(field.type)) for field in kind]
-        if any(isinstance(item, AnyType) for _, item in fields):
-            return AnyType()
-        return Object([Property(name, item, required=False) for name, item in fields])
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return DataType.string
-    if pa.types.is_floating(kind):
-        return DataType.double
-    if pa.types.is_boolean(kind):
-        return DataType.boolean
-    if pa.types.is_date(kind) or (pa.types.is_timestamp(kind) and kind.tz is None):
-        return DataType.datetime
-    return AnyType()
 
 
 def output_schema(predicted):

@@ -7,6 +7,7 @@ from sklearn.base import BaseEstimator
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
 from sk_easytensor.parameters import GrowingParametersMixin, check_number
+from sk_easytensor.tracking.tracker import without_autologging
 from sk_easytensor.trees.columns import LeftRows, read_columns
 from sk_easytensor.trees.tables import BITS, TreeTables
 
@@ -175,7 +176,10 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
                 "y_val": parts[1].target,
                 "sample_weight_val": parts[1].weight,
             }
-        booster.fit(columns.matrices[0], parts[0].target, sample_weight=parts[0].weight, **judged)
+        with without_autologging():
+            booster.fit(
+                columns.matrices[0], parts[0].target, sample_weight=parts[0].weight, **judged
+            )
         kept = len(booster._predictors)
         if judged:
             # The first score is of no tree at all.

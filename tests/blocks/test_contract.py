@@ -388,3 +388,10 @@ def test_wrong_column_type(chosen):
 
 def test_repr_in_a_notebook(block):
     assert type(block).__name__ in block._repr_html_()
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.__name__)
+def test_tags_say_what_is_read(block):
+    tags = block().__sklearn_tags__()
+    assert tags.input_tags.allow_nan
+    assert tags.input_tags.string == block.accepts(pa.string())

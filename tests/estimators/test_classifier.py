@@ -3,10 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.sparse import csr_matrix
 from sklearn.exceptions import NotFittedError
 
 from sk_easytensor import EasyTensorClassifier, TabM
+from sk_easytensor.inspection import GivenOutputs
 
 LEARNS = {"max_epochs": 15, "learning_rate": 0.02}
 
@@ -149,6 +151,41 @@ def test_bad_class_weights(weights, classifier, unbalanced, recorder):
     with pytest.raises(ValueError, match="class_weight"):
         classifier(class_weight=weights, callbacks=[recorder]).fit(*unbalanced)
     assert recorder.epochs == 0
+
+
+def test_class_weights_of_what_is_no_class(classifier, numbers, recorder):
+    labels = np.tile(["0", "1"], len(numbers) // 2)
+    by_label = classifier(class_weight={"0": 1.0, "1": 5.0}).fit(numbers, labels)
+    assert by_label._factors.tolist() == [1.0, 5.0]
+    model = classifier(class_weight={"0": 1.0, "1": 5.0}, callbacks=[recorder])
+    message = r"keys that are no class: \['0', '1'\]; the classes are \[0, 1\]"
+    with pytest.raises(ValueError, match=message):
+        model.fit(numbers, labels.astype(int))
+    model.set_params(class_weight={"0": 1.0, 1: 5.0})
+    with pytest.raises(ValueError, match=r"no class: \[1\]; the classes are \['0', '1'\]"):
+        model.fit(numbers, labels)
+    assert recorder.epochs == 0
+    # As in scikit-learn: a class that these rows lack may have a weight.
+    classifier(class_weight={"0": 1.0, "1": 5.0, "2": 1.0}).fit(numbers, labels)
+
+
+@pytest.mark.parametrize("classes", [2, 3, "labels"])
+def test_log_probabilities(classes, classifier, numbers):
+    if classes == "labels":
+        y = (numbers[:, :2] > 0).astype(int)
+    else:
+        y = np.arange(len(numbers)) % classes
+    model = classifier().fit(numbers, y)
+    logs = model.predict_log_proba(numbers)
+    np.testing.assert_allclose(logs, np.log(model.predict_proba(numbers)), rtol=1e-9)
+    # Where probabilities are 0, their logarithms are not infinite.
+    outputs = torch.full((1, model._head.out_features), -1e4)
+    outputs[0, 0] = 0 if classes == 3 else 1e4
+    sure = model.predict_log_proba(GivenOutputs(outputs))
+    assert np.isfinite(sure).all()
+    assert sure.min() == -1e4
+    assert model.n_classes_ == (2 if classes == "labels" else classes)
+    assert not hasattr(classifier(), "n_classes_")
 
 
 def test_class_weights_of_labels_raise(classifier, numbers):

@@ -368,6 +368,7 @@ def test_every_callback_sees_the_epoch_in_which_one_stops(regressor, data, recor
 
 def test_verbose_prints_a_line_an_epoch(regressor, data, capsys):
     regressor(verbose=0).fit(*data)
+    regressor(verbose=-1).fit(*data)
     assert capsys.readouterr().out == ""
     regressor(verbose=1, max_epochs=4).fit(*data)
     lines = capsys.readouterr().out.splitlines()

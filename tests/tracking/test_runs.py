@@ -17,10 +17,13 @@ import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
 
 from sk_easytensor import (
+    MLP,
     Block,
     CategoryBlock,
+    EasyTensorClassifier,
     EasyTensorEmbedder,
     EasyTensorRegressor,
     EasyTensorTwoTower,
@@ -417,3 +420,25 @@ def test_a_model_that_skops_cannot_write_is_left_out(classifier, table, client):
     assert run.info.status == "FINISHED"
     assert run.outputs.model_outputs == []
     assert len(model.predict(table[0])) == 80
+
+
+@pytest.fixture
+def autologging(work):
+    mlflow.sklearn.autolog(log_models=False, log_datasets=False, silent=True)
+    yield
+    mlflow.sklearn.autolog(disable=True, silent=True)
+
+
+@pytest.mark.usefixtures("autologging")
+def test_autologging_records_no_trees(client):
+    X = np.random.default_rng(0).normal(size=(120, 2))
+    model = EasyTensorClassifier(max_epochs=1, random_state=0, trunk=MLP(width=4))
+    model.fit(X, X[:, 0] > 0)
+    assert model.trees_share_ > 0
+    assert runs(client) == []
+    make_pipeline(model).fit(X, X[:, 0] > 0)
+    (run,) = runs(client)
+    assert run.data.tags["estimator_name"] == "Pipeline"
+    with mlflow.utils.autologging_utils.disable_autologging():
+        model.fit(X, X[:, 0] > 0)
+        assert mlflow.utils.autologging_utils._AUTOLOGGING_GLOBALLY_DISABLED
