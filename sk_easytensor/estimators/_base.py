@@ -336,8 +336,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         settings.seed = seed
         if not going_on and not keep and self.trees is not None:
             settings.trees = BoostedTrees() if self.trees == "auto" else self.trees
-        if not going_on:
-            self._scale_target(rows)
+        self._scale_target(rows, going_on)
         scaled = self._bare()._scaled
         rows, evals = rows.map(scaled), [valid.map(scaled) for valid in evals]
         with seeded(seed):
@@ -382,8 +381,8 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         """Return an integer array of groups to split evenly, or None."""
         return np.zeros(len(target), dtype=np.int64)
 
-    def _scale_target(self, rows):
-        """Learn the scale of the targets from the training part."""
+    def _scale_target(self, rows, going_on):
+        """Learn the scale of the targets from the training part, once, and if they vary."""
 
     def _judge(self, outputs, target, weight):
         """Return how good outputs for rows held out are, for reports."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.batches import EncodedRows
 from sk_easytensor.training.shards import gather_rows
 
-__all__ = ["RowMaker", "divided", "total_weight"]
+__all__ = ["RowMaker", "divided", "power_of_two", "target_range", "total_weight"]
 
 
 class RowMaker:
@@ -70,3 +71,22 @@ def total_weight(rows):
 def divided(rows, by):
     """Return rows with their weights divided by a number."""
     return EncodedRows(rows.frame, rows.target, rows.weight / torch.tensor(by).float())
+
+
+def target_range(rows):
+    """Return the least and the largest target of each column, arrays of shape (n_columns,)."""
+    lows, highs = zip(*rows.each(_range), strict=True)
+    return np.min(lows, axis=0), np.max(highs, axis=0)
+
+
+def _range(rows):
+    target = rows.target.numpy()
+    return target.min(axis=0), target.max(axis=0)
+
+
+def power_of_two(sizes):
+    """Return powers of two just above some sizes, 1 for 0.
+
+    Dividing by them and multiplying again rounds nothing.
+    """
+    return np.where(sizes > 0, np.ldexp(1.0, np.frexp(sizes)[1]), 1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from sklearn.base import ClassifierMixin
 from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
@@ -278,7 +279,15 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         check_classification_targets(y)
         kind = type_of_target(y, input_name="y", raise_unknown=True)
         if kind.startswith("multilabel"):
-            return check_array(y, accept_sparse="csr", dtype=None, input_name="y")
+            y = check_array(y, accept_sparse="csr", dtype=None, input_name="y")
+            values = y.data if issparse(y) else y
+            wrong = values[(values != 0) & (values != 1)]
+            if len(wrong):
+                raise ValueError(
+                    f"y has several columns and holds {wrong[0]}; several labels a row must each "
+                    "be 0 or 1, or False or True"
+                )
+            return y
         if kind == "multiclass-multioutput":
             raise ValueError(
                 "y has several columns with more than two classes; several labels a row must "

@@ -174,7 +174,7 @@ class RegressorAnswer(NetworkAnswer):
 
     def __init__(self, model):
         super().__init__(model)
-        parts = (model._target_scale, model._target_center)
+        parts = model._unscaling()
         self._scale, self._center = (torch.from_numpy(np.array(part)).double() for part in parts)
 
     def scales(self):
