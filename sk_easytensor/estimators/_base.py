@@ -25,6 +25,7 @@ from sk_easytensor.parameters import check_choice
 from sk_easytensor.report._columns import summarize_table, summarize_target
 from sk_easytensor.selection import check_blocks
 from sk_easytensor.tables import as_table, has_column_names, read_like_fit
+from sk_easytensor.torch_settings import with_library_settings
 from sk_easytensor.tracking import tracked
 from sk_easytensor.tracking.tracker import RUN
 from sk_easytensor.training.seeding import seeded
@@ -134,6 +135,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
 
     # ------------------------------------------------------------------ fitting
 
+    @with_library_settings
     @tracked
     def fit(self, X, y, sample_weight=None, *, eval_set=None, eval_sample_weight=None):
         """Fit the blocks and train the network.
@@ -220,6 +222,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         """
         return self._partial_fit(X, y, sample_weight)
 
+    @with_library_settings
     def _partial_fit(self, X, y, sample_weight, classes=None):
         backend = resolve_backend(self.backend, self.n_jobs)
         self._check_parameters()
@@ -418,6 +421,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             return X.values
         return self._forward(X, "combined")
 
+    @with_library_settings
     @of_stored_rows(Vectors("embedding"), check="_read")
     def transform(self, X):
         """Return the learned representation.
@@ -448,6 +452,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         return Representation(self.blocks_, self.network_, self._network_trunk)
 
     @property
+    @with_library_settings
     def feature_importances_(self):
         """Permutation importance of each input column, an ndarray of shape (n_features,).
 

@@ -75,13 +75,13 @@ def divided(rows, by):
 
 def target_range(rows):
     """Return the least and the largest target of each column, arrays of shape (n_columns,)."""
-    lows, highs = zip(*rows.each(_range), strict=True)
+    lows, highs = zip(*filter(None, rows.each(_range)), strict=True)
     return np.min(lows, axis=0), np.max(highs, axis=0)
 
 
 def _range(rows):
     target = rows.target.numpy()
-    return target.min(axis=0), target.max(axis=0)
+    return (target.min(axis=0), target.max(axis=0)) if len(target) else None
 
 
 def power_of_two(sizes):

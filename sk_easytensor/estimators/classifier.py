@@ -16,6 +16,7 @@ from sk_easytensor.estimators._stored import Values, of_stored_rows
 from sk_easytensor.inspection._validation import calibration
 from sk_easytensor.networks.heads import BinaryHead, MulticlassHead, MultilabelHead
 from sk_easytensor.parameters import check_number
+from sk_easytensor.torch_settings import with_library_settings
 
 __all__ = ["EasyTensorClassifier"]
 
@@ -221,6 +222,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         """
         return self._partial_fit(X, y, sample_weight, classes)
 
+    @with_library_settings
     @of_stored_rows(Values("probability"), check="_read")
     def predict_proba(self, X):
         """Return class probabilities.
@@ -239,6 +241,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         combined = self._combined(X).double()
         return self._head.predict(combined).numpy()
 
+    @with_library_settings
     @of_stored_rows(Values("decision"), check="_read")
     def decision_function(self, X):
         """Return log-odds (two classes, multilabel) or log-probabilities (more classes).
@@ -255,6 +258,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         combined = self._combined(X).numpy()
         return combined[:, 0] if type(self._head) is BinaryHead else combined
 
+    @with_library_settings
     @of_stored_rows(Values("prediction"), check="_read")
     def predict(self, X):
         """Return the most probable class of each row.

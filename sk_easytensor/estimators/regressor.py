@@ -18,6 +18,7 @@ from sk_easytensor.inspection._validation import residual_bins
 from sk_easytensor.networks.heads import RegressionHead
 from sk_easytensor.parameters import check_choice, check_number
 from sk_easytensor.summaries import WeightedMoments, merge_all
+from sk_easytensor.torch_settings import with_library_settings
 from sk_easytensor.training.batches import EncodedRows
 
 __all__ = ["EasyTensorRegressor"]
@@ -130,6 +131,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         self.loss = loss
         self.quantile = quantile
 
+    @with_library_settings
     @of_stored_rows(Values("prediction"), check="_read")
     def predict(self, X):
         """Return predictions.
@@ -201,7 +203,8 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         return y.astype(np.float64)
 
     def _distinct(self, y):
-        return np.stack([y.min(axis=0), y.max(axis=0)])
+        # A chunk of a stored table may have no row of positive weight.
+        return np.stack([y.min(axis=0), y.max(axis=0)]) if len(y) else y
 
     def _learn_target(self, y, classes=None):
         self._one_dimensional = y.ndim == 1

@@ -21,6 +21,7 @@ from sk_easytensor.inference.columns import MISSING_STRING, MISSING_TIME
 from sk_easytensor.inference.graphs import IR_VERSION, OPSET, Graph
 from sk_easytensor.inference.predictor import FORMAT, METADATA
 from sk_easytensor.parameters import check_choice
+from sk_easytensor.torch_settings import with_library_settings
 
 __all__ = ["encoded_arrays", "export_onnx", "network_model", "write_whole"]
 
@@ -28,6 +29,7 @@ TOLERANCE = 1e-4
 """By how much outputs for other sizes than the traced ones may differ from torch's."""
 
 
+@with_library_settings
 def export_onnx(model, path, inputs="raw"):
     """Write a fitted model as an ONNX file.
 
@@ -323,6 +325,7 @@ def quiet():
         log.setLevel(level)
 
 
+@with_library_settings
 def encoded_arrays(model, X):
     """Encode rows as the inputs of a graph that was exported with ``inputs="encoded"``.
 

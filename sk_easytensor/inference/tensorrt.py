@@ -16,6 +16,7 @@ from sk_easytensor.inference.onnx import encoded_arrays, network_model, write_wh
 from sk_easytensor.inference.predictor import check_finite
 from sk_easytensor.networks.sequences import Recurrent, SequenceEncoder
 from sk_easytensor.parameters import check_choice, check_number
+from sk_easytensor.torch_settings import with_library_settings
 
 __all__ = ["TensorRTPredictor", "build_engine"]
 
@@ -37,6 +38,7 @@ MAGIC = b"sk_easytensor engine 1\n"
 """What a file begins with; the length of its description and the description follow."""
 
 
+@with_library_settings
 def build_engine(model, path, precision="fp32", batch_sizes=BATCH_SIZES, list_lengths=None):
     """Build a TensorRT engine of a fitted model's network and write it to a file.
 
