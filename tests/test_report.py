@@ -171,6 +171,18 @@ def test_columns_are_described(models, table, tmp_path):
     assert "2 categories: a (160), b (160)" in events
 
 
+@pytest.mark.parametrize("fields", [["at"], ["value"], ["what"], ["at", "value"], ["at", "what"]])
+def test_events_of_any_fields_are_described(fields, tmp_path):
+    event = {"at": pd.Timestamp("2024-01-01"), "value": 2.0, "what": "tea"}
+    X = pd.DataFrame({name: [[event[name]] * (row % 2) for row in range(20)] for name in fields})
+    blocks = [("e", EventSequenceBlock("mean", pooling="mean", width=4), fields)]
+    model = EasyTensorRegressor(blocks, trees=None, max_epochs=1, random_state=0)
+    # A target that does not vary has residuals and measures as well.
+    model.fit(X, np.ones(20))
+    words = model.report(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert words.count("of each event") == len(fields)
+
+
 def test_parameters_and_timings(models, tmp_path):
     for model in models.values():
         sections = read(model, tmp_path)[1].sections

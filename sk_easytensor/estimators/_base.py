@@ -39,6 +39,7 @@ from sk_easytensor.parameters import check_choice
 from sk_easytensor.report._columns import summarize_table, summarize_target
 from sk_easytensor.selection import check_blocks
 from sk_easytensor.tables import as_table, has_column_names, read_like_fit
+from sk_easytensor.torch_settings import with_library_settings
 from sk_easytensor.tracking import tracked
 from sk_easytensor.tracking.tracker import RUN
 from sk_easytensor.training.evaluation import EvalPlan
@@ -159,6 +160,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
 
     # ------------------------------------------------------------------ fitting
 
+    @with_library_settings
     @tracked
     @restored_on_error
     def fit(
@@ -300,6 +302,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         """
         return self._partial_fit(X, y, sample_weight)
 
+    @with_library_settings
     @restored_on_error
     def _partial_fit(self, X, y, sample_weight, classes=None):
         backend = resolve_backend(self.backend, self.n_jobs)
@@ -412,8 +415,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             seed += self.n_iter_
         if epochs is None:
             epochs = self.max_epochs or default_table_epochs(len(rows))
-        if not going_on:
-            self._scale_target(rows)
+        self._scale_target(rows, going_on)
         bare = self._bare()
         metrics = resolve_metrics(self.eval_metric, self)
         plan = EvalPlan([], decides=False)
@@ -493,8 +495,8 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         """Return an integer array of groups to split evenly, or None."""
         return np.zeros(len(target), dtype=np.int64)
 
-    def _scale_target(self, rows):
-        """Learn the scale of the targets from the training part."""
+    def _scale_target(self, rows, going_on):
+        """Learn the scale of the targets from the training part, once, and if they vary."""
 
     def _judge(self, outputs, target, weight):
         """Return how good outputs for rows held out are, for reports."""
@@ -530,6 +532,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             return X.values
         return self._forward(X, "combined")
 
+    @with_library_settings
     @of_stored_rows(Vectors("embedding"), check="_read")
     def transform(self, X):
         """Return the learned representation.
@@ -560,6 +563,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         return Representation(self.blocks_, self.network_, self._network_trunk)
 
     @property
+    @with_library_settings
     def feature_importances_(self):
         """Permutation importance of each input column, an ndarray of shape (n_features,).
 

@@ -12,6 +12,7 @@ from sk_easytensor.estimators._event_tables import list_names
 from sk_easytensor.estimators._stored import Vectors, of_stored_rows
 from sk_easytensor.events import collect_sequences
 from sk_easytensor.tables import as_table
+from sk_easytensor.torch_settings import with_library_settings
 
 __all__ = ["EmbeddingMixin"]
 
@@ -61,6 +62,7 @@ class EmbeddingMixin(TransformerMixin):
                     "with a row for each user can be embedded, such as collect makes"
                 )
 
+    @with_library_settings
     @of_stored_rows(Vectors("embedding"), check="_check_lists")
     def transform(self, X):
         """Return embeddings.

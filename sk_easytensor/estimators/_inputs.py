@@ -12,6 +12,7 @@ from sklearn.utils.validation import _check_sample_weight
 __all__ = [
     "Sized",
     "check_no_missing",
+    "check_size",
     "check_weight",
     "deciding_first",
     "errors_name",
@@ -20,6 +21,9 @@ __all__ = [
     "named_evals",
     "same_source",
 ]
+
+LARGEST = 1e150
+"""Of a target that is a number: the sum of its squares over all rows is finite in any case."""
 
 
 class Sized:
@@ -217,6 +221,25 @@ def check_no_missing(y):
     values = np.asarray(y)
     if values.dtype == object and pd.isna(values).any():
         raise ValueError(f"Input y contains NaN: {pd.isna(values).sum()} of its values are missing")
+
+
+def check_size(y):
+    """Raise ``ValueError`` for numbers of which squares would not be finite.
+
+    Parameters
+    ----------
+    y : ndarray of numbers
+        Target.
+    """
+    if y.dtype.kind != "f" or not len(y):
+        return
+    largest = max(y.max(), -y.min())
+    if largest > LARGEST:
+        value = y.max() if y.max() == largest else y.min()
+        raise ValueError(
+            f"y holds {value:.3g}, and numbers may be up to {LARGEST:.0e} in size; divide y by a "
+            "constant"
+        )
 
 
 @contextmanager

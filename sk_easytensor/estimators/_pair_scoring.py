@@ -14,6 +14,7 @@ from sk_easytensor.inspection import GivenOutputs
 from sk_easytensor.inspection._pairs import pair_model
 from sk_easytensor.retrieval import as_tensor
 from sk_easytensor.tables import as_table
+from sk_easytensor.torch_settings import with_library_settings
 from sk_easytensor.training.pairs import distinct_rows
 
 __all__ = ["PairScoringMixin"]
@@ -22,6 +23,7 @@ __all__ = ["PairScoringMixin"]
 class PairScoringMixin:
     """Predicts pairs by the product of their embeddings."""
 
+    @with_library_settings
     @of_stored_rows(Values("decision"), check="_check_pair_columns")
     def decision_function(self, X):
         """Return how well users and items fit.
@@ -99,6 +101,7 @@ class PairScoringMixin:
         return True
 
     @available_if(_check_classes)
+    @with_library_settings
     @of_stored_rows(Values("probability"), check="_check_pair_columns")
     def predict_proba(self, X):
         """Return the probability of each class.
@@ -120,6 +123,7 @@ class PairScoringMixin:
         positive = 1 / (1 + np.exp(-self.decision_function(X)))
         return np.column_stack([1 - positive, positive])
 
+    @with_library_settings
     @of_stored_rows(Values("prediction"), check="_check_pair_columns")
     def predict(self, X):
         """Return the class, the number, or without `y` in `fit` the product of each pair.
@@ -136,6 +140,7 @@ class PairScoringMixin:
         scores = self.decision_function(X)
         return self._target.decode(scores)
 
+    @with_library_settings
     def score(self, X, y=None):
         """Return how good predictions are.
 

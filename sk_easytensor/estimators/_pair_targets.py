@@ -6,9 +6,10 @@ from functools import partial
 
 import numpy as np
 import torch
-from sklearn.utils import check_array
+from sklearn.utils import check_array, column_or_1d
 
-from sk_easytensor.estimators._inputs import check_no_missing
+from sk_easytensor.estimators._inputs import check_no_missing, check_size
+from sk_easytensor.estimators._rows import power_of_two, target_range
 from sk_easytensor.networks.heads import BinaryHead, RegressionHead, SampledSoftmaxHead
 from sk_easytensor.training.batches import EncodedRows
 
@@ -89,9 +90,12 @@ class PairTarget:
         """Learn mean and spread of numbers from the training part."""
         if self.chosen or self.classes is not None:
             return
-        self.center = float(weighted_mean(rows, 0.0, 1))
-        spread = float(weighted_mean(rows, self.center, 2).sqrt())
-        self.scale = spread if spread > 0 else 1.0
+        low, high = target_range(rows)
+        # Squares of very small numbers would be 0. Powers of two are exact.
+        unit = float(power_of_two(np.maximum(-low, high))[0])
+        center = float(weighted_mean(rows, unit, 0.0, 1))
+        spread = float(weighted_mean(rows, unit, center, 2).sqrt())
+        self.center, self.scale = center * unit, spread * unit if spread > 0 else 1.0
 
     @property
     def scale_of_loss(self):
@@ -113,16 +117,16 @@ class PairTarget:
         return scores * self.scale + self.center
 
 
-def weighted_mean(rows, center, power):
-    """Return the mean of a power of the targets' distances from a number."""
-    found = sum(rows.each(partial(weighted_sums, center=center, power=power)))
+def weighted_mean(rows, unit, center, power):
+    """Return the mean of a power of the distances from a number of targets over a unit."""
+    found = sum(rows.each(partial(weighted_sums, unit=unit, center=center, power=power)))
     return found[0] / found[1]
 
 
-def weighted_sums(rows, center, power):
+def weighted_sums(rows, unit, center, power):
     """Return the sum that :func:`weighted_mean` is a part of, and that of the weights."""
     weight = rows.weight.double()
-    values = (rows.target[:, 0].double() - center) ** power
+    values = (rows.target[:, 0].double() / unit - center) ** power
     return torch.stack([(values * weight).sum(), weight.sum()])
 
 
@@ -137,6 +141,9 @@ def target_values(y):
         return None
     check_no_missing(y)
     y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = column_or_1d(y, warn=True)
     if y.ndim != 1:
         raise ValueError(f"{OWNER}: y must be 1-D, got shape {y.shape}")
+    check_size(y)
     return y

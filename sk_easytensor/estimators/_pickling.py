@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from sk_easytensor.networks.block_network import make_network
+from sk_easytensor.torch_settings import with_library_settings
 from sk_easytensor.training.seeding import seeded
 from sk_easytensor.trees.module import TreesModule
 
@@ -34,6 +35,7 @@ class PortablePickleMixin:
                 state["_optimizer_state"] = to_numpy(optimizer_state)
         return state
 
+    @with_library_settings
     def __setstate__(self, state):
         """Restore what was pickled."""
         state = dict(state)

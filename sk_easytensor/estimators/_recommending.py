@@ -16,6 +16,7 @@ from sk_easytensor.estimators._stored import Ranking, of_stored_rows
 from sk_easytensor.parameters import check_number
 from sk_easytensor.retrieval import ApproximateIndex, top_k
 from sk_easytensor.tables import as_table
+from sk_easytensor.torch_settings import with_library_settings
 from sk_easytensor.training.pairs import distinct_rows
 
 __all__ = ["RecommendingMixin"]
@@ -42,6 +43,7 @@ class RecommendingMixin:
         if not self._are_kept(users):
             self.user_tower_.read(users)
 
+    @with_library_settings
     @of_stored_rows(Ranking("items", "scores"), check="_check_query")
     def recommend(self, users, items=None, *, k=10, exclude=None):
         """Return the items that fit each user best.
@@ -86,6 +88,7 @@ class RecommendingMixin:
             places, scores = self._best(queries, candidates, k, excluded)
         return _named(keys, places), scores
 
+    @with_library_settings
     def rank_users(self, item, *, k=10, users=None):
         """Return the users that fit each item best.
 

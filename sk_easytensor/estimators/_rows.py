@@ -9,7 +9,7 @@ from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.batches import EncodedRows
 from sk_easytensor.training.shards import gather_rows
 
-__all__ = ["RowMaker", "divided", "same_rows", "total_weight"]
+__all__ = ["RowMaker", "divided", "power_of_two", "same_rows", "target_range", "total_weight"]
 
 
 class RowMaker:
@@ -81,3 +81,22 @@ def same_rows(rows, others):
         return False
     pairs = zip(rows.frame.content(), others.frame.content(), strict=True)
     return all(np.array_equal(one.numpy(), other.numpy(), equal_nan=True) for one, other in pairs)
+
+
+def target_range(rows):
+    """Return the least and the largest target of each column, arrays of shape (n_columns,)."""
+    lows, highs = zip(*filter(None, rows.each(_range)), strict=True)
+    return np.min(lows, axis=0), np.max(highs, axis=0)
+
+
+def _range(rows):
+    target = rows.target.numpy()
+    return (target.min(axis=0), target.max(axis=0)) if len(target) else None
+
+
+def power_of_two(sizes):
+    """Return powers of two just above some sizes, 1 for 0.
+
+    Dividing by them and multiplying again rounds nothing.
+    """
+    return np.where(sizes > 0, np.ldexp(1.0, np.frexp(sizes)[1]), 1.0)

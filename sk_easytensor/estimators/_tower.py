@@ -17,6 +17,7 @@ from sk_easytensor.networks.trunks import Sum
 from sk_easytensor.networks.two_tower import embed
 from sk_easytensor.parameters import GrowingParametersMixin
 from sk_easytensor.selection import check_blocks, select_columns
+from sk_easytensor.torch_settings import with_library_settings
 
 __all__ = ["Tower"]
 
@@ -162,6 +163,7 @@ class Tower(
         """Encode the tower's columns of a table."""
         return self._encoder.encode_table(self.read(table), backend)
 
+    @with_library_settings
     def transform(self, X):
         """Return embeddings.
 
@@ -176,6 +178,7 @@ class Tower(
         """
         return self.embed(X)
 
+    @with_library_settings
     def embed(self, X):
         """Return embeddings as an array, whatever ``set_output`` says of :meth:`transform`.
 

@@ -17,6 +17,7 @@ from sk_easytensor.inference.engines import check_engine
 from sk_easytensor.networks import TabM
 from sk_easytensor.parameters import GrowingParametersMixin, check_number
 from sk_easytensor.report import write_report
+from sk_easytensor.torch_settings import with_library_settings
 from sk_easytensor.tracking.store import MLflowStore, is_in_mlflow
 from sk_easytensor.tracking.tracker import RUN, check_tracker, with_active_run
 from sk_easytensor.training.checkpoints import Checkpoints, describe_parameters
@@ -252,6 +253,7 @@ class TrainedEstimator(
         times = getattr(self, "fit_times_", {})
         self.fit_times_ = {**times, part: times.get(part, 0.0) + perf_counter() - begin}
 
+    @with_library_settings
     def report(self, path):
         """Write what the fitted model knows of itself as one page of HTML.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_array, column_or_1d
@@ -14,6 +15,7 @@ from sk_easytensor.estimators._stored import Values, of_stored_rows
 from sk_easytensor.inspection._validation import calibration
 from sk_easytensor.networks.heads import BinaryHead, MulticlassHead, MultilabelHead
 from sk_easytensor.parameters import check_number, shortened
+from sk_easytensor.torch_settings import with_library_settings
 
 __all__ = ["EasyTensorClassifier"]
 
@@ -244,6 +246,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         """
         return self._partial_fit(X, y, sample_weight, classes)
 
+    @with_library_settings
     @of_stored_rows(Values("probability"), check="_read")
     def predict_proba(self, X):
         """Return class probabilities.
@@ -262,6 +265,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         combined = self._combined(X).double()
         return self._head.predict(combined).numpy()
 
+    @with_library_settings
     @of_stored_rows(Values("log_probability"), check="_read")
     def predict_log_proba(self, X):
         """Return logarithms of class probabilities.
@@ -281,6 +285,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         combined = self._combined(X).double()
         return self._head.log_predict(combined).numpy()
 
+    @with_library_settings
     @of_stored_rows(Values("decision"), check="_read")
     def decision_function(self, X):
         """Return log-odds (two classes, multilabel) or log-probabilities (more classes).
@@ -297,6 +302,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         combined = self._combined(X).numpy()
         return combined[:, 0] if type(self._head) is BinaryHead else combined
 
+    @with_library_settings
     @of_stored_rows(Values("prediction"), check="_read")
     def predict(self, X):
         """Return the most probable class of each row.
@@ -329,7 +335,15 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         check_classification_targets(y)
         kind = type_of_target(y, input_name="y", raise_unknown=True)
         if kind.startswith("multilabel"):
-            return check_array(y, accept_sparse="csr", dtype=None, input_name="y")
+            y = check_array(y, accept_sparse="csr", dtype=None, input_name="y")
+            values = y.data if issparse(y) else y
+            wrong = values[(values != 0) & (values != 1)]
+            if len(wrong):
+                raise ValueError(
+                    f"y has several columns and holds {wrong[0]}; several labels a row must each "
+                    "be 0 or 1, or False or True"
+                )
+            return y
         if kind == "multiclass-multioutput":
             raise ValueError(
                 "y has several columns with more than two classes; several labels a row must "

@@ -27,6 +27,7 @@ from sk_easytensor.networks import Sum
 from sk_easytensor.parameters import check_choice, check_number
 from sk_easytensor.report._columns import summarize_table
 from sk_easytensor.tables import align_table, as_table, has_column_names
+from sk_easytensor.torch_settings import with_library_settings
 from sk_easytensor.tracking import tracked
 from sk_easytensor.training.objectives import OBJECTIVES
 from sk_easytensor.training.seeding import seeded
@@ -217,6 +218,7 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
 
     # ------------------------------------------------------------------ fitting
 
+    @with_library_settings
     @tracked
     @restored_on_error
     def fit(self, X, y=None, *, user=None, time=None, eval_set=None):
@@ -296,7 +298,7 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
                     f"{type(self).__name__}: {self.n_users_without_pair_} of {self.n_users_} users "
                     f"have {maker.objective.lack} and make no pair of their own to train on",
                     UserWarning,
-                    stacklevel=3,  # Past the function that tracks fits.
+                    stacklevel=4,  # Past the functions around fits.
                 )
             self._user, self._time = user, time
             self._data_summary = summarize_table(given)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from sklearn.base import RegressorMixin
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
-from sklearn.utils.validation import assert_all_finite, check_array
+from sklearn.utils.validation import assert_all_finite, check_array, column_or_1d
 
 from sk_easytensor.estimators._base import BaseEasyTensor
-from sk_easytensor.estimators._inputs import check_no_missing
+from sk_easytensor.estimators._inputs import check_no_missing, check_size
+from sk_easytensor.estimators._rows import power_of_two, target_range
 from sk_easytensor.estimators._stored import Values, of_stored_rows
 from sk_easytensor.inspection._validation import residual_bins
 from sk_easytensor.networks.heads import RegressionHead
 from sk_easytensor.parameters import check_choice, check_number
 from sk_easytensor.summaries import WeightedMoments, merge_all
+from sk_easytensor.torch_settings import with_library_settings
 from sk_easytensor.training.batches import EncodedRows
 
 __all__ = ["EasyTensorRegressor"]
@@ -36,7 +40,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         predict through an exponential. ``"huber"`` turns from squared to absolute error at one
         standard deviation of the target.
     quantile : float or None, default=None
-        Which quantile ``loss="quantile"`` estimates, between 0 and 1.
+        Which quantile ``loss="quantile"`` estimates, between 0 and 1; None for other losses.
     remainder, categorical_features, trunk, trees, learning_rate, batch_size, max_epochs
         As in :class:`EasyTensorClassifier`.
     optimizer, weight_decay
@@ -138,6 +142,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         self.loss = loss
         self.quantile = quantile
 
+    @with_library_settings
     @of_stored_rows(Values("prediction"), check="_read")
     def predict(self, X):
         """Return predictions.
@@ -157,14 +162,25 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
 
     def _values(self, outputs):
         scaled = self._head.predict(outputs).numpy().astype(np.float64)
-        return scaled * self._target_scale + self._target_center
+        scale, center = self._unscaling()
+        return scaled * scale + center
+
+    def _unscaling(self):
+        """Return what the head's predictions are multiplied by, and what is added then."""
+        # Models pickled by earlier versions have no such attribute.
+        constant = getattr(self, "_constant_target", None)
+        if constant is None:
+            return self._target_scale, self._target_center
+        varies = np.isnan(constant)
+        scale = np.where(varies, self._target_scale, 0.0)
+        return scale, np.where(varies, self._target_center, constant)
 
     def _raw_outputs(self, values, base):
         if self._head.log_link:
             base = base + np.log(self._target_scale)
         else:
-            values = values * self._target_scale
-            base = base * self._target_scale + self._target_center
+            scale, center = self._unscaling()
+            values, base = values * scale, base * scale + center
         return (values[..., 0], base[0]) if self._one_dimensional else (values, base)
 
     # ------------------------------------------------------------------ target
@@ -179,6 +195,11 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
             check_number(
                 "EasyTensorRegressor", "quantile", self.quantile, low=0, high=1, exclusive=True
             )
+        elif self.quantile is not None:
+            raise ValueError(
+                f"EasyTensorRegressor: quantile={self.quantile!r} has no effect with "
+                f"loss={self.loss!r}; set loss='quantile', or leave quantile at None"
+            )
 
     def _check_target(self, y):
         check_no_missing(y)
@@ -191,15 +212,30 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
             except (TypeError, ValueError) as error:
                 raise ValueError(f"y must be numbers, got {y.dtype}: {error}") from error
             assert_all_finite(y, input_name="y")
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = column_or_1d(y, warn=True)
+        check_size(y)
         if self.loss == "poisson" and (y < 0).any():
             raise ValueError(f"loss='poisson' needs y >= 0, got {y.min()}")
         if self.loss == "gamma" and (y <= 0).any():
             raise ValueError(f"loss='gamma' needs y > 0, got {y.min()}")
         return y.astype(np.float64)
 
+    def _distinct(self, y):
+        # A chunk of a stored table may have no row of positive weight.
+        return np.stack([y.min(axis=0), y.max(axis=0)]) if len(y) else y
+
     def _learn_target(self, y, classes=None):
         self._one_dimensional = y.ndim == 1
         self.n_outputs_ = 1 if y.ndim == 1 else y.shape[1]
+        if self.loss == "poisson":
+            zero = np.flatnonzero(y.reshape(len(y), -1).max(axis=0) == 0)
+            if len(zero):
+                where = "y" if y.ndim == 1 else f"column {zero[0]} of y"
+                raise ValueError(
+                    f"loss='poisson' needs at least one value above 0, and {where} (where "
+                    "sample_weight is positive) holds only 0"
+                )
         return RegressionHead(self.loss, self.n_outputs_, self.quantile)
 
     def _encode_target(self, y):
@@ -228,25 +264,36 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         y = target.double().numpy() * self._target_scale + self._target_center
         return y[:, 0] if self._one_dimensional else y
 
-    def _scale_target(self, rows):
-        self._learn_scale(merge_all(rows.each(_moments)))
-        self._head.scale = self._target_scale
-
-    def _learn_scale(self, moments):
-        mean = moments.mean
+    def _scale_target(self, rows, going_on):
+        low, high = target_range(rows)
+        constant = np.where(low == high, low, np.nan)
+        if going_on:
+            before = getattr(self, "_constant_target", None)
+            constant = np.where(constant == before, constant, np.nan)
+        # Rounding and dropout would keep a network from saying it exactly.
+        self._constant_target = None if np.isnan(constant).all() else constant
+        if going_on:
+            return
+        # Squares of very large or small numbers are not finite, or 0. Powers of two are exact.
+        unit = power_of_two(np.maximum(-low, high))
+        moments = merge_all(rows.each(partial(_moments, unit=unit)))
+        # The mean of equal numbers may be rounded.
+        mean = np.where(low < high, moments.mean * unit, low)
         if self._head.log_link:
             # Dividing by the mean starts the predictions at the right level.
             self._target_center = np.zeros_like(mean)
             self._target_scale = np.where(mean > 0, mean, 1.0)
+            self._head.scale = self._target_scale
             return
-        deviation = np.sqrt(moments.squares / moments.weight)
+        deviation = np.sqrt(moments.squares / moments.weight) * unit
         self._target_center = mean
-        self._target_scale = np.where(deviation > 0, deviation, 1.0)
+        self._target_scale = np.where((deviation > 0) & (low < high), deviation, 1.0)
+        self._head.scale = self._target_scale
 
     def _scaled(self, rows):
         target = (rows.target.numpy() - self._target_center) / self._target_scale
         return EncodedRows(rows.frame, torch.from_numpy(target).float(), rows.weight)
 
 
-def _moments(rows):
-    return WeightedMoments.of(rows.target.numpy(), rows.weight.double().numpy())
+def _moments(rows, unit):
+    return WeightedMoments.of(rows.target.numpy() / unit, rows.weight.double().numpy())

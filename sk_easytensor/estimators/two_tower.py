@@ -21,6 +21,7 @@ from sk_easytensor.parameters import check_choice, check_number
 from sk_easytensor.report._columns import summarize_table
 from sk_easytensor.retrieval import check_index
 from sk_easytensor.tables import as_table, has_column_names
+from sk_easytensor.torch_settings import with_library_settings
 from sk_easytensor.tracking import tracked
 
 __all__ = ["EasyTensorTwoTower"]
@@ -204,6 +205,7 @@ class EasyTensorTwoTower(
 
     # ------------------------------------------------------------------ fitting
 
+    @with_library_settings
     @tracked
     @restored_on_error
     def fit(
@@ -329,6 +331,7 @@ class EasyTensorTwoTower(
         """Raise ``ValueError`` if a table lacks columns of users."""
         self.user_tower_.read(table)
 
+    @with_library_settings
     @of_stored_rows(Vectors("embedding"), check="_check_user_columns")
     def transform(self, X):
         """Return the embeddings of users.

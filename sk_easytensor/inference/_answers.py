@@ -108,6 +108,22 @@ class Answer:
         """
         raise TypeError(f"{type(self).__name__} answers nothing")
 
+    def scales(self):
+        """Return what predictions are multiplied by and what is added, as an array."""
+        return np.ones(1)
+
+    def check_single(self):
+        """Raise ``ValueError`` if predictions are beyond single precision."""
+        sizes = np.abs(self.scales())
+        limits = np.finfo(np.float32)
+        wrong = sizes[(sizes > limits.max) | ((sizes < limits.tiny) & (sizes > 0))]
+        if len(wrong):
+            raise ValueError(
+                f"y was of the size of {wrong[0]:.3g}, which the single precision of this engine "
+                f"does not reach ({limits.tiny:.3g} to {limits.max:.3g}); fit on y divided by a "
+                "constant"
+            )
+
     def finish(self, graph, values):
         """Return all that a graph gives out, by name; `values` are those of :meth:`compute`."""
         return values
@@ -158,8 +174,11 @@ class RegressorAnswer(NetworkAnswer):
 
     def __init__(self, model):
         super().__init__(model)
-        parts = (model._target_scale, model._target_center)
+        parts = model._unscaling()
         self._scale, self._center = (torch.from_numpy(np.array(part)).double() for part in parts)
+
+    def scales(self):
+        return torch.cat([self._scale, self._center]).numpy()
 
     def compute(self, networks, frames, precise):
         combined, representation = super().compute(networks, frames, precise)
@@ -216,6 +235,9 @@ class PairAnswer(Answer):
             return scores, scores * target.scale + target.center
         positive = torch.sigmoid(scores)
         return scores, torch.stack([1 - positive, positive], dim=1)
+
+    def scales(self):
+        return np.array([self.model._target.scale, self.model._target.center])
 
     def finish(self, graph, values):
         classes = self.model._target.classes

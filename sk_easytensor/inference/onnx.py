@@ -16,10 +16,12 @@ import torch
 
 import sk_easytensor
 from sk_easytensor.inference._answers import ExportedNetwork, answer_of
+from sk_easytensor.inference._operators import TRANSLATIONS
 from sk_easytensor.inference.columns import MISSING_STRING, MISSING_TIME
 from sk_easytensor.inference.graphs import IR_VERSION, OPSET, Graph
 from sk_easytensor.inference.predictor import FORMAT, METADATA
 from sk_easytensor.parameters import check_choice
+from sk_easytensor.torch_settings import with_library_settings
 
 __all__ = ["encoded_arrays", "export_onnx", "network_model", "write_whole"]
 
@@ -27,6 +29,7 @@ TOLERANCE = 1e-4
 """By how much outputs for other sizes than the traced ones may differ from torch's."""
 
 
+@with_library_settings
 def export_onnx(model, path, inputs="raw"):
     """Write a fitted model as an ONNX file.
 
@@ -191,6 +194,7 @@ def traced(module, inputs, input_names, output_names):
             input_names=input_names,
             output_names=output_names,
             opset_version=OPSET,
+            custom_translation_table=TRANSLATIONS,
             verbose=False,
         )
     model = program.model_proto
@@ -278,7 +282,11 @@ def check_other_sizes(model, network, tolerance):
         found = session.run(None, given)
         for name, one, other in zip(network.answer.outputs, expected, found, strict=True):
             size = 1 + np.abs(one.numpy())
-            if one.shape != other.shape or (np.abs(one.numpy() - other) > tolerance * size).any():
+            # Not the other way round: every comparison with NaN is false.
+            agrees = one.shape == other.shape and np.all(
+                np.abs(one.numpy() - other) <= tolerance * size
+            )
+            if not agrees:
                 raise RuntimeError(
                     f"the exported network gives other {name} than torch for {rows} rows and "
                     f"lists of {longest} items"
@@ -317,6 +325,7 @@ def quiet():
         log.setLevel(level)
 
 
+@with_library_settings
 def encoded_arrays(model, X):
     """Encode rows as the inputs of a graph that was exported with ``inputs="encoded"``.
 

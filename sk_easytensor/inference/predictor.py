@@ -76,12 +76,13 @@ class OnnxPredictor:
     def __init__(self, path, *, n_jobs=None, providers=None):
         where = path if isinstance(path, bytes) else str(path)
         self._session = open_session(where, n_jobs, providers)
-        self.metadata_ = read_metadata(self._session, "what was given" if where is path else where)
+        self._where = "what was given" if where is path else where
+        self.metadata_ = read_metadata(self._session, self._where)
         if self.metadata_["inputs"] != "raw":
             raise ValueError(
-                f"{where} was exported with inputs={self.metadata_['inputs']!r}, which takes what "
-                "the model's blocks make of a table; export it with inputs='raw' to predict from "
-                "columns"
+                f"{self._where} was exported with inputs={self.metadata_['inputs']!r}, which takes "
+                "what the model's blocks make of a table; export it with inputs='raw' to predict "
+                "from columns"
             )
         self._readers = readers(self.metadata_["readers"])
         self._inputs = {value.name for value in self._session.get_inputs()}
@@ -110,6 +111,11 @@ class OnnxPredictor:
         Returns
         -------
         list of ndarray
+
+        Raises
+        ------
+        RuntimeError
+            If the graph gives NaN or infinity, with the output and the number of rows.
         """
         names = [self.metadata_["outputs"][name] for name in outputs]
         table = read_like_fit(
@@ -126,9 +132,12 @@ class OnnxPredictor:
                 given.update(read(rows))
             given = {name: values for name, values in given.items() if name in self._inputs}
             parts.append(self._session.run(names, given))
-        if len(parts) == 1:
-            return parts[0]
-        return [np.concatenate(columns) for columns in zip(*parts, strict=True)]
+        found = parts[0]
+        if len(parts) > 1:
+            found = [np.concatenate(columns) for columns in zip(*parts, strict=True)]
+        for name, values in zip(outputs, found, strict=True):
+            check_finite(name, values, self._where)
+        return found
 
     def predict(self, X):
         """Return what the model's ``predict`` does.
@@ -184,6 +193,28 @@ class OnnxPredictor:
                 f"{list(self.metadata_['outputs'])}"
             )
         return self.run(X, output)[0]
+
+
+def check_finite(output, values, where):
+    """Raise ``RuntimeError`` if an output holds NaN or infinity.
+
+    Parameters
+    ----------
+    output : str
+        Name of the output, for the message.
+    values : ndarray
+        Whose first dimension is the row.
+    where : str
+        What computed it, for the message.
+    """
+    if values.dtype.kind != "f" or np.isfinite(values).all():
+        return
+    wrong = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    raise RuntimeError(
+        f"{where} gives NaN or infinity in output {output!r} for {wrong.sum()} of {len(values)} "
+        f"rows, the first of them row {wrong.argmax()}. Export the model again with this version "
+        "of sk_easytensor"
+    )
 
 
 def open_session(model, n_jobs=None, providers=None):

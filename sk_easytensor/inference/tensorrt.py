@@ -13,8 +13,10 @@ from torch import nn
 import sk_easytensor
 from sk_easytensor.inference._answers import ExportedNetwork, answer_of
 from sk_easytensor.inference.onnx import encoded_arrays, network_model, write_whole
+from sk_easytensor.inference.predictor import check_finite
 from sk_easytensor.networks.sequences import Recurrent, SequenceEncoder
 from sk_easytensor.parameters import check_choice, check_number
+from sk_easytensor.torch_settings import with_library_settings
 
 __all__ = ["TensorRTPredictor", "build_engine"]
 
@@ -36,6 +38,7 @@ MAGIC = b"sk_easytensor engine 1\n"
 """What a file begins with; the length of its description and the description follow."""
 
 
+@with_library_settings
 def build_engine(model, path, precision="fp32", batch_sizes=BATCH_SIZES, list_lengths=None):
     """Build a TensorRT engine of a fitted model's network and write it to a file.
 
@@ -65,6 +68,8 @@ def build_engine(model, path, precision="fp32", batch_sizes=BATCH_SIZES, list_le
     ------
     ImportError
         If neither ``tensorrt`` nor ``tensorrt_rtx`` is installed.
+    ValueError
+        If `y` was too large or too small for single precision.
     RuntimeError
         If TensorRT cannot parse or build the network, with its own words.
 
@@ -80,6 +85,7 @@ def build_engine(model, path, precision="fp32", batch_sizes=BATCH_SIZES, list_le
         check_sizes("list_lengths", list_lengths)
     trt = tensorrt_package()
     answer = answer_of(model)
+    answer.check_single()
     network = ExportedNetwork(answer, precise=False)
     lower(network, PRECISIONS[precision])
     program = network_model(network, tolerance=TOLERANCES[precision])
@@ -310,6 +316,11 @@ class TensorRTPredictor:
         Returns
         -------
         dict of {str: ndarray}
+
+        Raises
+        ------
+        RuntimeError
+            If the engine gives NaN or infinity, with the output and the number of rows.
         """
         arrays = encoded_arrays(self.model, X)
         for name, values in arrays.items():
@@ -327,7 +338,10 @@ class TensorRTPredictor:
             )
             for start in range(0, n_rows, most)
         ]
-        return {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+        found = {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+        for name, values in found.items():
+            check_finite(name, values, "the engine")
+        return found
 
 
 class EngineRunner:

@@ -15,12 +15,14 @@ from sk_easytensor.backends.local import LocalBackend
 from sk_easytensor.inspection._encoded import GivenOutputs
 from sk_easytensor.parameters import check_choice, check_number
 from sk_easytensor.tables import as_table
+from sk_easytensor.torch_settings import with_library_settings
 
 __all__ = ["draw_orders", "permutation_importance", "permuted_scores"]
 
 OWNER = "permutation_importance"
 
 
+@with_library_settings
 def permutation_importance(
     estimator,
     X,

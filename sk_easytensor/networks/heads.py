@@ -213,6 +213,10 @@ class MultilabelHead(BinaryHead):
         return (predictions > 0.5).astype(np.int64)
 
 
+LARGEST_LOGARITHM = 88.0
+"""Of a prediction, at most: its exponential is finite in single precision, in every runtime."""
+
+
 class RegressionHead(Head):
     """One number or several, under one of the losses of HistGradientBoosting, or Huber's.
 
@@ -314,7 +318,9 @@ class RegressionHead(Head):
         return outputs.mean(1, keepdim=True)
 
     def predict(self, combined):
-        return torch.exp(combined) if self.log_link else combined
+        if not self.log_link:
+            return combined
+        return torch.exp(combined.clamp(max=LARGEST_LOGARITHM))
 
     def decide(self, predictions):
         return predictions

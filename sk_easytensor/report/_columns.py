@@ -108,7 +108,8 @@ def _(block: DatetimeBlock):
 
 @describe.register
 def _(block: CategoryBlock):
-    if not block.categories_:
+    # That of events without categories has no columns.
+    if block.hash_buckets is not None:
         return _by_column(block, [f"hashed into {block.hash_buckets:,}"] * block.n_features_in_)
     return _by_column(block, map(_categories, block.categories_, block.counts_))
 

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.sparse import csr_array
 from skorch.callbacks import PassthroughScoring
 
 from sk_easytensor import (
@@ -130,8 +131,12 @@ def test_no_target(make, data):
         (np.linspace(0, 1, 60), "Unknown label type: continuous"),
         (np.tile([[0, 1, 2]], (60, 1)), "several columns with more than two classes"),
         ([1, "a"] * 30, "Unknown label type"),
+        (np.tile([[-1, 1]], (60, 1)), "several columns and holds -1; .* must each be 0 or 1"),
+        (np.tile([[0, 5]], (60, 1)), "several columns and holds 5; "),
+        (np.tile([[0.0, 2.0]], (60, 1)), "several columns and holds 2.0; "),
+        (np.full((60, 2), 7), "several columns and holds 7; "),
     ],
-    ids=["one class", "continuous", "multioutput", "mixed"],
+    ids=["one class", "continuous", "multioutput", "mixed", "signs", "0/5", "floats", "7"],
 )
 def test_bad_classes(y, message, classifier, data, recorder):
     if not isinstance(y, np.ndarray):
@@ -156,13 +161,43 @@ def test_one_class_of_positive_weight(classifier, data, recorder):
         (np.arange(60).astype("datetime64[s]"), "y must be numbers, got datetime64"),
         (np.zeros((60, 2, 2)), "dim 3"),
         (np.zeros((60, 0)), r"0 feature\(s\)"),
+        (np.r_[np.zeros(59), 1e160], r"y holds 1e\+160, and numbers may be up to 1e\+150 in size"),
+        (np.c_[np.zeros(60), np.full(60, -2e155)], r"y holds -2e\+155, .*; divide y by a constant"),
     ],
-    ids=["text", "nan as text", "dates", "three dimensions", "no columns"],
+    ids=["text", "nan as text", "dates", "three dimensions", "no columns", "large", "low"],
 )
 def test_bad_numbers(y, message, regressor, data, recorder):
     with pytest.raises(ValueError, match=message):
         regressor(callbacks=[recorder]).fit(data[0], y)
     assert recorder.epochs == 0
+
+
+def test_poisson_needs_something_to_count(regressor, data, recorder):
+    model = regressor(loss="poisson", callbacks=[recorder])
+    weight = np.arange(60) % 2
+    for y, w, where in (
+        (np.zeros(60), None, "y"),
+        (1 - weight, weight, "y"),
+        (np.c_[np.ones(60), np.zeros(60)], None, "column 1 of y"),
+    ):
+        with pytest.raises(ValueError, match=f"at least one value above 0, and {where} .*only 0"):
+            model.fit(data[0], y, sample_weight=w)
+    assert recorder.epochs == 0
+    assert np.isfinite(model.fit(data[0], np.r_[1, np.zeros(59)]).predict(data[0])).all()
+
+
+def test_labels_are_checked_wherever_they_are_given(classifier, data, recorder):
+    X, good = data[0], np.tile([[0, 1]], (60, 1))
+    bad, model = 2 * good - 1, classifier(callbacks=[recorder])
+    message = "several columns .*must each be 0 or 1"
+    for y in (bad, pd.DataFrame(bad), csr_array(bad)):
+        with pytest.raises(ValueError, match=message):
+            model.partial_fit(X, y)
+    with pytest.raises(ValueError, match=rf"eval_set\[0\]: .*{message}"):
+        model.fit(X, good, eval_set=[(X, bad)])
+    assert recorder.epochs == 0
+    for y in (good, good == 1, good.astype(float), pd.DataFrame(good), csr_array(good)):
+        assert model.fit(X, y).predict(X).shape == (60, 2)
 
 
 # ---------------------------------------------------------------------- weights
@@ -320,6 +355,7 @@ def test_a_device_that_is_not_there(make, data):
         ({"loss": "hinge"}, "loss must be one of"),
         ({"loss": None}, "loss must be one of"),
         ({"loss": "quantile"}, "quantile must be a number"),
+        ({"quantile": 0.9}, "quantile=0.9 has no effect with loss='squared_error'; set loss='qua"),
         ({"loss": "quantile", "quantile": 0.0}, "quantile must be a number greater than 0"),
         ({"loss": "quantile", "quantile": 1.0}, "quantile must be a number.* less than 1"),
     ],

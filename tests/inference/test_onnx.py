@@ -207,13 +207,15 @@ def test_other_encoders_and_an_mlp(rows, hard_rows, target, tmp_path, assert_sam
             ["events", "day"],
         ),
     ]
-    y = np.column_stack([target + 1, 100 * target + 1])
+    # The last one is constant, and predicted exactly.
+    y = np.column_stack([target + 1, 100 * target + 1, np.full(len(target), 0.1)])
     model = EasyTensorRegressor(blocks, loss="poisson", trunk=MLP(width=8), **QUICK)
     # Events have to be before now, wherever there are any.
     fit_rows, new_rows = (X.assign(day=pd.Timestamp("2030-01-01")) for X in (rows, hard_rows))
     model.fit(fit_rows, y)
     predictor = load(model.to_onnx(tmp_path / "model.onnx"))
     assert_same(model, predictor, new_rows, "predict", "transform")
+    assert set(predictor.predict(new_rows)[:, 2]) == {0.1}
 
 
 @pytest.mark.parametrize("kind", ["floats", "booleans", "labels"])

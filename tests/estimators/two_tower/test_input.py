@@ -66,6 +66,7 @@ def with_value(frame, column, row, value):
         (lambda d: {"y": [1.0, np.nan] * 1000}, "Input y contains NaN"),
         (lambda d: {"y": ["a", None] * 1000}, "Input y contains NaN"),
         (lambda d: {"y": np.zeros((2000, 2))}, "y must be 1-D"),
+        (lambda d: {"y": np.linspace(0, 1e160, 2000)}, r"y holds 1e\+160, and numbers may be up"),
         (lambda d: {"sample_weight": -np.ones(2000)}, "Negative values"),
         (lambda d: {"sample_weight": np.zeros(2000)}, "at least one non-zero"),
         (lambda d: {"sample_weight": np.ones(3)}, r"expected \(2000,\)"),

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.exceptions import DataConversionWarning
 from skorch.callbacks import EpochScoring
 from two_towers import (
     BY_TASTE,
@@ -33,6 +34,9 @@ from sk_easytensor import (
     TextBlock,
     VectorBlock,
 )
+from sk_easytensor.estimators._pair_targets import PairTarget, few_values, target_values
+from sk_easytensor.tensors import TensorFrame
+from sk_easytensor.training.batches import EncodedRows
 
 # ---------------------------------------------------------------------- what is learned
 
@@ -204,6 +208,21 @@ def test_numbers(scale, rated):
     assert not hasattr(model, "classes_")
     assert not hasattr(model, "predict_proba")
     assert list(model.evals_result_["valid_0"]) == ["squared_error"]
+
+
+@pytest.mark.parametrize("size", [1e-310, 1e-170, 1.0, 1e149])
+def test_numbers_of_any_size(size):
+    y = size * np.random.default_rng(0).normal(size=200)
+    target = PairTarget.learn(few_values(target_values(y)))
+    rows = EncodedRows(TensorFrame({}, 200), target.encode(y), torch.ones(200))
+    target.learn_scale(rows)
+    assert target.scale / size == pytest.approx(1, rel=0.1)
+    assert target.scaled(rows).target.std().item() == pytest.approx(1, abs=0.01)
+
+
+def test_a_column_of_numbers_is_raveled_with_a_warning():
+    with pytest.warns(DataConversionWarning, match="column-vector y was passed"):
+        assert target_values(np.ones((5, 1))).shape == (5,)
 
 
 def test_predictions_without_a_target_are_products(data, X, fitted):
