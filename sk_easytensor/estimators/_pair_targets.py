@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from sklearn.utils import check_array
 
-from sk_easytensor.estimators._inputs import check_no_missing
+from sk_easytensor.estimators._inputs import check_no_missing, labels_like, plain_labels
 from sk_easytensor.networks.heads import BinaryHead, RegressionHead, SampledSoftmaxHead
 from sk_easytensor.training.batches import EncodedRows
 
@@ -64,6 +64,8 @@ class PairTarget:
         if y is None:
             raise ValueError(f"{OWNER} was fitted with y and requires y to be passed")
         y = target_values(y)
+        if self.classes is not None:
+            y = labels_like(self.classes, y)
         if self.classes is not None and not np.isin(y, self.classes).all():
             value = y[~np.isin(y, self.classes)][0]
             raise ValueError(f"{OWNER}: y holds {value!r}; classes are {self.classes.tolist()}")
@@ -129,6 +131,7 @@ def target_values(y):
     """Return a `y` as an array of one dimension without missing values, or None for None."""
     if y is None:
         return None
+    y = plain_labels(y)
     check_no_missing(y)
     y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
     if y.ndim != 1:
