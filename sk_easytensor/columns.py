@@ -6,7 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sk_easytensor.keys import TEXT, category_keys, value_family
+
 __all__ = ["RowError", "RowTypeError", "cast_column", "sample_values", "to_float64"]
+
+TEXTS = (pa.string(), pa.large_string())
+"""Types that numbers and dates are written as, spelled as categories are."""
 
 
 class RowError(ValueError):
@@ -69,6 +74,8 @@ def cast_column(column, name, target, *, block):
     try:
         if pa.types.is_dictionary(source):
             column = column.cast(source.value_type)
+        if target in TEXTS and value_family(column.type) not in (None, TEXT):
+            column = _as_texts(column)
         return column.cast(target, safe=False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         detail = str(error).splitlines()[0]
@@ -76,6 +83,13 @@ def cast_column(column, name, target, *, block):
             f"column {name!r} is of type {source} and cannot be read as {target} by "
             f"{block}: {detail}"
         ) from error
+
+
+def _as_texts(column):
+    """Write numbers and dates as columns of mixed Python objects do."""
+    if pa.types.is_boolean(column.type):
+        return pc.if_else(column, "True", "False")
+    return pa.chunked_array([category_keys(column).dictionary_decode()])
 
 
 def to_float64(column, name, *, block):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from warnings import warn
+
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted
@@ -214,8 +216,24 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
         return read_like_fit(X, self._columns, fitted_with_names=self._named, owner=owner)
 
     def encode_table(self, table, backend):
-        """Encode an aligned table."""
-        return backend.encode(table, self.block_columns())
+        """Encode an aligned table.
+
+        Warns
+        -----
+        UserWarning
+            Naming a column of which no value is a category that fit saw.
+        """
+        frame = backend.encode(table, self.block_columns())
+        for name, block in self.blocks_.items():
+            for column in block.unseen_columns(table, frame[name]):
+                warn(
+                    f"column {column!r}: no value of its {len(table)} rows is a category that "
+                    f"{type(block).__name__} saw during fit, so that all are read as unseen ones; "
+                    "check that the values are written as they were",
+                    UserWarning,
+                    stacklevel=2,
+                )
+        return frame
 
     def block_columns(self):
         """Return each fitted block with the list of columns it reads."""

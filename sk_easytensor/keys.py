@@ -1,33 +1,71 @@
-"""Categories as strings, and hashes of strings: what a value is called, whatever its type."""
+"""Categories as strings, and hashes of strings: one spelling per value, whatever its type.
+
+:func:`category_keys` owns it. Blocks, keys of two-tower models, exported files and columns
+of mixed Python objects all use it:
+
+- integers, and floats without a fraction that 64 bits hold, are written in decimals;
+- other floats as Arrow writes them in double precision, and -0.0 as 0.0;
+- booleans are 1 and 0, and so are the texts ``True`` and ``False``;
+- dates, and times at midnight without a time zone, are ``2024-01-31``; other times are
+  ``2024-01-31 12:30:00.5``, whatever their unit, and in UTC with a Z if they have a time zone;
+- texts are what they are.
+"""
 
 from __future__ import annotations
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["category_keys", "hash_strings"]
+__all__ = [
+    "BOOLEAN_TEXTS",
+    "canonical_texts",
+    "category_keys",
+    "check_family",
+    "hash_strings",
+    "value_family",
+]
+
+BOOLEAN_TEXTS = {"False": "0", "True": "1"}
+"""Texts that stand for booleans, and how these are spelled."""
+
+TEXT, NUMBERS, DATES, INSTANTS = "text", "numbers", "dates", "dates with a time zone"
+"""What the values of a type are; only text can be spelled as the others are."""
+
+ACCEPTED = {
+    TEXT: "values of any kind that it reads",
+    NUMBERS: "integers, floats, booleans or their text",
+    DATES: "dates, timestamps without a time zone or their text (2024-01-31 12:30:00)",
+    INSTANTS: "timestamps with a time zone or their text in UTC (2024-01-31 12:30:00Z)",
+}
+"""What a column fitted on a family of types accepts."""
 
 
-def category_keys(column):
+def category_keys(column, *, boolean_texts=True):
     """Return a column's values as a dictionary array whose dictionary holds strings.
 
     Parameters
     ----------
     column : pyarrow.Array or ChunkedArray
         Of any type that :class:`CategoryBlock` accepts.
+    boolean_texts : bool, default=True
+        Whether the texts True and False are spelled as booleans are.
 
     Returns
     -------
     pyarrow.DictionaryArray
-        Null where the value is missing. Integral floats are written as integers.
+        Null where the value is missing. The strings are distinct.
     """
     if isinstance(column, pa.Array):
         column = pa.chunked_array([column])
-    if pa.types.is_null(column.type):
+    kind = column.type
+    if pa.types.is_null(kind):
         column = column.cast(pa.string())
-    if pa.types.is_floating(column.type):
-        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
-    if not pa.types.is_dictionary(column.type):
+    if pa.types.is_floating(kind):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
+        # Otherwise -0.0 would be a value of its own.
+        column = pc.add(column, pa.scalar(0.0, kind))
+    given = pa.types.is_dictionary(kind)
+    if not given:
         column = column.dictionary_encode()
     elif column.num_chunks > 1:
         column = column.unify_dictionaries()
@@ -35,22 +73,154 @@ def category_keys(column):
         array = column.chunk(0)
     else:
         array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-    keys = _as_strings(array.dictionary)
-    return pa.DictionaryArray.from_arrays(array.indices, keys)
+    if given and len(array.dictionary) > len(array):
+        # Few rows of many levels: only those in use need a spelling.
+        array = array.dictionary_decode().dictionary_encode()
+    indices, spelled = array.indices, _spelled(array.dictionary)
+    keys = (
+        canonical_texts(spelled) if boolean_texts and _is_text(array.type.value_type) else spelled
+    )
+    if given or keys is not spelled:
+        # Dictionaries of users may hold a value twice, or values of one spelling.
+        distinct = keys.dictionary_encode()
+        if distinct.null_count or len(distinct.dictionary) < len(keys):
+            indices, keys = distinct.indices.take(indices), distinct.dictionary
+    return pa.DictionaryArray.from_arrays(indices, keys)
 
 
-def _as_strings(values):
+def _spelled(values):
+    """Return distinct values of any type as strings."""
     kind = values.type
     if pa.types.is_string(kind):
         return values
     if pa.types.is_boolean(kind):
         return values.cast(pa.int8()).cast(pa.string())
-    if not pa.types.is_floating(kind):
-        return values.cast(pa.string())
-    numbers = values.cast(pa.float64())
-    whole = pc.and_(pc.equal(pc.floor(numbers), numbers), pc.less(pc.abs(numbers), float(2**53)))
+    if pa.types.is_floating(kind):
+        return _spelled_floats(values.cast(pa.float64()))
+    if pa.types.is_timestamp(kind):
+        return _spelled_times(values)
+    return values.cast(pa.string())
+
+
+def _spelled_floats(numbers):
+    size = pc.abs(numbers)
+    whole = pc.and_(pc.equal(pc.floor(numbers), numbers), pc.less(size, 2.0**63))
     integers = pc.if_else(whole, numbers, 0.0).cast(pa.int64()).cast(pa.string())
-    return pc.if_else(whole, integers, numbers.cast(pa.string()))
+    texts = pc.if_else(whole, integers, numbers.cast(pa.string()))
+    largest = pc.max(size).as_py()
+    if largest is None or largest < 2.0**63:
+        return texts
+    # Rare: integers of 64 bits with and without a sign end at different bounds.
+    found = [
+        text if number is None or not _fits(number) else str(int(number))
+        for number, text in zip(numbers.to_pylist(), texts.to_pylist(), strict=True)
+    ]
+    return pa.array(found, pa.string())
+
+
+def _fits(number):
+    """Tell whether a float is an integer of 64 bits."""
+    return -(2**63) <= number < 2**64 and number.is_integer()
+
+
+def _spelled_times(times):
+    kind = times.type
+    # Without its zone, a time is shown in UTC.
+    texts = times.cast(pa.timestamp(kind.unit)).cast(pa.string())
+    if kind.unit != "s":
+        texts = pc.utf8_rtrim(pc.utf8_rtrim(texts, "0"), ".")
+    if kind.tz is not None:
+        return pc.binary_join_element_wise(texts, "Z", "")
+    return pc.replace_substring_regex(texts, " 00:00:00$", "")
+
+
+def canonical_texts(texts):
+    """Return texts as :func:`category_keys` spells them; the same array if none changes.
+
+    Parameters
+    ----------
+    texts : pyarrow.Array or ChunkedArray of string or large_string
+        With nulls where missing.
+
+    Returns
+    -------
+    pyarrow.Array or ChunkedArray
+    """
+    places = pc.index_in(texts, value_set=pa.array(BOOLEAN_TEXTS, texts.type))
+    if places.null_count == len(places):
+        return texts
+    return pc.coalesce(pa.array(BOOLEAN_TEXTS.values(), texts.type).take(places), texts)
+
+
+def _is_text(kind):
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def value_family(kind):
+    """Return what values of an Arrow type are, or None of a type without values, or another type.
+
+    Parameters
+    ----------
+    kind : pyarrow.DataType
+        Of a column.
+
+    Returns
+    -------
+    {"text", "numbers", "dates", "dates with a time zone"} or None
+
+    Examples
+    --------
+    >>> import pyarrow as pa
+    >>> value_family(pa.bool_()), value_family(pa.date32()), value_family(pa.null())
+    ('numbers', 'dates', None)
+    """
+    if pa.types.is_dictionary(kind):
+        return value_family(kind.value_type)
+    if _is_text(kind):
+        return TEXT
+    if pa.types.is_timestamp(kind):
+        return DATES if kind.tz is None else INSTANTS
+    if pa.types.is_date(kind):
+        return DATES
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+    return NUMBERS if any(test(kind) for test in tests) else None
+
+
+def check_family(kind, fitted, name, owner):
+    """Refuse values that differ in kind from those of fit, whatever they are spelled like.
+
+    Parameters
+    ----------
+    kind : pyarrow.DataType
+        Of the column.
+    fitted : dict of {str: str} or None
+        The families that fit saw and a type of each; None if it was not recorded, as in versions
+        that spelled dates by their unit.
+    name : str
+        Of the column.
+    owner : str
+        Class name for messages.
+
+    Raises
+    ------
+    TypeError
+        Naming the column, both types and what would be accepted.
+    """
+    family = value_family(kind)
+    if fitted is None:
+        if family in (DATES, INSTANTS):
+            raise TypeError(
+                f"column {name!r} is of type {kind}, and {owner} was fitted by an earlier version, "
+                "in which a category's name depended on the unit of a date; fit it again"
+            )
+        return
+    if family is None or not fitted or family in fitted or TEXT in (family, *fitted):
+        return
+    accepted = " or ".join(ACCEPTED[each] for each in fitted)
+    raise TypeError(
+        f"column {name!r} is of type {kind} ({family}), but {owner} was fitted on "
+        f"{', '.join(fitted.values())} ({', '.join(fitted)}); it accepts {accepted}"
+    )
 
 
 def hash_strings(values):

@@ -39,7 +39,10 @@ def plain_types(table):
         if plain is None:
             continue
         column = table.column(index)
-        if isinstance(field.type, pa.BaseExtensionType):
+        if getattr(field.type, "extension_name", None) == "pandas.period":
+            column = _period_starts(column)
+            plain = column.type
+        elif isinstance(field.type, pa.BaseExtensionType):
             storage = [chunk.storage for chunk in column.chunks]
             column = pa.chunked_array(storage, type=field.type.storage_type)
             plain = _plain_type(column.type) or column.type
@@ -50,6 +53,17 @@ def plain_types(table):
             column = _named_dictionaries(column)
         table = table.set_column(index, field.name, column)
     return table
+
+
+def _period_starts(column):
+    """Return periods of pandas as the times they begin at; they are stored as counts of periods."""
+    import pandas as pd
+
+    storage = pa.chunked_array([chunk.storage for chunk in column.chunks], type=pa.int64())
+    missing = storage.is_null().to_numpy()
+    counts = pc.fill_null(storage, 0).to_numpy()
+    starts = pd.PeriodIndex.from_ordinals(counts, freq=column.type.freq).to_timestamp()
+    return pa.chunked_array([pa.array(starts.to_numpy(), mask=missing)])
 
 
 def _named_dictionaries(column):

@@ -163,6 +163,23 @@ class Block(ArrowStateMixin, GrowingParametersMixin, TransformerMixin, BaseEstim
         names = self.feature_names_in_
         return self.encode(read_like_fit(X, names, fitted_with_names=self._named, owner=owner))
 
+    def unseen_columns(self, table, encoding):
+        """Return the columns that hold several values, none of which means anything to the block.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            Rows; the block's columns are among its columns.
+        encoding : dict
+            What :meth:`encode` returned of them.
+
+        Returns
+        -------
+        list of str
+            By default none.
+        """
+        return []
+
     @classmethod
     def groups(cls, table, columns):
         """Say which columns to read when blocks are chosen automatically.

@@ -9,9 +9,20 @@ import torch
 from torch import nn
 
 from sk_easytensor.blocks._base import Block, cached_slices, unsupported_column
-from sk_easytensor.keys import category_keys, hash_strings
+from sk_easytensor.inference.columns import MISSING_STRING
+from sk_easytensor.keys import (
+    BOOLEAN_TEXTS,
+    DATES,
+    INSTANTS,
+    NUMBERS,
+    canonical_texts,
+    category_keys,
+    check_family,
+    hash_strings,
+    value_family,
+)
 from sk_easytensor.parameters import check_number
-from sk_easytensor.summaries import SummaryMap, ValueCounts
+from sk_easytensor.summaries import Summary, SummaryMap, ValueCounts
 
 __all__ = ["CategoryBlock", "CategoryModule", "category_keys", "hash_strings"]
 
@@ -23,6 +34,8 @@ SCALED_WHOLE = 1024
 """Vectors of columns that are multiplied before they are looked up, where there are no more."""
 MOST_EXACT = 2**24
 """Whole numbers up to which single precision holds all."""
+SEVERAL = 10
+"""Rows with a value of which not one is known before a warning says so."""
 FEW = 4
 """With so many times more categories than values, the former are looked up among the latter."""
 
@@ -62,11 +75,29 @@ class CategoryBlock(Block):
         Categories of each column, the most frequent first. Empty when hashing.
     counts_ : list of ndarray of int64
         How often each occurred.
+    types_ : list of dict of {str: str}
+        For each column, what its values are ("text", "numbers", "dates", "dates with a time
+        zone") and an Arrow type of such values that fit saw.
+
+    Raises
+    ------
+    TypeError
+        At predict, if a column fitted on numbers holds dates or the other way round, or dates with
+        a time zone stand for ones without: no value could be known.
+
+    Warns
+    -----
+    UserWarning
+        At predict, if ten rows or more of a column have values, at least two different ones, and
+        none is a known category.
 
     Notes
     -----
-    Integers, integral floats and their strings are the same category, and so are booleans and 1
-    and 0: a column that turns from integers to floats because a value is missing keeps its meaning.
+    A value has one name, whatever the type of its column. Integers, integral floats and their
+    strings are the same category, and so are booleans, 1 and 0, and the strings True and False: a
+    column that turns from integers to floats because a value is missing keeps its meaning. Times
+    are the same whatever their unit, a date is its midnight, and times with a time zone are
+    compared as instants. Otherwise strings are what they are: "01" and "1.0" are not "1".
 
     Examples
     --------
@@ -145,20 +176,28 @@ class CategoryBlock(Block):
             check_number(name, "width", self.width, low=1, integer=True)
 
     def summarize(self, table):
-        if self.hash_buckets is not None:
-            return SummaryMap()
+        capacity = None if self.hash_buckets is not None else self.max_categories
         return SummaryMap(
             {
-                name: ValueCounts.of(category_keys(column), capacity=self.max_categories)
+                name: CategorySummary.of(column, capacity)
                 for name, column in zip(table.column_names, table.columns, strict=True)
             }
         )
 
     def finish(self, summary):
+        found = [summary[name] for name in self.feature_names_in_]
+        self.types_ = [column.types for column in found]
+        for name, types in zip(self.feature_names_in_, self.types_, strict=True):
+            if len({NUMBERS, DATES, INSTANTS} & set(types)) > 1:
+                raise TypeError(
+                    f"column {name!r} holds {' and '.join(types)} (types "
+                    f"{', '.join(types.values())}); {type(self).__name__} reads one kind in a "
+                    "column: convert them to one type"
+                )
         kept = [
-            summary[name].most_common(min_count=self.min_frequency, limit=self.max_categories)
-            for name in self.feature_names_in_
-            if name in summary
+            column.counts.most_common(min_count=self.min_frequency, limit=self.max_categories)
+            for column in found
+            if column.counts is not None
         ]
         self.categories_ = [values for values, _ in kept]
         self.counts_ = [counts for _, counts in kept]
@@ -180,12 +219,45 @@ class CategoryBlock(Block):
         for index, (field, column) in enumerate(zip(table.schema, table.columns, strict=True)):
             if not self.accepts(field.type) and not self._never_filled(index):
                 raise TypeError(unsupported_column(field, type(self).__name__))
+            self._check_type(field, index)
             columns.append(self._column_codes(column, index))
         codes = np.empty((table.num_rows, table.num_columns), dtype=np.int32)
         for rows in cached_slices(table.num_rows):
             for index, column in enumerate(columns):
                 codes[rows, index] = column[rows]
         return {"codes": torch.from_numpy(codes)}
+
+    def _check_type(self, field, index):
+        """Refuse values that are none of what fit saw in a column."""
+        types = self.types_[index] if hasattr(self, "types_") else None
+        if types is None or (value_family(field.type) not in types and types):
+            check_family(field.type, types, field.name, type(self).__name__)
+
+    def unseen_columns(self, table, encoding):
+        """Return the columns that hold several values, none of which is a known category.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            Rows; the block's columns are among its columns.
+        encoding : dict
+            What :meth:`encode` returned of them.
+
+        Returns
+        -------
+        list of str
+        """
+        codes = encoding["codes"]
+        if self.hash_buckets is not None or not nothing_known(codes):
+            return []
+        found = []
+        for index in np.flatnonzero(codes.numpy().max(axis=0) == UNSEEN):
+            enough = int((codes[:, index] == UNSEEN).sum()) >= SEVERAL
+            if enough and len(self.categories_[index]):
+                name = self.feature_names_in_[index]
+                if len(category_keys(table.column(name)).dictionary) > 1:
+                    found.append(name)
+        return found
 
     def _never_filled(self, index):
         """Tell whether a column had no value at fit, so that values of any type are unseen."""
@@ -198,10 +270,15 @@ class CategoryBlock(Block):
         if self.hash_buckets is None and column.type in STRINGS:
             # Looking up every row costs less than finding the distinct ones first.
             codes = self._known_codes(column, index)
+            if (codes == UNSEEN).any():
+                texts = canonical_texts(column)
+                codes = codes if texts is column else self._known_codes(texts, index)
             if column.null_count:
                 codes[column.is_null().to_numpy()] = MISSING
             return codes
-        keys = category_keys(column)
+        # Versions that recorded no types hashed the texts of booleans as they are.
+        boolean_texts = self.hash_buckets is None or hasattr(self, "types_")
+        keys = category_keys(column, boolean_texts=boolean_texts)
         dictionary = self._dictionary_codes(keys.dictionary, index)
         # A missing value has no index; give it one past the end.
         lookup = np.append(dictionary, np.int32(MISSING))
@@ -219,6 +296,12 @@ class CategoryBlock(Block):
             return few_codes(values.cast(known.type), known)
         found = pc.index_in(values, value_set=known.cast(values.type))
         return filled(found, UNSEEN - KNOWN) + np.int32(KNOWN)
+
+    def __setstate__(self, state):
+        """Restore a pickled state, also of versions that told booleans from their texts."""
+        super().__setstate__(state)
+        if not hasattr(self, "types_") and hasattr(self, "categories_"):
+            self.categories_ = [_respelled(values) for values in self.categories_]
 
     def make_module(self):
         widths = [self.width or default_width(size) for size in self._sizes()]
@@ -257,20 +340,29 @@ class CategoryBlock(Block):
     def to_onnx(self, graph):
         codes = []
         for index, name in enumerate(self.feature_names_in_):
-            column = graph.column(name, **self.onnx_column())
+            column = graph.column(name, **self.onnx_column(index))
             codes.append(self.onnx_codes(graph, column, index))
         return {"codes": graph.stack(codes, axis=1)}
 
-    def onnx_column(self):
+    def onnx_column(self, index=0):
         """Return how an exported graph is given a column: as strings, or hashed."""
+        types = {"types": self.types_[index]} if hasattr(self, "types_") else {}
         if self.hash_buckets is None:
-            return {"kind": "category"}
-        return {"kind": "hashed", "buckets": int(self.hash_buckets)}
+            return {"kind": "category", **types}
+        return {"kind": "hashed", "buckets": int(self.hash_buckets), **types}
 
     def onnx_codes(self, graph, values, index):
         """Add what turns values of a column into codes to a graph."""
         if self.hash_buckets is None:
-            values = graph.codes(values, self.known_categories(index).to_pylist())
+            known = self.known_categories(index).to_pylist()
+            refused = [value for value in known if set(value) == {MISSING_STRING}]
+            if refused:
+                raise ValueError(
+                    f"column {self.feature_names_in_[index]!r} has the category {refused[0]!r}, "
+                    "made of U+FFFF alone, which stands for missing values in ONNX files; replace "
+                    "it and fit again, or export with inputs='encoded'"
+                )
+            values = graph.codes(values, known, also=BOOLEAN_TEXTS)
         return graph.cast(values, np.int32)
 
     def flatten(self, encoding):
@@ -281,11 +373,70 @@ class CategoryBlock(Block):
         return np.asarray(self.feature_names_in_, dtype=object)
 
 
+class CategorySummary(Summary):
+    """What a chunk of rows says of a column of categories.
+
+    Parameters
+    ----------
+    types : dict of {str: str}
+        The families of types that were seen, see :func:`~sk_easytensor.keys.value_family`, and a
+        type of each.
+    counts : ValueCounts or None
+        How often each category occurs; None where categories are hashed.
+    """
+
+    def __init__(self, types, counts):
+        self.types = types
+        self.counts = counts
+
+    @classmethod
+    def of(cls, column, capacity):
+        """Summarise a column; without a capacity, categories are not counted."""
+        family = value_family(column.type)
+        # A column without any value may hold anything later.
+        empty = family is None or pc.all(column.is_null(nan_is_null=True), min_count=0).as_py()
+        types = {} if empty else {family: str(column.type)}
+        if capacity is None:
+            return cls(types, None)
+        return cls(types, ValueCounts.of(category_keys(column), capacity=capacity))
+
+    def merge(self, other):
+        """Return the summary of both chunks."""
+        families = sorted({*self.types, *other.types})
+        types = {
+            each: min(part.types[each] for part in (self, other) if each in part.types)
+            for each in families
+        }
+        counts = None if self.counts is None else self.counts.merge(other.counts)
+        return CategorySummary(types, counts)
+
+
 def filled(integers, missing):
     """Return an Arrow array of integers as one of NumPy, with a number where it has none."""
     if integers.null_count:
         integers = pc.fill_null(integers, missing)
     return integers.to_numpy(zero_copy_only=False)
+
+
+def nothing_known(codes):
+    """Tell whether a column of codes has rows enough to warn of and no known category.
+
+    Parameters
+    ----------
+    codes : torch.Tensor of int32, shape (n_values, n_columns)
+        As :class:`CategoryBlock` encodes them.
+
+    Returns
+    -------
+    bool
+    """
+    return len(codes) >= SEVERAL and bool((codes.amax(0) == UNSEEN).any())
+
+
+def _respelled(values):
+    """Spell the texts of booleans as booleans, unless that would make two categories one."""
+    spelled = canonical_texts(values)
+    return values if len(spelled.unique()) < len(spelled) else spelled
 
 
 def few_codes(values, known):

@@ -11,7 +11,7 @@ from torch import nn
 
 from sk_easytensor.blocks._lists import is_list
 from sk_easytensor.blocks._sequences import SequenceBlock, code_names, count_codes, ragged
-from sk_easytensor.blocks.category import CategoryBlock
+from sk_easytensor.blocks.category import CategoryBlock, nothing_known
 from sk_easytensor.summaries import SummaryMap
 
 __all__ = ["CategorySequenceBlock"]
@@ -172,6 +172,16 @@ class CategorySequenceBlock(SequenceBlock):
             codes = items.encode(lists.items)["codes"][:, 0].numpy()
             encoding[f"codes_{len(encoding)}"] = ragged(codes, torch.from_numpy(lists.offsets))
         return encoding
+
+    def unseen_columns(self, table, encoding):
+        """Return the columns that hold several values, none of which is a known category."""
+        found = []
+        parts = zip(self.feature_names_in_, self.items_, encoding.values(), strict=True)
+        for name, items, lists in parts:
+            codes = {"codes": lists.values[:, None]}
+            if nothing_known(codes["codes"]):
+                found += items.unseen_columns(self.read(table.select([name])).items, codes)
+        return found
 
     def make_module(self):
         return CategorySequenceModule(

@@ -30,7 +30,7 @@ from sk_easytensor.blocks._sequences import (
     describe_numbers,
     ragged,
 )
-from sk_easytensor.blocks.category import CategoryBlock
+from sk_easytensor.blocks.category import CategoryBlock, nothing_known
 from sk_easytensor.blocks.numeric import NumericBlock
 from sk_easytensor.blocks.numeric_sequence import NumericSequenceBlock
 from sk_easytensor.blocks.vector import VectorBlock
@@ -331,6 +331,17 @@ class EventSequenceBlock(SequenceBlock):
             encoding[f"values_{index}"] = ragged(values[:, index], offsets)
         return encoding
 
+    def unseen_columns(self, table, encoding):
+        """Return the fields that hold several values, none of which is a known category."""
+        names = self._of_kind("category")
+        if not names:
+            return []
+        codes = [encoding[f"codes_{index}"].values for index in range(len(names))]
+        codes = {"codes": torch.stack(codes, dim=1)}
+        if not nothing_known(codes["codes"]):
+            return []
+        return self.category_block_.unseen_columns(self._read_events(table)[0], codes)
+
     def renamed(self, names):
         other = super().renamed(names)
         new = dict(zip(self.feature_names_in_, other.feature_names_in_, strict=True))
@@ -362,11 +373,13 @@ class EventSequenceBlock(SequenceBlock):
         from sk_easytensor.inference import encoders
 
         categories, clock = self.category_block_, {"kind": "seconds", "zone": self._zone}
-        hows = {"category": categories.onnx_column(), "number": {"kind": "number"}}
         fields, codes = {}, {}
         for name, kind in self.kinds_.items():
             source = self._sources[name]
-            fields[name] = {"column": source, **hows.get(kind, clock)}
+            how = {"kind": "number"} if kind == "number" else clock
+            if kind == "category":
+                how = categories.onnx_column(len(codes))
+            fields[name] = {"column": source, **how}
             if name != source:
                 fields[name]["inner"] = name[len(source) + 1 :]
             if kind == "category":

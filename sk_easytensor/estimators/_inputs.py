@@ -17,8 +17,10 @@ __all__ = [
     "deciding_first",
     "errors_name",
     "eval_pairs",
+    "labels_like",
     "named_eval_set",
     "named_evals",
+    "plain_labels",
     "same_source",
 ]
 
@@ -240,6 +242,68 @@ def check_size(y):
             f"y holds {value:.3g}, and numbers may be up to {LARGEST:.0e} in size; divide y by a "
             "constant"
         )
+
+
+def plain_labels(y):
+    """Return labels in NumPy's own types where scikit-learn would make floats of them.
+
+    Parameters
+    ----------
+    y : array-like
+        Such as a series of pandas of nullable or Arrow's integers or booleans, of categories of
+        these, or a frame of such series.
+
+    Returns
+    -------
+    array-like
+        An array of integers or booleans if `y` holds nothing else; otherwise what was given.
+    """
+    import pandas as pd
+
+    if isinstance(y, pd.DataFrame):
+        columns = [plain_labels(column) for _, column in y.items()]
+        plain = columns and all(isinstance(column, np.ndarray) for column in columns)
+        return np.column_stack(columns) if plain else y
+    kind = getattr(y, "dtype", None)
+    if isinstance(kind, pd.CategoricalDtype):
+        codes = np.asarray(y.cat.codes if isinstance(y, pd.Series) else y.codes)
+        labels = plain_labels(kind.categories)
+        plain = isinstance(labels, np.ndarray) and (codes >= 0).all()
+        return labels[codes] if plain else y
+    if isinstance(kind, pd.api.extensions.ExtensionDtype):
+        whole = kind.kind in "iub" and not y.isna().any()
+        return y.to_numpy(dtype=kind.numpy_dtype) if whole else y
+    if isinstance(kind, np.dtype) and kind.kind in "iub" and np.ndim(y) == 1:
+        return np.asarray(y)
+    if isinstance(kind, np.dtype) and kind.kind == "O" and np.ndim(y) == 1:
+        found = pd.api.types.infer_dtype(y, skipna=False)
+        try:
+            return np.asarray(y).astype({"boolean": bool, "integer": np.int64}[found])
+        except (KeyError, OverflowError):
+            return y
+    return y
+
+
+def labels_like(classes, y):
+    """Return labels in the type of the classes if that changes none of them.
+
+    NumPy compares integers of 64 bits with and without a sign, or with floats, as floats, in which
+    large ones merge.
+
+    Parameters
+    ----------
+    classes, y : ndarray
+        Known labels, and others.
+
+    Returns
+    -------
+    ndarray
+    """
+    if y.dtype == classes.dtype or classes.dtype.kind not in "iu" or y.dtype.kind not in "iuf":
+        return y
+    with np.errstate(invalid="ignore"):
+        labels = y.astype(classes.dtype)
+    return labels if np.array_equal(labels.astype(object), y.astype(object)) else y
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from sk_easytensor.blocks.category import CategoryBlock, category_keys
 from sk_easytensor.columns import RowError
+from sk_easytensor.keys import check_family, value_family
 from sk_easytensor.safe_loading import ArrowStateMixin
 from sk_easytensor.summaries import Summary
 
@@ -18,6 +19,8 @@ OWNER = "EasyTensorTwoTower"
 
 class Keys(ArrowStateMixin):
     """Values that name rows, looked up as categories are: 7, 7.0 and "7" are the same.
+
+    Keys of another kind than these, such as dates where these are numbers, are refused.
 
     Parameters
     ----------
@@ -30,6 +33,8 @@ class Keys(ArrowStateMixin):
     def __init__(self, column, name):
         self.name = name
         check_key_type(column.type, name)
+        family = value_family(column.type)
+        self.types = {} if family is None else {family: str(column.type)}
         keys = category_keys(column)
         if keys.null_count:
             row = int(np.argmax(column.is_null(nan_is_null=True).to_numpy()))
@@ -66,6 +71,7 @@ class Keys(ArrowStateMixin):
 
     def rows(self, column):
         """Return the row that each value names, -1 where there is none."""
+        check_family(column.type, vars(self).get("types"), self.name, OWNER)
         keys = category_keys(column)
         found = pc.index_in(keys.dictionary, value_set=self._strings)
         found = pc.fill_null(found, -1).to_numpy(zero_copy_only=False)

@@ -8,7 +8,12 @@ import numpy as np
 import torch
 from sklearn.utils import check_array, column_or_1d
 
-from sk_easytensor.estimators._inputs import check_no_missing, check_size
+from sk_easytensor.estimators._inputs import (
+    check_no_missing,
+    check_size,
+    labels_like,
+    plain_labels,
+)
 from sk_easytensor.estimators._rows import power_of_two, target_range
 from sk_easytensor.networks.heads import BinaryHead, RegressionHead, SampledSoftmaxHead
 from sk_easytensor.training.batches import EncodedRows
@@ -65,6 +70,8 @@ class PairTarget:
         if y is None:
             raise ValueError(f"{OWNER} was fitted with y and requires y to be passed")
         y = target_values(y)
+        if self.classes is not None:
+            y = labels_like(self.classes, y)
         if self.classes is not None and not np.isin(y, self.classes).all():
             value = y[~np.isin(y, self.classes)][0]
             raise ValueError(f"{OWNER}: y holds {value!r}; classes are {self.classes.tolist()}")
@@ -139,6 +146,7 @@ def target_values(y):
     """Return a `y` as an array of one dimension without missing values, or None for None."""
     if y is None:
         return None
+    y = plain_labels(y)
     check_no_missing(y)
     y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
     if y.ndim == 2 and y.shape[1] == 1:

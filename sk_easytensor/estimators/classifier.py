@@ -10,7 +10,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import check_array, column_or_1d
 
 from sk_easytensor.estimators._base import BaseEasyTensor
-from sk_easytensor.estimators._inputs import check_no_missing
+from sk_easytensor.estimators._inputs import check_no_missing, labels_like, plain_labels
 from sk_easytensor.estimators._stored import Values, of_stored_rows
 from sk_easytensor.inspection._validation import calibration
 from sk_easytensor.networks.heads import BinaryHead, MulticlassHead, MultilabelHead
@@ -113,7 +113,9 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
-        Class labels; for multilabel targets ``arange(n_labels)``.
+        Class labels, of the type of the target: integers and booleans stay what they are, also
+        those of nullable, Arrow's and categorical types. For multilabel targets
+        ``arange(n_labels)``.
     n_classes_ : int
         How many classes, or labels, there are.
     n_features_in_ : int
@@ -331,6 +333,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     # ------------------------------------------------------------------ target
 
     def _check_target(self, y):
+        y = plain_labels(y)
         check_no_missing(y)
         check_classification_targets(y)
         kind = type_of_target(y, input_name="y", raise_unknown=True)
@@ -355,7 +358,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         if np.ndim(y) == 2:
             self.classes_ = np.arange(y.shape[1])
             return MultilabelHead(y.shape[1])
-        self.classes_ = np.unique(y if classes is None else classes)
+        self.classes_ = np.unique(y if classes is None else plain_labels(classes))
         if len(self.classes_) == 1:
             raise ValueError(
                 f"Classifier can't train when only one class is present: y (where sample_weight "
@@ -371,6 +374,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
             return torch.from_numpy(np.asarray(y, dtype=np.float32))
         if np.ndim(y) == 2:
             raise ValueError("y has several columns, but the classifier was fitted on one")
+        y = labels_like(self.classes_, y)
         codes = np.searchsorted(self.classes_, y)
         codes[codes == len(self.classes_)] = 0
         unseen = self.classes_[codes] != y

@@ -10,7 +10,7 @@ from sk_easytensor.blocks._lists import is_list, read_lists
 from sk_easytensor.blocks._ngrams import NgramVocabulary, Words, distinct_texts, hashed_ngrams
 from sk_easytensor.blocks._times import read_instants
 from sk_easytensor.columns import RowError, cast_column, to_float64
-from sk_easytensor.keys import category_keys, hash_strings
+from sk_easytensor.keys import category_keys, check_family, hash_strings
 
 __all__ = ["MISSING_STRING", "MISSING_TIME", "readers"]
 
@@ -62,8 +62,12 @@ def numbers(column, spec):
 
 def strings(column, spec):
     """Return categories as objects that are strings."""
-    keys = category_keys(column)
+    check_family(column.type, spec.get("types"), spec["column"], "CategoryBlock")
+    # The graph knows the texts of booleans, and those of earlier versions hold them as they are.
+    keys = category_keys(column, boolean_texts=False)
     words = np.append(keys.dictionary.to_numpy(zero_copy_only=False).astype(object), MISSING_STRING)
+    # No file has a category of this kind, so that a longer one is as unknown.
+    words[:-1][words[:-1] == MISSING_STRING] = 2 * MISSING_STRING
     return words[pc.fill_null(keys.indices, len(keys.dictionary)).to_numpy(zero_copy_only=False)]
 
 
@@ -111,7 +115,9 @@ def vectors(column, spec):
 
 def hashed(column, spec):
     """Return the codes of categories that are hashed, int64."""
-    keys = category_keys(column)
+    types = spec.get("types")
+    check_family(column.type, types, spec["column"], "CategoryBlock")
+    keys = category_keys(column, boolean_texts=types is not None)
     codes = hash_strings(keys.dictionary) % np.uint64(spec["buckets"])
     codes = np.append(codes.astype(np.int64) + HASHED, 0)
     return codes[pc.fill_null(keys.indices, len(codes) - 1).to_numpy(zero_copy_only=False)]

@@ -272,7 +272,7 @@ OnnxPredictor`; plain values, kept in the file.
 
     # ------------------------------------------------------------------ look-ups
 
-    def codes(self, strings, categories):
+    def codes(self, strings, categories, also=()):
         """Look categories up.
 
         Parameters
@@ -281,18 +281,24 @@ OnnxPredictor`; plain values, kept in the file.
             Name of a tensor of strings.
         categories : list of str
             Known ones, whose codes are 2 and so on.
+        also : dict of {str: str}, optional
+            Further spellings of categories.
 
         Returns
         -------
         str
             Of int64: 0 where missing, 1 where unknown.
         """
+        codes = {MISSING_STRING: 0, **{word: 2 + i for i, word in enumerate(categories)}}
+        for word, category in dict(also).items():
+            if category in codes:
+                codes.setdefault(word, codes[category])
         return self.op(
             "LabelEncoder",
             strings,
             domain="ai.onnx.ml",
-            keys_strings=[MISSING_STRING, *categories],
-            values_int64s=[0, *range(2, 2 + len(categories))],
+            keys_strings=list(codes),
+            values_int64s=list(codes.values()),
             default_int64=1,
         )
 
