@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         NumericBlock,
         NumericSequenceBlock,
         PretrainedBlock,
+        SparseBlock,
         TextBlock,
         VectorBlock,
     )
@@ -44,6 +45,7 @@ __all__ = [
     "NumericBlock",
     "NumericSequenceBlock",
     "PretrainedBlock",
+    "SparseBlock",
     "Sum",
     "TabM",
     "TableEncoder",

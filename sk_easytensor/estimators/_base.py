@@ -24,6 +24,7 @@ from sk_easytensor.networks.block_network import make_network
 from sk_easytensor.parameters import check_choice
 from sk_easytensor.report._columns import summarize_table, summarize_target
 from sk_easytensor.selection import check_blocks
+from sk_easytensor.sparse import layout_of
 from sk_easytensor.tables import as_table, has_column_names, read_like_fit
 from sk_easytensor.tracking import tracked
 from sk_easytensor.tracking.tracker import RUN
@@ -266,6 +267,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             names=records.table.column_names,
             fitted_with_names=has_column_names(records.source),
             owner=type(self).__name__,
+            sparse=layout_of(backend.some_rows(records.table)),
         )
         found = backend.records(X_eval, y_eval, weight, read, bare._check_target, where)
         with errors_name(where):
@@ -345,7 +347,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
                 trunk = self._default_trunk() if self.trunk is None else clone(self.trunk)
                 self._network_trunk = trunk
                 self.network_ = make_network(self.blocks_, trunk, self._head)
-            inspection = Inspection(self._bare(), self.n_features_in_, seed)
+            inspection = Inspection(self._bare(), len(self._encoder._columns), seed)
             result = backend.train(self.network_, self._head, rows, evals, settings, inspection)
         self._record_losses(result, self._head.metric, going_on)
         self.fit_times_["trees"] = self.fit_times_.get("trees", 0.0) + result.tree_seconds
@@ -503,6 +505,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
+        tags.input_tags.sparse = True
         tags.input_tags.string = True
         tags.target_tags.required = True
         tags.target_tags.multi_output = True

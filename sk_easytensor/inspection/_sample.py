@@ -140,6 +140,9 @@ class ImportanceSample:
         group = Alone() if group is None else group
         model = estimator._judged_model(self.rows.frame, backend)
         importances = self.importances(model, estimator._head, group)
+        importances = estimator._encoder.by_feature(
+            importances, estimator.network_, self.rows.frame
+        )
         if not self.held_out:
             return importances, None
         told = group.gather((model.outputs[:, 0], self.rows.target, self.rows.weight))
