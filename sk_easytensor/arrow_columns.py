@@ -44,16 +44,16 @@ def pandas_columns(X, kinds=None):
     X : pandas.DataFrame
         Of any columns.
     kinds : ndarray of dtypes, optional
-        The frame's, if there are at least `ALIKE` columns.
+        The frame's, if they are known.
 
     Returns
     -------
     list of pandas.Series or ndarray
     """
     taken = {}
-    if kinds is not None and X.size <= FEW:
+    if X.shape[1] >= ALIKE and X.size <= FEW:
         places = {}
-        for place, kind in enumerate(kinds):
+        for place, kind in enumerate(X.dtypes.to_numpy() if kinds is None else kinds):
             if isinstance(kind, np.dtype) and kind in PLAIN_NUMBERS:
                 places.setdefault(kind, []).append(place)
         for alike in places.values():

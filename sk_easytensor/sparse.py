@@ -109,8 +109,7 @@ class SparseLayout:
     @property
     def column(self):
         """Name of the sparse column, which no dense column has."""
-        names, column = self.features, COLUMN
-        dense = {names[index] for index in self.dense}
+        column, dense = COLUMN, self.dense_names
         while column in dense:
             column += "_"
         return column
@@ -118,17 +117,35 @@ class SparseLayout:
     @property
     def column_names(self):
         """Names of the table's columns."""
-        names = self.features
-        return [*(names[index] for index in self.dense), self.column]
+        return [*self.dense_names, self.column]
 
-    def table(self, matrix):
-        """Return a matrix in compressed sparse row format as a table of this layout."""
+    @property
+    def dense_names(self):
+        """Names of the dense columns."""
+        return [f"x{index}" if self.names is None else self.names[index] for index in self.dense]
+
+    def table(self, matrix, kept=False):
+        """Return a matrix in compressed sparse row format as a table of this layout.
+
+        Parameters
+        ----------
+        matrix : sparse matrix
+            In canonical format.
+        kept : bool, default=False
+            Whether the type of the sparse column keeps the layout, for :func:`layout_of`.
+
+        Returns
+        -------
+        pyarrow.Table
+        """
         dense = dense_columns(matrix, self.dense)
-        kept = np.ones(self.n_features, dtype=bool)
-        kept[self.dense] = False
-        kept = kept[matrix.indices]
-        offsets = np.append(0, np.cumsum(kept))[matrix.indptr]
-        rows = _rows(offsets, matrix.indices[kept], matrix.data[kept], self.n_features, vars(self))
+        rest = np.ones(self.n_features, dtype=bool)
+        rest[self.dense] = False
+        rest = rest[matrix.indices]
+        offsets = np.append(0, np.cumsum(rest))[matrix.indptr]
+        indices, values = matrix.indices[rest], matrix.data[rest]
+        layout = vars(self) if kept else None
+        rows = _rows(offsets, indices, values, self.n_features, layout)
         return pa.table([*dense, rows], names=self.column_names)
 
     def table_of_dense(self, table):
@@ -148,7 +165,7 @@ class SparseLayout:
         rows, indices, values = map(np.concatenate, (inner, indices, values))
         order = np.argsort(rows, kind="stable")
         offsets = np.append(0, np.cumsum(np.bincount(rows, minlength=len(table))))
-        sparse = _rows(offsets, indices[order], values[order], self.n_features, vars(self))
+        sparse = _rows(offsets, indices[order], values[order], self.n_features)
         columns = [table.column(index) for index in self.dense]
         return pa.table([*columns, sparse], names=self.column_names)
 
@@ -171,14 +188,13 @@ def compressed(X):
     Raises
     ------
     ValueError
-        If it is not two-dimensional, or its values are complex or no numbers.
+        If it is not two-dimensional, or its values are complex.
     """
     matrix = X if is_sparse(X) else X.sparse.to_coo()
     if matrix.ndim != 2:
         raise ValueError(f"Expected 2D array, got {matrix.ndim}D sparse array instead")
-    if matrix.dtype.kind not in "biuf":
-        kind = "Complex data" if matrix.dtype.kind == "c" else f"sparse data of {matrix.dtype}"
-        raise ValueError(f"{kind} not supported: a sparse matrix must hold numbers")
+    if matrix.dtype.kind == "c":
+        raise ValueError(f"Complex data not supported: X is sparse and of dtype {matrix.dtype}")
     if matrix.shape[1] > np.iinfo(np.int32).max:
         raise ValueError(f"X has {matrix.shape[1]} features; at most 2147483647 can be read")
     found = matrix.tocsr().astype(np.float64, copy=False)
@@ -216,7 +232,7 @@ def sparse_table(X, names=None):
     matrix = compressed(X)
     if matrix.shape[1] <= NARROW:
         return dense_table(matrix, names)
-    return SparseLayout.of(matrix, names).table(matrix)
+    return SparseLayout.of(matrix, names).table(matrix, kept=True)
 
 
 def dense_table(X, names=None):

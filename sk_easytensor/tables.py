@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sk_easytensor.arrow_columns import ALIKE, UNREADABLE, column_of, is_pandas, pandas_columns
+from sk_easytensor.arrow_columns import UNREADABLE, column_of, is_pandas, pandas_columns
 from sk_easytensor.plain_types import plain_types
 from sk_easytensor.sparse import (
     NARROW,
@@ -343,8 +343,9 @@ def _from_arrow_stream(X):
 def _from_pandas(X, densify):
     labels = X.columns.tolist()
     _check_names(labels)
-    kinds = X.dtypes.to_numpy() if len(labels) >= min(ALIKE, NARROW + 1) else None
-    if len(labels) > NARROW and are_sparse(kinds):
+    # The types of many columns are needed anyway.
+    kinds = X.dtypes.to_numpy() if len(labels) > NARROW else None
+    if kinds is not None and are_sparse(kinds):
         names = list(map(str, labels))
         return dense_table(X, names) if densify else sparse_table(X, names)
     return _from_columns(labels, pandas_columns(X, kinds))
