@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -73,6 +74,11 @@ class SparseRows(pa.ExtensionType):
 
     def __hash__(self):
         return hash((SparseRows, self.n_features))
+
+
+# Otherwise a table that another process reads from Arrow's format would lose the type.
+with suppress(pa.ArrowKeyError):
+    pa.register_extension_type(SparseRows(0))
 
 
 class SparseLayout:
