@@ -69,12 +69,6 @@ class SparseRows(pa.ExtensionType):
     def __arrow_ext_deserialize__(cls, storage_type, serialized):
         return cls(*json.loads(serialized))
 
-    def __eq__(self, other):
-        return isinstance(other, SparseRows) and self.n_features == other.n_features
-
-    def __hash__(self):
-        return hash((SparseRows, self.n_features))
-
 
 # Otherwise a table that another process reads from Arrow's format would lose the type.
 with suppress(pa.ArrowKeyError):

@@ -142,7 +142,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         Parameters
         ----------
         X : table-like of shape (n_samples, n_features)
-            A data frame of any kind, a dictionary of columns or a 2-D array.
+            A data frame of any kind, a dictionary of columns, a 2-D array or a sparse matrix.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Target.
         sample_weight : array-like of shape (n_samples,), optional
@@ -460,7 +460,9 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         only, when first asked for or when the estimator is pickled: pickles hold no rows. With
         more than 100 columns, one shuffle of 256 rows has to do, and pickling leaves the
         computation for later: the pickle then holds those rows, encoded. On Ray, the workers
-        compute it at the end of a fit, each shuffling among a sample of its own rows.
+        compute it at the end of a fit, each shuffling among a sample of its own rows. The features
+        of a sparse matrix that are read by a :class:`~sk_easytensor.SparseBlock` are shuffled
+        together, and share the importance by the variance of what each adds.
         """
         check_is_fitted(self)
         if not hasattr(self, "_importances"):
