@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         NumericBlock,
         NumericSequenceBlock,
         PretrainedBlock,
+        SparseBlock,
         TextBlock,
         VectorBlock,
     )
@@ -45,6 +46,7 @@ __all__ = [
     "NumericBlock",
     "NumericSequenceBlock",
     "PretrainedBlock",
+    "SparseBlock",
     "StopTraining",
     "Sum",
     "TabM",

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from sk_easytensor.keys import category_keys
+from sk_easytensor.sparse import is_sparse, sparse_rows
 
 __all__ = ["UNREADABLE", "column_of", "is_pandas", "pandas_columns"]
 
@@ -53,7 +54,7 @@ def is_pandas(X, kind):
     return pandas is not None and isinstance(X, getattr(pandas, kind))
 
 
-def pandas_columns(X):
+def pandas_columns(X, kinds=None):
     """Return the columns of a data frame of pandas.
 
     Making a series takes pandas longer than all else that is done to read one of few rows, so that
@@ -63,6 +64,8 @@ def pandas_columns(X):
     ----------
     X : pandas.DataFrame
         Of any columns.
+    kinds : ndarray of dtypes, optional
+        The frame's, if they are known.
 
     Returns
     -------
@@ -71,7 +74,7 @@ def pandas_columns(X):
     taken = {}
     if X.shape[1] >= ALIKE and X.size <= FEW:
         places = {}
-        for place, kind in enumerate(X.dtypes.to_numpy()):
+        for place, kind in enumerate(X.dtypes.to_numpy() if kinds is None else kinds):
             if isinstance(kind, np.dtype) and kind in PLAIN_NUMBERS:
                 places.setdefault(kind, []).append(place)
         for alike in places.values():
@@ -103,7 +106,7 @@ def column_of(values, name):
     Raises
     ------
     TypeError
-        If the column is sparse, or a value is neither a string nor a number nor like the others.
+        If a value is neither a string nor a number nor like the others.
     ValueError
         If the values have more than two dimensions.
     """
@@ -123,12 +126,11 @@ def column_of(values, name):
             return pa.array(values, from_pandas=True)
         if hasattr(values, "__arrow_c_stream__") or hasattr(values, "__arrow_c_array__"):
             return pa.chunked_array(values)
+        if is_sparse(values):
+            return sparse_rows(values)
     except UNREADABLE:
         if hasattr(values, "sparse"):
-            raise TypeError(
-                f"column {name!r} is sparse, which is not supported; convert it with "
-                "Series.sparse.to_dense()"
-            ) from None
+            return column_of(values.sparse.to_dense(), name)
     if isinstance(values, (list, tuple)):
         # Not by way of NumPy: lists of lists would become a matrix, mixed scalars strings.
         try:

@@ -12,6 +12,7 @@ from sk_easytensor.backends.local import LocalBackend
 from sk_easytensor.blocks import BLOCKS
 from sk_easytensor.parameters import GrowingParametersMixin, check_choice
 from sk_easytensor.selection import check_blocks, detect_blocks, select_columns
+from sk_easytensor.sparse import layout_of
 from sk_easytensor.tables import as_table, has_column_names, read_like_fit
 
 __all__ = ["BlockParametersMixin", "TableEncoder", "select_columns"]
@@ -126,6 +127,8 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
     array([[1., 0.]], dtype=float32)
     """
 
+    _sparse = None
+
     def __init__(self, blocks=None, *, remainder="auto", categorical_features=None, n_jobs=None):
         self.blocks = blocks
         self.remainder = remainder
@@ -164,14 +167,15 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
         -------
         self
         """
+        sample = backend.some_rows(table)
         self._named = has_column_names(X)
-        self.n_features_in_ = table.num_columns
         self._columns = list(table.column_names)
+        self._sparse = layout_of(sample)
+        self.n_features_in_ = len(self.features)
         if self._named:
-            self.feature_names_in_ = np.asarray(self._columns, dtype=object)
+            self.feature_names_in_ = np.asarray(self.features, dtype=object)
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
-        sample = backend.some_rows(table)
         chosen = self._choose(sample, X)
         for block, columns in chosen.values():
             block.fit_columns(sample.select(columns), named=self._named)
@@ -213,7 +217,14 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
         """Read a table and align it to the columns seen during fit."""
         check_is_fitted(self)
         owner = owner or type(self).__name__
-        return read_like_fit(X, self._columns, fitted_with_names=self._named, owner=owner)
+        return read_like_fit(
+            X, self._columns, fitted_with_names=self._named, owner=owner, sparse=self._sparse
+        )
+
+    @property
+    def features(self):
+        """Names of the features: those of the table's columns, or of a sparse matrix's."""
+        return self._columns if self._sparse is None else self._sparse.features
 
     def encode_table(self, table, backend):
         """Encode an aligned table.
@@ -261,6 +272,38 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
                 for index, source in enumerate(sources):
                     for column in dict.fromkeys(source if isinstance(source, tuple) else (source,)):
                         found[column][name].setdefault(entry, []).append(index)
+        return found
+
+    def by_feature(self, importances, network, frame):
+        """Share what the sparse column matters among the features that it holds.
+
+        Parameters
+        ----------
+        importances : ndarray of float64, shape (n_columns,)
+            Of the table's columns.
+        network : BlockNetwork
+            Trained.
+        frame : TensorFrame
+            Encoded rows.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_features_in_,)
+            Each feature of a sparse column gets a part that is proportional to the variance of
+            what it adds to the outputs, or to the trunk's inputs.
+        """
+        layout = self._sparse
+        if layout is None:
+            return importances
+        found = np.zeros(layout.n_features)
+        found[layout.dense] = importances[:-1]
+        readers = [
+            (block.feature_shares(frame[name], network.effects(name)), name)
+            for name, block in self.blocks_.items()
+            if hasattr(block, "feature_shares") and layout.column in block.feature_names_in_
+        ]
+        for shares, _ in readers:
+            found += importances[-1] * shares / len(readers)
         return found
 
     def get_feature_names_out(self, input_features=None):
@@ -329,6 +372,7 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
+        tags.input_tags.sparse = True
         tags.input_tags.string = True
         tags.transformer_tags.preserves_dtype = []
         return tags

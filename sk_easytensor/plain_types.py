@@ -6,6 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sk_easytensor.sparse import SparseRows
+
 __all__ = ["plain_types"]
 
 PLAIN = frozenset(
@@ -29,11 +31,11 @@ def plain_types(table):
     Returns
     -------
     pyarrow.Table
-        Without extension types, views, decimals, half floats and lists of 32-bit offsets, on the
-        surface and within lists, structs and dictionaries.
+        Without extension types other than sparse vectors, views, decimals, half floats and lists
+        of 32-bit offsets, on the surface and within lists, structs and dictionaries.
     """
     for index, field in enumerate(table.schema):
-        if field.type.id in PLAIN:
+        if field.type.id in PLAIN or isinstance(field.type, SparseRows):
             continue
         plain = _plain_type(field.type)
         if plain is None:

@@ -7,7 +7,6 @@ user brought pandas, polars, Arrow, a dictionary or a NumPy array.
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from warnings import warn
@@ -18,6 +17,14 @@ import pyarrow.compute as pc
 
 from sk_easytensor.arrow_columns import UNREADABLE, column_of, is_pandas, pandas_columns
 from sk_easytensor.plain_types import plain_types
+from sk_easytensor.sparse import (
+    NARROW,
+    are_sparse,
+    compressed,
+    dense_table,
+    is_sparse,
+    sparse_table,
+)
 
 __all__ = ["align_table", "as_table", "has_column_names"]
 
@@ -41,7 +48,7 @@ def has_column_names(X):
     >>> has_column_names(np.eye(2)), has_column_names({"a": [1, 2]})
     (False, True)
     """
-    if issparse(X):
+    if is_sparse(X):
         return False
     if is_lazy(X) or is_source(X):
         return True
@@ -66,7 +73,7 @@ def has_column_names(X):
     return all(strings) and bool(strings)
 
 
-def as_table(X, *, minimum_rows=1):
+def as_table(X, *, minimum_rows=1, densify=False):
     """Convert anything tabular to a :class:`pyarrow.Table`.
 
     Parameters
@@ -74,9 +81,13 @@ def as_table(X, *, minimum_rows=1):
     X : pyarrow.Table, data frame, mapping of columns, list of mappings, 2-D array-like or path
         Paths, globs and URLs are of Parquet files. Every object that exports the Arrow C stream
         (pandas, polars, DuckDB, pyarrow) is read without copying where its memory layout allows.
-        Arrays get the column names ``x0``, ``x1``, ...
+        Arrays get the column names ``x0``, ``x1``, ... Sparse matrices, and pandas frames of sparse
+        columns only, stay sparse if they are wide: see
+        :func:`~sk_easytensor.sparse.sparse_table`.
     minimum_rows : int, default=1
         Fewer rows than this are refused.
+    densify : bool, default=False
+        Whether all columns of a sparse matrix become dense ones.
 
     Returns
     -------
@@ -90,7 +101,7 @@ def as_table(X, *, minimum_rows=1):
         If there are no rows or no columns, if a column name occurs twice, if the array is not
         2-D or is complex.
     TypeError
-        If `X` is sparse, or a column holds Python objects that no column type describes.
+        If a column holds Python objects that no column type describes.
 
     Examples
     --------
@@ -105,14 +116,15 @@ def as_table(X, *, minimum_rows=1):
         table = _from_source(X)
     elif isinstance(X, pa.RecordBatch):
         table = pa.Table.from_batches([X])
-    elif issparse(X):
-        table = _from_array(X, minimum_rows)  # Refused there, in scikit-learn's words.
+    elif is_sparse(X):
+        _check_size(X.shape, minimum_rows)
+        table = dense_table(X) if densify else sparse_table(X)
     elif isinstance(X, Mapping):
         table = _from_mapping(X)
     elif is_pandas(X, "DataFrame"):
         # Column by column, because the stream describes the frame, which takes most of the time
         # that a single row is predicted in.
-        table = _from_pandas(X)
+        table = _from_pandas(X, densify)
     elif hasattr(X, "__arrow_c_stream__"):
         table = _from_arrow_stream(X)
     elif _is_list_of_mappings(X):
@@ -151,25 +163,40 @@ def align_table(table, names, *, positional=False, owner="the estimator"):
     """
     names = list(names)
     if positional:
-        if table.num_columns != len(names):
-            raise ValueError(
-                f"X has {table.num_columns} features, but {owner} is expecting "
-                f"{len(names)} features as input."
-            )
+        _check_count(table.num_columns, len(names), owner)
         return table.rename_columns(names)
     if table.column_names == names:
         return table
-    present = set(table.column_names)
+    _check_present(names, table.column_names, owner)
+    return table.select(names)
+
+
+def _check_count(found, expected, owner):
+    if found != expected:
+        raise ValueError(
+            f"X has {found} features, but {owner} is expecting {expected} features as input."
+        )
+
+
+def _check_present(names, found, owner):
+    present = set(found)
     missing = [name for name in names if name not in present]
     if missing:
         raise ValueError(
             f"columns are missing: {missing}. They were there when {owner} was fitted; X has "
-            f"the columns {table.column_names}."
+            f"the columns {found}."
         )
-    return table.select(names)
 
 
-def read_like_fit(X, names, *, fitted_with_names, owner):
+def _warn_without_names(owner):
+    warn(
+        f"X does not have valid feature names, but {owner} was fitted with feature names",
+        UserWarning,
+        stacklevel=4,
+    )
+
+
+def read_like_fit(X, names, *, fitted_with_names, owner, sparse=None):
     """Read `X` for prediction and align it to the columns seen during fit.
 
     Parameters
@@ -182,19 +209,19 @@ def read_like_fit(X, names, *, fitted_with_names, owner):
         Whether the data of fit named its columns.
     owner : str
         Class name for messages.
+    sparse : SparseLayout, optional
+        Of the table seen during fit, if it was made from a sparse matrix.
 
     Returns
     -------
     pyarrow.Table
     """
-    table = as_table(X)
+    if sparse is not None and not (isinstance(X, pa.Table) and sparse.column in X.column_names):
+        return _read_sparse(X, sparse, fitted_with_names=fitted_with_names, owner=owner)
+    table = as_table(X, densify=True) if sparse is None else X
     named = has_column_names(X)
     if fitted_with_names and not named:
-        warn(
-            f"X does not have valid feature names, but {owner} was fitted with feature names",
-            UserWarning,
-            stacklevel=3,
-        )
+        _warn_without_names(owner)
     positional = not (named and fitted_with_names)
     table = align_table(table, names, positional=positional, owner=owner)
     for index, column in enumerate(table.columns):
@@ -206,15 +233,30 @@ def read_like_fit(X, names, *, fitted_with_names, owner):
     return table
 
 
+def _read_sparse(X, layout, *, fitted_with_names, owner):
+    """Read anything tabular with the columns of a sparse matrix that was seen during fit."""
+    if is_sparse(X):
+        _check_size(X.shape, 1)
+        if fitted_with_names:
+            _warn_without_names(owner)
+        _check_count(X.shape[1], layout.n_features, owner)
+        return layout.table(compressed(X))
+    if is_pandas(X, "DataFrame") and are_sparse(X.dtypes.to_numpy()) and len(X):
+        _check_names(X.columns.tolist())
+        if fitted_with_names and has_column_names(X):
+            _check_present(layout.features, X.columns.tolist(), owner)
+            return layout.table(compressed(X[layout.features]))
+        return _read_sparse(
+            X.sparse.to_coo(), layout, fitted_with_names=fitted_with_names, owner=owner
+        )
+    names = layout.features
+    table = read_like_fit(X, names, fitted_with_names=fitted_with_names, owner=owner)
+    return layout.table_of_dense(table)
+
+
 def _is_nan(value):
     """Tell whether a value is missing, and a column with it may be: a quick look."""
     return value is None or value != value
-
-
-def issparse(X):
-    """Tell whether X is a sparse matrix, which it cannot be before SciPy is imported."""
-    sparse = sys.modules.get("scipy.sparse")
-    return sparse is not None and sparse.issparse(X)
 
 
 def is_lazy(X):
@@ -267,17 +309,20 @@ def _is_list_of_mappings(X):
 
 
 def _check_shape(table, minimum_rows):
-    shape = (table.num_rows, table.num_columns)
-    if table.num_columns == 0:
+    _check_size((table.num_rows, table.num_columns), minimum_rows)
+    _check_names(table.column_names)
+
+
+def _check_size(shape, minimum_rows):
+    if len(shape) == 2 and shape[1] == 0:
         raise ValueError(
             f"Found array with 0 feature(s) (shape={shape}) while a minimum of 1 is required."
         )
-    if table.num_rows < minimum_rows:
+    if shape[0] < minimum_rows:
         raise ValueError(
-            f"Found array with {table.num_rows} sample(s) (shape={shape}) while a minimum of "
+            f"Found array with {shape[0]} sample(s) (shape={shape}) while a minimum of "
             f"{minimum_rows} is required."
         )
-    _check_names(table.column_names)
 
 
 def _check_names(names):
@@ -295,10 +340,15 @@ def _from_arrow_stream(X):
         raise ValueError(f"Expected 2D array, got 1D array instead: a {kind}") from error
 
 
-def _from_pandas(X):
+def _from_pandas(X, densify):
     labels = X.columns.tolist()
     _check_names(labels)
-    return _from_columns(labels, pandas_columns(X))
+    # The types of many columns are needed anyway.
+    kinds = X.dtypes.to_numpy() if len(labels) > NARROW else None
+    if kinds is not None and are_sparse(kinds):
+        names = list(map(str, labels))
+        return dense_table(X, names) if densify else sparse_table(X, names)
+    return _from_columns(labels, pandas_columns(X, kinds))
 
 
 def _from_mapping(X):

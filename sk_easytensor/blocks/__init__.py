@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sk_easytensor.blocks.numeric import NumericBlock
     from sk_easytensor.blocks.numeric_sequence import NumericSequenceBlock
     from sk_easytensor.blocks.pretrained import PretrainedBlock
+    from sk_easytensor.blocks.sparse import SparseBlock
     from sk_easytensor.blocks.text import TextBlock
     from sk_easytensor.blocks.vector import VectorBlock
 
@@ -27,6 +28,7 @@ __all__ = [
     "NumericBlock",
     "NumericSequenceBlock",
     "PretrainedBlock",
+    "SparseBlock",
     "TextBlock",
     "VectorBlock",
 ]
@@ -43,6 +45,7 @@ __getattr__, __dir__ = lazy_names(
         ".numeric": ["NumericBlock"],
         ".numeric_sequence": ["NumericSequenceBlock"],
         ".pretrained": ["PretrainedBlock"],
+        ".sparse": ["SparseBlock"],
         ".text": ["TextBlock"],
         ".vector": ["VectorBlock"],
     },

@@ -6,10 +6,12 @@ from sk_easytensor.blocks.datetime import DatetimeBlock
 from sk_easytensor.blocks.event_sequence import EventSequenceBlock
 from sk_easytensor.blocks.numeric import NumericBlock
 from sk_easytensor.blocks.numeric_sequence import NumericSequenceBlock
+from sk_easytensor.blocks.sparse import SparseBlock
 from sk_easytensor.blocks.text import TextBlock
 from sk_easytensor.blocks.vector import VectorBlock
 
 BLOCKS = [
+    SparseBlock,
     VectorBlock,
     EventSequenceBlock,
     NumericSequenceBlock,

@@ -239,11 +239,7 @@ class TextBlock(Block):
             "ngrams": [column.to_pylist() for column in self.ngrams_],
             "idf": [column.tolist() for column in self.idf_],
         }
-        lists = ["rows", len(columns), f"{columns[0]}.longest"]
-        inputs = {"ids": (np.int32, lists), "weights": (np.float32, lists)}
-        inputs["lengths"] = (np.int64, lists[:2])
-        given = graph.given(reader, columns[0], inputs)
-        return {name: (given[name], given["lengths"]) for name in ("ids", "weights")}
+        return graph.weighted_ids(reader, columns)
 
     def flatten(self, encoding):
         """Return a language model's vectors, 0 where missing, or else fixed random projections.

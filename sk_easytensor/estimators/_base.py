@@ -38,6 +38,7 @@ from sk_easytensor.networks.block_network import make_network
 from sk_easytensor.parameters import check_choice
 from sk_easytensor.report._columns import summarize_table, summarize_target
 from sk_easytensor.selection import check_blocks
+from sk_easytensor.sparse import layout_of
 from sk_easytensor.tables import as_table, has_column_names, read_like_fit
 from sk_easytensor.torch_settings import with_library_settings
 from sk_easytensor.tracking import tracked
@@ -180,7 +181,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         Parameters
         ----------
         X : table-like of shape (n_samples, n_features)
-            A data frame of any kind, a dictionary of columns or a 2-D array.
+            A data frame of any kind, a dictionary of columns, a 2-D array or a sparse matrix.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Target.
         sample_weight : array-like of shape (n_samples,), optional
@@ -351,6 +352,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             names=records.table.column_names,
             fitted_with_names=has_column_names(records.source),
             owner=type(self).__name__,
+            sparse=layout_of(backend.some_rows(records.table)),
         )
         found = backend.records(X_eval, y_eval, weight, read, bare._check_target, where)
         with errors_name(where):
@@ -450,7 +452,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
                 trunk = self._default_trunk() if self.trunk is None else clone(self.trunk)
                 self._network_trunk = trunk
                 self.network_ = make_network(self.blocks_, trunk, self._head)
-            inspection = Inspection(bare, self.n_features_in_, seed)
+            inspection = Inspection(bare, len(self._encoder._columns), seed)
             result = backend.train(self.network_, self._head, rows, evals, settings, inspection)
         self._record_training(result, going_on)
         trees_before = self.fit_times_.get("trees", 0.0)
@@ -573,7 +575,9 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         only, when first asked for or when the estimator is pickled: pickles hold no rows. With
         more than 100 columns, one shuffle of 256 rows has to do, and pickling leaves the
         computation for later: the pickle then holds those rows, encoded. On Ray, the workers
-        compute it at the end of a fit, each shuffling among a sample of its own rows.
+        compute it at the end of a fit, each shuffling among a sample of its own rows. The features
+        of a sparse matrix that are read by a :class:`~sk_easytensor.SparseBlock` are shuffled
+        together, and share the importance by the variance of what each adds.
 
         The time is linear in the number of columns: only the change that a column makes is
         computed. It is bounded as well. Over all columns 1,048,576 rows are evaluated at most, so
@@ -706,6 +710,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
+        tags.input_tags.sparse = True
         tags.input_tags.string = True
         tags.target_tags.required = True
         tags.target_tags.multi_output = True

@@ -11,6 +11,7 @@ from sk_easytensor.blocks._ngrams import NgramVocabulary, Words, distinct_texts,
 from sk_easytensor.blocks._times import read_instants
 from sk_easytensor.columns import RowError, cast_column, to_float64
 from sk_easytensor.keys import category_keys, check_family, hash_strings
+from sk_easytensor.sparse import encode_sparse
 
 __all__ = ["MISSING_STRING", "MISSING_TIME", "readers"]
 
@@ -183,17 +184,8 @@ class Ngrams:
 
     def __call__(self, table):
         """Return a dictionary with ids, weights and lengths."""
-        names = self.spec["names"]
         columns = [self._column(table, index) for index in range(len(self.idf))]
-        lengths = np.stack([np.diff(offsets) for _, _, offsets in columns], axis=1)
-        longest = max(int(lengths.max(initial=0)), 1)
-        inside = np.arange(longest) < lengths[..., None]
-        ids = np.zeros(inside.shape, np.int32)
-        weights = np.zeros(inside.shape, np.float32)
-        for index, (found, weight, _) in enumerate(columns):
-            ids[:, index][inside[:, index]] = found
-            weights[:, index][inside[:, index]] = weight
-        return {names["ids"]: ids, names["weights"]: weights, names["lengths"]: lengths}
+        return padded_ids(columns, self.spec["names"])
 
     def _column(self, table, index):
         """Return ids, weights and offsets of one column."""
@@ -222,5 +214,55 @@ class Ngrams:
         return owner[used], found[used], occurrences[used]
 
 
-READERS = {**dict.fromkeys(READ, Column), "lists": ListColumns, "ngrams": Ngrams}
+class SparseVectors:
+    """Reads columns of sparse vectors."""
+
+    def __init__(self, spec):
+        self.spec = spec
+        features = [np.array(column, np.int32) for column in spec["features"]]
+        self.first = np.cumsum([0, *map(len, features)])
+        scales = map(np.float64, spec["scale"])
+        self.fitted = list(zip(spec["n_features"], features, scales, strict=True))
+
+    def __call__(self, table):
+        """Return a dictionary with ids, weights and lengths."""
+        columns = []
+        for index, name in enumerate(self.spec["columns"]):
+            fitted = self.fitted[index]
+            offsets, ids, weights = encode_sparse(table.column(name), name, *fitted)
+            columns.append((ids + self.first[index], weights, offsets))
+        return padded_ids(columns, self.spec["names"])
+
+
+def padded_ids(columns, names):
+    """Return lists of ids and weights as arrays by the names of a graph's inputs.
+
+    Parameters
+    ----------
+    columns : list of (ids, weights, offsets)
+        Of each column.
+    names : dict of {str: str}
+        Of the inputs ``ids``, ``weights`` and ``lengths``.
+
+    Returns
+    -------
+    dict of {str: ndarray}
+    """
+    lengths = np.stack([np.diff(offsets) for _, _, offsets in columns], axis=1)
+    longest = max(int(lengths.max(initial=0)), 1)
+    inside = np.arange(longest) < lengths[..., None]
+    ids = np.zeros(inside.shape, np.int32)
+    weights = np.zeros(inside.shape, np.float32)
+    for index, (found, weight, _) in enumerate(columns):
+        ids[:, index][inside[:, index]] = found
+        weights[:, index][inside[:, index]] = weight
+    return {names["ids"]: ids, names["weights"]: weights, names["lengths"]: lengths}
+
+
+READERS = {
+    **dict.fromkeys(READ, Column),
+    "lists": ListColumns,
+    "ngrams": Ngrams,
+    "sparse": SparseVectors,
+}
 """What makes the reader of each kind."""

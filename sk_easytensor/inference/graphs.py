@@ -240,6 +240,27 @@ OnnxPredictor`; plain values, kept in the file.
             for name, (dtype, shape) in inputs.items()
         }
 
+    def weighted_ids(self, reader, columns):
+        """Return lists of ids and weights that are computed before the graph.
+
+        Parameters
+        ----------
+        reader : dict
+            As for :meth:`given`; it gives ids, weights and lengths.
+        columns : list of str
+            That have a list a row each.
+
+        Returns
+        -------
+        dict of {str: tuple of str}
+            The entries ``ids`` and ``weights`` of an encoding.
+        """
+        lists = ["rows", len(columns), f"{columns[0]}.longest"]
+        inputs = {"ids": (np.int32, lists), "weights": (np.float32, lists)}
+        inputs["lengths"] = (np.int64, lists[:2])
+        given = self.given(reader, columns[0], inputs)
+        return {name: (given[name], given["lengths"]) for name in ("ids", "weights")}
+
     def input(self, name, kind, shape):
         """Add an input of an element type of ONNX and a shape, in which strings are sizes."""
         self._inputs[name] = helper.make_tensor_value_info(name, kind, shape)

@@ -119,6 +119,7 @@ def export_onnx(model, path, inputs="raw"):
         "inputs": inputs,
         "features": features_of(answer),
         "named": all(encoder._named for _, _, encoder in answer.towers.values()),
+        "sparse": sparse_layout(answer),
         "missing_string": MISSING_STRING,
         "missing_time": MISSING_TIME,
         "readers": graph.readers,
@@ -381,6 +382,12 @@ def features_of(answer):
                 read = {"name": f"{prefix}{name}", "kind": block.kind}
                 features[str(column)]["blocks"].append(read)
     return list(features.values())
+
+
+def sparse_layout(answer):
+    """Return the layout of the sparse matrix that a model was fitted on, if it was, or None."""
+    layouts = [encoder._sparse for _, _, encoder in answer.towers.values()]
+    return None if layouts[0] is None else dict(vars(layouts[0]))
 
 
 def shape_of(each):

@@ -7,6 +7,7 @@ import json
 import numpy as np
 
 from sk_easytensor.inference.columns import readers
+from sk_easytensor.sparse import SparseLayout
 from sk_easytensor.tables import read_like_fit
 
 __all__ = ["FORMAT", "METADATA", "OnnxPredictor", "load"]
@@ -88,9 +89,14 @@ class OnnxPredictor:
         self._inputs = {value.name for value in self._session.get_inputs()}
         features = self.metadata_["features"]
         self.feature_names_in_ = np.array([each["name"] for each in features], dtype=object)
+        self._sparse = self.metadata_.get("sparse")
+        if self._sparse is not None:
+            self._sparse = SparseLayout(**self._sparse)
         self._columns = list(self.feature_names_in_)
         if self.metadata_["named"]:
             self._columns = [each["name"] for each in features if each["blocks"]]
+        if self._sparse is not None:
+            self.feature_names_in_ = np.array(self._sparse.features, dtype=object)
         answer = self.metadata_["answer"]
         self.kind = answer["kind"]
         if answer.get("classes") is not None:
@@ -104,7 +110,7 @@ class OnnxPredictor:
         ----------
         X : table-like
             Data frame of any kind, Arrow table, dictionary of lists, list of dictionaries, or
-            2-D array if `fit` was given one.
+            2-D array or sparse matrix if `fit` was given one of the two.
         *outputs : str
             Which; as in ``metadata_["outputs"]``.
 
@@ -123,6 +129,7 @@ class OnnxPredictor:
             self._columns,
             fitted_with_names=self.metadata_["named"],
             owner=self.metadata_["estimator"],
+            sparse=self._sparse,
         )
         parts = []
         for start in range(0, len(table), BATCH):

@@ -154,6 +154,7 @@ class ImportanceSample:
             rows = rows.take(few)
             judged = estimator._judged_model(rows.frame, backend)
         importances = self.importances(judged, rows, estimator._head, group)
+        importances = estimator._encoder.by_feature(importances, estimator.network_, rows.frame)
         if not self.held_out:
             return importances, None
         told = group.gather((model.outputs[:, 0], self.rows.target, self.rows.weight))

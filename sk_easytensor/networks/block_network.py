@@ -186,6 +186,28 @@ class BlockNetwork(nn.Module):
         pairs = zip(self.names, self.blocks, strict=True)
         return longest_of(padded_lengths(block, frame[name]) for name, block in pairs)
 
+    def effects(self, name):
+        """Return what each vector of a block's embedding table does to the network.
+
+        Parameters
+        ----------
+        name : str
+            Of a block with a single embedding table, and one column.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_vectors, n)
+            What a wide block's vectors add to the outputs; for other blocks, the vectors.
+        """
+        module = self.blocks[self.names.index(name)]
+        vectors = module.table.weight.detach()
+        if is_wide(module) and self.wide is not None:
+            before = [b for b in self.blocks[: self.names.index(name)] if is_wide(b)]
+            first = sum(block.out_features for block in before)
+            weight = self.wide.weight.detach()[:, first : first + module.out_features]
+            vectors = vectors @ weight.T
+        return vectors.double().cpu().numpy()
+
     @property
     def _with_trees(self):
         return self.trees is not None and not self.training

@@ -14,6 +14,7 @@ from sk_easytensor.blocks import (
     EventSequenceBlock,
     NumericBlock,
     NumericSequenceBlock,
+    SparseBlock,
     TextBlock,
     VectorBlock,
 )
@@ -143,6 +144,14 @@ def _(block: VectorBlock):
 @describe.register
 def _(block: TextBlock):
     return _by_column(block, [f"text, encoder {block.encoder!r}"] * block.n_features_in_)
+
+
+@describe.register
+def _(block: SparseBlock):
+    pairs = zip(block.features_, block.lengths_, strict=True)
+    return _by_column(
+        block, (f"{len(read):,} of {size:,} sparse features are read" for read, size in pairs)
+    )
 
 
 def _by_column(block, sentences):

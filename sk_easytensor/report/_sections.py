@@ -179,7 +179,7 @@ def importances(model):
             "a model of this kind keeps no rows to judge columns by; "
             "sk_easytensor.inspection.permutation_importance takes rows, with a target"
         )
-    values, names = model.feature_importances_, model._encoder._columns
+    values, names = model.feature_importances_, model._encoder.features
     if not values.any():
         raise LeftOut("no column raises the loss when its values are shuffled")
     order = np.argsort(-values, kind="stable")[:SHOWN_BARS]

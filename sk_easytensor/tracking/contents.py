@@ -115,7 +115,7 @@ def write_importances(estimator, folder):
     """Write the importances of columns as a table and as SVG, if the estimator has any."""
     if not hasattr(type(estimator), "feature_importances_"):
         return
-    names = list(map(str, estimator._data_summary["columns"]))
+    names = list(map(str, estimator._encoder.features))
     values = estimator.feature_importances_
     order = np.argsort(-values, kind="stable")
     names, values = [names[index] for index in order], values[order]

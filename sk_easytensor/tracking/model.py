@@ -11,9 +11,11 @@ from logging import ERROR, getLogger
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from scipy.sparse import csr_matrix
 from skops.io import dumps, get_untrusted_types
 
 from sk_easytensor.safe_loading import trusted_types
+from sk_easytensor.sparse import compressed, is_sparse, layout_of
 from sk_easytensor.tables import align_table, as_table, first_rows, has_column_names, is_source
 
 __all__ = ["REQUIREMENTS", "save_model", "versions"]
@@ -94,6 +96,11 @@ def table_and_rows(estimator, X):
     fitted on, without targets and weights.
     """
     table = first_rows(X, EXAMPLE_ROWS) if is_source(X) else as_table(X)
+    if is_sparse(X):
+        example = csr_matrix(compressed(X)[:EXAMPLE_ROWS])
+        return as_table(example, densify=True), example
+    if layout_of(table) is not None:
+        table = as_table(X[:EXAMPLE_ROWS], densify=True)
     if has_column_names(X) and hasattr(estimator, "feature_names_in_"):
         table = align_table(table, estimator.feature_names_in_)
     if isinstance(X, np.ndarray):
@@ -148,7 +155,7 @@ def input_schema(table, X):
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
     from mlflow.types.schema import AnyType
 
-    if isinstance(X, np.ndarray) and X.dtype.kind in "fiub":
+    if (isinstance(X, np.ndarray) and X.dtype.kind in "fiub") or is_sparse(X):
         return Schema([TensorSpec(X.dtype, (-1, *X.shape[1:]))])
     named = has_column_names(X)
     # Only what is not required may be missing. That a column has to be there, the model says.

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
@@ -14,6 +15,7 @@ from sk_easytensor import MLP, EasyTensorRegressor
 from sk_easytensor.blocks import BLOCKS, Block, PretrainedBlock
 from sk_easytensor.blocks._lists import is_list, list_lengths
 from sk_easytensor.selection import detect_blocks
+from sk_easytensor.sparse import sparse_rows
 from sk_easytensor.summaries import merge_all
 from sk_easytensor.tables import as_table
 from sk_easytensor.tensors import Ragged, TensorFrame
@@ -93,7 +95,19 @@ def _data():
     }
 
 
+def _sparse(rng):
+    """Return two columns of sparse vectors, some rows missing and some without a value."""
+    columns = {}
+    for name, size in (("words", 7), ("codes", 4)):
+        matrix = rng.normal(size=(N_ROWS, size)) * (rng.random((N_ROWS, size)) < 0.3)
+        matrix[5], matrix[6, 2] = 0, np.nan
+        rows = sparse_rows(csr_array(matrix))
+        columns[name] = rows.take(pa.array([None if i in (3, 8) else i for i in range(N_ROWS)]))
+    return columns
+
+
 DATA = {kind: as_table(pd.DataFrame(columns)) for kind, columns in _data().items()}
+DATA["sparse"] = pa.table(_sparse(np.random.default_rng(0)))
 FITTED = {cls: cls().fit(DATA[cls.kind]) for cls in BLOCKS}
 
 # Blocks that are not chosen automatically, because they need something to be given.

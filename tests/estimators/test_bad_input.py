@@ -88,11 +88,15 @@ def test_unsupported_type_names_the_column_and_what_would_take_it(make, data):
         make([("b", NumericBlock(), ["amount", "city"])]).fit(X, y)
 
 
-def test_sparse_tables(make, data):
+def test_sparse_matrices_of_other_widths(make, data):
     from scipy.sparse import csr_matrix
 
-    with pytest.raises(TypeError, match=r"[Ss]parse"):
-        make().fit(csr_matrix(np.eye(60)), data[1])
+    X = csr_matrix(np.eye(60))
+    message = r"eval_set\[0\]: X has 59 features, but \w+ is expecting 60 features as input"
+    with pytest.raises(ValueError, match=message):
+        make().fit(X, data[1], eval_set=[(X[:, :59], data[1])])
+    with pytest.raises(ValueError, match="Complex data not supported"):
+        make().fit(X * 1j, data[1])
 
 
 # ---------------------------------------------------------------------- targets
