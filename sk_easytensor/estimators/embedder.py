@@ -292,7 +292,7 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
                     f"{type(self).__name__}: {self.n_users_without_pair_} of {self.n_users_} users "
                     f"have {maker.objective.lack} and make no pair of their own to train on",
                     UserWarning,
-                    stacklevel=3,  # Past the function that tracks fits.
+                    stacklevel=4,  # Past the functions that check arguments and track fits.
                 )
             self._user, self._time = user, time
             self._data_summary = summarize_table(given)
