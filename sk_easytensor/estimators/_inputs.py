@@ -235,7 +235,7 @@ def check_size(y):
     """
     if y.dtype.kind != "f" or not len(y):
         return
-    largest = max(y.max(), -y.min())
+    largest = max(float(y.max()), -float(y.min()))
     if largest > LARGEST:
         value = y.max() if y.max() == largest else y.min()
         raise ValueError(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import contextmanager
 from functools import wraps
 from time import perf_counter
-from warnings import warn
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 
+from sk_easytensor._warnings import warn_user
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.inference._exporting import ExportMixin
 from sk_easytensor.inference.engines import check_engine
@@ -189,11 +189,9 @@ class TrainedEstimator(
         """
         decides = any(name != "training" for name in names)
         if not decides and self.early_stopping_rounds not in (None, "auto"):
-            warn(
+            warn_user(
                 f"{type(self).__name__}: early_stopping_rounds={self.early_stopping_rounds} has no "
                 "effect without validation rows; give eval_set or validation_fraction",
-                UserWarning,
-                stacklevel=3,
             )
         return EvalPlan(list(names), decides, list(metrics), scores, stopping_metric)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from warnings import warn
 
 import numpy as np
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
+from sk_easytensor._warnings import warn_user
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.compose import BlockParametersMixin, blocks_diagram
 from sk_easytensor.estimators._embedding import EmbeddingMixin
@@ -294,11 +294,9 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
             self.n_users_, usable = counts
             self.n_users_without_pair_ = self.n_users_ - usable
             if self.n_users_without_pair_:
-                warn(
+                warn_user(
                     f"{type(self).__name__}: {self.n_users_without_pair_} of {self.n_users_} users "
                     f"have {maker.objective.lack} and make no pair of their own to train on",
-                    UserWarning,
-                    stacklevel=4,  # Past the functions around fits.
                 )
             self._user, self._time = user, time
             self._data_summary = summarize_table(given)

@@ -8,6 +8,7 @@ from scipy.sparse import csr_matrix
 from sklearn.exceptions import NotFittedError
 
 from sk_easytensor import EasyTensorClassifier, TabM
+from sk_easytensor.estimators._stored import StoredCall, Values
 from sk_easytensor.inspection import GivenOutputs
 
 LEARNS = {"max_epochs": 15, "learning_rate": 0.02}
@@ -186,6 +187,8 @@ def test_log_probabilities(classes, classifier, numbers):
     assert sure.min() == -1e4
     assert model.n_classes_ == (2 if classes == "labels" else classes)
     assert not hasattr(classifier(), "n_classes_")
+    call = StoredCall(model, "predict_log_proba", {}, Values("log_probability"), "_read")
+    assert call.results.names(call)[-1] == f"log_probability_{model.classes_[-1]}"
 
 
 def test_class_weights_of_labels_raise(classifier, numbers):

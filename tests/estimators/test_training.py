@@ -442,7 +442,7 @@ def test_partial_fit_trains_an_epoch_a_call(regressor, data, recorder):
     losses = []
     for _ in range(12):
         assert model.partial_fit(*data) is model
-        losses.append(loss_of(model, *data, data[1]))
+        losses.append(loss_of(model, *data))
     assert recorder.epochs == model.n_iter_ == model.best_iteration_ == 12
     assert losses[-1] < 0.8 * losses[0]
     assert list(model.evals_result_) == ["training"]
