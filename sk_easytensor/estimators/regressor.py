@@ -73,6 +73,13 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
     --------
     EasyTensorClassifier : The same for classes.
 
+    Notes
+    -----
+    A column of `y` that is the same in all training rows is predicted exactly. Numbers in `y` may
+    be up to 1e150 in size, whatever their unit, and ``loss="poisson"`` needs one above 0. A `y` of
+    shape (n_samples, 1) is raveled with a :class:`~sklearn.exceptions.DataConversionWarning`.
+    Predictions through an exponential are at most ``exp(88)`` times the mean of `y`.
+
     Examples
     --------
     >>> import numpy as np
