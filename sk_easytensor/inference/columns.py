@@ -66,9 +66,11 @@ def strings(column, spec):
     check_family(column.type, spec.get("types"), spec["column"], "CategoryBlock")
     # The graph knows the texts of booleans, and those of earlier versions hold them as they are.
     keys = category_keys(column, boolean_texts=False)
-    words = np.append(keys.dictionary.to_numpy(zero_copy_only=False).astype(object), MISSING_STRING)
-    # No file has a category of this kind, so that a longer one is as unknown.
-    words[:-1][words[:-1] == MISSING_STRING] = 2 * MISSING_STRING
+    words = keys.dictionary.to_numpy(zero_copy_only=False).astype(object)
+    if MISSING_STRING in words.tolist():
+        # No file has a category made of this character, so that two of them are as unknown.
+        words[words == MISSING_STRING] = 2 * MISSING_STRING
+    words = np.append(words, MISSING_STRING)
     return words[pc.fill_null(keys.indices, len(keys.dictionary)).to_numpy(zero_copy_only=False)]
 
 
