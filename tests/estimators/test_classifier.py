@@ -2,12 +2,15 @@
 
 import numpy as np
 import pandas as pd
+import polars as pl
+import pyarrow as pa
 import pytest
 import torch
 from scipy.sparse import csr_matrix
 from sklearn.exceptions import NotFittedError
 
 from sk_easytensor import EasyTensorClassifier, TabM
+from sk_easytensor.estimators._pair_targets import few_values, target_values
 from sk_easytensor.estimators._stored import StoredCall, Values
 from sk_easytensor.inspection import GivenOutputs
 
@@ -44,6 +47,65 @@ def test_binary_labels(labels, classifier, numbers):
     decision = model.decision_function(numbers)
     assert decision.shape == (200,)
     np.testing.assert_array_equal(decision > 0, predicted == labels[1])
+
+
+LARGE = [2**53, 2**53 + 1]
+
+TYPED_LABELS = {
+    "Int64": lambda y: pd.Series(y, dtype="Int64"),
+    "array": lambda y: pd.array(y, dtype="Int64"),
+    "arrow": lambda y: pd.Series(y, dtype="int64[pyarrow]"),
+    "polars": pl.Series,
+    "chunked": lambda y: pa.chunked_array([y]),
+    "objects": lambda y: pd.Series(y, dtype=object),
+    "categories": lambda y: pd.Series(pd.Categorical(y)),
+}
+
+
+@pytest.mark.parametrize("labels", [LARGE, [False, True]], ids=["large", "booleans"])
+@pytest.mark.parametrize("kind", TYPED_LABELS)
+def test_integers_and_booleans_stay_what_they_are(kind, labels):
+    make = TYPED_LABELS[kind]
+    if isinstance(labels[0], bool) and kind in ("Int64", "array", "arrow"):
+        name = "bool[pyarrow]" if kind == "arrow" else "boolean"
+        make = (
+            (lambda y: pd.array(y, dtype=name))
+            if kind == "array"
+            else (lambda y: pd.Series(y, dtype=name))
+        )
+    model = EasyTensorClassifier()
+    y = model._check_target(make(labels * 2))
+    model._head = model._learn_target(y)
+    assert model.classes_.dtype == np.array(labels).dtype
+    assert model.classes_.tolist() == labels
+    assert model._encode_target(y).tolist() == [0, 1, 0, 1]
+    values = few_values(target_values(make(labels * 2)))
+    assert values.dtype == model.classes_.dtype
+    assert values.tolist() == labels
+
+
+def test_nullable_labels_are_predicted_as_they_are(classifier, numbers, tmp_path):
+    rows = (numbers[:, 0] > 0).astype(int)
+    for values, kind in ((np.array(LARGE)[rows], "Int64"), (rows == 1, "boolean")):
+        y = pd.Series(values, dtype=kind)
+        frame = pd.DataFrame(numbers, columns=["a", "b"]).assign(label=y)
+        frame.to_parquet(tmp_path / "rows.parquet")
+        quick = {"max_epochs": 1, "trees": None}
+        of_path = classifier(**quick).fit(str(tmp_path / "rows.parquet"), "label")
+        model = classifier(**quick).fit(frame[["a", "b"]], y)
+        for each in (model, of_path):
+            assert each.classes_.tolist() == np.unique(values).tolist()
+            assert each.predict(frame).dtype == values.dtype
+
+
+def test_large_labels_of_another_integer_type_do_not_merge(classifier, numbers):
+    model = classifier(max_epochs=1, trees=None)
+    y = np.array(LARGE)[(numbers[:, 0] > 0).astype(int)]
+    model.fit(numbers, y, eval_set=[(numbers, y.astype(np.uint64))])
+    assert model._encode_target(np.array(LARGE, dtype=np.uint64)).tolist() == [0, 1]
+    assert model._encode_target(np.array([2.0**53])).tolist() == [0]
+    with pytest.raises(ValueError, match="not seen before"):
+        model._encode_target(np.array([2**53 + 2], dtype=np.uint64))
 
 
 def test_multiclass_labels(classifier, numbers):
