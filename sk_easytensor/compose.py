@@ -320,6 +320,8 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
         """Return :meth:`column_positions` of every input column, by column."""
         found = {column: {} for column in self._columns}
         for name, block in self.blocks_.items():
+            if self._with_margin and name == self.offset_block:
+                continue
             for column in block.feature_names_in_:
                 found[column][name] = {}
             for entry, sources in block.encoding_columns(frame[name]).items():

@@ -254,3 +254,19 @@ def test_what_offsets_cannot_be_is_refused(counts, regressor, classifier):
     fitted = regressor(trees=None, max_epochs=1).fit(rest, y, base_margin=margin)
     with pytest.raises(ValueError, match="fitted with base_margin, and needs base_margin="):
         fitted.predict(rest)
+
+
+@pytest.mark.parametrize("trees", ["auto", None])
+def test_an_offset_contributes_what_it_is(counts, regressor, trees):
+    X, y, _ = counts
+    X = X[["log_exposure", "a", "b"]]
+    model = regressor(loss="poisson", offset="log_exposure", trees=trees).fit(X, y)
+    found = model.explain(X[:5], background=X[5:25], random_state=0)
+    raw = np.log(model.predict(X[:5]))
+    np.testing.assert_allclose(found.base_values + found.values.sum(axis=1), raw, atol=1e-4)
+    expected = X["log_exposure"][:5] - X["log_exposure"][5:25].mean()
+    np.testing.assert_allclose(found.values[:, 0], expected, atol=1e-4)
+    rest = X.drop(columns="log_exposure")
+    array = regressor(trees=None, max_epochs=1).fit(rest, y, base_margin=X["log_exposure"])
+    with pytest.raises(ValueError, match="given as base_margin are no column"):
+        array.explain(X.rename(columns={"log_exposure": "base_margin"}))
