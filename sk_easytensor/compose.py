@@ -10,12 +10,16 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.backends.local import LocalBackend
 from sk_easytensor.blocks import BLOCKS
+from sk_easytensor.blocks.offset import OffsetBlock
 from sk_easytensor.parameters import GrowingParametersMixin, check_choice
 from sk_easytensor.selection import check_blocks, detect_blocks, select_columns
 from sk_easytensor.sparse import layout_of
 from sk_easytensor.tables import as_table, has_column_names, read_like_fit
 
-__all__ = ["BlockParametersMixin", "TableEncoder", "select_columns"]
+__all__ = ["BASE_MARGIN", "BlockParametersMixin", "TableEncoder", "select_columns"]
+
+BASE_MARGIN = "base_margin"
+"""The column that an array of offsets becomes."""
 
 
 class BlockParametersMixin:
@@ -129,6 +133,12 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
 
     _sparse = None
 
+    _offset = None
+    """Name of the column of offsets, if there is one."""
+
+    _with_margin = False
+    """Whether the offsets were an array, and are no feature."""
+
     def __init__(self, blocks=None, *, remainder="auto", categorical_features=None, n_jobs=None):
         self.blocks = blocks
         self.remainder = remainder
@@ -151,7 +161,7 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
         """
         return self.fit_table(as_table(X), X, LocalBackend(self.n_jobs))
 
-    def fit_table(self, table, X, backend):
+    def fit_table(self, table, X, backend, offset=None, *, with_margin=False):
         """Fit on a table already read.
 
         Parameters
@@ -162,6 +172,10 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
             What the user gave, for callables that select columns.
         backend : LocalBackend
             Where the table is summarised.
+        offset : str or int, optional
+            Name or position of the column of offsets. It is a feature only if `blocks` names it.
+        with_margin : bool, default=False
+            Whether the table has a column `BASE_MARGIN` of offsets, which is no feature.
 
         Returns
         -------
@@ -169,14 +183,19 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
         """
         sample = backend.some_rows(table)
         self._named = has_column_names(X)
-        self._columns = list(table.column_names)
+        self._columns = [n for n in table.column_names if not (with_margin and n == BASE_MARGIN)]
         self._sparse = layout_of(sample)
         self.n_features_in_ = len(self.features)
         if self._named:
             self.feature_names_in_ = np.asarray(self.features, dtype=object)
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
-        chosen = self._choose(sample, X)
+        features = sample.select(self._columns)
+        self._with_margin = with_margin
+        self._offset = BASE_MARGIN if with_margin else None
+        if offset is not None:
+            self._offset = select_columns([offset], features, X, owner="offset")[0]
+        chosen = self._choose(features, X)
         for block, columns in chosen.values():
             block.fit_columns(sample.select(columns), named=self._named)
         summaries = backend.summarize(table, chosen)
@@ -213,13 +232,48 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
         """
         return self.encode_table(self.read(X), LocalBackend(self.n_jobs))
 
-    def read(self, X, owner=None):
-        """Read a table and align it to the columns seen during fit."""
+    def read(self, X, owner=None, base_margin=None):
+        """Read a table and align it to the columns seen during fit.
+
+        Parameters
+        ----------
+        X : table-like
+            Rows.
+        owner : str, optional
+            Class name for messages.
+        base_margin : array-like of shape (n_rows,) or number, optional
+            Offsets, where fit was given such an array; by default the column `BASE_MARGIN` of `X`.
+
+        Returns
+        -------
+        pyarrow.Table
+        """
         check_is_fitted(self)
         owner = owner or type(self).__name__
-        return read_like_fit(
+        table = read_like_fit(
             X, self._columns, fitted_with_names=self._named, owner=owner, sparse=self._sparse
         )
+        if base_margin is None and not self._with_margin:
+            return table
+        return self._read_margin(table, X, owner, base_margin)
+
+    def _read_margin(self, table, X, owner, base_margin):
+        from sk_easytensor.estimators._offsets import margin_column
+
+        if not self._with_margin:
+            named = f", but with offset={self._offset!r}" if self._offset is not None else ""
+            raise ValueError(f"{owner} was fitted without base_margin{named}")
+        if base_margin is not None:
+            column = margin_column(base_margin, len(table))
+        else:
+            given = as_table(X) if has_column_names(X) else table
+            if BASE_MARGIN not in given.column_names:
+                raise ValueError(
+                    f"{owner} was fitted with base_margin, and needs base_margin=... for the rows "
+                    f"to predict, or a column {BASE_MARGIN!r} in X"
+                )
+            column = given.column(BASE_MARGIN)
+        return table.append_column(BASE_MARGIN, column)
 
     @property
     def features(self):
@@ -266,6 +320,8 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
         """Return :meth:`column_positions` of every input column, by column."""
         found = {column: {} for column in self._columns}
         for name, block in self.blocks_.items():
+            if self._with_margin and name == self.offset_block:
+                continue
             for column in block.feature_names_in_:
                 found[column][name] = {}
             for entry, sources in block.encoding_columns(frame[name]).items():
@@ -337,7 +393,7 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
         categories = self._categories(table, X, chosen)
         used.update(categories)
         if self.remainder == "auto" or categories:
-            rest = [name for name in table.column_names if name not in used]
+            rest = [n for n in table.column_names if n not in used and n != self._offset]
             named = set(chosen)
             rest = rest if self.remainder == "auto" else []
             for block_class, columns in detect_blocks(table, rest, categories):
@@ -353,6 +409,13 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
             raise ValueError(
                 "no block reads any column: name columns in blocks or use remainder='auto'"
             )
+        if self._offset is not None:
+            name, count = OffsetBlock.kind, 1
+            while name in chosen:
+                count += 1
+                name = f"{OffsetBlock.kind}_{count}"
+            # The last, so that the network without it has the same names.
+            chosen[name] = (OffsetBlock(), [self._offset])
         return chosen
 
     def _categories(self, table, X, chosen):
@@ -368,6 +431,11 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
                     "leave it out of one of them"
                 )
         return columns
+
+    @property
+    def offset_block(self):
+        """Name of the block of offsets, or None."""
+        return None if self._offset is None else list(self.blocks_)[-1]
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

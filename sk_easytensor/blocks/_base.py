@@ -103,6 +103,11 @@ class Block(ArrowStateMixin, GrowingParametersMixin, TransformerMixin, BaseEstim
     def encode(self, table):
         """Return the encoding of a table with exactly the block's columns."""
 
+    def example(self, n_rows):
+        """Return an encoding of rows without values, for its form."""
+        names = map(str, self.feature_names_in_)
+        return self.encode(pa.table({name: pa.nulls(n_rows) for name in names}))
+
     @abstractmethod
     def make_module(self):
         """Return a new module that reads the encoding."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from functools import partial
+from numbers import Integral
 
 import numpy as np
 from sklearn.base import clone
@@ -12,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.blocks._parts import Representation
-from sk_easytensor.compose import BlockParametersMixin, TableEncoder, blocks_diagram
+from sk_easytensor.compose import BASE_MARGIN, BlockParametersMixin, TableEncoder, blocks_diagram
 from sk_easytensor.estimators._inputs import (
     deciding_first,
     errors_name,
@@ -20,6 +21,7 @@ from sk_easytensor.estimators._inputs import (
     named_eval_set,
     same_source,
 )
+from sk_easytensor.estimators._offsets import eval_margins, read_with_margin
 from sk_easytensor.estimators._pickling import PortablePickleMixin
 from sk_easytensor.estimators._rows import (
     RowMaker,
@@ -35,11 +37,12 @@ from sk_easytensor.inspection._explanation import Explanation, shapley_values
 from sk_easytensor.metrics import MetricScores, resolve_metrics, resolve_stopping_metric
 from sk_easytensor.networks import TabM
 from sk_easytensor.networks.block_network import make_network
+from sk_easytensor.networks.heads import MultilabelHead
 from sk_easytensor.parameters import check_choice
 from sk_easytensor.report._columns import summarize_table, summarize_target
 from sk_easytensor.selection import check_blocks
 from sk_easytensor.sparse import layout_of
-from sk_easytensor.tables import as_table, has_column_names, read_like_fit
+from sk_easytensor.tables import as_table, has_column_names, is_source, read_like_fit
 from sk_easytensor.torch_settings import with_library_settings
 from sk_easytensor.tracking import tracked
 from sk_easytensor.tracking.tracker import RUN
@@ -71,6 +74,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         *,
         remainder="auto",
         categorical_features=None,
+        offset=None,
         trunk=None,
         trees="auto",
         learning_rate=2.4e-2,
@@ -96,6 +100,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         self.blocks = blocks
         self.remainder = remainder
         self.categorical_features = categorical_features
+        self.offset = offset
         self.trunk = trunk
         self.trees = trees
         self.learning_rate = learning_rate
@@ -130,6 +135,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             "blocks": repr(blocks),
             "remainder": self.remainder,
             "categorical_features": described_columns(self.categorical_features),
+            "offset": self.offset,
             "trunk": repr(self.trunk),
             "trees": repr(self.trees),
         }
@@ -158,6 +164,13 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             loss_name = getattr(self, "loss", "log_loss")
             resolve_stopping_metric(self.stopping_metric, metrics, loss_name, type(self).__name__)
         check_choice(type(self).__name__, "warm_start", self.warm_start, (False, True))
+        if self.offset is not None and (
+            isinstance(self.offset, bool) or not isinstance(self.offset, (str, Integral))
+        ):
+            raise ValueError(
+                f"{type(self).__name__}: offset must be the name of a column of X, its position or "
+                f"None, got {self.offset!r}; arrays are given to fit as base_margin"
+            )
 
     # ------------------------------------------------------------------ fitting
 
@@ -175,6 +188,8 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         eval_X=None,
         eval_y=None,
         sample_weight_eval_set=None,
+        base_margin=None,
+        base_margin_eval_set=None,
     ):
         """Fit the blocks and train the network.
 
@@ -199,6 +214,12 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             The targets that belong to `eval_X`.
         sample_weight_eval_set : list of array-like, optional
             Another name of `eval_sample_weight`.
+        base_margin : array-like of shape (n_samples,), optional
+            Offsets of the rows, as a column named by the parameter `offset` has them. Methods that
+            predict then need them as well: as ``base_margin=``, or in a column ``"base_margin"``,
+            which is also what an exported model reads. An alternative to `offset`.
+        base_margin_eval_set : list of array-like, optional
+            Those of each pair of `eval_set`.
 
         Returns
         -------
@@ -220,6 +241,8 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         pairs = eval_pairs(
             *named_eval_set(eval_set, eval_sample_weight, eval_X, eval_y, sample_weight_eval_set)
         )
+        self._check_margin(base_margin, X, backend)
+        margins = eval_margins(base_margin, base_margin_eval_set, [name for name, *_ in pairs])
         checkpoints, random_state = self._open_checkpoints()
         going_on = self.warm_start and hasattr(self, "network_")
         if going_on:
@@ -227,17 +250,18 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         if checkpoints is None:
             random_state = self._same_split(random_state, going_on)
         with backend.running():
-            records = self._training_records(X, y, sample_weight, backend, going_on)
+            records = self._training_records(X, y, sample_weight, base_margin, backend, going_on)
             if not going_on:
                 self._forget()
                 self._head = self._learn_target(self._distinct_targets(records))
+                self._check_offset(base_margin)
             self._learn_class_weights(records)
             evals = [
-                self._eval_records(where, *pair, weight, records, backend)
-                for where, pair, weight in pairs
+                self._eval_records(where, *pair, weight, margin, records, backend)
+                for (where, pair, weight), margin in zip(pairs, margins, strict=True)
             ]
             if not going_on:
-                self._fit_encoder(records, backend, checkpoints)
+                self._fit_encoder(records, backend, checkpoints, base_margin is not None)
                 self._summarize_data(records)
             rows = self._encoded(records, backend)
             encoded, names = [], []
@@ -282,7 +306,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             self._split_seed = int(random_state.randint(np.iinfo(np.int32).max))
         return check_random_state(self._split_seed)
 
-    def partial_fit(self, X, y, sample_weight=None):
+    def partial_fit(self, X, y, sample_weight=None, *, base_margin=None):
         """Train for one epoch on these rows.
 
         The first call fits the blocks on its rows; later calls keep blocks, weights and the
@@ -296,27 +320,31 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             Target.
         sample_weight : array-like of shape (n_samples,), optional
             Row weights.
+        base_margin : array-like of shape (n_samples,), optional
+            Offsets, as in `fit`; in all calls or in none.
 
         Returns
         -------
         self
         """
-        return self._partial_fit(X, y, sample_weight)
+        return self._partial_fit(X, y, sample_weight, base_margin=base_margin)
 
     @with_library_settings
     @restored_on_error
-    def _partial_fit(self, X, y, sample_weight, classes=None):
+    def _partial_fit(self, X, y, sample_weight, classes=None, base_margin=None):
         backend = resolve_backend(self.backend, self.n_jobs)
         self._check_parameters()
+        self._check_margin(base_margin, X, backend)
         going_on = hasattr(self, "network_")
         if going_on:
             self._check_unchanged()
             self._check_same_classes(classes)
         with backend.running():
-            records = self._training_records(X, y, sample_weight, backend, going_on)
+            records = self._training_records(X, y, sample_weight, base_margin, backend, going_on)
             if not going_on:
                 self._head = self._learn_target(self._distinct_targets(records), classes)
-                self._fit_encoder(records, backend)
+                self._check_offset(base_margin)
+                self._fit_encoder(records, backend, with_margin=base_margin is not None)
                 self._summarize_data(records)
             self._learn_class_weights(records)
             rows = self._encoded(records, backend)
@@ -337,23 +365,63 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
                     f"from, from {before} to {now}; clone the estimator to start anew"
                 )
 
-    def _training_records(self, X, y, sample_weight, backend, going_on):
+    def _check_margin(self, base_margin, X, backend):
+        """Raise ``ValueError`` for an array of offsets that cannot be used."""
+        if base_margin is None:
+            return
+        owner = type(self).__name__
+        if self.offset is not None:
+            raise ValueError(f"{owner}: give either offset={self.offset!r} or base_margin")
+        if backend.distributed and is_source(X):
+            raise ValueError(
+                f"{owner}: base_margin is an array, but stored rows are read by many processes; "
+                "name a column of X in the parameter offset"
+            )
+
+    def _check_offset(self, base_margin):
+        """Prepare the head for offsets, if there are any.
+
+        Raises
+        ------
+        ValueError
+            If the target has several outputs.
+        """
+        if self.offset is None and base_margin is None:
+            return
+        head, owner = self._head, type(self).__name__
+        if head.out_features != 1 or isinstance(head, MultilabelHead):
+            name = "base_margin" if self.offset is None else "offset"
+            raise ValueError(
+                f"{owner}: {name} needs two classes or a target of one column; this one has "
+                f"{head.out_features} outputs, to which one number a row cannot be added"
+            )
+        head.has_offset = True
+
+    def _training_records(self, X, y, sample_weight, base_margin, backend, going_on):
         if y is None:
             raise ValueError(
                 f"{type(self).__name__} requires y to be passed, but the target y is None"
             )
-        read = partial(self._encoder.read, owner=type(self).__name__) if going_on else as_table
+        if going_on:
+            owner = type(self).__name__
+            read = partial(self._encoder.read, owner=owner, base_margin=base_margin)
+        else:
+            read = partial(read_with_margin, read=as_table, base_margin=base_margin)
         return backend.records(X, y, sample_weight, read, self._bare()._check_target)
 
-    def _eval_records(self, where, X_eval, y_eval, weight, records, backend):
+    def _eval_records(self, where, X_eval, y_eval, weight, base_margin, records, backend):
         bare = self._bare()
+        names = list(records.table.column_names)
+        if base_margin is not None:
+            names.remove(BASE_MARGIN)
         read = partial(
             read_like_fit,
-            names=records.table.column_names,
+            names=names,
             fitted_with_names=has_column_names(records.source),
             owner=type(self).__name__,
             sparse=layout_of(backend.some_rows(records.table)),
         )
+        read = partial(read_with_margin, read=read, base_margin=base_margin)
         found = backend.records(X_eval, y_eval, weight, read, bare._check_target, where)
         with errors_name(where):
             # Labels that training rows lack are refused before anything is trained.
@@ -379,14 +447,16 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         bare.callbacks = bare.checkpoint_dir = bare.tracker = None
         return bare
 
-    def _fit_encoder(self, records, backend, checkpoints=None):
+    def _fit_encoder(self, records, backend, checkpoints=None, with_margin=False):
         def make():
             encoder = TableEncoder(
                 self.blocks,
                 remainder=self.remainder,
                 categorical_features=self.categorical_features,
             )
-            return encoder.fit_table(records.table, records.source, backend)
+            return encoder.fit_table(
+                records.table, records.source, backend, self.offset, with_margin=with_margin
+            )
 
         with self._timed("blocks"):
             self._encoder = make() if checkpoints is None else checkpoints.keep("encoder", make)
@@ -509,13 +579,13 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
 
     # ------------------------------------------------------------------ predicting
 
-    def _read(self, X):
+    def _read(self, X, base_margin=None):
         check_is_fitted(self)
-        return self._encoder.read(X, owner=type(self).__name__)
+        return self._encoder.read(X, owner=type(self).__name__, base_margin=base_margin)
 
-    def _forward(self, X, output):
+    def _forward(self, X, output, base_margin=None):
         """Return an output of the network for rows, in batches."""
-        table = self._read(X)
+        table = self._read(X, base_margin)
         backend = resolve_backend(self.backend, self.n_jobs)
         frame = self._encoder.encode_table(table, backend)
         return self._run_network(output, frame, backend)
@@ -528,11 +598,11 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             "representation": network.represent,
         }
 
-    def _combined(self, X):
+    def _combined(self, X, base_margin=None):
         """Return the ensemble's outputs, of shape (n_rows, out_features)."""
         if isinstance(X, GivenOutputs):
             return X.values
-        return self._forward(X, "combined")
+        return self._forward(X, "combined", base_margin)
 
     @with_library_settings
     @of_stored_rows(Vectors("embedding"), check="_read")
@@ -551,7 +621,10 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         -------
         ndarray of float32, shape (n_samples, width)
         """
-        return self._forward(X, "representation").numpy()
+        check_is_fitted(self)
+        # The representation does not depend on offsets.
+        margin = 0.0 if self._encoder._with_margin else None
+        return self._forward(X, "representation", margin).numpy()
 
     def representation(self):
         """Return blocks and network up to what :meth:`transform` gives.
@@ -562,7 +635,10 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             For :class:`~sk_easytensor.PretrainedBlock`.
         """
         check_is_fitted(self)
-        return Representation(self.blocks_, self.network_, self._network_trunk)
+        blocks = dict(self.blocks_)
+        if self._encoder.offset_block is not None:
+            del blocks[self._encoder.offset_block]
+        return Representation(blocks, self.network_, self._network_trunk)
 
     @property
     @with_library_settings

@@ -25,15 +25,18 @@ class RowMaker:
         Whether weights are multiplied by those of the classes.
     """
 
-    columns = ()
-    """Of which :meth:`make_targets` wants a table."""
-
     gather = staticmethod(gather_rows)
 
     def __init__(self, estimator, backend, weighted):
         self.estimator = estimator
         self.backend = backend
         self.weighted = weighted
+
+    @property
+    def columns(self):
+        """Of which :meth:`make_targets` wants a table: offsets are subtracted from targets."""
+        offset = self.estimator._encoder._offset
+        return [] if offset is None else [offset]
 
     def make_rows(self, table, y, weight):
         """Return encoded rows.
@@ -56,11 +59,17 @@ class RowMaker:
         return rows
 
     def make_targets(self, table, y, weight):
-        """Return rows without features."""
+        """Return rows without features, but for offsets."""
         target = self.estimator._encode_target(y)
         if self.weighted:
             weight = weight * self.estimator._class_weights(target)
-        return EncodedRows(TensorFrame({}, len(target)), target, torch.from_numpy(weight).float())
+        encoder, frame = self.estimator._encoder, {}
+        if encoder.offset_block is not None:
+            block = encoder.blocks_[encoder.offset_block]
+            frame[encoder.offset_block] = block.encode(table.select([encoder._offset]))
+        return EncodedRows(
+            TensorFrame(frame, len(target)), target, torch.from_numpy(weight).float()
+        )
 
 
 def total_weight(rows):

@@ -111,6 +111,12 @@ class StoredCall:
         ValueError
             If columns are missing, or have the names of results.
         """
+        if self.params.get("base_margin") is not None:
+            raise ValueError(
+                f"{type(self.estimator).__name__}.{self.method}: base_margin is an array, but "
+                "stored rows are read by many processes; give the offsets as a column "
+                "'base_margin' of X, or fit with the parameter offset"
+            )
         table = pa.table([pa.nulls(1, field.type) for field in schema], schema=schema)
         getattr(self.estimator, self.check)(table, **self.params)
         results = self.results.names(self)

@@ -33,6 +33,13 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         Columns that are categories whatever their type, such as numbers that are labels, selected
         as in `blocks`. A :class:`~sk_easytensor.CategoryBlock` reads them, also with
         ``remainder="drop"``.
+    offset : str, int or None, default=None
+        Name or position of a column of `X` whose numbers are added to the raw output, the
+        log-odds of the second class, before and after training: what the model learns is what they
+        leave to be learned. No feature unless `blocks` names it, needed wherever rows are
+        predicted, and never missing. Two classes only; there are no trees then, because
+        scikit-learn's start from one log-odds for all rows, and no temperature. An array can be
+        given to `fit` as ``base_margin`` instead.
     trunk : MLP, TabM or None, default=None
         Network between blocks and head; None for ``TabM(members=4, width=96,
         dropout=0.0)``. ``trunk__<parameter>`` can be set in either case.
@@ -177,6 +184,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         *,
         remainder="auto",
         categorical_features=None,
+        offset=None,
         trunk=None,
         trees="auto",
         learning_rate=2.4e-2,
@@ -204,6 +212,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
             blocks,
             remainder=remainder,
             categorical_features=categorical_features,
+            offset=offset,
             trunk=trunk,
             trees=trees,
             learning_rate=learning_rate,
@@ -228,7 +237,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         )
         self.class_weight = class_weight
 
-    def partial_fit(self, X, y, classes=None, sample_weight=None):
+    def partial_fit(self, X, y, classes=None, sample_weight=None, *, base_margin=None):
         """Train for one epoch on these rows.
 
         Parameters
@@ -241,22 +250,26 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
             All classes that will ever occur; needed in the first call if its rows lack some.
         sample_weight : array-like of shape (n_samples,), optional
             Row weights.
+        base_margin : array-like of shape (n_samples,), optional
+            Offsets, as in `fit`; in all calls or in none.
 
         Returns
         -------
         self
         """
-        return self._partial_fit(X, y, sample_weight, classes)
+        return self._partial_fit(X, y, sample_weight, classes, base_margin)
 
     @with_library_settings
     @of_stored_rows(Values("probability"), check="_read")
-    def predict_proba(self, X):
+    def predict_proba(self, X, base_margin=None):
         """Return class probabilities.
 
         Parameters
         ----------
         X : table-like of shape (n_samples, n_features)
             Rows to classify.
+        base_margin : array-like of shape (n_samples,), optional
+            Offsets of the rows, if `fit` was given ``base_margin``.
 
         Returns
         -------
@@ -264,7 +277,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
             In the order of ``classes_``. For multilabel targets the probability of each label.
         """
         # In double precision, because single precision cannot tell probabilities near 1 apart.
-        combined = self._combined(X).double()
+        combined = self._combined(X, base_margin).double()
         return self._head.predict(combined).numpy()
 
     @with_library_settings
@@ -289,36 +302,40 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
 
     @with_library_settings
     @of_stored_rows(Values("decision"), check="_read")
-    def decision_function(self, X):
+    def decision_function(self, X, base_margin=None):
         """Return log-odds (two classes, multilabel) or log-probabilities (more classes).
 
         Parameters
         ----------
         X : table-like of shape (n_samples, n_features)
             Rows to classify.
+        base_margin : array-like of shape (n_samples,), optional
+            Offsets of the rows, if `fit` was given ``base_margin``.
 
         Returns
         -------
         ndarray of float32, shape (n_samples,) or (n_samples, n_classes)
         """
-        combined = self._combined(X).numpy()
+        combined = self._combined(X, base_margin).numpy()
         return combined[:, 0] if type(self._head) is BinaryHead else combined
 
     @with_library_settings
     @of_stored_rows(Values("prediction"), check="_read")
-    def predict(self, X):
+    def predict(self, X, base_margin=None):
         """Return the most probable class of each row.
 
         Parameters
         ----------
         X : table-like of shape (n_samples, n_features)
             Rows to classify.
+        base_margin : array-like of shape (n_samples,), optional
+            Offsets of the rows, if `fit` was given ``base_margin``.
 
         Returns
         -------
         ndarray of shape (n_samples,) or (n_samples, n_labels)
         """
-        probabilities = self.predict_proba(X)
+        probabilities = self.predict_proba(X, base_margin)
         decided = self._head.decide(probabilities)
         return decided if decided.ndim == 2 else self.classes_[decided]
 

@@ -41,6 +41,12 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         standard deviation of the target.
     quantile : float or None, default=None
         Which quantile ``loss="quantile"`` estimates, between 0 and 1; None for other losses.
+    offset : str, int or None, default=None
+        Name or position of a column of `X` whose numbers are added to the raw output: in units of
+        `y`, or, with ``loss="poisson"`` and ``"gamma"``, to the logarithm of the mean, so that a
+        column with the logarithm of the exposure has the model learn a rate. No feature unless
+        `blocks` names it, needed wherever rows are predicted, and never missing. One target only.
+        An array can be given to `fit` as ``base_margin`` instead.
     remainder, categorical_features, trunk, trees, learning_rate, batch_size, max_epochs
         As in :class:`EasyTensorClassifier`.
     optimizer, weight_decay
@@ -98,6 +104,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         quantile=None,
         remainder="auto",
         categorical_features=None,
+        offset=None,
         trunk=None,
         trees="auto",
         learning_rate=2.4e-2,
@@ -124,6 +131,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
             blocks,
             remainder=remainder,
             categorical_features=categorical_features,
+            offset=offset,
             trunk=trunk,
             trees=trees,
             learning_rate=learning_rate,
@@ -151,20 +159,22 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
 
     @with_library_settings
     @of_stored_rows(Values("prediction"), check="_read")
-    def predict(self, X):
+    def predict(self, X, base_margin=None):
         """Return predictions.
 
         Parameters
         ----------
         X : table-like of shape (n_samples, n_features)
             Rows to predict.
+        base_margin : array-like of shape (n_samples,), optional
+            Offsets of the rows, if `fit` was given ``base_margin``.
 
         Returns
         -------
         ndarray of float64, shape (n_samples,) or (n_samples, n_outputs)
             With the precision of float32.
         """
-        values = self._values(self._combined(X))
+        values = self._values(self._combined(X, base_margin))
         return values[:, 0] if self._one_dimensional else values
 
     def _values(self, outputs):
@@ -273,7 +283,9 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
 
     def _scale_target(self, rows, going_on):
         low, high = target_range(rows)
-        constant = np.where(low == high, low, np.nan)
+        block, log_link = self._encoder.offset_block, self._head.log_link
+        # Beside offsets a constant target is no constant to learn.
+        constant = np.where((low == high) & (block is None), low, np.nan)
         if going_on:
             before = getattr(self, "_constant_target", None)
             constant = np.where(constant == before, constant, np.nan)
@@ -283,24 +295,52 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
             return
         # Squares of very large or small numbers are not finite, or 0. Powers of two are exact.
         unit = power_of_two(np.maximum(-low, high))
-        moments = merge_all(rows.each(partial(_moments, unit=unit)))
+        moments = merge_all(rows.each(partial(_moments, unit=unit, block=block, log_link=log_link)))
         # The mean of equal numbers may be rounded.
-        mean = np.where(low < high, moments.mean * unit, low)
+        mean = np.where(low < high, moments.mean[: len(unit)] * unit, low)
         if self._head.log_link:
             # Dividing by the mean starts the predictions at the right level.
             self._target_center = np.zeros_like(mean)
             self._target_scale = np.where(mean > 0, mean, 1.0)
             self._head.scale = self._target_scale
+            if block is not None:
+                self._head.offset_center = self._log_of_mean(moments.mean[1])
             return
-        deviation = np.sqrt(moments.squares / moments.weight) * unit
+        squares, varies = moments.squares, low < high
+        if block is not None:
+            # The spread of what offsets leave of the target, which is not that of rounding.
+            squares = np.maximum(squares[2:], 1e-12 * squares[1:2])
+            varies = True
+        deviation = np.sqrt(squares / moments.weight) * unit
         self._target_center = mean
-        self._target_scale = np.where((deviation > 0) & (low < high), deviation, 1.0)
+        self._target_scale = np.where((deviation > 0) & varies, deviation, 1.0)
         self._head.scale = self._target_scale
+        if block is not None:
+            # With its mean taken out, losses in units are what they are without offsets.
+            self._head.offset_center = float(moments.mean[1] * unit[0])
+            self._head.offset_scale = float(self._target_scale[0])
+
+    def _log_of_mean(self, factor):
+        """Return the logarithm of the mean of the exponentials of offsets, if it is finite."""
+        if not np.isfinite(factor) or factor <= 0:
+            raise ValueError(
+                f"offset: the mean of exp({self._encoder._offset!r}) is {factor:g}; offsets for "
+                f"loss={self.loss!r} are logarithms, such as np.log(exposure)"
+            )
+        return float(np.log(factor))
 
     def _scaled(self, rows):
         target = (rows.target.numpy() - self._target_center) / self._target_scale
         return EncodedRows(rows.frame, torch.from_numpy(target).float(), rows.weight)
 
 
-def _moments(rows, unit):
-    return WeightedMoments.of(rows.target.numpy() / unit, rows.weight.double().numpy())
+def _moments(rows, unit, block, log_link):
+    """Return the moments of targets, and of offsets and what these leave of the targets."""
+    target = rows.target.numpy() / unit
+    if block is not None:
+        offset = rows.frame[block]["values"].double().numpy()
+        with np.errstate(over="ignore"):
+            others = [np.exp(offset)] if log_link else [offset / unit, target - offset / unit]
+        target = np.hstack([target, *others])
+    with np.errstate(invalid="ignore"):
+        return WeightedMoments.of(target, rows.weight.double().numpy())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from sk_easytensor.ragged import Padded, Ragged
@@ -57,9 +56,7 @@ class EncodedInputs:
         self.blocks = blocks
         self.inputs = []
         for block_name, block in blocks.items():
-            # Rows without any value show the form of an encoding.
-            nothing = pa.table({str(name): pa.nulls(ROWS) for name in block.feature_names_in_})
-            encoding = block.encode(nothing)
+            encoding = block.example(ROWS)
             groups = {id(e.offsets) for e in encoding.values() if isinstance(e, Ragged)}
             known = {}
             for entry, value in encoding.items():

@@ -379,6 +379,8 @@ def features_of(answer):
             features.setdefault(str(column), {"name": str(column), "blocks": []})
         for name, block in blocks.items():
             for column in block.feature_names_in_:
+                # Offsets that were an array are none of the encoder's columns.
+                features.setdefault(str(column), {"name": str(column), "blocks": []})
                 read = {"name": f"{prefix}{name}", "kind": block.kind}
                 features[str(column)]["blocks"].append(read)
     return list(features.values())

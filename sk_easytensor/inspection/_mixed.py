@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sk_easytensor.networks.block_network import is_wide
+from sk_easytensor.networks.block_network import is_offset, is_wide
 from sk_easytensor.tensors import Ragged
 from sk_easytensor.trees.module import places_of_bits
 
@@ -58,6 +58,9 @@ class NetworkParts:
         self.blocks = {}
         for name, module in zip(network.names, network.blocks, strict=True):
             wide, width = is_wide(module), module.out_features
+            if name == network.offset_name:
+                self.blocks[name] = BlockParts(model, name, module, torch.ones(1, 1), first_code)
+                continue
             weight = weights[wide]
             if weight is not None:
                 weight = weight[starts[wide] : starts[wide] + width].contiguous()
@@ -69,11 +72,13 @@ class NetworkParts:
         if network.trees is not None:
             codes = torch.cat([block.codes.int() for block in self.blocks.values()], dim=1)
             self.forests = [ForestRows(forest, codes) for forest in network.trees.forests]
-        self.hidden = self.wide = None
+        self.hidden = self.wide = self.offset = None
+        if network.offset_name is not None:
+            self.offset = self.blocks[network.offset_name].outputs
         if self.linear:
             self.hidden = layer[1].repeat(len(model.frame), 1)
             for block in self.blocks.values():
-                if not block.wide:
+                if not (block.wide or block.is_offset):
                     self.hidden += block.outputs @ block.weight
         for block in self.blocks.values():
             if block.wide:
@@ -92,7 +97,7 @@ class NetworkParts:
             block.column_wise or block.n_columns <= most for block in self.blocks.values()
         )
 
-    def members(self, hidden, wide, outputs):
+    def members(self, hidden, wide, outputs, offset):
         """Return the outputs of the members, of shape (batch, members, out_features).
 
         Parameters
@@ -103,20 +108,23 @@ class NetworkParts:
             Outputs of the layer past the trunk.
         outputs : dict of {str: torch.Tensor} or None
             What each block gives; only needed without `hidden`.
+        offset : torch.Tensor of shape (batch, 1) or None
+            What is added to the outputs.
         """
         network = self.network
         if hidden is None:
             return network.join(outputs)
         hidden = network.trunk.after_first(hidden)
         found = network.head(hidden[:, None, :] if hidden.ndim == 2 else hidden)
-        return found if wide is None else found + wide[:, None, :]
+        found = found if wide is None else found + wide[:, None, :]
+        return found if offset is None else found + offset[:, None, :]
 
-    def join(self, hidden, wide, outputs, leaves):
+    def join(self, hidden, wide, outputs, offset, leaves):
         """Return the ensemble's outputs, of shape (batch, 1, out_features).
 
         Parameters
         ----------
-        hidden, wide, outputs
+        hidden, wide, outputs, offset
             As of :meth:`members`.
         leaves : list of torch.Tensor of shape (batch, n_trees)
             For each forest the values of the leaves that the rows are in.
@@ -124,11 +132,12 @@ class NetworkParts:
         trees = self.network.trees
         combined = None
         if trees is None or trees.share > 0:
-            combined = self.head.combine(self.members(hidden, wide, outputs))
+            combined = self.head.combine(self.members(hidden, wide, outputs, offset))
         if trees is None:
             return combined
         pairs = zip(self.forests, leaves, strict=True)
         found = torch.cat([forest.outputs(values) for forest, values in pairs], dim=1)
+        found = found if offset is None else found + offset
         return self.head.settle(trees.join_outputs(combined, found[:, None, :]))
 
 
@@ -151,6 +160,7 @@ class BlockParts:
 
     def __init__(self, model, name, module, weight, first_code):
         self.wide = is_wide(module)
+        self.is_offset = is_offset(module)
         self.weight = weight
         self.first_code = first_code
         self.width = module.out_features
@@ -298,6 +308,7 @@ class MixedRows:
         self.parts, self.rows, self.donors = parts, rows, donors
         self.hidden = None if parts.hidden is None else parts.hidden[rows]
         self.wide = None if parts.wide is None else parts.wide[rows]
+        self.offset = None if parts.offset is None else parts.offset[rows]
         self.outputs = None
         if not parts.linear:
             self.outputs = {name: block.outputs[rows] for name, block in parts.blocks.items()}
@@ -335,11 +346,12 @@ class MixedRows:
         for start in range(0, len(self.rows), ROWS_AT_ONCE):
             some = slice(start, start + ROWS_AT_ONCE)
             outputs = self.outputs and {name: each[some] for name, each in self.outputs.items()}
-            hidden, wide = (
-                each if each is None else each[some] for each in (self.hidden, self.wide)
+            hidden, wide, offset = (
+                each if each is None else each[some]
+                for each in (self.hidden, self.wide, self.offset)
             )
             leaves = [each[some] for each in self.leaves]
-            found.append(self.parts.join(hidden, wide, outputs, leaves))
+            found.append(self.parts.join(hidden, wide, outputs, offset, leaves))
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def _replace(self, name, positions):
@@ -383,7 +395,9 @@ class MixedRows:
         return torch.arange(codes.shape[1]) + block.first_code
 
     def _add(self, block, change):
-        if block.wide:
+        if block.is_offset:
+            self.offset = self.offset + change
+        elif block.wide:
             self.wide = self.wide + change
         elif self.hidden is not None:
             self.hidden = self.hidden + change

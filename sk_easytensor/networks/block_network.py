@@ -20,7 +20,8 @@ class BlockNetwork(nn.Module):
     ----------
     blocks : dict of {str: torch.nn.Module}
         Modules made by the blocks. Those with a true attribute ``wide`` are joined to the head
-        by a linear layer; the others go through the trunk.
+        by a linear layer; one with a true attribute ``is_offset`` is added to the outputs of every
+        member and of the trees; the others go through the trunk.
     trunk : torch.nn.Module
         Made by the trunk for the blocks that are not wide.
     head : torch.nn.Module or None
@@ -32,6 +33,8 @@ class BlockNetwork(nn.Module):
     ----------
     trees : TreesModule or None
         Stand beside the network once it is trained: it is trained and judged without them.
+    offset_name : str or None
+        Name of the block whose output is added to the outputs, if there is one.
 
     Notes
     -----
@@ -48,6 +51,8 @@ class BlockNetwork(nn.Module):
         self.head = head
         self.wide = wide
         self.trees = None
+        offsets = [name for name, block in blocks.items() if is_offset(block)]
+        self.offset_name = offsets[0] if offsets else None
 
     @property
     def representation_features(self):
@@ -80,7 +85,7 @@ class BlockNetwork(nn.Module):
         -------
         torch.Tensor of shape (batch, members, out_features)
         """
-        return self._outputs(*self._hidden(parts))
+        return self._outputs(*self._hidden(parts), self._offset_of(parts))
 
     def read(self, frame):
         """Return what each block's module gives of encoded rows, for :meth:`join`.
@@ -107,7 +112,7 @@ class BlockNetwork(nn.Module):
         torch.Tensor of shape (batch, 1, out_features)
         """
         shown = self.shown(frame) if self._with_trees else None
-        return self._joined(head, shown, lambda: self(frame))
+        return self._joined(head, shown, self.offset(frame), lambda: self(frame))
 
     def readers(self):
         """Return what reads each block's encoding, by the block's name, for :meth:`combine_read`.
@@ -130,7 +135,7 @@ class BlockNetwork(nn.Module):
                     columns.append(each)
             # They came beside floats, which hold them exactly.
             shown = torch.cat(columns, dim=1).int()
-        return self._joined(head, shown, lambda: self.join(parts))
+        return self._joined(head, shown, self._offset_of(parts), lambda: self.join(parts))
 
     def represent(self, frame):
         """Return the trunk's output, averaged over members, beside the wide blocks' outputs.
@@ -144,9 +149,33 @@ class BlockNetwork(nn.Module):
     def answer(self, frame, head):
         """Return :meth:`combine` and :meth:`represent` of the same rows, as a tuple."""
         shown = self.shown(frame) if self._with_trees else None
-        hidden, wide = self._hidden(self.read(frame))
-        combined = self._joined(head, shown, lambda: self._outputs(hidden, wide))
+        parts = self.read(frame)
+        hidden, wide = self._hidden(parts)
+        offset = self._offset_of(parts)
+        combined = self._joined(head, shown, offset, lambda: self._outputs(hidden, wide, offset))
         return combined, self._represented(hidden, wide)
+
+    def offset(self, frame):
+        """Return what is added to the outputs for encoded rows.
+
+        Returns
+        -------
+        torch.Tensor of shape (batch, 1, 1), or None
+            On the scale of the outputs.
+        """
+        if self.offset_name is None:
+            return None
+        module = self.blocks[self.names.index(self.offset_name)]
+        return module(**frame[self.offset_name])[:, None, :]
+
+    def tree_outputs(self, trees, frame):
+        """Return the outputs of trees for encoded rows, offsets included.
+
+        Returns
+        -------
+        torch.Tensor of shape (batch, 1, out_features)
+        """
+        return trees.outputs(self.shown(frame), self.offset(frame))
 
     def shown(self, frame):
         """Return what the blocks show trees of encoded rows.
@@ -212,17 +241,21 @@ class BlockNetwork(nn.Module):
     def _with_trees(self):
         return self.trees is not None and not self.training
 
-    def _outputs(self, hidden, wide):
-        outputs = self.head(hidden)
-        return outputs if wide is None else outputs + self.wide(wide)[:, None, :]
+    def _offset_of(self, parts):
+        return None if self.offset_name is None else parts[self.offset_name][:, None, :]
 
-    def _joined(self, head, shown, outputs):
+    def _outputs(self, hidden, wide, offset):
+        outputs = self.head(hidden)
+        outputs = outputs if wide is None else outputs + self.wide(wide)[:, None, :]
+        return outputs if offset is None else outputs + offset
+
+    def _joined(self, head, shown, offset, outputs):
         """Return outputs as one, with the trees' for what is shown to them, if anything is."""
         if shown is None:
             return head.combine(outputs())
         # A network that counts for nothing need not be asked.
         combined = None if self.trees.share == 0 else head.combine(outputs())
-        return head.settle(self.trees.join(combined, shown))
+        return head.settle(self.trees.join(combined, shown, offset))
 
     def _represented(self, hidden, wide):
         hidden = hidden.mean(1)
@@ -231,7 +264,8 @@ class BlockNetwork(nn.Module):
     def _hidden(self, read):
         parts = {False: [], True: []}
         for name, block in zip(self.names, self.blocks, strict=True):
-            parts[is_wide(block)].append(read[name])
+            if name != self.offset_name:
+                parts[is_wide(block)].append(read[name])
         wide = torch.cat(parts[True], dim=1) if parts[True] else None
         deep = torch.cat(parts[False], dim=1) if parts[False] else wide.new_zeros(wide.shape[0], 1)
         hidden = self.trunk(deep)
@@ -265,6 +299,11 @@ def shows(module):
 def is_wide(module):
     """Tell whether a block's module goes past the trunk."""
     return getattr(module, "wide", False)
+
+
+def is_offset(module):
+    """Tell whether what a block's module gives is added to the outputs."""
+    return getattr(module, "is_offset", False)
 
 
 def padded_lengths(module, encoding):
@@ -317,7 +356,10 @@ def make_network(blocks, trunk, head=None):
     modules = {name: block.make_module() for name, block in blocks.items()}
     widths = {False: [], True: []}
     for module in modules.values():
-        widths[is_wide(module)].append(module.out_features)
+        if is_offset(module):
+            module.scale_for(head)
+        else:
+            widths[is_wide(module)].append(module.out_features)
     # Without any deep block the trunk reads a constant: it is then a bias.
     deep, wide_features = widths[False] or [1], sum(widths[True])
     if hasattr(trunk, "make_module_for"):

@@ -52,6 +52,12 @@ class Head(BaseEstimator, ABC):
     scale = None
     """Of the targets, if they were divided by it: an ndarray of shape (out_features,)."""
 
+    has_offset = False
+    """Whether a given number is added to the outputs of each row, those of all members alike."""
+
+    offset_center, offset_scale = 0.0, 1.0
+    """What is subtracted from these numbers, and what they are then divided by."""
+
     def make_module(self, in_features, members):
         """Return the last layer of the network."""
         return MemberLinear(members, in_features, self.out_features)
@@ -80,6 +86,25 @@ class Head(BaseEstimator, ABC):
         """Return the outputs for a target that so many rows have and no other, as an array."""
         raise TypeError(f"{type(self).__name__} has no trees beside its network")
 
+    def without_offset(self, target, weight, offset):
+        """Return targets and weights for which outputs without offsets have the same loss.
+
+        Parameters
+        ----------
+        target : torch.Tensor of shape (batch, out_features)
+            As :meth:`loss` takes it.
+        weight : torch.Tensor of shape (batch,)
+            Row weights.
+        offset : torch.Tensor of shape (batch, 1)
+            On the scale of the outputs.
+
+        Returns
+        -------
+        target, weight : torch.Tensor
+            The loss is the same but for a constant and a factor of each row.
+        """
+        raise TypeError(f"{type(self).__name__} has no such targets")
+
     def likelihood(self, loss):
         """Return what a mean loss says of a row: the negative logarithm of a likelihood."""
         return loss
@@ -97,8 +122,12 @@ class BinaryHead(Head):
     """Two classes: one log-odds."""
 
     metric = "log_loss"
-    tree_loss = "log_loss"
     out_features = 1
+
+    @property
+    def tree_loss(self):
+        """The loss of boosted trees, which start from one log-odds for all rows."""
+        return None if self.has_offset else "log_loss"
 
     def constant(self, target, n_rows):
         # Half a row of each class more keeps the log-odds finite.
@@ -111,6 +140,9 @@ class BinaryHead(Head):
         )
 
     def combine(self, outputs):
+        if self.has_offset:
+            # Of the usual mean, below, what is added to all members would not be the same part.
+            return outputs.mean(1, keepdim=True)
         # The log-odds of the mean probability, computed where neither can underflow.
         positive = functional.logsigmoid(outputs).logsumexp(1, keepdim=True)
         negative = functional.logsigmoid(-outputs).logsumexp(1, keepdim=True)
@@ -261,6 +293,14 @@ class RegressionHead(Head):
         # Of errors with the spread that makes them most likely: normal, or the same on each side.
         power = 0.5 if self.loss_name == "squared_error" else 1.0
         return power * math.log(max(loss, 1e-300))
+
+    def without_offset(self, target, weight, offset):
+        if not self.log_link:
+            return target - offset, weight
+        factor = torch.exp(offset)
+        # A rate counts as often as its exposure says, but for gamma's, whose spread grows with it.
+        weight = weight * factor[:, 0] if self.loss_name == "poisson" else weight
+        return target / factor, weight
 
     @property
     def log_link(self):

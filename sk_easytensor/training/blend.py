@@ -101,7 +101,8 @@ def fit_blend(head, network_outputs, tree_outputs, target, weight, group):
         lambda rows, values: torch.lerp(tree_outputs[rows], network_outputs[rows], values),
     )
     blend = Blend(share, 1.0, loss)
-    if head.estimator_type == "classifier":
+    # What is added to the outputs as it is must not be divided.
+    if head.estimator_type == "classifier" and not head.has_offset:
         mean = torch.lerp(tree_outputs, network_outputs, share)
         penalties = TEMPERATURE_PRIOR * np.log(TEMPERATURES) ** 2
         blend.temperature, blend.loss = best(

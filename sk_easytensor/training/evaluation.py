@@ -186,9 +186,9 @@ class EvalSet:
                 weights.append(part.weight.double())
                 if trees is not None:
                     batches = BatchIterator(part, EVAL_BATCH_SIZE)
-                    outputs += [trees(network.shown(batch.frame)) for batch in batches]
+                    outputs += [network.tree_outputs(trees, batch.frame) for batch in batches]
         self.target, self.weight = torch.cat(targets), torch.cat(weights)
-        self.tree_outputs = torch.cat(outputs)[:, None, :] if outputs else None
+        self.tree_outputs = torch.cat(outputs) if outputs else None
 
     def run(self, net, deciding):
         """Evaluate the network.

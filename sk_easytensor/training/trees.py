@@ -48,17 +48,17 @@ def grow_trees(network, head, rows, valid_rows, settings):
     TreesModule or None
         None if there is nothing for trees to learn from.
     """
-    codes = [] if settings.trees is None else network.shown_codes
+    codes = [] if settings.trees is None or head.tree_loss is None else network.shown_codes
     if not codes or (settings.group.size > 1 and not valid_rows):
         return None
 
     def grow():
         if len(rows) < FEWEST_ROWS:
             return None
-        own = tree_rows(network, rows, MOST_ROWS, settings.seed)
+        own = tree_rows(network, rows, MOST_ROWS, settings.seed, head)
         valid = None
         if valid_rows:
-            valid = tree_rows(network, valid_rows[0], MOST_VALID_ROWS, settings.seed)
+            valid = tree_rows(network, valid_rows[0], MOST_VALID_ROWS, settings.seed, head)
         # As many threads as the network is trained with: scikit-learn would take all there are.
         with threadpool_limits(torch.get_num_threads(), user_api="openmp"):
             return settings.trees.grow(head, own, valid, codes, settings.seed)
@@ -68,7 +68,7 @@ def grow_trees(network, head, rows, valid_rows, settings):
 
 
 @torch.no_grad()
-def tree_rows(network, rows, most, seed):
+def tree_rows(network, rows, most, seed, head=None):
     """Return what trees see of some rows, at most so many.
 
     Parameters
@@ -81,19 +81,29 @@ def tree_rows(network, rows, most, seed):
         Rows at most.
     seed : int
         Of the sample, if there are more.
+    head : Head, optional
+        Takes offsets out of the targets; needed where there are any.
 
     Returns
     -------
     LeftRows
     """
-    names = network.shown_names
+    names = [*network.shown_names]
+    if network.offset_name is not None:
+        names.append(network.offset_name)
 
     def shown(part):
         frame = TensorFrame({name: part.frame[name] for name in names}, len(part))
         return EncodedRows(frame, part.target, part.weight)
 
+    def learned(part):
+        offset = network.offset(part.frame)
+        if offset is None:
+            return part.target, part.weight
+        return head.without_offset(part.target, part.weight, offset[:, 0])
+
     parts = [
-        (network.shown(part.frame), part.target, part.weight)
+        (network.shown(part.frame), *learned(part))
         for part in sampled_parts(rows.map(shown), most, seed)
     ]
     columns, target, weight = (torch.cat(each).cpu().numpy() for each in zip(*parts, strict=True))

@@ -62,7 +62,20 @@ class TreesModule(nn.Module):
         """
         return torch.cat([forest(columns) for forest in self.forests], dim=1)
 
-    def join(self, combined, columns):
+    def outputs(self, columns, offset):
+        """Return :meth:`forward` plus what is added to it, of shape (batch, 1, out_features).
+
+        Parameters
+        ----------
+        columns : torch.Tensor of int32, shape (batch, n_columns)
+            As in :meth:`forward`.
+        offset : torch.Tensor of shape (batch, 1, 1), or None
+            Numbers to add.
+        """
+        outputs = self(columns)[:, None, :]
+        return outputs if offset is None else outputs + offset
+
+    def join(self, combined, columns, offset=None):
         """Return the weighted mean of a network's combined outputs and the trees', scaled.
 
         Parameters
@@ -71,8 +84,10 @@ class TreesModule(nn.Module):
             Of the network; None where its share is 0.
         columns : torch.Tensor of int32, shape (batch, n_columns)
             As in :meth:`forward`.
+        offset : torch.Tensor of shape (batch, 1, 1), or None
+            Is added to the outputs of the trees; those of the network have it already.
         """
-        return self.join_outputs(combined, self(columns)[:, None, :])
+        return self.join_outputs(combined, self.outputs(columns, offset))
 
     def join_outputs(self, combined, outputs):
         """Return what :meth:`join` does, given the trees' outputs, of shape of `combined`."""

@@ -363,3 +363,14 @@ def test_what_cannot_be_exported(tmp_path):
         export_onnx(NumericBlock(), tmp_path / "model.onnx")
     with pytest.raises(ValueError, match="inputs"):
         export_onnx(EasyTensorRegressor(), tmp_path / "model.onnx", inputs="rows")
+
+
+def test_offsets_are_a_column_of_the_graph(rows, assert_same, tmp_path):
+    X, margin = rows[["amount", "city"]], np.linspace(-2, 2, len(rows))
+    model = EasyTensorRegressor(loss="poisson", max_epochs=2, random_state=0)
+    model.fit(X, np.arange(len(rows)) % 3, base_margin=margin)
+    assert model.trees_share_ > 0
+    predictor = load(model.to_onnx(tmp_path / "model.onnx"))
+    assert_same(model, predictor, X.assign(base_margin=margin), "predict", "transform")
+    twice = predictor.predict(X.assign(base_margin=margin + np.log(2)))
+    np.testing.assert_allclose(twice, 2 * model.predict(X, base_margin=margin), rtol=1e-5)

@@ -279,3 +279,16 @@ def test_training_ends_early(classifier, quick, shop):
     assert model.n_iter_ == local.n_iter_ < 30
     assert model.best_iteration_ == model.n_iter_ - 3
     same_network(model, local, 1e-5)
+
+
+def test_offsets_on_a_cluster(regressor, files, shop):
+    params = {"loss": "poisson", "offset": "score", "validation_fraction": None, "max_epochs": 1}
+    model = regressor(**params).fit(files, "count")
+    assert model._head.offset_center == pytest.approx(np.log(np.exp(shop["score"]).mean()))
+    twice = model.predict(shop.assign(score=shop["score"] + np.log(2)))
+    np.testing.assert_allclose(twice, 2 * model.predict(shop), rtol=1e-5)
+    margin = shop["score"].to_numpy()
+    with pytest.raises(ValueError, match="name a column of X in the parameter offset"):
+        regressor(loss="poisson").fit(files, "count", base_margin=margin)
+    with pytest.raises(ValueError, match="give the offsets as a column"):
+        model.predict(files, base_margin=margin)

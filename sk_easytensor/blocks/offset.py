@@ -1,0 +1,113 @@
+"""The column whose numbers are added to a model's outputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from sk_easytensor.blocks._base import Block, show_value
+from sk_easytensor.columns import RowError, to_float64
+from sk_easytensor.summaries import SummaryMap
+
+__all__ = ["OffsetBlock"]
+
+
+class OffsetBlock(Block):
+    """One column of offsets, made by the parameter ``offset`` or the array ``base_margin``.
+
+    Its module's output goes neither through nor past the trunk: it is added to the outputs of every
+    member of the network, and to those of the trees.
+
+    Raises
+    ------
+    TypeError
+        If the column does not hold numbers.
+    ValueError
+        Naming column and row, if an offset is missing or not finite in single precision.
+    """
+
+    kind = "offset"
+    accepted = "integers, floats, decimals"
+    column_wise = True
+
+    @classmethod
+    def accepts(cls, column_type):
+        types = pa.types
+        # Columns without any value are refused with the row.
+        tests = (types.is_integer, types.is_floating, types.is_decimal, types.is_null)
+        return any(test(column_type) for test in tests)
+
+    def fit_columns(self, table, *, named=True):
+        for field, column in zip(table.schema, table.columns, strict=True):
+            if not self.accepts(field.type):
+                example = f", such as {show_value(column[0])}" if len(column) else ""
+                raise TypeError(
+                    f"offset: column {field.name!r} is of type {field.type}{example}; offsets "
+                    "must be numbers"
+                )
+        return super().fit_columns(table, named=named)
+
+    def summarize(self, table):
+        return SummaryMap()
+
+    def finish(self, summary):
+        return self
+
+    def encode(self, table):
+        name = table.column_names[0]
+        values = to_float64(table.column(0), name, block="offset")
+        with np.errstate(over="ignore"):
+            encoded = values.astype(np.float32)
+        finite = np.isfinite(encoded)
+        if not finite.all():
+            row = int(np.argmin(finite))
+            value = "missing" if np.isnan(values[row]) else f"{values[row]:g}"
+            raise RowError(
+                f"offset: column {name!r} is {value} in row {{row}}; offsets must be finite "
+                "numbers (0 changes nothing)",
+                row,
+            )
+        return {"values": torch.from_numpy(encoded[:, None])}
+
+    def example(self, n_rows):
+        return {"values": torch.zeros(n_rows, 1)}
+
+    def make_module(self):
+        return OffsetModule()
+
+    def to_onnx(self, graph):
+        values = graph.column(self.feature_names_in_[0], "number")
+        return {"values": graph.cast(graph.op("Unsqueeze", values, np.array([1])), np.float32)}
+
+    def get_feature_names_out(self, input_features=None):
+        return self.feature_names_in_
+
+
+class OffsetModule(nn.Module):
+    """Bring offsets to the scale of the network's outputs.
+
+    Attributes
+    ----------
+    is_offset : bool
+        Has the output added to the outputs of the network.
+    """
+
+    out_features = 1
+    is_offset = True
+
+    def __init__(self):
+        super().__init__()
+        # The head has them, and so they are no part of a saved state.
+        self.register_buffer("center", torch.zeros(()), persistent=False)
+        self.register_buffer("scale", torch.ones(()), persistent=False)
+
+    def scale_for(self, head):
+        """Take center and scale of the offsets from a head."""
+        self.center.fill_(head.offset_center)
+        self.scale.fill_(head.offset_scale)
+
+    def forward(self, values):
+        """Return the offsets on the scale of the outputs, of shape (batch, 1)."""
+        return (values - self.center) / self.scale
