@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sk_easytensor.estimators import (
         EasyTensorClassifier,
         EasyTensorEmbedder,
+        EasyTensorMultiTask,
         EasyTensorRegressor,
         EasyTensorTwoTower,
     )
@@ -40,6 +41,7 @@ __all__ = [
     "DatetimeBlock",
     "EasyTensorClassifier",
     "EasyTensorEmbedder",
+    "EasyTensorMultiTask",
     "EasyTensorRegressor",
     "EasyTensorTwoTower",
     "EventSequenceBlock",

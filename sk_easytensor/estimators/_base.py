@@ -159,10 +159,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             )
         if isinstance(trees, BoostedTrees):
             trees.check_parameters()
-        metrics = resolve_metrics(self.eval_metric, self)
-        if self.stopping_metric is not None:
-            loss_name = getattr(self, "loss", "log_loss")
-            resolve_stopping_metric(self.stopping_metric, metrics, loss_name, type(self).__name__)
+        self._check_metrics()
         check_choice(type(self).__name__, "warm_start", self.warm_start, (False, True))
         if self.offset is not None and (
             isinstance(self.offset, bool) or not isinstance(self.offset, (str, Integral))
@@ -171,6 +168,13 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
                 f"{type(self).__name__}: offset must be the name of a column of X, its position or "
                 f"None, got {self.offset!r}; arrays are given to fit as base_margin"
             )
+
+    def _check_metrics(self):
+        """Raise ``ValueError`` for metrics that are unknown."""
+        metrics = resolve_metrics(self.eval_metric, self)
+        if self.stopping_metric is not None:
+            loss_name = getattr(self, "loss", "log_loss")
+            resolve_stopping_metric(self.stopping_metric, metrics, loss_name, type(self).__name__)
 
     # ------------------------------------------------------------------ fitting
 
@@ -425,7 +429,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         found = backend.records(X_eval, y_eval, weight, read, bare._check_target, where)
         with errors_name(where):
             # Labels that training rows lack are refused before anything is trained.
-            bare._encode_target(bare._distinct_targets(found))
+            bare._check_known(bare._distinct_targets(found))
         return found
 
     def _encoded(self, records, backend, *, weighted=True):
@@ -489,17 +493,9 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             epochs = self.max_epochs or default_table_epochs(len(rows))
         self._scale_target(rows, going_on)
         bare = self._bare()
-        metrics = resolve_metrics(self.eval_metric, self)
         plan = EvalPlan([], decides=False)
         if not keep:
-            plan = self._eval_plan(
-                evals,
-                metrics,
-                MetricScores(self._bare(), metrics),
-                resolve_stopping_metric(
-                    self.stopping_metric, metrics, self._head.metric, type(self).__name__
-                ),
-            )
+            plan = self._eval_plan(evals, *self._metrics())
         # One epoch at a time, nobody knows how many will follow.
         settings = self._settings(
             batch_size, epochs, plan, annealed=not keep, checkpoints=checkpoints
@@ -528,7 +524,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         trees_before = self.fit_times_.get("trees", 0.0)
         self.fit_times_ = {**self.fit_times_, "trees": trees_before + result.tree_seconds}
         trees = self.network_.trees
-        self.trees_share_ = 0.0 if trees is None else 1.0 - trees.share
+        self.trees_share_ = self._trees_share(trees)
         self._use_torch()
         self._n_features_out = self.network_.representation_features
         vars(self).pop("_importances", None)
@@ -540,6 +536,18 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         return self
 
     # ------------------------------------------------------------------ hooks
+
+    def _metrics(self):
+        """Return metrics, what computes them, and the one that decides."""
+        metrics = resolve_metrics(self.eval_metric, self)
+        stopping = resolve_stopping_metric(
+            self.stopping_metric, metrics, self._head.metric, type(self).__name__
+        )
+        return metrics, MetricScores(self._bare(), metrics), stopping
+
+    def _check_known(self, distinct):
+        """Raise ``ValueError`` for targets of validation rows that training rows do not have."""
+        self._encode_target(distinct)
 
     def _distinct_targets(self, records):
         """Return targets that show all there is to learn of them, once each."""
@@ -567,11 +575,20 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         """Return an integer array of groups to split evenly, or None."""
         return np.zeros(len(target), dtype=np.int64)
 
+    def _trees_share(self, trees):
+        """Return the weight of the trees."""
+        return 0.0 if trees is None else 1.0 - trees.share
+
     def _scale_target(self, rows, going_on):
         """Learn the scale of the targets from the training part, once, and if they vary."""
 
     def _judge(self, outputs, target, weight):
         """Return how good outputs for rows held out are, for reports."""
+
+    @property
+    def _offset_block(self):
+        """Name of the block that reads offsets, if any does."""
+        return getattr(getattr(self, "_encoder", None), "offset_block", None)
 
     def _scaled(self, rows):
         """Return rows with targets on the scale the network is trained on."""

@@ -16,7 +16,7 @@ from sk_easytensor.backends import resolve_backend
 from sk_easytensor.inspection import GivenOutputs
 from sk_easytensor.tables import is_source
 
-__all__ = ["Ranking", "StoredCall", "Values", "Vectors", "of_stored_rows"]
+__all__ = ["Ranking", "StoredCall", "TaskValues", "Values", "Vectors", "of_stored_rows"]
 
 
 def of_stored_rows(results, check):
@@ -152,6 +152,21 @@ class Values:
     def arrays(self, call, found):
         """Return the columns."""
         return [pa.array(column) for column in np.atleast_2d(found.T)]
+
+
+@dataclass
+class TaskValues:
+    """A value for each of several tasks: ``<task>_<name>``."""
+
+    name: str
+
+    def names(self, call):
+        """Return the names of the columns."""
+        return [f"{task}_{self.name}" for task in call.estimator.tasks]
+
+    def arrays(self, call, found):
+        """Return the columns."""
+        return [pa.array(column) for _, column in found.items()]
 
 
 @dataclass

@@ -283,7 +283,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
 
     def _scale_target(self, rows, going_on):
         low, high = target_range(rows)
-        block, log_link = self._encoder.offset_block, self._head.log_link
+        block, log_link = self._offset_block, self._head.log_link
         # Beside offsets a constant target is no constant to learn.
         constant = np.where((low == high) & (block is None), low, np.nan)
         if going_on:

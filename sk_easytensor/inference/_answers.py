@@ -12,6 +12,7 @@ from torch import nn
 from sk_easytensor.estimators._tower import Tower
 from sk_easytensor.estimators.classifier import EasyTensorClassifier
 from sk_easytensor.estimators.embedder import EasyTensorEmbedder
+from sk_easytensor.estimators.multi_task import EasyTensorMultiTask
 from sk_easytensor.estimators.regressor import EasyTensorRegressor
 from sk_easytensor.estimators.two_tower import EasyTensorTwoTower
 from sk_easytensor.inference._encoded import EncodedInputs
@@ -19,6 +20,9 @@ from sk_easytensor.networks.heads import MultilabelHead
 from sk_easytensor.networks.two_tower import embed
 
 __all__ = ["Answer", "ExportedNetwork", "answer_of", "engine_answer"]
+
+CLASSES, NUMBER = "probabilities", "predictions"
+"""What the outputs of tasks are called, before their numbers."""
 
 
 def answer_of(model):
@@ -188,6 +192,50 @@ class RegressorAnswer(NetworkAnswer):
         return values[:, 0] if self.model._one_dimensional else values, representation
 
 
+class MultiTaskAnswer(NetworkAnswer):
+    """What the tasks predict, side by side, and the representation."""
+
+    kind = "tasks"
+
+    def __init__(self, model):
+        super().__init__(model)
+        self._parts = [
+            (NUMBER if not hasattr(part, "classes_") else CLASSES, part, own)
+            for part, own in zip(model._parts.values(), model._head.columns(), strict=True)
+        ]
+        self.outputs = [f"{kind}_{i}" for i, (kind, _, _) in enumerate(self._parts)]
+        self.outputs.append("representation")
+
+    def scales(self):
+        numbers = [part._unscaling() for kind, part, _ in self._parts if kind == NUMBER]
+        return np.concatenate([np.ones(1), *(np.concatenate(pair) for pair in numbers)])
+
+    def compute(self, networks, frames, precise):
+        combined, representation = super().compute(networks, frames, precise)
+        dtype, found = torch.float64 if precise else torch.float32, []
+        for kind, part, own in self._parts:
+            outputs = combined[:, own]
+            if kind == CLASSES:
+                found.append(part._head.predict(outputs.to(dtype)))
+                continue
+            pair = (torch.from_numpy(np.array(each)) for each in part._unscaling())
+            scale, center = (each.to(dtype) for each in pair)
+            found.append((part._head.predict(outputs).to(dtype) * scale + center)[:, 0])
+        return *found, representation
+
+    def described(self):
+        names = self.model.tasks
+        tasks = [
+            {
+                "name": name,
+                "output": output,
+                "classes": plain(part.classes_) if kind == CLASSES else None,
+            }
+            for name, output, (kind, part, _) in zip(names, self.outputs, self._parts, strict=False)
+        ]
+        return {"kind": self.kind, "tasks": tasks}
+
+
 class EmbeddingAnswer(Answer):
     """Embeddings."""
 
@@ -253,6 +301,7 @@ class PairAnswer(Answer):
 ANSWERS = {
     EasyTensorClassifier: ClassifierAnswer,
     EasyTensorRegressor: RegressorAnswer,
+    EasyTensorMultiTask: MultiTaskAnswer,
     EasyTensorTwoTower: PairAnswer,
     EasyTensorEmbedder: EmbedderAnswer,
     Tower: EmbeddingAnswer,

@@ -100,8 +100,13 @@ class OnnxPredictor:
         answer = self.metadata_["answer"]
         self.kind = answer["kind"]
         if answer.get("classes") is not None:
-            classes = np.asarray(answer["classes"])
-            self.classes_ = classes.astype(object) if classes.dtype.kind == "U" else classes
+            self.classes_ = class_array(answer["classes"])
+        if self.kind == "tasks":
+            self.classes_ = {
+                each["name"]: class_array(each["classes"])
+                for each in answer["tasks"]
+                if each["classes"] is not None
+            }
 
     def run(self, X, *outputs):
         """Return some of the graph's outputs.
@@ -156,8 +161,16 @@ class OnnxPredictor:
 
         Returns
         -------
-        ndarray of shape (n_rows,) or (n_rows, n_outputs)
+        ndarray of shape (n_rows,) or (n_rows, n_outputs), or dict of them for several tasks
         """
+        if self.kind == "tasks":
+            found = self._by_task(X)
+            return {
+                name: self.classes_[name][values.argmax(axis=1)]
+                if name in self.classes_
+                else values
+                for name, values in found.items()
+            }
         if "predictions" in self.metadata_["outputs"]:
             return self.run(X, "predictions")[0]
         probabilities = self.predict_proba(X)
@@ -175,13 +188,16 @@ class OnnxPredictor:
 
         Returns
         -------
-        ndarray of float64, shape (n_rows, n_classes)
+        ndarray of float64, shape (n_rows, n_classes), or dict of them for several tasks
 
         Raises
         ------
         AttributeError
             If the model gives none.
         """
+        if self.kind == "tasks":
+            found = self._by_task(X)
+            return {name: found[name] for name in self.classes_}
         return self._only("predict_proba", "probabilities", X)
 
     def decision_function(self, X):
@@ -193,6 +209,11 @@ class OnnxPredictor:
         name = "embedding" if "embedding" in self.metadata_["outputs"] else "representation"
         return self._only("transform", name, X)
 
+    def _by_task(self, X):
+        tasks = self.metadata_["answer"]["tasks"]
+        found = self.run(X, *(each["output"] for each in tasks))
+        return {each["name"]: values for each, values in zip(tasks, found, strict=True)}
+
     def _only(self, method, output, X):
         if output not in self.metadata_["outputs"]:
             raise AttributeError(
@@ -200,6 +221,12 @@ class OnnxPredictor:
                 f"{list(self.metadata_['outputs'])}"
             )
         return self.run(X, output)[0]
+
+
+def class_array(classes):
+    """Return class labels as an array; strings as objects."""
+    classes = np.asarray(classes)
+    return classes.astype(object) if classes.dtype.kind == "U" else classes
 
 
 def check_finite(output, values, where):

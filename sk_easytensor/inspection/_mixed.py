@@ -131,7 +131,7 @@ class NetworkParts:
         """
         trees = self.network.trees
         combined = None
-        if trees is None or trees.share > 0:
+        if trees is None or trees.needs_network:
             combined = self.head.combine(self.members(hidden, wide, outputs, offset))
         if trees is None:
             return combined

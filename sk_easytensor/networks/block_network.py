@@ -254,7 +254,7 @@ class BlockNetwork(nn.Module):
         if shown is None:
             return head.combine(outputs())
         # A network that counts for nothing need not be asked.
-        combined = None if self.trees.share == 0 else head.combine(outputs())
+        combined = head.combine(outputs()) if self.trees.needs_network else None
         return head.settle(self.trees.join(combined, shown, offset))
 
     def _represented(self, hidden, wide):

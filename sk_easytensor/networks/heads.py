@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ __all__ = [
     "BinaryHead",
     "EmbeddingHead",
     "Head",
+    "MultiTaskHead",
     "MulticlassHead",
     "MultilabelHead",
     "RegressionHead",
@@ -65,6 +67,16 @@ class Head(BaseEstimator, ABC):
     @abstractmethod
     def loss(self, outputs, target):
         """Return the loss of each row and member, of shape (batch, members)."""
+
+    filler = 0.0
+    """A valid target, in place of one that is missing."""
+
+    def tasks(self, target):
+        """Return the targets that are learned side by side, as :class:`Task`; None for one."""
+
+    def encoded(self, column):
+        """Return a column of targets of several tasks as :meth:`loss` takes it."""
+        return column.float()
 
     def unit_loss(self, outputs, target):
         """Return :meth:`loss` in units of the target as the user gave it."""
@@ -189,6 +201,9 @@ class MulticlassHead(Head):
     def out_features(self):
         return self.n_classes
 
+    def encoded(self, column):
+        return column.long()
+
     def loss(self, outputs, target):
         members = outputs.shape[1]
         flat = functional.cross_entropy(
@@ -302,6 +317,11 @@ class RegressionHead(Head):
         weight = weight * factor[:, 0] if self.loss_name == "poisson" else weight
         return target / factor, weight
 
+    filler = 1.0
+
+    def encoded(self, column):
+        return column.float()[:, None]
+
     @property
     def log_link(self):
         """Whether outputs are logarithms of predictions."""
@@ -364,6 +384,118 @@ class RegressionHead(Head):
 
     def decide(self, predictions):
         return predictions
+
+
+@dataclass
+class Task:
+    """One target of several, as a :class:`MultiTaskHead` gives it.
+
+    Attributes
+    ----------
+    head : Head
+        Of the target.
+    outputs : slice
+        Which outputs are its own.
+    target : torch.Tensor
+        As its head takes it; any valid value where it is missing.
+    present : torch.Tensor of float32, shape (batch,)
+        1 where the target is known, 0 where it is missing.
+    """
+
+    head: Head
+    outputs: slice
+    target: torch.Tensor
+    present: torch.Tensor
+
+
+class MultiTaskHead(Head):
+    """Several targets of different kinds, each with a head of its own, side by side.
+
+    Parameters
+    ----------
+    heads : list of Head
+        One for each column of the target.
+    weights : list of float
+        What the loss of each is multiplied by.
+
+    Notes
+    -----
+    A target is a matrix with a column for each task: numbers of classes, or standardised numbers,
+    and NaN where it is missing. The loss is the weighted sum of the losses of the tasks that are
+    known.
+    """
+
+    estimator_type = None
+
+    def __init__(self, heads, weights):
+        self.heads = heads
+        self.weights = weights
+
+    @property
+    def out_features(self):
+        return sum(head.out_features for head in self.heads)
+
+    @property
+    def tree_loss(self):
+        """Names of the losses of boosted trees, of each task."""
+        return [head.tree_loss for head in self.heads]
+
+    def columns(self):
+        """Return which outputs are each task's, as slices."""
+        ends = np.cumsum([head.out_features for head in self.heads]).tolist()
+        return [
+            slice(end - head.out_features, end) for head, end in zip(self.heads, ends, strict=True)
+        ]
+
+    def tasks(self, target):
+        found = []
+        for head, columns, known in zip(self.heads, self.columns(), target.T, strict=True):
+            present = (~known.isnan()).float()
+            found.append(Task(head, columns, head.encoded(known.nan_to_num(head.filler)), present))
+        return found
+
+    def loss(self, outputs, target):
+        total = 0.0
+        for weight, task in zip(self.weights, self.tasks(target), strict=True):
+            losses = task.head.loss(outputs[..., task.outputs], task.target)
+            total = total + losses * (weight * task.present)[:, None]
+        return total
+
+    def combine(self, outputs):
+        return self._joined(lambda head, own: head.combine(own), outputs)
+
+    def settle(self, combined):
+        return self._joined(lambda head, own: head.settle(own), combined)
+
+    def predict(self, combined):
+        """Return the predictions of all tasks side by side."""
+        return self._joined(lambda head, own: head.predict(own), combined)
+
+    def _joined(self, function, outputs):
+        pairs = zip(self.heads, self.columns(), strict=True)
+        return torch.cat([function(head, outputs[..., own]) for head, own in pairs], dim=-1)
+
+
+def weighted_mean(network_outputs, tree_outputs, share, temperature):
+    """Return the outputs of a blend before they are normalised.
+
+    Parameters
+    ----------
+    network_outputs, tree_outputs : torch.Tensor of shape (n_rows, 1, out_features)
+        What is averaged.
+    share, temperature : float or list of float
+        As of :class:`Blend`.
+
+    Returns
+    -------
+    torch.Tensor of shape (n_rows, 1, out_features)
+    """
+    if isinstance(share, list):
+        share = torch.tensor(share, dtype=tree_outputs.dtype, device=tree_outputs.device)
+        temperature = torch.tensor(temperature, dtype=share.dtype, device=share.device)
+        return torch.lerp(tree_outputs, network_outputs, share) / temperature
+    mean = torch.lerp(tree_outputs, network_outputs, share)
+    return mean if temperature == 1 else mean / temperature
 
 
 class EmbeddingHead(BaseEstimator):

@@ -163,10 +163,13 @@ def learning_curves(model):
         f"{decided} decide: {number(model.best_score_)}. The training loss is of the network alone "
         "and includes dropout"
     )
-    if getattr(model, "trees_share_", 0):
+    shares = getattr(model, "trees_share_", 0.0)
+    shares = shares if isinstance(shares, dict) else {"": shares}
+    if any(shares.values()):
+        listed = ", ".join(f"{value:.0%} {name}".strip() for name, value in shares.items())
         said += (
-            f". Boosted trees count for {model.trees_share_:.0%}; validation losses are of network "
-            "and trees together"
+            f". Boosted trees count for {listed}; validation losses are of network and "
+            "trees together"
         )
     drawn = lines(curves, ("epoch", metric), f"{metric} by epoch", marked=model.best_iteration_)
     return caption(said + ".") + drawn

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from sk_easytensor.networks.heads import weighted_mean
+
 __all__ = ["Blend", "fit_blend"]
 
 N_SHARES = 21
@@ -34,24 +36,23 @@ class Blend:
 
     Attributes
     ----------
-    share : float
-        Weight of the network; the trees have the rest.
-    temperature : float
+    share : float or list of float
+        Weight of the network; the trees have the rest. For several tasks, one for each output.
+    temperature : float or list of float
         What the averaged outputs are divided by.
     loss : float
         Mean loss of the blend on the validation rows, on the scale of training.
     """
 
-    share: float
-    temperature: float
+    share: float | list
+    temperature: float | list
     loss: float
 
     def outputs(self, head, network_outputs, tree_outputs):
         """Return the outputs of the blend, of shape (n_rows, 1, out_features)."""
-        mean = torch.lerp(tree_outputs, network_outputs, self.share)
-        if self.temperature != 1:
-            mean = mean / self.temperature
-        return head.settle(mean)
+        return head.settle(
+            weighted_mean(network_outputs, tree_outputs, self.share, self.temperature)
+        )
 
 
 def fit_blend(head, network_outputs, tree_outputs, target, weight, group):
@@ -59,7 +60,7 @@ def fit_blend(head, network_outputs, tree_outputs, target, weight, group):
 
     Both minimise the negative log-likelihood of the validation rows plus a penalty that keeps them
     near equal weights and a temperature of one. The temperature is that of Guo et al., "On
-    Calibration of Modern Neural Networks" (2017).
+    Calibration of Modern Neural Networks" (2017). Of several tasks, each has a blend of its own.
 
     Parameters
     ----------
@@ -78,6 +79,24 @@ def fit_blend(head, network_outputs, tree_outputs, target, weight, group):
     -------
     Blend
     """
+    tasks = head.tasks(target)
+    if tasks is None:
+        return _fit_one(head, network_outputs, tree_outputs, target, weight, group)
+    share, temperature = [], []
+    for task in tasks:
+        outputs = (each[..., task.outputs] for each in (network_outputs, tree_outputs))
+        own = _fit_one(task.head, *outputs, task.target, weight * task.present, group)
+        share += [own.share] * task.head.out_features
+        temperature += [own.temperature] * task.head.out_features
+    blend = Blend(share, temperature, float("nan"))
+    losses = head.loss(blend.outputs(head, network_outputs, tree_outputs), target)[:, 0]
+    total, weight = group.sum([float((losses.double() * weight).sum()), float(weight.sum())])
+    blend.loss = total / weight
+    return blend
+
+
+def _fit_one(head, network_outputs, tree_outputs, target, weight, group):
+    """Return the blend for one target; see :func:`fit_blend`."""
 
     def best(values, penalties, outputs_of):
         """Return the value of the least penalised loss, and its mean loss."""
@@ -88,8 +107,9 @@ def fit_blend(head, network_outputs, tree_outputs, target, weight, group):
             rows = slice(start, start + step)
             losses = head.loss(head.settle(outputs_of(rows, values_of)), target[rows])
             sums += (losses.double() * weight[rows, None]).sum(0)
-        n_rows, total, *sums = group.sum([len(weight), float(weight.sum()), *sums.tolist()])
-        losses = np.array(sums) / total
+        n_rows = int((weight > 0).sum())
+        n_rows, total, *sums = group.sum([n_rows, float(weight.sum()), *sums.tolist()])
+        losses = np.array(sums) / max(total, np.finfo(np.float64).tiny)
         likelihoods = n_rows * np.array([head.likelihood(loss) for loss in losses])
         index = int(np.argmin(likelihoods + penalties))
         return float(values[index]), float(losses[index])

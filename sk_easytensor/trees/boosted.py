@@ -6,6 +6,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
+from sk_easytensor.networks.heads import MultiTaskHead
 from sk_easytensor.parameters import GrowingParametersMixin, check_number
 from sk_easytensor.tracking.tracker import without_autologging
 from sk_easytensor.trees.columns import LeftRows, read_columns
@@ -136,6 +137,8 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
         list of TreeTables or None
             One for each column of the target; None if no tree can tell anything.
         """
+        if isinstance(head, MultiTaskHead):
+            return self._grow_tasks(head, rows, valid, codes, seed)
         if head.tree_loss is None or head.out_features > MOST_OUTPUTS:
             return None
         parts = [rows, *([] if valid is None else [valid])]
@@ -146,6 +149,16 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
             for index in range(n_targets)
         ]
         return grown if any(tables.n_trees for tables in grown) else None
+
+    def _grow_tasks(self, head, rows, valid, codes, seed):
+        """Grow trees for each of several tasks, on the rows whose target is known."""
+        found = []
+        for index, own in enumerate(head.heads):
+            parts = [None if part is None else part.of_task(index) for part in (rows, valid)]
+            grown = self.grow(own, *parts, codes, seed) if len(parts[0].target) else None
+            found.append(grown or [TreeTables.constant(np.zeros(own.out_features))])
+        tables = [each for grown in found for each in grown]
+        return tables if any(each.n_trees for each in tables) else None
 
     def _grow_one(self, head, parts, n_outputs, codes, seed):
         parts = [part.of_weight() for part in parts]

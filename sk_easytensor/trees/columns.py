@@ -44,6 +44,12 @@ class LeftRows:
         target = self.target if self.target.ndim == 1 else self.target[:, index]
         return LeftRows(self.columns, target, self.weight)
 
+    def of_task(self, index):
+        """Return the rows of which one of several targets is known, with that target."""
+        target = self.target[:, index]
+        known = ~np.isnan(target)
+        return LeftRows(self.columns, target, self.weight)._where(known, target)
+
     def of_weight(self):
         """Return the rows that have any weight."""
         if self.weight is None or self.weight.all():

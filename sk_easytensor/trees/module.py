@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sk_easytensor.networks.heads import weighted_mean
 from sk_easytensor.trees.tables import TreeTables
 
 __all__ = ["TreesModule"]
@@ -24,9 +25,10 @@ class TreesModule(nn.Module):
     ----------
     grown : list of TreeTables
         One for each column of the target.
-    share : float
-        Weight of the network, from 0 to 1; the trees have the rest.
-    temperature : float, default=1.0
+    share : float or list of float
+        Weight of the network, from 0 to 1; the trees have the rest. For several tasks, one for
+        each output.
+    temperature : float or list of float, default=1.0
         What the mean is divided by.
     """
 
@@ -91,9 +93,14 @@ class TreesModule(nn.Module):
 
     def join_outputs(self, combined, outputs):
         """Return what :meth:`join` does, given the trees' outputs, of shape of `combined`."""
-        if combined is not None:
-            outputs = torch.lerp(outputs, combined, self.share)
-        return outputs if self.temperature == 1 else outputs / self.temperature
+        if combined is None:
+            combined = outputs
+        return weighted_mean(combined, outputs, self.share, self.temperature)
+
+    @property
+    def needs_network(self):
+        """Whether the network has any weight."""
+        return bool(np.any(np.asarray(self.share) > 0))
 
     def unpack(self):
         """Give each leaf a number instead of a bit, for runtimes that cannot look at bits."""
