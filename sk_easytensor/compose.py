@@ -280,8 +280,17 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
         """Names of the features: those of the table's columns, or of a sparse matrix's."""
         return self._columns if self._sparse is None else self._sparse.features
 
-    def encode_table(self, table, backend):
+    def encode_table(self, table, backend, *, new_values=False):
         """Encode an aligned table.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            With the columns of fit.
+        backend : LocalBackend
+            Where it is encoded.
+        new_values : bool, default=False
+            Whether it is usual that no category is known, as of the keys of new users.
 
         Warns
         -----
@@ -289,6 +298,8 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
             Naming a column of which no value is a category that fit saw.
         """
         frame = backend.encode(table, self.block_columns())
+        if new_values:
+            return frame
         for name, block in self.blocks_.items():
             for column in block.unseen_columns(table, frame[name]):
                 warn(

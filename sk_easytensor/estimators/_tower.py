@@ -161,7 +161,7 @@ class Tower(
 
     def encode(self, table, backend):
         """Encode the tower's columns of a table."""
-        return self._encoder.encode_table(self.read(table), backend)
+        return self._encoder.encode_table(self.read(table), backend, new_values=True)
 
     @with_library_settings
     def transform(self, X):

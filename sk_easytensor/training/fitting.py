@@ -189,7 +189,7 @@ def _reported(net):
 def _curves(net, history):
     """Return values by epoch of each set of rows and metric, those of callbacks included."""
     metrics = [net.head.metric, *[metric.name for metric in net.plan.metrics]]
-    sets = ["training", *[name for name in net.plan.names if name != "training"]]
+    sets = ["training", *sorted({*net.plan.names} - {"training"})]
     found = {}
     for name in sets if net.valid_rows else sets[:1]:
         for metric in metrics:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from contextlib import suppress
 
 import numpy as np
 import torch
@@ -178,10 +177,21 @@ class TensorNet(NeuralNet):
             self.initialize()
         with watched_interrupts() as self._interrupted:
             self.notify("on_train_begin", X=X, y=y)
-            with suppress(StopTraining):
+            try:
                 self.fit_loop(X, y, **fit_params)
+            except StopTraining as stop:
+                self._drop_incomplete_epoch(stop)
             self.notify("on_train_end", X=X, y=y)
         return self
+
+    def _drop_incomplete_epoch(self, stop):
+        """Remove the epoch in which a callback ended the training before it was evaluated."""
+        if "train_loss_best" not in self.history[-1]:
+            self.history.pop()
+        if not self.history:
+            raise RuntimeError(
+                "a callback ended the training before the first epoch was complete"
+            ) from stop
 
     def _listeners(self, method_name):
         # Asking every callback at every batch costs as much as a small layer.

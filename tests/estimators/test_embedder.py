@@ -188,7 +188,7 @@ def test_evaluation_sets(log):
     names = log["user"].unique()
     train, valid = log[log["user"].isin(names[:70])], log[log["user"].isin(names[70:])]
     model = untrained(max_epochs=2).fit(train, eval_set=[valid, train], **LOG)
-    assert list(model.evals_result_) == ["training", "valid_0", "valid_1"]
+    assert list(model.evals_result_) == ["training", "valid_0"]
     assert model.n_users_ == 70
     again = untrained(max_epochs=2).fit(train, eval_set=[valid], **LOG)
     assert again.evals_result_["valid_0"] == model.evals_result_["valid_0"]

@@ -150,7 +150,7 @@ def test_several_evaluation_sets(regressor, data, fresh):
     pairs = [fresh, data, (fresh[0][:1], fresh[1][:1])]
     weights = [None, np.linspace(1, 2, 80), None]
     model = regressor().fit(*data, eval_set=pairs, eval_sample_weight=weights)
-    assert list(model.evals_result_) == ["training", "valid_2", "valid_0"]
+    assert list(model.evals_result_) == ["training", "valid_0", "valid_2"]
     for curves in model.evals_result_.values():
         assert list(curves) == ["squared_error"]
         assert len(curves["squared_error"]) == model.n_iter_
@@ -355,6 +355,21 @@ def test_early_stopping_of_the_user(regressor, data, recorder):
     curve = model.evals_result_["valid_0"]["squared_error"]
     assert recorder.epochs == len(curve) == model.n_iter_ < 40
     assert model.best_iteration_ == np.argmin(curve) + 1 < model.n_iter_
+
+
+@pytest.mark.parametrize("method", ["on_epoch_begin", "on_batch_end"])
+def test_an_epoch_that_is_not_complete_is_no_epoch(method, regressor, data):
+    def stop(callback, net, **kwargs):
+        if len(net.history) == callback.epoch:
+            raise StopTraining
+
+    Stop = type("Stop", (Callback,), {method: stop})
+    Stop.epoch = 3
+    model = regressor(callbacks=[Stop()], max_epochs=9).fit(*data)
+    assert model.n_iter_ == len(model.evals_result_["valid_0"]["squared_error"]) == 2
+    Stop.epoch = 1
+    with pytest.raises(RuntimeError, match="before the first epoch was complete"):
+        regressor(callbacks=[Stop()]).fit(*data)
 
 
 def test_every_callback_sees_the_epoch_in_which_one_stops(regressor, data, recorder):

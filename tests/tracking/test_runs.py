@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -188,7 +189,7 @@ def test_a_fit_that_is_interrupted(classifier, table, client):
 
     class Stop(Callback):
         def on_epoch_begin(self, net, **kwargs):
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         classifier(callbacks=[Stop()]).fit(*table)

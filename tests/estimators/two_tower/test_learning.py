@@ -443,10 +443,10 @@ def test_weights_do_not_change_how_often_items_are_drawn(X, catalogue):
 def test_evaluation_sets(data, X, catalogue):
     train, valid = X[:1500], X[1500:]
     model = two_tower(early_stopping_rounds=2, max_epochs=30)
-    model.fit(train, items=catalogue, eval_set=[valid, (valid[:100], None)], **KEYS)
+    model.fit(train, items=catalogue, eval_set=[(valid[:100], None), train, valid], **KEYS)
     curves = model.evals_result_
-    assert list(curves) == ["training", "valid_0", "valid_1"]
-    losses = curves["valid_0"]["softmax_loss"]
+    assert list(curves) == ["training", "valid_0", "valid_2"]
+    losses = curves["valid_2"]["softmax_loss"]
     assert model.n_iter_ == len(losses) <= 30
     assert model.best_iteration_ == 1 + int(np.argmin(losses))
     assert model.best_score_ == min(losses)
