@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from warnings import warn
 
 import numpy as np
@@ -10,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.backends.local import LocalBackend
 from sk_easytensor.blocks import BLOCKS
+from sk_easytensor.blocks.numeric import NumericBlock
 from sk_easytensor.blocks.offset import OffsetBlock
 from sk_easytensor.parameters import GrowingParametersMixin, check_choice
 from sk_easytensor.selection import check_blocks, detect_blocks, select_columns
@@ -161,7 +163,7 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
         """
         return self.fit_table(as_table(X), X, LocalBackend(self.n_jobs))
 
-    def fit_table(self, table, X, backend, offset=None, *, with_margin=False):
+    def fit_table(self, table, X, backend, offset=None, *, with_margin=False, monotonic_cst=None):
         """Fit on a table already read.
 
         Parameters
@@ -176,6 +178,8 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
             Name or position of the column of offsets. It is a feature only if `blocks` names it.
         with_margin : bool, default=False
             Whether the table has a column `BASE_MARGIN` of offsets, which is no feature.
+        monotonic_cst : dict or array-like, optional
+            Signs of columns, as estimators take them. Blocks with these columns are split.
 
         Returns
         -------
@@ -195,7 +199,7 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
         self._offset = BASE_MARGIN if with_margin else None
         if offset is not None:
             self._offset = select_columns([offset], features, X, owner="offset")[0]
-        chosen = self._choose(features, X)
+        chosen = self._choose(features, X, monotonic_cst)
         for block, columns in chosen.values():
             block.fit_columns(sample.select(columns), named=self._named)
         summaries = backend.summarize(table, chosen)
@@ -393,7 +397,7 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
         ]
         return np.asarray(names, dtype=object)
 
-    def _choose(self, table, X):
+    def _choose(self, table, X, monotonic_cst):
         check_choice(type(self).__name__, "remainder", self.remainder, ("auto", "drop"))
         chosen, used = {}, set()
         for name, block, columns in check_blocks(self.blocks):
@@ -420,13 +424,11 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
             raise ValueError(
                 "no block reads any column: name columns in blocks or use remainder='auto'"
             )
+        # These come last, so that the network without them has the same names.
+        if monotonic_cst is not None:
+            chosen = constrained_blocks(chosen, constraint_signs(monotonic_cst, table.column_names))
         if self._offset is not None:
-            name, count = OffsetBlock.kind, 1
-            while name in chosen:
-                count += 1
-                name = f"{OffsetBlock.kind}_{count}"
-            # The last, so that the network without it has the same names.
-            chosen[name] = (OffsetBlock(), [self._offset])
+            chosen[free_name(OffsetBlock.kind, chosen)] = (OffsetBlock(), [self._offset])
         return chosen
 
     def _categories(self, table, X, chosen):
@@ -458,6 +460,100 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
 
     def _sk_visual_block_(self):
         return blocks_diagram(self)
+
+
+def constraint_signs(monotonic_cst, names):
+    """Return the monotonic constraints of columns.
+
+    Parameters
+    ----------
+    monotonic_cst : dict of {str: int} or array-like of int, shape (n_columns,)
+        1, -1, or 0 for none; by column name, or for all columns in order.
+    names : list of str
+        Of the columns.
+
+    Returns
+    -------
+    dict of {str: int}
+        Of the columns that have a constraint.
+
+    Raises
+    ------
+    ValueError
+        Naming a column that is not there, or a value other than -1, 0 and 1.
+    """
+    if not isinstance(monotonic_cst, Mapping):
+        if np.shape(monotonic_cst) != (len(names),):
+            raise ValueError(
+                f"monotonic_cst must be a dict of columns, or have one sign for each of the "
+                f"{len(names)} columns, got shape {np.shape(monotonic_cst)}"
+            )
+        monotonic_cst = dict(zip(names, monotonic_cst, strict=True))
+    for name, sign in monotonic_cst.items():
+        if name not in names:
+            raise ValueError(
+                f"monotonic_cst names column {name!r}, which X does not have; it has {names}"
+            )
+        if sign not in (-1, 0, 1):
+            raise ValueError(
+                f"monotonic_cst of column {name!r} must be -1 (decreasing), 0 or 1 (increasing), "
+                f"got {sign!r}"
+            )
+    return {name: int(sign) for name, sign in monotonic_cst.items() if sign}
+
+
+def constrained_blocks(chosen, signs):
+    """Give columns with monotonic constraints blocks of their own.
+
+    Parameters
+    ----------
+    chosen : dict of {str: tuple of (Block, list of str)}
+        Blocks, not fitted, and the columns that each reads.
+    signs : dict of {str: int}
+        As :func:`constraint_signs` returns them.
+
+    Returns
+    -------
+    dict of {str: tuple of (Block, list of str)}
+        The new blocks, ``<name>_monotonic``, come last.
+
+    Raises
+    ------
+    ValueError
+        Naming a column with a constraint that no block of numbers reads.
+    """
+    found, constrained = {}, {}
+    for name, (block, columns) in chosen.items():
+        own = [column for column in columns if column in signs]
+        if own and type(block) is not NumericBlock:
+            raise ValueError(
+                f"monotonic_cst: column {own[0]!r} is read by block {name!r}, a "
+                f"{type(block).__name__}; only columns that a NumericBlock reads can have a "
+                "constraint. Convert the column to numbers"
+            )
+        rest = [column for column in columns if column not in signs]
+        if rest:
+            found[name] = (block, rest)
+        if own:
+            other = clone(block)
+            other.monotonic_cst = [signs[column] for column in own]
+            constrained[name] = (other, own)
+    read = {column for _, columns in constrained.values() for column in columns}
+    unread = [column for column in signs if column not in read]
+    if unread:
+        raise ValueError(f"monotonic_cst: no block reads column {unread[0]!r}")
+    for name, entry in constrained.items():
+        found[free_name(f"{name}_monotonic", found)] = entry
+    return found
+
+
+def free_name(name, taken):
+    """Return a name that is not taken: this one, or with a number behind."""
+    free, count = name, 1
+    while free in taken:
+        count += 1
+        free = f"{name}_{count}"
+    return free
 
 
 def blocks_diagram(estimator):

@@ -81,6 +81,10 @@ class Block(ArrowStateMixin, GrowingParametersMixin, TransformerMixin, BaseEstim
     """Whether the encoding has an entry for each column, in their order, rather than entries that
     all columns stand in side by side."""
 
+    monotonic_cst = None
+    """Of each column the sign of its constraint, 1 or -1, as a list of int, where columns have
+    one."""
+
     @classmethod
     @abstractmethod
     def accepts(cls, column_type):

@@ -37,6 +37,13 @@ MISSING_CODE, FIRST_CODE = 0, 1
 EMBEDDINGS = ("piecewise", "periodic", "linear", "none")
 
 
+PIECES = 16
+"""Linear pieces of a monotonic function; trees see finer steps."""
+
+FIRST_SLOPE = math.log(math.expm1(1 / PIECES))
+"""What the slopes' parameters are counted from: a function then rises by 1 in all."""
+
+
 class NumericBlock(BinnedMixin, Block):
     """Numbers, booleans and durations.
 
@@ -163,9 +170,12 @@ class NumericBlock(BinnedMixin, Block):
         return {"values": torch.from_numpy(encoded)}
 
     def make_module(self):
+        n_edges = [len(edges) for edges in self.edges_]
+        if self.monotonic_cst is not None:
+            return MonotonicModule(n_edges, self.monotonic_cst)
         module = NumericModule(
             embedding=self.embedding,
-            n_edges=[len(edges) for edges in self.edges_],
+            n_edges=n_edges,
             width=self.width,
             frequencies=self.frequencies,
             frequency_scale=self.frequency_scale,
@@ -206,7 +216,100 @@ class NumericBlock(BinnedMixin, Block):
         return np.asarray(names, dtype=object)
 
 
-class NumericModule(nn.Module):
+class NumericCodes(nn.Module):
+    """Base of modules that read numbers: the codes that trees see.
+
+    Parameters
+    ----------
+    n_edges : list of int
+        Bin edges of each column.
+
+    Attributes
+    ----------
+    tree_codes : list of tuple of (int, bool)
+        Trees see so many codes of each column, which are in order.
+    """
+
+    def __init__(self, n_edges):
+        super().__init__()
+        # Made anew by the block, and so not part of a saved state.
+        n_bins = torch.tensor([max(count - 1, 1) for count in n_edges])
+        parts = (TREE_PARTS // n_bins).clamp(min=1)
+        self.tree_codes = [(FIRST_CODE + size + 1, True) for size in (parts * n_bins).tolist()]
+        self.register_buffer("parts", parts.float(), persistent=False)
+
+    @property
+    def output_columns(self):
+        """Which column each output is of, an ndarray of int64 of shape (out_features,)."""
+        n_columns = len(self.tree_codes)
+        return np.repeat(np.arange(n_columns), self.out_features // max(n_columns, 1))
+
+    @property
+    def tree_columns(self):
+        """Which column each of :meth:`tree_inputs` is of."""
+        return np.arange(len(self.tree_codes))
+
+    def tree_inputs(self, values):
+        """Return in which part of its column each number is; infinite ones are in the outermost."""
+        codes = values[..., 1] * self.parts + (FIRST_CODE + BORDER)
+        return torch.nan_to_num(codes, nan=MISSING_CODE).int()
+
+
+class MonotonicModule(NumericCodes):
+    """Monotonic functions of columns, which are added to the outputs of the network.
+
+    The functions are linear between quantiles, with slopes that are positive by construction.
+
+    Parameters
+    ----------
+    n_edges : list of int
+        Bin edges of each column.
+    signs : list of int
+        1 for functions that increase, -1 for functions that decrease.
+
+    Attributes
+    ----------
+    is_added : bool
+        Has the outputs multiplied by positive gates and added to those of the network.
+    tree_signs : list of int
+        The same signs, for trees.
+    """
+
+    is_added = True
+
+    def __init__(self, n_edges, signs):
+        super().__init__(n_edges)
+        self.out_features = len(n_edges)
+        self.tree_signs = list(signs)
+        pieces = torch.tensor([PIECES / max(count - 1, 1) for count in n_edges])
+        self.register_buffer("pieces", pieces, persistent=False)
+        self.register_buffer("signs", torch.tensor(signs).float(), persistent=False)
+        self.register_buffer("starts", torch.arange(PIECES).float(), persistent=False)
+        # Of the logarithm of a slope, about; weight decay makes for small slopes.
+        self.slope = nn.Parameter(torch.zeros(len(n_edges), PIECES))
+        self.missing = nn.Parameter(torch.zeros(len(n_edges)))
+
+    def forward(self, values):
+        """Return the values of the functions.
+
+        Parameters
+        ----------
+        values : torch.Tensor of shape (batch, n_columns, 2)
+            Scaled number and position among the edges.
+
+        Returns
+        -------
+        torch.Tensor of shape (batch, n_columns)
+        """
+        place = values[..., 1] * self.pieces
+        missing = torch.isnan(place)
+        passed = (torch.nan_to_num(place)[..., None] - self.starts).clamp(0, 1)
+        rises = nn.functional.softplus(self.slope + FIRST_SLOPE)
+        rise = (passed * rises).sum(-1) - rises.sum(-1) / 2
+        return torch.where(missing, self.missing, self.signs * rise)
+
+
+class NumericModule(NumericCodes):
     """Embed every numeric column in one pass.
 
     Parameters
@@ -224,11 +327,6 @@ class NumericModule(nn.Module):
     trust : ndarray of float64, shape (n_columns,), optional
         What the steps between a column's bins are multiplied by; 1 by default.
 
-    Attributes
-    ----------
-    tree_codes : list of tuple of (int, bool)
-        Trees see so many codes of each column, which are in order.
-
     Notes
     -----
     A step that few rows determine is learned from noise as fast as from signal, because Adam
@@ -236,16 +334,11 @@ class NumericModule(nn.Module):
     """
 
     def __init__(self, embedding, n_edges, width, frequencies=16, frequency_scale=0.1, trust=None):
-        super().__init__()
+        super().__init__(n_edges)
         n_columns = len(n_edges)
         self.embedding = embedding
         width = 1 if embedding == "none" else width
         self.out_features = n_columns * width
-        # Made anew by the block, and so not part of a saved state.
-        n_bins = torch.tensor([max(count - 1, 1) for count in n_edges])
-        parts = (TREE_PARTS // n_bins).clamp(min=1)
-        self.tree_codes = [(FIRST_CODE + size + 1, True) for size in (parts * n_bins).tolist()]
-        self.register_buffer("parts", parts.float(), persistent=False)
         self.missing = nn.Parameter(torch.zeros(n_columns, width))
         self.infinite = nn.Parameter(torch.zeros(n_columns, width))
         if embedding in ("linear", "piecewise"):
@@ -302,22 +395,6 @@ class NumericModule(nn.Module):
         if not looks or bool(infinite.any()):
             embedded = embedded + infinite[..., None] * self.infinite
         return embedded.flatten(1)
-
-    @property
-    def output_columns(self):
-        """Which column each output is of, an ndarray of int64 of shape (out_features,)."""
-        n_columns = len(self.tree_codes)
-        return np.repeat(np.arange(n_columns), self.out_features // max(n_columns, 1))
-
-    @property
-    def tree_columns(self):
-        """Which column each of :meth:`tree_inputs` is of."""
-        return np.arange(len(self.tree_codes))
-
-    def tree_inputs(self, values):
-        """Return in which part of its column each number is; infinite ones are in the outermost."""
-        codes = values[..., 1] * self.parts + (FIRST_CODE + BORDER)
-        return torch.nan_to_num(codes, nan=MISSING_CODE).int()
 
     def _embed(self, scaled, position, missing=None):
         if self.embedding == "piecewise":

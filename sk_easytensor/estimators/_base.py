@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from functools import partial
 from numbers import Integral
@@ -37,7 +38,7 @@ from sk_easytensor.inspection._explanation import Explanation, shapley_values
 from sk_easytensor.metrics import MetricScores, resolve_metrics, resolve_stopping_metric
 from sk_easytensor.networks import TabM
 from sk_easytensor.networks.block_network import make_network
-from sk_easytensor.networks.heads import MultilabelHead
+from sk_easytensor.networks.heads import MultilabelHead, MultiTaskHead
 from sk_easytensor.parameters import check_choice
 from sk_easytensor.report._columns import summarize_table, summarize_target
 from sk_easytensor.selection import check_blocks
@@ -75,6 +76,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         remainder="auto",
         categorical_features=None,
         offset=None,
+        monotonic_cst=None,
         trunk=None,
         trees="auto",
         learning_rate=2.4e-2,
@@ -101,6 +103,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         self.remainder = remainder
         self.categorical_features = categorical_features
         self.offset = offset
+        self.monotonic_cst = monotonic_cst
         self.trunk = trunk
         self.trees = trees
         self.learning_rate = learning_rate
@@ -136,6 +139,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             "remainder": self.remainder,
             "categorical_features": described_columns(self.categorical_features),
             "offset": self.offset,
+            "monotonic_cst": described_columns(self.monotonic_cst),
             "trunk": repr(self.trunk),
             "trees": repr(self.trees),
         }
@@ -259,6 +263,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
                 self._forget()
                 self._head = self._learn_target(self._distinct_targets(records))
                 self._check_offset(base_margin)
+                self._check_monotonic()
             self._learn_class_weights(records)
             evals = [
                 self._eval_records(where, *pair, weight, margin, records, backend)
@@ -348,6 +353,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             if not going_on:
                 self._head = self._learn_target(self._distinct_targets(records), classes)
                 self._check_offset(base_margin)
+                self._check_monotonic()
                 self._fit_encoder(records, backend, with_margin=base_margin is not None)
                 self._summarize_data(records)
             self._learn_class_weights(records)
@@ -393,13 +399,26 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         if self.offset is None and base_margin is None:
             return
         head, owner = self._head, type(self).__name__
-        if head.out_features != 1 or isinstance(head, MultilabelHead):
+        if head.out_features != 1 or isinstance(head, (MultilabelHead, MultiTaskHead)):
             name = "base_margin" if self.offset is None else "offset"
             raise ValueError(
                 f"{owner}: {name} needs two classes or a target of one column; this one has "
                 f"{head.out_features} outputs, to which one number a row cannot be added"
             )
         head.has_offset = True
+
+    def _check_monotonic(self):
+        """Raise ``ValueError`` for monotonic constraints on several outputs."""
+        signs = self.monotonic_cst
+        if signs is None or not np.any(
+            list(signs.values()) if isinstance(signs, Mapping) else signs
+        ):
+            return
+        if self._head.out_features != 1 or isinstance(self._head, (MultilabelHead, MultiTaskHead)):
+            raise ValueError(
+                f"{type(self).__name__}: monotonic_cst needs two classes or a target of one "
+                f"column; this one has {self._head.out_features} outputs"
+            )
 
     def _training_records(self, X, y, sample_weight, base_margin, backend, going_on):
         if y is None:
@@ -459,7 +478,12 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
                 categorical_features=self.categorical_features,
             )
             return encoder.fit_table(
-                records.table, records.source, backend, self.offset, with_margin=with_margin
+                records.table,
+                records.source,
+                backend,
+                self.offset,
+                with_margin=with_margin,
+                monotonic_cst=self.monotonic_cst,
             )
 
         with self._timed("blocks"):
@@ -652,9 +676,12 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             For :class:`~sk_easytensor.PretrainedBlock`.
         """
         check_is_fitted(self)
-        blocks = dict(self.blocks_)
-        if self._encoder.offset_block is not None:
-            del blocks[self._encoder.offset_block]
+        # Offsets and columns with monotonic constraints are added to outputs behind it.
+        blocks = {
+            name: block
+            for name, block in self.blocks_.items()
+            if name != self._encoder.offset_block and block.monotonic_cst is None
+        }
         return Representation(blocks, self.network_, self._network_trunk)
 
     @property

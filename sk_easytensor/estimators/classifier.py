@@ -40,6 +40,14 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         predicted, and never missing. Two classes only; there are no trees then, because
         scikit-learn's start from one log-odds for all rows, and no temperature. An array can be
         given to `fit` as ``base_margin`` instead.
+    monotonic_cst : dict of {str: int}, array-like of shape (n_features,) or None, default=None
+        Columns of numbers along which predictions (the probability of the second class) must not
+        decrease (1) or not increase (-1), by name or for all columns in order; 0 for the others.
+        As in :class:`~sklearn.ensemble.HistGradientBoostingClassifier`. The network adds a
+        monotonic function of each such column, times a positive factor that depends on the other
+        columns, to its output, and trees have scikit-learn's constraint: predictions are monotonic
+        by construction. `transform` does not see these columns. Missing values are in no order. Two
+        classes only.
     trunk : MLP, TabM or None, default=None
         Network between blocks and head; None for ``TabM(members=4, width=96,
         dropout=0.0)``. ``trunk__<parameter>`` can be set in either case.
@@ -185,6 +193,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         remainder="auto",
         categorical_features=None,
         offset=None,
+        monotonic_cst=None,
         trunk=None,
         trees="auto",
         learning_rate=2.4e-2,
@@ -213,6 +222,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
             remainder=remainder,
             categorical_features=categorical_features,
             offset=offset,
+            monotonic_cst=monotonic_cst,
             trunk=trunk,
             trees=trees,
             learning_rate=learning_rate,

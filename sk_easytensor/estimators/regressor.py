@@ -47,6 +47,11 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         column with the logarithm of the exposure has the model learn a rate. No feature unless
         `blocks` names it, needed wherever rows are predicted, and never missing. One target only.
         An array can be given to `fit` as ``base_margin`` instead.
+    monotonic_cst : dict of {str: int}, array-like of shape (n_features,) or None, default=None
+        Columns of numbers along which predictions must not decrease (1) or not increase (-1), as in
+        :class:`EasyTensorClassifier`. One target only. With ``"absolute_error"``, ``"huber"`` and
+        ``"quantile"`` there are no trees then, because scikit-learn's do not follow constraints for
+        these losses.
     remainder, categorical_features, trunk, trees, learning_rate, batch_size, max_epochs
         As in :class:`EasyTensorClassifier`.
     optimizer, weight_decay
@@ -105,6 +110,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         remainder="auto",
         categorical_features=None,
         offset=None,
+        monotonic_cst=None,
         trunk=None,
         trees="auto",
         learning_rate=2.4e-2,
@@ -132,6 +138,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
             remainder=remainder,
             categorical_features=categorical_features,
             offset=offset,
+            monotonic_cst=monotonic_cst,
             trunk=trunk,
             trees=trees,
             learning_rate=learning_rate,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sk_easytensor.networks.block_network import is_offset, is_wide
+from sk_easytensor.networks.block_network import is_added, is_offset, is_wide
 from sk_easytensor.tensors import Ragged
 from sk_easytensor.trees.module import places_of_bits
 
@@ -55,18 +55,24 @@ class NetworkParts:
             False: layer[0].t() if self.linear else None,
             True: None if network.wide is None else network.wide.weight.t(),
         }
-        self.blocks = {}
+        self.blocks, first_added = {}, 0
+        added = [module.out_features for module in network.blocks if is_added(module)]
+        n_added = sum(added)
         for name, module in zip(network.names, network.blocks, strict=True):
             wide, width = is_wide(module), module.out_features
-            if name == network.offset_name:
-                self.blocks[name] = BlockParts(model, name, module, torch.ones(1, 1), first_code)
-                continue
             weight = weights[wide]
-            if weight is not None:
+            if is_offset(module):
+                weight = torch.ones(1, 1)
+            elif is_added(module):
+                # Where its outputs stand among those that gates multiply.
+                weight = torch.eye(n_added)[first_added : first_added + width]
+                first_added += width
+            elif weight is not None:
                 weight = weight[starts[wide] : starts[wide] + width].contiguous()
             block = BlockParts(model, name, module, weight, first_code)
             self.blocks[name] = block
-            starts[wide] += width
+            if not (block.is_offset or block.is_added):
+                starts[wide] += width
             first_code += block.codes.shape[1]
         self.forests = []
         if network.trees is not None:
@@ -75,10 +81,14 @@ class NetworkParts:
         self.hidden = self.wide = self.offset = None
         if network.offset_name is not None:
             self.offset = self.blocks[network.offset_name].outputs
+        self.added = None
+        if n_added:
+            outputs = [self.blocks[name].outputs for name in network.added_names]
+            self.added = torch.cat(outputs, dim=1)
         if self.linear:
             self.hidden = layer[1].repeat(len(model.frame), 1)
             for block in self.blocks.values():
-                if not (block.wide or block.is_offset):
+                if not (block.wide or block.is_offset or block.is_added):
                     self.hidden += block.outputs @ block.weight
         for block in self.blocks.values():
             if block.wide:
@@ -97,7 +107,7 @@ class NetworkParts:
             block.column_wise or block.n_columns <= most for block in self.blocks.values()
         )
 
-    def members(self, hidden, wide, outputs, offset):
+    def members(self, hidden, wide, outputs, added, offset):
         """Return the outputs of the members, of shape (batch, members, out_features).
 
         Parameters
@@ -108,6 +118,8 @@ class NetworkParts:
             Outputs of the layer past the trunk.
         outputs : dict of {str: torch.Tensor} or None
             What each block gives; only needed without `hidden`.
+        added : torch.Tensor of shape (batch, n) or None
+            What is multiplied by gates and added to the outputs.
         offset : torch.Tensor of shape (batch, 1) or None
             What is added to the outputs.
         """
@@ -115,16 +127,18 @@ class NetworkParts:
         if hidden is None:
             return network.join(outputs)
         hidden = network.trunk.after_first(hidden)
-        found = network.head(hidden[:, None, :] if hidden.ndim == 2 else hidden)
+        hidden = hidden[:, None, :] if hidden.ndim == 2 else hidden
+        found = network.head(hidden)
         found = found if wide is None else found + wide[:, None, :]
+        found = found if added is None else found + network.gated(hidden, added)
         return found if offset is None else found + offset[:, None, :]
 
-    def join(self, hidden, wide, outputs, offset, leaves):
+    def join(self, hidden, wide, outputs, added, offset, leaves):
         """Return the ensemble's outputs, of shape (batch, 1, out_features).
 
         Parameters
         ----------
-        hidden, wide, outputs, offset
+        hidden, wide, outputs, added, offset
             As of :meth:`members`.
         leaves : list of torch.Tensor of shape (batch, n_trees)
             For each forest the values of the leaves that the rows are in.
@@ -132,7 +146,7 @@ class NetworkParts:
         trees = self.network.trees
         combined = None
         if trees is None or trees.needs_network:
-            combined = self.head.combine(self.members(hidden, wide, outputs, offset))
+            combined = self.head.combine(self.members(hidden, wide, outputs, added, offset))
         if trees is None:
             return combined
         pairs = zip(self.forests, leaves, strict=True)
@@ -160,6 +174,7 @@ class BlockParts:
 
     def __init__(self, model, name, module, weight, first_code):
         self.wide = is_wide(module)
+        self.is_added = is_added(module)
         self.is_offset = is_offset(module)
         self.weight = weight
         self.first_code = first_code
@@ -308,6 +323,7 @@ class MixedRows:
         self.parts, self.rows, self.donors = parts, rows, donors
         self.hidden = None if parts.hidden is None else parts.hidden[rows]
         self.wide = None if parts.wide is None else parts.wide[rows]
+        self.added = None if parts.added is None else parts.added[rows]
         self.offset = None if parts.offset is None else parts.offset[rows]
         self.outputs = None
         if not parts.linear:
@@ -346,12 +362,12 @@ class MixedRows:
         for start in range(0, len(self.rows), ROWS_AT_ONCE):
             some = slice(start, start + ROWS_AT_ONCE)
             outputs = self.outputs and {name: each[some] for name, each in self.outputs.items()}
-            hidden, wide, offset = (
+            hidden, wide, added, offset = (
                 each if each is None else each[some]
-                for each in (self.hidden, self.wide, self.offset)
+                for each in (self.hidden, self.wide, self.added, self.offset)
             )
             leaves = [each[some] for each in self.leaves]
-            found.append(self.parts.join(hidden, wide, outputs, offset, leaves))
+            found.append(self.parts.join(hidden, wide, outputs, added, offset, leaves))
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def _replace(self, name, positions):
@@ -397,6 +413,8 @@ class MixedRows:
     def _add(self, block, change):
         if block.is_offset:
             self.offset = self.offset + change
+        elif block.is_added:
+            self.added = self.added + change
         elif block.wide:
             self.wide = self.wide + change
         elif self.hidden is not None:

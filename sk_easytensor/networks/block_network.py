@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
+from torch.nn import functional
 
+from sk_easytensor.networks.heads import MemberLinear
 from sk_easytensor.ragged import Ragged
 
 __all__ = ["WIDE_RATE", "BlockNetwork", "make_network", "padded_lengths"]
 
 WIDE_RATE = 0.4
 """Learning rate of what goes past the trunk, over that of the rest: sparse features overfit."""
+
+
+FIRST_GATE = math.log(math.e - 1)
+"""What the parameters of gates are counted from, so that these are 1 at first."""
 
 
 class BlockNetwork(nn.Module):
@@ -20,14 +28,17 @@ class BlockNetwork(nn.Module):
     ----------
     blocks : dict of {str: torch.nn.Module}
         Modules made by the blocks. Those with a true attribute ``wide`` are joined to the head
-        by a linear layer; one with a true attribute ``is_offset`` is added to the outputs of every
-        member and of the trees; the others go through the trunk.
+        by a linear layer; those with a true attribute ``is_added`` are multiplied by gates, which
+        are positive, and added to the outputs; one with a true attribute ``is_offset`` is added to
+        these and to the outputs of the trees; the others go through the trunk.
     trunk : torch.nn.Module
         Made by the trunk for the blocks that are not wide.
     head : torch.nn.Module or None
         Made by the head for the trunk; None if the network is only asked to :meth:`represent`.
     wide : torch.nn.Linear or None
         From the wide blocks to the outputs.
+    gate : torch.nn.Module or None
+        From the trunk to the parameters of the gates of blocks that are added.
 
     Attributes
     ----------
@@ -35,6 +46,8 @@ class BlockNetwork(nn.Module):
         Stand beside the network once it is trained: it is trained and judged without them.
     offset_name : str or None
         Name of the block whose output is added to the outputs, if there is one.
+    added_names : list of str
+        Names of the blocks whose outputs are added to those of the network, with gates.
 
     Notes
     -----
@@ -42,7 +55,7 @@ class BlockNetwork(nn.Module):
     Recommender Systems" (2016): a trunk memorises rare ones.
     """
 
-    def __init__(self, blocks, trunk, head, wide):
+    def __init__(self, blocks, trunk, head, wide, gate=None):
         super().__init__()
         # Lists rather than dictionaries, because torch refuses some names that users choose.
         self.names = list(blocks)
@@ -50,9 +63,12 @@ class BlockNetwork(nn.Module):
         self.trunk = trunk
         self.head = head
         self.wide = wide
+        self.gate = gate
         self.trees = None
+        # Looked for once: that a module lacks an attribute takes it long to find out.
         offsets = [name for name, block in blocks.items() if is_offset(block)]
         self.offset_name = offsets[0] if offsets else None
+        self.added_names = [name for name, block in blocks.items() if is_added(block)]
 
     @property
     def representation_features(self):
@@ -85,7 +101,8 @@ class BlockNetwork(nn.Module):
         -------
         torch.Tensor of shape (batch, members, out_features)
         """
-        return self._outputs(*self._hidden(parts), self._offset_of(parts))
+        added, offset = self._added_of(parts), self._offset_of(parts)
+        return self._outputs(*self._hidden(parts), added, offset)
 
     def read(self, frame):
         """Return what each block's module gives of encoded rows, for :meth:`join`.
@@ -151,8 +168,10 @@ class BlockNetwork(nn.Module):
         shown = self.shown(frame) if self._with_trees else None
         parts = self.read(frame)
         hidden, wide = self._hidden(parts)
-        offset = self._offset_of(parts)
-        combined = self._joined(head, shown, offset, lambda: self._outputs(hidden, wide, offset))
+        added, offset = self._added_of(parts), self._offset_of(parts)
+        combined = self._joined(
+            head, shown, offset, lambda: self._outputs(hidden, wide, added, offset)
+        )
         return combined, self._represented(hidden, wide)
 
     def offset(self, frame):
@@ -192,6 +211,16 @@ class BlockNetwork(nn.Module):
         """Names of the blocks that show trees anything."""
         pairs = zip(self.names, self.blocks, strict=True)
         return [name for name, block in pairs if shows(block)]
+
+    @property
+    def shown_signs(self):
+        """For each column of :meth:`shown` its monotonic constraint: 1, -1 or 0 for none."""
+        found = []
+        for block in self.blocks:
+            if shows(block):
+                signs = getattr(block, "tree_signs", None)
+                found += [0] * len(block.tree_codes) if signs is None else signs
+        return found
 
     @property
     def shown_codes(self):
@@ -244,9 +273,35 @@ class BlockNetwork(nn.Module):
     def _offset_of(self, parts):
         return None if self.offset_name is None else parts[self.offset_name][:, None, :]
 
-    def _outputs(self, hidden, wide, offset):
+    def _added_of(self, parts):
+        """Return what gates multiply, of shape (batch, n), or None."""
+        if not self.added_names:
+            return None
+        return torch.cat([parts[name] for name in self.added_names], dim=1)
+
+    def gated(self, hidden, added):
+        """Return what is added to the outputs of members, given what gates multiply.
+
+        Gates are positive: the sum rises with each number in `added`.
+
+        Parameters
+        ----------
+        hidden : torch.Tensor of shape (batch, members, n_units)
+            Outputs of the trunk.
+        added : torch.Tensor of shape (batch, n)
+            Outputs of the blocks that are added.
+
+        Returns
+        -------
+        torch.Tensor of shape (batch, members, 1)
+        """
+        gates = functional.softplus(self.gate(hidden) + FIRST_GATE)
+        return (gates * added[:, None, :]).sum(2, keepdim=True)
+
+    def _outputs(self, hidden, wide, added, offset):
         outputs = self.head(hidden)
         outputs = outputs if wide is None else outputs + self.wide(wide)[:, None, :]
+        outputs = outputs if added is None else outputs + self.gated(hidden, added)
         return outputs if offset is None else outputs + offset
 
     def _joined(self, head, shown, offset, outputs):
@@ -264,10 +319,14 @@ class BlockNetwork(nn.Module):
     def _hidden(self, read):
         parts = {False: [], True: []}
         for name, block in zip(self.names, self.blocks, strict=True):
-            if name != self.offset_name:
+            if name != self.offset_name and name not in self.added_names:
                 parts[is_wide(block)].append(read[name])
         wide = torch.cat(parts[True], dim=1) if parts[True] else None
-        deep = torch.cat(parts[False], dim=1) if parts[False] else wide.new_zeros(wide.shape[0], 1)
+        if parts[False]:
+            deep = torch.cat(parts[False], dim=1)
+        else:
+            some = next(iter(read.values()))
+            deep = some.new_zeros(some.shape[0], 1)
         hidden = self.trunk(deep)
         return hidden[:, None, :] if hidden.ndim == 2 else hidden, wide
 
@@ -299,6 +358,11 @@ def shows(module):
 def is_wide(module):
     """Tell whether a block's module goes past the trunk."""
     return getattr(module, "wide", False)
+
+
+def is_added(module):
+    """Tell whether what a block's module gives is multiplied by gates and added to the outputs."""
+    return getattr(module, "is_added", False)
 
 
 def is_offset(module):
@@ -358,7 +422,7 @@ def make_network(blocks, trunk, head=None):
     for module in modules.values():
         if is_offset(module):
             module.scale_for(head)
-        else:
+        elif not is_added(module):
             widths[is_wide(module)].append(module.out_features)
     # Without any deep block the trunk reads a constant: it is then a bias.
     deep, wide_features = widths[False] or [1], sum(widths[True])
@@ -380,4 +444,9 @@ def make_network(blocks, trunk, head=None):
         wide.learning_rate_scale = WIDE_RATE
         if head.begins_at_zero:
             nn.init.zeros_(wide.weight)
-    return BlockNetwork(modules, trunk_module, head_module, wide)
+    gate = None
+    n_added = sum(module.out_features for module in modules.values() if is_added(module))
+    if n_added:
+        gate = MemberLinear(members, trunk_module.out_features, n_added)
+        nn.init.zeros_(gate.weight)
+    return BlockNetwork(modules, trunk_module, head_module, wide, gate)

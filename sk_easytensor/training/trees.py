@@ -21,6 +21,10 @@ MOST_ROWS = 200_000
 """Rows that trees are grown on at most; a sample has to do with more. scikit-learn looks at as many
 to choose where columns may be split."""
 
+UNCONSTRAINED = ("absolute_error", "quantile")
+"""Losses for which scikit-learn's trees do not follow monotonic constraints: it replaces the values
+of leaves by quantiles of residuals."""
+
 MOST_VALID_ROWS = 50_000
 """Validation rows at most that decide how many trees there are."""
 
@@ -51,6 +55,9 @@ def grow_trees(network, head, rows, valid_rows, settings):
     codes = [] if settings.trees is None or head.tree_loss is None else network.shown_codes
     if not codes or (settings.group.size > 1 and not valid_rows):
         return None
+    signs = network.shown_signs
+    if any(signs) and head.tree_loss in UNCONSTRAINED:
+        return None
 
     def grow():
         if len(rows) < FEWEST_ROWS:
@@ -61,7 +68,7 @@ def grow_trees(network, head, rows, valid_rows, settings):
             valid = tree_rows(network, valid_rows[0], MOST_VALID_ROWS, settings.seed, head)
         # As many threads as the network is trained with: scikit-learn would take all there are.
         with threadpool_limits(torch.get_num_threads(), user_api="openmp"):
-            return settings.trees.grow(head, own, valid, codes, settings.seed)
+            return settings.trees.grow(head, own, valid, codes, settings.seed, signs)
 
     grown = settings.group.from_first(grow)
     return None if grown is None else TreesModule(grown, EQUAL).eval()

@@ -116,7 +116,7 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
         check_number(name, "l2_regularization", self.l2_regularization, low=0)
         check_number(name, "max_features", self.max_features, low=1e-9, high=1)
 
-    def grow(self, head, rows, valid, codes, seed):
+    def grow(self, head, rows, valid, codes, seed, signs=None):
         """Grow trees for a target.
 
         Parameters
@@ -131,6 +131,9 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
             For each column how many codes there are, 0 for missing, and whether they are in order.
         seed : int
             Of the columns that splits may choose from and the folds of categories.
+        signs : list of int, optional
+            For each column its monotonic constraint: 1, -1, or 0 for none. Those with one are in
+            order.
 
         Returns
         -------
@@ -145,7 +148,9 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
         n_targets = 1 if rows.target.ndim == 1 else rows.target.shape[1]
         n_outputs = head.out_features // n_targets
         grown = [
-            self._grow_one(head, [part.of_target(index) for part in parts], n_outputs, codes, seed)
+            self._grow_one(
+                head, [part.of_target(index) for part in parts], n_outputs, codes, seed, signs
+            )
             for index in range(n_targets)
         ]
         return grown if any(tables.n_trees for tables in grown) else None
@@ -160,7 +165,7 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
         tables = [each for grown in found for each in grown]
         return tables if any(each.n_trees for each in tables) else None
 
-    def _grow_one(self, head, parts, n_outputs, codes, seed):
+    def _grow_one(self, head, parts, n_outputs, codes, seed, signs):
         parts = [part.of_weight() for part in parts]
         rows = parts[0]
         if (rows.target == rows.target[0]).all():
@@ -182,6 +187,8 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
             return TreeTables.constant(np.zeros(n_outputs))
         size = self._size(len(parts[0].target))
         booster = self._booster(head, len(parts) > 1, size, columns.is_category, seed)
+        if signs is not None and any(signs):
+            booster.set_params(monotonic_cst=[signs[position] for position, _ in columns.read])
         judged = {}
         if len(parts) > 1:
             judged = {
