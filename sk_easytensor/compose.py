@@ -254,30 +254,32 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
         """
         check_is_fitted(self)
         owner = owner or type(self).__name__
+        column = None
+        if base_margin is not None or self._with_margin:
+            X, column = self._take_margin(X, owner, base_margin)
         table = read_like_fit(
             X, self._columns, fitted_with_names=self._named, owner=owner, sparse=self._sparse
         )
-        if base_margin is None and not self._with_margin:
-            return table
-        return self._read_margin(table, X, owner, base_margin)
+        if base_margin is not None:
+            from sk_easytensor.estimators._offsets import margin_column
 
-    def _read_margin(self, table, X, owner, base_margin):
-        from sk_easytensor.estimators._offsets import margin_column
+            column = margin_column(base_margin, len(table))
+        return table if column is None else table.append_column(BASE_MARGIN, column)
 
+    def _take_margin(self, X, owner, base_margin):
+        """Return a table without its column of offsets, and that column."""
         if not self._with_margin:
             named = f", but with offset={self._offset!r}" if self._offset is not None else ""
             raise ValueError(f"{owner} was fitted without base_margin{named}")
         if base_margin is not None:
-            column = margin_column(base_margin, len(table))
-        else:
-            given = as_table(X) if has_column_names(X) else table
-            if BASE_MARGIN not in given.column_names:
-                raise ValueError(
-                    f"{owner} was fitted with base_margin, and needs base_margin=... for the rows "
-                    f"to predict, or a column {BASE_MARGIN!r} in X"
-                )
-            column = given.column(BASE_MARGIN)
-        return table.append_column(BASE_MARGIN, column)
+            return X, None
+        table = as_table(X) if has_column_names(X) else None
+        if table is None or BASE_MARGIN not in table.column_names:
+            raise ValueError(
+                f"{owner} was fitted with base_margin, and needs base_margin=... for the rows "
+                f"to predict, or a column {BASE_MARGIN!r} in X"
+            )
+        return table.drop_columns([BASE_MARGIN]), table.column(BASE_MARGIN)
 
     @property
     def features(self):

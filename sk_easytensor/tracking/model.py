@@ -14,6 +14,7 @@ import pyarrow as pa
 from scipy.sparse import csr_matrix
 from skops.io import dumps, get_untrusted_types
 
+from sk_easytensor.compose import BASE_MARGIN
 from sk_easytensor.safe_loading import trusted_types
 from sk_easytensor.sparse import compressed, is_sparse, layout_of
 from sk_easytensor.tables import align_table, as_table, first_rows, has_column_names, is_source
@@ -47,7 +48,7 @@ def save_model(estimator, X, folder):
     predict = getattr(estimator, predicts)
     table, rows = table_and_rows(estimator, X)
     predicted = predict(rows)
-    inputs, outputs = input_schema(table, X), output_schema(predicted)
+    inputs, outputs = input_schema(table, rows), output_schema(predicted)
     model = Model()
     with quiet(), out_of_search(estimator):
         mlflow.sklearn.save_model(
@@ -103,7 +104,10 @@ def table_and_rows(estimator, X):
         table = as_table(X[:EXAMPLE_ROWS], densify=True)
     if has_column_names(X) and hasattr(estimator, "feature_names_in_"):
         table = align_table(table, estimator.feature_names_in_)
-    if isinstance(X, np.ndarray):
+    if getattr(getattr(estimator, "_encoder", None), "_with_margin", False):
+        # Served rows bring offsets in a column: MLflow passes nothing but the table.
+        table = table.append_column(BASE_MARGIN, pa.array(np.zeros(len(table))))
+    elif isinstance(X, np.ndarray):
         return table, X[:EXAMPLE_ROWS]
     return table, table.slice(0, EXAMPLE_ROWS).to_pandas()
 
@@ -175,7 +179,8 @@ def output_schema(predicted):
     """Return the shape and type of predictions as MLflow describes them."""
     from mlflow.models import infer_signature
 
-    predicted = np.asarray(predicted)
+    if not isinstance(predicted, pd.DataFrame):
+        predicted = np.asarray(predicted)
     with warnings.catch_warnings():
         # That integers cannot be missing is nothing to say of classes.
         warnings.simplefilter("ignore")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from mlflow.models import Model
 
-from sk_easytensor import MLP, EasyTensorRegressor
+from sk_easytensor import MLP, EasyTensorMultiTask, EasyTensorRegressor
 from sk_easytensor.tracking.model import save_model
 
 ROWS = 40
@@ -116,3 +116,27 @@ def test_dates_in_lists_have_no_example(tmp_path):
     model, served = saved(X, tmp_path / "model")
     np.testing.assert_array_equal(served.predict(X), model.predict(X))
     assert Model.load(tmp_path / "model").load_input_example(tmp_path / "model") is None
+
+
+def test_predictions_of_several_tasks_are_named(tmp_path):
+    X = pd.DataFrame({"a": np.linspace(0, 1, 60)})
+    y = pd.DataFrame({"high": X["a"] > 0.5, "amount": X["a"] + 1})
+    params = {"trunk": MLP(width=8), "trees": None, "max_epochs": 1, "random_state": 0}
+    model = EasyTensorMultiTask({"high": "binary", "amount": "gamma"}, **params).fit(X, y)
+    save_model(model, X, tmp_path / "model")
+    loaded = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    assert loaded.metadata.signature.outputs.input_names() == ["high", "amount"]
+    pd.testing.assert_frame_equal(loaded.predict(X), model.predict(X))
+
+
+@pytest.mark.parametrize("as_array", [False, True])
+def test_offsets_are_a_column_of_served_rows(as_array, tmp_path):
+    X = pd.DataFrame({"x0": np.linspace(0, 1, 60)})
+    given = X.to_numpy() if as_array else X
+    params = {"trunk": MLP(width=8), "trees": None, "max_epochs": 1, "random_state": 0}
+    model = EasyTensorRegressor(loss="poisson", **params)
+    model.fit(given, np.arange(60), base_margin=np.zeros(60))
+    save_model(model, given, tmp_path / "model")
+    served = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    found = served.predict(X.assign(base_margin=1.0))
+    np.testing.assert_allclose(found, model.predict(given, base_margin=np.ones(60)))
