@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import sys
+from enum import Enum
+from itertools import chain
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
 
-__all__ = ["UNREADABLE", "column_of", "is_pandas", "pandas_columns"]
+__all__ = ["UNREADABLE", "column_of", "first_unlike", "is_pandas", "pandas_columns"]
 
 UNREADABLE = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
 """What Arrow raises for Python values that fit none of its types."""
@@ -83,7 +87,7 @@ def column_of(values, name):
     TypeError
         If the column is sparse, or a value is neither a string nor a number nor like the others.
     ValueError
-        If the values have more than two dimensions.
+        If the values have more than two dimensions, or vectors no entries.
     """
     # The usual kinds first: with few rows, questions cost more than answers.
     if type(values) is np.ndarray and values.ndim == 1 and values.dtype in PLAIN_NUMBERS:
@@ -93,8 +97,12 @@ def column_of(values, name):
     try:
         if is_pandas(values, "Series"):
             # Arrow asks a series for a dozen attributes.
-            plain = isinstance(values.dtype, np.dtype) and values.dtype.kind in "iuf"
-            return pa.array(values.to_numpy() if plain else values, from_pandas=True)
+            kind = values.dtype
+            if isinstance(kind, np.dtype) and kind.kind in "iuf":
+                return pa.array(values.to_numpy(), from_pandas=True)
+            if kind != object:
+                return _series_array(values)
+            values = values.to_numpy()
         if hasattr(values, "__arrow_c_stream__") or hasattr(values, "__arrow_c_array__"):
             return pa.chunked_array(values)
     except UNREADABLE:
@@ -105,13 +113,11 @@ def column_of(values, name):
             ) from None
     if isinstance(values, (list, tuple)):
         # Not by way of NumPy: lists of lists would become a matrix, mixed scalars strings.
+        values = _python_values(values, name)
         try:
             return pa.array(values, from_pandas=True)
         except UNREADABLE:
-            array = np.empty(len(values), dtype=object)
-            for row, value in enumerate(values):
-                array[row] = value
-            return _mixed_column(array, name)
+            return _mixed_column(_object_array(values), name)
     mask = np.ma.getmaskarray(values).reshape(-1) if np.ma.isMaskedArray(values) else None
     array = np.asarray(values)
     if array.ndim not in (1, 2):
@@ -124,13 +130,149 @@ def column_of(values, name):
         array = array.astype(f"{array.dtype.kind}8[s]")
     if array.dtype == np.longdouble:
         array = array.astype(np.float64)
+    if array.ndim == 2 and array.shape[1] == 0:
+        raise ValueError(
+            f"column {name!r} is an array of shape {array.shape}, whose vectors have no entries; "
+            "leave it out"
+        )
     if array.ndim == 2 and array.dtype != object:
         flat = pa.array(np.ascontiguousarray(array).reshape(-1), mask=mask, from_pandas=True)
         return pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
+    if array.dtype == object:
+        array = _python_values(array, name)
     try:
         return pa.array(array, mask=mask, from_pandas=True)
     except UNREADABLE:
         return _mixed_column(array, name)
+
+
+def _series_array(values):
+    """Return a series of pandas that holds no Python objects as an Arrow array."""
+    kind = values.dtype
+    if kind.name == "category":
+        categories = values.cat.categories
+        if categories.dtype == object or hasattr(categories.dtype, "tz"):
+            codes = values.cat.codes.to_numpy()
+            codes = pa.array(codes, mask=codes < 0)
+            names = column_of(categories.to_series(), "categories")
+            return pa.DictionaryArray.from_arrays(codes, names, ordered=kind.ordered)
+    elif hasattr(kind, "tz"):
+        # By itself, Arrow reads an attribute that pandas is about to change, and warns of.
+        moments = values.dt.tz_convert(None).to_numpy()
+        return pa.array(moments, pa.timestamp(kind.unit, pa.lib.tzinfo_to_string(kind.tz)))
+    return pa.array(values, from_pandas=True)
+
+
+def _object_array(values):
+    """Return Python values as an array of objects, whatever these are."""
+    array = np.empty(len(values), dtype=object)
+    for row, value in enumerate(values):
+        array[row] = value
+    return array
+
+
+def _python_values(values, name):
+    """Replace what Arrow reads wrongly, or not at all, by the Python value that it stands for.
+
+    Enumerations and UUIDs become strings. Dates among date-times become date-times, which Arrow
+    would cut to dates. NumPy scalars of several types become Python's: where the first of them is
+    a date, Arrow takes the others for dates as well, and the process crashes.
+
+    Parameters
+    ----------
+    values : list, tuple or ndarray of object
+        One for each row.
+    name : str
+        Of the column, for messages.
+
+    Returns
+    -------
+    list, tuple or ndarray of object
+        The values themselves, if there is nothing to replace.
+
+    Raises
+    ------
+    TypeError
+        If there are numbers among dates, which Arrow would count from 1970.
+    """
+    if getattr(values, "ndim", 1) != 1:
+        return values
+    kinds = set(map(type, values))
+    if not kinds.isdisjoint((*LISTS, dict)):
+        kinds.update(map(type, chain.from_iterable(map(_items, values))))
+    if any(map(_is_date, kinds)) and any(map(_is_number, kinds)):
+        _refuse_numbers_among_dates(values, name)
+    replaced = set()
+    for kind in kinds:
+        if issubclass(kind, UUID) or (issubclass(kind, Enum) and not issubclass(kind, (int, str))):
+            replaced.add(kind)
+    scalars = {kind for kind in kinds if issubclass(kind, np.generic)}
+    if np.datetime64 in scalars and len(scalars) > 1:
+        replaced |= scalars
+    if dt.date in kinds and any(issubclass(kind, (dt.datetime, np.datetime64)) for kind in kinds):
+        replaced.add(dt.date)
+    if not replaced:
+        return values
+    found = [_python_value(value, replaced) for value in values]
+    return _object_array(found) if isinstance(values, np.ndarray) else found
+
+
+def _items(value):
+    """Return the Python objects that a value holds."""
+    if isinstance(value, np.ndarray):
+        return value.ravel() if value.dtype == object else ()
+    if isinstance(value, (list, tuple)):
+        return value
+    return value.values() if isinstance(value, dict) else ()
+
+
+def _is_date(kind):
+    # NaT, which is a date-time by its class, is how pandas writes that any value is missing.
+    return issubclass(kind, (dt.date, np.datetime64)) and kind.__name__ != "NaTType"
+
+
+def _is_number(kind):
+    return issubclass(kind, (int, float, np.number, np.bool_)) and kind is not np.timedelta64
+
+
+def _refuse_numbers_among_dates(values, name):
+    found = {}
+    for row, value in enumerate(values):
+        items = _items(value) if isinstance(value, LISTS) else [value]
+        for item in items:
+            if _is_date(type(item)):
+                found.setdefault("date", (row, item))
+            elif _is_number(type(item)) and item == item:
+                found.setdefault("number", (row, item))
+        if len(found) == 2:
+            (row, date), (other, number) = found["date"], found["number"]
+            raise TypeError(
+                f"column {name!r} holds dates and numbers: {_shown(date)} in row {row} and "
+                f"{_shown(number)} in row {other}; give values of one type"
+            )
+
+
+def _shown(value, longest=60):
+    """Return a value as it is written in Python, shortened."""
+    text = repr(value)
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def _python_value(value, replaced):
+    kind = type(value)
+    if kind in (list, tuple) or (kind is np.ndarray and value.dtype == object):
+        return [_python_value(item, replaced) for item in value]
+    if kind is dict:
+        return {name: _python_value(item, replaced) for name, item in value.items()}
+    if kind not in replaced:
+        return value
+    if issubclass(kind, UUID):
+        return str(value)
+    if issubclass(kind, Enum):
+        return value.value if isinstance(value.value, str) else value.name
+    if kind is dt.date:
+        return dt.datetime(value.year, value.month, value.day)
+    return value.astype("M8[us]").item() if kind is np.datetime64 else value.item()
 
 
 def _mixed_column(array, name):
@@ -150,10 +292,9 @@ def _mixed_column(array, name):
             array, emptied = _without_empty_arrays(array)
             if emptied:
                 return column_of(array, name)
-            row = _first_unlike(array)
+            row = first_unlike(array)
             hint = ", or lists if all are lists of items of one type"
-        kind, shown = type(array[row]).__name__, repr(array[row])
-        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        kind, shown = type(array[row]).__name__, _shown(array[row])
         raise TypeError(
             f"column {name!r} holds a {kind} ({shown}) in row {row}; each value given as an "
             f"argument must be a string or a number{hint}"
@@ -172,14 +313,14 @@ def _without_empty_arrays(array):
     return array, any(empty)
 
 
-def _first_unlike(array):
+def first_unlike(array, errors=UNREADABLE):
     """Return the first row whose value fits no type that those before it have."""
     readable, unreadable = 0, len(array)
     while unreadable - readable > 1:
         middle = (readable + unreadable) // 2
         try:
             pa.array(array[:middle], from_pandas=True)
-        except UNREADABLE:
+        except errors:
             unreadable = middle
         else:
             readable = middle

@@ -30,18 +30,27 @@ def plain_types(table):
     -------
     pyarrow.Table
         Without extension types, views, decimals, half floats and lists of 32-bit offsets, on the
-        surface and within lists, structs and dictionaries.
+        surface and within lists and dictionaries. Structs have a column for each field, named
+        ``column.field``.
     """
     for index, field in enumerate(table.schema):
         if field.type.id in PLAIN:
             continue
+        if pa.types.is_struct(getattr(field.type, "storage_type", field.type)):
+            return plain_types(_flattened(table))
         plain = _plain_type(field.type)
         if plain is None:
             continue
         column = table.column(index)
         if isinstance(field.type, pa.BaseExtensionType):
-            storage = [chunk.storage for chunk in column.chunks]
-            column = pa.chunked_array(storage, type=field.type.storage_type)
+            column = _stored(column)
+            if field.type.extension_name == "arrow.uuid":
+                column = _uuid_text(column)
+            plain = _plain_type(column.type) or column.type
+            if field.type.extension_name == "arrow.bool8":
+                plain = pa.bool_()
+        if pa.types.is_run_end_encoded(column.type):
+            column = pc.run_end_decode(column)
             plain = _plain_type(column.type) or column.type
         if _is_list_view(column.type):
             column = _lists_of_views(column)
@@ -50,6 +59,38 @@ def plain_types(table):
             column = _named_dictionaries(column)
         table = table.set_column(index, field.name, column)
     return table
+
+
+def _stored(column):
+    """Return what a column of an extension type is stored as."""
+    storage = [chunk.storage for chunk in column.chunks]
+    return pa.chunked_array(storage, type=column.type.storage_type)
+
+
+def _flattened(table):
+    """Return a table with the fields of structs as columns."""
+    for index, field in enumerate(table.schema):
+        kind = field.type
+        if isinstance(kind, pa.BaseExtensionType) and pa.types.is_struct(kind.storage_type):
+            table = table.set_column(index, field.name, _stored(table.column(index)))
+    return table.flatten()
+
+
+def _uuid_text(column):
+    """Return UUIDs, stored as 16 bytes, as text."""
+    digits = np.array([b"%02x" % byte for byte in range(256)])
+    chunks = []
+    for chunk in column.chunks:
+        missing = chunk.is_null()
+        filled = chunk.fill_null(bytes(16))
+        stored = np.frombuffer(filled.buffers()[1], np.uint8)
+        stored = stored[16 * filled.offset :][: 16 * len(filled)].reshape(-1, 16)
+        text = np.full((len(stored), 36), b"-", dtype="S1")
+        places = [place for place in range(36) if place not in (8, 13, 18, 23)]
+        text[:, places] = digits[stored].view("S1").reshape(-1, 32)
+        strings = pa.array(text.view("S36").ravel()).cast(pa.string())
+        chunks.append(pc.if_else(missing, None, strings))
+    return pa.chunked_array(chunks, type=pa.string())
 
 
 def _named_dictionaries(column):
@@ -73,6 +114,8 @@ def _plain_type(kind):
         if value is None and kind.index_type == pa.int32():
             return None
         return pa.dictionary(pa.int32(), value or kind.value_type, kind.ordered)
+    if pa.types.is_run_end_encoded(kind):
+        return _plain_type(kind.value_type) or kind.value_type
     if pa.types.is_struct(kind):
         return _plain_struct(kind)
     if pa.types.is_fixed_size_list(kind):
