@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["plain_types"]
+__all__ = ["common_type", "needed", "plain_schema", "plain_types"]
+
+UNNAMED_INDEX = re.compile(r"__index_level_\d+__")
+"""How pandas calls the index of a frame, where it has no name, among the columns of a table."""
 
 PLAIN = frozenset(
     kind.id
@@ -31,8 +37,11 @@ def plain_types(table):
     pyarrow.Table
         Without extension types, views, decimals, half floats and lists of 32-bit offsets, on the
         surface and within lists and dictionaries. Structs have a column for each field, named
-        ``column.field``.
+        ``column.field``. The index of a frame of pandas is no column, if it has no name.
     """
+    if table.schema.metadata is not None:
+        unnamed = filter(UNNAMED_INDEX.fullmatch, index_columns(table.schema))
+        table = table.drop_columns(list(unnamed)).replace_schema_metadata()
     for index, field in enumerate(table.schema):
         if field.type.id in PLAIN:
             continue
@@ -59,6 +68,91 @@ def plain_types(table):
             column = _named_dictionaries(column)
         table = table.set_column(index, field.name, column)
     return table
+
+
+def plain_schema(schema):
+    """Return the schema that :func:`plain_types` gives the tables of a schema."""
+    return plain_types(schema.empty_table()).schema
+
+
+def index_columns(schema):
+    """Return the columns that hold the index of the frame of pandas that a table was made of."""
+    described = (schema.metadata or {}).get(b"pandas")
+    if described is None:
+        return []
+    try:
+        names = json.loads(described).get("index_columns", [])
+    except ValueError:
+        return []
+    # A range is described by its bounds, as a dictionary, and has no column.
+    return [name for name in names if isinstance(name, str) and name in schema.names]
+
+
+def needed(labels, names):
+    """Return the positions of the columns that plain columns are made of.
+
+    Parameters
+    ----------
+    labels : list
+        Labels of the columns as they are. If they are no strings, they become strings.
+    names : sequence of str
+        Plain columns; those of structs are named ``column.field``.
+
+    Returns
+    -------
+    list of int
+    """
+    wanted = set(names)
+    for name in names:
+        while "." in name:
+            name = name.rpartition(".")[0]
+            wanted.add(name)
+    return [position for position, label in enumerate(labels) if str(label) in wanted]
+
+
+def common_type(one, other):
+    """Return the type that the values of two types can be cast to, and are the same in.
+
+    Parameters
+    ----------
+    one, other : pyarrow.DataType
+        Of columns of one name.
+
+    Returns
+    -------
+    pyarrow.DataType
+
+    Raises
+    ------
+    TypeError
+        If there is none, as for numbers and strings.
+    """
+    if one == other:
+        return one
+    both = (one, other)
+    if any(map(pa.types.is_decimal, both)) and any(map(pa.types.is_floating, both)):
+        return pa.float64()
+    if pa.types.is_dictionary(one) != pa.types.is_dictionary(other):
+        values = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in both]
+        if not any(map(pa.types.is_null, both)):
+            return common_type(*values)
+    if any(map(_is_text, both)) and any(map(_is_binary, both)):
+        raise TypeError(f"{one} and {other} have no type in common")
+    if pa.types.is_date(one) and pa.types.is_timestamp(other):
+        both = (pa.timestamp("s"), other)
+    if pa.types.is_timestamp(one) and pa.types.is_date(other):
+        both = (one, pa.timestamp("s"))
+    schemas = [pa.schema({"column": kind}) for kind in both]
+    return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+
+
+def _is_text(kind):
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view()
+
+
+def _is_binary(kind):
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    return any(test(kind) for test in tests)
 
 
 def _stored(column):

@@ -24,7 +24,7 @@ from sk_easytensor.arrow_columns import (
     is_pandas,
     pandas_columns,
 )
-from sk_easytensor.plain_types import plain_types
+from sk_easytensor.plain_types import needed, plain_types
 
 __all__ = ["align_table", "as_table", "column_labels", "has_column_names"]
 
@@ -277,15 +277,13 @@ def _narrowed(X, names):
     A column of structs is kept if one of its fields is wanted.
     """
     if isinstance(X, (str, os.PathLike)):
-        from sk_easytensor.backends.chunks import open_parquet
+        from sk_easytensor.backends.chunks import read_parquet
 
-        found = open_parquet(X)
-        kept = _kept(found.schema.names, names)
-        return found.to_table(columns=[found.schema.names[i] for i in kept]) if kept else X
+        return read_parquet(X, names)
     labels = column_labels(X)
     if labels is None or labels == list(names):
         return X
-    kept = _kept(labels, names)
+    kept = needed(labels, names)
     if not kept:
         return X
     if is_pandas(X, "DataFrame"):
@@ -299,15 +297,6 @@ def _narrowed(X, names):
     if _is_polars(X):
         return X.select([labels[i] for i in kept])
     return X
-
-
-def _kept(labels, names):
-    wanted = set(names)
-    for name in names:
-        while "." in name:
-            name = name.rpartition(".")[0]
-            wanted.add(name)
-    return [i for i, label in enumerate(labels) if str(label) in wanted]
 
 
 def _is_nan(value):
@@ -339,7 +328,12 @@ def _from_source(X):
     if _is_dataset(X):
         import ray
 
-        return pa.concat_tables(ray.get(X.to_arrow_refs()), promote_options="permissive")
+        from sk_easytensor.backends.chunks import unified
+
+        blocks = [plain_types(block) for block in ray.get(X.to_arrow_refs())]
+        schema = unified([(f"block {i}", block.schema) for i, block in enumerate(blocks)])
+        blocks = [block.cast(_part(schema, block.column_names)) for block in blocks]
+        return pa.concat_tables(blocks, promote_options="default").select(schema.names)
     from sk_easytensor.backends.chunks import read_parquet
 
     return read_parquet(X)
@@ -364,6 +358,10 @@ def first_rows(X, n_rows):
     from sk_easytensor.backends.chunks import open_parquet
 
     return as_table(open_parquet(X).head(n_rows, batch_size=n_rows, fragment_readahead=1))
+
+
+def _part(schema, names):
+    return pa.schema([schema.field(name) for name in names])
 
 
 def _is_list_of_mappings(X):

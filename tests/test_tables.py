@@ -208,10 +208,6 @@ def test_numpy_dates(unit):
             pa.large_list(pa.struct({"a": pa.large_string(), "b": pa.float64()})),
         ),
         (
-            pa.array([{"a": ["x"]}, None], pa.struct({"a": pa.list_(pa.string_view())})),
-            pa.struct({"a": pa.large_list(pa.large_string())}),
-        ),
-        (
             pa.array([[["x"]]], pa.list_(pa.list_(pa.string()))),
             pa.large_list(pa.large_list(pa.string())),
         ),
