@@ -24,6 +24,12 @@ PLAIN_NUMBERS = {np.dtype(character) for character in "bhilqBHILQefd"}
 
 LISTS = (list, tuple, np.ndarray)
 
+BY_PARTS = {"CategoricalDtype", "DatetimeTZDtype"}
+"""Types of pandas of which the parts are given to Arrow."""
+
+PLAIN_KINDS = {str, int, float, bool, type(None)}
+"""Types of Python values that Arrow reads as they are."""
+
 ALIKE, FEW = 32, 1_000_000
 """Columns of numbers of a type that are taken out of a data frame at once, at least, and numbers of
 which a copy does no harm."""
@@ -100,8 +106,10 @@ def column_of(values, name):
             kind = values.dtype
             if isinstance(kind, np.dtype) and kind.kind in "iuf":
                 return pa.array(values.to_numpy(), from_pandas=True)
-            if kind != object:
-                return _series_array(values)
+            if type(kind).__name__ in BY_PARTS:
+                return _series_by_parts(values, kind)
+            if kind != np.object_:
+                return pa.array(values, from_pandas=True)
             values = values.to_numpy()
         if hasattr(values, "__arrow_c_stream__") or hasattr(values, "__arrow_c_array__"):
             return pa.chunked_array(values)
@@ -146,21 +154,22 @@ def column_of(values, name):
         return _mixed_column(array, name)
 
 
-def _series_array(values):
-    """Return a series of pandas that holds no Python objects as an Arrow array."""
-    kind = values.dtype
-    if kind.name == "category":
-        categories = values.cat.categories
-        if categories.dtype == object or hasattr(categories.dtype, "tz"):
-            codes = values.cat.codes.to_numpy()
-            codes = pa.array(codes, mask=codes < 0)
-            names = column_of(categories.to_series(), "categories")
-            return pa.DictionaryArray.from_arrays(codes, names, ordered=kind.ordered)
-    elif hasattr(kind, "tz"):
-        # By itself, Arrow reads an attribute that pandas is about to change, and warns of.
+def _series_by_parts(values, kind):
+    """Return a series of categories, or of times with a zone, as an Arrow array.
+
+    By itself, Arrow reads an attribute of these that pandas warns of, as it is to change.
+    """
+    if type(kind).__name__ == "DatetimeTZDtype":
         moments = values.dt.tz_convert(None).to_numpy()
         return pa.array(moments, pa.timestamp(kind.unit, pa.lib.tzinfo_to_string(kind.tz)))
-    return pa.array(values, from_pandas=True)
+    if kind.categories.dtype != np.object_ and type(kind.categories.dtype).__name__ not in BY_PARTS:
+        return pa.array(values, from_pandas=True)
+    codes = values.cat.codes.to_numpy()
+    names = column_of(kind.categories.to_series(), "categories")
+    if isinstance(names, pa.ChunkedArray):
+        names = names.combine_chunks()
+    codes = pa.array(codes, mask=codes < 0)
+    return pa.DictionaryArray.from_arrays(codes, names, ordered=bool(kind.ordered))
 
 
 def _object_array(values):
@@ -198,6 +207,8 @@ def _python_values(values, name):
     if getattr(values, "ndim", 1) != 1:
         return values
     kinds = set(map(type, values))
+    if kinds <= PLAIN_KINDS:
+        return values
     if not kinds.isdisjoint((*LISTS, dict)):
         kinds.update(map(type, chain.from_iterable(map(_items, values))))
     if any(map(_is_date, kinds)) and any(map(_is_number, kinds)):
