@@ -184,8 +184,9 @@ def _python_values(values, name):
     """Replace what Arrow reads wrongly, or not at all, by the Python value that it stands for.
 
     Enumerations and UUIDs become strings. Dates among date-times become date-times, which Arrow
-    would cut to dates. NumPy scalars of several types become Python's: where the first of them is
-    a date, Arrow takes the others for dates as well, and the process crashes.
+    would cut to dates. Dates of NumPy become Python's if they are days, which Arrow fails to
+    read, or if there are scalars of other types as well: Arrow would take these for dates too,
+    and the process crashes.
 
     Parameters
     ----------
@@ -218,7 +219,7 @@ def _python_values(values, name):
         if issubclass(kind, UUID) or (issubclass(kind, Enum) and not issubclass(kind, (int, str))):
             replaced.add(kind)
     scalars = {kind for kind in kinds if issubclass(kind, np.generic)}
-    if np.datetime64 in scalars and len(scalars) > 1:
+    if np.datetime64 in scalars and (len(scalars) > 1 or _are_days(values)):
         replaced |= scalars
     if dt.date in kinds and any(issubclass(kind, (dt.datetime, np.datetime64)) for kind in kinds):
         replaced.add(dt.date)
@@ -235,6 +236,13 @@ def _items(value):
     if isinstance(value, (list, tuple)):
         return value
     return value.values() if isinstance(value, dict) else ()
+
+
+def _are_days(values):
+    """Tell whether dates of NumPy have a unit that Arrow does not read one by one."""
+    items = (item for value in values for item in (value, *_items(value)))
+    units = {np.datetime_data(item.dtype)[0] for item in items if type(item) is np.datetime64}
+    return not units.isdisjoint((*CALENDAR_UNITS, "generic"))
 
 
 def _is_date(kind):

@@ -522,7 +522,7 @@ def _from_array(X, minimum_rows):
     if array.dtype.kind == "V":
         raise TypeError(f"arrays of dtype {array.dtype} cannot be read; pass a mapping of columns")
     names = [f"x{index}" for index in range(array.shape[1])]
-    return pa.table([column_of(array[:, i], name) for i, name in enumerate(names)], names=names)
+    return _from_columns(names, list(array.T))
 
 
 def _from_rows(X):
