@@ -16,6 +16,9 @@ __all__ = ["UNREADABLE", "column_of", "first_unlike", "is_pandas", "pandas_colum
 UNREADABLE = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
 """What Arrow raises for Python values that fit none of its types."""
 
+UNLIKE = (*UNREADABLE, TypeError, ValueError)
+"""What it raises for Python values of unlike types, some of which it takes for one another."""
+
 CALENDAR_UNITS = ("Y", "M", "W", "D", "h", "m")
 """Units of NumPy's dates and durations that Arrow does not have, or (days) not for both."""
 
@@ -124,7 +127,9 @@ def column_of(values, name):
         values = _python_values(values, name)
         try:
             return pa.array(values, from_pandas=True)
-        except UNREADABLE:
+        except UnicodeEncodeError:
+            raise
+        except UNLIKE:
             return _mixed_column(_object_array(values), name)
     mask = np.ma.getmaskarray(values).reshape(-1) if np.ma.isMaskedArray(values) else None
     array = np.asarray(values)
@@ -150,7 +155,9 @@ def column_of(values, name):
         array = _python_values(array, name)
     try:
         return pa.array(array, mask=mask, from_pandas=True)
-    except UNREADABLE:
+    except UnicodeEncodeError:
+        raise
+    except UNLIKE:
         return _mixed_column(array, name)
 
 
@@ -332,7 +339,7 @@ def _without_empty_arrays(array):
     return array, any(empty)
 
 
-def first_unlike(array, errors=UNREADABLE):
+def first_unlike(array, errors=UNLIKE):
     """Return the first row whose value fits no type that those before it have."""
     readable, unreadable = 0, len(array)
     while unreadable - readable > 1:
