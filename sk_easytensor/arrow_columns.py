@@ -5,17 +5,24 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import sys
+from enum import Enum
+from itertools import chain
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
 
 from sk_easytensor.keys import category_keys
+from sk_easytensor.parameters import shortened
 from sk_easytensor.sparse import is_sparse, sparse_rows
 
-__all__ = ["UNREADABLE", "column_of", "is_pandas", "pandas_columns"]
+__all__ = ["LISTS", "UNREADABLE", "column_of", "first_unlike", "is_pandas", "pandas_columns"]
 
 UNREADABLE = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
 """What Arrow raises for Python values that fit none of its types."""
+
+UNLIKE = (*UNREADABLE, TypeError, ValueError)
+"""What it raises for Python values of unlike types, some of which it takes for one another."""
 
 CALENDAR_UNITS = ("Y", "M", "W", "D", "h", "m")
 """Units of NumPy's dates and durations that Arrow does not have, or (days) not for both."""
@@ -25,9 +32,14 @@ PLAIN_NUMBERS = {np.dtype(character) for character in "bhilqBHILQefd"}
 
 LISTS = (list, tuple, np.ndarray)
 
-TIMES = frozenset(each.id for each in (pa.date32(), pa.date64(), pa.timestamp("s")))
-NESTED = frozenset(each.id for each in (pa.list_(pa.null()), pa.large_list(pa.null())))
-"""Types of columns, and of lists, that are looked at again if they are read from objects."""
+DECISIVE = {str, float, bool}
+"""Types of Python values after which Arrow looks for no further type and refuses unlike values."""
+
+MISSING = {"NoneType", "NAType", "NaTType"}
+"""Names of the types of Python values that say that any value is missing."""
+
+BY_PARTS = {"CategoricalDtype", "DatetimeTZDtype"}
+"""Types of pandas of which the parts are given to Arrow."""
 
 KINDS = {
     "boolean": (bool, np.bool_),
@@ -35,8 +47,6 @@ KINDS = {
     "float": (float, np.floating),
     "decimal": decimal.Decimal,
     "text": str,
-    "date": dt.date,
-    "datetime64": np.datetime64,
 }
 """Python types of values in columns of several kinds."""
 
@@ -108,21 +118,27 @@ def column_of(values, name):
     TypeError
         If a value is neither a string nor a number nor like the others.
     ValueError
-        If the values have more than two dimensions.
+        If the values have more than two dimensions, or vectors no entries.
     """
     # The usual kinds first: with few rows, questions cost more than answers.
     if type(values) is np.ndarray and values.ndim == 1 and values.dtype in PLAIN_NUMBERS:
         return pa.array(values, from_pandas=True)
     if isinstance(values, (pa.Array, pa.ChunkedArray)):
         return values
+    if isinstance(values, (list, tuple)):
+        # Not by way of NumPy: lists of lists would become a matrix, mixed scalars strings.
+        return _python_column(values, name)
+    kind = values.dtype if is_pandas(values, "Series") else None
+    if isinstance(kind, np.dtype):
+        # Arrow asks a series for a dozen attributes.
+        if kind in PLAIN_NUMBERS:
+            return pa.array(values.to_numpy(), from_pandas=True)
+        if kind.kind == "O":
+            return _python_column(values.to_numpy(), name)
     try:
-        if is_pandas(values, "Series"):
-            # Arrow asks a series for a dozen attributes.
-            plain = isinstance(values.dtype, np.dtype) and values.dtype.kind in "iuf"
-            if plain:
-                return pa.array(values.to_numpy(), from_pandas=True)
-            if values.dtype == object:
-                return _python_column(values.to_numpy(), name)
+        if kind is not None:
+            if type(kind).__name__ in BY_PARTS:
+                return _series_by_parts(values, kind)
             return pa.array(values, from_pandas=True)
         if hasattr(values, "__arrow_c_stream__") or hasattr(values, "__arrow_c_array__"):
             return pa.chunked_array(values)
@@ -131,15 +147,11 @@ def column_of(values, name):
     except UNREADABLE:
         if hasattr(values, "sparse"):
             return column_of(values.sparse.to_dense(), name)
-    if isinstance(values, (list, tuple)):
-        # Not by way of NumPy: lists of lists would become a matrix, mixed scalars strings.
-        try:
-            return _python_column(values, name)
-        except UNREADABLE:
-            array = np.empty(len(values), dtype=object)
-            for row, value in enumerate(values):
-                array[row] = value
-            return _mixed_column(array, name)
+    return _array_column(values, name)
+
+
+def _array_column(values, name):
+    """Read an array, or whatever NumPy makes one of, in which each row may be a vector."""
     mask = np.ma.getmaskarray(values).reshape(-1) if np.ma.isMaskedArray(values) else None
     array = np.asarray(values)
     if array.ndim not in (1, 2):
@@ -152,82 +164,262 @@ def column_of(values, name):
         array = array.astype(f"{array.dtype.kind}8[s]")
     if array.dtype == np.longdouble:
         array = array.astype(np.float64)
+    if array.ndim == 2 and array.shape[1] == 0:
+        raise ValueError(
+            f"column {name!r} is an array of shape {array.shape}, whose vectors have no entries; "
+            "leave it out"
+        )
     if array.ndim == 2 and array.dtype != object:
         flat = pa.array(np.ascontiguousarray(array).reshape(-1), mask=mask, from_pandas=True)
         return pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
+    if array.dtype == object and array.ndim == 1:
+        return _python_column(array if mask is None else np.where(mask, None, array), name)
     try:
-        if array.dtype == object and array.ndim == 1:
-            return _python_column(array if mask is None else np.where(mask, None, array), name)
         return pa.array(array, mask=mask, from_pandas=True)
-    except UNREADABLE:
+    except UNLIKE:
         return _mixed_column(array, name)
 
 
-def _python_column(values, name):
-    """Read Python objects as Arrow does, unless Arrow would read them by the first of them.
+def _series_by_parts(values, kind):
+    """Return a series of categories, or of times with a zone, as an Arrow array.
+
+    By itself, Arrow reads an attribute of these that pandas warns of, as it is to change.
+    """
+    if type(kind).__name__ == "DatetimeTZDtype":
+        moments = values.dt.tz_convert(None).to_numpy()
+        return pa.array(moments, pa.timestamp(kind.unit, pa.lib.tzinfo_to_string(kind.tz)))
+    if kind.categories.dtype != np.object_ and type(kind.categories.dtype).__name__ not in BY_PARTS:
+        return pa.array(values, from_pandas=True)
+    codes = values.cat.codes.to_numpy()
+    names = _one_array(column_of(kind.categories.to_series(), "categories"))
+    codes = pa.array(codes, mask=codes < 0)
+    return pa.DictionaryArray.from_arrays(codes, names, ordered=bool(kind.ordered))
+
+
+def _one_array(column):
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
+def _python_column(values, name, rows=None):
+    """Read Python objects as Arrow does, or better where it would read something wrong.
+
+    Parameters
+    ----------
+    values : list, tuple or ndarray of object
+        Scalars, lists of them, or dictionaries.
+    name : str
+        Of the column, for messages.
+    rows : ndarray of int, optional
+        Which rows the values are parts of, if they are items of lists or fields.
+
+    Returns
+    -------
+    pyarrow.Array or pyarrow.ChunkedArray
 
     Raises
     ------
     TypeError
-        If times with and without a time zone are mixed.
+        If values are unlike one another.
+
+    Notes
+    -----
+    Arrow reads numbers among dates as days since 1970, cuts times after a date to days, nanoseconds
+    to microseconds, and ignores that some times have a time zone and others not; dates of NumPy
+    among its other scalars end the process. Columns with such values, found by their types, are
+    taken apart, so that there is one reading of dates, enumerations and UUIDs, within lists and
+    dictionaries too. Most columns are read without a look at more than the first value.
     """
     try:
-        array = pa.array(values, from_pandas=True)
-    except UNREADABLE:
+        first = _first_present(values)
+        if type(first) in DECISIVE:
+            return pa.array(values, from_pandas=True)
+        if type(first) in (list, tuple) and type(_first_present(first)) is float:
+            return pa.array(values, pa.list_(pa.float64()), from_pandas=True)
+    except UnicodeEncodeError:
         raise
-    except TypeError as error:
-        # Days of NumPy among Python objects: Arrow takes them for integers.
-        raise pa.ArrowTypeError(str(error)) from error
-    kind = array.type
-    if kind.id in TIMES:
-        return _calendar_column(values, name, array)
-    if kind.id in NESTED and kind.value_type.id in TIMES:
-        items = [
-            (row, item)
-            for row, found in enumerate(values)
-            if isinstance(found, LISTS)
-            for item in found
-        ]
-        _check_zones(_moments(items), name)
-    return array
+    except UNLIKE:
+        pass
+    if any(map(_is_special, _kinds(values))):
+        return _special_column(values, name, rows)
+    return _arrow_column(values, name, rows)
 
 
-def _moments(rows):
-    """Return those of pairs of a row and a value that hold a date or time of Python."""
-    # NaT is a time too, which differs from itself.
-    return [pair for pair in rows if isinstance(pair[1], dt.date) and pair[1] == pair[1]]
+def _first_present(values):
+    """Return the first value that is neither None nor NaN, or None."""
+    return next((v for v in values if v is not None and (type(v) is not float or v == v)), None)
 
 
-def _check_zones(moments, name):
-    """Raise ``TypeError`` naming the first row whose time has a zone and others not, or not."""
-    zoned = [getattr(value, "tzinfo", None) is not None for _, value in moments]
-    if len(set(zoned)) < 2:
-        return
-    row, value = moments[zoned.index(not zoned[0])]
-    own, others = ("without", "with") if zoned[0] else ("with", "without")
-    raise TypeError(
-        f"column {name!r} holds {_shown(value)} in row {row}, a time {own} a time zone, among "
-        f"times {others} one; give all of them a time zone or none"
+def _kinds(values):
+    """Return the types of Python values, and of what they hold."""
+    kinds = set(map(type, values))
+    if any(map(_shape, kinds)):
+        kinds |= _kinds(list(chain.from_iterable(map(_items, values))))
+    if np.ndarray in kinds:
+        held = {value.dtype.kind for value in values if type(value) is np.ndarray}
+        if "M" in held and len(held | {kind.__name__ for kind in kinds} - MISSING) > 2:
+            # Only among other values are arrays of dates taken apart.
+            kinds.add(np.datetime64)
+    return kinds
+
+
+def _items(value):
+    """Return the Python objects that a value holds."""
+    if isinstance(value, np.ndarray):
+        return value.ravel() if value.dtype == object else ()
+    if isinstance(value, (list, tuple)):
+        return value
+    return value.values() if isinstance(value, dict) else ()
+
+
+def _shape(kind):
+    return "list" if issubclass(kind, LISTS) else "dict" if issubclass(kind, dict) else ""
+
+
+def _is_special(kind):
+    return _is_date(kind) or _is_name(kind)
+
+
+def _is_date(kind):
+    # NaT, which is a date-time by its class, is how pandas writes that any value is missing.
+    name = kind.__name__
+    return name == "Period" or (issubclass(kind, (dt.date, np.datetime64)) and name != "NaTType")
+
+
+def _is_name(kind):
+    """Tell whether values of a type are categories by another name than Arrow reads."""
+    return issubclass(kind, UUID) or (
+        issubclass(kind, Enum) and not issubclass(kind, (int, float, str))
     )
 
 
-def _calendar_column(values, name, array=None):
-    """Read dates and times of Python: Arrow cuts times after a date to days, and nanoseconds."""
-    moments = _moments(enumerate(values))
-    _check_zones(moments, name)
-    unlike = len({isinstance(value, dt.datetime) for _, value in moments}) > 1
-    finer = any(getattr(value, "nanosecond", 0) for _, value in moments)
-    if array is not None and not unlike and not finer:
-        return array
+def _name_of(value):
+    if isinstance(value, Enum):
+        return value.value if isinstance(value.value, str) else value.name
+    return str(value) if isinstance(value, UUID) else value
+
+
+def _is_missing(value):
+    return type(value).__name__ in MISSING or (isinstance(value, float) and value != value)
+
+
+def _arrow_column(values, name, rows):
+    """Read Python objects as Arrow does, or scalars of several types."""
+    try:
+        return pa.array(values, from_pandas=True)
+    except UnicodeEncodeError:
+        raise
+    except UNLIKE:
+        array = _object_array(values)
+    if rows is None:
+        return _mixed_column(array, name)
+    place = first_unlike(array)
+    raise TypeError(
+        f"column {name!r} holds a {type(array[place]).__name__} ({shortened(array[place])}) in "
+        f"row {rows[place]}, which is unlike the values before it; give values of one type"
+    )
+
+
+def _special_column(values, name, rows):
+    """Read values of which some, or what some hold, Arrow would not read as they are meant."""
+    given = np.arange(len(values)) if rows is None else rows
+    present = ~np.fromiter(map(_is_missing, values), dtype=bool, count=len(values))
+    places = np.flatnonzero(present)
+    found = [values[place] for place in places.tolist()]
+    kinds = set(map(type, found))
+    shape = _shape(type(found[0]))
+    if any(_shape(kind) != shape for kind in kinds):
+        raise _unlike(name, found, given[places], lambda kind: _shape(kind) == shape)
+    if shape == "list":
+        lengths = np.zeros(len(values), dtype=np.int64)
+        lengths[places] = list(map(len, found))
+        items = list(chain.from_iterable(found))
+        flat = _one_array(_python_column(items, name, np.repeat(given, lengths)))
+        offsets = pa.array(np.append(0, np.cumsum(lengths)))
+        return pa.LargeListArray.from_arrays(offsets, flat, mask=pa.array(~present))
+    if shape == "dict":
+        filled = [value if here else {} for value, here in zip(values, present, strict=True)]
+        fields = {
+            str(key): [value.get(key) for value in filled]
+            for key in dict.fromkeys(chain.from_iterable(found))
+        }
+        arrays = [
+            _one_array(_python_column(column, f"{name}.{field}", given))
+            for field, column in fields.items()
+        ]
+        return pa.StructArray.from_arrays(arrays, list(fields), mask=pa.array(~present))
+    if any(map(_is_date, kinds)):
+        if not all(map(_is_date, kinds)):
+            raise _unlike(name, found, given[places], _is_date)
+        return _dates(found, kinds, name, given, places)
+    array = _object_array(values)
+    array[places] = list(map(_name_of, found))
+    return _arrow_column(array, name, rows)
+
+
+def _unlike(name, values, rows, test):
+    """Return the error about the first value whose type passes a test and the first of another."""
+    passed = [test(type(value)) for value in values]
+    parts = [
+        f"{shortened(values[place])} in row {rows[place]}"
+        for place in (passed.index(True), passed.index(False))
+    ]
+    return TypeError(f"column {name!r} holds {' and '.join(parts)}; give values of one type")
+
+
+def _dates(found, kinds, name, rows, places):
+    """Read dates and times of Python, NumPy and pandas, and periods by their beginnings.
+
+    Parameters
+    ----------
+    found : list
+        Values that are not None.
+    kinds : set of type
+        Their types.
+    name : str
+        Of the column.
+    rows : ndarray of int
+        Of all values, missing ones too.
+    places : ndarray of int
+        Places of those found among all.
+    """
+    # NaT of NumPy differs from itself.
+    moments = [pair for pair in zip(places.tolist(), found, strict=True) if pair[1] == pair[1]]
+    if not moments:
+        return pa.nulls(len(rows))
+    zoned = [getattr(value, "tzinfo", None) is not None for _, value in moments]
+    if len(set(zoned)) > 1:
+        place, value = moments[zoned.index(not zoned[0])]
+        own, others = ("without", "with") if zoned[0] else ("with", "without")
+        raise TypeError(
+            f"column {name!r} holds {shortened(value)} in row {rows[place]}, a time {own} a time "
+            f"zone, among times {others} one; give all of them a time zone or none"
+        )
+    values = [None] * len(rows)
+    for place, value in moments:
+        values[place] = value
+    if kinds in ({dt.date}, {dt.datetime}):
+        return pa.array(values)
     import pandas as pd
 
-    stamps = [pd.NaT] * len(values)
     zone = getattr(moments[0][1], "tzinfo", None)
-    for row, value in moments:
-        stamp = pd.Timestamp(value)
-        stamps[row] = stamp if zone is None else stamp.tz_convert(zone)
-    times = pd.DatetimeIndex(stamps).as_unit("ns" if finer else "us")
-    return pa.array(times, from_pandas=True)
+    finer = False
+    try:
+        for place, value in moments:
+            stamp = pd.Timestamp(getattr(value, "start_time", value))
+            finer = finer or stamp.nanosecond != 0
+            values[place] = stamp if zone is None else stamp.tz_convert(zone)
+        times = pd.DatetimeIndex(values).as_unit("ns" if finer else "us")
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"column {name!r} holds dates that cannot be read: {error}") from error
+    return column_of(pd.Series(times), name)
+
+
+def _object_array(values):
+    """Return Python values as an array of objects, whatever these are."""
+    array = np.empty(len(values), dtype=object)
+    for row, value in enumerate(values):
+        array[row] = value
+    return array
 
 
 def _mixed_column(array, name):
@@ -245,8 +437,6 @@ def _mixed_column(array, name):
         return _large_integers(array, present, name)
     if found <= {"integer", "float", "decimal"}:
         return _as_floats(array, present)
-    if found <= {"date", "datetime64", "period"}:
-        return _mixed_times(array, present, name)
     unlike = np.flatnonzero(~np.isin(kinds, list(SPELLED)))
     if len(unlike):
         row = int(present[unlike[0]])
@@ -255,10 +445,10 @@ def _mixed_column(array, name):
             array, emptied = _without_empty_arrays(array)
             if emptied:
                 return column_of(array, name)
-            row = _first_unlike(array)
+            row = first_unlike(array)
             hint = ", or lists if all are lists of items of one type"
         raise TypeError(
-            f"column {name!r} holds a {type(array[row]).__name__} ({_shown(array[row])}) in row "
+            f"column {name!r} holds a {type(array[row]).__name__} ({shortened(array[row])}) in row "
             f"{row}; each value given as an argument must be a string or a number{hint}"
         )
     texts = np.full(len(array), None, dtype=object)
@@ -273,21 +463,7 @@ def _kind_of(value):
     for kind, types in KINDS.items():
         if isinstance(value, types):
             return kind
-    return "period" if type(value).__name__ == "Period" else "other"
-
-
-def _mixed_times(array, present, name):
-    """Read dates and times of several Python types, and periods, by their beginnings."""
-    import pandas as pd
-
-    times = np.full(len(array), None, dtype=object)
-    for row in present:
-        value = array[row]
-        if not isinstance(value, dt.date):
-            value = getattr(value, "start_time", value)
-            value = pd.Timestamp(value)
-        times[row] = value
-    return _calendar_column(times, name)
+    return "other"
 
 
 def _as_floats(array, present):
@@ -306,9 +482,9 @@ def _large_integers(array, present, name):
     for row, value in zip(present, values, strict=True):
         if not _is_float(value):
             raise TypeError(
-                f"column {name!r} holds the integer {_shown(value)} in row {row}, of which 64 bits "
-                "and double precision would lose digits; give the column as floats if these are "
-                "numbers, or as strings if they are names"
+                f"column {name!r} holds the integer {shortened(value)} in row {row}, of which 64 "
+                "bits and double precision would lose digits; give the column as floats if these "
+                "are numbers, or as strings if they are names"
             )
     return _as_floats(array, present)
 
@@ -343,11 +519,6 @@ SPELLED = {
 """How values of each kind are written in a column of strings."""
 
 
-def _shown(value, longest=60):
-    text = repr(value)
-    return text if len(text) <= longest else text[: longest - 3] + "..."
-
-
 def _without_empty_arrays(array):
     """Replace arrays without items, whose type says nothing, by empty lists, if there are any."""
     empty = [isinstance(value, np.ndarray) and value.size == 0 for value in array]
@@ -358,14 +529,25 @@ def _without_empty_arrays(array):
     return array, any(empty)
 
 
-def _first_unlike(array):
-    """Return the first row whose value fits no type that those before it have."""
+def first_unlike(array, errors=UNLIKE, read=None):
+    """Return the first row whose value cannot be read together with those before it.
+
+    Parameters
+    ----------
+    array : ndarray of object
+        Values that cannot be read.
+    errors : tuple of type
+        What is raised then.
+    read : callable, optional
+        What reads them, Arrow by default.
+    """
+    read = read or (lambda values: pa.array(values, from_pandas=True))
     readable, unreadable = 0, len(array)
     while unreadable - readable > 1:
         middle = (readable + unreadable) // 2
         try:
-            pa.array(array[:middle], from_pandas=True)
-        except UNREADABLE:
+            read(array[:middle])
+        except errors:
             unreadable = middle
         else:
             readable = middle

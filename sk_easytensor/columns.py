@@ -7,8 +7,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sk_easytensor.keys import TEXT, category_keys, value_family
+from sk_easytensor.parameters import shortened
 
-__all__ = ["RowError", "RowTypeError", "cast_column", "sample_values", "to_float64"]
+__all__ = ["RowError", "RowTypeError", "cast_column", "in_words", "sample_values", "to_float64"]
+
+CAST_ERRORS = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError)
 
 TEXTS = (pa.string(), pa.large_string())
 """Types that numbers and dates are written as, spelled as categories are."""
@@ -36,6 +39,9 @@ class RowError(ValueError):
     def __str__(self):
         return self.message.replace("{row}", str(self.row))
 
+    def __repr__(self):
+        return f"{type(self).__name__}({str(self)!r})"
+
     def shifted(self, rows):
         """Return the error for a chunk that begins so many rows into the table."""
         return type(self)(self.message, self.row + rows)
@@ -45,7 +51,28 @@ class RowTypeError(RowError, TypeError):
     """A row that holds a value of a type that cannot be read."""
 
 
-def cast_column(column, name, target, *, block):
+def in_words(kind):
+    """Return what a column of a type holds, in words, such as "text" or "numbers"."""
+    types = pa.types
+    if types.is_dictionary(kind):
+        return in_words(kind.value_type)
+    words = {
+        "text": (types.is_string, types.is_large_string),
+        "numbers": (types.is_integer, types.is_floating, types.is_decimal),
+        "booleans": (types.is_boolean,),
+        "dates": (types.is_date, types.is_timestamp),
+        "times of day": (types.is_time,),
+        "durations": (types.is_duration,),
+        "bytes": (types.is_binary, types.is_large_binary, types.is_fixed_size_binary),
+        "maps": (types.is_map,),
+        "lists": (types.is_list, types.is_large_list, types.is_fixed_size_list),
+        "structs": (types.is_struct,),
+        "missing values": (types.is_null,),
+    }
+    return next((word for word, tests in words.items() if any(t(kind) for t in tests)), str(kind))
+
+
+def cast_column(column, name, target, *, block, rows=True):
     """Cast a column or say, by name, why it cannot be read.
 
     Parameters
@@ -57,7 +84,9 @@ def cast_column(column, name, target, *, block):
     target : pyarrow.DataType
         Type to cast to.
     block : str
-        Name of the block that asks, for the error.
+        Name of the block that reads it, for the error.
+    rows : bool, default=True
+        Whether values are those of rows, which the error then names.
 
     Returns
     -------
@@ -66,23 +95,45 @@ def cast_column(column, name, target, *, block):
     Raises
     ------
     TypeError
-        If the type or a value cannot be read as `target`.
+        If the type or a value cannot be read as `target`; a :class:`RowTypeError` if it is a value.
     """
     if column.type.equals(target):
         return column
     source = column.type
+    if pa.types.is_dictionary(source):
+        column = column.cast(source.value_type)
     try:
-        if pa.types.is_dictionary(source):
-            column = column.cast(source.value_type)
         if target in TEXTS and value_family(column.type) not in (None, TEXT):
             column = _as_texts(column)
         return column.cast(target, safe=False)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-        detail = str(error).splitlines()[0]
-        raise TypeError(
-            f"column {name!r} is of type {source} and cannot be read as {target} by "
-            f"{block}: {detail}"
-        ) from error
+    except CAST_ERRORS as error:
+        found, wanted = in_words(source), in_words(target)
+        message = f"column {name!r} holds {found} where {block} was fitted to {wanted}"
+        row = _first_unlike(column, target)
+        if row is None:
+            raise TypeError(f"{message}; convert it to {wanted}") from error
+        value = shortened(column[row].as_py())
+        if not rows:
+            raise TypeError(f"{message}: {value}") from error
+        raise RowTypeError(f"{message}: {value} in row {{row}}", row) from error
+
+
+def _first_unlike(column, target):
+    """Return the first row whose value cannot be cast, or None if no value of the type can."""
+    try:
+        column.slice(0, 0).cast(target)
+    except CAST_ERRORS:
+        return None
+    readable, unreadable = 0, len(column)
+    while unreadable - readable > 1:
+        middle = (readable + unreadable) // 2
+        try:
+            column.slice(readable, middle - readable).cast(target, safe=False)
+        except CAST_ERRORS:
+            unreadable = middle
+        else:
+            readable = middle
+    return readable
 
 
 def _as_texts(column):

@@ -301,7 +301,8 @@ def contiguous(column):
 def _select(X, table, rows, names):
     """Return rows and columns of what the user brought, `table` being the same in Arrow."""
     if isinstance(X, pd.DataFrame):
-        positions = [table.column_names.index(name) for name in names]
+        labels = list(map(str, X.columns))
+        positions = [labels.index(name) for name in names]
         return X.iloc[rows, positions].reset_index(drop=True)
     if _is_polars(X):
         return X.select(names)[rows]

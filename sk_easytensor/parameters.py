@@ -60,9 +60,9 @@ class GrowingParametersMixin:
                     setattr(self, name, parameter.default)
 
 
-def shortened(value):
+def shortened(value, written=repr):
     """Return how a value is written, 60 characters of it at most."""
-    text = repr(value)
+    text = written(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

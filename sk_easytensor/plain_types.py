@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from sk_easytensor.sparse import SparseRows
 
-__all__ = ["plain_types"]
+__all__ = ["common_type", "needed", "plain_schema", "plain_types"]
+
+UNNAMED_INDEX = re.compile(r"__index_level_\d+__")
+"""How pandas calls the index of a frame, where it has no name, among the columns of a table."""
 
 PLAIN = frozenset(
     kind.id
@@ -32,21 +38,33 @@ def plain_types(table):
     -------
     pyarrow.Table
         Without extension types other than sparse vectors, views, decimals, half floats and lists
-        of 32-bit offsets, on the surface and within lists, structs and dictionaries.
+        of 32-bit offsets, on the surface and within lists and dictionaries. Structs have a column
+        for each field, named ``column.field``, and periods are the times they begin at. The index
+        of a frame of pandas is no column, if it has no name.
     """
+    if table.schema.metadata is not None:
+        unnamed = filter(UNNAMED_INDEX.fullmatch, index_columns(table.schema))
+        table = table.drop_columns(list(unnamed)).replace_schema_metadata()
     for index, field in enumerate(table.schema):
         if field.type.id in PLAIN or isinstance(field.type, SparseRows):
             continue
+        if pa.types.is_struct(getattr(field.type, "storage_type", field.type)):
+            return plain_types(_flattened(table))
         plain = _plain_type(field.type)
         if plain is None:
             continue
         column = table.column(index)
-        if getattr(field.type, "extension_name", None) == "pandas.period":
-            column = _period_starts(column)
-            plain = column.type
-        elif isinstance(field.type, pa.BaseExtensionType):
-            storage = [chunk.storage for chunk in column.chunks]
-            column = pa.chunked_array(storage, type=field.type.storage_type)
+        if isinstance(field.type, pa.BaseExtensionType):
+            column = _stored(column)
+            if field.type.extension_name == "arrow.uuid":
+                column = _uuid_text(column)
+            if field.type.extension_name == "pandas.period":
+                column = _period_starts(column, field.type.freq)
+            plain = _plain_type(column.type) or column.type
+            if field.type.extension_name == "arrow.bool8":
+                plain = pa.bool_()
+        if pa.types.is_run_end_encoded(column.type):
+            column = pc.run_end_decode(column)
             plain = _plain_type(column.type) or column.type
         if _is_list_view(column.type):
             column = _lists_of_views(column)
@@ -57,14 +75,130 @@ def plain_types(table):
     return table
 
 
-def _period_starts(column):
-    """Return periods of pandas as the times they begin at; they are stored as counts of periods."""
+def plain_schema(schema):
+    """Return the schema that :func:`plain_types` gives the tables of a schema."""
+    return plain_types(schema.empty_table()).schema
+
+
+def index_columns(schema):
+    """Return the columns that hold the index of the frame of pandas that a table was made of."""
+    described = (schema.metadata or {}).get(b"pandas")
+    if described is None:
+        return []
+    try:
+        names = json.loads(described).get("index_columns", [])
+    except ValueError:
+        return []
+    # A range is described by its bounds, as a dictionary, and has no column.
+    return [name for name in names if isinstance(name, str) and name in schema.names]
+
+
+def needed(labels, names):
+    """Return the positions of the columns that plain columns are made of.
+
+    Parameters
+    ----------
+    labels : list
+        Labels of the columns as they are. If they are no strings, they become strings.
+    names : sequence of str
+        Plain columns; those of structs are named ``column.field``.
+
+    Returns
+    -------
+    list of int
+    """
+    wanted = set(names)
+    for name in names:
+        while "." in name:
+            name = name.rpartition(".")[0]
+            wanted.add(name)
+    return [position for position, label in enumerate(labels) if str(label) in wanted]
+
+
+def common_type(one, other):
+    """Return the type that the values of two types can be cast to, and are the same in.
+
+    Parameters
+    ----------
+    one, other : pyarrow.DataType
+        Of columns of one name.
+
+    Returns
+    -------
+    pyarrow.DataType
+
+    Raises
+    ------
+    TypeError
+        If there is none, as for numbers and strings.
+    """
+    if one == other:
+        return one
+    both = (one, other)
+    if any(map(pa.types.is_decimal, both)) and any(map(pa.types.is_floating, both)):
+        return pa.float64()
+    if pa.types.is_dictionary(one) != pa.types.is_dictionary(other):
+        values = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in both]
+        if not any(map(pa.types.is_null, both)):
+            return common_type(*values)
+    if any(map(_is_text, both)) and any(map(_is_binary, both)):
+        raise TypeError(f"{one} and {other} have no type in common")
+    if pa.types.is_date(one) and pa.types.is_timestamp(other):
+        both = (pa.timestamp("s"), other)
+    if pa.types.is_timestamp(one) and pa.types.is_date(other):
+        both = (one, pa.timestamp("s"))
+    schemas = [pa.schema({"column": kind}) for kind in both]
+    return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+
+
+def _is_text(kind):
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view()
+
+
+def _is_binary(kind):
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    return any(test(kind) for test in tests)
+
+
+def _stored(column):
+    """Return what a column of an extension type is stored as."""
+    storage = [chunk.storage for chunk in column.chunks]
+    return pa.chunked_array(storage, type=column.type.storage_type)
+
+
+def _flattened(table):
+    """Return a table with the fields of structs as columns."""
+    for index, field in enumerate(table.schema):
+        kind = field.type
+        if isinstance(kind, pa.BaseExtensionType) and pa.types.is_struct(kind.storage_type):
+            table = table.set_column(index, field.name, _stored(table.column(index)))
+    return table.flatten()
+
+
+def _uuid_text(column):
+    """Return UUIDs, stored as 16 bytes, as text."""
+    digits = np.array([b"%02x" % byte for byte in range(256)])
+    chunks = []
+    for chunk in column.chunks:
+        missing = chunk.is_null()
+        filled = chunk.fill_null(bytes(16))
+        stored = np.frombuffer(filled.buffers()[1], np.uint8)
+        stored = stored[16 * filled.offset :][: 16 * len(filled)].reshape(-1, 16)
+        text = np.full((len(stored), 36), b"-", dtype="S1")
+        places = [place for place in range(36) if place not in (8, 13, 18, 23)]
+        text[:, places] = digits[stored].view("S1").reshape(-1, 32)
+        strings = pa.array(text.view("S36").ravel()).cast(pa.string())
+        chunks.append(pc.if_else(missing, None, strings))
+    return pa.chunked_array(chunks, type=pa.string())
+
+
+def _period_starts(counts, freq):
+    """Return periods of pandas, stored as counts of periods, as the times they begin at."""
     import pandas as pd
 
-    storage = pa.chunked_array([chunk.storage for chunk in column.chunks], type=pa.int64())
-    missing = storage.is_null().to_numpy()
-    counts = pc.fill_null(storage, 0).to_numpy()
-    starts = pd.PeriodIndex.from_ordinals(counts, freq=column.type.freq).to_timestamp()
+    missing = counts.is_null().to_numpy()
+    counts = pc.fill_null(counts, 0).to_numpy()
+    starts = pd.PeriodIndex.from_ordinals(counts, freq=freq).to_timestamp()
     return pa.chunked_array([pa.array(starts.to_numpy(), mask=missing)])
 
 
@@ -89,6 +223,8 @@ def _plain_type(kind):
         if value is None and kind.index_type == pa.int32():
             return None
         return pa.dictionary(pa.int32(), value or kind.value_type, kind.ordered)
+    if pa.types.is_run_end_encoded(kind):
+        return _plain_type(kind.value_type) or kind.value_type
     if pa.types.is_struct(kind):
         return _plain_struct(kind)
     if pa.types.is_fixed_size_list(kind):

@@ -108,7 +108,9 @@ def select_columns(columns, table, X=None, *, owner="blocks", source="X"):
     """
     names = table.column_names
     if isinstance(columns, Callable):
-        columns = columns(X if hasattr(X, "select_dtypes") else table.to_pandas())
+        # Labels that are not strings would be taken for positions, and structs are one column.
+        same = hasattr(X, "select_dtypes") and list(X.columns) == names
+        columns = columns(X if same else table.to_pandas())
     if isinstance(columns, slice):
         bounds = [
             _position(bound, names, owner, source) if isinstance(bound, str) else bound

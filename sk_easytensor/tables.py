@@ -9,14 +9,23 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from warnings import warn
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sk_easytensor.arrow_columns import UNREADABLE, column_of, is_pandas, pandas_columns
-from sk_easytensor.plain_types import plain_types
+from sk_easytensor.arrow_columns import (
+    LISTS,
+    UNREADABLE,
+    column_of,
+    first_unlike,
+    is_pandas,
+    pandas_columns,
+)
+from sk_easytensor.parameters import shortened
+from sk_easytensor.plain_types import needed, plain_types
 from sk_easytensor.sparse import (
     NARROW,
     are_sparse,
@@ -26,7 +35,10 @@ from sk_easytensor.sparse import (
     sparse_table,
 )
 
-__all__ = ["align_table", "as_table", "has_column_names"]
+__all__ = ["align_table", "as_table", "column_labels", "has_column_names"]
+
+NOT_EXPORTED = ("Object", "Int128", "UInt128")
+"""Types of polars that Arrow has no type for: exported, objects are nothing but addresses."""
 
 
 def has_column_names(X):
@@ -48,20 +60,10 @@ def has_column_names(X):
     >>> has_column_names(np.eye(2)), has_column_names({"a": [1, 2]})
     (False, True)
     """
-    if is_sparse(X):
-        return False
-    if is_lazy(X) or is_source(X):
+    if is_lazy(X) or is_source(X) or isinstance(X, (pa.Table, pa.RecordBatch)):
         return True
-    if isinstance(X, Mapping):
-        labels = list(X)
-    elif isinstance(X, (pa.Table, pa.RecordBatch)):
-        return True
-    elif _is_list_of_mappings(X):
-        labels = list(X[0])
-    elif hasattr(X, "columns"):
-        # Taken one by one, the labels of pandas cost as much as the values of a row.
-        labels = X.columns.tolist() if is_pandas(X, "DataFrame") else list(X.columns)
-    else:
+    labels = column_labels(X)
+    if labels is None:
         return hasattr(X, "__arrow_c_stream__")
     strings = [isinstance(label, str) for label in labels]
     if any(strings) and not all(strings):
@@ -73,7 +75,37 @@ def has_column_names(X):
     return all(strings) and bool(strings)
 
 
-def as_table(X, *, minimum_rows=1, densify=False):
+def column_labels(X):
+    """Return the labels of the columns of a table-like object in memory.
+
+    Parameters
+    ----------
+    X : object
+        Anything :func:`as_table` takes.
+
+    Returns
+    -------
+    list or None
+        Strings, or whatever else a data frame labels its columns with. None of what has no
+        labels, such as an array, or has to be read first.
+    """
+    if is_pandas(X, "DataFrame"):
+        # Taken one by one, the labels of pandas cost as much as the values of a row.
+        return X.columns.tolist()
+    if is_sparse(X) or is_source(X) or is_lazy(X):
+        return None
+    if isinstance(X, (pa.Table, pa.RecordBatch)):
+        return X.schema.names
+    if isinstance(X, Mapping):
+        return list(X)
+    if _is_list_of_mappings(X):
+        return list(dict.fromkeys(label for row in X for label in row))
+    if _is_structured(X):
+        return list(X.dtype.names)
+    return list(X.columns) if hasattr(X, "columns") else None
+
+
+def as_table(X, *, minimum_rows=1, columns=None, densify=False):
     """Convert anything tabular to a :class:`pyarrow.Table`.
 
     Parameters
@@ -86,6 +118,9 @@ def as_table(X, *, minimum_rows=1, densify=False):
         :func:`~sk_easytensor.sparse.sparse_table`.
     minimum_rows : int, default=1
         Fewer rows than this are refused.
+    columns : list of str, optional
+        Columns that are wanted. Of those that `X` has, the others are left out before anything is
+        converted, so that they may hold anything. By default all columns are read.
     densify : bool, default=False
         Whether all columns of a sparse matrix become dense ones.
 
@@ -93,13 +128,14 @@ def as_table(X, *, minimum_rows=1, densify=False):
     -------
     pyarrow.Table
         With string views, decimals, half floats and extension types cast to the plain type
-        they stand for; dictionary columns stay dictionaries.
+        they stand for; dictionary columns stay dictionaries. Of a column of structs there is a
+        column for each field, named ``column.field``. Labels that are not strings become strings.
 
     Raises
     ------
     ValueError
-        If there are no rows or no columns, if a column name occurs twice, if the array is not
-        2-D or is complex.
+        If there are no rows or no columns, if a column name occurs twice or holds a null
+        character, if text is not valid Unicode, if the array is not 2-D or is complex.
     TypeError
         If a column holds Python objects that no column type describes.
 
@@ -110,6 +146,8 @@ def as_table(X, *, minimum_rows=1, densify=False):
     """
     if is_lazy(X):
         X = X.collect()
+    if columns is not None:
+        X = _narrowed(X, columns)
     if isinstance(X, pa.Table):
         table = X
     elif is_source(X):
@@ -131,10 +169,13 @@ def as_table(X, *, minimum_rows=1, densify=False):
         # A key that the first row lacks must not be lost.
         names = list(dict.fromkeys(name for row in X for name in row))
         table = _from_columns(names, [[row.get(name) for row in X] for name in names])
+    elif _is_structured(X):
+        table = _from_mapping({name: X[name] for name in X.dtype.names})
     else:
         table = _from_array(X, minimum_rows)
-    _check_shape(table, minimum_rows)
-    return plain_types(table)
+    table = plain_types(table)
+    _check_shape(table, minimum_rows, X)
+    return table
 
 
 def align_table(table, names, *, positional=False, owner="the estimator"):
@@ -188,14 +229,6 @@ def _check_present(names, found, owner):
         )
 
 
-def _warn_without_names(owner):
-    warn(
-        f"X does not have valid feature names, but {owner} was fitted with feature names",
-        UserWarning,
-        stacklevel=4,
-    )
-
-
 def read_like_fit(X, names, *, fitted_with_names, owner, sparse=None):
     """Read `X` for prediction and align it to the columns seen during fit.
 
@@ -215,14 +248,24 @@ def read_like_fit(X, names, *, fitted_with_names, owner, sparse=None):
     Returns
     -------
     pyarrow.Table
+
+    Notes
+    -----
+    Columns are matched by label, whatever its type: 2020 is the column that "2020" is. Only where
+    one of both has no labels of its own, as arrays and data frames made of them have none, are
+    they matched by position.
     """
+    names = list(names)
     if sparse is not None and not (isinstance(X, pa.Table) and sparse.column in X.column_names):
         return _read_sparse(X, sparse, fitted_with_names=fitted_with_names, owner=owner)
-    table = as_table(X, densify=True) if sparse is None else X
-    named = has_column_names(X)
-    if fitted_with_names and not named:
-        _warn_without_names(owner)
-    positional = not (named and fitted_with_names)
+    labels = column_labels(X)
+    if labels == names:
+        table, positional = as_table(X, densify=True), False
+    else:
+        table = as_table(X, columns=names, densify=True)
+        positional = _is_positional(
+            X, labels, table.column_names, names, fitted_with_names=fitted_with_names, owner=owner
+        )
     table = align_table(table, names, positional=positional, owner=owner)
     for index, column in enumerate(table.columns):
         # Floats are how many tables write that a column of any type is missing altogether.
@@ -235,23 +278,94 @@ def read_like_fit(X, names, *, fitted_with_names, owner, sparse=None):
 
 def _read_sparse(X, layout, *, fitted_with_names, owner):
     """Read anything tabular with the columns of a sparse matrix that was seen during fit."""
-    if is_sparse(X):
-        _check_size(X.shape, 1)
-        if fitted_with_names:
-            _warn_without_names(owner)
-        _check_count(X.shape[1], layout.n_features, owner)
-        return layout.table(compressed(X))
+    names, given = layout.features, {"fitted_with_names": fitted_with_names, "owner": owner}
     if is_pandas(X, "DataFrame") and are_sparse(X.dtypes.to_numpy()) and len(X):
-        _check_names(X.columns.tolist())
-        if fitted_with_names and has_column_names(X):
-            _check_present(layout.features, X.columns.tolist(), owner)
-            return layout.table(compressed(X[layout.features]))
-        return _read_sparse(
-            X.sparse.to_coo(), layout, fitted_with_names=fitted_with_names, owner=owner
+        labels = X.columns.tolist()
+        found = list(map(str, labels))
+        _check_names(found)
+        if not _is_positional(X, labels, found, names, **given):
+            _check_present(names, found, owner)
+            places = {name: place for place, name in enumerate(found)}
+            return layout.table(compressed(X.iloc[:, [places[name] for name in names]]))
+        X = X.sparse.to_coo()
+    elif is_sparse(X):
+        _check_size(X.shape, 1)
+        _is_positional(X, None, [], names, **given)
+    else:
+        return layout.table_of_dense(read_like_fit(X, names, **given))
+    _check_count(X.shape[1], layout.n_features, owner)
+    return layout.table(compressed(X))
+
+
+def _is_positional(X, labels, found, names, *, fitted_with_names, owner):
+    """Tell whether columns are matched by position, and warn as scikit-learn does.
+
+    Parameters
+    ----------
+    X : object
+        The table.
+    labels : list or None
+        Its labels, if it has any.
+    found : list of str
+        Names of the columns it is read as.
+    names : list of str
+        Columns seen during fit.
+    fitted_with_names : bool
+        Whether the data of fit named its columns.
+    owner : str
+        Class name for messages.
+
+    Returns
+    -------
+    bool
+    """
+    if labels is not None or has_column_names(X):
+        if not set(names).isdisjoint(found):
+            return False
+        if not fitted_with_names:
+            return _are_default(names)
+        if labels != list(range(len(found))):
+            return False
+    if fitted_with_names:
+        warn(
+            f"X does not have valid feature names, but {owner} was fitted with feature names",
+            UserWarning,
+            stacklevel=4,
         )
-    names = layout.features
-    table = read_like_fit(X, names, fitted_with_names=fitted_with_names, owner=owner)
-    return layout.table_of_dense(table)
+    return True
+
+
+def _are_default(names):
+    """Tell whether names are those of columns without labels."""
+    return names in ([f"{prefix}{i}" for i in range(len(names))] for prefix in ("x", ""))
+
+
+def _narrowed(X, names):
+    """Leave out columns that are not among names, unless none is or they are not labelled.
+
+    A column of structs is kept if one of its fields is wanted.
+    """
+    if isinstance(X, (str, os.PathLike)):
+        from sk_easytensor.backends.chunks import read_parquet
+
+        return read_parquet(X, names)
+    labels = column_labels(X)
+    if labels is None or labels == list(names):
+        return X
+    kept = needed(labels, names)
+    if not kept:
+        return X
+    if is_pandas(X, "DataFrame"):
+        return X.iloc[:, kept]
+    if isinstance(X, (pa.Table, pa.RecordBatch)):
+        return X.select(kept)
+    if isinstance(X, Mapping) or _is_structured(X):
+        return {labels[i]: X[labels[i]] for i in kept}
+    if _is_list_of_mappings(X):
+        return {labels[i]: [row.get(labels[i]) for row in X] for i in kept}
+    if _is_polars(X):
+        return X.select([labels[i] for i in kept])
+    return X
 
 
 def _is_nan(value):
@@ -277,7 +391,12 @@ def _from_source(X):
     if _is_dataset(X):
         import ray
 
-        return pa.concat_tables(ray.get(X.to_arrow_refs()), promote_options="permissive")
+        from sk_easytensor.backends.chunks import unified
+
+        blocks = [plain_types(block) for block in ray.get(X.to_arrow_refs())]
+        schema = unified([(f"block {i}", block.schema) for i, block in enumerate(blocks)])
+        blocks = [block.cast(_part(schema, block.column_names)) for block in blocks]
+        return pa.concat_tables(blocks, promote_options="default").select(schema.names)
     from sk_easytensor.backends.chunks import read_parquet
 
     return read_parquet(X)
@@ -304,12 +423,28 @@ def first_rows(X, n_rows):
     return as_table(open_parquet(X).head(n_rows, batch_size=n_rows, fragment_readahead=1))
 
 
+def _part(schema, names):
+    return pa.schema([schema.field(name) for name in names])
+
+
 def _is_list_of_mappings(X):
     return isinstance(X, Sequence) and len(X) > 0 and isinstance(X[0], Mapping)
 
 
-def _check_shape(table, minimum_rows):
-    _check_size((table.num_rows, table.num_columns), minimum_rows)
+def _is_structured(X):
+    """Tell whether X is an array of records, which have named fields."""
+    return isinstance(X, np.ndarray) and X.ndim == 1 and X.dtype.names is not None
+
+
+def _is_polars(X):
+    return type(X).__module__.partition(".")[0] == "polars"
+
+
+def _check_shape(table, minimum_rows, X):
+    n_rows = table.num_rows
+    if table.num_columns == 0 and hasattr(X, "shape"):
+        n_rows = X.shape[0]
+    _check_size((n_rows, table.num_columns), minimum_rows)
     _check_names(table.column_names)
 
 
@@ -329,24 +464,69 @@ def _check_names(names):
     if len(set(names)) < len(names):
         twice = [name for name, count in Counter(names).items() if count > 1]
         raise ValueError(f"column names occur more than once: {twice}. Names must be unique.")
+    _check_text(names)
+
+
+def _check_text(names):
+    """Refuse names that Arrow's C interface has no form for: there, they end the process."""
+    try:
+        joined = "".join(names).encode()
+    except UnicodeEncodeError:
+        joined = b"\0"
+    if b"\0" in joined:
+        for name in names:
+            if "\0" in name or name.encode(errors="ignore").decode() != name:
+                raise ValueError(
+                    f"the column name {name!r} holds a null character or half of a surrogate "
+                    "pair, which is not valid text; rename the column"
+                )
 
 
 def _from_arrow_stream(X):
+    if _is_polars(X) and hasattr(X, "get_columns"):
+        return _from_polars(X)
+    if hasattr(X, "columns"):
+        _check_text(list(map(str, X.columns)))
     try:
         return pa.table(X)
     except UNREADABLE as error:
-        # A series exports a stream as well, of values that are not rows.
         kind = type(X).__name__
+        if hasattr(X, "columns"):
+            raise TypeError(f"a {kind} cannot be read by way of Arrow: {error}") from error
+        # A series exports a stream as well, of values that are not rows.
         raise ValueError(f"Expected 2D array, got 1D array instead: a {kind}") from error
+
+
+def _from_polars(X):
+    names, kinds = X.columns, X.dtypes
+    _check_text(names)
+    _check_text([name for kind in kinds if kind.is_nested() for name in _field_names(kind)])
+    if all(type(kind).__name__ not in NOT_EXPORTED for kind in kinds):
+        return pa.table(X)
+    columns = [
+        series.to_list() if type(kind).__name__ in NOT_EXPORTED else series
+        for series, kind in zip(X.get_columns(), kinds, strict=True)
+    ]
+    return _from_columns(names, columns)
+
+
+def _field_names(kind):
+    """Return the names of fields within a nested type of polars."""
+    if not kind.is_nested():
+        return []
+    fields = getattr(kind, "fields", None)
+    if fields is None:
+        return _field_names(kind.inner)
+    return [name for field in fields for name in (field.name, *_field_names(field.dtype))]
 
 
 def _from_pandas(X, densify):
     labels = X.columns.tolist()
-    _check_names(labels)
     # The types of many columns are needed anyway.
     kinds = X.dtypes.to_numpy() if len(labels) > NARROW else None
     if kinds is not None and are_sparse(kinds):
         names = list(map(str, labels))
+        _check_names(names)
         return dense_table(X, names) if densify else sparse_table(X, names)
     return _from_columns(labels, pandas_columns(X, kinds))
 
@@ -364,7 +544,11 @@ def _from_mapping(X):
 
 def _from_columns(names, columns):
     names = list(map(str, names))
-    arrays = [column_of(values, name) for name, values in zip(names, columns, strict=True)]
+    _check_names(names)
+    try:
+        arrays = [column_of(values, name) for name, values in zip(names, columns, strict=True)]
+    except UnicodeEncodeError as error:
+        raise _not_text(names, columns) from error
     lengths = list(map(len, arrays))
     if len(set(lengths)) > 1:
         by_name = dict(zip(names, lengths, strict=True))
@@ -372,13 +556,37 @@ def _from_columns(names, columns):
     return pa.table(arrays, names=names)
 
 
+def _not_text(names, columns):
+    """Return the error of the first value that holds half of a surrogate pair."""
+    for name, values in zip(names, columns, strict=True):
+        try:
+            column_of(values, name)
+        except UnicodeEncodeError:
+            array = np.empty(len(values), dtype=object)
+            array[:] = list(values)
+            read = partial(column_of, name=name)
+            row = first_unlike(array, (UnicodeEncodeError,), read)
+            return ValueError(
+                f"column {name!r} holds half of a surrogate pair in row {row}, which is not valid "
+                f"text: {shortened(array[row])}. Replace it, for example with "
+                "value.encode('utf-8', 'replace').decode()"
+            )
+
+
 def _from_array(X, minimum_rows):
     # Only arrays need it, and small images that serve an exported model do without.
     from sklearn.utils import check_array
 
-    if isinstance(X, (list, tuple)) and np.asarray(X).dtype.kind == "U":
-        # NumPy turns the numbers of a row that holds a string into strings.
-        X = np.array(X, dtype=object)
+    if isinstance(X, (list, tuple)):
+        try:
+            read = np.asarray(X)
+        except ValueError:
+            return _from_rows(X)
+        if read.ndim > 2 and all(isinstance(row, (list, tuple)) for row in X):
+            return _from_rows(X)
+        if read.dtype.kind == "U":
+            # NumPy turns the numbers of a row that holds a string into strings.
+            X = np.array(X, dtype=object)
     array = check_array(
         X, dtype=None, ensure_all_finite=False, ensure_min_samples=minimum_rows, order=None
     )
@@ -387,4 +595,17 @@ def _from_array(X, minimum_rows):
     if array.dtype.kind == "V":
         raise TypeError(f"arrays of dtype {array.dtype} cannot be read; pass a mapping of columns")
     names = [f"x{index}" for index in range(array.shape[1])]
-    return pa.table([column_of(array[:, i], name) for i, name in enumerate(names)], names=names)
+    return _from_columns(names, list(array.T))
+
+
+def _from_rows(X):
+    """Read a list of rows that hold lists."""
+    n_columns = len(X[0]) if isinstance(X[0], LISTS) else 0
+    for number, row in enumerate(X):
+        found = len(row) if isinstance(row, LISTS) else 0
+        if found != n_columns or not found:
+            raise ValueError(
+                "Expected 2D array, got rows of different lengths instead: row 0 holds "
+                f"{n_columns} values and row {number} {found}"
+            )
+    return _from_columns([f"x{i}" for i in range(n_columns)], list(zip(*X, strict=True)))

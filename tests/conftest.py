@@ -1,3 +1,5 @@
+import warnings
+
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -13,6 +15,13 @@ settings.register_profile("tests", deadline=None, max_examples=40)
 settings.load_profile("tests")
 
 
+def _converted(convert, frame, **params):
+    """Convert a frame by way of a library that pandas warns of reading times with a zone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return convert(frame, **params)
+
+
 def _rows(frame):
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
@@ -23,13 +32,15 @@ FLAVOURS = {
     "pandas_index": lambda frame: frame.set_axis([f"row{i}" for i in range(len(frame))]),
     "pandas_nullable": lambda frame: frame.convert_dtypes(dtype_backend="numpy_nullable"),
     "pandas_arrow": lambda frame: frame.convert_dtypes(dtype_backend="pyarrow"),
-    "polars": pl.from_pandas,
-    "arrow_table": lambda frame: pa.Table.from_pandas(frame, preserve_index=False),
+    "polars": lambda frame: _converted(pl.from_pandas, frame),
+    "arrow_table": lambda frame: _converted(pa.Table.from_pandas, frame, preserve_index=False),
     "arrow_chunks": lambda frame: pa.concat_tables(
-        pa.Table.from_pandas(frame[start : start + 3], preserve_index=False)
+        _converted(pa.Table.from_pandas, frame[start : start + 3], preserve_index=False)
         for start in range(0, len(frame), 3)
     ),
-    "record_batch": lambda frame: pa.RecordBatch.from_pandas(frame, preserve_index=False),
+    "record_batch": lambda frame: _converted(
+        pa.RecordBatch.from_pandas, frame, preserve_index=False
+    ),
     "dict_of_arrays": lambda frame: {name: frame[name].to_numpy() for name in frame},
     "dict_of_series": lambda frame: {name: frame[name] for name in frame},
     "dict_of_lists": lambda frame: pd.DataFrame(_rows(frame), dtype=object).to_dict("list"),

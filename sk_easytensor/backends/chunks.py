@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -10,9 +11,13 @@ import fsspec
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from sk_easytensor.plain_types import plain_types
+from sk_easytensor.arrow_columns import UNREADABLE
+from sk_easytensor.plain_types import common_type, index_columns, needed, plain_types
 
-__all__ = ["FragmentChunk", "RowRange", "parquet_chunks", "read_parquet"]
+__all__ = ["FragmentChunk", "RowRange", "parquet_chunks", "read_parquet", "unified"]
+
+READERS = 16
+"""Files of which the schemas are read at the same time."""
 
 
 class RowRange:
@@ -59,7 +64,9 @@ class FragmentChunk(RowRange):
 
     def tables(self, columns, n_rows):
         """Yield the chunk's rows in tables of at most `n_rows` rows, of plain types."""
-        yield from map(plain_types, self.stored_tables(columns, n_rows))
+        stored = [self.schema.names[place] for place in needed(self.schema.names, columns)]
+        for table in self.stored_tables(stored, n_rows):
+            yield plain_types(table).select(columns)
 
     def stored_tables(self, columns, n_rows):
         """Yield the chunk's rows in tables of at most `n_rows` rows, of the types they have."""
@@ -73,7 +80,7 @@ class FragmentChunk(RowRange):
             use_threads=False,
         ).to_batches()
         place = 0
-        for batch in batches:
+        for batch in named_errors(batches, [self.fragment], self.schema, columns):
             begin, end = max(self.start - place, 0), min(self.stop - place, len(batch))
             place += len(batch)
             if begin < end:
@@ -114,15 +121,95 @@ def open_parquet(where):
     if not paths:
         raise FileNotFoundError(f"there is no Parquet file at {url!r}")
     try:
-        return pads.dataset(
+        found = pads.dataset(
             paths,
             filesystem=files,
             format="parquet",
             partitioning="hive" if base else None,
             partition_base_dir=base,
         )
+        fragments = list(found.get_fragments())
+        with ThreadPoolExecutor(min(READERS, len(fragments))) as pool:
+            schemas = list(pool.map(lambda fragment: fragment.physical_schema, fragments))
     except pa.ArrowInvalid as error:
         raise ValueError(f"{url!r} cannot be read as Parquet: {error}") from error
+    # The data set itself knows the first file's columns, and those in the names of directories.
+    schemas = [(paths[0], found.schema), *zip((f.path for f in fragments), schemas, strict=True)]
+    return pads.FileSystemDataset(fragments, unified(schemas), found.format, found.filesystem)
+
+
+def unified(schemas):
+    """Return the schema of a table whose parts have other columns, or columns of other types.
+
+    Parameters
+    ----------
+    schemas : list of (str, pyarrow.Schema)
+        Name of each part, for messages, and its schema.
+
+    Returns
+    -------
+    pyarrow.Schema
+        With the columns of all parts. Columns that hold the index of a frame of pandas, as the
+        metadata says, are left out, as they are of a frame in memory.
+
+    Raises
+    ------
+    TypeError
+        Naming a column, and two parts, whose types have none in common.
+    ValueError
+        If a column is the index in some parts only.
+    """
+    distinct = {}
+    for part, schema in schemas:
+        distinct.setdefault((schema, (schema.metadata or {}).get(b"pandas")), part)
+    types, parts, indices = {}, {}, {}
+    for (schema, _), part in distinct.items():
+        indices |= {name: part for name in index_columns(schema)}
+    for (schema, _), part in distinct.items():
+        index = index_columns(schema)
+        for field in schema:
+            name = field.name
+            if name in index:
+                continue
+            if name in indices:
+                raise ValueError(
+                    f"column {name!r} is the index of the data frame in {indices[name]} but not "
+                    f"in {part}; write the files with index=False, or with reset_index()"
+                )
+            known = types.setdefault(name, field.type)
+            try:
+                types[name] = common_type(known, field.type)
+            except (*UNREADABLE, TypeError) as error:
+                raise TypeError(
+                    f"column {name!r} is of type {known} in {parts[name]} and of type "
+                    f"{field.type} in {part}; write it with one type in all files"
+                ) from error
+            parts.setdefault(name, part)
+    return pa.schema(types)
+
+
+def named_errors(batches, fragments, schema, columns):
+    """Yield batches; if they cannot be read, name the column and the file.
+
+    Raises
+    ------
+    TypeError
+        If a value of one file is none of the type that the column has in all files together.
+    """
+    try:
+        yield from batches
+    except UNREADABLE as error:
+        for fragment in fragments:
+            for name in columns:
+                try:
+                    fragment.to_table(schema=schema, columns=[name])
+                except UNREADABLE as reason:
+                    raise TypeError(
+                        f"column {name!r} of {fragment.path} cannot be read as "
+                        f"{schema.field(name).type}, the type that the files have in common: "
+                        f"{str(reason).splitlines()[0]}"
+                    ) from error
+        raise
 
 
 def parquet_chunks(where, at_least=1):
@@ -162,6 +249,27 @@ def cut_evenly(chunks, at_least):
     return [part for chunk in chunks for part in chunk.cut(-(-len(chunk) // size))]
 
 
-def read_parquet(where):
-    """Read Parquet files as one table."""
-    return open_parquet(where).to_table()
+def read_parquet(where, names=None):
+    """Read Parquet files as one table.
+
+    Parameters
+    ----------
+    where : str or os.PathLike
+        As :func:`open_parquet` takes.
+    names : sequence of str, optional
+        Columns that are wanted; of those that there are, only these are read. All if there are
+        none of them.
+
+    Returns
+    -------
+    pyarrow.Table
+    """
+    found = open_parquet(where)
+    columns = found.schema.names
+    if names is not None:
+        columns = [columns[place] for place in needed(columns, names)] or columns
+
+    def read():
+        yield found.to_table(columns=columns)
+
+    return next(named_errors(read(), found.get_fragments(), found.schema, columns))

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from sk_easytensor.backends.chunks import RowRange, cut_evenly, parquet_chunks
+from sk_easytensor.backends.chunks import RowRange, cut_evenly, parquet_chunks, unified
 from sk_easytensor.backends.ray_tasks import results
-from sk_easytensor.plain_types import plain_types
+from sk_easytensor.plain_types import plain_schema, plain_types
 from sk_easytensor.training.records import column_values, target_columns
 
 __all__ = ["BlockChunk", "HeldChunk", "Reading", "named_columns", "stored_chunks"]
@@ -74,7 +74,7 @@ class BlockChunk(RowRange):
 
     def tables(self, columns, n_rows):
         """Yield the chunk's rows in tables of at most `n_rows` rows."""
-        block = ray.get(self.ref).slice(self.start, len(self))
+        block = plain_types(ray.get(self.ref).slice(self.start, len(self)))
         fields = [self.schema.field(name) for name in columns]
         arrays = [
             block.column(field.name).cast(field.type)
@@ -84,7 +84,7 @@ class BlockChunk(RowRange):
         ]
         table = pa.table(arrays, schema=pa.schema(fields))
         for start in range(0, len(table), n_rows):
-            yield plain_types(table.slice(start, n_rows))
+            yield table.slice(start, n_rows)
 
 
 @dataclass
@@ -153,13 +153,14 @@ class Reading:
 
 
 def stored_chunks(X, n_chunks):
-    """Return schema and chunks of Parquet files or a Ray Dataset."""
+    """Return the schema, of plain types, and the chunks of Parquet files or a Ray Dataset."""
     if not hasattr(X, "to_arrow_refs"):
-        return parquet_chunks(X, n_chunks)
+        schema, chunks = parquet_chunks(X, n_chunks)
+        return plain_schema(schema), chunks
     refs = blocks_in_order(X)
     measure = ray.remote(schema_and_rows)
     found = results([measure.remote(ref) for ref in refs])
-    schema = pa.unify_schemas([part for part, _ in found], promote_options="permissive")
+    schema = unified([(f"block {i}", part) for i, (part, _) in enumerate(found)])
     chunks, first = [], 0
     for ref, (_, n_rows) in zip(refs, found, strict=True):
         if n_rows:
@@ -167,7 +168,7 @@ def stored_chunks(X, n_chunks):
         first += n_rows
     if not chunks:
         raise ValueError("the Ray Dataset holds no row")
-    return schema.remove_metadata(), cut_evenly(chunks, n_chunks)
+    return schema, cut_evenly(chunks, n_chunks)
 
 
 def blocks_in_order(X):
@@ -199,4 +200,4 @@ def named_columns(X, y, sample_weight):
 
 def schema_and_rows(block):
     """Task: describe a block of a Dataset."""
-    return plain_types(block.slice(0, 0)).schema.remove_metadata(), len(block)
+    return plain_schema(block.schema), len(block)

@@ -43,8 +43,8 @@ def predict_rows(backend, call, X):
         rows = X
     else:
         schema, chunks = parquet_chunks(X, n_actors)
-        call = call.prepared(schema.remove_metadata())
-        source = ParquetChunks(schema.remove_metadata(), chunks)
+        call = call.prepared(schema)
+        source = ParquetChunks(schema, chunks)
         rows = ray.data.read_datasource(source, override_num_blocks=len(chunks))
         # The context is this Dataset's own. Predictions come in the order of the files.
         rows.context.execution_options.preserve_order = True

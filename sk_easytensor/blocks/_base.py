@@ -48,7 +48,8 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.blocks._lists import is_list
-from sk_easytensor.parameters import GrowingParametersMixin
+from sk_easytensor.columns import in_words
+from sk_easytensor.parameters import GrowingParametersMixin, shortened
 from sk_easytensor.safe_loading import ArrowStateMixin
 from sk_easytensor.tables import as_table, has_column_names, read_like_fit
 from sk_easytensor.tensors import Ragged
@@ -339,11 +340,20 @@ def unsupported_column(field, block="", column=None):
     elif takers:
         hint = f"It can be read by {' or '.join(takers)}."
     else:
-        known = "; ".join(f"{cls.__name__}: {cls.accepted}" for cls in BLOCKS)
-        hint = f"No block reads it. Drop or convert it; what blocks read is: {known}."
+        hint = f"{_remedy(field.type)}, or leave it out: no block reads {in_words(field.type)}."
     owner = f" by {block}" if block else ""
-    example = _example(column)
-    return f"column {field.name!r} of type {field.type} cannot be read{owner}{example}. {hint}"
+    example, kind = _example(column), shortened(field.type, str)
+    return f"column {field.name!r} of type {kind} cannot be read{owner}{example}. {hint}"
+
+
+def _remedy(kind):
+    """Say what to make of a column that no block reads."""
+    values = kind.value_type if is_list(kind) or pa.types.is_dictionary(kind) else kind
+    if in_words(values) == "bytes":
+        return "Decode it to text, as with X[column].str.decode('utf-8') in pandas"
+    if pa.types.is_map(values):
+        return "Make a column of each key that matters"
+    return "Convert it to numbers, text or dates"
 
 
 def is_nested(kind):
@@ -368,7 +378,6 @@ def _example(column):
     return f"; row {filled[0]} holds {show_value(column[int(filled[0])])}" if len(filled) else ""
 
 
-def show_value(scalar, longest=60):
+def show_value(scalar):
     """Show an Arrow scalar in an error message."""
-    text = repr(scalar.as_py())
-    return text if len(text) <= longest else text[: longest - 3] + "..."
+    return shortened(scalar.as_py())

@@ -314,7 +314,8 @@ def errors_name(where):
         return
     try:
         yield
+    except TypeError as error:
+        # First, as a value of a wrong type in some row is an error of both classes.
+        raise TypeError(f"{where}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    except TypeError as error:
-        raise TypeError(f"{where}: {error}") from error

@@ -42,12 +42,18 @@ class PairScoringMixin:
         check_is_fitted(self)
         if isinstance(X, GivenOutputs):
             return X.values[:, 0].numpy()
-        table = as_table(X)
+        table = as_table(X, columns=self._columns_read())
         backend = resolve_backend("local", self.n_jobs)
         users, user_rows = distinct_rows(self.user_tower_.encode(table, backend))
         users = self.user_tower_.embed_frame(users, backend)
         items, rows = self._item_vectors(table, backend)
         return self._scores(users[user_rows], items[rows]).numpy()
+
+    def _columns_read(self):
+        """Return the columns of users and items, and those of their keys."""
+        towers = (*self.user_tower_.feature_names_in_, *self.item_tower_.feature_names_in_)
+        keys = (self._user_key, self._catalogue.key)
+        return list(dict.fromkeys([*towers, *(key for key in keys if key is not None)]))
 
     def _check_pair_columns(self, table):
         """Raise ``ValueError`` if a table lacks columns of users or items."""

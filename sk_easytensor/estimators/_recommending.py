@@ -71,14 +71,16 @@ class RecommendingMixin:
         """
         check_is_fitted(self)
         check_number("recommend", "k", k, low=1, integer=True)
-        users = as_table(users)
+        users = as_table(users, columns=self._columns_read())
         queries = self._user_vectors(users)
         if items is None:
             self._check_catalogue()
             candidates, keys = self.item_embeddings_, self.item_keys_
             lookup = self._catalogue.lookup
         else:
-            candidates, keys, lookup = self._candidates(as_table(items))
+            candidates, keys, lookup = self._candidates(
+                as_table(items, columns=self._columns_read())
+            )
         excluded = self._excluded(exclude, users, lookup, catalogue=items is None)
         k = min(k, len(candidates))
         if items is None and self._index is not None:
@@ -115,11 +117,11 @@ class RecommendingMixin:
             self._check_users("rank_users without users")
             candidates, keys = self.user_embeddings_, self.user_keys_
         else:
-            users = as_table(users)
+            users = as_table(users, columns=self._columns_read())
             candidates, keys = self.user_tower_.embed(users), np.arange(len(users))
             if self._user_key in users.column_names:
                 keys = users.column(self._user_key).to_numpy()
-        queries = self.item_tower_.embed(as_table(item))
+        queries = self.item_tower_.embed(as_table(item, columns=self._columns_read()))
         places, scores = self._best(queries, candidates, min(k, len(candidates)))
         return keys[places], scores
 
@@ -258,7 +260,7 @@ class RecommendingMixin:
     def _hit_rate(self, X, k=10):
         """Return the fraction of pairs whose item is among the k best of the catalogue."""
         self._check_catalogue()
-        table = as_table(X)
+        table = as_table(X, columns=self._columns_read())
         # Without a catalogue, items that fit did not meet cannot be found.
         rows = self._catalogue.rows(table, all_known=self._catalogue.given).numpy()
         vectors = self.user_tower_.embed(table)

@@ -346,7 +346,7 @@ class EasyTensorTwoTower(
         ndarray of float32, shape (n_rows, embedding_dim)
         """
         check_is_fitted(self)
-        return self.user_tower_.embed(as_table(X))
+        return self.user_tower_.embed(as_table(X, columns=self._columns_read()))
 
     def _sk_visual_block_(self):
         from sklearn.utils._repr_html.estimator import _VisualBlock

@@ -110,7 +110,8 @@ def vectors(column, spec):
             f"them must have the length {length}",
             row,
         )
-    flat = cast_column(pc.list_flatten(column), name, pa.float64(), block="VectorBlock")
+    items = pc.list_flatten(column)
+    flat = cast_column(items, name, pa.float64(), block="VectorBlock", rows=False)
     present = column.is_valid().to_numpy()
     found[present] = pc.fill_null(flat, np.nan).to_numpy().reshape(present.sum(), length)
     return found

@@ -144,7 +144,9 @@ def test_the_unit_of_a_duration_does_not_matter():
 def test_numbers_as_strings_are_read_at_predict():
     block = NumericBlock().fit({"x": [1.0, 2.0]})
     np.testing.assert_array_equal(encode(block, ["1.0", "2"]), encode(block, [1.0, 2.0]))
-    with pytest.raises(TypeError, match=r"column 'x' is of type string.*NumericBlock.*'abc'"):
+    with pytest.raises(
+        TypeError, match=r"column 'x' holds text where NumericBlock .* numbers: 'abc' in row 1"
+    ):
         encode(block, ["1.0", "abc"])
 
 

@@ -292,3 +292,15 @@ def test_offsets_on_a_cluster(regressor, files, shop):
         regressor(loss="poisson").fit(files, "count", base_margin=margin)
     with pytest.raises(ValueError, match="give the offsets as a column"):
         model.predict(files, base_margin=margin)
+
+
+def test_files_that_were_not_written_alike(regressor, shop, tmp_path):
+    frame = shop[["amount", "city", "score"]].sort_values("score")
+    parts = [frame[:400], frame[400:800].assign(place=lambda X: X[["city"]].to_dict("records"))]
+    for number, part in enumerate(parts):
+        part.to_parquet(tmp_path / f"part-{number}.parquet")
+    model = regressor().fit(str(tmp_path), "score")
+    assert list(model.feature_names_in_) == ["amount", "city", "place.city"]
+    local = model.set_params(backend="local").predict(str(tmp_path))
+    found = model.set_params(backend=regressor().backend).predict(str(tmp_path))
+    np.testing.assert_allclose(found.to_pandas()["prediction"], local, rtol=1e-5, atol=1e-6)

@@ -227,3 +227,10 @@ def test_arrays_have_positions():
     )
     np.testing.assert_array_equal(model.predict(array), by_name.predict(frame))
     np.testing.assert_array_equal(model.transform(array), by_name.transform(frame))
+
+
+def test_columns_that_no_tower_reads_may_hold_anything(fitted, X, catalogue):
+    users, odd = X[:5], X[:5].assign(odd=[object()] * 5)
+    np.testing.assert_array_equal(fitted.decision_function(odd), fitted.decision_function(users))
+    np.testing.assert_array_equal(fitted.transform(odd), fitted.transform(users))
+    np.testing.assert_array_equal(fitted.recommend(odd, k=2)[0], fitted.recommend(users, k=2)[0])
