@@ -84,14 +84,15 @@ def test_columns_of_stored_tables(kind, classifier, files, shop):
     params = {"sample_weight": "weight", "eval_set": [(X, "label")]}
     params["eval_sample_weight"] = ["weight"]
     features = [*FEATURES, "score"]
-    expected = classifier().fit(
-        shop[features],
-        shop["label"],
+    all_rows = {"validation_fraction": None}
+    pair = (shop[features], shop["label"])
+    expected = classifier(**all_rows).fit(
+        *pair,
         sample_weight=shop["weight"],
-        eval_set=[(shop[features], shop["label"])],
+        eval_set=[pair],
         eval_sample_weight=[shop["weight"]],
     )
-    model = classifier().fit(X, "label", **params)
+    model = classifier(**all_rows).fit(X, "label", **params)
     assert list(model.feature_names_in_) == features
     assert list(model.classes_) == ["no", "yes"]
     same_state(model.blocks_, expected.blocks_)
@@ -151,7 +152,7 @@ def test_blocks_of_many_chunks_are_those_of_one(cluster):
     expected = LocalBackend().summarize(table, blocks)
     assert found["n"]["x"].n_rows == n_rows
     counts = [
-        dict(zip(s["k"].values.to_pylist(), s["k"].counts.tolist(), strict=True))
+        dict(zip(s["k"].counts.values.to_pylist(), s["k"].counts.counts.tolist(), strict=True))
         for s in (found["c"], expected["c"])
     ]
     assert counts[0] == counts[1]
@@ -262,9 +263,10 @@ def test_class_weights_of_stored_labels(classifier, files, shop):
 def test_several_stored_targets(regressor, files, shop):
     targets = ["score", "count"]
     features = [name for name in shop if name not in targets]
-    given = {"eval_set": [(shop[features], shop[targets].to_numpy())]}
-    expected = regressor().fit(shop[features], shop[targets].to_numpy(), **given)
-    model = regressor().fit(files, targets, eval_set=[(files, targets)])
+    pair = (shop[features], shop[targets].to_numpy())
+    all_rows = {"validation_fraction": None}
+    expected = regressor(**all_rows).fit(*pair, eval_set=[pair])
+    model = regressor(**all_rows).fit(files, targets, eval_set=[(files, targets)])
     same_network(model, expected, 1e-6)
     assert model.predict(shop[features].head(3)).shape == (3, 2)
 

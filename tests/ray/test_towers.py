@@ -16,6 +16,8 @@ from sk_easytensor.ranking import recall_at_k
 
 LOG = {"user": "user", "time": "time"}
 QUICK = {"max_epochs": 3, "dropout": 0.0}
+ALL_ROWS = {"validation_fraction": None}
+"""The training rows are evaluated, and no others are held out."""
 
 
 def write(frame, where, n_files=3, rows=150):
@@ -106,25 +108,25 @@ def test_stored_choices(kind, cluster, data, choices):
     ray = pytest.importorskip("ray")
     X = choices if kind == "directory" else ray.data.from_pandas(data.interactions)
     given = {"items": data.catalogue, **KEYS}
-    expected = two_tower(**QUICK, n_negatives=8).fit(
-        data.interactions, eval_set=[data.interactions], **given
-    )
-    model = two_tower(**QUICK, n_negatives=8, backend=on_ray()).fit(X, eval_set=[X], **given)
+    params = {**QUICK, **ALL_ROWS, "n_negatives": 8}
+    expected = two_tower(**params).fit(data.interactions, eval_set=[data.interactions], **given)
+    model = two_tower(**params, backend=on_ray()).fit(X, eval_set=[X], **given)
     same_towers(model, expected)
 
 
 @pytest.mark.parametrize("y", ["rating", "label"])
 def test_stored_targets_and_weights(y, cluster, rated, stored):
     columns = [name for name in rated if name not in {y, "weight"}]
-    expected = two_tower(*BY_TASTE, **QUICK).fit(
-        rated[columns],
+    X = rated[columns]
+    expected = two_tower(*BY_TASTE, **QUICK, **ALL_ROWS).fit(
+        X,
         rated[y].to_numpy(),
         sample_weight=rated["weight"],
-        eval_set=[(rated[columns], rated[y].to_numpy())],
+        eval_set=[(X, rated[y].to_numpy())],
         eval_sample_weight=[rated["weight"]],
         **KEYS,
     )
-    model = two_tower(*BY_TASTE, **QUICK, backend=on_ray()).fit(
+    model = two_tower(*BY_TASTE, **QUICK, **ALL_ROWS, backend=on_ray()).fit(
         stored,
         y,
         sample_weight="weight",
@@ -153,7 +155,7 @@ def test_shared_blocks(cluster, rated, stored):
         [("place", CategoryBlock(width=8), "town"), ("age", CategoryBlock(width=8), "age")],
         [("place", CategoryBlock(width=8), "genre")],
     )
-    given = {"shared_blocks": ["place"], **QUICK}
+    given = {"shared_blocks": ["place"], **QUICK, **ALL_ROWS}
     expected = two_tower(*blocks, **given).fit(rated, "label", eval_set=[(rated, "label")])
     model = two_tower(*blocks, **given, backend=on_ray())
     model.fit(stored, "label", eval_set=[(stored, "label")])
@@ -262,8 +264,8 @@ def same_embedder(model, expected):
 
 def test_users_of_a_log_in_memory(cluster, events):
     given = {"eval_set": [events], **LOG}
-    expected = embedder().fit(events, **given)
-    same_embedder(embedder(backend=on_ray()).fit(events, **given), expected)
+    expected = embedder(**ALL_ROWS).fit(events, **given)
+    same_embedder(embedder(**ALL_ROWS, backend=on_ray()).fit(events, **given), expected)
 
 
 @pytest.mark.parametrize("kind", ["directory", "dataset"])
@@ -271,7 +273,7 @@ def test_stored_lists(kind, cluster, lists, tmp_path):
     ray = pytest.importorskip("ray")
     X = write(lists, tmp_path / "lists", rows=7)
     X = X if kind == "directory" else ray.data.from_arrow(pq.read_table(X))
-    sessions = {"objective": "session_pair", "session_gap": "9h"}
+    sessions = {"objective": "session_pair", "session_gap": "9h", **ALL_ROWS}
     expected = embedder(**sessions).fit(lists, time="time", eval_set=[lists])
     model = embedder(**sessions, backend=on_ray()).fit(X, time="time", eval_set=[X])
     same_embedder(model, expected)
