@@ -37,7 +37,7 @@ from sk_easytensor.inspection import EncodedModel, GivenOutputs, Inspection
 from sk_easytensor.inspection._explanation import Explanation, shapley_values
 from sk_easytensor.metrics import MetricScores, resolve_metrics, resolve_stopping_metric
 from sk_easytensor.networks import TabM
-from sk_easytensor.networks.block_network import make_network
+from sk_easytensor.networks.block_network import copy_network, make_network
 from sk_easytensor.networks.heads import MultilabelHead, MultiTaskHead
 from sk_easytensor.parameters import check_choice
 from sk_easytensor.report._columns import summarize_table, summarize_target
@@ -537,7 +537,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         with seeded(seed):
             if going_on:
                 # The network of before stays what it is, should this training fail.
-                self.network_ = deepcopy(self.network_)
+                self.network_ = copy_network(self.network_)
             else:
                 trunk = self._default_trunk() if self.trunk is None else clone(self.trunk)
                 self._network_trunk = trunk

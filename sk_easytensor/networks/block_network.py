@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy, deepcopy
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from torch.nn import functional
 from sk_easytensor.networks.heads import MemberLinear
 from sk_easytensor.ragged import Ragged
 
-__all__ = ["WIDE_RATE", "BlockNetwork", "make_network", "padded_lengths"]
+__all__ = ["WIDE_RATE", "BlockNetwork", "copy_network", "make_network", "padded_lengths"]
 
 WIDE_RATE = 0.4
 """Learning rate of what goes past the trunk, over that of the rest: sparse features overfit."""
@@ -399,6 +400,28 @@ def longest_of(lengths):
     """Return the largest of several lengths of each row, or None where there are none."""
     found = [each for each in lengths if each is not None]
     return torch.stack(found).amax(0) if found else None
+
+
+def copy_network(network):
+    """Return a copy of a network whose weights can be trained; it shares the grown trees.
+
+    Parameters
+    ----------
+    network : BlockNetwork
+        Stays as it is.
+
+    Returns
+    -------
+    BlockNetwork
+    """
+    trees, network.trees = network.trees, None
+    try:
+        copied = deepcopy(network)
+    finally:
+        network.trees = trees
+    # Tables of trees may be large, and nothing but their weight ever changes.
+    copied.trees = copy(trees)
+    return copied
 
 
 def make_network(blocks, trunk, head=None):
