@@ -59,7 +59,7 @@ class Metric:
     greater_is_better : bool
         Whether a greater value is better.
     given : object
-        What the user wrote.
+        What the user wrote; None for a loss that is reported without being asked for.
     """
 
     name: str

@@ -18,16 +18,15 @@ from sk_easytensor.compose import BASE_MARGIN, BlockParametersMixin, TableEncode
 from sk_easytensor.estimators._inputs import (
     deciding_first,
     errors_name,
+    eval_names,
     eval_pairs,
     named_eval_set,
-    same_source,
 )
 from sk_easytensor.estimators._offsets import eval_margins, read_with_margin
 from sk_easytensor.estimators._pickling import PortablePickleMixin
 from sk_easytensor.estimators._rows import (
     RowMaker,
     divided,
-    same_rows,
     total_weight,
 )
 from sk_easytensor.estimators._stored import Vectors, of_stored_rows
@@ -273,14 +272,11 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
                 self._fit_encoder(records, backend, checkpoints, base_margin is not None)
                 self._summarize_data(records)
             rows = self._encoded(records, backend)
-            encoded, names = [], []
+            encoded = []
             for index, valid in enumerate(evals):
                 with errors_name(f"eval_set[{index}]"):
                     encoded.append(self._encoded(valid, backend, weighted=False))
-                X_eval, y_eval = pairs[index][1]
-                same = same_source(X_eval, X) and same_source(y_eval, y)
-                same = same or same_rows(encoded[-1], rows)
-                names.append("training" if same else f"valid_{index}")
+            names = eval_names([pair for _, pair, _ in pairs], X, y, evals, records)
             order = deciding_first(names)
             names, encoded = [names[i] for i in order], [encoded[i] for i in order]
             judging = evals[order[0]] if evals else records
@@ -714,6 +710,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             self._importance_sample = None
         return self._importances
 
+    @with_library_settings
     def explain(
         self, X, *, background=None, n_permutations=4, max_background=50, random_state=None
     ):

@@ -6,6 +6,8 @@ import os
 from contextlib import contextmanager
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from scipy.sparse import issparse
 from sklearn.utils.validation import _check_sample_weight
 
@@ -16,10 +18,10 @@ __all__ = [
     "check_weight",
     "deciding_first",
     "errors_name",
+    "eval_names",
     "eval_pairs",
     "labels_like",
     "named_eval_set",
-    "named_evals",
     "plain_labels",
     "same_source",
 ]
@@ -139,33 +141,76 @@ def deciding_first(names):
     return order
 
 
-def named_evals(evals, given, X):
-    """Return evaluation sets by name, the one that decides in front.
+def eval_names(pairs, X, y=None, found=(), records=None):
+    """Return the names of evaluation sets in ``evals_result_``.
 
     Parameters
     ----------
-    evals : list
-        Rows of each set.
-    given : list
-        The tables that they were read from.
-    X : object
-        The table of the training rows.
+    pairs : list of (object, object)
+        Table and target of each set, as the user gave them.
+    X, y : object
+        Table and target of the training rows, as the user gave them.
+    found : list of Records
+        What was read of each set.
+    records : Records, optional
+        What was read of the training rows.
 
     Returns
     -------
-    dict
-        By ``training``, ``valid_0``, ``valid_1`` and so on.
+    list of str
+        ``valid_0``, ``valid_1`` and so on by position; ``training`` for the training data: the same
+        objects, path or names of columns, or the same rows in memory.
     """
-    names = [
-        "training" if same_source(table, X) else f"valid_{index}"
-        for index, table in enumerate(given)
-    ]
-    return {names[index]: evals[index] for index in deciding_first(names)}
+    names = []
+    for index, (X_eval, y_eval) in enumerate(pairs):
+        same = same_source(X_eval, X) and same_source(y_eval, y)
+        if not same and records is not None:
+            same = same_rows(found[index], records)
+        names.append("training" if same else f"valid_{index}")
+    return names
 
 
 def same_source(given, other):
-    """Tell whether two arguments of ``fit`` are one object, or the same path or column name."""
-    return given is other or (isinstance(given, (str, os.PathLike)) and given == other)
+    """Return whether two arguments of ``fit`` are one object, or the same path or column name."""
+    if isinstance(given, (str, os.PathLike)) and isinstance(other, (str, os.PathLike)):
+        return os.fspath(given) == os.fspath(other)
+    return given is other
+
+
+def same_rows(found, records):
+    """Return whether a set of rows in memory has the content of the training rows.
+
+    Parameters
+    ----------
+    found, records : Records
+        Of the set and of the training rows, which lack those of weight zero.
+    """
+    tables = [each.table for each in (found, records)]
+    if not all(isinstance(table, pa.Table) for table in tables):
+        return False
+    y = found.y
+    if records.kept is not None and len(found) == records.n_given:
+        tables[0], y = tables[0].take(pa.array(records.kept)), y[records.kept]
+    one, other = tables
+    if len(one) != len(other) or one.schema.types != other.schema.types:
+        return False
+    return same_values(y, records.y) and all(map(same_columns, one.columns, other.columns))
+
+
+def same_values(one, other):
+    """Return whether two arrays of targets are equal, where missing ones are alike."""
+    if hasattr(one, "toarray") or hasattr(other, "toarray"):
+        return one.shape == other.shape and (one != other).nnz == 0
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return bool(np.array_equal(one, other, equal_nan=one.dtype.kind == "f"))
+
+
+def same_columns(one, other):
+    """Return whether two columns are equal, where missing values are alike."""
+    if pa.types.is_floating(one.type):
+        one, other = (pc.if_else(pc.is_nan(each), None, each) for each in (one, other))
+    return one.equals(other)
 
 
 def eval_pairs(eval_set, eval_sample_weight):

@@ -9,7 +9,7 @@ from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.batches import EncodedRows
 from sk_easytensor.training.shards import gather_rows
 
-__all__ = ["RowMaker", "divided", "power_of_two", "same_rows", "target_range", "total_weight"]
+__all__ = ["RowMaker", "divided", "power_of_two", "target_range", "total_weight"]
 
 
 class RowMaker:
@@ -80,16 +80,6 @@ def total_weight(rows):
 def divided(rows, by):
     """Return rows with their weights divided by a number."""
     return EncodedRows(rows.frame, rows.target, rows.weight / torch.tensor(by).float())
-
-
-def same_rows(rows, others):
-    """Tell whether two sets of encoded rows in memory have the same content, weights aside."""
-    if type(rows) is not EncodedRows or type(others) is not EncodedRows:
-        return False
-    if len(rows) != len(others) or not torch.equal(rows.target, others.target):
-        return False
-    pairs = zip(rows.frame.content(), others.frame.content(), strict=True)
-    return all(np.array_equal(one.numpy(), other.numpy(), equal_nan=True) for one, other in pairs)
 
 
 def target_range(rows):

@@ -139,7 +139,8 @@ class TrainedEstimator(
         resolve_backend(self.backend, self.n_jobs).device(self.device, owner)
         if not isinstance(self.verbose, (bool, np.bool_)):
             check_number(owner, "verbose", self.verbose, low=-1, integer=True)
-        check_callbacks(self.callbacks, owner)
+        distributed = resolve_backend(self.backend, None).distributed
+        check_callbacks(self.callbacks, owner, distributed)
         check_engine(owner, self.inference_engine)
         check_store(self.checkpoint_dir, owner)
         check_tracker(self.tracker, owner)
@@ -148,7 +149,7 @@ class TrainedEstimator(
                 f"{owner}: checkpoint_dir='mlflow' keeps checkpoints in the run of the fit, which "
                 "needs tracker='mlflow' or an MLflowTracker; a directory of that name is './mlflow'"
             )
-        if is_in_mlflow(self.checkpoint_dir) and resolve_backend(self.backend, None).distributed:
+        if is_in_mlflow(self.checkpoint_dir) and distributed:
             raise ValueError(
                 f"{owner}: checkpoint_dir='mlflow' keeps checkpoints on this machine first, which "
                 f"workers of {self.backend!r} do not reach; give a directory or URL that they reach"
@@ -292,8 +293,8 @@ class TrainedEstimator(
         self.evals_result_ = {
             name: {
                 metric: [
-                    *earlier.get(name, {}).get(metric, []),
-                    *result.curves.get(name, {}).get(metric, []),
+                    *earlier.get(name, {}).get(metric, [np.nan] * before),
+                    *result.curves.get(name, {}).get(metric, [np.nan] * len(result.history)),
                 ]
                 for metric in {**earlier.get(name, {}), **result.curves.get(name, {})}
             }

@@ -292,7 +292,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
 
     @with_library_settings
     @of_stored_rows(Values("log_probability"), check="_read")
-    def predict_log_proba(self, X):
+    def predict_log_proba(self, X, base_margin=None):
         """Return logarithms of class probabilities.
 
         They are finite where :meth:`predict_proba` rounds to 0.
@@ -301,13 +301,15 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         ----------
         X : table-like of shape (n_samples, n_features)
             Rows to classify.
+        base_margin : array-like of shape (n_samples,) or number, optional
+            Offsets, if `fit` was given them.
 
         Returns
         -------
         ndarray of float64, shape (n_samples, n_classes)
             In the order of ``classes_``. For multilabel targets of the probability of each label.
         """
-        combined = self._combined(X).double()
+        combined = self._combined(X, base_margin).double()
         return self._head.log_predict(combined).numpy()
 
     @with_library_settings
@@ -419,7 +421,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     def _check_same_classes(self, classes):
         if classes is None:
             return
-        classes = np.unique(np.asarray(classes))
+        classes = np.unique(np.asarray(plain_labels(classes)))
         if not np.array_equal(classes, self.classes_):
             raise ValueError(
                 f"{type(self).__name__}: classes={classes.tolist()[:20]} differs from the first "

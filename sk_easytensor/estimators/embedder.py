@@ -19,7 +19,7 @@ from sk_easytensor.estimators._event_tables import (
     list_blocks,
     view_settings,
 )
-from sk_easytensor.estimators._inputs import errors_name, named_evals
+from sk_easytensor.estimators._inputs import deciding_first, errors_name, eval_names
 from sk_easytensor.estimators._pieces import InPieces
 from sk_easytensor.estimators._tower import Tower
 from sk_easytensor.estimators._trained import TrainedEstimator, restored_on_error
@@ -289,7 +289,8 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
                 with errors_name(where):
                     _, valid = self._read_records(X_eval, user, time, backend)
                     evals.append(self._read_users(valid, maker, backend)[1])
-            evals = named_evals(evals, [X_eval for _, X_eval in tables], X)
+            names = eval_names([(X_eval, None) for _, X_eval in tables], X)
+            evals = {names[index]: evals[index] for index in deciding_first(names)}
             self._forget()
             self.n_users_, usable = counts
             self.n_users_without_pair_ = self.n_users_ - usable

@@ -171,7 +171,8 @@ class EasyTensorMultiTask(BaseEasyTensor):
     # ------------------------------------------------------------------ parameters
 
     def _structure(self):
-        return {**super()._structure(), "tasks": repr(self.tasks)}
+        weights = None if self.loss_weights is None else dict(self.loss_weights)
+        return {**super()._structure(), "tasks": repr(self.tasks), "loss_weights": repr(weights)}
 
     def _check_parameters(self):
         owner = type(self).__name__
@@ -213,7 +214,7 @@ class EasyTensorMultiTask(BaseEasyTensor):
             )
         parts = make_parts(self.tasks)
         return [
-            Metric(f"{name}_{own.name}", OfTask(name, own), own.greater_is_better)
+            Metric(f"{name}_{own.name}", OfTask(name, own), own.greater_is_better, own.given)
             for name, metrics in given.items()
             for own in resolve_metrics(metrics, parts[name])
         ]
@@ -340,12 +341,18 @@ class EasyTensorMultiTask(BaseEasyTensor):
         return torch.stack(columns, dim=1)
 
     def _strata(self, target):
+        # Validation rows know as many targets as training rows, of all classes of the first.
+        known = (~target.isnan()).numpy()
+        strata = known @ (1 << np.arange(known.shape[1]))
         for index, part in enumerate(self._parts.values()):
             if hasattr(part, "classes_"):
-                return target[:, index].nan_to_num(-1).numpy().astype(np.int64)
-        return np.zeros(len(target), dtype=np.int64)
+                codes = target[:, index].nan_to_num(-1).numpy().astype(np.int64) + 1
+                return strata * (len(part.classes_) + 1) + codes
+        return strata
 
     def _scale_target(self, rows, going_on):
+        # Those of an earlier fit stay what they are, should this one fail.
+        self._parts = {name: copy(part) for name, part in self._parts.items()}
         totals = sum(rows.each(known_weights))
         if not going_on:
             # Each loss is a mean over the rows of which its task is known.
@@ -364,9 +371,6 @@ class EasyTensorMultiTask(BaseEasyTensor):
                 column = (column - part._target_center[0]) / part._target_scale[0]
             columns.append(column.float())
         return EncodedRows(rows.frame, torch.stack(columns, dim=1), rows.weight)
-
-    def _decoded_target(self, target):
-        return target.numpy()
 
     def _trees_share(self, trees):
         share = 1.0 if trees is None else trees.share
@@ -457,6 +461,8 @@ class EasyTensorMultiTask(BaseEasyTensor):
         scores = []
         for index, (name, part) in enumerate(self._parts.items()):
             known = ~y[f"missing{index}"]
+            if not known.any():
+                raise ValueError(f"y[{name!r}] has no value, so that it has no score")
             function = accuracy_score if hasattr(part, "classes_") else r2_score
             actual = known_values(y, index)
             scores.append(
@@ -492,7 +498,14 @@ class OfTask:
             outputs, target = outputs[known][:, task.outputs], task.target[known]
             weight = None if weight is None else weight[known.numpy()]
             if self.metric is not None:
-                return self.metric(part, outputs, part._decoded_target(target), weight)
+                actual = part._decoded_target(target)
+                found = self.metric.function(part, outputs, actual, weight)
+                # A function may tell its name and direction with the value.
+                return (
+                    (f"{self.task}_{found[0]}", *found[1:]) if isinstance(found, tuple) else found
+                )
+            if not known.any() or (weight is not None and not weight.any()):
+                return np.nan
             losses = part._head.unit_loss(outputs[:, None], target)[:, 0]
             return np.average(losses.double().numpy(), weights=weight)
         raise KeyError(self.task)
@@ -535,6 +548,9 @@ def target_columns(y, names):
     missing = [name for name in names if name not in found]
     if missing:
         raise ValueError(f"y has no column {missing}, which tasks names; it has {list(found)}")
+    lengths = {name: len(found[name]) for name in names}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"y has columns of different lengths: {lengths}")
     return [found[name].reset_index(drop=True) for name in names]
 
 

@@ -7,7 +7,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.compose import BlockParametersMixin, blocks_diagram
-from sk_easytensor.estimators._inputs import named_evals
+from sk_easytensor.estimators._inputs import deciding_first, eval_names
 from sk_easytensor.estimators._keys import check_key_type
 from sk_easytensor.estimators._pair_scoring import PairScoringMixin
 from sk_easytensor.estimators._pair_targets import PairTarget, few_values, target_values
@@ -279,6 +279,8 @@ class EasyTensorTwoTower(
                 (where, backend.records(X_eval, y_eval, weight, as_table, target.check, where))
                 for where, X_eval, y_eval, weight in pairs
             ]
+            given = [(X_eval, y_eval) for _, X_eval, y_eval, _ in pairs]
+            names = eval_names(given, X, y, [valid for _, valid in evals], records)
             self._forget()
             self._catalogue, self._target, self._user_key = catalogue, target, user_key
             if target.classes is not None:
@@ -289,7 +291,7 @@ class EasyTensorTwoTower(
             with self._timed("encoding"):
                 users = self._read_users(records.table, backend)
                 rows, evals, items = self._read_pairs(records, evals, backend)
-            evals = named_evals(evals, [X_eval for _, X_eval, _, _ in pairs], X)
+            evals = {names[index]: evals[index] for index in deciding_first(names)}
             if set(evals) <= {"training"} and self.validation_fraction is not None:
                 rows, held_out = backend.hold_out(
                     rows, target.strata, self.validation_fraction, random_state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -78,16 +79,20 @@ class Evaluator:
 
     def _check_metrics(self):
         """Raise ``ValueError`` for metrics that the rows do not allow, before any training."""
+        generator = torch.Generator().manual_seed(0)
         for name, rows in zip(self.plan.names, self.sets, strict=True):
-            zeros = rows.target.new_zeros(
-                (len(rows.target), 1, self.head.out_features), dtype=torch.float32
-            )
-            for key, value in self._scores(zeros, rows):
-                if not np.isfinite(value):
+            shape = (len(rows.target), 1, self.head.out_features)
+            outputs = torch.randn(shape, generator=generator).to(rows.target.device)
+            with warnings.catch_warnings():
+                # Of what the random outputs lack, such as predictions of a class.
+                warnings.simplefilter("ignore")
+                found = dict(self._scores(outputs, rows))
+            for metric in self.plan.metrics:
+                if metric.given is not None and not np.isfinite(found[metric.name]):
                     raise ValueError(
-                        f"eval_metric {key!r} is {value} on the {len(rows.target)} rows of "
-                        f"{name!r}, whatever is predicted: they may hold a single class. Choose "
-                        "another metric or give other rows in eval_set"
+                        f"eval_metric {metric.name!r} is {found[metric.name]} on the "
+                        f"{len(rows.target)} rows of {name!r}: they may hold a single class or no "
+                        "known target. Choose another metric or give other rows in eval_set"
                     )
 
     @torch.no_grad()

@@ -12,7 +12,9 @@ __all__ = ["StopTraining", "watched_interrupts"]
 class StopTraining(Exception):
     """Raised by a callback to end a training after the present epoch.
 
-    The fit ends as it does by early stopping: with the best weights, and without an error.
+    Whichever method of the callback raises it, the epoch is completed and evaluated. The fit ends
+    as it does by early stopping: with the best weights, and without an error. Of several workers
+    on Ray, one is enough to end the training of all.
 
     Examples
     --------

@@ -151,47 +151,31 @@ class TensorNet(NeuralNet):
     def notify(self, method_name, **cb_kwargs):
         """Call the callbacks that implement a method, the net's own first.
 
-        Raises
-        ------
-        StopTraining
-            If a callback ends the training, after those that follow it have seen the epoch too.
+        A callback that ends the training does so at the end of the epoch, which is complete then:
+        evaluated, seen by the other callbacks and kept as a checkpoint.
         """
         getattr(self, method_name)(self, **cb_kwargs)
-        ended = None
         for callback in self._listeners(method_name):
             try:
                 getattr(callback, method_name)(self, **cb_kwargs)
-            except StopTraining as stop:
-                ended = stop
-            except KeyboardInterrupt as stop:
+            except StopTraining:
+                self._ended = True
+            except KeyboardInterrupt:
                 if self._interrupted():
                     raise
                 # skorch's callbacks end a training with the exception of Ctrl-C.
-                ended = StopTraining(str(stop))
-        if ended is not None:
-            raise ended
+                self._ended = True
 
     def partial_fit(self, X, y=None, **fit_params):
         """Train; see :meth:`fit_loop`."""
         if not self.initialized_:
             self.initialize()
+        self._ended = False
         with watched_interrupts() as self._interrupted:
             self.notify("on_train_begin", X=X, y=y)
-            try:
-                self.fit_loop(X, y, **fit_params)
-            except StopTraining as stop:
-                self._drop_incomplete_epoch(stop)
+            self.fit_loop(X, y, **fit_params)
             self.notify("on_train_end", X=X, y=y)
         return self
-
-    def _drop_incomplete_epoch(self, stop):
-        """Remove the epoch in which a callback ended the training before it was evaluated."""
-        if "train_loss_best" not in self.history[-1]:
-            self.history.pop()
-        if not self.history:
-            raise RuntimeError(
-                "a callback ended the training before the first epoch was complete"
-            ) from stop
 
     def _listeners(self, method_name):
         # Asking every callback at every batch costs as much as a small layer.
@@ -265,24 +249,22 @@ class TensorNet(NeuralNet):
                 self._evaluate()
                 self._mark_best()
                 self._end_epoch(about)
+                if self._ended:
+                    break
         finally:
             # Also when interrupted: what is kept is the average.
             self._average.swap_in()
         return self
 
     def _end_epoch(self, about):
-        ended = None
-        try:
-            self.notify("on_epoch_end", **about)
-        except StopTraining as stop:
-            ended = stop
+        self.notify("on_epoch_end", **about)
+        # Workers end together: one that went on alone would wait for the others for ever.
+        self._ended = self.group.sum([float(self._ended)])[0] > 0
         if self.checkpoints is not None:
             curve = np.asarray(self.history[:, self.monitor])
             best = int(np.argmin(curve if self.lower_is_better else -curve)) + 1
-            state = capture(self, self._average, ended is not None)
+            state = capture(self, self._average, self._ended)
             self.checkpoints.write(len(self.history), state, best=best)
-        if ended is not None:
-            raise ended
 
     def _by_length(self, rows):
         """Put rows of like length together, which saves padding."""

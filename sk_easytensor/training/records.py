@@ -26,6 +26,10 @@ class Records:
         Their weights.
     source : object
         What the user gave, without columns that hold targets or weights.
+    kept : ndarray of int64 or None
+        Which of the given rows these are; None for all.
+    n_given : int or None
+        How many were given; None for as many.
 
     Notes
     -----
@@ -33,7 +37,9 @@ class Records:
     estimators need not know whether rows are in memory or on many machines.
     """
 
-    def __init__(self, table, y, weight, source):
+    def __init__(self, table, y, weight, source, kept=None, n_given=None):
+        self.kept = kept
+        self.n_given = n_given
         self.table = table
         self.y = y
         self.weight = weight
@@ -114,10 +120,10 @@ def read_records(X, y, sample_weight, read, check_target, where=""):
         check_consistent_length(Sized(len(table)), y)
     with errors_name(where.replace("eval_set", "eval_sample_weight")):
         weight = check_weight(sample_weight, len(table))
-    kept = np.flatnonzero(weight > 0)
-    if len(kept) < len(table):
-        table, y, weight = table.take(kept), y[kept], weight[kept]
-    return Records(table, y, weight, X)
+    kept, n_given = np.flatnonzero(weight > 0), len(table)
+    if len(kept) == n_given:
+        return Records(table, y, weight, X)
+    return Records(table.take(kept), y[kept], weight[kept], X, kept, n_given)
 
 
 def take_columns(X, y, sample_weight):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from skorch.callbacks import Callback, LRScheduler, PassthroughScoring
+from skorch.callbacks import Callback, EpochScoring, LRScheduler, PassthroughScoring
 
 from sk_easytensor.training.evaluation import EvalPlan
 from sk_easytensor.training.group import Alone
@@ -121,7 +121,7 @@ def has_scheduler(callbacks):
     return any(_is_callback(entry, LRScheduler) for entry in callbacks)
 
 
-def check_callbacks(callbacks, owner):
+def check_callbacks(callbacks, owner, distributed=False):
     """Raise ``ValueError`` unless `callbacks` is None or a list of callbacks that can be called."""
     if callbacks is None:
         return
@@ -135,6 +135,11 @@ def check_callbacks(callbacks, owner):
         raise ValueError(
             f"{owner}: callbacks cannot hold PassthroughScoring, which reads a history of batches "
             "that is not kept; use EpochScoring, or monitor 'train_loss' and 'valid_loss'"
+        )
+    if distributed and any(_is_callback(entry, EpochScoring) for entry in entries):
+        raise ValueError(
+            f"{owner}: callbacks cannot hold EpochScoring where several workers train, each of "
+            "which has a part of the rows; use eval_metric, which is computed over all of them"
         )
 
 

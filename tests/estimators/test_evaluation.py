@@ -1,10 +1,13 @@
 """What validation rows decide, and what is reported of them."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from sklearn import config_context
+from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.metrics import (
     accuracy_score,
     d2_tweedie_score,
@@ -56,6 +59,31 @@ def test_the_training_data_are_reported_and_never_decide(copy, classifier, table
     # Evaluated as validation rows are: of the whole model, without dropout.
     expected = log_loss(y, both.predict_proba(X))
     assert both.evals_result_["training"]["log_loss"][index] == pytest.approx(expected, rel=CLOSE)
+
+
+def test_copies_of_weighted_training_rows_are_the_training_data(classifier, table):
+    """Rows of weight zero are no training rows, but part of what was given."""
+    X, y, X_valid, y_valid = table
+    X = X.assign(a=X["a"].where(np.arange(200) % 7 > 0))
+    weight = np.arange(200) % 3
+    model = classifier(max_epochs=2)
+    model.fit(X, y, sample_weight=weight, eval_set=[(X.copy(), y.copy()), (X_valid, y_valid)])
+    assert list(model.evals_result_) == ["training", "valid_1"]
+    other = np.where(np.arange(200) == 5, "yes", y)
+    other[5] = "no" if y[5] == "yes" else "yes"
+    model.fit(X, y, eval_set=[(X, other)])
+    assert list(model.evals_result_) == ["training", "valid_0"]
+
+
+def test_curves_of_a_warm_start_are_as_long_as_its_epochs(classifier, table):
+    X, y, X_valid, y_valid = table
+    pair = {"eval_set": [(X_valid, y_valid)]}
+    model = classifier(warm_start=True, max_epochs=2).partial_fit(X, y).fit(X, y, **pair)
+    model.set_params(eval_metric="auc").fit(X, y, **pair)
+    found = model.evals_result_["valid_0"]
+    assert {len(curve) for curve in found.values()} == {model.n_iter_} == {5}
+    assert np.isnan(found["auc"][:3]).all()
+    assert np.isnan(found["log_loss"][0])
 
 
 def test_with_the_training_data_alone_rows_are_held_out(classifier, table):
@@ -247,6 +275,23 @@ def test_metrics_that_cannot_be_are_refused_before_training(metric, message, cla
     model = classifier(eval_metric=metric, callbacks=[Untrained()])
     with pytest.raises(ValueError, match=message):
         model.fit(X, y, eval_set=[(X_valid, y_valid)])
+
+
+def test_metrics_that_vary_with_predictions_alone(regressor, classifier, table):
+    """A correlation is not defined for predictions that are all alike."""
+
+    def correlation(y_true, y_pred):
+        return "correlation", np.corrcoef(y_true, y_pred)[0, 1], True
+
+    X, y, X_valid, y_valid = table
+    pair = (X_valid, X_valid["a"])
+    model = regressor(eval_metric=correlation).fit(X, X["a"], eval_set=[pair])
+    assert model.best_score_ == max(model.evals_result_["valid_0"]["correlation"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UndefinedMetricWarning)
+        classifier(eval_metric="precision").fit(
+            X, y == "yes", eval_set=[(X_valid, y_valid == "yes")]
+        )
 
 
 def test_a_metric_of_rows_of_one_class_is_refused(classifier, table):

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 from sklearn.base import clone
 from sklearn.metrics import log_loss, mean_absolute_error, r2_score, roc_auc_score
+from skorch.callbacks import Callback
 
 from sk_easytensor import MLP, BoostedTrees, EasyTensorClassifier, EasyTensorMultiTask
 from sk_easytensor.inference import load
@@ -210,3 +211,46 @@ def test_targets_that_validation_rows_alone_have_are_refused(table):
     empty = y.assign(amount=None)
     with pytest.raises(ValueError, match=r"y\['amount'\] has no value"):
         EasyTensorMultiTask(TASKS, **QUICK).fit(X, empty)
+
+
+def test_a_function_tells_its_direction(table):
+    X, y = table
+
+    def hits(y_true, y_pred):
+        return "hits", np.mean((y_pred > 0.5) == y_true), True
+
+    params = {**QUICK, "trees": None, "max_epochs": 8}
+    model = EasyTensorMultiTask(TASKS, eval_metric={"clicked": hits}, **params).fit(X, y)
+    assert model.best_score_ == max(model.evals_result_["valid_0"]["clicked_hits"])
+
+
+def test_targets_that_few_rows_have(table):
+    X, y = table
+    y = y.assign(amount=np.where(np.arange(400) < 2, 5.0, np.nan))
+    for seed in range(3):
+        model = EasyTensorMultiTask(TASKS, **{**QUICK, "random_state": seed}, trees=None)
+        assert np.isfinite(model.fit(X, y).best_score_)
+    with pytest.raises(ValueError, match=r"y\['amount'\] has no value, so that it has no score"):
+        model.score(X[2:], y[2:])
+
+
+def test_a_fit_that_fails_changes_nothing(table):
+    X, y = table
+    constant = y.assign(amount=5.0)
+
+    class Fail(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            raise OSError("the disk is full")
+
+    model = EasyTensorMultiTask(TASKS, **QUICK, trees=None).partial_fit(X, constant)
+    before = model.predict(X)
+    assert set(before["amount"]) == {5.0}
+    with pytest.raises(OSError, match="the disk is full"):
+        model.set_params(callbacks=[Fail()]).partial_fit(X, y)
+    pd.testing.assert_frame_equal(model.predict(X), before)
+
+
+def test_weights_of_losses_cannot_change_in_a_warm_start(table):
+    model = EasyTensorMultiTask(TASKS, **QUICK, trees=None).partial_fit(*table)
+    with pytest.raises(ValueError, match="loss_weights changed"):
+        model.set_params(loss_weights={"kind": 2.0}).partial_fit(*table)

@@ -357,19 +357,25 @@ def test_early_stopping_of_the_user(regressor, data, recorder):
     assert model.best_iteration_ == np.argmin(curve) + 1 < model.n_iter_
 
 
-@pytest.mark.parametrize("method", ["on_epoch_begin", "on_batch_end"])
-def test_an_epoch_that_is_not_complete_is_no_epoch(method, regressor, data):
+@pytest.mark.parametrize("method", ["on_epoch_begin", "on_batch_begin", "on_batch_end"])
+def test_a_training_ends_with_a_whole_epoch(method, regressor, data, fresh, tmp_path):
     def stop(callback, net, **kwargs):
         if len(net.history) == callback.epoch:
             raise StopTraining
 
-    Stop = type("Stop", (Callback,), {method: stop})
-    Stop.epoch = 3
-    model = regressor(callbacks=[Stop()], max_epochs=9).fit(*data)
-    assert model.n_iter_ == len(model.evals_result_["valid_0"]["squared_error"]) == 2
-    Stop.epoch = 1
-    with pytest.raises(RuntimeError, match="before the first epoch was complete"):
-        regressor(callbacks=[Stop()]).fit(*data)
+    stopping = type("Stop", (Callback,), {method: stop, "epoch": 2})()
+    params = {"callbacks": [stopping], "max_epochs": 9, "checkpoint_dir": tmp_path}
+    model = regressor(**params).fit(*data, eval_set=[fresh])
+    whole = regressor(max_epochs=9, early_stopping_rounds=None)
+    stopping_at_end = type("Stop", (Callback,), {"on_epoch_end": stop, "epoch": 2})()
+    whole.set_params(callbacks=[stopping_at_end]).fit(*data, eval_set=[fresh])
+    assert model.n_iter_ == whole.n_iter_ == 2
+    np.testing.assert_array_equal(model.predict(data[0]), whole.predict(data[0]))
+    assert loss_of(model, *fresh) == pytest.approx(model.best_score_, rel=HALF)
+    # The fit is complete: run again, it trains no more.
+    again = regressor(**params).fit(*data, eval_set=[fresh])
+    assert again.n_iter_ == 2
+    np.testing.assert_array_equal(again.predict(data[0]), model.predict(data[0]))
 
 
 def test_every_callback_sees_the_epoch_in_which_one_stops(regressor, data, recorder):
