@@ -119,6 +119,7 @@ def outputs(fitted):
         classifier.decision_function(X),
         classifier.transform(X),
         classifier.feature_importances_,
+        classifier.explain(X[:3], background=X[:9], random_state=0).values,
         regressor.predict(X),
         two_tower.predict_proba(X),
         two_tower.transform(X),

@@ -270,3 +270,11 @@ def test_an_offset_contributes_what_it_is(counts, regressor, trees):
     array = regressor(trees=None, max_epochs=1).fit(rest, y, base_margin=X["log_exposure"])
     with pytest.raises(ValueError, match="given as base_margin are no column"):
         array.explain(X.rename(columns={"log_exposure": "base_margin"}))
+
+
+def test_offsets_of_logarithms_of_probabilities(classifier):
+    X = np.linspace(-1, 1, 60)[:, None]
+    model = classifier(max_epochs=1).fit(X, X[:, 0] > 0, base_margin=np.zeros(60))
+    given = np.linspace(-3, 3, 60)
+    expected = np.log(model.predict_proba(X, base_margin=given))
+    np.testing.assert_allclose(model.predict_log_proba(X, base_margin=given), expected, atol=1e-6)

@@ -453,6 +453,15 @@ def test_evaluation_sets(data, X, catalogue):
     assert np.isfinite([curve["softmax_loss"] for curve in curves.values()]).all()
 
 
+def test_pairs_that_are_the_training_data_never_decide(X, catalogue, rated):
+    model = untrained().fit(X, items=catalogue, eval_set=[X.copy()], **KEYS)
+    assert list(model.evals_result_) == ["training", "valid_0"]
+    pairs, y = rated
+    other = np.roll(y, 1)
+    model = untrained(*BY_TASTE).fit(pairs, y, eval_set=[(pairs, y.copy()), (pairs, other)])
+    assert list(model.evals_result_) == ["training", "valid_1"]
+
+
 def test_evaluation_on_items_that_were_never_chosen(X, catalogue):
     known = X["item_id"] < 30
     model = untrained().fit(X[known], items=catalogue, eval_set=[X[~known]], **KEYS)
