@@ -9,19 +9,30 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
+from sk_easytensor.arrow_columns import is_pandas
 from sk_easytensor.backends.local import LocalBackend
 from sk_easytensor.blocks import BLOCKS
 from sk_easytensor.blocks.numeric import NumericBlock
 from sk_easytensor.blocks.offset import OffsetBlock
 from sk_easytensor.parameters import GrowingParametersMixin, check_choice
-from sk_easytensor.selection import check_blocks, detect_blocks, select_columns
-from sk_easytensor.sparse import layout_of
+from sk_easytensor.selection import (
+    check_blocks,
+    detect_blocks,
+    listed,
+    resolve_columns,
+    select_columns,
+    selectable_names,
+)
+from sk_easytensor.sparse import compressed, is_sparse, layout_of
 from sk_easytensor.tables import as_table, has_column_names, read_like_fit
 
 __all__ = ["BASE_MARGIN", "BlockParametersMixin", "TableEncoder", "select_columns"]
 
 BASE_MARGIN = "base_margin"
 """The column that an array of offsets becomes."""
+
+NAMED = 1024
+"""At most so many features of a wide sparse matrix become dense columns because they are named."""
 
 
 class BlockParametersMixin:
@@ -104,14 +115,17 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
     ----------
     blocks : list of (str, Block, columns) or None, default=None
         As in :class:`~sklearn.compose.ColumnTransformer`: a name, an unfitted block, and a column
-        name, position, list of either, slice, boolean mask or callable.
+        name, position, list of either, slice, boolean mask or callable. For a sparse `X`, names
+        and positions are those of the columns of the matrix (``x0``, ``x1``, ... if it has no
+        names), which are then read as dense columns; the other columns that are not dense are
+        selected together as ``"sparse"``.
     remainder : {"auto", "drop"}, default="auto"
         What happens to columns that no block names: ``"auto"`` gives each to a block chosen by
         its type, ``"drop"`` leaves them out.
     categorical_features : str, int, list, slice, mask, callable or None, default=None
         Columns that are categories whatever their type, such as numbers that are labels, selected
-        as in `blocks`. A :class:`~sk_easytensor.CategoryBlock` reads them, also with
-        ``remainder="drop"``.
+        as in `blocks`, also for a sparse `X`. A :class:`~sk_easytensor.CategoryBlock` reads them,
+        also with ``remainder="drop"``.
     n_jobs : int or None, default=None
         Threads for tables of several chunks.
 
@@ -161,7 +175,54 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
         -------
         self
         """
-        return self.fit_table(as_table(X), X, LocalBackend(self.n_jobs))
+        return self.fit_table(self.read_training(X), X, LocalBackend(self.n_jobs))
+
+    def read_training(self, X, offset=None, monotonic_cst=None):
+        """Read the table to fit on, with features of a sparse matrix that are named as columns.
+
+        Parameters
+        ----------
+        X : table-like
+            Training rows.
+        offset, monotonic_cst
+            As of :meth:`fit_table`.
+
+        Returns
+        -------
+        pyarrow.Table
+
+        Raises
+        ------
+        ValueError
+            If more than `NAMED` features of a sparse matrix would become dense columns.
+        """
+        table = as_table(X)
+        layout = layout_of(table)
+        if layout is None or not (is_sparse(X) or is_pandas(X, "DataFrame")):
+            return table
+        present, features = set(table.column_names), set(layout.features)
+        more = set()
+        for owner, selector in self._selectors(table, offset, monotonic_cst):
+            found = resolve_columns(selector, table, X, owner=owner)
+            more.update(name for name in found if name in features and name not in present)
+            if len(more) > NAMED:
+                raise ValueError(
+                    f"{owner}: {len(more)} features in the sparse part of X are named; at most "
+                    f"{NAMED} can be read as dense columns. A SparseBlock reads the whole sparse "
+                    f"part, column {layout.column!r}"
+                )
+        return layout.with_dense(more).table(compressed(X), kept=True) if more else table
+
+    def _selectors(self, table, offset, monotonic_cst):
+        """Yield what selects columns, each with what it is called in errors."""
+        for name, _, columns in check_blocks(self.blocks):
+            yield f"block {name!r}", columns
+        if self.categorical_features is not None:
+            yield "categorical_features", self.categorical_features
+        if offset is not None:
+            yield "offset", [offset]
+        if monotonic_cst is not None:
+            yield "monotonic_cst", list(constraint_signs(monotonic_cst, *selectable_names(table)))
 
     def fit_table(self, table, X, backend, offset=None, *, with_margin=False, monotonic_cst=None):
         """Fit on a table already read.
@@ -428,7 +489,9 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
             )
         # These come last, so that the network without them has the same names.
         if monotonic_cst is not None:
-            chosen = constrained_blocks(chosen, constraint_signs(monotonic_cst, table.column_names))
+            signs = constraint_signs(monotonic_cst, *selectable_names(table))
+            select_columns(list(signs), table, owner="monotonic_cst")
+            chosen = constrained_blocks(chosen, signs)
         if self._offset is not None:
             chosen[free_name(OffsetBlock.kind, chosen)] = (OffsetBlock(), [self._offset])
         return chosen
@@ -464,7 +527,7 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
         return blocks_diagram(self)
 
 
-def constraint_signs(monotonic_cst, names):
+def constraint_signs(monotonic_cst, names, others=()):
     """Return the monotonic constraints of columns.
 
     Parameters
@@ -473,6 +536,8 @@ def constraint_signs(monotonic_cst, names):
         1, -1, or 0 for none; by column name, or for all columns in order.
     names : list of str
         Of the columns.
+    others : list of str, default=()
+        Of columns that have a name, but no position.
 
     Returns
     -------
@@ -491,10 +556,12 @@ def constraint_signs(monotonic_cst, names):
                 f"{len(names)} columns, got shape {np.shape(monotonic_cst)}"
             )
         monotonic_cst = dict(zip(names, monotonic_cst, strict=True))
+    known = {*names, *others}
     for name, sign in monotonic_cst.items():
-        if name not in names:
+        if name not in known:
             raise ValueError(
-                f"monotonic_cst names column {name!r}, which X does not have; it has {names}"
+                f"monotonic_cst names column {name!r}, which X does not have; it has "
+                f"{listed(names)}"
             )
         if sign not in (-1, 0, 1):
             raise ValueError(

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from sk_easytensor.blocks import BLOCKS, Block, CategoryBlock
 from sk_easytensor.blocks._base import unsupported_column
+from sk_easytensor.sparse import compressed, is_sparse, layout_of
 
-__all__ = ["check_blocks", "detect_blocks", "select_columns"]
+__all__ = [
+    "check_blocks",
+    "detect_blocks",
+    "listed",
+    "resolve_columns",
+    "select_columns",
+    "selectable_names",
+]
 
 BOOLS = (bool, np.bool_)
+
+LISTED = 20
+"""Messages list so many names at most."""
 
 
 def check_blocks(blocks):
@@ -104,13 +116,58 @@ def select_columns(columns, table, X=None, *, owner="blocks", source="X"):
     Raises
     ------
     ValueError
-        Naming a column that is not there, or one that is selected twice.
+        Naming a column that is not there, one that is selected twice, or a feature of a sparse
+        matrix that is not a column of the table.
+
+    Notes
+    -----
+    In a table that was made from a sparse matrix, positions, masks and slices are of the features
+    of the matrix. The column that holds the sparse part is selected by its name.
     """
-    names = table.column_names
+    selected = resolve_columns(columns, table, X, owner=owner, source=source)
+    present = set(table.column_names)
+    for name in selected:
+        if name not in present:
+            column = layout_of(table).column
+            raise ValueError(
+                f"{owner} names feature {name!r}, which is in the sparse part of {source}: its "
+                f"column {column!r} is read as one. Name {column!r}, or make the feature a dense "
+                "column of a table"
+            )
+    return selected
+
+
+def selectable_names(table):
+    """Return the names that a selector can mean.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Table.
+
+    Returns
+    -------
+    names : list of str
+        Of the features, which have positions: all columns of the table, or, if the table was made
+        from a sparse matrix, those of the matrix.
+    others : list of str
+        Of other columns of the table, such as the one that holds the sparse part.
+    """
+    layout = layout_of(table)
+    if layout is None:
+        return table.column_names, []
+    names = layout.features
+    known = set(names)
+    return names, [name for name in table.column_names if name not in known]
+
+
+def resolve_columns(columns, table, X=None, *, owner="blocks", source="X"):
+    """Resolve a column selector as :func:`select_columns`, to features in the sparse part too."""
+    names, others = selectable_names(table)
     if isinstance(columns, Callable):
         # Labels that are not strings would be taken for positions, and structs are one column.
         same = hasattr(X, "select_dtypes") and list(X.columns) == names
-        columns = columns(X if same else table.to_pandas())
+        columns = columns(X if same else _frame(table, X, names, owner))
     if isinstance(columns, slice):
         bounds = [
             _position(bound, names, owner, source) if isinstance(bound, str) else bound
@@ -128,18 +185,42 @@ def select_columns(columns, table, X=None, *, owner="blocks", source="X"):
                 f"{owner}: the boolean mask has {len(columns)} entries for {len(names)} columns"
             )
         return [name for name, keep in zip(names, columns, strict=True) if keep]
-    selected = [names[_position(item, names, owner, source)] for item in columns]
-    twice = {name for name in selected if selected.count(name) > 1}
+    selected = [
+        item
+        if isinstance(item, str) and item in others
+        else names[_position(item, names, owner, source)]
+        for item in columns
+    ]
+    twice = {name for name, count in Counter(selected).items() if count > 1}
     if twice:
         raise ValueError(f"{owner} names columns more than once: {sorted(twice)}")
     return selected
+
+
+def listed(names):
+    """Return how names are written in a message, so many of them at most."""
+    if len(names) <= LISTED:
+        return str(list(names))
+    return f"{len(names)} columns: {', '.join(map(repr, names[:LISTED]))} and so on"
+
+
+def _frame(table, X, names, owner):
+    """Return a table as a data frame of pandas for a callable that selects columns."""
+    if layout_of(table) is None:
+        return table.to_pandas()
+    if not is_sparse(X) and not hasattr(X, "sparse"):
+        raise ValueError(f"{owner}: a callable can only select columns of the sparse matrix itself")
+    from pandas import DataFrame
+
+    return DataFrame.sparse.from_spmatrix(compressed(X), columns=names)
 
 
 def _position(item, names, owner, source):
     if isinstance(item, str):
         if item not in names:
             raise ValueError(
-                f"{owner} names column {item!r}, which {source} does not have; it has {names}"
+                f"{owner} names column {item!r}, which {source} does not have; it has "
+                f"{listed(names)}"
             )
         return names.index(item)
     if not isinstance(item, (int, np.integer)) or isinstance(item, BOOLS):

@@ -108,9 +108,9 @@ class SparseLayout:
 
     @property
     def column(self):
-        """Name of the sparse column, which no dense column has."""
-        column, dense = COLUMN, self.dense_names
-        while column in dense:
+        """Name of the sparse column, which no feature has."""
+        column, taken = COLUMN, self.names or ()
+        while column in taken:
             column += "_"
         return column
 
@@ -123,6 +123,12 @@ class SparseLayout:
     def dense_names(self):
         """Names of the dense columns."""
         return [f"x{index}" if self.names is None else self.names[index] for index in self.dense]
+
+    def with_dense(self, features):
+        """Return the layout with more of the features, given by name, as dense columns."""
+        features = set(features)
+        more = [index for index, name in enumerate(self.features) if name in features]
+        return type(self)(self.n_features, self.names, sorted({*self.dense, *more}))
 
     def table(self, matrix, kept=False):
         """Return a matrix in compressed sparse row format as a table of this layout.

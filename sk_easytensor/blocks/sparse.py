@@ -52,9 +52,9 @@ class SparseBlock(Block):
     Notes
     -----
     A row becomes the sum of the learned vectors of its features, weighted by their scaled values.
-    The matrix is never made dense: time and memory are
-    linear in its stored values. Missing values and features that no row of fit had a value of
-    count as zeros. Scaled values beyond ±10 are clipped.
+    The matrix is never made dense: time and memory are linear in its stored values. Missing values
+    and features that no row of fit had a value of count as zeros. Scaled values beyond ±10 are
+    clipped.
 
     Examples
     --------

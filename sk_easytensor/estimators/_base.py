@@ -42,7 +42,7 @@ from sk_easytensor.parameters import check_choice
 from sk_easytensor.report._columns import summarize_table, summarize_target
 from sk_easytensor.selection import check_blocks
 from sk_easytensor.sparse import layout_of
-from sk_easytensor.tables import as_table, has_column_names, is_source, read_like_fit
+from sk_easytensor.tables import has_column_names, is_source, read_like_fit
 from sk_easytensor.torch_settings import with_library_settings
 from sk_easytensor.tracking import tracked
 from sk_easytensor.tracking.tracker import RUN
@@ -425,7 +425,12 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             owner = type(self).__name__
             read = partial(self._encoder.read, owner=owner, base_margin=base_margin)
         else:
-            read = partial(read_with_margin, read=as_table, base_margin=base_margin)
+            read = partial(
+                self._new_encoder().read_training,
+                offset=self.offset,
+                monotonic_cst=self.monotonic_cst,
+            )
+            read = partial(read_with_margin, read=read, base_margin=base_margin)
         return backend.records(X, y, sample_weight, read, self._bare()._check_target)
 
     def _eval_records(self, where, X_eval, y_eval, weight, base_margin, records, backend):
@@ -466,14 +471,14 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         bare.callbacks = bare.checkpoint_dir = bare.tracker = None
         return bare
 
+    def _new_encoder(self):
+        return TableEncoder(
+            self.blocks, remainder=self.remainder, categorical_features=self.categorical_features
+        )
+
     def _fit_encoder(self, records, backend, checkpoints=None, with_margin=False):
         def make():
-            encoder = TableEncoder(
-                self.blocks,
-                remainder=self.remainder,
-                categorical_features=self.categorical_features,
-            )
-            return encoder.fit_table(
+            return self._new_encoder().fit_table(
                 records.table,
                 records.source,
                 backend,
@@ -744,7 +749,9 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             Its ``values`` are an ndarray of float64 of shape (n_samples, n_features), or
             (n_samples, n_features, n_outputs) where the raw output has several columns. Its
             ``base_values``, of shape (n_samples,) or (n_samples, n_outputs), are the same for all
-            rows, and its ``feature_names`` are the columns.
+            rows, and its ``feature_names`` are the columns. For a sparse `X` of many columns, the
+            columns are those that are read as dense ones, followed by one for all others, the
+            sparse part: contributions are not shared among its features.
             ``shap.Explanation(**vars(explanation))`` makes plots of the package ``shap`` possible.
 
         Raises

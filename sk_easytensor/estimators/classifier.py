@@ -26,13 +26,15 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     Parameters
     ----------
     blocks : list of (str, Block, columns) or None, default=None
-        Which block reads which columns, as in :class:`~sklearn.compose.ColumnTransformer`.
+        Which block reads which columns, as in :class:`~sklearn.compose.ColumnTransformer`. For a
+        sparse `X`, names and positions are those of the columns of the matrix, as in
+        :class:`~sk_easytensor.TableEncoder`.
     remainder : {"auto", "drop"}, default="auto"
         Columns that no block names: given to blocks by their type, or left out.
     categorical_features : str, int, list, slice, mask, callable or None, default=None
         Columns that are categories whatever their type, such as numbers that are labels, selected
-        as in `blocks`. A :class:`~sk_easytensor.CategoryBlock` reads them, also with
-        ``remainder="drop"``.
+        as in `blocks`, also for a sparse `X`. A :class:`~sk_easytensor.CategoryBlock` reads them,
+        also with ``remainder="drop"``.
     offset : str, int or None, default=None
         Name or position of a column of `X` whose numbers are added to the raw output, the
         log-odds of the second class, before and after training: what the model learns is what they

@@ -33,7 +33,9 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
     Parameters
     ----------
     blocks : list of (str, Block, columns) or None, default=None
-        Which block reads which columns, as in :class:`~sklearn.compose.ColumnTransformer`.
+        Which block reads which columns, as in :class:`~sklearn.compose.ColumnTransformer`. For a
+        sparse `X`, names and positions are those of the columns of the matrix, as in
+        :class:`~sk_easytensor.TableEncoder`.
     loss : str, default="squared_error"
         ``"squared_error"``, ``"absolute_error"``, ``"huber"``, ``"quantile"``, ``"poisson"`` or
         ``"gamma"``. The last two are for targets that are not negative (gamma: positive) and

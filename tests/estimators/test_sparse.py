@@ -20,6 +20,7 @@ from sk_easytensor import (
     SparseBlock,
     TableEncoder,
 )
+from sk_easytensor.tables import as_table
 
 N_ROWS, N_COLUMNS = 120, 90
 
@@ -147,6 +148,115 @@ def test_pipelines_and_searches(y, classifier):
     X = TfidfVectorizer().fit_transform(texts)
     search = GridSearchCV(classifier(blocks, trees=None), grid, cv=2, error_score="raise").fit(X, y)
     assert search.predict(X[:3]).shape == (3,)
+
+
+@pytest.mark.parametrize(
+    "selector",
+    [
+        0,
+        -90,
+        "x0",
+        ["x0"],
+        slice(0, 1),
+        slice("x0", "x0"),
+        np.arange(N_COLUMNS) == 0,
+        lambda frame: frame.columns[:1],
+    ],
+)
+def test_selectors_mean_features_of_the_matrix(selector, X):
+    encoder = TableEncoder([("n", NumericBlock(), selector)]).fit(X)
+    assert list(encoder.blocks_["n"].feature_names_in_) == ["x0"]
+    assert list(encoder.blocks_["numeric"].feature_names_in_) == ["x5"]
+    assert list(encoder.blocks_["sparse"].feature_names_in_) == ["sparse"]
+    assert 0 not in encoder.blocks_["sparse"].features_[0]
+    values = encoder.read(X).column("x0").to_numpy()
+    np.testing.assert_array_equal(values, X[:, [0]].toarray().ravel())
+    np.testing.assert_array_equal(encoder.transform(X.toarray()), encoder.transform(X))
+
+
+def test_features_that_are_named_keep_missing_values(X):
+    X = X.tolil()
+    X[3, 0] = np.nan
+    encoder = TableEncoder([("n", NumericBlock(), [0])]).fit(X.tocsr())
+    assert encoder.read(X).column("x0").null_count == 1
+
+
+def test_categories_offsets_and_constraints_are_features_of_the_matrix(X, regressor):
+    y = np.arange(N_ROWS) % 7.0
+    signs = np.zeros(N_COLUMNS)
+    signs[2] = 1
+    model = regressor(categorical_features=[0], offset=1, monotonic_cst=signs, trees=None)
+    model.fit(X, y, eval_set=[(X, y)])
+    read = {name: list(block.feature_names_in_) for name, block in model.blocks_.items()}
+    assert read == {
+        "sparse": ["sparse"],
+        "category": ["x0"],
+        "numeric": ["x5"],
+        "numeric_monotonic": ["x2"],
+        "offset": ["x1"],
+    }
+    assert model.feature_importances_.shape == (N_COLUMNS,)
+    moved = X.toarray()
+    moved[:, 1] += 1
+    expected = model.predict(X)
+    np.testing.assert_allclose(model.predict(csr_array(moved)), expected + 1, atol=1e-4)
+    np.testing.assert_array_equal(model.predict(X.toarray()), expected)
+    same = regressor(
+        categorical_features=["x0"], offset="x1", monotonic_cst={"x2": 1}, trees=None
+    ).fit(X, y, eval_set=[(X, y)])
+    np.testing.assert_array_equal(same.predict(X), expected)
+
+
+def test_selectors_of_frames_of_sparse_columns(X):
+    names = ["sparse", *(f"w{index}" for index in range(1, N_COLUMNS))]
+    frame = pd.DataFrame.sparse.from_spmatrix(coo_array(X), columns=names)
+    blocks = [("s", SparseBlock(width=4), "sparse_"), ("n", NumericBlock(), ["sparse", 7])]
+    encoder = TableEncoder(blocks, categorical_features=lambda X: X.columns[[9]]).fit(frame)
+    assert list(encoder.blocks_["s"].feature_names_in_) == ["sparse_"]
+    assert list(encoder.blocks_["n"].feature_names_in_) == ["sparse", "w7"]
+    assert list(encoder.blocks_["category"].feature_names_in_) == ["w9"]
+    values = encoder.read(frame[names[::-1]]).column("sparse").to_numpy()
+    np.testing.assert_array_equal(values, X[:, [0]].toarray().ravel())
+
+
+def test_the_sparse_part_may_be_empty(X):
+    encoder = TableEncoder([("n", NumericBlock(), slice(None))]).fit(X)
+    assert len(encoder.blocks_["n"].feature_names_in_) == N_COLUMNS
+    assert encoder.transform(X).shape[0] == N_ROWS
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"offset": 90}, "offset names column 90, but X has 90 columns"),
+        ({"offset": "x90"}, "X does not have; it has 90 columns: 'x0', 'x1', .* and so on"),
+        ({"monotonic_cst": [1, 0]}, "one sign for each of the 90 columns"),
+        ({"monotonic_cst": {"sparse": 1}}, "'sparse' is read by block 'sparse', a SparseBlock"),
+        ({"categorical_features": [True, False]}, "mask has 2 entries for 90 columns"),
+    ],
+)
+def test_selectors_of_other_features_are_refused(params, message, X, regressor):
+    with pytest.raises(ValueError, match=message):
+        regressor(**params).fit(X, np.arange(N_ROWS))
+
+
+def test_features_in_the_sparse_part_of_a_table_are_refused(X, monkeypatch):
+    table = as_table(X)
+    with pytest.raises(ValueError, match="'x0', which is in the sparse part of X"):
+        TableEncoder([("n", NumericBlock(), [0])]).fit(table)
+    with pytest.raises(ValueError, match="callable can only select columns of the sparse matrix"):
+        TableEncoder([("n", NumericBlock(), lambda frame: frame.columns[:1])]).fit(table)
+    monkeypatch.setattr("sk_easytensor.compose.NAMED", 3)
+    with pytest.raises(ValueError, match="4 features in the sparse part of X are named; at most 3"):
+        TableEncoder([("n", NumericBlock(), slice(0, 4))]).fit(X)
+
+
+def test_explanations_have_one_entry_for_the_sparse_part(X, y, classifier):
+    model = classifier(trees=None).fit(X, y)
+    found = model.explain(X[:2], background=X[:10], random_state=0)
+    assert list(found.feature_names) == ["x5", "sparse"]
+    total = found.base_values + found.values.sum(axis=1)
+    np.testing.assert_allclose(total, model.decision_function(X[:2]), atol=1e-4)
 
 
 def test_exported_models_read_sparse_matrices(X, y, classifier, tmp_path):
