@@ -125,7 +125,8 @@ class ForestModule(nn.Module):
     def forward(self, columns):
         """Return the outputs, of shape (batch, n_outputs)."""
         if self.n_trees == 0:
-            return self.base.expand(len(columns), self.n_outputs)
+            # A length would fix the number of rows of an exported graph.
+            return self.base.expand(columns.shape[0], self.n_outputs)
         left = self._left(self._rows(columns))
         if not self.packed:
             return left @ self.values + self.base
