@@ -289,7 +289,7 @@ def test_transformer_layers_learn():
     net = block.make_module()
     head = torch.nn.Linear(net.out_features, 1)
     optimizer = torch.optim.AdamW([*net.parameters(), *head.parameters()], lr=1e-2)
-    for _ in range(60):
+    for _ in range(120):
         loss = torch.nn.functional.binary_cross_entropy_with_logits(
             head(net(**encoding))[:, 0], target
         )

@@ -152,7 +152,10 @@ def test_rows_are_encoded_alone(frozen, forgetful):
     for row in range(len(TEXTS)):
         _language_models.VECTORS.entries.clear()
         alone.append(frame_of(frozen, table.slice(row, 1)))
-    assert TensorFrame.concatenate(alone).equals(whole)
+    # Products of matrices of other sizes are rounded otherwise, on some processors.
+    vectors = TensorFrame.concatenate(alone)["text"]["vectors"]
+    expected = whole["text"]["vectors"]
+    torch.testing.assert_close(vectors, expected, rtol=0, atol=1e-6, equal_nan=True)
 
 
 def test_missing_texts_get_a_learned_vector(frozen):
