@@ -130,6 +130,7 @@ pickle.dump(model, open(where + "/model", "wb"))
 """
 
 
+@pytest.mark.timeout(600)
 def test_a_driver_that_is_killed_goes_on(cluster, files, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -137,7 +138,7 @@ def test_a_driver_that_is_killed_goes_on(cluster, files, tmp_path):
     environment = {**os.environ, "PYTHONPATH": paths}
     command = [sys.executable, str(script), cluster, str(files), str(tmp_path)]
     driver = subprocess.Popen(command, env=environment)
-    deadline = time.time() + 120
+    deadline = time.time() + 240
     while not (tmp_path / "checkpoints" / "epoch-00003.pt").exists():
         assert driver.poll() is None
         assert time.time() < deadline
