@@ -3,15 +3,15 @@
 from typing import TYPE_CHECKING
 
 from sk_easytensor._lazy import lazy_names
-from sk_easytensor.backends.local import LocalBackend
 
 if TYPE_CHECKING:
+    from sk_easytensor.backends.local import LocalBackend
     from sk_easytensor.backends.ray import RayBackend
 
 __all__ = ["LocalBackend", "RayBackend", "resolve_backend"]
 
-# Its modules import the estimators' helpers, which import this package.
-__getattr__, __dir__ = lazy_names(__name__, {".ray": ["RayBackend"]})
+# Processes that hold no data import its small modules without torch.
+__getattr__, __dir__ = lazy_names(__name__, {".local": ["LocalBackend"], ".ray": ["RayBackend"]})
 
 
 def resolve_backend(backend, n_jobs):
@@ -33,6 +33,8 @@ def resolve_backend(backend, n_jobs):
     ValueError
         For anything else.
     """
+    from sk_easytensor.backends.local import LocalBackend
+
     if isinstance(backend, LocalBackend):
         return backend
     if backend == "local":

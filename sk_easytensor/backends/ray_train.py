@@ -21,6 +21,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchTrainer
 
 from sk_easytensor.backends.local import limited_threads
+from sk_easytensor.backends.ray_actors import ErrorCollector
 from sk_easytensor.backends.ray_notes import noting
 from sk_easytensor.backends.ray_tasks import n_threads
 from sk_easytensor.training.checkpoints import Checkpoints
@@ -37,21 +38,6 @@ class WorkerTracebacks(Exception):
 
     def __str__(self):
         return "\n\n" + "\n\n".join(self.args)
-
-
-class Mailbox:
-    """Where workers leave the errors of the user's data or code."""
-
-    def __init__(self):
-        self.letters = []
-
-    def post(self, letter):
-        """Leave rank, pickled error and traceback."""
-        self.letters.append(letter)
-
-    def read(self):
-        """Return what was left."""
-        return self.letters
 
 
 @dataclass
@@ -130,12 +116,12 @@ def train_on_workers(backend, network, head, rows, valid_rows, settings, inspect
 def run_workers(backend, job, place):
     """Have workers do a job and return what the first of them returns."""
     if backend.num_workers == 0:
-        mailbox = Mailbox()
+        errors = ErrorCollector()
     else:
-        mailbox = ray.remote(Mailbox).options(num_cpus=0).remote()
+        errors = ray.remote(ErrorCollector).options(num_cpus=0).remote()
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": ray.put(job), "mailbox": mailbox},
+        train_loop_config={"job": ray.put(job), "errors": errors},
         scaling_config=ScalingConfig(
             num_workers=backend.num_workers,
             use_gpu=backend.use_gpu,
@@ -153,11 +139,11 @@ def run_workers(backend, job, place):
             returned = trainer.fit().return_value
         except TrainingFailedError as error:
             failed = error
-    letters = mailbox.letters if backend.num_workers == 0 else ray.get(mailbox.read.remote())
-    if letters:
-        letters = sorted(letters, key=lambda letter: letter[0])
-        told = [f"worker {rank}:\n{text}" for rank, _, text in letters]
-        raise pickle.loads(letters[0][1]) from WorkerTracebacks(*told)
+    found = errors.errors if backend.num_workers == 0 else ray.get(errors.read.remote())
+    if found:
+        found = sorted(found, key=lambda error: error[0])
+        told = [f"worker {rank}:\n{text}" for rank, _, text in found]
+        raise pickle.loads(found[0][1]) from WorkerTracebacks(*told)
     if failed is not None:
         raise RuntimeError(
             f"RayBackend: workers died more than max_failures={backend.max_failures} times; the "
@@ -245,11 +231,11 @@ def train_worker(config):
     -------
     tuple or None
         Weights as arrays, state of the trees and :class:`TrainingResult`, of the first worker.
-        None if an error of the user's data or code is in the mailbox.
+        None if an error of the user's data or code was collected.
     """
     rank = ray.train.get_context().get_world_rank()
     group = Alone()
-    if _letters(config["mailbox"]):
+    if _collected(config["errors"]):
         # These workers were started in place of those that left it: there is nothing to try again.
         return None
     try:
@@ -259,12 +245,12 @@ def train_worker(config):
         with limited_threads(job.threads):
             return _train(job, group, rank)
     except LostWorkerError:
-        if not _letters(config["mailbox"]) or not group.leave():
+        if not _collected(config["errors"]) or not group.leave():
             # The other one died. Ray Train puts new workers in the place of all.
             raise
         return None
     except BaseException as error:
-        _post(config["mailbox"], (rank, _pickled(error), traceback.format_exc()))
+        _add(config["errors"], (rank, _pickled(error), traceback.format_exc()))
         if isinstance(group, Group) and not group.leave():
             # Others may wait for this worker. Ray Train ends them when one fails.
             raise
@@ -305,12 +291,12 @@ def _pickled(error):
         return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
-def _post(mailbox, letter):
-    if isinstance(mailbox, Mailbox):
-        mailbox.post(letter)
+def _add(errors, error):
+    if isinstance(errors, ErrorCollector):
+        errors.add(error)
     else:
-        ray.get(mailbox.post.remote(letter))
+        ray.get(errors.add.remote(error))
 
 
-def _letters(mailbox):
-    return mailbox.read() if isinstance(mailbox, Mailbox) else ray.get(mailbox.read.remote())
+def _collected(errors):
+    return errors.read() if isinstance(errors, ErrorCollector) else ray.get(errors.read.remote())

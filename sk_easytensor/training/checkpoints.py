@@ -11,7 +11,6 @@ from warnings import warn
 
 import numpy as np
 import torch
-from skops.io import dumps, get_untrusted_types, loads
 
 from sk_easytensor.safe_loading import trusted_types
 from sk_easytensor.training.stores import open_store
@@ -96,6 +95,9 @@ class Checkpoints:
         It is written by skops, which needs no pickle. One that holds functions or objects of
         types that are not the library's is not kept, but made again.
         """
+        # It looks through NumPy, SciPy and scikit-learn for a second when it is imported.
+        from skops.io import dumps, get_untrusted_types, loads
+
         file = f"{name}.skops"
         # Before an epoch is complete, nothing tells whether the data are still the same.
         if file in self.store.names() and self._epochs():

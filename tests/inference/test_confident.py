@@ -148,6 +148,22 @@ def test_raw_columns_encoded_rows_and_the_graph_for_tensorrt(tmp_path, monkeypat
         predictor.transform(X)
 
 
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel", "poisson"])
+def test_separable_targets_of_other_kinds(kind, tmp_path, assert_same):
+    X, first = separable()
+    y = {
+        "multiclass": first.astype(int) + (X["a"] > 1),
+        "multilabel": np.column_stack([first, X["c"] == "y"]).astype(int),
+        "poisson": np.where(first, 1e4, 0.0),
+    }[kind]
+    regresses = kind == "poisson"
+    estimator = EasyTensorRegressor(loss="poisson") if regresses else EasyTensorClassifier()
+    model = confident(estimator, X, y, 1e3)
+    assert np.abs(model._combined(X).numpy()).max() > 1e3
+    predictor = load(model.to_onnx(tmp_path / "model.onnx"))
+    assert_same(model, predictor, X, "predict", *([] if regresses else ["predict_proba"]))
+
+
 def test_pairs_of_two_classes():
     target = SimpleNamespace(classes=np.array([0, 1]))
     tower = SimpleNamespace(normalized=False, blocks_={}, network_=None, _encoder=None)

@@ -25,6 +25,8 @@ def cluster():
     ray = pytest.importorskip("ray")
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
+    # Beside other tests, workers of low priority would hardly run.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     ray.init(
         address="local",
         num_cpus=2,

@@ -342,13 +342,6 @@ def test_bad_events(cluster, events, lists, tmp_path):
 # ---------------------------------------------------------------------- workers, checkpoints
 
 
-def test_two_workers_embed_users(cluster, events, log):
-    model = embedder(max_epochs=10, backend=on_ray(2)).fit(log, **LOG)
-    curve = model.evals_result_["training"]["softmax_loss"]
-    assert curve[-1] < curve[0] - 0.1
-    assert model.transform(events).shape == (60, 8)
-
-
 def test_fits_that_are_gone_on_with(cluster, data, choices, log, tmp_path):
     fits = {
         "towers": lambda **params: two_tower(**{**QUICK, **params}, backend=on_ray()).fit(

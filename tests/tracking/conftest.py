@@ -17,6 +17,13 @@ from sk_easytensor import MLP, EasyTensorClassifier
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 
+def pytest_collection_modifyitems(items):
+    # One process of pytest-xdist runs what needs a server, so that one is started.
+    for item in items:
+        if {"server", "make_server"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group("server"))
+
+
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory):
     """An empty database with MLflow's tables, which take seconds to make."""
@@ -74,6 +81,8 @@ class Server:
         command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
         command += ["--artifacts-destination", str(folder / "artifacts"), "--serve-artifacts"]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_TR")}
+        # Processes for jobs, of which there are none.
+        environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
         self.log = open(folder / "server.log", "wb")  # noqa: SIM115
         self.process = subprocess.Popen(
             command,
