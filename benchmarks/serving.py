@@ -145,11 +145,12 @@ class Load:
         while time.perf_counter() < self.until:
             status = "closed"
             reader, writer = await asyncio.open_connection(HOST, self.port)
-            # The response may be there although the server no longer reads.
-            with suppress(*CLOSED):
-                await some(writer)
+            sending = asyncio.create_task(some(writer))
             with suppress(*CLOSED):
                 status, _ = await receive(reader)
+            sending.cancel()
+            with suppress(asyncio.CancelledError, ConnectionError):
+                await sending
             self.statuses[kind, status] += 1
             writer.close()
             await asyncio.sleep(0.1)

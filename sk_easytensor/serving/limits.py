@@ -6,17 +6,22 @@ import asyncio
 import hmac
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass, fields
 
 from sk_easytensor.parameters import check_number
 
-__all__ = ["Guard", "Limits", "error_response", "prepared_keys"]
+__all__ = ["Guard", "Limits", "prepared_keys"]
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
 """Paths that need no API key: orchestrators probe them without one."""
 
 RETRY_AFTER = (b"retry-after", b"1")
 CLOSE = (b"connection", b"close")
+
+LINGER_SECONDS = 1.0
+"""That the rest of a refused body is read and dropped. If the connection were closed at once, a
+client that is still sending would see an error instead of the response."""
 
 DISCONNECTED = 499
 """Status that metrics count for clients that left before there was a response."""
@@ -112,15 +117,6 @@ def prepared_keys(api_key):
     return [key.strip().encode() for key in keys]
 
 
-async def error_response(send, status, detail, *headers):
-    """Send a JSON error."""
-    body = json.dumps({"detail": detail}).encode()
-    length = (b"content-length", str(len(body)).encode())
-    headers = [(b"content-type", b"application/json"), length, *headers]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
 class Refused(Exception):
     """A request that gets an error before the application sees it."""
 
@@ -172,12 +168,12 @@ class Guard:
             async with asyncio.timeout(self.limits.request_seconds) as limit:
                 await self.app(request.scope, request.replay, request.send)
         except Refused as refused:
-            await error_response(request.send, *refused.args)
+            await request.refuse(*refused.args)
         except TimeoutError:
             if request.status is not None or not limit.expired():
                 raise
             message = "the request took too long; the service is busy"
-            await error_response(request.send, 503, message, RETRY_AFTER)
+            await request.refuse(503, message, RETRY_AFTER)
 
     def _check_key(self, request):
         scheme, _, given = request.header(b"authorization").partition(b" ")
@@ -236,6 +232,20 @@ class GuardedRequest:
             return await self.receive()
         self._replayed = True
         return {"type": "http.request", "body": bytes(self.body), "more_body": False}
+
+    async def refuse(self, status, detail, *headers):
+        """Send a JSON error, and read what the client has sent by then without keeping it."""
+        body = json.dumps({"detail": detail}).encode()
+        length = (b"content-length", str(len(body)).encode())
+        headers = [(b"content-type", b"application/json"), length, *headers]
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body, "more_body": True})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_SECONDS):
+                while not self.complete:
+                    message = await self.receive()
+                    self.complete = not message.get("more_body", False)
+        await self.send({"type": "http.response.body", "body": b""})
 
     async def send(self, message):
         """Send, and close the connection after a response to a body that was not read."""
