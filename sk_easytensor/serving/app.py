@@ -13,7 +13,7 @@ from sk_easytensor.serving.limits import Guard, Limits, prepared_keys
 try:
     from fastapi import FastAPI, Request, Response
 
-    from sk_easytensor.serving.batching import Batcher, InvalidRows
+    from sk_easytensor.serving.batching import Batcher, InvalidRows, PredictionError
     from sk_easytensor.serving.metrics import Metrics
     from sk_easytensor.serving.schema import InvalidRequest, RequestSchema
 except ImportError as error:
@@ -146,6 +146,8 @@ def make_app(path, *, limits=None, api_key=None, n_jobs=None):
             return problem(422, error.errors)
         except InvalidRows as error:
             return problem(400, str(error))
+        except PredictionError as error:
+            return problem(500, str(error))
         finally:
             app.state.waiting -= 1
         return Response(outputs, media_type="application/json")

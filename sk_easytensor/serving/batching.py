@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Batcher", "InvalidRows"]
+__all__ = ["Batcher", "InvalidRows", "PredictionError"]
 
 BATCH_ROWS = 1024
 """A batch takes no further requests once it has so many rows."""
@@ -24,6 +24,10 @@ logger = logging.getLogger("sk_easytensor.serving")
 
 class InvalidRows(ValueError):
     """Rows that have the right types and that the model refuses all the same."""
+
+
+class PredictionError(RuntimeError):
+    """A prediction that failed for a reason that is not in the rows; the log has it."""
 
 
 @dataclass
@@ -63,6 +67,8 @@ class Batcher:
         ------
         InvalidRows
             If the model refuses the rows.
+        PredictionError
+            If it fails otherwise.
         """
         waiting = Waiting(rows, asyncio.get_running_loop().create_future())
         self._queue.put_nowait(waiting)
@@ -130,7 +136,9 @@ class Batcher:
             message = str(error)
             return InvalidRows(message[:MESSAGE_LENGTH] + "..." * (len(message) > MESSAGE_LENGTH))
         logger.error("a prediction failed", exc_info=error)
-        return error
+        failed = PredictionError("the prediction failed")
+        failed.__cause__ = error
+        return failed
 
 
 def as_json(names, arrays):

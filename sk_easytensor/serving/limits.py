@@ -241,7 +241,8 @@ class GuardedRequest:
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body, "more_body": True})
         with suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_SECONDS):
+            # A client whose body came too slowly has nothing more under way.
+            async with asyncio.timeout(LINGER_SECONDS if status != 408 else 0):
                 while not self.complete:
                     message = await self.receive()
                     self.complete = not message.get("more_body", False)
