@@ -108,7 +108,7 @@ def until_closed(connection):
     try:
         while data := connection.recv(65536):
             found += data
-    except (ConnectionError, TimeoutError):
+    except ConnectionError:
         pass
     return found
 
