@@ -7,7 +7,7 @@ import os
 from dataclasses import fields
 from pathlib import Path
 
-from sk_easytensor.serving.limits import Limits
+from sk_easytensor.serving.limits import Limits, prepared_keys
 
 KEY_VARIABLE = "SK_EASYTENSOR_API_KEY"
 
@@ -42,7 +42,8 @@ def parser():
 def api_key(file):
     """Return the keys in a file or the environment, None if there is neither."""
     if file is not None:
-        keys = file.read_text(encoding="utf-8").split()
+        lines = file.read_text(encoding="utf-8").splitlines()
+        keys = [line.strip() for line in lines if line.strip()]
         if not keys:
             raise ValueError(f"{file} has no key; write one a line, or leave out --api-key-file")
         return keys
@@ -58,6 +59,7 @@ def main(arguments=None):
     try:
         limits = Limits(**{each.name: getattr(options, each.name) for each in fields(Limits)})
         key = api_key(options.api_key_file)
+        prepared_keys(key)
     except (OSError, ValueError) as error:
         parser().error(str(error))
     from sk_easytensor.serving.server import serve

@@ -16,6 +16,9 @@ except ImportError as error:
 
 __all__ = ["serve"]
 
+STARTUP_FAILURE = 3
+"""Exit status if the model cannot predict, as uvicorn has it."""
+
 SPARE_CONNECTIONS = 64
 """So many connections beyond the limit get a response, 503; further ones are closed at once."""
 
@@ -45,6 +48,13 @@ def serve(
         0 for any that is free. The address is printed once the service is ready.
     log_level : str, default="warning"
         Of uvicorn; ``"info"`` logs each request.
+
+    Raises
+    ------
+    SystemExit
+        If the model cannot predict a row of nulls; uvicorn logs why.
+    OSError
+        If the address is in use.
     """
     limits = Limits() if limits is None else limits
     app = make_app(path, limits=limits, api_key=api_key, n_jobs=n_jobs)
@@ -56,7 +66,10 @@ def serve(
         listener.bind((host, port))
         port = listener.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
-        Server(config, f"serving {path} on http://{shown}:{port}").run(sockets=[listener])
+        server = Server(config, f"serving {path} on http://{shown}:{port}")
+        server.run(sockets=[listener])
+    if not server.started:
+        raise SystemExit(STARTUP_FAILURE)
 
 
 def configured(app, limits, log_level="warning"):

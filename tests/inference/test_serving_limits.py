@@ -27,7 +27,7 @@ httpx = pytest.importorskip("httpx")
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from sk_easytensor.serving import Limits, app, limits, make_app
+from sk_easytensor.serving import Limits, app, limits, make_app, serve
 from sk_easytensor.serving.__main__ import api_key
 from sk_easytensor.serving.__main__ import main as command_line
 from sk_easytensor.serving.batching import Batcher, InvalidRows
@@ -493,7 +493,9 @@ def test_keys_of_files_and_the_environment(tmp_path, monkeypatch, capsys):
     assert api_key(tmp_path / "keys") == ["one", "two"]
     # A key that is missing by mistake does not open the service.
     (tmp_path / "empty").write_text("\n")
-    for arguments in (["--api-key-file", str(tmp_path / "empty")], ["--api-key-file", "none"]):
+    (tmp_path / "words").write_text("two words\n")
+    for name in ("empty", "words", "none"):
+        arguments = ["--api-key-file", str(tmp_path / name)]
         with pytest.raises(SystemExit):
             command_line(["model.onnx", *arguments])
     monkeypatch.setenv(variable, "")
@@ -547,9 +549,8 @@ def test_a_model_that_cannot_predict_is_not_served(model, caplog):
         raise ImportError("no pandas")
 
     model.run = fail
-    server = Server(configured(make_app("no file"), Limits(), "critical"), "")
     with pytest.raises(SystemExit), caplog.at_level(logging.CRITICAL):
-        server.run()
+        serve("no file", port=0, log_level="critical")
 
 
 def test_sparse_models_are_refused(model):
