@@ -76,6 +76,7 @@ __getattr__, __dir__ = lazy_names(
         "inference",
         "networks",
         "search_spaces",
+        "serving",
         "trees",
     ),
 )

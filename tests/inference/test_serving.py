@@ -1,5 +1,6 @@
-"""The service in examples/serve.py, in a process in which torch cannot be imported."""
+"""The service of an exported model, in a process in which torch cannot be imported."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sk_easytensor import (
     MLP,
@@ -24,18 +27,22 @@ from sk_easytensor import (
 )
 
 pytest.importorskip("fastapi")
+pytest.importorskip("prometheus_client")
 httpx = pytest.importorskip("httpx")
 
 # One process of pytest-xdist has the service.
 pytestmark = pytest.mark.xdist_group("service")
 
 ROOT = Path(__file__).parents[2]
+SPEC = importlib.util.spec_from_file_location("serving", ROOT / "benchmarks" / "serving.py")
+BENCHMARK = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(BENCHMARK)
 REFUSE = """
 import sys
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "sklearn"}:
+        if name.partition(".")[0] in {"torch", "sklearn", "skorch", "skops"}:
             raise ImportError(f"{name} is not to be imported")
 
 sys.meta_path.insert(0, Refuse())
@@ -62,31 +69,36 @@ def served(rows, target, tmp_path_factory):
     folder = tmp_path_factory.mktemp("serve")
     (folder / "sitecustomize.py").write_text(REFUSE, encoding="utf-8")
     path = model.to_onnx(folder / "model.onnx")
-    command = [sys.executable, str(ROOT / "examples" / "serve.py"), str(path), "--port", "0"]
+    options = ["--port", "0", "--header-seconds", "1", "--body-seconds", "1"]
+    command = [sys.executable, "-m", "sk_easytensor.serving", str(path), *options]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
         try:
             line = server.stdout.readline()
             assert "serving" in line, "the service did not start"
             with httpx.Client(base_url=line.split()[-1], timeout=60) as client:
+                client.process = server
                 yield model, client
         finally:
             server.terminate()
 
 
+COLUMNS = ["amount", "flag", "city", "code", "user", "day", "title", "vector", "clicks", "events"]
+
+
 def as_json(X):
     """Return the rows of a data frame as what JSON has."""
-    used = ["amount", "flag", "city", "code", "user", "day", "title", "vector", "clicks", "events"]
-    return json.loads(X[used].to_json(orient="records", date_format="iso", date_unit="us"))
+    return json.loads(X[COLUMNS].to_json(orient="records", date_format="iso", date_unit="us"))
 
 
-def test_health(served):
+def test_probes_and_the_model(served):
     _, client = served
-    response = client.get("/health")
-    assert response.status_code == 200
-    found = response.json()
-    assert (found["status"], found["estimator"]) == ("ok", "EasyTensorClassifier")
+    assert client.get("/health").raise_for_status().json() == {"status": "ok"}
+    assert client.get("/ready").raise_for_status().json() == {"status": "ready"}
+    found = client.get("/model").raise_for_status().json()
+    assert found["estimator"] == "EasyTensorClassifier"
     assert found["classes"] == ["no", "yes"]
+    assert found["outputs"] == ["label", "probabilities"]
 
 
 def test_rows_are_answered_as_the_model_does(served, rows):
@@ -120,13 +132,16 @@ def test_rows_of_nulls_are_answered(served, rows):
     [
         ("amount", "abc", 422, "must be a number"),
         ("city", ["Oslo"], 422, "must be a string, a number or a truth value"),
-        ("day", "yesterday", 422, "Invalid isoformat string"),
+        ("day", "yesterday", 422, "ISO 8601"),
         ("day", 20, 422, "ISO 8601"),
         ("title", 5, 422, "valid string"),
         ("vector", [1.0, 2.0], 422, "at least 3 items"),
         ("clicks", "a", 422, "valid list"),
         ("clicks", [["a"]], 422, "must be a string, a number or a truth value"),
         ("events", [{"what": "x", "at": None}], 422, "Field required"),
+        ("events", [{"what": "x", "at": {}, "due": None}], 422, "ISO 8601"),
+        ("events", [{"what": "x", "at": 2**63, "due": None}], 422, "64 bits"),
+        ("events", [{"what": 2**63, "at": None, "due": None}], 422, "64 bits"),
     ],
 )
 def test_bad_rows_are_refused_by_column(served, rows, column, value, status, message):
@@ -186,3 +201,54 @@ def test_times_are_read_as_the_model_reads_them(served, rows):
         found = client.post("/predict", json={**row, "day": day}).raise_for_status().json()
         X = rows[:1].assign(day=pd.Series([day]))
         np.testing.assert_allclose(found["probabilities"], model.predict_proba(X), atol=1e-5)
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.datetimes().map(str)
+    | st.sampled_from(["\ud800", "0001-01-01T00:00:00+05:00", "2021-W01-1", "9999-12-31T24:00"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(column=st.sampled_from(COLUMNS), value=VALUES)
+def test_no_value_is_an_error_of_the_server(served, rows, column, value):
+    _, client = served
+    body = json.dumps({**as_json(rows[:1])[0], column: value})
+    response = client.post("/predict", content=body, headers=JSON)
+    assert response.status_code in (200, 400, 422), response.text
+    if response.status_code == 200:
+        assert sorted(response.json()) == ["label", "probabilities"]
+    else:
+        assert isinstance(response.json()["detail"], str | list)
+
+
+def test_load(served, rows):
+    """Good clients get their predictions while others misbehave, and memory stays bounded."""
+    model, client = served
+    X = rows[:60]
+    expected = {"label": model.predict(X).tolist(), "probabilities": model.predict_proba(X)}
+    before = memory(client.process)
+    load = BENCHMARK.Load(client.base_url.port, as_json(X), expected, seconds=2.5).run(60)
+    assert load.failed == []
+    assert len(load.seconds) >= 48
+    statuses = {kind: set() for kind, _ in load.statuses}
+    for kind, status in load.statuses:
+        statuses[kind].add(status)
+    assert statuses["good"] == {200}
+    assert statuses["invalid"] == {422}
+    assert statuses["oversize"] == {413}
+    assert statuses["slow body"] == {408}
+    assert statuses["slow head"] == {"closed"}
+    assert memory(client.process) - before < 400_000  # A body has 150 MB.
+
+
+def memory(process):
+    """Return the most KiB that a process has had, 0 where Linux does not say."""
+    found = BENCHMARK.peak_memory(process)
+    return 0 if found == "unknown" else int(found.split()[0])

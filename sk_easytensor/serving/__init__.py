@@ -1,0 +1,20 @@
+"""An HTTP service of an exported model: requests of JSON rows, without torch and scikit-learn.
+
+``python -m sk_easytensor.serving model.onnx`` starts it; :func:`make_app` returns the ASGI
+application for deployments with a server of their own. It needs the extra ``serve``.
+"""
+
+from typing import TYPE_CHECKING
+
+from sk_easytensor._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from sk_easytensor.serving.app import make_app
+    from sk_easytensor.serving.limits import Limits
+    from sk_easytensor.serving.server import serve
+
+__all__ = ["Limits", "make_app", "serve"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__, {".app": ["make_app"], ".limits": ["Limits"], ".server": ["serve"]}
+)

@@ -1,0 +1,151 @@
+"""Requests that wait for the model, predicted in batches."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Batcher", "InvalidRows", "PredictionError"]
+
+BATCH_ROWS = 1024
+"""A batch takes no further requests once it has so many rows."""
+
+MESSAGE_LENGTH = 300
+"""Characters of a message about rows that the model refuses; longer ones are cut."""
+
+logger = logging.getLogger("sk_easytensor.serving")
+
+
+class InvalidRows(ValueError):
+    """Rows that have the right types and that the model refuses all the same."""
+
+
+class PredictionError(RuntimeError):
+    """A prediction that failed for a reason that is not in the rows; the log has it."""
+
+
+@dataclass
+class Waiting:
+    """Rows of a request, and the future of its response."""
+
+    rows: list
+    result: asyncio.Future
+
+
+class Batcher:
+    """Runs the model on all requests that wait, in a thread of its own.
+
+    No request waits for others to come: while the model is busy, requests queue up, and the next
+    batch is all of them.
+
+    Parameters
+    ----------
+    predictor : OnnxPredictor
+        The model.
+    metrics : Metrics
+        Where batches are counted.
+    """
+
+    def __init__(self, predictor, metrics):
+        self.predictor = predictor
+        self.metrics = metrics
+        self.outputs = [name for name in predictor.metadata_["outputs"] if name != "representation"]
+        self._queue = asyncio.Queue()
+        self._thread = ThreadPoolExecutor(1, "predict")
+        metrics.waiting.set_function(self._queue.qsize)
+
+    async def predict(self, rows):
+        """Return the outputs for some rows as JSON.
+
+        Raises
+        ------
+        InvalidRows
+            If the model refuses the rows.
+        PredictionError
+            If it fails otherwise.
+        """
+        waiting = Waiting(rows, asyncio.get_running_loop().create_future())
+        self._queue.put_nowait(waiting)
+        return await waiting.result
+
+    async def run(self):
+        """Predict batches until cancelled."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                batch = await self._next_batch()
+                rows = [waiting.rows for waiting in batch]
+                found = await loop.run_in_executor(self._thread, self.responses, rows)
+                for waiting, response in zip(batch, found, strict=True):
+                    if waiting.result.done():  # Its time is over.
+                        continue
+                    if isinstance(response, Exception):
+                        waiting.result.set_exception(response)
+                    else:
+                        waiting.result.set_result(response)
+        finally:
+            self._thread.shutdown(wait=False)
+
+    async def _next_batch(self):
+        """Return requests that wait, at least one."""
+        batch, n_rows = [], 0
+        while not batch or (n_rows < BATCH_ROWS and not self._queue.empty()):
+            waiting = await self._queue.get()
+            if not waiting.result.done():
+                batch.append(waiting)
+                n_rows += len(waiting.rows)
+        return batch
+
+    def responses(self, requests):
+        """Return for each request its outputs as JSON, or the exception that its rows raise.
+
+        Parameters
+        ----------
+        requests : list of list of dict
+            The rows of each.
+
+        Returns
+        -------
+        list of bytes or Exception
+        """
+        rows = [row for each in requests for row in each]
+        begin = time.perf_counter()
+        try:
+            arrays = self.predictor.run(rows, *self.outputs)
+        except Exception as error:
+            if len(requests) == 1:
+                return [self._refused(error)]
+            # Halving finds the request that the error is about and keeps it from the others.
+            half = len(requests) // 2
+            return self.responses(requests[:half]) + self.responses(requests[half:])
+        self.metrics.observe_batch(len(rows), time.perf_counter() - begin)
+        bounds = np.cumsum([len(each) for each in requests])[:-1]
+        parts = [np.split(array, bounds) for array in arrays]
+        return [as_json(self.outputs, part) for part in zip(*parts, strict=True)]
+
+    @staticmethod
+    def _refused(error):
+        """Return the exception for a request whose rows made the model fail."""
+        if isinstance(error, TypeError | ValueError | OverflowError):
+            message = str(error)
+            return InvalidRows(message[:MESSAGE_LENGTH] + "..." * (len(message) > MESSAGE_LENGTH))
+        logger.error("a prediction failed", exc_info=error)
+        failed = PredictionError("the prediction failed")
+        failed.__cause__ = error
+        return failed
+
+
+def as_json(names, arrays):
+    """Return arrays as a JSON object by name."""
+    # Row by row, because one call would keep other threads waiting until all is written.
+    lists = (
+        f'"{name}":[{",".join(map(json.dumps, array.tolist()))}]'
+        for name, array in zip(names, arrays, strict=True)
+    )
+    return ("{" + ",".join(lists) + "}").encode()
