@@ -52,6 +52,7 @@ endif
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/importances.py
 	$(BIN)/python benchmarks/tracking.py
 
