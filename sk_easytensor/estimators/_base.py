@@ -272,7 +272,8 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
                 digests = {"X": records.content()}
                 digests |= {f"eval_set[{i}]": each.content() for i, each in enumerate(evals)}
                 if going_on:
-                    digests["network"] = digest(*self.network_.state_dict().values())
+                    weights = digest(*self.network_.state_dict().values())
+                    digests["network"] = f"{weights} after {self.n_iter_} epochs"
                 return digests
 
             checkpoints, random_state = self._open_checkpoints(opened, source)
