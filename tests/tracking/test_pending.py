@@ -168,6 +168,37 @@ def test_an_upload_that_fails_may_be_repeated(classifier, table, work, server):
     check_run(mlflow.MlflowClient(server.uri), model, table[0])
 
 
+@pytest.fixture
+def pending(classifier, table, work):
+    """The folder of a record that waits, of a fit without a model."""
+    tracker = MLflowTracker(f"http://127.0.0.1:{free_port()}", log_model=False, log_report=False)
+    with pytest.warns(UserWarning, match="The fit goes on"):
+        classifier(tracker=tracker).fit(*table)
+    (folder,) = waiting(work)
+    return folder
+
+
+def test_foreign_files_beside_a_record_stay(pending, work):
+    foreign = [pending / "notes.txt", pending / "artifacts" / "code" / "mine.py"]
+    for path in foreign:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    upload(pending, f"sqlite:///{work}/mlflow.db")
+    assert sorted(path for path in pending.rglob("*") if path.is_file()) == sorted(foreign)
+    assert {path.read_text() for path in foreign} == {"mine"}
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"{", None])
+@pytest.mark.parametrize("name", ["record.json", "artifacts/data.json"])
+def test_a_torn_record_is_refused_by_name(name, content, pending):
+    path = pending / name
+    path.write_bytes(path.read_bytes()[:-1] if content is None else content)
+    before = {each: each.read_bytes() for each in pending.rglob("*") if each.is_file()}
+    with pytest.raises(ValueError, match=rf"{name}' is torn, was changed"):
+        upload(pending)
+    assert before == {each: each.read_bytes() for each in pending.rglob("*") if each.is_file()}
+
+
 def test_upload_of_nothing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no record\.json in"):
         upload(tmp_path)
