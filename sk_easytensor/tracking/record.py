@@ -173,6 +173,9 @@ def send(record, folder, client):
     send_values(record, client)
     send_datasets(record, client)
     for name in artifact_names(folder):
+        if record.files and f"{ARTIFACTS}/{name}" not in record.files:
+            # Of the user, who put it there while the record waited.
+            continue
         send_artifact(record, folder, name, client)
     if (folder / MODEL).is_dir() and not record.sent.get("model"):
         send_model(record, folder / MODEL, client)
