@@ -625,9 +625,13 @@ class Directory(RuleBasedStateMachine):
 
         def leave():
             for folder in self.directories():
-                path = os.path.join(self.root, folder)
-                if LOCK in os.listdir(path):
-                    left.append(path)
+                lock = os.path.join(self.root, folder, LOCK)
+                if not os.path.exists(lock):
+                    continue
+                with open(lock) as file:
+                    # Others are of processes that were killed before.
+                    if json.load(file)["pid"] == os.getpid():
+                        left.append(os.path.dirname(lock))
             raise Killed
 
         left = []
