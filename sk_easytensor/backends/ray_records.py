@@ -15,6 +15,7 @@ from sk_easytensor.backends.ray_logs import collect_users
 from sk_easytensor.backends.ray_rows import RayRows
 from sk_easytensor.backends.ray_tasks import n_cpus, results
 from sk_easytensor.columns import RowError
+from sk_easytensor.digests import table_digest
 from sk_easytensor.estimators._inputs import check_weight, errors_name
 from sk_easytensor.training.records import Records, require_columns
 
@@ -67,6 +68,17 @@ class RayRecords:
 
     def __len__(self):
         return sum(self.counts)
+
+    def content(self):
+        """Return a digest by which other rows can mostly be told, of what is known of them.
+
+        Of rows that no process has, that is their number, columns and the first of them.
+        """
+        if self.memory is not None:
+            return self.memory.content()
+        columns = [*self.reading.features, *self.reading.targets, *self.reading.weights]
+        first = table_digest(self.sample().table.slice(0, 1))
+        return f"{len(self)} rows of {columns}, the first {first}"
 
     def each(self, function):
         """Return what a function gives for the targets of each chunk, as a list."""
@@ -159,6 +171,10 @@ class RayLog:
     def table(self):
         """The sequences, as a table of this backend."""
         return self
+
+    def content(self):
+        """Return what :meth:`RayRecords.content` does of the log."""
+        return f"{self.log.content()} by {self.by} in the order of {self.order_by}"
 
     def sample(self):
         """Return some of the rows, as :class:`Records` in memory; their lists are not whole."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from copy import deepcopy
 from functools import partial
 from numbers import Integral
@@ -46,6 +47,7 @@ from sk_easytensor.tables import has_column_names, is_source, read_like_fit
 from sk_easytensor.torch_settings import with_library_settings
 from sk_easytensor.tracking import tracked
 from sk_easytensor.tracking.tracker import RUN
+from sk_easytensor.training.checkpoints import digest
 from sk_easytensor.training.evaluation import EvalPlan
 from sk_easytensor.training.seeding import seeded
 from sk_easytensor.training.settings import (
@@ -250,13 +252,10 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         )
         self._check_margin(base_margin, X, backend)
         margins = eval_margins(base_margin, base_margin_eval_set, [name for name, *_ in pairs])
-        checkpoints, random_state = self._open_checkpoints()
         going_on = self.warm_start and hasattr(self, "network_")
         if going_on:
             self._check_unchanged()
-        if checkpoints is None:
-            random_state = self._same_split(random_state, going_on)
-        with backend.running():
+        with backend.running(), ExitStack() as opened:
             records = self._training_records(X, y, sample_weight, base_margin, backend, going_on)
             if not going_on:
                 self._forget()
@@ -268,6 +267,18 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
                 self._eval_records(where, *pair, weight, margin, records, backend)
                 for (where, pair, weight), margin in zip(pairs, margins, strict=True)
             ]
+
+            def source():
+                digests = {"X": records.content()}
+                digests |= {f"eval_set[{i}]": each.content() for i, each in enumerate(evals)}
+                if going_on:
+                    weights = digest(*self.network_.state_dict().values())
+                    digests["network"] = f"{weights} after {self.n_iter_} epochs"
+                return digests
+
+            checkpoints, random_state = self._open_checkpoints(opened, source)
+            if checkpoints is None:
+                random_state = self._same_split(random_state, going_on)
             if not going_on:
                 self._fit_encoder(records, backend, checkpoints, base_margin is not None)
                 self._summarize_data(records)

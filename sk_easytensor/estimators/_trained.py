@@ -169,15 +169,26 @@ class TrainedEstimator(
         light.callbacks = light.checkpoint_dir = light.tracker = None
         return light
 
-    def _open_checkpoints(self):
-        """Return the checkpoints to go on from and to write, if any, and the random state."""
+    def _open_checkpoints(self, opened, source):
+        """Return the checkpoints to resume from and to write, if any, and the random state.
+
+        Parameters
+        ----------
+        opened : contextlib.ExitStack
+            Until it is closed, no other fit can write to their directory.
+        source : callable
+            Returns digests of the data that the fit is given, by name.
+        """
         if self.checkpoint_dir is None:
             return None, check_random_state(self.random_state)
-        described = describe_parameters(self)
         where = self.checkpoint_dir
         if is_in_mlflow(where):
             where = MLflowStore(getattr(self, RUN))
-        checkpoints = Checkpoints(where, type(self).__name__, described)
+        owner, described = type(self).__name__, describe_parameters(self)
+        checkpoints = Checkpoints(where, owner, described, source())
+        # An interrupt may come as soon as they are locked.
+        opened.callback(checkpoints.close)
+        checkpoints.open()
         return checkpoints, check_random_state(checkpoints.seed(self.random_state))
 
     def _eval_plan(self, names, metrics=(), scores=None, stopping_metric=None):

@@ -111,9 +111,12 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     backend : "local", "ray", LocalBackend or RayBackend, default="local"
         Where work runs.
     checkpoint_dir : str, path-like or None, default=None
-        Directory, or URL that fsspec knows such as ``s3://bucket/fit``. After each epoch the whole
-        state of the training is written there; the same `fit`, run again after an interruption,
-        goes on after the last complete epoch. See the user guide, "Interrupted fits".
+        Directory, or URL that fsspec knows such as ``s3://bucket/fits``. After each epoch the
+        whole state of the training is written to a subdirectory, whose name is a digest of
+        parameters and data: the fits of a search each have their own. The same `fit`, run again
+        after an interruption, resumes after the last complete epoch; a second one at the same time
+        is refused. Files of other names are neither read nor removed. See the user guide,
+        "Interrupted fits".
     tracker : "mlflow", MLflowTracker or None, default=None
         Where each `fit` is recorded: a run in MLflow. See the user guide, "Tracking runs with
         MLflow".

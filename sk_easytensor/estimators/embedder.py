@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import partial
 
 import numpy as np
@@ -267,13 +268,12 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
         """
         backend = resolve_backend(self.backend, self.n_jobs)
         self._check_parameters()
-        checkpoints, random_state = self._open_checkpoints()
         if user is not None and time is None:
             raise ValueError(
                 f"{type(self).__name__}: user={user!r} says that X is a log of events, which needs "
                 "time too, the column that says when they happened"
             )
-        with backend.running():
+        with backend.running(), ExitStack() as opened:
             given, lists = self._read_records(X, user, time, backend)
             some = backend.some_rows(lists.table)
             settings = view_settings(self, some, time)
@@ -283,12 +283,20 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
             needed = [name for name in some.column_names if name in {*read, *cut_by}]
             maker = UserMaker(OBJECTIVES[self.objective], settings, needed, type(self).__name__)
             lists, rows, counts = self._read_users(lists, maker, backend)
-            evals = []
+            evals, sources = [], {"X": lists}
             tables = eval_tables(eval_set)
             for where, X_eval in tables:
                 with errors_name(where):
                     _, valid = self._read_records(X_eval, user, time, backend)
-                    evals.append(self._read_users(valid, maker, backend)[1])
+                    sources[where], valid, _ = self._read_users(valid, maker, backend)
+                    evals.append(valid)
+            checkpoints, random_state = self._open_checkpoints(
+                opened,
+                lambda: (
+                    {name: each.content() for name, each in sources.items()}
+                    | {"user": repr(user), "time": repr(time)}
+                ),
+            )
             names = eval_names([(X_eval, None) for _, X_eval in tables], X)
             evals = {names[index]: evals[index] for index in deciding_first(names)}
             self._forget()

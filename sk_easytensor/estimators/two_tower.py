@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.compose import BlockParametersMixin, blocks_diagram
+from sk_easytensor.digests import table_digest
 from sk_easytensor.estimators._inputs import deciding_first, eval_names
 from sk_easytensor.estimators._keys import check_key_type
 from sk_easytensor.estimators._pair_scoring import PairScoringMixin
@@ -266,8 +269,7 @@ class EasyTensorTwoTower(
         """
         backend = resolve_backend(self.backend, self.n_jobs)
         self._check_parameters()
-        checkpoints, random_state = self._open_checkpoints()
-        with backend.running():
+        with backend.running(), ExitStack() as opened:
             records = backend.records(X, y, sample_weight, as_table, target_values)
             sample = records.sample()
             catalogue = ItemTable(records.table, items, item_key, self.item_blocks, backend)
@@ -281,6 +283,15 @@ class EasyTensorTwoTower(
             ]
             given = [(X_eval, y_eval) for _, X_eval, y_eval, _ in pairs]
             names = eval_names(given, X, y, [valid for _, valid in evals], records)
+
+            def source():
+                digests = {"X": records.content()}
+                digests |= {where: valid.content() for where, valid in evals}
+                if items is not None:
+                    digests["items"] = table_digest(catalogue.table)
+                return digests | {"item_key": repr(item_key), "user_key": repr(user_key)}
+
+            checkpoints, random_state = self._open_checkpoints(opened, source)
             self._forget()
             self._catalogue, self._target, self._user_key = catalogue, target, user_key
             if target.classes is not None:

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 import warnings
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import onnx
 import torch
 
 import sk_easytensor
+from sk_easytensor.files import write_whole
 from sk_easytensor.inference._answers import ExportedNetwork, answer_of
 from sk_easytensor.inference._operators import TRANSLATIONS
+from sk_easytensor.inference._sealing import sealed
 from sk_easytensor.inference.columns import MISSING_STRING, MISSING_TIME
 from sk_easytensor.inference.graphs import IR_VERSION, OPSET, Graph
 from sk_easytensor.inference.predictor import FORMAT, METADATA
 from sk_easytensor.parameters import check_choice
 from sk_easytensor.torch_settings import with_library_settings
 
-__all__ = ["encoded_arrays", "export_onnx", "network_model", "write_whole"]
+__all__ = ["encoded_arrays", "export_onnx", "network_model"]
 
 TOLERANCE = 1e-4
 """By how much outputs for other sizes than the traced ones may differ from torch's."""
@@ -132,7 +131,7 @@ def export_onnx(model, path, inputs="raw"):
     }
     text = {METADATA: json.dumps(metadata, ensure_ascii=True)}
     whole = graph.model("sk_easytensor", sk_easytensor.__version__, text)
-    return write_whole(path, whole.SerializeToString())
+    return write_whole(path, sealed(whole.SerializeToString()), "to_onnx")
 
 
 def raw_encodings(graph, blocks, network, encoder):
@@ -350,25 +349,6 @@ def encoded_arrays(model, X):
         frame = encoder.encode(table if prefix else X)
         arrays |= EncodedInputs(blocks, prefix).arrays(frame)
     return arrays
-
-
-def write_whole(path, data):
-    """Write a file under another name and then rename it, so that it is never there in part."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the directory {str(path.parent)!r} does not exist")
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-    return path
 
 
 def features_of(answer):

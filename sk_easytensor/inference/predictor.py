@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 
+from sk_easytensor.inference._sealing import check_sealed
 from sk_easytensor.inference.columns import readers
 from sk_easytensor.sparse import SparseLayout
 from sk_easytensor.tables import read_like_fit
@@ -23,7 +25,7 @@ BATCH = 8_192
 
 
 def load(path, **params):
-    """Read a file that ``to_onnx`` wrote.
+    """Read a file that ``to_onnx`` wrote, if it is as it was written.
 
     Parameters
     ----------
@@ -35,6 +37,14 @@ def load(path, **params):
     Returns
     -------
     OnnxPredictor
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        Naming the file, if a SHA-256 in its metadata is not that of the rest: it is torn, or was
+        changed after it was exported.
     """
     return OnnxPredictor(path, **params)
 
@@ -75,9 +85,11 @@ class OnnxPredictor:
     """
 
     def __init__(self, path, *, n_jobs=None, providers=None):
-        where = path if isinstance(path, bytes) else str(path)
-        self._session = open_session(where, n_jobs, providers)
-        self._where = "what was given" if where is path else where
+        given = isinstance(path, bytes)
+        self._where = "what was given" if given else str(path)
+        data = path if given else Path(path).read_bytes()
+        check_sealed(data, self._where)
+        self._session = open_session(data, n_jobs, providers)
         self.metadata_ = read_metadata(self._session, self._where)
         if self.metadata_["inputs"] != "raw":
             raise ValueError(

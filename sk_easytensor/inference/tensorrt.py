@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from importlib import import_module
 from pathlib import Path
@@ -11,8 +12,9 @@ import torch
 from torch import nn
 
 import sk_easytensor
+from sk_easytensor.files import write_whole
 from sk_easytensor.inference._answers import ExportedNetwork, answer_of
-from sk_easytensor.inference.onnx import encoded_arrays, network_model, write_whole
+from sk_easytensor.inference.onnx import encoded_arrays, network_model
 from sk_easytensor.inference.predictor import check_finite
 from sk_easytensor.networks.sequences import Recurrent, SequenceEncoder
 from sk_easytensor.parameters import check_choice, check_number
@@ -34,7 +36,7 @@ BATCH_SIZES = (1, 64, 4096)
 LENGTHS = (1, 64, 512)
 """Items of lists that an engine takes where the block does not say."""
 
-MAGIC = b"sk_easytensor engine 1\n"
+MAGIC = b"sk_easytensor engine 2\n"
 """What a file begins with; the length of its description and the description follow."""
 
 
@@ -103,7 +105,8 @@ def build_engine(model, path, precision="fp32", batch_sizes=BATCH_SIZES, list_le
         "answer": answer.described(),
     }
     text = json.dumps(description).encode()
-    return write_whole(path, MAGIC + len(text).to_bytes(8, "little") + text + engine)
+    rest = len(text).to_bytes(8, "little") + text + bytes(engine)
+    return write_whole(path, MAGIC + hashlib.sha256(rest).digest() + rest, "to_tensorrt")
 
 
 def build(trt, program, parts, batch_sizes=BATCH_SIZES, list_lengths=None):
@@ -269,14 +272,16 @@ def read_engine(path):
     Raises
     ------
     ValueError
-        If the file is not one that :func:`build_engine` wrote.
+        If the file is not one that :func:`build_engine` wrote, or not as it was written.
     """
     data = Path(path).read_bytes()
     if not data.startswith(MAGIC):
         raise ValueError(f"{path} was not written by to_tensorrt of this version of the library")
-    start = len(MAGIC) + 8
-    stop = start + int.from_bytes(data[start - 8 : start], "little")
-    return json.loads(data[start:stop]), data[stop:]
+    start = len(MAGIC) + 32
+    if hashlib.sha256(data[start:]).digest() != data[len(MAGIC) : start]:
+        raise ValueError(f"{path} is torn or was changed after it was built; build it again")
+    stop = start + 8 + int.from_bytes(data[start : start + 8], "little")
+    return json.loads(data[start + 8 : stop]), data[stop:]
 
 
 class TensorRTPredictor:

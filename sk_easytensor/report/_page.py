@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from html import escape
-from pathlib import Path
-from uuid import uuid4
 
-__all__ = ["LeftOut", "caption", "number", "page", "section", "table", "write_whole"]
+__all__ = ["LeftOut", "caption", "number", "page", "section", "table"]
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; margin: 2rem auto; max-width: 60rem;
@@ -94,31 +92,3 @@ def page(title, subtitle, links, body):
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style></head>\n<body>\n"
         f"<h1>{escape(title)}</h1>\n{caption(subtitle)}\n<nav>{menu}</nav>\n{body}</body></html>\n"
     )
-
-
-def write_whole(path, text):
-    """Write a file under another name and rename it, so that no half of it is ever there.
-
-    Parameters
-    ----------
-    path : str or path-like
-        The file; its directory has to exist.
-    text : str
-        Written as UTF-8.
-
-    Returns
-    -------
-    pathlib.Path
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"report: directory {str(path.parent)!r} does not exist")
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
-    try:
-        with open(temporary, "x", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return path

@@ -10,6 +10,7 @@ import torch
 from sklearn.utils import estimator_html_repr
 from sklearn.utils.validation import check_is_fitted
 
+from sk_easytensor.files import write_whole
 from sk_easytensor.report._columns import describe_columns
 from sk_easytensor.report._page import (
     LeftOut,
@@ -18,7 +19,6 @@ from sk_easytensor.report._page import (
     page,
     section,
     table,
-    write_whole,
 )
 from sk_easytensor.report._plots import bars, boxes, dots, lines
 
@@ -68,7 +68,7 @@ def write_report(model, path):
     versions["scikit-learn"] = sklearn.__version__
     subtitle = "Written with " + ", ".join(f"{name} {value}" for name, value in versions.items())
     links = {name: title for name, (title, _) in sections.items()}
-    return write_whole(path, page(type(model).__name__, subtitle, links, body))
+    return write_whole(path, page(type(model).__name__, subtitle, links, body), "report")
 
 
 def data(model):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
+from sk_easytensor.digests import table_digest
 from sk_easytensor.report._plots import bars, lines
 from sk_easytensor.tables import as_table
 from sk_easytensor.tracking.model import versions
@@ -139,33 +139,4 @@ def digest_of(*texts):
 
 def data_digest(X):
     """Return a digest of all values of a table."""
-    table, summed = as_table(X), hashlib.sha256()
-    with pa.ipc.new_stream(pa.PythonFile(HashingFile(summed), "w"), table.schema) as writer:
-        writer.write_table(table.combine_chunks())
-    return summed.hexdigest()[:16]
-
-
-class HashingFile:
-    """A file that keeps nothing of what is written but its digest.
-
-    Parameters
-    ----------
-    summed : hashlib hash object
-        Is updated.
-    """
-
-    closed = False
-
-    def __init__(self, summed):
-        self.summed = summed
-
-    def write(self, data):
-        """Take in some bytes."""
-        self.summed.update(data)
-        return len(data)
-
-    def flush(self):
-        """Nothing is held back."""
-
-    def close(self):
-        """Nothing is open."""
+    return table_digest(as_table(X))

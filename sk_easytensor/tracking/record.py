@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Lock
+
+from sk_easytensor.files import write_whole
 
 __all__ = ["RunRecord", "impatient", "import_mlflow", "send", "upload"]
 
@@ -58,6 +61,8 @@ class RunRecord:
         On the server, once there is one.
     sent : dict
         How much of each part has been sent.
+    files : dict of {str: str}
+        SHA-256 of each file that belongs to a record that waits, by its path in the folder.
     """
 
     identifier: str
@@ -74,6 +79,7 @@ class RunRecord:
     datasets: list = field(default_factory=list)
     run_id: str | None = None
     sent: dict = field(default_factory=dict)
+    files: dict = field(default_factory=dict)
 
     def add_params(self, params):
         """Note parameters, with names and values as MLflow takes them."""
@@ -96,13 +102,32 @@ class RunRecord:
 
     def save(self, folder):
         """Write the record into a folder."""
-        text = json.dumps(asdict(self), indent=1)
-        (Path(folder) / FILE).write_text(text, encoding="utf-8")
+        about = asdict(self)
+        about["sha256"] = digest_of(about)
+        write_whole(Path(folder) / FILE, json.dumps(about, indent=1), "tracker")
 
     @classmethod
     def load(cls, folder):
-        """Read the record of a folder."""
-        return cls(**json.loads((Path(folder) / FILE).read_text(encoding="utf-8")))
+        """Read the record of a folder.
+
+        Raises
+        ------
+        ValueError
+            Naming the file, if it is torn or was changed.
+        """
+        path = Path(folder) / FILE
+        try:
+            found = json.loads(path.read_bytes())
+            if found.pop("sha256") == digest_of(found):
+                return cls(**found)
+        except (ValueError, TypeError, AttributeError, KeyError):
+            pass
+        raise ValueError(f"{str(path)!r} is torn, was changed, or is no record of a fit")
+
+
+def digest_of(about):
+    """Return the SHA-256 of what a record says."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def valid_name(name):
@@ -148,6 +173,9 @@ def send(record, folder, client):
     send_values(record, client)
     send_datasets(record, client)
     for name in artifact_names(folder):
+        if record.files and f"{ARTIFACTS}/{name}" not in record.files:
+            # Of the user, who put it there while the record waited.
+            continue
         send_artifact(record, folder, name, client)
     if (folder / MODEL).is_dir() and not record.sent.get("model"):
         send_model(record, folder / MODEL, client)
@@ -303,6 +331,7 @@ def set_aside(record, folder, waiting):
     waiting : Path
         Made by this; must not be there.
     """
+    record.files = digests_in(folder)
     record.save(folder)
     waiting.parent.mkdir(parents=True, exist_ok=True)
     temporary = waiting.with_name(f".{waiting.name}.part")
@@ -314,14 +343,49 @@ def set_aside(record, folder, waiting):
         raise
 
 
+def digests_in(folder):
+    """Return the SHA-256 of each file of a record, by its path in the folder."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path != folder / FILE]
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in sorted(paths)}
+
+
+def file_digest(path):
+    """Return the SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_files(record, folder):
+    """Raise ``ValueError`` naming a file of a record that is torn, was changed or is missing."""
+    for name, digest in record.files.items():
+        path = folder / name
+        if not path.is_file() or file_digest(path) != digest:
+            raise ValueError(f"{str(path)!r} is torn, was changed or is missing")
+
+
+def remove_files(record, folder):
+    """Remove the files of a record, and directories that are empty then."""
+    paths = [folder / name for name in record.files]
+    for path in [*paths, folder / FILE]:
+        path.unlink(missing_ok=True)
+    parents = {parent for path in paths for parent in path.relative_to(folder).parents}
+    # The deepest first; those with other files stay.
+    for parent in sorted(parents, key=lambda each: len(each.parts), reverse=True):
+        with suppress(OSError):
+            (folder / parent).rmdir()
+    with suppress(OSError):
+        folder.rmdir()
+
+
 def upload(directory, tracking_uri=None):
     """Send a record that could not be sent while its model was fitted.
 
     Parameters
     ----------
     directory : str or path-like
-        Of the record, as the warning of the fit named it: ``mlflow-pending/<identifier>``. It is
-        removed once all of it has arrived.
+        Of the record, as the warning of the fit named it: ``mlflow-pending/<identifier>``. The
+        files of the record are removed once all of it has arrived, and the directory if it holds
+        no others.
     tracking_uri : str, optional
         Where to; by default where it was meant to go. A run that had been begun there is completed.
 
@@ -334,6 +398,8 @@ def upload(directory, tracking_uri=None):
     ------
     FileNotFoundError
         If there is no record in the directory.
+    ValueError
+        Naming a file of the record that is torn, was changed or is missing.
     ImportError
         Without MLflow.
     mlflow.exceptions.MlflowException
@@ -344,6 +410,7 @@ def upload(directory, tracking_uri=None):
     if not (folder / FILE).is_file():
         raise FileNotFoundError(f"upload: there is no {FILE} in {str(folder)!r}")
     record = RunRecord.load(folder)
+    check_files(record, folder)
     if tracking_uri is not None and tracking_uri != record.tracking_uri:
         # Nothing of it is known there, the run that it belongs to and the experiment's number
         # included.
@@ -356,9 +423,11 @@ def upload(directory, tracking_uri=None):
     try:
         send(record, folder, client)
     except BaseException:
+        # Of a model that was sent in part, a file names where.
+        record.files = {name: file_digest(folder / name) for name in record.files}
         record.save(folder)
         raise
-    shutil.rmtree(folder)
+    remove_files(record, folder)
     return record.run_id
 
 

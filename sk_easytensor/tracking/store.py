@@ -32,6 +32,10 @@ class MLflowStore(DirectoryStore):
         super().__init__(local)
         self.url = f"artifact {FOLDER!r} of run {run.record.run_id} at {run.uri}"
 
+    def inside(self, name):
+        """Return the store itself: a run is that of one fit."""
+        return self
+
     def write(self, name, data):
         """Write bytes under a name, here and among the artifacts."""
         super().write(name, data)

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import re
+from contextlib import suppress
 from pickle import UnpicklingError
-from warnings import warn
 
 import numpy as np
 import torch
 
+from sk_easytensor._warnings import warn_user
+from sk_easytensor.digests import array_digest
 from sk_easytensor.safe_loading import trusted_types
+from sk_easytensor.training.locks import LOCK, Lock
 from sk_easytensor.training.stores import open_store
 
 __all__ = ["Checkpoints", "describe_data", "describe_parameters", "joined_descriptions"]
 
-FORMAT = 1
-MAGIC = b"sk_easytensor checkpoint\n"
+FORMAT = 2
+MAGIC = b"sk_easytensor checkpoint 2\n"
 DESCRIPTION = "fit.json"
+ENCODER = re.compile(r"[a-z]+\.skops")
 EPOCH = re.compile(r"epoch-(\d{5,})\.pt")
 NEWEST = 2
 """Checkpoints kept besides the best."""
 
 IRRELEVANT = {"checkpoint_dir", "tracker", "verbose", "n_jobs", "inference_engine"}
-"""Parameters with which a fit may be gone on with though they changed."""
+"""Parameters that may change between a fit and the one that resumes it."""
 
 
 class Checkpoints:
-    """Checkpoints of one fit.
+    """Checkpoints of one fit, in a subdirectory of their own.
 
     Parameters
     ----------
@@ -40,34 +45,74 @@ class Checkpoints:
         Name of the estimator, for errors.
     parameters : dict of {str: str}
         What :func:`describe_parameters` returns.
-
-    Raises
-    ------
-    ValueError
-        If there are checkpoints of a fit with other parameters.
+    source : dict of {str: str}, optional
+        Digests of the data as the user gave them. Estimator, parameters and these are what the
+        subdirectory is named by: ``fit-`` and 16 hexadecimal digits.
 
     Notes
     -----
+    :meth:`open` locks the subdirectory and reads what is there, :meth:`close` unlocks it.
+
     Nothing here is pickled: descriptions are JSON, encoders are written by skops, states are
-    tensors, numbers and strings, which torch loads with ``weights_only=True``. Each state carries a
-    SHA-256 of its content.
+    tensors, numbers and strings, which torch loads with ``weights_only=True``. Each file carries a
+    description of the fit and a SHA-256 of its content, and is not used if either is another.
+    Files of other names are neither read nor removed.
     """
 
-    def __init__(self, where, owner, parameters):
+    def __init__(self, where, owner, parameters, source=None):
         self.owner = owner
         self.where = where
-        self.store = open_store(where)
-        self.store.tidy()
-        self.description = {"format": FORMAT, "estimator": owner, "parameters": parameters}
-        found = self._read_description()
-        if found is not None and self._agrees("parameters", found["parameters"], parameters):
+        self.description = {
+            "format": FORMAT,
+            "estimator": owner,
+            "parameters": parameters,
+            "source": source or {},
+        }
+        store = open_store(where)
+        # Stores that hold one fit only have no subdirectories.
+        inside = getattr(store, "inside", None)
+        name = f"fit-{hashlib.sha256(canonical(self.description)).hexdigest()[:16]}"
+        self.store = store if inside is None else inside(name)
+        self._stored = self._lock = None
+
+    def open(self):
+        """Lock the subdirectory and read what is there.
+
+        Raises
+        ------
+        RuntimeError
+            If another fit writes to it.
+        ValueError
+            If `where` is no directory, or holds checkpoints of another version.
+        """
+        try:
+            self.store.names()
+        except NotADirectoryError as error:
+            raise ValueError(
+                f"{self.owner}: checkpoint_dir {self._place} is not a directory"
+            ) from error
+        if hasattr(self.store, "create"):
+            self._lock_directory()
+        if hasattr(self.store, "tidy"):
+            self.store.tidy(is_own)
+        found = self._find_description()
+        if found is not None and self._agrees("parameters", found):
             self.description = found
+
+    def close(self):
+        """Unlock the subdirectory."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def __getstate__(self):
+        """Return what is sent to other processes; the lock stays with the one that has it."""
+        return {**vars(self), "_lock": None}
 
     def seed(self, random_state):
         """Return the random state of the fit, which is that of the checkpoints if there are any.
 
-        Without a `random_state` a fit that is gone on with would otherwise draw other rows to
-        validate on.
+        Without a `random_state` a fit that is resumed would otherwise draw other rows to validate
+        on.
         """
         if random_state is not None:
             return random_state
@@ -90,6 +135,11 @@ class Checkpoints:
         -------
         TableEncoder
 
+        Warns
+        -----
+        UserWarning
+            If the file is torn or was changed; the encoder is then made again.
+
         Notes
         -----
         It is written by skops, which needs no pickle. One that holds functions or objects of
@@ -99,14 +149,19 @@ class Checkpoints:
         from skops.io import dumps, get_untrusted_types, loads
 
         file = f"{name}.skops"
-        # Before an epoch is complete, nothing tells whether the data are still the same.
+        # Before an epoch is complete, the data may be others than digests of them tell.
         if file in self.store.names() and self._epochs():
-            return loads(self.store.read(file), trusted=trusted_types())
+            try:
+                content = self._read(file, without_data(self.description))
+            except (OSError, ValueError) as error:
+                self._warn(f"{file} in {self._place} cannot be read ({error}); it is made again")
+            else:
+                return loads(content, trusted=trusted_types())
         made = make()
         data = dumps(made)
         if not set(get_untrusted_types(data=data)) - set(trusted_types()):
             self._write_description()
-            self._write(file, data)
+            self._write(file, frame(data, without_data(self.description)))
         return made
 
     def begin(self, data):
@@ -122,8 +177,9 @@ class Checkpoints:
         ValueError
             If there are checkpoints of a fit on other data.
         """
-        self._agrees("data", self.description.get("data", data), data)
-        self.description["data"] = data
+        described = {**self.description, "data": data}
+        if "data" not in self.description or not self._agrees("data", described):
+            self.description = described
         self._write_description()
 
     def latest(self):
@@ -132,16 +188,16 @@ class Checkpoints:
         Warns
         -----
         UserWarning
-            If a file is torn or was changed; the one before is then taken.
+            If a file is torn, was changed or is of another fit; the one before is then taken.
         """
         for epoch in reversed(self._epochs()):
+            name = file_name(epoch)
             try:
-                return unpack(self.store.read(file_name(epoch)))
+                return read_state(self._read(name, self.description))
             except (OSError, ValueError) as error:
-                warn(
-                    f"{self.owner}: checkpoint {file_name(epoch)} in {self._place} cannot be read "
-                    f"({error}); going on from the one before",
-                    stacklevel=2,
+                self._warn(
+                    f"checkpoint {name} in {self._place} cannot be read ({error}); training "
+                    "resumes from the one before, or starts if there is none"
                 )
         return None
 
@@ -157,11 +213,12 @@ class Checkpoints:
         best : int
             Epoch whose checkpoint is kept besides the newest two.
         """
-        self._write(file_name(epoch), pack(state))
-        epochs = self._epochs()
-        for old in epochs[:-NEWEST]:
-            if old != best:
-                self.store.remove(file_name(old))
+        self._write(file_name(epoch), pack(state, self.description))
+        for old in self._epochs():
+            # Later ones could not be read, and are written again in time.
+            if old <= epoch - NEWEST and old != best:
+                with suppress(FileNotFoundError):
+                    self.store.remove(file_name(old))
 
     # ------------------------------------------------------------------ inside
 
@@ -169,52 +226,89 @@ class Checkpoints:
     def _place(self):
         return getattr(self.store, "url", repr(self.where))
 
+    def _lock_directory(self):
+        self._lock = Lock(self.store, self.owner)
+        try:
+            self._lock.acquire()
+        except OSError as error:
+            # A fit that is complete has nothing to write. One that has says so when it writes.
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise self._unwritable(LOCK, error) from error
+
+    def _warn(self, message):
+        warn_user(f"{self.owner}: {message}")
+
     def _epochs(self):
         found = [EPOCH.fullmatch(name) for name in self.store.names()]
         return sorted(int(match[1]) for match in found if match)
+
+    def _read(self, name, expected):
+        """Return what a file holds; raise ``ValueError`` if it is torn or of another fit."""
+        description, content = unframe(self.store.read(name))
+        if description != expected:
+            raise ValueError("it is of another fit")
+        return content
 
     def _write(self, name, data):
         try:
             self.store.write(name, data)
         except OSError as error:
-            epochs = self._epochs()
-            kept = f"that of epoch {epochs[-1]} is complete" if epochs else "there is none yet"
-            raise OSError(
-                error.errno,
-                f"{self.owner}: checkpoint {name} cannot be written to {self._place} "
-                f"({error.strerror or error}); {kept}. Run the same fit again once it can be",
-            ) from error
+            raise self._unwritable(name, error) from error
 
-    def _read_description(self):
-        if DESCRIPTION not in self.store.names():
-            return None
-        found = json.loads(self.store.read(DESCRIPTION))
-        if found["format"] != FORMAT:
+    def _unwritable(self, name, error):
+        epochs = self._epochs()
+        kept = f"that of epoch {epochs[-1]} is complete" if epochs else "there is none yet"
+        return OSError(
+            error.errno,
+            f"{self.owner}: checkpoint {name} cannot be written to {self._place} "
+            f"({error.strerror or error}); {kept}. Run the same fit again once it can be",
+        )
+
+    def _find_description(self):
+        """Return the description of the checkpoints that are there, if there are any."""
+        if DESCRIPTION in self.store.names():
+            try:
+                found = unseal(self.store.read(DESCRIPTION))
+            except (OSError, ValueError) as error:
+                self._warn(
+                    f"{DESCRIPTION} in {self._place} cannot be read ({error}); it is written again"
+                )
+            else:
+                self._check_version(found)
+                self._stored = dict(found)
+                return found
+        for epoch in reversed(self._epochs()):
+            # Each has the whole description, so that none is lost with the file of that name.
+            with suppress(OSError, ValueError):
+                return unframe(self.store.read(file_name(epoch)))[0]
+        return None
+
+    def _check_version(self, found):
+        holds = f"{self.owner}: checkpoint_dir {self._place} holds checkpoints of"
+        if found.get("format") != FORMAT:
             raise ValueError(
-                f"{self.owner}: checkpoint_dir {self._place} holds checkpoints of format "
-                f"{found['format']}; this version reads format {FORMAT}. Choose another directory"
+                f"{holds} format {found.get('format')}; this version reads format {FORMAT}. Choose "
+                "another directory"
             )
-        if found["estimator"] != self.owner:
-            raise ValueError(
-                f"{self.owner}: checkpoint_dir {self._place} holds checkpoints of "
-                f"{found['estimator']}; choose another directory"
-            )
-        return found
+        if found.get("estimator") != self.owner:
+            raise ValueError(f"{holds} {found.get('estimator')}; choose another directory")
 
     def _write_description(self):
-        self._write(DESCRIPTION, json.dumps(self.description, indent=1).encode())
+        if self.description != self._stored:
+            self._write(DESCRIPTION, seal(self.description))
+            self._stored = dict(self.description)
 
-    def _agrees(self, what, found, now):
-        """Tell whether what was found is what is there now; refuse to lose an epoch if not."""
-        if found == now:
+    def _agrees(self, what, described):
+        """Tell whether a description has what this one has; refuse to lose an epoch if not."""
+        mine, other = self.description[what], described[what]
+        if mine == other:
             return True
         if not self._epochs():
-            for name in self.store.names():
-                self.store.remove(name)
             return False
-        names = sorted(name for name in {*found, *now} if found.get(name) != now.get(name))
+        was, now = (mine, other) if what == "data" else (other, mine)
+        names = sorted(name for name in {*was, *now} if was.get(name) != now.get(name))
         changes = "; ".join(
-            f"{name} was {found.get(name, 'not there')} and is {now.get(name, 'not there')}"
+            f"{name} was {was.get(name, 'not there')} and is {now.get(name, 'not there')}"
             for name in names
         )
         raise ValueError(
@@ -231,16 +325,29 @@ def file_name(epoch):
     return f"epoch-{epoch:05}.pt"
 
 
-def pack(state):
-    """Return a state as bytes that tell whether they are complete."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    data = buffer.getvalue()
-    return MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n" + data
+def is_own(name):
+    """Tell whether a name is one of those that are written here."""
+    return name in (DESCRIPTION, LOCK) or any(p.fullmatch(name) for p in (ENCODER, EPOCH))
 
 
-def unpack(data):
-    """Return the state that :func:`pack` made bytes of.
+def canonical(description):
+    """Return a description as bytes that are the same for equal ones."""
+    return json.dumps(description, sort_keys=True, separators=(",", ":")).encode()
+
+
+def without_data(description):
+    """Return what is known of a fit before its rows are encoded."""
+    return {name: value for name, value in description.items() if name != "data"}
+
+
+def frame(content, description):
+    """Return content, with a description of the fit, as bytes that tell whether they are whole."""
+    rest = canonical(description) + b"\n" + content
+    return MAGIC + hashlib.sha256(rest).hexdigest().encode() + b"\n" + rest
+
+
+def unframe(data):
+    """Return the description and the content that :func:`frame` made bytes of.
 
     Raises
     ------
@@ -248,9 +355,52 @@ def unpack(data):
         If the bytes are not those that were written.
     """
     start = len(MAGIC) + 65
-    digest, content = data[len(MAGIC) : start - 1], data[start:]
-    if data[: len(MAGIC)] != MAGIC or hashlib.sha256(content).hexdigest().encode() != digest:
+    digest, rest = data[len(MAGIC) : start - 1], data[start:]
+    if data[: len(MAGIC)] != MAGIC or hashlib.sha256(rest).hexdigest().encode() != digest:
         raise ValueError("it is torn or was changed")
+    description, _, content = rest.partition(b"\n")
+    return json.loads(description), content
+
+
+def seal(description):
+    """Return a description as JSON with a digest of its own."""
+    digest = hashlib.sha256(canonical(description)).hexdigest()
+    return json.dumps({**description, "sha256": digest}, indent=1).encode()
+
+
+def unseal(data):
+    """Return the description that :func:`seal` made bytes of.
+
+    Raises
+    ------
+    ValueError
+        If the bytes are not those that were written.
+    """
+    try:
+        found = json.loads(data)
+    except ValueError as error:
+        raise ValueError("it is no JSON: torn, or not a file of this library") from error
+    digest = found.pop("sha256", None) if isinstance(found, dict) else None
+    if digest is None or hashlib.sha256(canonical(found)).hexdigest() != digest:
+        raise ValueError("it is torn or was changed")
+    return found
+
+
+def pack(state, description):
+    """Return a state as bytes that tell whether they are complete."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return frame(buffer.getvalue(), description)
+
+
+def read_state(content):
+    """Return a state from the content that :func:`pack` framed.
+
+    Raises
+    ------
+    ValueError
+        If it holds more than a state may.
+    """
     try:
         return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except UnpicklingError as error:
@@ -284,7 +434,7 @@ def _described(value):
     if hasattr(value, "get_params"):
         return type(value).__name__
     if isinstance(value, np.random.RandomState):
-        return f"RandomState of {digest(value.get_state()[1])}"
+        return f"RandomState of {array_digest(*map(np.asarray, value.get_state()[1:]))}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_described(item) for item in value)}]"
     if callable(value):

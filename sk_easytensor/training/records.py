@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 from sklearn.utils import check_consistent_length
 
+from sk_easytensor.digests import array_digest, table_digest
 from sk_easytensor.estimators._inputs import Sized, check_weight, errors_name
 from sk_easytensor.events import collect_sequences
 from sk_easytensor.tables import as_table, is_source
@@ -47,6 +48,10 @@ class Records:
 
     def __len__(self):
         return len(self.table)
+
+    def content(self):
+        """Return a digest of columns, targets and weights."""
+        return f"{table_digest(self.table)} {array_digest(self.y, self.weight)}"
 
     def each(self, function):
         """Return what a function gives for the targets of each chunk, as a list."""

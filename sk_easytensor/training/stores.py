@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import re
+from contextlib import contextmanager, suppress
+from copy import copy
 from uuid import uuid4
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 __all__ = ["DirectoryStore", "check_store", "open_store"]
+
+TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}")
+"""Names under which files are written before they are renamed."""
 
 
 class DirectoryStore:
@@ -25,14 +30,16 @@ class DirectoryStore:
         self.url = os.fspath(url)
         self._files, self._root = fsspec.core.url_to_fs(self.url)
 
+    def inside(self, name):
+        """Return the store of a subdirectory, which need not exist."""
+        other = copy(self)
+        other.url = f"{self.url.rstrip('/')}/{name}"
+        other._root = f"{self._root.rstrip('/')}/{name}"
+        return other
+
     def names(self):
-        """Return the names there are, sorted."""
-        if not self._files.exists(self._root):
-            return []
-        self._files.invalidate_cache()
-        paths = self._files.ls(self._root, detail=False)
-        names = [path.rstrip("/").rsplit("/", 1)[-1] for path in paths]
-        return sorted(name for name in names if not name.startswith("."))
+        """Return the names of the files there are, sorted."""
+        return [name for name in self._all_names() if not name.startswith(".")]
 
     def read(self, name):
         """Return the bytes of a name."""
@@ -40,7 +47,109 @@ class DirectoryStore:
 
     def write(self, name, data):
         """Write bytes under a name, which has them all or, should anything fail, what it had."""
-        temporary = f"{self._root}/.{name}.{uuid4().hex}"
+        with self._written(name, data) as temporary:
+            if self._local:
+                os.replace(temporary, f"{self._root}/{name}")
+            else:
+                self._files.mv(temporary, f"{self._root}/{name}")
+
+    def create(self, name, data):
+        """Write bytes under a name that there is not yet.
+
+        Raises
+        ------
+        FileExistsError
+            If there is one.
+
+        Notes
+        -----
+        Of two processes that create a name at once, one succeeds on a local disk, and on file
+        systems that open files with mode ``"xb"``. On others the name is looked up first, between
+        which and the writing another process may create it.
+        """
+        path = f"{self._root}/{name}"
+        if self._local:
+            with self._written(name, data) as temporary:
+                try:
+                    # The file is never there without its content.
+                    os.link(temporary, path)
+                    self._discard(temporary)
+                    return
+                except FileExistsError:
+                    raise
+                except OSError:
+                    # This file system knows no second name of a file.
+                    self._discard(temporary)
+        self._files.makedirs(self._root, exist_ok=True)
+        self._files.invalidate_cache()
+        if self._files.exists(path):
+            raise FileExistsError(path)
+        try:
+            with self._files.open(path, "xb") as file:
+                file.write(data)
+        except (NotImplementedError, ValueError, TypeError, AttributeError):
+            self._files.pipe_file(path, data)
+
+    def take(self, name, is_expected):
+        """Remove a name if its content is what a function accepts.
+
+        On a local disk, one of several processes that take a name succeeds.
+        """
+        path = f"{self._root}/{name}"
+        if not self._local:
+            if is_expected(self.read(name)):
+                self.remove(name)
+            return
+        moved = self._temporary(name)
+        os.rename(path, moved)
+        try:
+            with open(moved, "rb") as file:
+                expected = is_expected(file.read())
+            if not expected:
+                # Another process was faster, and this is its file.
+                with suppress(FileExistsError):
+                    os.link(moved, path)
+        finally:
+            self._discard(moved)
+
+    def remove(self, name):
+        """Remove a name that is there."""
+        self._files.rm_file(f"{self._root}/{name}")
+
+    def tidy(self, is_own):
+        """Remove what writers that were killed left half-written.
+
+        Parameters
+        ----------
+        is_own : callable
+            Tells whether a name is one of those that are written here. Files of other names,
+            and what is left of them, are not touched.
+        """
+        for name in self._all_names():
+            match = TEMPORARY.fullmatch(name)
+            if match and is_own(match[1]):
+                self._discard(f"{self._root}/{name}")
+
+    @property
+    def _local(self):
+        return isinstance(self._files, LocalFileSystem)
+
+    def _all_names(self):
+        self._files.invalidate_cache()
+        try:
+            found = self._files.ls(self._root, detail=True)
+        except FileNotFoundError:
+            return []
+        paths = [each["name"] for each in found if each["type"] == "file"]
+        return sorted(path.rsplit("/", 1)[-1] for path in paths)
+
+    def _temporary(self, name):
+        return f"{self._root}/.{name}.{uuid4().hex}"
+
+    @contextmanager
+    def _written(self, name, data):
+        """Write bytes under a temporary name, which is removed should anything fail."""
+        temporary = self._temporary(name)
         self._files.makedirs(self._root, exist_ok=True)
         try:
             with self._files.open(temporary, "wb") as file:
@@ -49,28 +158,10 @@ class DirectoryStore:
                     # Renamed files may be empty after a power cut otherwise.
                     file.flush()
                     os.fsync(file.fileno())
-            if self._local:
-                os.replace(temporary, f"{self._root}/{name}")
-            else:
-                self._files.mv(temporary, f"{self._root}/{name}")
+            yield temporary
         except BaseException:
             self._discard(temporary)
             raise
-
-    def remove(self, name):
-        """Remove a name that is there."""
-        self._files.rm_file(f"{self._root}/{name}")
-
-    def tidy(self):
-        """Remove what writers that were killed left half-written."""
-        if self._files.exists(self._root):
-            for path in self._files.ls(self._root, detail=False):
-                if path.rsplit("/", 1)[-1].startswith("."):
-                    self._discard(path)
-
-    @property
-    def _local(self):
-        return isinstance(self._files, LocalFileSystem)
 
     def _discard(self, path):
         # What cannot be written cannot always be removed; it is never read.

@@ -26,7 +26,7 @@ from sk_easytensor import (
 )
 from sk_easytensor.backends import LocalBackend
 from sk_easytensor.datasets import make_interactions
-from sk_easytensor.training.checkpoints import pack, unpack
+from sk_easytensor.training.checkpoints import pack, read_state, seal, unframe, unseal
 from sk_easytensor.training.stores import DirectoryStore
 
 EPOCHS = 6
@@ -49,6 +49,17 @@ class FragileStore(DirectoryStore):
         super().write(name, data)
 
 
+class OneFit(DirectoryStore):
+    """A directory for one fit only, as the artifacts of a run are."""
+
+    def inside(self, name):
+        return self
+
+
+class FragileOneFit(FragileStore, OneFit):
+    """Both."""
+
+
 class Count(Callback):
     """Counts the epochs that are trained."""
 
@@ -67,9 +78,20 @@ def classifier(where=None, **params):
 
 def interrupt(model, X, y=None, *, epochs, **fit_params):
     """Fit until the checkpoint after some epochs is written."""
-    store = FragileStore(model.checkpoint_dir, epochs)
+    where = model.checkpoint_dir
+    kind = FragileOneFit if isinstance(where, OneFit) else FragileStore
+    store = kind(getattr(where, "url", where), epochs)
     with pytest.raises(PowerCut):
         model.set_params(checkpoint_dir=store).fit(X, y, **fit_params)
+
+
+def files_in(directory):
+    """Return the content of all files, by path."""
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def unpack(data):
+    return read_state(unframe(data)[1])
 
 
 def same(model, expected):
@@ -88,8 +110,14 @@ def networks(model):
     return [model.network_]
 
 
+def fit_in(directory):
+    """Return the directory of the one fit that has checkpoints in a directory."""
+    (found,) = directory.glob("fit-*")
+    return found
+
+
 def epochs_in(directory):
-    return sorted(int(name[6:-3]) for name in os.listdir(directory) if name.startswith("epoch"))
+    return sorted(int(path.stem[6:]) for path in directory.glob("fit-*/epoch-*.pt"))
 
 
 # ---------------------------------------------------------------------- going on
@@ -181,7 +209,7 @@ def test_only_the_epochs_that_are_left_are_trained(labelled, tmp_path):
 
 def test_without_a_random_state_the_split_stays(labelled, tmp_path):
     interrupt(classifier(tmp_path, random_state=None), *labelled, epochs=2)
-    seed = json.loads((tmp_path / "fit.json").read_bytes())["seed"]
+    seed = json.loads((fit_in(tmp_path) / "fit.json").read_bytes())["seed"]
     found = classifier(tmp_path, random_state=None).fit(*labelled)
     same(found, classifier(random_state=seed).fit(*labelled))
 
@@ -211,7 +239,9 @@ def test_any_file_system(labelled):
     found = classifier(where).fit(*labelled)
     same(found, expected)
     files = fsspec.filesystem("memory")
-    assert {path.rsplit("/")[-1] for path in files.ls("/fits/7", detail=False)} >= {"fit.json"}
+    names = {path.rsplit("/")[-1] for path in files.find("/fits/7")}
+    assert names >= {"fit.json"}
+    assert "fit.lock" not in names
     # The estimator holds the URL and no open file system.
     assert pickle.loads(pickle.dumps(found)).checkpoint_dir == where
 
@@ -268,14 +298,15 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path):
     model = classifier(tmp_path, max_epochs=12, learning_rate=0.1).fit(X, y)
     assert model.best_iteration_ < model.n_iter_ - 1
     assert epochs_in(tmp_path) == [model.best_iteration_, model.n_iter_ - 1, model.n_iter_]
-    assert sorted(os.listdir(tmp_path))[-1] == "fit.json"
+    assert sorted(os.listdir(fit_in(tmp_path)))[-1] == "fit.json"
 
 
 def test_what_a_killed_writer_left_is_removed(labelled, tmp_path):
     interrupt(classifier(tmp_path), *labelled, epochs=2)
-    (tmp_path / ".epoch-00003.pt.0123").write_bytes(b"half")
+    where = fit_in(tmp_path)
+    (where / f".epoch-00003.pt.{'0123' * 8}").write_bytes(b"half")
     classifier(tmp_path).fit(*labelled)
-    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+    assert not [name for name in os.listdir(where) if name.startswith(".")]
 
 
 def truncated(data):
@@ -288,7 +319,7 @@ def flipped(data):
 
 
 def of_something_else(data):
-    return pack({"model": CODE})
+    return pack({"model": CODE}, unframe(data)[0])
 
 
 class Code:
@@ -304,10 +335,12 @@ CODE = Code()
 @pytest.mark.parametrize("change", [truncated, flipped, of_something_else, lambda data: b""])
 def test_a_damaged_checkpoint_is_passed_over(change, labelled, tmp_path):
     interrupt(classifier(tmp_path), *labelled, epochs=4)
-    file = tmp_path / "epoch-00004.pt"
+    file = fit_in(tmp_path) / "epoch-00004.pt"
     file.write_bytes(change(file.read_bytes()))
     model = classifier(tmp_path, callbacks=None)
-    with pytest.warns(UserWarning, match="epoch-00004.pt in .* cannot be read .* the one before"):
+    with pytest.warns(
+        UserWarning, match="epoch-00004.pt in .* cannot be read .* from the one before"
+    ):
         model.fit(*labelled)
     same(model, classifier().fit(*labelled))
     assert "RAN" not in os.environ
@@ -316,7 +349,7 @@ def test_a_damaged_checkpoint_is_passed_over(change, labelled, tmp_path):
 def test_all_damaged(labelled, tmp_path):
     interrupt(classifier(tmp_path), *labelled, epochs=2)
     for epoch in (1, 2):
-        (tmp_path / f"epoch-{epoch:05}.pt").write_bytes(b"?")
+        (fit_in(tmp_path) / f"epoch-{epoch:05}.pt").write_bytes(b"?")
     with pytest.warns(UserWarning, match="cannot be read"):
         model = classifier(tmp_path).fit(*labelled)
     same(model, classifier().fit(*labelled))
@@ -324,9 +357,9 @@ def test_all_damaged(labelled, tmp_path):
 
 def test_states_are_read_without_pickle(tmp_path):
     state = {"weights": torch.arange(3.0), "epochs": [1, None, 0.5], "name": "x"}
-    assert unpack(pack(state))["epochs"] == [1, None, 0.5]
+    assert unpack(pack(state, {}))["epochs"] == [1, None, 0.5]
     with pytest.raises(ValueError, match="more than tensors, numbers and strings"):
-        unpack(pack({"model": CODE}))
+        unpack(pack({"model": CODE}, {}))
 
 
 # ---------------------------------------------------------------------- encoders
@@ -368,12 +401,13 @@ def test_an_encoder_with_code_of_ones_own_is_fitted_again(labelled, tmp_path, mo
 @pytest.mark.parametrize("params", [{}, {"learning_rate": 0.02}])
 def test_a_fit_that_was_killed_before_its_first_epoch_may_change(params, labelled, tmp_path):
     """Nothing is lost by it."""
-    interrupt(classifier(tmp_path), *labelled, epochs=0)
-    assert epochs_in(tmp_path) == []
-    assert (tmp_path / "encoder.skops").exists()
+    interrupt(classifier(OneFit(tmp_path)), *labelled, epochs=0)
+    assert sorted(os.listdir(tmp_path)) == ["encoder.skops", "fit.json"]
+    (tmp_path / "data.csv").write_text("a,b")
     X, y = labelled[0].assign(amount=labelled[0]["amount"] * 100), labelled[1]
     expected = classifier(**params).fit(X, y)
-    found = classifier(tmp_path, **params).fit(X, y)
+    found = classifier(OneFit(tmp_path), **params).fit(X, y)
+    assert (tmp_path / "data.csv").read_text() == "a,b"
     same(found, expected)
     np.testing.assert_array_equal(found.predict_proba(X), expected.predict_proba(X))
 
@@ -391,11 +425,11 @@ def test_a_fit_that_was_killed_before_its_first_epoch_may_change(params, labelle
     ],
 )
 def test_other_parameters_are_refused(params, message, labelled, tmp_path):
-    interrupt(classifier(tmp_path), *labelled, epochs=2)
-    before = {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+    interrupt(classifier(OneFit(tmp_path)), *labelled, epochs=2)
+    before = files_in(tmp_path)
     with pytest.raises(ValueError, match=message):
-        classifier(tmp_path).set_params(**params).fit(*labelled)
-    assert before == {name: (tmp_path / name).read_bytes() for name in os.listdir(tmp_path)}
+        classifier(OneFit(tmp_path)).set_params(**params).fit(*labelled)
+    assert before == files_in(tmp_path)
 
 
 def test_parameters_without_influence_may_change(labelled, tmp_path):
@@ -412,34 +446,34 @@ def test_parameters_without_influence_may_change(labelled, tmp_path):
     ],
 )
 def test_other_data_are_refused(change, message, labelled, tmp_path):
-    interrupt(classifier(tmp_path), *labelled, epochs=2)
-    before = epochs_in(tmp_path)
+    interrupt(classifier(OneFit(tmp_path)), *labelled, epochs=2)
+    before = files_in(tmp_path)
     with pytest.raises(ValueError, match=f"other data: .*{message}"):
-        classifier(tmp_path).fit(*change(*labelled))
-    assert epochs_in(tmp_path) == before
+        classifier(OneFit(tmp_path)).fit(*change(*labelled))
+    assert before == files_in(tmp_path)
 
 
 def test_other_weights_and_evaluation_sets_are_refused(labelled, tmp_path):
     X, y = labelled
-    interrupt(classifier(tmp_path), X, y, epochs=2)
+    interrupt(classifier(OneFit(tmp_path)), X, y, epochs=2)
     weight = np.linspace(1, 2, len(y))
     with pytest.raises(ValueError, match="training weights was"):
-        classifier(tmp_path).fit(X, y, sample_weight=weight)
+        classifier(OneFit(tmp_path)).fit(X, y, sample_weight=weight)
     with pytest.raises(ValueError, match="validation 0 rows was"):
-        classifier(tmp_path).fit(X, y, eval_set=[(X[:60], y[:60])])
+        classifier(OneFit(tmp_path)).fit(X, y, eval_set=[(X[:60], y[:60])])
 
 
 def test_another_estimator_is_refused(mixed, labelled, tmp_path):
-    interrupt(classifier(tmp_path), *labelled, epochs=1)
+    interrupt(classifier(OneFit(tmp_path)), *labelled, epochs=1)
     with pytest.raises(ValueError, match="holds checkpoints of EasyTensorClassifier"):
-        EasyTensorRegressor(checkpoint_dir=tmp_path).fit(*mixed)
+        EasyTensorRegressor(checkpoint_dir=OneFit(tmp_path)).fit(*mixed)
 
 
 def test_a_newer_format_is_refused(labelled, tmp_path):
     interrupt(classifier(tmp_path), *labelled, epochs=1)
-    description = json.loads((tmp_path / "fit.json").read_bytes())
-    (tmp_path / "fit.json").write_text(json.dumps({**description, "format": 99}))
-    with pytest.raises(ValueError, match="checkpoints of format 99; this version reads format 1"):
+    file = fit_in(tmp_path) / "fit.json"
+    file.write_bytes(seal({**unseal(file.read_bytes()), "format": 99}))
+    with pytest.raises(ValueError, match="checkpoints of format 99; this version reads format 2"):
         classifier(tmp_path).fit(*labelled)
 
 
@@ -476,8 +510,9 @@ def test_a_full_disk(labelled, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
     assert epochs_in(tmp_path)[-1] == 3
-    assert unpack((tmp_path / "epoch-00003.pt").read_bytes())["ended"] is False
-    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+    where = fit_in(tmp_path)
+    assert unpack((where / "epoch-00003.pt").read_bytes())["ended"] is False
+    assert not [name for name in os.listdir(where) if name.startswith(".") or "lock" in name]
 
 
 def test_a_directory_that_turned_read_only(labelled, tmp_path):

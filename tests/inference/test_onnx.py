@@ -1,5 +1,7 @@
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -31,6 +33,7 @@ from sk_easytensor import (
     VectorBlock,
 )
 from sk_easytensor.inference import encoded_arrays, export_onnx, load
+from sk_easytensor.inference._sealing import DIGEST, check_sealed, sealed
 
 one_process = pytest.mark.xdist_group("everything")
 """Of tests that share a file, so that pytest-xdist has it written once."""
@@ -179,15 +182,40 @@ def test_encoded_rows(rows, hard_rows, target, tmp_path):
 @one_process
 def test_newer_and_foreign_files_are_refused(everything, tmp_path):
     model = onnx.load(everything[1])
-    (entry,) = model.metadata_props
+    entry, digest = model.metadata_props
+    assert digest.key == DIGEST
+    model.metadata_props.remove(digest)
+    assert hashlib.sha256(model.SerializeToString()).hexdigest() == digest.value
     entry.value = json.dumps({**json.loads(entry.value), "format": 99, "version": "7.0"})
-    onnx.save(model, tmp_path / "newer.onnx")
+    (tmp_path / "newer.onnx").write_bytes(sealed(model.SerializeToString()))
     with pytest.raises(ValueError, match=r"format 99, written by sk_easytensor 7\.0.*Update"):
         load(tmp_path / "newer.onnx")
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "foreign.onnx")
     with pytest.raises(ValueError, match="was not written by to_onnx"):
         load(tmp_path / "foreign.onnx")
+
+
+@one_process
+def test_changed_files_are_refused_by_name(everything, tmp_path):
+    whole = everything[1].read_bytes()
+    check_sealed(whole, "")
+    random = np.random.default_rng(0)
+    end = len(whole) - 1
+    for position in [0, 1, end - 90, end - 80, end, *random.integers(len(whole), size=40)]:
+        changed = bytearray(whole)
+        changed[position] ^= 1 << random.integers(8)
+        with pytest.raises(ValueError, match=r"model\.onnx is torn, was changed"):
+            check_sealed(bytes(changed), "model.onnx")
+    path = tmp_path / "changed.onnx"
+    for changed in (whole[:-1], whole[: len(whole) // 2], whole[:-92], b"", whole + b"\0"):
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is torn, was changed"):
+            load(path)
+    with pytest.raises(ValueError, match="what was given is torn"):
+        load(whole[:-1])
+    with pytest.raises(FileNotFoundError, match=r"missing\.onnx"):
+        load(tmp_path / "missing.onnx")
 
 
 def test_other_encoders_and_an_mlp(rows, hard_rows, target, tmp_path, assert_same):

@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ from sk_easytensor import (
     VectorBlock,
 )
 from sk_easytensor.inference import TensorRTPredictor, build_engine
-from sk_easytensor.inference.tensorrt import PACKAGES, read_engine, tensorrt_package
+from sk_easytensor.inference.tensorrt import MAGIC, PACKAGES, read_engine, tensorrt_package
 
 try:
     tensorrt_package()
@@ -110,6 +112,14 @@ def test_what_is_no_engine(model, tmp_path):
     path.write_bytes(b"nothing of the kind")
     with pytest.raises(ValueError, match="was not written by to_tensorrt"):
         TensorRTPredictor(model, path)
+    rest = (2).to_bytes(8, "little") + b"{}engine"
+    whole = MAGIC + hashlib.sha256(rest).digest() + rest
+    path.write_bytes(whole)
+    assert read_engine(path) == ({}, b"engine")
+    for changed in (whole[:-1], whole[:-1] + b"E", whole[:30] + b"?" + whole[31:]):
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=r"model\.engine is torn or was changed"):
+            read_engine(path)
 
 
 @pytest.mark.parametrize(

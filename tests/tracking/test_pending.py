@@ -168,6 +168,45 @@ def test_an_upload_that_fails_may_be_repeated(classifier, table, work, server):
     check_run(mlflow.MlflowClient(server.uri), model, table[0])
 
 
+@pytest.fixture
+def pending(classifier, table, work):
+    """The folder of a record that waits, of a fit without a model."""
+    tracker = MLflowTracker(f"http://127.0.0.1:{free_port()}", log_model=False, log_report=False)
+    with pytest.warns(UserWarning, match="The fit goes on"):
+        classifier(tracker=tracker).fit(*table)
+    (folder,) = waiting(work)
+    return folder
+
+
+def test_foreign_files_beside_a_record_stay(pending, work):
+    foreign = [pending / "notes.txt", pending / "artifacts" / "code" / "mine.py"]
+    for path in foreign:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    uri = f"sqlite:///{work}/mlflow.db"
+    client, run_id = mlflow.MlflowClient(uri), upload(pending, uri)
+    names = {entry.path for entry in client.list_artifacts(run_id, "code")}
+    assert "code/mine.py" not in names
+    assert sorted(path for path in pending.rglob("*") if path.is_file()) == sorted(foreign)
+    assert {path.read_text() for path in foreign} == {"mine"}
+
+
+def test_a_torn_record_is_refused_by_name(pending):
+    def files():
+        return {each: each.read_bytes() for each in pending.rglob("*") if each.is_file()}
+
+    for name in ("record.json", "artifacts/data.json"):
+        path = pending / name
+        whole = path.read_bytes()
+        for content in (b"", b"[]", b"{}", b"{", whole[:-1], whole.replace(b"a", b"b", 1)):
+            path.write_bytes(content)
+            before = files()
+            with pytest.raises(ValueError, match=rf"{name}' is torn, was changed"):
+                upload(pending)
+            assert before == files()
+        path.write_bytes(whole)
+
+
 def test_upload_of_nothing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no record\.json in"):
         upload(tmp_path)
