@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
-from threading import RLock
 
 import numpy as np
 import torch
 
+from sk_easytensor.forking import ForkSafeLock
 from sk_easytensor.training.seeding import seeded
 
 __all__ = ["LanguageModel", "import_package", "load_language_model", "text_tokenizer", "tokenize"]
@@ -35,7 +35,7 @@ MODELS_KEPT = 2
 TOKENS = {"cpu": 2048, "cuda": 65_536}
 
 # Guards models and vectors. Taken after that of `seeded`, never before it.
-LOCK = RLock()
+LOCK = ForkSafeLock()
 
 LOADED = OrderedDict()
 

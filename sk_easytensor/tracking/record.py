@@ -8,7 +8,8 @@ import shutil
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from threading import Lock
+
+from sk_easytensor.forking import ForkSafeLock
 
 __all__ = ["RunRecord", "impatient", "import_mlflow", "send", "upload"]
 
@@ -267,7 +268,7 @@ def send_model(record, folder, client):
 
 # ---------------------------------------------------------------------- servers that are down
 
-_lock = Lock()
+_lock = ForkSafeLock()
 _impatient = {"depth": 0, "set": []}
 
 
