@@ -11,6 +11,7 @@ import torch
 from joblib import effective_n_jobs
 
 from sk_easytensor.forking import ForkSafeLock, after_fork, is_forked
+from sk_easytensor.masking import mask_error
 
 __all__ = ["library_settings", "limited_threads", "resolve_threads", "with_library_settings"]
 
@@ -153,7 +154,7 @@ def with_library_settings(function):
     """Have a function compute within :func:`library_settings`, with as many threads as it may use.
 
     Torch uses at most the threads of the first argument's ``n_jobs``, if it has one, and a single
-    thread in a forked process.
+    thread in a forked process. Errors name no password of a URL.
     """
 
     @wraps(function)
@@ -166,13 +167,16 @@ def with_library_settings(function):
                 threads = min(before, resolve_threads(args[0].n_jobs))
         # Contexts cost several microseconds, and hardly any program needs this one.
         call = function if already_set() else within_settings
-        if threads == before:
-            return call(*args, **kwargs)
-        torch.set_num_threads(threads)
+        if threads != before:
+            torch.set_num_threads(threads)
         try:
             return call(*args, **kwargs)
+        except BaseException as error:
+            mask_error(error)
+            raise
         finally:
-            torch.set_num_threads(before)
+            if threads != before:
+                torch.set_num_threads(before)
 
     def within_settings(*args, **kwargs):
         with library_settings():

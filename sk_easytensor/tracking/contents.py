@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from sk_easytensor.masking import masked
 from sk_easytensor.report._plots import bars, lines
 from sk_easytensor.tables import as_table
 from sk_easytensor.tracking.model import versions
@@ -48,7 +49,7 @@ def parameters(estimator):
 def shown(value):
     """Return a value as a string that does not change from process to process."""
     text = value if isinstance(value, str) else repr(value)
-    return re.sub(r" at 0x[0-9a-f]+", "", re.sub(r"\s+", " ", text))
+    return re.sub(r" at 0x[0-9a-f]+", "", masked(re.sub(r"\s+", " ", text)))
 
 
 def metric_values(epoch):
@@ -83,12 +84,14 @@ def write_environment(folder):
 
 
 def write_source(folder):
-    """Write the script that called `fit`, if it is a file."""
+    """Write the script that called `fit`, if it is a file, without the passwords of its URLs."""
     source = getattr(sys.modules.get("__main__"), "__file__", None)
     path = Path(source) if source else None
     if path is not None and path.is_file() and path.stat().st_size <= LARGEST_SOURCE:
         (folder / "code").mkdir(exist_ok=True)
-        (folder / "code" / path.name).write_bytes(path.read_bytes())
+        text = path.read_bytes().decode("utf-8", "surrogateescape")
+        data = masked(text).encode("utf-8", "surrogateescape")
+        (folder / "code" / path.name).write_bytes(data)
 
 
 def data_of(estimator):

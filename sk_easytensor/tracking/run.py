@@ -15,6 +15,7 @@ from pathlib import Path
 from uuid import uuid4
 from warnings import catch_warnings, simplefilter, warn
 
+from sk_easytensor.masking import masked
 from sk_easytensor.tracking import contents
 from sk_easytensor.tracking.model import save_model
 from sk_easytensor.tracking.notes import EpochNotes
@@ -194,7 +195,7 @@ class TrackedRun:
     def fail(self, status, error):
         """End the run of a fit that did not end well."""
         self.record.add_tags({"error": f"{type(error).__name__}: {error}"})
-        text = "".join(traceback.format_exception(error))
+        text = masked("".join(traceback.format_exception(error)))
         self._describe((self.artifacts / "error.txt").write_text, text, encoding="utf-8")
         self.end(status)
 
@@ -317,7 +318,7 @@ class TrackedRun:
             self.down = True
             if not again:
                 warn(
-                    f"{self.owner}: MLflow at {without_password(self.uri)} failed "
+                    f"{self.owner}: MLflow at {masked(self.uri)} failed "
                     f"({shortened(error)}). The fit goes on; unless MLflow answers at its end, the "
                     f"record is written to {str(self.waiting)!r}, from where "
                     "sk_easytensor.tracking.upload sends it",
@@ -334,7 +335,7 @@ class TrackedRun:
         except Exception as error:
             name = function.__name__.strip("_").replace("_", " ")
             warn(
-                f"{self.owner}: a part of the run's record is missing: {name}: {error}",
+                f"{self.owner}: a part of the run's record is missing: {name}: {masked(error)}",
                 stacklevel=2,
             )
             return None
@@ -364,15 +365,9 @@ def is_alive(process):
     return True
 
 
-def without_password(uri):
-    """Return an address without the user and password that may be in it."""
-    return re.sub(r"//[^/@]*@", "//…@", uri)
-
-
 def shortened(error):
     """Return the begin of an error's message."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    text = without_password(text)
+    text = masked(" ".join(f"{type(error).__name__}: {error}".split()))
     return text if len(text) <= 300 else text[:299] + "…"
 
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from functools import wraps
 from inspect import signature
 
+from sk_easytensor.masking import masked
+
 __all__ = ["MLflowTracker", "check_tracker", "tracked", "with_active_run", "without_autologging"]
 
 RUN = "_tracked_run"
@@ -79,7 +81,7 @@ class MLflowTracker:
     def __repr__(self):
         parameters = signature(type(self)).parameters.values()
         changed = [p.name for p in parameters if getattr(self, p.name) != p.default]
-        given = ", ".join(f"{name}={getattr(self, name)!r}" for name in changed)
+        given = ", ".join(f"{name}={masked(repr(getattr(self, name)))}" for name in changed)
         return f"{type(self).__name__}({given})"
 
     def __getstate__(self):

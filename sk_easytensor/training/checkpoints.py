@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from skops.io import dumps, get_untrusted_types, loads
 
+from sk_easytensor.masking import masked
 from sk_easytensor.safe_loading import trusted_types
 from sk_easytensor.training.stores import open_store
 
@@ -138,7 +139,7 @@ class Checkpoints:
             except (OSError, ValueError) as error:
                 warn(
                     f"{self.owner}: checkpoint {file_name(epoch)} in {self._place} cannot be read "
-                    f"({error}); going on from the one before",
+                    f"({masked(error)}); going on from the one before",
                     stacklevel=2,
                 )
         return None
@@ -165,7 +166,7 @@ class Checkpoints:
 
     @property
     def _place(self):
-        return getattr(self.store, "url", repr(self.where))
+        return masked(getattr(self.store, "url", repr(self.where)))
 
     def _epochs(self):
         found = [EPOCH.fullmatch(name) for name in self.store.names()]
@@ -287,7 +288,7 @@ def _described(value):
         return f"[{', '.join(_described(item) for item in value)}]"
     if callable(value):
         return getattr(value, "__qualname__", type(value).__name__)
-    text = repr(value)
+    text = masked(repr(value))
     return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
