@@ -26,6 +26,7 @@ __all__ = [
     "draw_curves",
     "metric_values",
     "parameters",
+    "write_csv",
     "write_environment",
     "write_importances",
     "write_source",
@@ -33,6 +34,9 @@ __all__ = [
 
 LARGEST_SOURCE = 1_000_000
 SHOWN_BARS = 20
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What texts begin with that spreadsheets compute."""
+
 UNRECORDED = frozenset(["epoch", "blend_loss"])
 """Entries of a history that runs leave out, beside losses on the scale of training."""
 
@@ -123,9 +127,28 @@ def write_importances(estimator, folder):
     order = np.argsort(-values, kind="stable")
     names, values = [names[index] for index in order], values[order]
     table = pd.DataFrame({"column": names, "importance": values})
-    table.to_csv(folder / "importances.csv", index=False)
+    write_csv(table, folder / "importances.csv")
     drawing = bars(names[:SHOWN_BARS], values[:SHOWN_BARS], "Permutation importance of columns")
     write_svg(folder / "importances.svg", drawing)
+
+
+def write_csv(frame, path):
+    """Write a data frame as CSV whose texts spreadsheets do not take for formulas.
+
+    An apostrophe goes before texts that begin as formulas do; numbers are written as they are.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        Columns of strings or of numbers.
+    path : Path
+        The file.
+    """
+
+    def guarded(value):
+        return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+    frame.rename(columns=guarded).map(guarded).to_csv(path, index=False)
 
 
 def write_svg(path, drawing):

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import socket
-import tempfile
 import time
 import traceback
 from contextlib import suppress
@@ -16,6 +14,7 @@ from uuid import uuid4
 from warnings import catch_warnings, simplefilter, warn
 
 from sk_easytensor.masking import masked
+from sk_easytensor.temporary import is_running, make_temporary_directory, remove_temporary_directory
 from sk_easytensor.tracking import contents
 from sk_easytensor.tracking.model import save_model
 from sk_easytensor.tracking.notes import EpochNotes
@@ -67,7 +66,7 @@ class TrackedRun:
     def __init__(self, tracker, owner, uri, parent, record):
         self.tracker, self.owner, self.uri, self.parent = tracker, owner, uri, parent
         self.record = record
-        self.folder = Path(tempfile.mkdtemp(prefix="sk_easytensor-"))
+        self.folder = Path(make_temporary_directory("run"))
         self.artifacts = self.folder / ARTIFACTS
         self.artifacts.mkdir()
         self.waiting = Path(tracker.pending_dir) / record.identifier
@@ -220,7 +219,7 @@ class TrackedRun:
 
     def discard(self):
         """Remove what is on this machine."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_temporary_directory(self.folder)
 
     def _note_outcome(self, estimator):
         values = {
@@ -356,13 +355,7 @@ def is_alive(process):
     number, _, host = (process or "").partition("@")
     if os.name != "posix" or host != socket.gethostname() or number == str(os.getpid()):
         return False
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return is_running(int(number))
 
 
 def shortened(error):
