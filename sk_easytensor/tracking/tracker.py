@@ -22,7 +22,9 @@ class MLflowTracker:
     ----------
     tracking_uri : str or None, default=None
         Server or database; None for what ``mlflow.set_tracking_uri`` or ``MLFLOW_TRACKING_URI``
-        say, otherwise the SQLite database ``mlflow.db`` in the working directory.
+        say, otherwise the SQLite database ``mlflow.db`` in the working directory. A password in it
+        is displayed nowhere; ``MLFLOW_TRACKING_USERNAME`` and ``MLFLOW_TRACKING_PASSWORD`` need no
+        such address.
     experiment_name : str or None, default=None
         Experiment that runs belong to, made if it is not there; None for the active one.
     run_name : str or None, default=None
