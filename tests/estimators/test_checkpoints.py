@@ -212,8 +212,9 @@ def test_any_file_system(labelled):
     same(found, expected)
     files = fsspec.filesystem("memory")
     assert {path.rsplit("/")[-1] for path in files.ls("/fits/7", detail=False)} >= {"fit.json"}
-    # The estimator holds the URL and no open file system.
-    assert pickle.loads(pickle.dumps(found)).checkpoint_dir == where
+    # An estimator holds the URL and no open file system; a saved model holds neither.
+    assert pickle.loads(pickle.dumps(classifier(where))).checkpoint_dir == where
+    assert pickle.loads(pickle.dumps(found)).checkpoint_dir is None
 
 
 SCRIPT = """
