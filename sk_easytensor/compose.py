@@ -25,6 +25,7 @@ from sk_easytensor.selection import (
 )
 from sk_easytensor.sparse import compressed, is_sparse, layout_of
 from sk_easytensor.tables import as_table, has_column_names, read_like_fit
+from sk_easytensor.torch_settings import with_library_settings
 
 __all__ = ["BASE_MARGIN", "BlockParametersMixin", "TableEncoder", "select_columns"]
 
@@ -161,6 +162,7 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
         self.categorical_features = categorical_features
         self.n_jobs = n_jobs
 
+    @with_library_settings
     def fit(self, X, y=None):
         """Choose and fit the blocks.
 
@@ -267,6 +269,7 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
         self.blocks_ = {name: block.finish(summaries[name]) for name, (block, _) in chosen.items()}
         return self
 
+    @with_library_settings
     def transform(self, X):
         """Encode a table as one matrix.
 
@@ -283,6 +286,7 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
         parts = [block.flatten(frame[name]) for name, block in self.blocks_.items()]
         return np.concatenate(parts, axis=1, dtype=np.float32)
 
+    @with_library_settings
     def encode(self, X):
         """Encode a table for a network.
 

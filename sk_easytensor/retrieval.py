@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from sk_easytensor.parameters import check_choice
+from sk_easytensor.torch_settings import with_library_settings
 
 __all__ = ["INDEXES", "ApproximateIndex", "as_tensor", "check_index", "top_k"]
 
@@ -23,6 +24,7 @@ EXPANSIONS = tuple(32 * 2**power for power in range(8))
 """Candidates that a search of the graph keeps at hand: more of them find more of the best."""
 
 
+@with_library_settings
 def top_k(queries, candidates, k, *, excluded=None):
     """Return the k candidates with the largest products for each query.
 

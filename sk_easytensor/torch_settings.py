@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack, contextmanager
 from functools import wraps
-from threading import Lock
+from threading import local
 
 import torch
+from joblib import effective_n_jobs
 
-__all__ = ["library_settings", "with_library_settings"]
+from sk_easytensor.forking import ForkSafeLock, after_fork, is_forked
+from sk_easytensor.masking import mask_error
+
+__all__ = ["library_settings", "limited_threads", "resolve_threads", "with_library_settings"]
 
 CPU = torch.device("cpu")
 AUTOCAST = ("cpu", "cuda")
@@ -19,11 +24,14 @@ class ProcessSettings:
 
     def __init__(self):
         self.depth = 0
-        self._lock = Lock()
+        self._lock = ForkSafeLock()
         self._before = None
+        self._own = local()
+        after_fork(self._in_child)
 
     def __enter__(self):
         with self._lock:
+            self._own.depth = getattr(self._own, "depth", 0) + 1
             self.depth += 1
             if self.depth == 1:
                 deterministic = (
@@ -38,12 +46,22 @@ class ProcessSettings:
 
     def __exit__(self, *error):
         with self._lock:
+            self._own.depth -= 1
             self.depth -= 1
             if self.depth == 0:
-                dtype, (deterministic, warn_only) = self._before
-                torch.set_default_dtype(dtype)
-                if deterministic:
-                    torch.use_deterministic_algorithms(True, warn_only=warn_only)
+                self._restore()
+
+    def _restore(self):
+        dtype, (deterministic, warn_only) = self._before
+        torch.set_default_dtype(dtype)
+        if deterministic:
+            torch.use_deterministic_algorithms(True, warn_only=warn_only)
+
+    def _in_child(self):
+        # Only the thread that forked is left to restore the settings.
+        before, self.depth = self.depth, getattr(self._own, "depth", 0)
+        if before and not self.depth:
+            self._restore()
 
 
 PROCESS = ProcessSettings()
@@ -96,14 +114,71 @@ def without_autocast():
             torch.autocast_increment_nesting()
 
 
+def resolve_threads(n_jobs):
+    """Return how many threads to use.
+
+    Parameters
+    ----------
+    n_jobs : int or None
+        As in scikit-learn: None means one unless in a joblib context that says otherwise, -1
+        means all cores. Limits that joblib puts on its workers are respected.
+
+    Returns
+    -------
+    int
+        1 in a forked process, where pools of threads are those of the parent and wait for ever.
+    """
+    if is_forked():
+        return 1
+    threads = max(1, effective_n_jobs(n_jobs))
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return min(threads, int(limit)) if limit.isdigit() and int(limit) > 0 else threads
+
+
+@contextmanager
+def limited_threads(n_jobs):
+    """Bound torch's threads within the context and restore them after it."""
+    before = torch.get_num_threads()
+    threads = resolve_threads(n_jobs)
+    if threads == before:
+        yield
+        return
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def with_library_settings(function):
-    """Have a function compute within :func:`library_settings`."""
+    """Have a function compute within :func:`library_settings`, with as many threads as it may use.
+
+    Torch uses at most the threads of the first argument's ``n_jobs``, if it has one, and a single
+    thread in a forked process. Errors name no password of a URL.
+    """
 
     @wraps(function)
     def within(*args, **kwargs):
-        # A context costs several microseconds, and hardly any program needs it.
-        if already_set():
-            return function(*args, **kwargs)
+        before = threads = torch.get_num_threads()
+        if before > 1:
+            if is_forked():
+                threads = 1
+            elif args and hasattr(args[0], "n_jobs"):
+                threads = min(before, resolve_threads(args[0].n_jobs))
+        # Contexts cost several microseconds, and hardly any program needs this one.
+        call = function if already_set() else within_settings
+        if threads != before:
+            torch.set_num_threads(threads)
+        try:
+            return call(*args, **kwargs)
+        except BaseException as error:
+            mask_error(error)
+            raise
+        finally:
+            if threads != before:
+                torch.set_num_threads(before)
+
+    def within_settings(*args, **kwargs):
         with library_settings():
             return function(*args, **kwargs)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,12 +9,12 @@ from functools import cache
 
 import numpy as np
 import torch
-from joblib import effective_n_jobs
 
 from sk_easytensor.columns import RowError
 from sk_easytensor.parameters import check_number
 from sk_easytensor.summaries import SummaryMap, merge_all
 from sk_easytensor.tensors import TensorFrame
+from sk_easytensor.torch_settings import limited_threads, resolve_threads
 from sk_easytensor.training.fitting import train_network
 from sk_easytensor.training.settings import resolve_device
 from sk_easytensor.training.splits import hold_out, merge_duplicates
@@ -339,24 +338,6 @@ def batch_sizes(lengths, batch_size):
     return sizes
 
 
-def resolve_threads(n_jobs):
-    """Return how many threads to use.
-
-    Parameters
-    ----------
-    n_jobs : int or None
-        As in scikit-learn: None means one unless in a joblib context that says otherwise, -1
-        means all cores. Limits that joblib puts on its workers are respected.
-
-    Returns
-    -------
-    int
-    """
-    threads = max(1, effective_n_jobs(n_jobs))
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    return min(threads, int(limit)) if limit.isdigit() and int(limit) > 0 else threads
-
-
 @cache
 def keep_freed_memory():
     """Have freed memory kept for what is computed next.
@@ -367,21 +348,6 @@ def keep_freed_memory():
     """
     # Nobody writes to it, so that it never takes memory.
     torch.empty(ONCE_FREED, dtype=torch.uint8)
-
-
-@contextmanager
-def limited_threads(n_jobs):
-    """Bound torch's threads within the context and restore them after it."""
-    before = torch.get_num_threads()
-    threads = resolve_threads(n_jobs)
-    if threads == before:
-        yield
-        return
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

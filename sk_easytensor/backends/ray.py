@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import contextmanager
+from copy import copy
 
 import pyarrow as pa
 import torch
 
 from sk_easytensor.backends.local import LocalBackend
+from sk_easytensor.masking import MaskedUrl, masked, with_mask
 from sk_easytensor.parameters import check_number
 from sk_easytensor.tables import is_source
 from sk_easytensor.training.records import read_records
@@ -114,6 +116,17 @@ class RayBackend(LocalBackend):
         # What checkpoints compare: with other workers, training cannot go on as it was.
         return f"RayBackend(num_workers={self.num_workers})"
 
+    def without_secrets(self):
+        """Return the backend as it is stored with a fitted model.
+
+        Where a training left its files is of no use to it; an address with a password is left out.
+        """
+        other = copy(self)
+        other.storage_path = None
+        if isinstance(with_mask(self.address), MaskedUrl):
+            other.address = None
+        return other
+
     @contextmanager
     def running(self):
         """Have a cluster within the context: the one there is, or one that ends with it."""
@@ -140,7 +153,7 @@ class RayBackend(LocalBackend):
             # Rows and networks go through the object store; half of the default does.
             ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
             return "cluster stopped"
-        LOGGER.warning("Ray is not initialised: connecting to %s", where)
+        LOGGER.warning("Ray is not initialised: connecting to %s", masked(where))
         ray.init(address=where)
         return "disconnected"
 

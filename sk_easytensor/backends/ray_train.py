@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-import shutil
 import signal
-import tempfile
 import threading
 import traceback
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from sk_easytensor.backends.local import limited_threads
 from sk_easytensor.backends.ray_actors import ErrorCollector
 from sk_easytensor.backends.ray_notes import noting
 from sk_easytensor.backends.ray_tasks import n_threads
+from sk_easytensor.temporary import make_temporary_directory, remove_temporary_directory
 from sk_easytensor.training.checkpoints import Checkpoints
 from sk_easytensor.training.fitting import train_network
 from sk_easytensor.training.group import Alone, Group, LostWorkerError, SharedCheckpoints
@@ -186,11 +185,11 @@ def storage(backend):
             "RayBackend: on a cluster of several machines, storage_path must be a directory or "
             "URL that all of them reach"
         )
-    where = tempfile.mkdtemp(prefix="sk_easytensor_ray_")
+    where = make_temporary_directory("ray")
     try:
         yield where
     finally:
-        shutil.rmtree(where, ignore_errors=True)
+        remove_temporary_directory(where)
 
 
 @contextmanager

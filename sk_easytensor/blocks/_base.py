@@ -53,6 +53,7 @@ from sk_easytensor.parameters import GrowingParametersMixin, shortened
 from sk_easytensor.safe_loading import ArrowStateMixin
 from sk_easytensor.tables import as_table, has_column_names, read_like_fit
 from sk_easytensor.tensors import Ragged
+from sk_easytensor.torch_settings import with_library_settings
 
 __all__ = ["Block"]
 
@@ -127,6 +128,7 @@ class Block(ArrowStateMixin, GrowingParametersMixin, TransformerMixin, BaseEstim
     def check_parameters(self):
         """Raise ``ValueError`` naming the first hyper-parameter that makes no sense."""
 
+    @with_library_settings
     def fit(self, X, y=None):
         """Learn the encoding from a table.
 
@@ -156,6 +158,7 @@ class Block(ArrowStateMixin, GrowingParametersMixin, TransformerMixin, BaseEstim
         self._named = named
         return self
 
+    @with_library_settings
     def transform(self, X):
         """Encode a table.
 

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
-from threading import RLock
 
 import numpy as np
 import torch
 
+from sk_easytensor.forking import ForkSafeLock
 from sk_easytensor.training.seeding import seeded
 
 __all__ = ["LanguageModel", "import_package", "load_language_model", "text_tokenizer", "tokenize"]
@@ -35,7 +35,7 @@ MODELS_KEPT = 2
 TOKENS = {"cpu": 2048, "cuda": 65_536}
 
 # Guards models and vectors. Taken after that of `seeded`, never before it.
-LOCK = RLock()
+LOCK = ForkSafeLock()
 
 LOADED = OrderedDict()
 
@@ -254,7 +254,7 @@ def _load(model, download):
     package = import_package()
     if not os.path.isdir(model) and _is_path(model):
         raise ValueError(f"TextBlock: model={str(model)!r} is a folder that does not exist")
-    # A name may be known to this machine already; only if it is not the hub is asked.
+    # A name may be known to this machine already; only if it is not, it is looked for on the hub.
     attempts = [True, False] if download and not os.path.isdir(model) else [True]
     with _silenced():
         for local in attempts:
@@ -266,9 +266,10 @@ def _load(model, download):
             except Exception as error:  # Files can be wrong in more ways than can be listed.
                 reason = error
         else:
+            where = "on the Hugging Face hub" if download else "whose files are on this machine"
             raise ValueError(
                 f"TextBlock: model={str(model)!r} cannot be loaded: it must be the folder of a "
-                "sentence-transformers model or the name of one on the Hugging Face hub "
+                f"sentence-transformers model or the name of one {where} "
                 f"({type(reason).__name__}: {str(reason).splitlines()[0]})"
             ) from reason
     if not hasattr(getattr(modules, "tokenizer", None), "backend_tokenizer"):

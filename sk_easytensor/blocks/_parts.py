@@ -8,7 +8,6 @@ An estimator lends itself by a method ``representation()``, which returns a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from threading import RLock
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import nn
 
 from sk_easytensor.backends.local import LocalBackend
 from sk_easytensor.blocks._base import Block
+from sk_easytensor.forking import ForkSafeLock
 from sk_easytensor.networks.block_network import BlockNetwork, make_network, padded_lengths
 from sk_easytensor.networks.two_tower import embed
 from sk_easytensor.tensors import TensorFrame
@@ -28,7 +28,7 @@ __all__ = ["FittedPart", "Representation", "fitted_part"]
 OWNER = "PretrainedBlock"
 
 # Guards the parts, and lets one thread at a time compute: it uses all that torch gives it.
-LOCK = RLock()
+LOCK = ForkSafeLock()
 
 # Parts by the estimator they come from, so that a hundred clones of a block share one copy.
 PARTS = WeakKeyDictionary()

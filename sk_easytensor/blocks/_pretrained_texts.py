@@ -22,6 +22,7 @@ from sk_easytensor.blocks._text_encoders import (
     interleave,
     project_tokens,
 )
+from sk_easytensor.parameters import shortened
 from sk_easytensor.summaries import SummaryMap
 from sk_easytensor.tensors import Ragged
 
@@ -56,15 +57,20 @@ class PretrainedEncoder(TextEncoder):
         block._dimension = language_model.dimension
         return language_model
 
-    def _model_of_fit(self, **how):
-        """Return the language model, if it is still the one that the block was fitted with."""
+    def _model_of_fit(self):
+        """Return the language model, if it is still the one that the block was fitted with.
+
+        Nothing is downloaded: a file that was loaded must not choose what this machine fetches.
+        """
         block = self.block
         try:
-            language_model = load_language_model(block.model, **how)
+            language_model = load_language_model(block.model, download=False)
         except ValueError as error:
+            columns = getattr(block, "feature_names_in_", np.array([])).tolist()
             raise ValueError(
-                f"{error}. The block was fitted with it: put it there again, or set the block's "
-                "parameter model to where it is now"
+                f"{error}. The block of columns {columns} was fitted with it: put it there again, "
+                "or set the block's parameter model to where it is now. Nothing is downloaded but "
+                "by fit"
             ) from error
         if language_model.fingerprint != block.fingerprint_:
             raise ValueError(
@@ -137,7 +143,7 @@ class FineTunedEncoder(PretrainedEncoder):
         block = self.block
         network = LanguageNetwork(block._architecture)
         try:
-            network.take_weights(self._model_of_fit(download=False).modules)
+            network.take_weights(self._model_of_fit().modules)
         except ValueError as error:
             # Weights may come from elsewhere: those of a fitted estimator are in its pickle.
             network.lacking = str(error)
@@ -225,6 +231,7 @@ class LanguageNetwork(nn.Module):
         import transformers
 
         about = json.loads(architecture)
+        check_architecture(about)
         config = transformers.AutoConfig.for_model(**about["config"])
         self.transformer = getattr(transformers, about["class"])(config).float()
         self.parts = nn.ModuleList(
@@ -305,6 +312,47 @@ def describe(modules, model):
         "padding": modules.tokenizer.pad_token_id or 0,
     }
     return json.dumps(about)
+
+
+def check_architecture(about):
+    """Raise ``ValueError`` unless a description is of a network that is built without files.
+
+    It may come from a file of unknown origin. Some classes and settings load other models, or
+    code, by their names.
+
+    Parameters
+    ----------
+    about : dict
+        What :func:`describe` wrote down.
+    """
+    import transformers
+
+    network = getattr(transformers, str(about["class"]), None)
+    known = isinstance(network, type) and issubclass(network, transformers.PreTrainedModel)
+    kinds = [kind for kind, _ in about["parts"]]
+    names = list(names_within(about["config"]))
+    if not known or not set(kinds) <= set(PARTS) or names:
+        raise ValueError(
+            f"TextBlock: the stored language model {shortened(about['class'])} with parts "
+            f"{shortened(kinds)} and settings {shortened(names)} cannot be built: it takes a model "
+            f"of the package transformers, parts of {', '.join(PARTS)} and no setting that names "
+            "another model"
+        )
+
+
+def names_within(config, key=""):
+    """Yield the settings of a configuration, nested ones too, that name models or files."""
+    if isinstance(config, dict):
+        for name, value in config.items():
+            yield from names_within(value, str(name))
+    elif isinstance(config, list):
+        for value in config:
+            yield from names_within(value, key)
+    elif key == "_name_or_path":
+        # Only says where a model came from.
+        return
+    elif ("backbone" in key and config) or (isinstance(config, str) and "/" in config):
+        yield f"{key}={config}"
 
 
 def part_arguments(arguments):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import wraps
 from time import perf_counter
 
@@ -14,6 +15,7 @@ from sk_easytensor._warnings import warn_user
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.inference._exporting import ExportMixin
 from sk_easytensor.inference.engines import check_engine
+from sk_easytensor.masking import UrlParameter
 from sk_easytensor.networks import TabM
 from sk_easytensor.parameters import GrowingParametersMixin, check_number
 from sk_easytensor.report import write_report
@@ -53,6 +55,10 @@ def restored_on_error(fit):
     return restoring
 
 
+LOCATIONS = ("checkpoint_dir", "tracker")
+"""Parameters that say where a fit leaves something, which fitted models do not hold."""
+
+
 class TrainedEstimator(
     ExportMixin,
     GrowingParametersMixin,
@@ -61,6 +67,8 @@ class TrainedEstimator(
     BaseEstimator,
 ):
     """Base of the estimators that train a network; subclasses have the parameters used here."""
+
+    checkpoint_dir = UrlParameter()
 
     def get_params(self, deep=True):
         """Return the parameters, those of named blocks, of the trunk and of trees included.
@@ -236,8 +244,38 @@ class TrainedEstimator(
         return [] if run is None else [run.callback]
 
     def __getstate__(self):
-        """Return what is pickled or copied."""
-        return with_active_run(super().__getstate__())
+        """Return what is pickled: of a fitted model neither tracker nor places of files."""
+        state = with_active_run(super().__getstate__())
+        if "n_iter_" not in state:
+            return state
+        state = {**state, **dict.fromkeys(LOCATIONS)}
+        if hasattr(state.get("backend"), "without_secrets"):
+            state["backend"] = state["backend"].without_secrets()
+        return state
+
+    def __setstate__(self, state):
+        """Restore what was pickled."""
+        super().__setstate__(state)
+        if "checkpoint_dir" in vars(self):
+            # Formats other than pickle know no strings but plain ones.
+            self.checkpoint_dir = vars(self)["checkpoint_dir"]
+
+    def __copy__(self):
+        return self._copied(lambda value: value)
+
+    def __deepcopy__(self, memo):
+        return self._copied(lambda value: deepcopy(value, memo), memo)
+
+    def _copied(self, copy_of, memo=None):
+        """Return a copy, which has the parameters that pickles lack."""
+        copied = object.__new__(type(self))
+        if memo is not None:
+            memo[id(self)] = copied
+        copied.__setstate__(copy_of(self.__getstate__()))
+        for name in (*LOCATIONS, "backend"):
+            if name in vars(self):
+                vars(copied)[name] = copy_of(vars(self)[name])
+        return copied
 
     def _choose_engines(self, models, backend):
         """Choose what runs fitted networks.

@@ -119,7 +119,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         "Interrupted fits".
     tracker : "mlflow", MLflowTracker or None, default=None
         Where each `fit` is recorded: a run in MLflow. See the user guide, "Tracking runs with
-        MLflow".
+        MLflow". Saved models hold neither `tracker` nor `checkpoint_dir`.
     inference_engine : {"torch", "auto", "onnxruntime", "tensorrt"}, default="torch"
         What runs the network when the fitted model predicts or transforms; blocks encode rows as
         ever. With ``"auto"``, `fit` ends by exporting the network, which takes seconds, and takes

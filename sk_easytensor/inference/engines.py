@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from threading import Lock
 from time import perf_counter
 from warnings import warn
 
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from sk_easytensor.backends.local import resolve_threads
+from sk_easytensor.forking import ForkSafeLock
 from sk_easytensor.inference._encoded import EncodedInputs
 from sk_easytensor.inference._running import TORCH
 from sk_easytensor.parameters import check_choice
@@ -126,7 +126,7 @@ class TensorRTEngine(Engine):
         built, self._longest = build(trt, program, [inputs])
         self._runner = EngineRunner(trt, built)
         # A context runs one batch at a time.
-        self._lock = Lock()
+        self._lock = ForkSafeLock()
 
     @classmethod
     def check(cls):

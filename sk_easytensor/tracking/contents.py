@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from sk_easytensor.digests import table_digest
+from sk_easytensor.masking import masked
 from sk_easytensor.report._plots import bars, lines
 from sk_easytensor.tables import as_table
 from sk_easytensor.tracking.model import versions
@@ -25,6 +26,7 @@ __all__ = [
     "draw_curves",
     "metric_values",
     "parameters",
+    "write_csv",
     "write_environment",
     "write_importances",
     "write_source",
@@ -32,6 +34,9 @@ __all__ = [
 
 LARGEST_SOURCE = 1_000_000
 SHOWN_BARS = 20
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What texts begin with that spreadsheets compute."""
+
 UNRECORDED = frozenset(["epoch", "blend_loss"])
 """Entries of a history that runs leave out, beside losses on the scale of training."""
 
@@ -48,7 +53,7 @@ def parameters(estimator):
 def shown(value):
     """Return a value as a string that does not change from process to process."""
     text = value if isinstance(value, str) else repr(value)
-    return re.sub(r" at 0x[0-9a-f]+", "", re.sub(r"\s+", " ", text))
+    return re.sub(r" at 0x[0-9a-f]+", "", masked(re.sub(r"\s+", " ", text)))
 
 
 def metric_values(epoch):
@@ -83,12 +88,14 @@ def write_environment(folder):
 
 
 def write_source(folder):
-    """Write the script that called `fit`, if it is a file."""
+    """Write the script that called `fit`, if it is a file, without the passwords of its URLs."""
     source = getattr(sys.modules.get("__main__"), "__file__", None)
     path = Path(source) if source else None
     if path is not None and path.is_file() and path.stat().st_size <= LARGEST_SOURCE:
         (folder / "code").mkdir(exist_ok=True)
-        (folder / "code" / path.name).write_bytes(path.read_bytes())
+        text = path.read_bytes().decode("utf-8", "surrogateescape")
+        data = masked(text).encode("utf-8", "surrogateescape")
+        (folder / "code" / path.name).write_bytes(data)
 
 
 def data_of(estimator):
@@ -120,9 +127,28 @@ def write_importances(estimator, folder):
     order = np.argsort(-values, kind="stable")
     names, values = [names[index] for index in order], values[order]
     table = pd.DataFrame({"column": names, "importance": values})
-    table.to_csv(folder / "importances.csv", index=False)
+    write_csv(table, folder / "importances.csv")
     drawing = bars(names[:SHOWN_BARS], values[:SHOWN_BARS], "Permutation importance of columns")
     write_svg(folder / "importances.svg", drawing)
+
+
+def write_csv(frame, path):
+    """Write a data frame as CSV whose texts spreadsheets do not take for formulas.
+
+    An apostrophe goes before texts that begin as formulas do; numbers are written as they are.
+
+    Parameters
+    ----------
+    frame : pandas.DataFrame
+        Columns of strings or of numbers.
+    path : Path
+        The file.
+    """
+
+    def guarded(value):
+        return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+    frame.rename(columns=guarded).map(guarded).to_csv(path, index=False)
 
 
 def write_svg(path, drawing):

@@ -9,9 +9,10 @@ import shutil
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from threading import Lock
 
 from sk_easytensor.files import write_whole
+from sk_easytensor.forking import ForkSafeLock
+from sk_easytensor.masking import MASK, masked, masked_errors
 
 __all__ = ["RunRecord", "impatient", "import_mlflow", "send", "upload"]
 
@@ -84,7 +85,7 @@ class RunRecord:
     def add_params(self, params):
         """Note parameters, with names and values as MLflow takes them."""
         for name, value in params.items():
-            text = str(value)
+            text = masked(value)
             if len(text) > LONGEST_PARAM:
                 text = text[: LONGEST_PARAM - 1] + "…"
             self.params[valid_name(name)] = text
@@ -92,7 +93,7 @@ class RunRecord:
     def add_tags(self, tags):
         """Note tags."""
         for name, value in tags.items():
-            text = str(value)
+            text = masked(value)
             self.tags[name] = text if len(text) <= LONGEST_TAG else text[: LONGEST_TAG - 1] + "…"
 
     def add_metrics(self, values, time, step):
@@ -101,8 +102,8 @@ class RunRecord:
             self.metrics.append([valid_name(name), float(value), time, int(step)])
 
     def save(self, folder):
-        """Write the record into a folder."""
-        about = asdict(self)
+        """Write the record into a folder, without the password of its address."""
+        about = {**asdict(self), "tracking_uri": masked(self.tracking_uri)}
         about["sha256"] = digest_of(about)
         write_whole(Path(folder) / FILE, json.dumps(about, indent=1), "tracker")
 
@@ -180,7 +181,8 @@ def send(record, folder, client):
     if (folder / MODEL).is_dir() and not record.sent.get("model"):
         send_model(record, folder / MODEL, client)
     if record.status is not None:
-        client.set_terminated(record.run_id, record.status, record.end_time)
+        with without_link(record.tracking_uri):
+            client.set_terminated(record.run_id, record.status, record.end_time)
 
 
 def create_run(record, client):
@@ -295,7 +297,7 @@ def send_model(record, folder, client):
 
 # ---------------------------------------------------------------------- servers that are down
 
-_lock = Lock()
+_lock = ForkSafeLock()
 _impatient = {"depth": 0, "set": []}
 
 
@@ -317,6 +319,20 @@ def impatient():
             if state["depth"] == 0:
                 for name in state["set"]:
                     os.environ.pop(name, None)
+
+
+@contextmanager
+def without_link(uri):
+    """Keep MLflow from printing the address of a run, if that has a password."""
+    name = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
+    if masked(uri) == uri or name in os.environ:
+        yield
+        return
+    os.environ[name] = "true"
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
 
 
 def set_aside(record, folder, waiting):
@@ -388,6 +404,7 @@ def upload(directory, tracking_uri=None):
         no others.
     tracking_uri : str, optional
         Where to; by default where it was meant to go. A run that had been begun there is completed.
+        An address with a password has to be given again, because passwords are not stored.
 
     Returns
     -------
@@ -399,7 +416,8 @@ def upload(directory, tracking_uri=None):
     FileNotFoundError
         If there is no record in the directory.
     ValueError
-        Naming a file of the record that is torn, was changed or is missing.
+        Naming a file of the record that is torn, was changed or is missing, or if the record's
+        address had a password and none is given.
     ImportError
         Without MLflow.
     mlflow.exceptions.MlflowException
@@ -411,22 +429,30 @@ def upload(directory, tracking_uri=None):
         raise FileNotFoundError(f"upload: there is no {FILE} in {str(folder)!r}")
     record = RunRecord.load(folder)
     check_files(record, folder)
+    if tracking_uri is None and MASK in record.tracking_uri:
+        raise ValueError(
+            f"upload: the record is for {record.tracking_uri}, whose password is not stored; give "
+            "tracking_uri"
+        )
+    if tracking_uri is not None and masked(tracking_uri) == record.tracking_uri:
+        record.tracking_uri = tracking_uri
     if tracking_uri is not None and tracking_uri != record.tracking_uri:
         # Nothing of it is known there, the run that it belongs to and the experiment's number
         # included.
         record.tracking_uri, record.run_id, record.sent = tracking_uri, None, {}
         record.experiment_id = None
         record.tags.pop("mlflow.parentRunId", None)
-    client = mlflow.MlflowClient(tracking_uri=record.tracking_uri)
-    if record.run_id is not None and not is_there(record.run_id, client):
-        record.run_id, record.sent = None, {}
-    try:
-        send(record, folder, client)
-    except BaseException:
-        # Of a model that was sent in part, a file names where.
-        record.files = {name: file_digest(folder / name) for name in record.files}
-        record.save(folder)
-        raise
+    with masked_errors():
+        client = mlflow.MlflowClient(tracking_uri=record.tracking_uri)
+        if record.run_id is not None and not is_there(record.run_id, client):
+            record.run_id, record.sent = None, {}
+        try:
+            send(record, folder, client)
+        except BaseException:
+            # Of a model that was sent in part, a file names where.
+            record.files = {name: file_digest(folder / name) for name in record.files}
+            record.save(folder)
+            raise
     remove_files(record, folder)
     return record.run_id
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import socket
-import tempfile
 import time
 import traceback
 from contextlib import suppress
@@ -15,6 +13,8 @@ from pathlib import Path
 from uuid import uuid4
 from warnings import catch_warnings, simplefilter, warn
 
+from sk_easytensor.masking import masked
+from sk_easytensor.temporary import is_running, make_temporary_directory, remove_temporary_directory
 from sk_easytensor.tracking import contents
 from sk_easytensor.tracking.model import save_model
 from sk_easytensor.tracking.notes import EpochNotes
@@ -66,7 +66,7 @@ class TrackedRun:
     def __init__(self, tracker, owner, uri, parent, record):
         self.tracker, self.owner, self.uri, self.parent = tracker, owner, uri, parent
         self.record = record
-        self.folder = Path(tempfile.mkdtemp(prefix="sk_easytensor-"))
+        self.folder = Path(make_temporary_directory("run"))
         self.artifacts = self.folder / ARTIFACTS
         self.artifacts.mkdir()
         self.waiting = Path(tracker.pending_dir) / record.identifier
@@ -194,7 +194,7 @@ class TrackedRun:
     def fail(self, status, error):
         """End the run of a fit that did not end well."""
         self.record.add_tags({"error": f"{type(error).__name__}: {error}"})
-        text = "".join(traceback.format_exception(error))
+        text = masked("".join(traceback.format_exception(error)))
         self._describe((self.artifacts / "error.txt").write_text, text, encoding="utf-8")
         self.end(status)
 
@@ -219,7 +219,7 @@ class TrackedRun:
 
     def discard(self):
         """Remove what is on this machine."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_temporary_directory(self.folder)
 
     def _note_outcome(self, estimator):
         values = {
@@ -317,7 +317,7 @@ class TrackedRun:
             self.down = True
             if not again:
                 warn(
-                    f"{self.owner}: MLflow at {without_password(self.uri)} failed "
+                    f"{self.owner}: MLflow at {masked(self.uri)} failed "
                     f"({shortened(error)}). The fit goes on; unless MLflow answers at its end, the "
                     f"record is written to {str(self.waiting)!r}, from where "
                     "sk_easytensor.tracking.upload sends it",
@@ -334,7 +334,7 @@ class TrackedRun:
         except Exception as error:
             name = function.__name__.strip("_").replace("_", " ")
             warn(
-                f"{self.owner}: a part of the run's record is missing: {name}: {error}",
+                f"{self.owner}: a part of the run's record is missing: {name}: {masked(error)}",
                 stacklevel=2,
             )
             return None
@@ -355,24 +355,12 @@ def is_alive(process):
     number, _, host = (process or "").partition("@")
     if os.name != "posix" or host != socket.gethostname() or number == str(os.getpid()):
         return False
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def without_password(uri):
-    """Return an address without the user and password that may be in it."""
-    return re.sub(r"//[^/@]*@", "//…@", uri)
+    return is_running(int(number))
 
 
 def shortened(error):
     """Return the begin of an error's message."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    text = without_password(text)
+    text = masked(" ".join(f"{type(error).__name__}: {error}".split()))
     return text if len(text) <= 300 else text[:299] + "…"
 
 

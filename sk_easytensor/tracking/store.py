@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sk_easytensor.masking import masked
 from sk_easytensor.training.stores import DirectoryStore
 
 __all__ = ["FOLDER", "MLflowStore", "is_in_mlflow"]
@@ -30,7 +31,7 @@ class MLflowStore(DirectoryStore):
         local.mkdir(parents=True, exist_ok=True)
         run.fetch(FOLDER)
         super().__init__(local)
-        self.url = f"artifact {FOLDER!r} of run {run.record.run_id} at {run.uri}"
+        self.url = f"artifact {FOLDER!r} of run {run.record.run_id} at {masked(run.uri)}"
 
     def inside(self, name):
         """Return the store itself: a run is that of one fit."""

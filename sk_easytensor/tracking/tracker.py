@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from functools import wraps
 from inspect import signature
 
+from sk_easytensor.masking import masked
+
 __all__ = ["MLflowTracker", "check_tracker", "tracked", "with_active_run", "without_autologging"]
 
 RUN = "_tracked_run"
@@ -20,7 +22,9 @@ class MLflowTracker:
     ----------
     tracking_uri : str or None, default=None
         Server or database; None for what ``mlflow.set_tracking_uri`` or ``MLFLOW_TRACKING_URI``
-        say, otherwise the SQLite database ``mlflow.db`` in the working directory.
+        say, otherwise the SQLite database ``mlflow.db`` in the working directory. A password in it
+        is displayed nowhere; ``MLFLOW_TRACKING_USERNAME`` and ``MLFLOW_TRACKING_PASSWORD`` need no
+        such address.
     experiment_name : str or None, default=None
         Experiment that runs belong to, made if it is not there; None for the active one.
     run_name : str or None, default=None
@@ -79,7 +83,7 @@ class MLflowTracker:
     def __repr__(self):
         parameters = signature(type(self)).parameters.values()
         changed = [p.name for p in parameters if getattr(self, p.name) != p.default]
-        given = ", ".join(f"{name}={getattr(self, name)!r}" for name in changed)
+        given = ", ".join(f"{name}={masked(repr(getattr(self, name)))}" for name in changed)
         return f"{type(self).__name__}({given})"
 
     def __getstate__(self):

@@ -15,6 +15,7 @@ import torch
 
 from sk_easytensor._warnings import warn_user
 from sk_easytensor.digests import array_digest
+from sk_easytensor.masking import masked
 from sk_easytensor.safe_loading import trusted_types
 from sk_easytensor.training.locks import LOCK, Lock
 from sk_easytensor.training.stores import open_store
@@ -196,8 +197,8 @@ class Checkpoints:
                 return read_state(self._read(name, self.description))
             except (OSError, ValueError) as error:
                 self._warn(
-                    f"checkpoint {name} in {self._place} cannot be read ({error}); training "
-                    "resumes from the one before, or starts if there is none"
+                    f"checkpoint {name} in {self._place} cannot be read ({masked(error)}); "
+                    "training resumes from the one before, or starts if there is none"
                 )
         return None
 
@@ -224,7 +225,7 @@ class Checkpoints:
 
     @property
     def _place(self):
-        return getattr(self.store, "url", repr(self.where))
+        return masked(getattr(self.store, "url", repr(self.where)))
 
     def _lock_directory(self):
         self._lock = Lock(self.store, self.owner)
@@ -439,7 +440,7 @@ def _described(value):
         return f"[{', '.join(_described(item) for item in value)}]"
     if callable(value):
         return getattr(value, "__qualname__", type(value).__name__)
-    text = repr(value)
+    text = masked(repr(value))
     return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from threading import RLock
 
 import torch
 
+from sk_easytensor.forking import ForkSafeLock
+
 __all__ = ["seeded"]
 
-LOCK = RLock()
+LOCK = ForkSafeLock()
 
 
 @contextmanager

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import weakref
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from sk_easytensor.temporary import make_temporary_directory, remove_temporary_directory
 from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.batches import EncodedRows
 
@@ -99,8 +98,8 @@ class SpilledRows:
 
     def __init__(self, memory):
         self.memory = memory
-        self.directory = tempfile.mkdtemp(prefix="sk_easytensor_rows_")
-        weakref.finalize(self, shutil.rmtree, self.directory, ignore_errors=True)
+        self.directory = make_temporary_directory("rows")
+        weakref.finalize(self, remove_temporary_directory, self.directory)
         self.sizes = []
         self.bytes = 0
         self.functions = ()

