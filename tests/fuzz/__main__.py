@@ -1,0 +1,73 @@
+"""Command line of the fuzzer: see ``python -m tests.fuzz --help``."""
+
+import argparse
+import sys
+import time
+import traceback
+
+from .outcomes import FAULTS
+from .runner import Counts, Pool, run_one
+
+
+def main():
+    """Run cases and print what came of them; the exit status says whether there were faults."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--cases", type=int, default=1000, help="how many cases")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--limit", type=float, default=60, help="seconds that a step may take")
+    parser.add_argument("--onnx", type=float, default=0.0, help="share of cases that are exported")
+    parser.add_argument("--seed", type=int, help="replay one case in this process and print it")
+    parser.add_argument("--quiet", action="store_true", help="print no progress")
+    given = parser.parse_args()
+    if given.seed is not None:
+        return replay(given.seed, given.onnx)
+    start = time.monotonic()
+
+    def progress(counts):
+        if counts.n % 500 == 0 and not given.quiet:
+            faults = sum(map(counts.total, FAULTS))
+            rate = counts.n / (time.monotonic() - start)
+            print(f"{counts.n} cases, {faults} faults, {rate:.1f} a second", flush=True)
+
+    counts = Counts(progress)
+    pool = Pool(given.jobs, given.limit, given.onnx, counts.add)
+    pool.run(range(given.first, given.first + given.cases))
+    print(counts.table())
+    if counts.faults:
+        print(f"\n{counts.fault_list(details=True)}")
+        print("\nReplay one with: python -m tests.fuzz --seed SEED --onnx 1")
+    return int(bool(counts.faults))
+
+
+def replay(seed, onnx):
+    """Run one case and print what it is made of, its steps and its error."""
+    import numpy as np
+
+    def say(step):
+        print(f"... {step}", flush=True)
+
+    result, run = run_one(seed, onnx, say)
+    if run.case is not None:
+        print(f"seed {seed}: {run.case.kind}, {run.case.model}")
+        for note in run.case.notes:
+            print(f"  {note}")
+        with np.printoptions(threshold=20):
+            for name, value in {**run.case.fit, **run.case.new}.items():
+                show(name, value)
+    print(f"{result.outcome}: {result.signature}\n{result.details}")
+    return int(result.outcome in FAULTS)
+
+
+def show(name, value):
+    """Print a table, or what there is to say of one that cannot be printed."""
+    try:
+        text = str(value)[:1000]
+    except BaseException:
+        text = traceback.format_exc(limit=1)[-300:]
+    kind = f"{type(value).__module__}.{type(value).__name__}"
+    print(f"--- {name}: {kind}\n{text.encode(errors='backslashreplace').decode()}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
