@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,12 +12,15 @@ import pyarrow.compute as pc
 from scipy.sparse import issparse
 from sklearn.utils.validation import _check_sample_weight
 
+from sk_easytensor.parameters import shortened
+
 __all__ = [
     "Sized",
     "check_no_missing",
     "check_size",
     "check_weight",
     "deciding_first",
+    "errors_mention",
     "errors_name",
     "eval_names",
     "eval_pairs",
@@ -28,6 +32,10 @@ __all__ = [
 
 LARGEST = 1e150
 """Of a target that is a number: the sum of its squares over all rows is finite in any case."""
+
+
+UNUSABLE = (ValueError, TypeError, OverflowError, pa.ArrowException)
+"""What other libraries raise for values that they cannot use."""
 
 
 class Sized:
@@ -355,6 +363,23 @@ def labels_like(classes, y):
     with np.errstate(invalid="ignore"):
         labels = y.astype(classes.dtype)
     return labels if np.array_equal(labels.astype(object), y.astype(object)) else y
+
+
+@contextmanager
+def errors_mention(parameter):
+    """Begin the message of every error within the context with a parameter, unless it names it.
+
+    What NumPy, pandas, Arrow and scikit-learn raise for values of a target or of weights says
+    nothing of where they were given. Errors of other classes become a ``ValueError`` or a
+    ``TypeError``.
+    """
+    try:
+        yield
+    except UNUSABLE as error:
+        if type(error) in (TypeError, ValueError) and re.search(rf"\b{parameter}\b", str(error)):
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{parameter}: {shortened(error, str, 300)}") from error
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from sklearn.utils import check_consistent_length
 
-from sk_easytensor.estimators._inputs import Sized, check_weight, errors_name
+from sk_easytensor.estimators._inputs import Sized, check_weight, errors_mention, errors_name
 from sk_easytensor.events import collect_sequences
 from sk_easytensor.tables import as_table, is_source
 
@@ -115,10 +115,12 @@ def read_records(X, y, sample_weight, read, check_target, where=""):
     X, y, sample_weight = take_columns(X, y, sample_weight)
     with errors_name(where):
         table = read(X)
-        y = check_target(y)
+        with errors_mention("y"):
+            y = check_target(y)
         y = np.zeros(len(table)) if y is None else y
         check_consistent_length(Sized(len(table)), y)
-    with errors_name(where.replace("eval_set", "eval_sample_weight")):
+    name = where.replace("eval_set", "eval_sample_weight")
+    with errors_name(name) if where else errors_mention("sample_weight"):
         weight = check_weight(sample_weight, len(table))
     kept, n_given = np.flatnonzero(weight > 0), len(table)
     if len(kept) == n_given:

@@ -17,15 +17,22 @@ def main():
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--limit", type=float, default=60, help="seconds that a step may take")
     parser.add_argument("--onnx", type=float, default=0.0, help="share of cases that are exported")
-    parser.add_argument("--seed", type=int, help="replay one case in this process and print it")
+    parser.add_argument(
+        "--seed", type=int, nargs="+", help="replay cases in this process and print them"
+    )
     parser.add_argument("--quiet", action="store_true", help="print no progress")
     given = parser.parse_args()
     if given.seed is not None:
-        return replay(given.seed, given.onnx)
+        return max([replay(seed, given.onnx) for seed in given.seed])
     start = time.monotonic()
 
-    def progress(counts):
-        if counts.n % 500 == 0 and not given.quiet:
+    def progress(counts, seed, result):
+        if given.quiet:
+            return
+        if result.outcome in FAULTS and counts.is_new(result):
+            last = result.details.strip().splitlines()[-1:]
+            print(f"seed {seed}: {result.outcome}, {result.signature}\n   ", *last, flush=True)
+        if counts.n % 500 == 0:
             faults = sum(map(counts.total, FAULTS))
             rate = counts.n / (time.monotonic() - start)
             print(f"{counts.n} cases, {faults} faults, {rate:.1f} a second", flush=True)

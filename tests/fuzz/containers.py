@@ -297,7 +297,7 @@ def reordered(X):
         return X.iloc[:, order] if isinstance(X, pd.DataFrame) else X[:, order]
     if isinstance(X, pa.Table):
         return X.select(X.column_names[::-1])
-    if isinstance(X, dict):
+    if isinstance(X, dict) and not scipy.sparse.issparse(X):
         return dict(list(X.items())[::-1])
     if isinstance(X, list) and X and isinstance(X[0], dict):
         return [dict(list(row.items())[::-1]) for row in X]

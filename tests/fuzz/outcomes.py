@@ -84,7 +84,7 @@ def classify(error, names):
     str
         ``"refused"`` or ``"unnamed"``.
     """
-    fits = isinstance(error, (ValueError, TypeError, FileNotFoundError))
+    fits = isinstance(error, (ValueError, TypeError, OSError))
     fits = fits and not isinstance(error, UnicodeError)
     named = is_deliberate(error) and names_something(str(error), names)
     return "refused" if fits and named else "unnamed"

@@ -171,7 +171,11 @@ class Counts:
             self.faults.setdefault(key, []).append(seed)
             self.examples.setdefault(key, result.details)
         if self.progress is not None:
-            self.progress(self)
+            self.progress(self, seed, result)
+
+    def is_new(self, result):
+        """Tell whether the fault of the latest result is the first of its signature."""
+        return len(self.faults[result.outcome, result.signature]) == 1
 
     def total(self, outcome):
         return sum(counter[outcome] for counter in self.outcomes.values())
