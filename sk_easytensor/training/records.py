@@ -144,7 +144,7 @@ def take_columns(X, y, sample_weight):
         require_columns(X.column_names, [*targets, *weights])
         y = column_values(X, targets) if targets else y
         sample_weight = column_values(X, weights) if weights else sample_weight
-        X = X.drop_columns([*targets, *weights])
+        X = X.drop_columns(list(dict.fromkeys([*targets, *weights])))
     return X, y, sample_weight
 
 

@@ -41,6 +41,9 @@ def main():
     pool = Pool(given.jobs, given.limit, given.onnx, counts.add)
     pool.run(range(given.first, given.first + given.cases))
     print(counts.table())
+    if counts.n != given.cases:
+        print(f"only {counts.n} of {given.cases} cases were run", file=sys.stderr)
+        return 1
     if counts.faults:
         print(f"\n{counts.fault_list(details=True)}")
         print("\nReplay one with: python -m tests.fuzz --seed SEED --onnx 1")

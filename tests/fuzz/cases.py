@@ -131,7 +131,9 @@ def classifier_or_regressor(random, n, odd=False, **params):
         return model_for(random, EasyTensorClassifier, **params), y, f"y: {note}"
     note, y = (targets.odd_numbers if odd else targets.numbers)(random, n)
     if odd and random.random() < 0.3:
-        params["loss"] = str(random.choice(LOSSES))
+        params = {**params, "loss": str(random.choice(LOSSES))}
+        if params["loss"] == "quantile":
+            params["quantile"] = 0.7
     return model_for(random, EasyTensorRegressor, **params), y, f"y: {note}"
 
 

@@ -211,7 +211,7 @@ def sparse_series(random):
     fill = [0, np.nan, False][random.integers(3)]
 
     def draw(n):
-        values = np.where(random.random(n) < 0.8, fill, 1)
+        values = np.where(random.random(n) < 0.8, fill, 1).astype(type(fill))
         return pd.Series(pd.arrays.SparseArray(values, fill_value=fill))
 
     return draw
@@ -590,6 +590,8 @@ def arrow_values(random, kind, n):
         held = [*dict.fromkeys(value for value in values if value is not None), None]
         codes = pa.array([held.index(value) for value in values], kind.index_type)
         return pa.DictionaryArray.from_arrays(codes, pa.array(held, kind.value_type))
+    if pa.types.is_dictionary(kind):
+        return pa.array(values, kind.value_type).dictionary_encode()
     return pa.array(values, kind)
 
 
@@ -629,7 +631,7 @@ def polars_column(random):
 
 def polars_series(numbers, kind):
     forms = {
-        pl.Object: lambda i: Colour.RED,
+        pl.Object: lambda i: uuid.UUID(int=i),
         pl.Null: lambda i: None,
         pl.Date: lambda i: dt.date(2020, 1, 1 + i),
         pl.Datetime: lambda i: dt.datetime(2020, 1, 1 + i),

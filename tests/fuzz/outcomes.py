@@ -65,6 +65,8 @@ def names_something(message, names):
         return True
     if re.search(rf"(['\"]|\b)({'|'.join(PARAMETERS)})(['\"]|=| must| has| holds| names)", message):
         return True
+    if any(len(str(name)) > 8 and str(name) in message for name in names):
+        return True
     written = {repr(name)[:40] for name in names} | {repr(str(name))[:40] for name in names}
     return any(text in message for text in written)
 
