@@ -460,6 +460,9 @@ def _mixed_column(array, name):
 
 def _kind_of(value):
     """Return what a value that is not missing is, for columns of several kinds."""
+    if isinstance(value, np.timedelta64):
+        # An integer by its class.
+        return "other"
     for kind, types in KINDS.items():
         if isinstance(value, types):
             return kind

@@ -73,8 +73,10 @@ def check_weight(sample_weight, n_rows):
     weight = _check_sample_weight(sample_weight, sized, dtype=np.float64, ensure_non_negative=True)
     if not (weight > 0).any():
         raise ValueError("Sample weights must contain at least one non-zero number.")
-    # Weights are relative; this keeps tiny ones from vanishing in single precision.
-    return weight / weight.max()
+    # Weights are relative; this keeps tiny ones from vanishing in single precision, where a sum of
+    # weights must not be zero. Those that would vanish still are as good as none.
+    weight = weight / weight.max()
+    return np.where(weight < np.finfo(np.float32).tiny, 0.0, weight)
 
 
 def named_eval_set(eval_set, eval_sample_weight, eval_X, eval_y, sample_weight_eval_set):

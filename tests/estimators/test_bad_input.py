@@ -512,3 +512,19 @@ def test_a_target_that_is_the_weight_as_well(quick):
     X = {"a": np.arange(20.0), "b": np.tile([1.0, 2.0], 10)}
     model = EasyTensorRegressor(**quick).fit(X, "b", sample_weight="b")
     assert model.feature_names_in_.tolist() == ["a"]
+
+
+def test_weights_of_any_spread(quick, data):
+    """Rows whose weights vanish beside the others are as good as absent."""
+    weight = 10.0 ** np.where(np.arange(60) % 2, 150.0, -150.0)
+    params = {**quick, "validation_fraction": 0.5, "random_state": 0}
+    model = EasyTensorRegressor(**params).fit(*data, sample_weight=weight)
+    X, y = data[0][1::2], data[1][1::2]
+    expected = EasyTensorRegressor(**params).fit(X, y)
+    np.testing.assert_array_equal(model.predict(X), expected.predict(X))
+
+
+def test_durations_among_other_objects(make, data):
+    X = data[0].assign(city=[np.timedelta64(1, "D"), 2] * 30)
+    with pytest.raises(TypeError, match=r"column 'city' holds a timedelta64 .* in row 0"):
+        make().fit(X, data[1])

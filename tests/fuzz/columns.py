@@ -629,6 +629,10 @@ def polars_column(random):
     return draw
 
 
+def named_time(number):
+    return {"t": float(number)}
+
+
 def polars_series(numbers, kind):
     forms = {
         pl.Object: lambda i: uuid.UUID(int=i),
@@ -647,7 +651,7 @@ def polars_series(numbers, kind):
     )
     if isinstance(kind, pl.List):
         inner = kind.inner
-        items = {pl.Int64: int, pl.String: str}.get(inner, lambda i: {"t": float(i)})
+        items = int if inner == pl.Int64 else str if inner == pl.String else named_time
         form = lambda i: [items(j) for j in range(i)]  # noqa: E731
     if isinstance(kind, pl.Datetime) and kind.time_zone:
         zone = zoneinfo.ZoneInfo(kind.time_zone)

@@ -18,6 +18,8 @@ def as_list(values):
         return values.to_pylist()
     if isinstance(values, pl.Series):
         return values.to_list()
+    if isinstance(values, pd.DataFrame):
+        return values.iloc[:, 0].tolist()
     return values.tolist() if isinstance(values, (np.ndarray, pd.Series)) else list(values)
 
 

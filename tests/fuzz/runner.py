@@ -76,10 +76,15 @@ class Pool:
         Share of cases that are exported.
     report : callable
         Given each seed and its result.
+    work : callable, default=work
+        The body of a process.
+    patience : float, default=120
+        Seconds that a process may take to import the library.
     """
 
-    def __init__(self, jobs, seconds, onnx, report):
+    def __init__(self, jobs, seconds, onnx, report, work=work, patience=120):
         self.jobs, self.seconds, self.onnx, self.report = jobs, seconds, onnx, report
+        self.work, self.patience = work, patience
         self.context = multiprocessing.get_context("spawn")
         self.lock = threading.Lock()
 
@@ -110,14 +115,14 @@ class Pool:
         log = tempfile.NamedTemporaryFile(prefix="fuzz-", suffix=".log", delete=False)  # noqa: SIM115
         log.close()
         arguments = (there, seeds, self.onnx, log.name)
-        process = self.context.Process(target=work, args=arguments, daemon=True)
+        process = self.context.Process(target=self.work, args=arguments, daemon=True)
         process.start()
         there.close()
         left, step, first = list(seeds), "start", True
         try:
             while left:
                 # The first case waits for imports.
-                if not here.poll(self.seconds + (120 if first else 0)):
+                if not here.poll(self.seconds + (self.patience if first else 0)):
                     result = Result(
                         "hang", "", f"hang in {step}", f"no end within {self.seconds} s"
                     )
