@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sk_easytensor.arrow_columns import pandas_columns
-from sk_easytensor.columns import RowError, cast_column, sample_values, to_float64
+from sk_easytensor.columns import RowError, cast_column, sample_values, show_value, to_float64
 from sk_easytensor.plain_types import plain_types
 from sk_easytensor.sparse import SparseRows, layout_of, read_sparse
 from sk_easytensor.tables import (
@@ -889,3 +889,18 @@ def test_labels_of_sparse_frames_are_matched_in_any_order():
 
 def read_parts(column):
     return read_sparse(column) if isinstance(column.type, SparseRows) else [column.to_numpy()]
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (pa.scalar("x" * 100), "'" + "x" * 56 + "..."),
+        (pa.scalar(2**62, pa.duration("s")), f"{2**62} (duration[s])"),
+        (pa.scalar(2**62, pa.timestamp("s")), f"{2**62} (timestamp[s])"),
+        (pa.array([b"\xff"]).view(pa.string())[0], r"b'\xff'"),
+        (pa.scalar([2**62], pa.list_(pa.duration("s"))), "list<item: duration[s]>"),
+        (pa.scalar(None), "None"),
+    ],
+)
+def test_values_that_python_has_not_are_written(value, written):
+    assert show_value(value) == written
