@@ -1,6 +1,7 @@
 """Command line of the fuzzer: see ``python -m tests.fuzz --help``."""
 
 import argparse
+import os
 import sys
 import time
 import traceback
@@ -39,7 +40,12 @@ def main():
 
     counts = Counts(progress)
     pool = Pool(given.jobs, given.limit, given.onnx, counts.add)
-    pool.run(range(given.first, given.first + given.cases))
+    try:
+        pool.run(range(given.first, given.first + given.cases))
+    except KeyboardInterrupt:
+        # What is known so far is of use; processes end with this one.
+        print(f"{counts.table()}\n\n{counts.fault_list(details=True)}", flush=True)
+        os._exit(130)
     print(counts.table())
     if counts.n != given.cases:
         print(f"only {counts.n} of {given.cases} cases were run", file=sys.stderr)

@@ -1,6 +1,7 @@
 """Cases: one seed is an estimator, what it is fitted on and what it is to predict."""
 
 import datetime as dt
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,6 +68,8 @@ class Case:
     new : dict of {str: object}
         Tables to predict, by a word for each. Those called ``"alike ..."`` hold the rows of
         ``"new"`` in other kinds of tables.
+    again : list
+        Tables that hold the rows of ``fit["X"]`` in other ways, of which a fit is the same.
     plain : bool
         Whether nothing may be refused.
     named : list
@@ -82,6 +85,7 @@ class Case:
     plain: bool = False
     named: list = field(default_factory=list)
     notes: list = field(default_factory=list)
+    again: list = field(default_factory=list)
 
 
 @dataclass
@@ -172,8 +176,17 @@ def simple(random, kind, drawn, n, container, *, odd=False, plain=False, kinds=N
     model, y, note = classifier_or_regressor(random, n, odd, **params)
     X = containers.hold(container, drawn.names, train)
     tables = {"new": containers.hold(container, drawn.names, new)}
+    again = []
     if plain:
+        if container != "arrow_dictionaries":
+            # In which numbers and texts are categories.
+            other = pick(random, set_apart(containers.ALIKE, "arrow_dictionaries"), 1)[0]
+            again.append(containers.hold(other, drawn.names, train))
         for other in sorted(set(pick(random, list(containers.ALIKE), 3))):
+            tables[f"alike {other}"] = containers.hold(other, drawn.names, new)
+    elif container in containers.PYTHON:
+        other = str(random.choice(containers.PYTHON))
+        with suppress(containers.Unbuildable):
             tables[f"alike {other}"] = containers.hold(other, drawn.names, new)
     if kinds is not None:
         tables["foreign"] = foreign(random, drawn, kinds, 5)
@@ -181,7 +194,11 @@ def simple(random, kind, drawn, n, container, *, odd=False, plain=False, kinds=N
         f"{str(name)[:20]!r}: {held}" for name, held in zip(drawn.names, drawn.kinds, strict=True)
     )
     notes = [f"{n} rows in {container}", columns, note]
-    return Case(kind, model, {"X": X, "y": y}, tables, plain, list(drawn.names), notes)
+    return Case(kind, model, {"X": X, "y": y}, tables, plain, list(drawn.names), notes, again)
+
+
+def set_apart(names, *others):
+    return [name for name in names if name not in others]
 
 
 # ---------------------------------------------------------------------------------- kinds of input

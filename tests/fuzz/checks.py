@@ -130,11 +130,14 @@ class Run:
             except Refused as refusal:
                 if case.plain and name.startswith("alike"):
                     raise Wrong("alike rows are refused", str(refusal)) from refusal
-                if name != "foreign":
+                if name in ("new", "junk"):
                     refusals.append(refusal)
         if self.random.random() < 0.3:
             again = self.attempt("refit", clone_of(case.model).fit, **case.fit)
             self.compare_bits("another fit", model, again, case.fit["X"])
+        for X in case.again:
+            other = self.attempt("fit alike", clone_of(case.model).fit, X, case.fit["y"])
+            self.compare("fit on an alike table", found, outputs(other, case.new["new"]))
         if self.with_onnx and found is not None:
             self.check_onnx(model, case.new["new"])
         if refusals:

@@ -261,7 +261,9 @@ def attempted(change, X, *args):
     """Change a table, or return None if its own library cannot."""
     try:
         return change(X, *args)
-    except Exception:
+    except BaseException as error:  # panics of polars are no exceptions
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise
         return None
 
 

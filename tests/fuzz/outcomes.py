@@ -63,7 +63,9 @@ def names_something(message, names):
         return True
     if re.search(r"\b(X|y)\b", message) or any(name in message for name in LONG):
         return True
-    if re.search(rf"(['\"]|\b)({'|'.join(PARAMETERS)})(['\"]|=| must| has| holds| names)", message):
+    if re.search(
+        rf"(['\"]|\b)({'|'.join(PARAMETERS)})(['\"]|=| must| needs| has| holds| names)", message
+    ):
         return True
     if any(len(str(name)) > 8 and str(name) in message for name in names):
         return True
