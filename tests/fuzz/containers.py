@@ -309,7 +309,15 @@ def reordered(X):
 
 
 def fingerprint(value):
-    """Return what a table holds, to tell whether anything has changed it."""
+    """Return what a table holds, to tell whether anything has changed it.
+
+    Of tables that their own library cannot read, such as those with invalid UTF-8, only the type.
+    """
+    found = attempted(_fingerprint, value)
+    return type(value).__name__ if found is None else found
+
+
+def _fingerprint(value):
     if isinstance(value, pd.DataFrame):
         columns = [fingerprint(value.iloc[:, place]) for place in range(value.shape[1])]
         return repr(value.columns), repr(value.index), columns
