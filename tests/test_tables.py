@@ -904,3 +904,11 @@ def read_parts(column):
 )
 def test_values_that_python_has_not_are_written(value, written):
     assert show_value(value) == written
+
+
+@pytest.mark.parametrize("values", [[[1.5], [None]], [["a", "b"], ["c", None]]])
+def test_matrices_of_objects_are_lists(values):
+    table = as_table({"a": np.array(values, dtype=object)})
+    assert table["a"].to_pylist() == values
+    with pytest.raises(TypeError, match="column 'a' holds"):
+        as_table({"a": np.array([[1], ["x"]], dtype=object)})

@@ -363,19 +363,20 @@ def eval_sets(random, folder):
         "none": None,
         "a text": "validation",
     }
-    table = str(random.choice(list(tables)))
+    ordinary = random.random() < 0.5
+    table = str(random.choice(["alike", "itself", "polars"] if ordinary else list(tables)))
     values = containers.as_list(y) if not isinstance(y, list) else y
     known = [values[i % len(values)] for i in range(len(X) if table == "itself" else m)]
     goals = {"alike": known, "itself": y if table == "itself" else known, "unknown": ["?"] * m,
              "short": known[:-1], "missing": [None] * m, "nan": [np.nan] * m, "huge": [1e300] * m,
              "one": known[:1] * len(known)}  # fmt: skip
-    goal = str(random.choice(["alike", "alike", "itself", *goals]))
+    goal = "alike" if ordinary else str(random.choice(["alike", "alike", "itself", *goals]))
     pair = (tables[table], goals[goal])
     forms = {"list": [pair], "pair": pair, "two": [(X, y), pair], "lists": [list(pair)],
     "dict": {"v": pair},
              "triple": [(*pair, None)], "bare": tables[table], "empty": [],
              "nested": [[pair]]}  # fmt: skip
-    form = str(random.choice(["list", "list", "list", *forms]))
+    form = "list" if ordinary else str(random.choice(["list", "list", "list", *forms]))
     case.fit["eval_set"] = forms[form]
     if random.random() < 0.2:
         note, weight = targets.weights(random, len(known))
