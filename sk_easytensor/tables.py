@@ -598,6 +598,8 @@ def _from_array(X, minimum_rows):
         if read.dtype.kind == "U":
             # NumPy turns the numbers of a row that holds a string into strings.
             X = np.array(X, dtype=object)
+    elif not isinstance(X, np.ndarray):
+        X = _array_of(X)
     array = check_array(
         X, dtype=None, ensure_all_finite=False, ensure_min_samples=minimum_rows, order=None
     )
@@ -607,6 +609,13 @@ def _from_array(X, minimum_rows):
         raise TypeError(f"arrays of dtype {array.dtype} cannot be read; pass a mapping of columns")
     names = [f"x{index}" for index in range(array.shape[1])]
     return _from_columns(names, list(array.T))
+
+
+def _array_of(X):
+    try:
+        return np.asarray(X)
+    except ValueError as error:
+        raise ValueError(f"X is a {type(X).__name__}, which is no table: {error}") from error
 
 
 def _from_rows(X):

@@ -912,3 +912,9 @@ def test_matrices_of_objects_are_lists(values):
     assert table["a"].to_pylist() == values
     with pytest.raises(TypeError, match="column 'a' holds"):
         as_table({"a": np.array([[1], ["x"]], dtype=object)})
+
+
+def test_objects_that_are_no_table():
+    groups = pd.DataFrame({"a": [1, 2]}).groupby("a")
+    with pytest.raises(ValueError, match="X is a DataFrameGroupBy, which is no table"):
+        as_table(groups)
