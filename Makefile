@@ -3,11 +3,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
+N ?= 1000
+FIRST ?= 0
+JOBS ?= 1
+ONNX ?= 0.002
+
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint format docs bench clean
+.PHONY: help venv demo test fuzz lint format docs bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -26,6 +31,9 @@ demo: venv ## Run the demo: text and table columns in one model
 
 test: venv ## Run the whole test suite
 	$(BIN)/python -m pytest
+
+fuzz: venv ## Run N=1000 cases of the fuzzer from seed FIRST=0 on, in JOBS=1 processes
+	$(BIN)/python -m tests.fuzz --cases $(N) --first $(FIRST) --jobs $(JOBS) --onnx $(ONNX)
 
 lint: venv ## Check style and formatting
 	$(BIN)/ruff check .

@@ -174,6 +174,10 @@ def _array_column(values, name):
         return pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
     if array.dtype == object and array.ndim == 1:
         return _python_column(array if mask is None else np.where(mask, None, array), name)
+    if array.dtype == object:
+        # Arrow reads objects of one dimension only.
+        present = array if mask is None else np.where(mask.reshape(array.shape), None, array)
+        return _python_column(present.tolist(), name)
     try:
         return pa.array(array, mask=mask, from_pandas=True)
     except UNLIKE:
@@ -460,6 +464,9 @@ def _mixed_column(array, name):
 
 def _kind_of(value):
     """Return what a value that is not missing is, for columns of several kinds."""
+    if isinstance(value, np.timedelta64):
+        # An integer by its class.
+        return "other"
     for kind, types in KINDS.items():
         if isinstance(value, types):
             return kind

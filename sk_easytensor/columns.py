@@ -9,7 +9,15 @@ import pyarrow.compute as pc
 from sk_easytensor.keys import TEXT, category_keys, value_family
 from sk_easytensor.parameters import shortened
 
-__all__ = ["RowError", "RowTypeError", "cast_column", "in_words", "sample_values", "to_float64"]
+__all__ = [
+    "RowError",
+    "RowTypeError",
+    "cast_column",
+    "in_words",
+    "sample_values",
+    "show_value",
+    "to_float64",
+]
 
 CAST_ERRORS = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError)
 
@@ -49,6 +57,20 @@ class RowError(ValueError):
 
 class RowTypeError(RowError, TypeError):
     """A row that holds a value of a type that cannot be read."""
+
+
+def show_value(scalar):
+    """Return how the value of an Arrow scalar is written, 60 characters of it at most.
+
+    Python has no such value for some: durations beyond its own, and text that is not valid UTF-8.
+    """
+    try:
+        return shortened(scalar.as_py())
+    except (OverflowError, ValueError):
+        if hasattr(scalar, "as_buffer"):
+            return shortened(scalar.as_buffer().to_pybytes())
+        value = getattr(scalar, "value", None)
+        return f"{scalar.type}" if value is None else shortened(f"{value} ({scalar.type})", str)
 
 
 def in_words(kind):
@@ -112,7 +134,7 @@ def cast_column(column, name, target, *, block, rows=True):
         row = _first_unlike(column, target)
         if row is None:
             raise TypeError(f"{message}; convert it to {wanted}") from error
-        value = shortened(column[row].as_py())
+        value = show_value(column[row])
         if not rows:
             raise TypeError(f"{message}: {value}") from error
         raise RowTypeError(f"{message}: {value} in row {{row}}", row) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from numbers import Integral
 
 import numpy as np
@@ -160,6 +161,8 @@ def _read(X):
 
 
 def _names(names, parameter, table):
+    if not isinstance(names, Iterable):
+        raise TypeError(f"{parameter} must be the name of a column or a list, got {names!r}")
     names = [names] if isinstance(names, str) else list(names)
     if not names:
         raise ValueError(f"{parameter} is empty; name at least one column of events")

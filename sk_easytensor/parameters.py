@@ -60,10 +60,10 @@ class GrowingParametersMixin:
                     setattr(self, name, parameter.default)
 
 
-def shortened(value, written=repr):
-    """Return how a value is written, 60 characters of it at most."""
+def shortened(value, written=repr, length=60):
+    """Return how a value is written, so many characters of it at most."""
     text = written(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def check_choice(owner, name, value, choices):

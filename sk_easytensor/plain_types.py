@@ -236,6 +236,8 @@ def _plain_type(kind):
         return None if plain == kind else plain
     if kind == pa.string_view():
         return pa.large_string()
+    if kind == pa.binary_view():
+        return pa.large_binary()
     if pa.types.is_decimal(kind):
         return pa.float64()
     if kind == pa.float16():

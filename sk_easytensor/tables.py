@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from warnings import warn
 
 import numpy as np
@@ -99,7 +100,7 @@ def column_labels(X):
     if isinstance(X, Mapping):
         return list(X)
     if _is_list_of_mappings(X):
-        return list(dict.fromkeys(label for row in X for label in row))
+        return _labels_of_rows(X)
     if _is_structured(X):
         return list(X.dtype.names)
     return list(X.columns) if hasattr(X, "columns") else None
@@ -166,8 +167,7 @@ def as_table(X, *, minimum_rows=1, columns=None, densify=False):
     elif hasattr(X, "__arrow_c_stream__"):
         table = _from_arrow_stream(X)
     elif _is_list_of_mappings(X):
-        # A key that the first row lacks must not be lost.
-        names = list(dict.fromkeys(name for row in X for name in row))
+        names = _labels_of_rows(X)
         table = _from_columns(names, [[row.get(name) for row in X] for name in names])
     elif _is_structured(X):
         table = _from_mapping({name: X[name] for name in X.dtype.names})
@@ -431,6 +431,17 @@ def _is_list_of_mappings(X):
     return isinstance(X, Sequence) and len(X) > 0 and isinstance(X[0], Mapping)
 
 
+def _labels_of_rows(X):
+    """Return the keys of dictionaries, those that the first one lacks included."""
+    for number, row in enumerate(X):
+        if not isinstance(row, (dict, Mapping)):
+            raise TypeError(
+                f"X is a list of dictionaries, and row {number} is a {type(row).__name__}: "
+                f"{shortened(row)}"
+            )
+    return list(dict.fromkeys(chain.from_iterable(X)))
+
+
 def _is_structured(X):
     """Tell whether X is an array of records, which have named fields."""
     return isinstance(X, np.ndarray) and X.ndim == 1 and X.dtype.names is not None
@@ -587,6 +598,8 @@ def _from_array(X, minimum_rows):
         if read.dtype.kind == "U":
             # NumPy turns the numbers of a row that holds a string into strings.
             X = np.array(X, dtype=object)
+    elif not isinstance(X, np.ndarray):
+        X = _array_of(X)
     array = check_array(
         X, dtype=None, ensure_all_finite=False, ensure_min_samples=minimum_rows, order=None
     )
@@ -596,6 +609,13 @@ def _from_array(X, minimum_rows):
         raise TypeError(f"arrays of dtype {array.dtype} cannot be read; pass a mapping of columns")
     names = [f"x{index}" for index in range(array.shape[1])]
     return _from_columns(names, list(array.T))
+
+
+def _array_of(X):
+    try:
+        return np.asarray(X)
+    except ValueError as error:
+        raise ValueError(f"X is a {type(X).__name__}, which is no table: {error}") from error
 
 
 def _from_rows(X):

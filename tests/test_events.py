@@ -375,3 +375,15 @@ def test_vectors_as_values():
     result = collect_sequences(log, **KEYS, columns=["vector", "tags"])
     assert result["past_vector"].to_pylist() == [[[4, 5], [0, 1]], [[2, 3]]]
     assert result["past_tags"].to_pylist() == [[["y", "z"], ["x"]], [None]]
+
+
+def test_views_of_bytes_are_collected():
+    log = pa.table(
+        {"user": [1, 1], "time": [2, 1], "hash": pa.array([b"a", b"b"], pa.binary_view())}
+    )
+    assert as_table(collect_sequences(log, **KEYS))["past_hash"].to_pylist() == [[b"b", b"a"]]
+
+
+def test_parameters_that_name_no_column(log):
+    with pytest.raises(TypeError, match="by must be the name of a column or a list, got 3"):
+        collect_sequences(log, by=3, order_by="time")

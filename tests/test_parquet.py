@@ -155,3 +155,14 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "two.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(ValueError, match="cannot be read as Parquet"):
         as_table(str(tmp_path))
+
+
+def test_damaged_files_are_named(tmp_path):
+    table = pa.table({"a": np.arange(1000.0), "y": np.tile([1.0, 2.0], 500)})
+    for name in ("0", "1"):
+        pq.write_table(table, tmp_path / f"{name}.parquet", compression="snappy")
+    data = bytearray((tmp_path / "1.parquet").read_bytes())
+    data[4:400] = bytes(396)
+    (tmp_path / "1.parquet").write_bytes(data)
+    with pytest.raises(OSError, match=r"1\.parquet cannot be read"):
+        EasyTensorRegressor(max_epochs=1).fit(tmp_path, "y")

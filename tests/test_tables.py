@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sk_easytensor.arrow_columns import pandas_columns
-from sk_easytensor.columns import RowError, cast_column, sample_values, to_float64
+from sk_easytensor.columns import RowError, cast_column, sample_values, show_value, to_float64
 from sk_easytensor.plain_types import plain_types
 from sk_easytensor.sparse import SparseRows, layout_of, read_sparse
 from sk_easytensor.tables import (
@@ -889,3 +889,32 @@ def test_labels_of_sparse_frames_are_matched_in_any_order():
 
 def read_parts(column):
     return read_sparse(column) if isinstance(column.type, SparseRows) else [column.to_numpy()]
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (pa.scalar("x" * 100), "'" + "x" * 56 + "..."),
+        (pa.scalar(2**62, pa.duration("s")), f"{2**62} (duration[s])"),
+        (pa.scalar(2**62, pa.timestamp("s")), f"{2**62} (timestamp[s])"),
+        (pa.array([b"\xff"]).view(pa.string())[0], r"b'\xff'"),
+        (pa.scalar([2**62], pa.list_(pa.duration("s"))), "list<item: duration[s]>"),
+        (pa.scalar(None), "None"),
+    ],
+)
+def test_values_that_python_has_not_are_written(value, written):
+    assert show_value(value) == written
+
+
+@pytest.mark.parametrize("values", [[[1.5], [None]], [["a", "b"], ["c", None]]])
+def test_matrices_of_objects_are_lists(values):
+    table = as_table({"a": np.array(values, dtype=object)})
+    assert table["a"].to_pylist() == values
+    with pytest.raises(TypeError, match="column 'a' holds"):
+        as_table({"a": np.array([[1], ["x"]], dtype=object)})
+
+
+def test_objects_that_are_no_table():
+    groups = pd.DataFrame({"a": [1, 2]}).groupby("a")
+    with pytest.raises(ValueError, match="X is a DataFrameGroupBy, which is no table"):
+        as_table(groups)

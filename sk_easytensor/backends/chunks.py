@@ -195,9 +195,18 @@ def named_errors(batches, fragments, schema, columns):
     ------
     TypeError
         If a value of one file is none of the type that the column has in all files together.
+    OSError
+        If a file is damaged or cannot be reached.
     """
     try:
         yield from batches
+    except OSError as error:
+        for fragment in fragments:
+            try:
+                fragment.to_table(schema=schema, columns=columns)
+            except OSError as reason:
+                raise OSError(f"{fragment.path} cannot be read: {reason}") from error
+        raise
     except UNREADABLE as error:
         for fragment in fragments:
             for name in columns:

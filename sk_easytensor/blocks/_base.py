@@ -48,7 +48,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.blocks._lists import is_list
-from sk_easytensor.columns import in_words
+from sk_easytensor.columns import in_words, show_value
 from sk_easytensor.parameters import GrowingParametersMixin, shortened
 from sk_easytensor.safe_loading import ArrowStateMixin
 from sk_easytensor.tables import as_table, has_column_names, read_like_fit
@@ -379,8 +379,3 @@ def _example(column):
         filled = pc.fill_null(pc.greater(pc.list_value_length(column), 0), False)
     filled = np.flatnonzero(filled.to_numpy())
     return f"; row {filled[0]} holds {show_value(column[int(filled[0])])}" if len(filled) else ""
-
-
-def show_value(scalar):
-    """Show an Arrow scalar in an error message."""
-    return shortened(scalar.as_py())

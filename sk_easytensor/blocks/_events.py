@@ -8,12 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sk_easytensor.blocks._base import show_value
 from sk_easytensor.blocks._lists import is_list
 from sk_easytensor.blocks._times import read_instants
 from sk_easytensor.blocks.category import CategoryBlock
 from sk_easytensor.blocks.numeric import NumericBlock
-from sk_easytensor.columns import RowError, RowTypeError, to_float64
+from sk_easytensor.columns import RowError, RowTypeError, show_value, to_float64
 
 __all__ = [
     "check_clocks",

@@ -7,8 +7,8 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from sk_easytensor.blocks._base import Block, show_value
-from sk_easytensor.columns import RowError, to_float64
+from sk_easytensor.blocks._base import Block
+from sk_easytensor.columns import RowError, show_value, to_float64
 from sk_easytensor.summaries import SummaryMap
 
 __all__ = ["OffsetBlock"]

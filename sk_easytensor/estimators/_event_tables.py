@@ -31,8 +31,8 @@ def check_pairs(n_users, usable, lack):
     """Raise ``ValueError`` unless enough users make a pair."""
     if usable < AT_LEAST:
         raise ValueError(
-            f"at least {AT_LEAST} users have to make a pair to train on, and {usable} of {n_users} "
-            f"do: the others have {lack}"
+            f"X: at least {AT_LEAST} users have to make a pair to train on, and {usable} of "
+            f"{n_users} do: the others have {lack}"
         )
 
 

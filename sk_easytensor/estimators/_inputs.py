@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,12 +12,15 @@ import pyarrow.compute as pc
 from scipy.sparse import issparse
 from sklearn.utils.validation import _check_sample_weight
 
+from sk_easytensor.parameters import shortened
+
 __all__ = [
     "Sized",
     "check_no_missing",
     "check_size",
     "check_weight",
     "deciding_first",
+    "errors_mention",
     "errors_name",
     "eval_names",
     "eval_pairs",
@@ -28,6 +32,10 @@ __all__ = [
 
 LARGEST = 1e150
 """Of a target that is a number: the sum of its squares over all rows is finite in any case."""
+
+
+UNUSABLE = (ValueError, TypeError, OverflowError, pa.ArrowException)
+"""What other libraries raise for values that they cannot use."""
 
 
 class Sized:
@@ -65,8 +73,10 @@ def check_weight(sample_weight, n_rows):
     weight = _check_sample_weight(sample_weight, sized, dtype=np.float64, ensure_non_negative=True)
     if not (weight > 0).any():
         raise ValueError("Sample weights must contain at least one non-zero number.")
-    # Weights are relative; this keeps tiny ones from vanishing in single precision.
-    return weight / weight.max()
+    # Weights are relative; this keeps tiny ones from vanishing in single precision, where a sum of
+    # weights must not be zero. Those that would vanish still are as good as none.
+    weight = weight / weight.max()
+    return np.where(weight < np.finfo(np.float32).tiny, 0.0, weight)
 
 
 def named_eval_set(eval_set, eval_sample_weight, eval_X, eval_y, sample_weight_eval_set):
@@ -355,6 +365,23 @@ def labels_like(classes, y):
     with np.errstate(invalid="ignore"):
         labels = y.astype(classes.dtype)
     return labels if np.array_equal(labels.astype(object), y.astype(object)) else y
+
+
+@contextmanager
+def errors_mention(parameter):
+    """Begin the message of every error within the context with a parameter, unless it names it.
+
+    What NumPy, pandas, Arrow and scikit-learn raise for values of a target or of weights says
+    nothing of where they were given. Errors of other classes become a ``ValueError`` or a
+    ``TypeError``.
+    """
+    try:
+        yield
+    except UNUSABLE as error:
+        if type(error) in (TypeError, ValueError) and re.search(rf"\b{parameter}\b", str(error)):
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{parameter}: {shortened(error, str, 300)}") from error
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from sklearn.utils import check_array, column_or_1d
 from sk_easytensor.estimators._inputs import (
     check_no_missing,
     check_size,
+    errors_mention,
     labels_like,
     plain_labels,
 )
@@ -139,7 +140,8 @@ def weighted_sums(rows, unit, center, power):
 
 def few_values(y, n_values=10):
     """Return the distinct values of a `y` if these are few, otherwise some of them."""
-    return np.unique(y)[:n_values]
+    with errors_mention("y"):
+        return np.unique(y)[:n_values]
 
 
 def target_values(y):

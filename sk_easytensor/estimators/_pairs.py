@@ -9,7 +9,7 @@ import torch
 from sklearn.base import clone
 
 from sk_easytensor.blocks.category import CategoryBlock
-from sk_easytensor.columns import RowError
+from sk_easytensor.columns import RowError, show_value
 from sk_easytensor.estimators._inputs import eval_pairs
 from sk_easytensor.estimators._keys import Keys, rows_of_keys
 from sk_easytensor.summaries import merge_all
@@ -113,8 +113,8 @@ class ItemTable:
         if all_known and (rows < 0).any():
             row = int(np.argmax(rows < 0))
             raise RowError(
-                f"{OWNER}: column {self.key!r} holds {column[row].as_py()!r} in row {{row}}, which "
-                f"is not the key of an item; there are {len(self.keys)} items",
+                f"{OWNER}: column {self.key!r} holds {show_value(column[row])} in row {{row}}, "
+                f"which is not the key of an item; there are {len(self.keys)} items",
                 row,
             )
         return torch.from_numpy(rows.astype(np.int64))

@@ -10,6 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.backends.local import limited_threads, resolve_threads
 from sk_easytensor.blocks._lists import is_list
+from sk_easytensor.columns import show_value
 from sk_easytensor.estimators._keys import Keys, rows_of_keys
 from sk_easytensor.estimators._pair_rows import SeenReading
 from sk_easytensor.estimators._stored import Ranking, of_stored_rows
@@ -178,7 +179,7 @@ class RecommendingMixin:
         if (rows < 0).any():
             row = int(np.argmax(rows < 0))
             raise ValueError(
-                f"column {self._user_key!r} holds {column[row].as_py()!r} in row {row}, whose "
+                f"column {self._user_key!r} holds {show_value(column[row])} in row {row}, whose "
                 f"embedding was not kept by fit; pass the columns {sorted(needed)}"
             )
         return self.user_embeddings_[rows]

@@ -273,6 +273,11 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
                 f"{type(self).__name__}: user={user!r} says that X is a log of events, which needs "
                 "time too, the column that says when they happened"
             )
+        if user is not None and not isinstance(user, (str, list, tuple)):
+            raise TypeError(
+                f"{type(self).__name__}: user must be the name of a column or a list of names, "
+                f"got {user!r}"
+            )
         with backend.running(), ExitStack() as opened:
             given, lists = self._read_records(X, user, time, backend)
             some = backend.some_rows(lists.table)

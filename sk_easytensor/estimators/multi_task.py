@@ -14,6 +14,7 @@ import torch
 from sklearn.metrics import accuracy_score, r2_score
 
 from sk_easytensor.estimators._base import BaseEasyTensor
+from sk_easytensor.estimators._inputs import errors_name
 from sk_easytensor.estimators._stored import TaskValues, of_stored_rows
 from sk_easytensor.estimators.classifier import EasyTensorClassifier
 from sk_easytensor.estimators.regressor import EasyTensorRegressor
@@ -270,10 +271,8 @@ class EasyTensorMultiTask(BaseEasyTensor):
             missing = pd.isna(column).to_numpy()
             known = column[~missing]
             part = make_parts({name: self.tasks[name]})[name]
-            try:
+            with errors_name(f"y[{name!r}]"):
                 values = part._check_target(known.infer_objects()) if len(known) else known
-            except ValueError as error:
-                raise ValueError(f"y[{name!r}]: {error}") from error
             values = np.asarray(values)
             kind = object if values.dtype.kind in "OSU" else values.dtype
             filled = np.empty(len(column), dtype=kind)
@@ -532,7 +531,7 @@ def target_columns(y, names):
     if isinstance(y, pd.DataFrame):
         found = {str(label): y[label] for label in y.columns}
     elif isinstance(y, Mapping):
-        found = {name: pd.Series(values) for name, values in y.items()}
+        found = {name: target_series(values, name) for name, values in y.items()}
     elif hasattr(y, "__arrow_c_stream__") or isinstance(y, pa.Table):
         table = as_table(y)
         found = {name: table.column(name).to_pandas() for name in table.column_names}
@@ -552,6 +551,16 @@ def target_columns(y, names):
     if len(set(lengths.values())) > 1:
         raise ValueError(f"y has columns of different lengths: {lengths}")
     return [found[name].reset_index(drop=True) for name in names]
+
+
+def target_series(values, name):
+    """Return the values of a target as a series, or raise an error that names it."""
+    with errors_name(f"y[{name!r}]"):
+        if isinstance(values, (pa.Array, pa.ChunkedArray)):
+            return values.to_pandas()
+        if np.ndim(values) != 1:
+            raise ValueError(f"it must have one dimension, got {np.ndim(values)}")
+        return pd.Series(values)
 
 
 def known_values(y, index):

@@ -7,7 +7,7 @@ import pyarrow as pa
 from sklearn.utils import check_consistent_length
 
 from sk_easytensor.digests import array_digest, table_digest
-from sk_easytensor.estimators._inputs import Sized, check_weight, errors_name
+from sk_easytensor.estimators._inputs import Sized, check_weight, errors_mention, errors_name
 from sk_easytensor.events import collect_sequences
 from sk_easytensor.tables import as_table, is_source
 
@@ -120,10 +120,12 @@ def read_records(X, y, sample_weight, read, check_target, where=""):
     X, y, sample_weight = take_columns(X, y, sample_weight)
     with errors_name(where):
         table = read(X)
-        y = check_target(y)
+        with errors_mention("y"):
+            y = check_target(y)
         y = np.zeros(len(table)) if y is None else y
         check_consistent_length(Sized(len(table)), y)
-    with errors_name(where.replace("eval_set", "eval_sample_weight")):
+    name = where.replace("eval_set", "eval_sample_weight")
+    with errors_name(name) if where else errors_mention("sample_weight"):
         weight = check_weight(sample_weight, len(table))
     kept, n_given = np.flatnonzero(weight > 0), len(table)
     if len(kept) == n_given:
@@ -147,7 +149,7 @@ def take_columns(X, y, sample_weight):
         require_columns(X.column_names, [*targets, *weights])
         y = column_values(X, targets) if targets else y
         sample_weight = column_values(X, weights) if weights else sample_weight
-        X = X.drop_columns([*targets, *weights])
+        X = X.drop_columns(list(dict.fromkeys([*targets, *weights])))
     return X, y, sample_weight
 
 

@@ -478,3 +478,53 @@ def test_strange_column_names(regressor, data):
     model = regressor([("weights.shape", NumericBlock(), "a.b/c [1]")])
     predicts(model, X, y)
     assert model.feature_importances_.shape == (2,)
+
+
+# ---------------------------------------------------------------------- what other libraries say
+
+
+@pytest.mark.parametrize(
+    "weight", [["heavy"] * 60, {0: 1.0}, np.ones((60, 2)), [10**400] * 60, np.ones(60) * 1j]
+)
+def test_errors_about_weights_name_them(make, data, weight):
+    with pytest.raises((ValueError, TypeError), match="sample_weight"):
+        make().fit(*data, sample_weight=weight)
+
+
+@pytest.mark.parametrize(
+    "y",
+    [{"a": [1]}, [["a"], ["a", "b"]] * 30, [[[1.0]]] * 60, [1.0, [2.0]] * 30, "a"],
+    ids=["dict", "lists", "three axes", "ragged", "unknown name"],
+)
+def test_errors_about_targets_name_them(make, data, y):
+    with pytest.raises((ValueError, TypeError), match=r"\by\b|columns are missing: \['a'\]"):
+        make().fit(data[0], y)
+
+
+@pytest.mark.parametrize("row", [None, [1.0, "a"], "amount"])
+def test_rows_that_are_no_dictionaries(make, data, row):
+    rows = [*data[0].to_dict("records")[:59], row]
+    with pytest.raises(TypeError, match="row 59 is a"):
+        make().fit(rows, data[1])
+
+
+def test_a_target_that_is_the_weight_as_well(quick):
+    X = {"a": np.arange(20.0), "b": np.tile([1.0, 2.0], 10)}
+    model = EasyTensorRegressor(**quick).fit(X, "b", sample_weight="b")
+    assert model.feature_names_in_.tolist() == ["a"]
+
+
+def test_weights_of_any_spread(quick, data):
+    """Rows whose weights vanish beside the others are as good as absent."""
+    weight = 10.0 ** np.where(np.arange(60) % 2, 150.0, -150.0)
+    params = {**quick, "validation_fraction": 0.5, "random_state": 0}
+    model = EasyTensorRegressor(**params).fit(*data, sample_weight=weight)
+    X, y = data[0][1::2], data[1][1::2]
+    expected = EasyTensorRegressor(**params).fit(X, y)
+    np.testing.assert_array_equal(model.predict(X), expected.predict(X))
+
+
+def test_durations_among_other_objects(make, data):
+    X = data[0].assign(city=[np.timedelta64(1, "D"), 2] * 30)
+    with pytest.raises(TypeError, match=r"column 'city' holds a timedelta64 .* in row 0"):
+        make().fit(X, data[1])

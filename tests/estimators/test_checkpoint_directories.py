@@ -340,6 +340,7 @@ def test_locks_that_nobody_holds_are_taken_over(lock, tmp_path):
         (b"[]", "a process that the file does not name"),
         (lock_of(pid="x"), "a process that the file does not name"),
     ],
+    ids=["another host", "another process", "empty", "a list", "no number"],
 )
 def test_locks_that_may_be_held_are_respected(lock, message, tmp_path):
     where = interrupted(tmp_path, 2)

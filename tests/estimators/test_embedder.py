@@ -675,3 +675,8 @@ def test_unfitted(log):
 
 def test_diagram(fitted):
     assert "EventSequenceBlock" in fitted._repr_html_()
+
+
+def test_a_user_that_is_no_name(log):
+    with pytest.raises(TypeError, match="user must be the name of a column or a list of names"):
+        EasyTensorEmbedder(max_epochs=1).fit(log, user=0, time="time")

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 from sklearn.base import clone
 from sklearn.metrics import log_loss, mean_absolute_error, r2_score, roc_auc_score
@@ -254,3 +255,16 @@ def test_weights_of_losses_cannot_change_in_a_warm_start(table):
     model = EasyTensorMultiTask(TASKS, **QUICK, trees=None).partial_fit(*table)
     with pytest.raises(ValueError, match="loss_weights changed"):
         model.set_params(loss_weights={"kind": 2.0}).partial_fit(*table)
+
+
+def test_targets_of_a_dictionary_are_named_and_of_any_kind(table):
+    X, y = table
+    columns = {name: y[name].tolist() for name in y}
+    params = {**QUICK, "max_epochs": 1, "trees": None}
+    expected = EasyTensorMultiTask(TASKS, **params).fit(X, columns).predict(X)
+    arrow = {name: pa.array(y[name], from_pandas=True) for name in y}
+    found = EasyTensorMultiTask(TASKS, **params).fit(X, arrow).predict(X)
+    pd.testing.assert_frame_equal(found, expected)
+    for odd in (np.ones((400, 1)), 1.0, [[1.0], [1.0, 2.0]] * 200, y):
+        with pytest.raises(ValueError, match=r"y\['amount'\]: "):
+            EasyTensorMultiTask(TASKS, **params).fit(X, {**columns, "amount": odd})
