@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 
 from sk_easytensor.inference.columns import readers
+from sk_easytensor.parameters import shortened
 from sk_easytensor.sparse import SparseLayout
 from sk_easytensor.tables import read_like_fit
 
@@ -75,9 +77,18 @@ class OnnxPredictor:
     """
 
     def __init__(self, path, *, n_jobs=None, providers=None):
-        where = path if isinstance(path, bytes) else str(path)
-        self._session = open_session(where, n_jobs, providers)
-        self._where = "what was given" if where is path else where
+        self._where = "what was given"
+        if not isinstance(path, bytes):
+            path = self._where = os.fspath(path)
+            if not os.path.isfile(path):
+                raise FileNotFoundError(f"there is no file {shortened(path)}")
+        try:
+            self._session = open_session(path, n_jobs, providers)
+        except ImportError:
+            raise
+        except Exception as error:
+            # Those of onnxruntime have no common class but this.
+            raise ValueError(f"{self._where} cannot be read as an ONNX file: {error}") from error
         self.metadata_ = read_metadata(self._session, self._where)
         if self.metadata_["inputs"] != "raw":
             raise ValueError(

@@ -139,7 +139,7 @@ from sk_easytensor import *
 random = np.random.default_rng(0)
 n = 300
 words = np.array([f"w{number}" for number in range(50)])
-lists = [random.integers(0, 40, 12) for _ in range(n)]
+lists = [random.integers(0, 40, 30) for _ in range(n)]
 X = {
     "categories": [words[row].tolist() for row in lists],
     "numbers": [row / 7.0 for row in lists],
@@ -150,11 +150,11 @@ y = random.integers(0, 2, n)
 keys = pd.DataFrame({"user": random.integers(0, 40, 900), "item": random.integers(0, 90, 900)})
 towers = [("user", CategoryBlock(), "user")], [("item", CategoryBlock(), "item")]
 log = pd.DataFrame(
-    {"user": np.repeat(np.arange(n), 12), "time": np.tile(np.arange(12), n) * 1e4, "kind": words[
+    {"user": np.repeat(np.arange(n), 30), "time": np.tile(np.arange(30), n) * 1e4, "kind": words[
         np.concatenate(lists)]}
 )
 quick = dict(max_epochs=1, batch_size=512, random_state=0, n_jobs=2, validation_fraction=None)
-small = dict(layers=1, heads=1, width=16)
+small = dict(layers=1, heads=1, width=32)
 trunk = MLP(width=8, layers=1)
 blocks = {
     "categories": CategorySequenceBlock("transformer", **small),
