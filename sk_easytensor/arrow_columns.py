@@ -462,7 +462,7 @@ def _mixed_column(array, name):
                 return column_of(array, name)
             row = first_unlike(array)
             hint = ", or lists if all are lists of items of one type"
-        elif isinstance(array[row], dict):
+        elif all(isinstance(value, dict) for value in array[present]):
             row = first_unlike(array)
             hint = ", or dictionaries if all are, with fields of one type"
         raise TypeError(

@@ -17,6 +17,9 @@ LARGEST = 1e150
 WIDEST = np.finfo(np.float64).max / 2
 """Edges are cut here, whose distance is finite."""
 
+SMALLEST = np.finfo(np.float64).tiny
+"""Of a scale: the reciprocal of a smaller one, which a graph may multiply by, is infinite."""
+
 BOUND = 3.0
 """What the size of scaled numbers stays below."""
 
@@ -183,7 +186,7 @@ def _center_and_scale(edges):
         return 4 * center, 4 * min(scale, WIDEST / 2)
     lower, center, upper = np.quantile(edges, [0.25, 0.5, 0.75])
     for scale in (upper - lower, (edges[-1] - edges[0]) / 2):
-        if np.isfinite(scale) and scale > 0:
+        if np.isfinite(scale) and scale >= SMALLEST:
             return center, scale
     return center, max(abs(center), 1.0)
 

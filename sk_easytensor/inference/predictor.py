@@ -8,7 +8,6 @@ import os
 import numpy as np
 
 from sk_easytensor.inference.columns import readers
-from sk_easytensor.parameters import shortened
 from sk_easytensor.sparse import SparseLayout
 from sk_easytensor.tables import read_like_fit
 
@@ -81,7 +80,7 @@ class OnnxPredictor:
         if not isinstance(path, bytes):
             path = self._where = os.fspath(path)
             if not os.path.isfile(path):
-                raise FileNotFoundError(f"there is no file {shortened(path)}")
+                raise FileNotFoundError(f"there is no file {path!r}")
         try:
             self._session = open_session(path, n_jobs, providers)
         except ImportError:
