@@ -82,7 +82,7 @@ def test_a_column_named_twice_in_a_block(make, data):
 def test_unsupported_type_names_the_column_and_what_would_take_it(make, data):
     X, y = data
     strange = {"amount": X["amount"], "strange": [b"x"] * 60}
-    with pytest.raises(TypeError, match=r"'strange' of type binary.* b'x'\. Decode it to text"):
+    with pytest.raises(TypeError, match=r"'strange' of type bytes.* b'x'\. Decode it to text"):
         make().fit(strange, y)
     with pytest.raises(TypeError, match=r"'city' of type .* by NumericBlock.*by .*CategoryBlock"):
         make([("b", NumericBlock(), ["amount", "city"])]).fit(X, y)
