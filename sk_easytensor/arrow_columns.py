@@ -156,6 +156,11 @@ def _array_column(values, name):
     array = np.asarray(values)
     if array.ndim not in (1, 2):
         raise ValueError(f"column {name!r} must be 1-D or 2-D, got {array.ndim} dimensions")
+    if array.dtype.names is not None:
+        raise TypeError(
+            f"column {name!r} is an array of records with the fields {list(array.dtype.names)}; "
+            "give each of them as a column of its own"
+        )
     if array.dtype.kind in "US":
         array = array.astype(object)
     if not array.dtype.isnative:
@@ -280,7 +285,11 @@ def _shape(kind):
 
 
 def _is_special(kind):
-    return _is_date(kind) or _is_name(kind)
+    return _is_date(kind) or _is_name(kind) or issubclass(kind, np.timedelta64)
+
+
+def _is_duration(kind):
+    return issubclass(kind, (dt.timedelta, np.timedelta64))
 
 
 def _is_date(kind):
@@ -355,6 +364,12 @@ def _special_column(values, name, rows):
         if not all(map(_is_date, kinds)):
             raise _unlike(name, found, given[places], _is_date)
         return _dates(found, kinds, name, given, places)
+    if any(map(_is_duration, kinds)):
+        if not all(map(_is_duration, kinds)):
+            raise _unlike(name, found, given[places], _is_duration)
+        import pandas as pd
+
+        return column_of(pd.Series(pd.to_timedelta(_object_array(values))), name)
     array = _object_array(values)
     array[places] = list(map(_name_of, found))
     return _arrow_column(array, name, rows)
@@ -451,6 +466,9 @@ def _mixed_column(array, name):
                 return column_of(array, name)
             row = first_unlike(array)
             hint = ", or lists if all are lists of items of one type"
+        elif all(isinstance(value, dict) for value in array[present]):
+            row = first_unlike(array)
+            hint = ", or dictionaries if all are, with fields of one type"
         raise TypeError(
             f"column {name!r} holds a {type(array[row]).__name__} ({shortened(array[row])}) in row "
             f"{row}; each value given as an argument must be a string or a number{hint}"

@@ -207,11 +207,13 @@ def _named_dictionaries(column):
     chunks = []
     for chunk in column.chunks:
         values = chunk.dictionary.to_pylist()
-        names = [
-            str(list(value.values() if isinstance(value, dict) else value)) for value in values
-        ]
+        names = [None if value is None else _name_of(value) for value in values]
         chunks.append(pa.DictionaryArray.from_arrays(chunk.indices, pa.array(names, pa.string())))
     return pa.chunked_array(chunks, type=pa.dictionary(pa.int32(), pa.string()))
+
+
+def _name_of(value):
+    return str(list(value.values() if isinstance(value, dict) else value))
 
 
 def _plain_type(kind):

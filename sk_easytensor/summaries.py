@@ -25,6 +25,10 @@ __all__ = [
 ]
 
 
+LARGEST_EXPONENT = np.finfo(np.float64).maxexp - 1
+"""Of a power of two that is finite."""
+
+
 class Summary(ABC):
     """What a chunk of rows tells a block."""
 
@@ -248,7 +252,9 @@ class Quantiles(Summary):
             weights = capped
         middle = np.cumsum(weights) - 0.5 * weights
         targets = np.linspace(middle[0], middle[-1], n_edges)
-        return np.unique(np.interp(targets, middle, self.values))
+        if spans_finitely(self.values):
+            return np.unique(np.interp(targets, middle, self.values))
+        return np.unique(4 * np.interp(targets, middle, self.values / 4))
 
     def _bounded(self):
         if len(self.values) <= self.EXACT:
@@ -271,10 +277,15 @@ class Moments(Summary):
     ----------
     count : numpy.ndarray of int64, shape (n_components,)
         Rows that have the component.
-    mean, squares : numpy.ndarray of float64, shape (n_components,)
-        Mean and sum of squared deviations from it.
+    mean : numpy.ndarray of float64, shape (n_components,)
+        Mean.
+    squares : numpy.ndarray of float64, shape (n_components,)
+        Sum of squared deviations from the mean, over the square of the unit.
     n_missing, n_rows : int
         Rows without any component, and all rows.
+    unit : numpy.ndarray of float64, shape (n_components,), or float, default=1.0
+        Powers of two about as large as the largest component: neither sums nor squares of what
+        was divided by it are infinite or 0.
 
     Notes
     -----
@@ -283,29 +294,32 @@ class Moments(Summary):
     stands for rows that are all missing, of a length not yet known.
     """
 
-    def __init__(self, count, mean, squares, n_missing, n_rows):
+    def __init__(self, count, mean, squares, n_missing, n_rows, unit=1.0):
         self.count = count
         self.mean = mean
         self.squares = squares
         self.n_missing = n_missing
         self.n_rows = n_rows
+        self.unit = unit
 
     @classmethod
     def of(cls, matrix):
         """Summarise a float64 matrix of shape (n, n_components) in which NaN means missing."""
         present = ~np.isnan(matrix)
         count = present.sum(axis=0)
-        mean = np.where(present, matrix, 0.0).sum(axis=0) / np.maximum(count, 1)
+        unit = power_of_two(np.abs(matrix).max(axis=0, where=present, initial=0.0))
+        matrix = np.where(present, matrix, 0.0) / unit
+        mean = matrix.sum(axis=0) / np.maximum(count, 1)
         squares = (np.where(present, matrix - mean, 0.0) ** 2).sum(axis=0)
         n_missing = len(matrix) - int(present.any(axis=1).sum())
-        return cls(count, mean, squares, n_missing, len(matrix))
+        return cls(count, mean * unit, squares, n_missing, len(matrix), unit)
 
     def merge(self, other):
         """Pool two sets of moments."""
         rows = self.n_missing + other.n_missing, self.n_rows + other.n_rows
         for known, unknown in ((self, other), (other, self)):
             if len(unknown.mean) == 0:
-                return Moments(known.count, known.mean, known.squares, *rows)
+                return Moments(known.count, known.mean, known.squares, *rows, known.unit)
         if len(self.mean) != len(other.mean):
             lengths = sorted([len(self.mean), len(other.mean)])
             raise ValueError(
@@ -313,15 +327,17 @@ class Moments(Summary):
             )
         count = self.count + other.count
         share = other.count / np.maximum(count, 1)
-        delta = other.mean - self.mean
-        mean = self.mean + delta * share
-        squares = self.squares + other.squares + delta**2 * self.count * share
-        return Moments(count, mean, squares, *rows)
+        unit = np.maximum(self.unit, other.unit)
+        mean = self.mean / unit
+        delta = other.mean / unit - mean
+        squares = sum(each.squares * (each.unit / unit) ** 2 for each in (self, other))
+        squares = squares + delta**2 * self.count * share
+        return Moments(count, (mean + delta * share) * unit, squares, *rows, unit)
 
     @property
     def standard_deviation(self):
         """Standard deviation of each component."""
-        return np.sqrt(self.squares / np.maximum(self.count, 1))
+        return np.sqrt(self.squares / np.maximum(self.count, 1)) * self.unit
 
 
 class WeightedMoments(Summary):
@@ -355,6 +371,31 @@ class WeightedMoments(Summary):
         delta = other.mean - self.mean
         squares = self.squares + other.squares + delta**2 * self.weight * share
         return WeightedMoments(weight, self.mean + delta * share, squares)
+
+
+def spans_finitely(values):
+    """Tell whether all differences of sorted finite values are finite."""
+    with np.errstate(over="ignore"):
+        return len(values) == 0 or bool(np.isfinite(values[-1] - values[0]))
+
+
+def power_of_two(sizes):
+    """Return powers of two just above some sizes, 1 for 0; the largest one if there is none above.
+
+    Dividing by them and multiplying again rounds nothing but numbers that are tiny beside them.
+
+    Parameters
+    ----------
+    sizes : ndarray of float64
+        Not negative.
+
+    Returns
+    -------
+    ndarray of float64
+        Finite for finite sizes.
+    """
+    exponents = np.minimum(np.frexp(sizes)[1], LARGEST_EXPONENT)
+    return np.where(sizes > 0, np.ldexp(1.0, exponents), 1.0)
 
 
 def dictionary_parts(column):

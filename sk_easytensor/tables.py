@@ -26,7 +26,7 @@ from sk_easytensor.arrow_columns import (
     pandas_columns,
 )
 from sk_easytensor.parameters import shortened
-from sk_easytensor.plain_types import needed, plain_types
+from sk_easytensor.plain_types import PLAIN, needed, plain_types
 from sk_easytensor.sparse import (
     NARROW,
     are_sparse,
@@ -150,11 +150,11 @@ def as_table(X, *, minimum_rows=1, columns=None, densify=False):
     if columns is not None:
         X = _narrowed(X, columns)
     if isinstance(X, pa.Table):
-        table = X
+        table = valid_texts(X)
     elif is_source(X):
-        table = _from_source(X)
+        table = valid_texts(_from_source(X))
     elif isinstance(X, pa.RecordBatch):
-        table = pa.Table.from_batches([X])
+        table = valid_texts(pa.Table.from_batches([X]))
     elif is_sparse(X):
         _check_size(X.shape, minimum_rows)
         table = dense_table(X) if densify else sparse_table(X)
@@ -499,7 +499,7 @@ def _from_arrow_stream(X):
     if hasattr(X, "columns"):
         _check_text(list(map(str, X.columns)))
     try:
-        return pa.table(X)
+        return valid_texts(pa.table(X))
     except UNREADABLE as error:
         kind = type(X).__name__
         if hasattr(X, "columns"):
@@ -508,17 +508,72 @@ def _from_arrow_stream(X):
         raise ValueError(f"Expected 2D array, got 1D array instead: a {kind}") from error
 
 
+def valid_texts(table):
+    """Return a table, or raise ``ValueError`` for text that is not UTF-8, which Arrow may hold."""
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if _holds_text(column.type) and not _is_utf8(column):
+            valid, invalid = 0, len(column)
+            while invalid - valid > 1:
+                middle = (valid + invalid) // 2
+                if _is_utf8(column.slice(valid, middle - valid)):
+                    valid = middle
+                else:
+                    invalid = middle
+            raise ValueError(
+                f"column {name!r} holds text in row {valid} that is not valid UTF-8; decode it "
+                "with its own encoding, or with errors='replace'"
+            )
+    return table
+
+
+def _holds_text(kind):
+    """Tell whether values of a type are texts, or hold texts that are checked."""
+    if kind.id in PLAIN or pa.types.is_dictionary(kind):
+        value = getattr(kind, "value_type", kind)
+        return pa.types.is_string(value) or pa.types.is_large_string(value)
+    if pa.types.is_struct(kind):
+        return any(_holds_text(field.type) for field in kind)
+    return _is_list(kind) and _holds_text(kind.value_type)
+
+
+def _is_list(kind):
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def _is_utf8(column):
+    kind = column.type
+    if pa.types.is_struct(kind):
+        return all(_is_utf8(part) for part in column.flatten() if _holds_text(part.type))
+    if _is_list(kind):
+        return _is_utf8(pc.list_flatten(column))
+    if pa.types.is_dictionary(kind):
+        column = column.cast(kind.value_type)
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
 def _from_polars(X):
     names, kinds = X.columns, X.dtypes
     _check_text(names)
     _check_text([name for kind in kinds if kind.is_nested() for name in _field_names(kind)])
-    if all(type(kind).__name__ not in NOT_EXPORTED for kind in kinds):
+    if all(map(_is_exported, kinds)):
         return pa.table(X)
     columns = [
-        series.to_list() if type(kind).__name__ in NOT_EXPORTED else series
+        series if _is_exported(kind) else series.to_list()
         for series, kind in zip(X.get_columns(), kinds, strict=True)
     ]
     return _from_columns(names, columns)
+
+
+def _is_exported(kind):
+    """Tell whether Arrow has a type for one of polars, and for those within it."""
+    if not kind.is_nested():
+        return type(kind).__name__ not in NOT_EXPORTED
+    fields = getattr(kind, "fields", None)
+    return all(map(_is_exported, [kind.inner] if fields is None else [f.dtype for f in fields]))
 
 
 def _field_names(kind):

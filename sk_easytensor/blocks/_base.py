@@ -48,8 +48,8 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.blocks._lists import is_list
-from sk_easytensor.columns import in_words, show_value
-from sk_easytensor.parameters import GrowingParametersMixin, shortened
+from sk_easytensor.columns import in_words, show_value, type_name
+from sk_easytensor.parameters import GrowingParametersMixin
 from sk_easytensor.safe_loading import ArrowStateMixin
 from sk_easytensor.tables import as_table, has_column_names, read_like_fit
 from sk_easytensor.tensors import Ragged
@@ -345,7 +345,7 @@ def unsupported_column(field, block="", column=None):
     else:
         hint = f"{_remedy(field.type)}, or leave it out: no block reads {in_words(field.type)}."
     owner = f" by {block}" if block else ""
-    example, kind = _example(column), shortened(field.type, str)
+    example, kind = _example(column), type_name(field.type)
     return f"column {field.name!r} of type {kind} cannot be read{owner}{example}. {hint}"
 
 

@@ -7,14 +7,18 @@ from functools import cached_property
 import numpy as np
 
 from sk_easytensor.blocks._base import cached_slices
+from sk_easytensor.summaries import spans_finitely
 
-__all__ = ["BinEdges", "BinnedMixin", "bounded_numbers", "centers_and_scales"]
+__all__ = ["BinEdges", "BinnedMixin", "bounded_numbers", "centers_and_scales", "usable_edges"]
 
 LARGEST = 1e150
 """Scaled numbers are cut here, whose square is finite."""
 
 WIDEST = np.finfo(np.float64).max / 2
 """Edges are cut here, whose distance is finite."""
+
+SMALLEST = np.finfo(np.float64).tiny
+"""Of a scale: the reciprocal of a smaller one, which a graph may multiply by, is infinite."""
 
 BOUND = 3.0
 """What the size of scaled numbers stays below."""
@@ -97,7 +101,7 @@ class BinEdges:
 
     def __init__(self, edges, center, scale):
         self.center, self.scale = center[:, None], scale[:, None]
-        bounds = [_usable(column) for column in edges]
+        bounds = [usable_edges(column) for column in edges]
         # The last edge belongs to the bin before it.
         begins = [column[: max(len(column) - 1, 1)] for column in bounds]
         cells = [
@@ -150,11 +154,11 @@ class BinEdges:
         return scaled, inside
 
 
-def _usable(edges):
+def usable_edges(edges):
     """Return edges, at least one, whose distances are finite and not zero."""
     if len(edges) == 0:
         return np.zeros(1)
-    return np.unique(np.clip(edges, -WIDEST, WIDEST))
+    return edges if spans_finitely(edges) else np.unique(np.clip(edges, -WIDEST, WIDEST))
 
 
 def _cells(scaled):
@@ -176,9 +180,13 @@ def _center_and_scale(edges):
     """Median and interquartile range over the bin edges, with a usable scale in any case."""
     if len(edges) == 0:
         return 0.0, 1.0
+    if not spans_finitely(edges):
+        # Dividing by a power of two rounds nothing, since the edges are not tiny.
+        center, scale = _center_and_scale(edges / 4)
+        return 4 * center, 4 * min(scale, WIDEST / 2)
     lower, center, upper = np.quantile(edges, [0.25, 0.5, 0.75])
     for scale in (upper - lower, (edges[-1] - edges[0]) / 2):
-        if np.isfinite(scale) and scale > 0:
+        if np.isfinite(scale) and scale >= SMALLEST:
             return center, scale
     return center, max(abs(center), 1.0)
 

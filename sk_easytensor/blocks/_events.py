@@ -12,7 +12,7 @@ from sk_easytensor.blocks._lists import is_list
 from sk_easytensor.blocks._times import read_instants
 from sk_easytensor.blocks.category import CategoryBlock
 from sk_easytensor.blocks.numeric import NumericBlock
-from sk_easytensor.columns import RowError, RowTypeError, show_value, to_float64
+from sk_easytensor.columns import RowError, RowTypeError, show_value, to_float64, type_name
 
 __all__ = [
     "check_clocks",
@@ -201,8 +201,8 @@ def readable_fields(fields, kinds, lists):
             if len(filled):
                 value = show_value(column[int(filled[0])])
                 raise RowTypeError(
-                    f"column {name!r} of items of type {column.type} cannot be read by {BLOCK} as "
-                    f"a {kinds[name]}; row {{row}} holds {value}",
+                    f"column {name!r} of items of type {type_name(column.type)} cannot be read by "
+                    f"{BLOCK} as a {kinds[name]}; row {{row}} holds {value}",
                     int(lists.owner[filled[0]]),
                 )
             column = pa.chunked_array([pa.nulls(len(column))])
@@ -220,7 +220,7 @@ def check_clocks(types):
     """
     types = {name: kind for name, kind in types.items() if not pa.types.is_null(kind)}
     if len({is_time(kind) for kind in types.values()}) > 1:
-        described = ", ".join(f"{name!r} of type {kind}" for name, kind in types.items())
+        described = ", ".join(f"{name!r} of type {type_name(kind)}" for name, kind in types.items())
         raise TypeError(
             f"{BLOCK} cannot tell how long one is before another of the columns {described}: all "
             "have to be dates or timestamps, or all numbers of seconds"

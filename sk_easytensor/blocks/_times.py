@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sk_easytensor.columns import RowTypeError
 from sk_easytensor.keys import category_keys
+from sk_easytensor.parameters import shortened
 
 CYCLES = ("day", "week", "month", "year")
 """Cycles of the calendar, in the order of their phases."""
@@ -177,11 +179,13 @@ def parse_strings(column, name):
     right = (month >= 1) & (month <= 12) & (day >= 1) & (day <= after - first)
     right &= (hour < 24) & (minute < 60) & (second <= 60) & fields.is_valid().to_numpy(False)
     if not right.all():
-        value = values[int(np.argmin(right))].as_py()
-        raise TypeError(
-            f"column {name!r} holds {value!r}, which is not an ISO 8601 date or date-time as "
-            "DatetimeBlock reads them; correct it, make it missing, or give the column to "
-            "another block"
+        wrong = int(np.argmin(right))
+        row = pc.index(keys.indices, pa.scalar(wrong, keys.indices.type)).as_py()
+        raise RowTypeError(
+            f"column {name!r} holds {shortened(values[wrong].as_py())} in row {{row}}, which is "
+            "not an ISO 8601 date or date-time as DatetimeBlock reads them; correct it, make it "
+            "missing, or give the column to another block",
+            row,
         )
     seconds = (first + day - 1) * DAY + hour * 3600 + minute * 60 + second
     fraction = pc.binary_join_element_wise("0.", parts["fraction"], "0", "")

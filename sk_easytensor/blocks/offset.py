@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sk_easytensor.blocks._base import Block
-from sk_easytensor.columns import RowError, show_value, to_float64
+from sk_easytensor.columns import RowError, show_value, to_float64, type_name
 from sk_easytensor.summaries import SummaryMap
 
 __all__ = ["OffsetBlock"]
@@ -44,8 +44,8 @@ class OffsetBlock(Block):
             if not self.accepts(field.type):
                 example = f", such as {show_value(column[0])}" if len(column) else ""
                 raise TypeError(
-                    f"offset: column {field.name!r} is of type {field.type}{example}; offsets "
-                    "must be numbers"
+                    f"offset: column {field.name!r} is of type {type_name(field.type)}{example}; "
+                    "offsets must be numbers"
                 )
         return super().fit_columns(table, named=named)
 
@@ -66,7 +66,7 @@ class OffsetBlock(Block):
             value = "missing" if np.isnan(values[row]) else f"{values[row]:g}"
             raise RowError(
                 f"offset: column {name!r} is {value} in row {{row}}; offsets must be finite "
-                "numbers (0 changes nothing)",
+                "numbers up to 3e38 in size (0 changes nothing)",
                 row,
             )
         return {"values": torch.from_numpy(encoded[:, None])}

@@ -112,7 +112,8 @@ class VectorBlock(Block):
             encoded = np.full((table.num_rows, 1, self._lengths[index]), np.nan, np.float32)
             # Without any vector during fit there is nothing to read one by.
             for rows, vectors in _chunks(column, name, len(mean)) if len(mean) else ():
-                scaled = (vectors - mean) / scale
+                with np.errstate(over="ignore"):
+                    scaled = (vectors - mean) / scale
                 encoded[rows, 0] = np.clip(scaled, -BOUND, BOUND)
             encoding[f"values_{index}"] = torch.from_numpy(encoded)
         return encoding

@@ -16,6 +16,7 @@ from sk_easytensor.parameters import shortened
 
 __all__ = [
     "Sized",
+    "check_labels",
     "check_no_missing",
     "check_size",
     "check_weight",
@@ -24,6 +25,7 @@ __all__ = [
     "errors_name",
     "eval_names",
     "eval_pairs",
+    "first_text",
     "labels_like",
     "named_eval_set",
     "plain_labels",
@@ -284,6 +286,42 @@ def check_no_missing(y):
     values = np.asarray(y)
     if values.dtype == object and pd.isna(values).any():
         raise ValueError(f"Input y contains NaN: {pd.isna(values).sum()} of its values are missing")
+
+
+def check_labels(y):
+    """Raise ``ValueError`` for labels of which some are texts and some are not, naming two rows.
+
+    Parameters
+    ----------
+    y : array-like
+        NumPy makes texts of all values of a list that holds a text.
+    """
+    if not isinstance(y, (list, tuple)) and getattr(getattr(y, "dtype", None), "kind", "") != "O":
+        return
+    if len(getattr(y, "shape", ())) > 1:
+        return
+    values = list(y)
+    texts = [isinstance(value, str) for value in values]
+    if not any(texts) or all(texts):
+        return
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    check_no_missing(array)
+    one, other = sorted([texts.index(True), texts.index(False)])
+    raise ValueError(
+        f"y holds {shortened(values[one])} in row {one} and {shortened(values[other])} in row "
+        f"{other}; labels must be all of them text, or none"
+    )
+
+
+def first_text(y):
+    """Return in words which value of an array is no number, or None if it is not of one column."""
+    for row, value in enumerate(y if y.ndim == 1 else ()):
+        try:
+            float(value)
+        except (TypeError, ValueError):
+            value = value.item() if isinstance(value, np.generic) else value
+            return f"{shortened(value)} in row {row}"
 
 
 def check_size(y):

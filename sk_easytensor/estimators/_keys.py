@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sk_easytensor.blocks.category import CategoryBlock, category_keys
-from sk_easytensor.columns import RowError
+from sk_easytensor.columns import RowError, type_name
 from sk_easytensor.keys import check_family, value_family
 from sk_easytensor.safe_loading import ArrowStateMixin
 from sk_easytensor.summaries import Summary
@@ -87,7 +87,7 @@ class Keys(ArrowStateMixin):
 def check_key_type(kind, name):
     """Raise ``TypeError`` if keys cannot be of an Arrow type."""
     if not CategoryBlock.accepts(kind):
-        raise TypeError(f"{OWNER}: key column {name!r} cannot be of type {kind}")
+        raise TypeError(f"{OWNER}: key column {name!r} cannot be of type {type_name(kind)}")
 
 
 class KeyedRows(Summary):

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from sk_easytensor.arrow_columns import column_of
-from sk_easytensor.columns import to_float64
+from sk_easytensor.columns import to_float64, type_name
 from sk_easytensor.compose import BASE_MARGIN
 
 __all__ = ["eval_margins", "margin_column", "read_with_margin"]
@@ -51,7 +51,7 @@ def margin_column(base_margin, n_rows):
     types = pa.types
     tests = (types.is_integer, types.is_floating, types.is_decimal, types.is_null)
     if not any(test(column.type) for test in tests):
-        raise TypeError(f"base_margin must hold numbers, got {column.type}")
+        raise TypeError(f"base_margin must hold numbers, got {type_name(column.type)}")
     return pa.array(to_float64(column, BASE_MARGIN, block="base_margin"))
 
 

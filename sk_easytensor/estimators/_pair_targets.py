@@ -9,14 +9,16 @@ import torch
 from sklearn.utils import check_array, column_or_1d
 
 from sk_easytensor.estimators._inputs import (
+    check_labels,
     check_no_missing,
     check_size,
     errors_mention,
     labels_like,
     plain_labels,
 )
-from sk_easytensor.estimators._rows import power_of_two, target_range
+from sk_easytensor.estimators._rows import bounded_targets, target_range
 from sk_easytensor.networks.heads import BinaryHead, RegressionHead, SampledSoftmaxHead
+from sk_easytensor.summaries import power_of_two
 from sk_easytensor.training.batches import EncodedRows
 
 __all__ = ["PairTarget", "few_values", "target_values"]
@@ -48,8 +50,8 @@ class PairTarget:
         values = np.unique(values)
         if len(values) == 1:
             raise ValueError(
-                f"{OWNER}: y holds nothing but {values[0]!r}. Leave it out if every row is an item "
-                "that was chosen"
+                f"{OWNER}: y holds nothing but {values.tolist()[0]!r}. Leave it out if every row "
+                "is an item that was chosen"
             )
         if values.dtype.kind in "OUSb" or set(values.tolist()) == {0, 1}:
             if len(values) != 2:
@@ -115,7 +117,7 @@ class PairTarget:
         """Return rows with targets on the scale the network is trained on."""
         if self.chosen or self.classes is not None:
             return rows
-        target = ((rows.target - self.center) / self.scale).float()
+        target = bounded_targets((rows.target - self.center) / self.scale)
         return EncodedRows(rows.frame, target, rows.weight)
 
     def decode(self, scores):
@@ -148,6 +150,7 @@ def target_values(y):
     """Return a `y` as an array of one dimension without missing values, or None for None."""
     if y is None:
         return None
+    check_labels(y)
     y = plain_labels(y)
     check_no_missing(y)
     y = check_array(y, ensure_2d=False, dtype=None, input_name="y")

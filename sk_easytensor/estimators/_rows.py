@@ -9,7 +9,10 @@ from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.batches import EncodedRows
 from sk_easytensor.training.shards import gather_rows
 
-__all__ = ["RowMaker", "divided", "power_of_two", "target_range", "total_weight"]
+__all__ = ["RowMaker", "bounded_targets", "divided", "target_range", "total_weight"]
+
+LARGEST_TARGET = 1e15
+"""Of a scaled target, in size: sums of squares over rows and members are finite."""
 
 
 class RowMaker:
@@ -72,6 +75,14 @@ class RowMaker:
         )
 
 
+def bounded_targets(targets):
+    """Return scaled targets in single precision, in which their squares stay finite.
+
+    Only targets of rows of next to no weight, or of an evaluation set, are as far as the bound.
+    """
+    return targets.clamp(-LARGEST_TARGET, LARGEST_TARGET).float()
+
+
 def total_weight(rows):
     """Return the sum of the rows' weights."""
     return float(rows.weight.double().sum())
@@ -91,11 +102,3 @@ def target_range(rows):
 def _range(rows):
     target = rows.target.numpy()
     return (target.min(axis=0), target.max(axis=0)) if len(target) else None
-
-
-def power_of_two(sizes):
-    """Return powers of two just above some sizes, 1 for 0.
-
-    Dividing by them and multiplying again rounds nothing.
-    """
-    return np.where(sizes > 0, np.ldexp(1.0, np.frexp(sizes)[1]), 1.0)

@@ -10,11 +10,17 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import check_array, column_or_1d
 
 from sk_easytensor.estimators._base import BaseEasyTensor
-from sk_easytensor.estimators._inputs import check_no_missing, labels_like, plain_labels
+from sk_easytensor.estimators._inputs import (
+    check_labels,
+    check_no_missing,
+    labels_like,
+    plain_labels,
+)
 from sk_easytensor.estimators._stored import Values, of_stored_rows
 from sk_easytensor.inspection._validation import calibration
 from sk_easytensor.networks.heads import BinaryHead, MulticlassHead, MultilabelHead
 from sk_easytensor.parameters import check_number, shortened
+from sk_easytensor.summaries import power_of_two
 from sk_easytensor.torch_settings import with_library_settings
 
 __all__ = ["EasyTensorClassifier"]
@@ -367,8 +373,12 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     # ------------------------------------------------------------------ target
 
     def _check_target(self, y):
+        check_labels(y)
         y = plain_labels(y)
         check_no_missing(y)
+        shape = getattr(y, "shape", ())
+        if len(shape) == 2 and shape[1] == 0:
+            raise ValueError(f"y has the shape {shape}; it must have at least one column")
         check_classification_targets(y)
         kind = type_of_target(y, input_name="y", raise_unknown=True)
         if kind.startswith("multilabel"):
@@ -396,7 +406,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         if len(self.classes_) == 1:
             raise ValueError(
                 f"Classifier can't train when only one class is present: y (where sample_weight "
-                f"is positive) holds only {self.classes_[0]!r}; at least two classes are needed"
+                f"is positive) holds only {self.classes_.tolist()[0]!r}; at least two classes are "
+                "needed"
             )
         return BinaryHead() if len(self.classes_) == 2 else MulticlassHead(len(self.classes_))
 
@@ -459,7 +470,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         if not (weights > 0).any():
             raise ValueError(f"class_weight is zero for every row: {self.class_weight}")
         self._factors = np.ones(len(self.classes_))
-        self._factors[present] = weights
+        # Only their ratios count, and products with the weights of rows stay finite.
+        self._factors[present] = weights / power_of_two(np.max(weights))
 
     def _given_weights(self, classes):
         """Return the weights of classes that a dictionary gives, 1 for those that it lacks."""

@@ -14,7 +14,8 @@ import torch
 from sklearn.metrics import accuracy_score, r2_score
 
 from sk_easytensor.estimators._base import BaseEasyTensor
-from sk_easytensor.estimators._inputs import errors_name
+from sk_easytensor.estimators._inputs import check_labels, errors_name
+from sk_easytensor.estimators._rows import bounded_targets
 from sk_easytensor.estimators._stored import TaskValues, of_stored_rows
 from sk_easytensor.estimators.classifier import EasyTensorClassifier
 from sk_easytensor.estimators.regressor import EasyTensorRegressor
@@ -29,6 +30,9 @@ from sk_easytensor.torch_settings import with_library_settings
 from sk_easytensor.training.batches import EncodedRows
 
 __all__ = ["EasyTensorMultiTask"]
+
+LARGEST_WEIGHT = 10**15
+"""Of a loss: its products with losses are finite in single precision."""
 
 CLASSES = ("binary", "multiclass")
 NUMBERS = {
@@ -196,7 +200,8 @@ class EasyTensorMultiTask(BaseEasyTensor):
                 f"({list(self.tasks)}), got {weights!r}"
             )
         for name, weight in weights.items():
-            check_number(owner, f"loss_weights[{name!r}]", weight, low=0, exclusive=True)
+            where = f"loss_weights[{name!r}]"
+            check_number(owner, where, weight, low=0, high=LARGEST_WEIGHT, exclusive=True)
         super()._check_parameters()
 
     def _check_metrics(self):
@@ -272,6 +277,8 @@ class EasyTensorMultiTask(BaseEasyTensor):
             known = column[~missing]
             part = make_parts({name: self.tasks[name]})[name]
             with errors_name(f"y[{name!r}]"):
+                if self.tasks[name] in CLASSES:
+                    check_labels(column)
                 values = part._check_target(known.infer_objects()) if len(known) else known
             values = np.asarray(values)
             kind = object if values.dtype.kind in "OSU" else values.dtype
@@ -368,7 +375,7 @@ class EasyTensorMultiTask(BaseEasyTensor):
             column = rows.target[:, index]
             if not hasattr(part, "classes_"):
                 column = (column - part._target_center[0]) / part._target_scale[0]
-            columns.append(column.float())
+            columns.append(bounded_targets(column))
         return EncodedRows(rows.frame, torch.stack(columns, dim=1), rows.weight)
 
     def _trees_share(self, trees):

@@ -11,13 +11,13 @@ from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_err
 from sklearn.utils.validation import assert_all_finite, check_array, column_or_1d
 
 from sk_easytensor.estimators._base import BaseEasyTensor
-from sk_easytensor.estimators._inputs import check_no_missing, check_size
-from sk_easytensor.estimators._rows import power_of_two, target_range
+from sk_easytensor.estimators._inputs import check_no_missing, check_size, first_text
+from sk_easytensor.estimators._rows import bounded_targets, target_range
 from sk_easytensor.estimators._stored import Values, of_stored_rows
 from sk_easytensor.inspection._validation import residual_bins
 from sk_easytensor.networks.heads import RegressionHead
 from sk_easytensor.parameters import check_choice, check_number
-from sk_easytensor.summaries import WeightedMoments, merge_all
+from sk_easytensor.summaries import WeightedMoments, merge_all, power_of_two
 from sk_easytensor.torch_settings import with_library_settings
 from sk_easytensor.training.batches import EncodedRows
 
@@ -236,7 +236,8 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
             try:
                 y = y.astype(np.float64)
             except (TypeError, ValueError) as error:
-                raise ValueError(f"y must be numbers, got {y.dtype}: {error}") from error
+                found = first_text(y)
+                raise ValueError(f"y must be numbers, got {found or y.dtype}") from error
             assert_all_finite(y, input_name="y")
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
@@ -339,8 +340,9 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         return float(np.log(factor))
 
     def _scaled(self, rows):
-        target = (rows.target.numpy() - self._target_center) / self._target_scale
-        return EncodedRows(rows.frame, torch.from_numpy(target).float(), rows.weight)
+        with np.errstate(over="ignore"):
+            target = (rows.target.numpy() - self._target_center) / self._target_scale
+        return EncodedRows(rows.frame, bounded_targets(torch.from_numpy(target)), rows.weight)
 
 
 def _moments(rows, unit, block, log_link):

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from sk_easytensor.blocks._lists import is_list, read_lists
 from sk_easytensor.blocks._ngrams import NgramVocabulary, Words, distinct_texts, hashed_ngrams
 from sk_easytensor.blocks._times import read_instants
-from sk_easytensor.columns import RowError, cast_column, to_float64
+from sk_easytensor.columns import RowError, cast_column, to_float64, type_name
 from sk_easytensor.keys import category_keys, check_family, hash_strings
 from sk_easytensor.sparse import encode_sparse
 
@@ -100,7 +100,9 @@ def vectors(column, spec):
     if length == 0 or pa.types.is_null(column.type):
         return found
     if not is_list(column.type):
-        raise TypeError(f"column {name!r} is of type {column.type}; it must hold vectors")
+        raise TypeError(
+            f"column {name!r} is of type {type_name(column.type)}; it must hold vectors"
+        )
     lengths = pc.list_value_length(column)
     unlike = pc.fill_null(pc.not_equal(lengths, length), False).to_numpy()
     if unlike.any():
@@ -154,7 +156,7 @@ class ListColumns:
         for name in columns:
             kind = table.schema.field(name).type
             if not (is_list(kind) or pa.types.is_null(kind)):
-                raise TypeError(f"column {name!r} is of type {kind}; it must hold lists")
+                raise TypeError(f"column {name!r} is of type {type_name(kind)}; it must hold lists")
         cut = {"max_length": spec["max_length"], "keep": spec["keep"]}
         lists = read_lists(table.select(columns), block=spec["owner"], **cut)
         lengths = np.diff(lists.offsets)

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from sk_easytensor.blocks._bin_edges import usable_edges
 from sk_easytensor.inference.columns import MISSING_SECONDS, MISSING_TIME
 from sk_easytensor.inference.graphs import Lists
 
@@ -72,8 +73,7 @@ def numbers(graph, values, edges, center, scale):
     str
         Float, of shape (..., n_columns, 2): scaled numbers, and positions among the edges.
     """
-    # A column without a value has one bin that no value leaves.
-    edges = [column if len(column) else np.zeros(1) for column in map(np.float64, edges)]
+    edges = [usable_edges(column) for column in map(np.float64, edges)]
     missing = graph.op("IsNaN", values)
     first = graph.constant(np.array([column[0] for column in edges]))
     last = graph.constant(np.array([column[-1] for column in edges]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import os
 
 import numpy as np
 
@@ -85,11 +85,22 @@ class OnnxPredictor:
     """
 
     def __init__(self, path, *, n_jobs=None, providers=None):
-        given = isinstance(path, bytes)
-        self._where = "what was given" if given else str(path)
-        data = path if given else Path(path).read_bytes()
+        self._where = "what was given"
+        data = path
+        if not isinstance(path, bytes):
+            path = self._where = os.fspath(path)
+            if not os.path.isfile(path):
+                raise FileNotFoundError(f"there is no file {path!r}")
+            with open(path, "rb") as file:
+                data = file.read()
         check_sealed(data, self._where)
-        self._session = open_session(data, n_jobs, providers)
+        try:
+            self._session = open_session(data, n_jobs, providers)
+        except ImportError:
+            raise
+        except Exception as error:
+            # Those of onnxruntime have no common class but this.
+            raise ValueError(f"{self._where} cannot be read as an ONNX file: {error}") from error
         self.metadata_ = read_metadata(self._session, self._where)
         if self.metadata_["inputs"] != "raw":
             raise ValueError(

@@ -15,6 +15,7 @@ from torch import nn
 
 from sk_easytensor.networks.trunks import FastDropout
 from sk_easytensor.ragged import Padded
+from sk_easytensor.tensors import select_rows
 
 __all__ = ["ENCODERS", "POOLINGS", "SequenceEncoder", "TransformerLayer"]
 
@@ -256,7 +257,8 @@ class Transformer(nn.Module):
         place = torch.arange(padded.shape[1], device=lengths.device)
         if self.latest_first:
             place = (lengths[:, None] - 1 - place).clamp(min=0)
-        hidden = self.dropout(self.project(padded) + self.positions[place])
+        positions = select_rows(self.positions, place)
+        hidden = self.dropout(self.project(padded) + positions)
         for layer in self.layers:
             hidden = layer(hidden, known[:, None, None, :])
         return self.norm(hidden)

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from sk_easytensor.tensors import select_rows
+
 __all__ = ["TwoTowerNetwork", "as_embeddings", "embed"]
 
 
@@ -118,7 +120,8 @@ class TwoTowerNetwork(nn.Module):
         if self.popularity is None:
             present, item_place = pairs.item_rows.unique(return_inverse=True)
             items = self._embed(self.item, pairs.items.take(present))
-            product = (users[user_place] * items[item_place]).sum(1) / self.temperature
+            product = select_rows(users, user_place) * select_rows(items, item_place)
+            product = product.sum(1) / self.temperature
             return (product + self.bias)[:, None, None]
         n_pairs, n_items = len(pairs), len(self.popularity)
         rows, n_negatives = pairs.item_rows, self.n_negatives if self.training else 0
@@ -130,12 +133,12 @@ class TwoTowerNetwork(nn.Module):
         with torch.autocast(users.device.type, enabled=False):
             logits = users @ items.T / self.temperature
         own = place[:n_pairs, None]
-        positive = logits[user_place].gather(1, own)
+        positive = select_rows(logits, user_place).gather(1, own)
         absent = self.popularity[present] * self._log_absent(n_pairs)
         if n_negatives:
             absent = absent + n_negatives * torch.log1p(torch.tensor(-1.0 / max(n_items, 2)))
         others = logits - torch.log(-torch.expm1(absent))
-        others = others[user_place].scatter(1, own, -torch.inf)
+        others = select_rows(others, user_place).scatter(1, own, -torch.inf)
         return torch.cat([positive, others], dim=1)[:, None, :]
 
     def _log_absent(self, n_pairs):

@@ -178,9 +178,9 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
             ]
         # Validation rows may all be of other classes, or of no weight.
         parts = [part for part in parts if len(part.target)]
-        if head.tree_loss == "gamma":
-            # Small targets may have become 0 in single precision.
-            for part in parts:
+        for part in parts:
+            # Small targets may have become 0 in single precision, and validation rows count none.
+            if head.tree_loss == "gamma" or (head.tree_loss == "poisson" and not part.target.any()):
                 part.target = np.maximum(part.target, np.finfo(np.float32).tiny)
         columns = read_columns(parts, codes, many_outputs=n_outputs > 1, seed=seed)
         if not columns.read:

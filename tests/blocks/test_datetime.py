@@ -265,7 +265,9 @@ def test_detects_dates(kind):
 
 @pytest.mark.parametrize("wrong", ["soon", "2024-02-30", "2024-01-01T10:61"])
 def test_unreadable_strings_name_column_and_value(wrong, naive):
-    with pytest.raises(TypeError, match=f"column 't' holds '{wrong}', which is not an ISO 8601"):
+    with pytest.raises(
+        TypeError, match=f"column 't' holds '{wrong}' in row 1, which is not an ISO 8601"
+    ):
         naive.transform({"t": ["2024-01-01", wrong, None]})
     with pytest.raises(TypeError, match=f"column 't' holds '{wrong}'"):
         DatetimeBlock().fit({"t": ["2024-01-01", wrong]})

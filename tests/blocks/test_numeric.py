@@ -253,7 +253,7 @@ def test_wrong_type_names_the_block_to_use():
         TypeError, match=r"'x' of type .*string cannot be read by Nu.*CategoryBlock"
     ):
         NumericBlock().fit({"x": ["a"]})
-    with pytest.raises(TypeError, match=r"'x' of type large_list<.*read by VectorBlock"):
+    with pytest.raises(TypeError, match=r"'x' of type list\[.*read by VectorBlock"):
         NumericBlock().fit({"x": [[1.0, 2.0]]})
-    with pytest.raises(TypeError, match=r"'x' of type timestamp.*DatetimeBlock"):
+    with pytest.raises(TypeError, match=r"'x' of type datetime64.*DatetimeBlock"):
         NumericBlock().fit({"x": pa.array([0], pa.timestamp("s"))})

@@ -213,7 +213,7 @@ def test_parameters_that_do_not_go_together(kind):
 
 def test_lists_of_lists_are_refused(kind):
     cls, _ = MAKERS[kind]
-    message = rf"column 'x' of type large_list<.*by {cls.__name__}; row 1 holds .*one level deep"
+    message = rf"column 'x' of type list\[.*by {cls.__name__}; row 1 holds .*one level deep"
     with pytest.raises(TypeError, match=message):
         cls().fit({"x": [None, [["a"], ["b"]]]})
 

@@ -195,7 +195,7 @@ def test_parameter_errors(value):
 
 
 def test_wrong_type_names_the_block_to_use():
-    message = "'v' of type double cannot be read by VectorBlock.*NumericBlock"
+    message = "'v' of type float64 cannot be read by VectorBlock.*NumericBlock"
     with pytest.raises(TypeError, match=message):
         VectorBlock().fit({"v": [1.0]})
     with pytest.raises(TypeError, match=message):

@@ -1,5 +1,8 @@
 """The same seed gives the same bits; predictions depend on nothing but their row."""
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -125,3 +128,70 @@ def test_fit_does_not_change_its_input(classifier, labelled):
     assert frame.equals(before[0])
     np.testing.assert_array_equal(y, before[1])
     np.testing.assert_array_equal(weight, before[2])
+
+
+FITS_BY_TWO_THREADS = """
+import hashlib
+import numpy as np
+import pandas as pd
+from sk_easytensor import *
+
+random = np.random.default_rng(0)
+n = 300
+words = np.array([f"w{number}" for number in range(50)])
+lists = [random.integers(0, 40, 30) for _ in range(n)]
+X = {
+    "categories": [words[row].tolist() for row in lists],
+    "numbers": [row / 7.0 for row in lists],
+    "events": [[{"kind": words[i], "size": i / 7.0} for i in row.tolist()] for row in lists],
+    "text": [" ".join(words[row]) for row in lists],
+}
+y = random.integers(0, 2, n)
+keys = pd.DataFrame({"user": random.integers(0, 40, 900), "item": random.integers(0, 90, 900)})
+towers = [("user", CategoryBlock(), "user")], [("item", CategoryBlock(), "item")]
+log = pd.DataFrame(
+    {"user": np.repeat(np.arange(n), 30), "time": np.tile(np.arange(30), n) * 1e4, "kind": words[
+        np.concatenate(lists)]}
+)
+quick = dict(max_epochs=1, batch_size=512, random_state=0, n_jobs=2, validation_fraction=None)
+small = dict(layers=1, heads=1, width=32)
+trunk = MLP(width=8, layers=1)
+blocks = {
+    "categories": CategorySequenceBlock("transformer", **small),
+    "numbers": NumericSequenceBlock("transformer", **small),
+    "events": EventSequenceBlock("transformer", **small),
+    "text": TextBlock(),
+}
+
+
+def classify(name):
+    model = EasyTensorClassifier([("block", blocks[name], name)], trees=None, trunk=trunk, **quick)
+    return model.fit({name: X[name]}, y).predict_proba({name: X[name]})
+
+
+def choose():
+    return EasyTensorTwoTower(*towers, n_negatives=64, **quick).fit(keys).decision_function(keys)
+
+
+def rate():
+    return EasyTensorTwoTower(*towers, **quick).fit(keys, keys["item"] / 7.0).predict(keys)
+
+
+def embed():
+    model = EasyTensorEmbedder([("events", EventSequenceBlock("mean"), ["kind"])], **quick)
+    return model.fit(log, user="user", time="time").transform(log)
+
+
+fits = [*[lambda name=name: classify(name) for name in X], choose, rate, embed]
+for fit in fits:
+    found = {hashlib.sha256(np.ascontiguousarray(fit())).hexdigest() for _ in range(3)}
+    print(len(found), end=" ")
+"""
+
+
+def test_fits_by_two_threads_are_equal():
+    """In a process of their own, since these tests run with one thread."""
+    script = [sys.executable, "-W", "ignore", "-c", FITS_BY_TWO_THREADS]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(script, capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.split() == ["1"] * 7, done.stderr

@@ -96,8 +96,8 @@ def test_missing_columns_raise_and_are_named(fitted, labelled):
     ("column", "value", "kind"),
     [
         ("amount", "much", "holds text where"),
-        ("day", [1.5], "of type large_list<"),
-        ("city", [0.5], "of type large_list<"),
+        ("day", [1.5], "of type list\\["),
+        ("city", [0.5], "of type list\\["),
     ],
     ids=["text for a number", "list for a date", "list for a category"],
 )

@@ -1,0 +1,93 @@
+"""Errors of input name the column and the row, and quote at most 60 characters."""
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from sk_easytensor import DatetimeBlock, EasyTensorClassifier, VectorBlock
+from sk_easytensor.inference import load
+from sk_easytensor.tables import as_table
+
+BYTES = pa.py_buffer(b"ab\xff\xfe")
+NOT_UTF8 = pa.Array.from_buffers(
+    pa.string(), 3, [None, pa.py_buffer(np.array([0, 1, 2, 4], np.int32)), BYTES]
+)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        NOT_UTF8,
+        pa.chunked_array([["a"], NOT_UTF8])[1:],
+        pa.DictionaryArray.from_arrays(pa.array([0, 1, 2]), NOT_UTF8),
+        pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), NOT_UTF8),
+        pa.StructArray.from_arrays([NOT_UTF8], ["name"]),
+    ],
+    ids=["text", "chunks", "categories", "lists", "structs"],
+)
+def test_text_that_is_not_utf8(column):
+    with pytest.raises(ValueError, match="column 'x' holds text in row 2 that is not valid UTF-8"):
+        as_table(pa.table({"x": column}))
+
+
+def test_durations_among_python_objects():
+    found = as_table({"x": [np.timedelta64(1, "D"), None]})
+    assert pa.types.is_duration(found["x"].type)
+    with pytest.raises(TypeError, match=r"'x' holds .*timedelta64.* in row 0 and 7 in row 1"):
+        as_table({"x": [np.timedelta64(1, "D"), 7]})
+
+
+def test_wide_integers_within_lists_and_structs():
+    for values, kind in (([[1], [2]], pl.List(pl.Int128)), ([{"f": 1}] * 2, {"f": pl.Int128})):
+        kind = pl.Struct(kind) if isinstance(kind, dict) else kind
+        assert as_table(pl.DataFrame({"x": pl.Series(values, dtype=kind)})).num_rows == 2
+    big = pl.DataFrame({"x": pl.Series([[1], [2**100]], dtype=pl.List(pl.Int128))})
+    with pytest.raises(TypeError, match=r"column 'x' holds a list .* in row 1"):
+        as_table(big)
+
+
+def test_records_within_columns():
+    records = np.zeros(3, dtype=[("a", "f8")])
+    with pytest.raises(
+        TypeError, match=r"column 'x' is an array of records with the fields \['a'\]"
+    ):
+        as_table({"x": records})
+    with pytest.raises(TypeError, match="column 'b' is an array of records"):
+        as_table(np.zeros(3, dtype=[("b", [("c", "f4")])]))
+
+
+def test_categories_that_are_structs_may_be_missing():
+    for values in ([{"left": 1}, None], [[1], None]):
+        array = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0]), pa.array(values))
+        assert as_table(pa.table({"x": array}))["x"].to_pylist() == ["[1]", None, "[1]"]
+
+
+def test_labels_of_two_kinds():
+    X = {"x": [1.0, 2.0] * 10}
+    for y in ([1, "1"] * 10, np.array([1, "1"] * 10, dtype=object)):
+        with pytest.raises(ValueError, match="y holds 1 in row 0 and '1' in row 1"):
+            EasyTensorClassifier().fit(X, y)
+    with pytest.raises(ValueError, match=r"y has the shape \(20, 0\)"):
+        EasyTensorClassifier().fit(X, np.zeros((20, 0)))
+
+
+def test_dates_are_quoted_in_part():
+    block = DatetimeBlock().fit({"x": ["2024-01-01"]})
+    with pytest.raises(TypeError, match=r"column 'x' holds '999.* in row 1, which") as found:
+        block.transform({"x": ["2024-01-01", "9" * 1_000_000]})
+    assert len(str(found.value)) < 300
+
+
+def test_types_have_names_of_pandas():
+    times = pa.array([[1], [2]], pa.list_(pa.timestamp("ns")))
+    with pytest.raises(TypeError, match=r"column 'x' of type list\[datetime64\[ns\]\] cannot"):
+        VectorBlock().fit(pa.table({"x": times}))
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.onnx"):
+        load(str(tmp_path / "none.onnx"))
+    (tmp_path / "torn.onnx").write_bytes(b"torn" * 50)
+    with pytest.raises(ValueError, match=r"torn\.onnx cannot be read as an ONNX file"):
+        load(tmp_path / "torn.onnx")
