@@ -195,7 +195,7 @@ def test_reports_exports_and_checkpoints_hold_no_secret(tmp_path, capfd):
     model.to_onnx(tmp_path / "model.onnx")
     outputs = [(tmp_path / name).read_bytes() for name in ("report.html", "model.onnx")]
     files, root = fsspec.core.url_to_fs(where)
-    outputs += [files.cat_file(path) for path in files.ls(root, detail=False)]
+    outputs += [files.cat_file(path) for path in files.find(root)]
     outputs += [text.encode() for text in capfd.readouterr()]
     assert len(outputs) >= 7
     for data in outputs:
@@ -247,7 +247,7 @@ def test_torn_checkpoints_are_reported_without_secrets():
     where = f"{WHERE}/torn"
     EasyTensorClassifier(**TREELESS, checkpoint_dir=where).fit(X, y)
     files, root = fsspec.core.url_to_fs(where)
-    for path in files.ls(root, detail=False):
+    for path in files.find(root):
         if path.endswith(".pt"):
             files.pipe_file(path, b"torn")
     with warnings.catch_warnings(record=True) as caught:

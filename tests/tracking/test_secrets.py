@@ -6,11 +6,19 @@ import warnings
 
 import mlflow
 import pytest
+from skorch.callbacks import Callback
 
 from sk_easytensor.tracking import MLflowTracker, upload
 
 SECRET = "swordfish42"
 WHERE = f"memory://key:{SECRET}@depot77/fit"
+
+
+class Failing(Callback):
+    """Raises an error that quotes an address."""
+
+    def on_train_begin(self, net, **kwargs):
+        raise ValueError(f"{WHERE} cannot be reached")
 
 
 def files_in(folder):
@@ -26,7 +34,7 @@ def test_runs_hold_no_secret(work, table, classifier, tmp_path_factory, monkeypa
     tracker = MLflowTracker(f"sqlite:///{work}/mlflow.db?token={SECRET}", tags={"origin": WHERE})
     model = classifier(trees=None, tracker=tracker, checkpoint_dir=f"{WHERE}/run").fit(X, y)
     with pytest.raises(ValueError, match=r"\*\*\*@depot77"):
-        model.set_params(learning_rate=0.3).fit(X, y)
+        model.set_params(callbacks=[Failing()]).fit(X, y)
     client = mlflow.MlflowClient(tracking_uri=tracker.tracking_uri)
     runs = client.search_runs(["0"])
     assert {run.info.status for run in runs} == {"FINISHED", "FAILED"}
