@@ -49,7 +49,8 @@ def collect_sequences(
           order, with the entity's events strictly before the row's time. Entities that the log
           does not know, or that are missing, get empty lists.
     columns : str or list of str, default=None
-        The columns of `events` to collect; None for all but those of `by`.
+        The columns of `events` to collect; None for all but those of `by`. Columns that are
+        not named may hold anything.
     max_length : int, default=None
         Keep so many of the most recent events; None keeps all.
     prefix : str
@@ -118,7 +119,8 @@ def collect_sequences(
     """
     if max_length is not None:
         check_scalar(max_length, "max_length", Integral, min_val=1)
-    events, log = _read(events)
+    wanted = None if columns is None else [*_listed(by), *_listed(order_by), *_listed(columns)]
+    events, log = _read(events, wanted)
     by = _names(by, "by", log)
     (order_by,) = _names(order_by, "order_by", log)
     if columns is None:
@@ -153,11 +155,20 @@ def collect_sequences(
     return _attach(owner, lists.rename_columns([prefix + name for name in columns]))
 
 
-def _read(X):
-    """Return `X` (lazy frames collected) and the same as an Arrow table."""
+def _read(X, columns=None):
+    """Return `X` (lazy frames collected) and some of its columns, or all, as an Arrow table."""
     if is_lazy(X):
         X = X.collect()
+    if columns is not None:
+        table = as_table(X, minimum_rows=0, columns=columns)
+        if set(columns) <= set(table.column_names):
+            return X, table
     return X, as_table(X, minimum_rows=0)
+
+
+def _listed(names):
+    """Return the names of columns that are given as one or several."""
+    return list(names) if isinstance(names, (list, tuple)) else [names]
 
 
 def _names(names, parameter, table):

@@ -79,7 +79,7 @@ class EmbeddingMixin(TransformerMixin):
             ``set_output`` asks for these, they have the users as index.
         """
         check_is_fitted(self)
-        table = as_table(X)
+        table = as_table(X, columns=self._read_columns())
         if not self._is_log(table):
             return self.tower_.embed(table)
         sequences = self.collect(table)
@@ -90,6 +90,12 @@ class EmbeddingMixin(TransformerMixin):
         users = [self._user] if isinstance(self._user, str) else list(self._user)
         users = sequences.select(users).to_pandas().set_index(users).index
         return pd.DataFrame(embeddings, index=users, columns=self.get_feature_names_out())
+
+    def _read_columns(self):
+        """Return the names of the columns that are read of a table of lists or a log."""
+        users = [self._user] if isinstance(self._user, str) else list(self._user or ())
+        times = [] if self._time is None else [self._time]
+        return list(dict.fromkeys([*self.tower_.feature_names_in_, *users, *times]))
 
     def _is_log(self, table):
         read = set(self.tower_.feature_names_in_).intersection(table.column_names)

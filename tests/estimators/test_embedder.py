@@ -680,3 +680,11 @@ def test_diagram(fitted):
 def test_a_user_that_is_no_name(log):
     with pytest.raises(TypeError, match="user must be the name of a column or a list of names"):
         EasyTensorEmbedder(max_epochs=1).fit(log, user=0, time="time")
+
+
+def test_columns_of_a_log_that_are_not_read_may_hold_anything(fitted, log):
+    scalars = pd.Series([np.datetime64("2020-01-01"), np.int8(3)] * len(log), dtype=object)
+    twice = pd.DataFrame(np.zeros((len(log), 2)), columns=["twice", "twice"])
+    events = log.reset_index(drop=True)
+    events = pd.concat([events.assign(mixed=scalars[: len(log)], any=object()), twice], axis=1)
+    np.testing.assert_array_equal(fitted.transform(events), fitted.transform(log))

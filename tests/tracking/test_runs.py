@@ -324,55 +324,51 @@ def test_the_process_is_left_as_it_was(fails, classifier, table, work):
 LOADED = """
 import sys
 import mlflow, numpy as np, pandas as pd
-import warnings
-run, method = sys.argv[1:]
-X = pd.read_pickle("X.pickle")
-model = mlflow.sklearn.load_model(f"runs:/{run}/model")
-served = mlflow.pyfunc.load_model(f"runs:/{run}/model")
-np.savez("found.npz", model=getattr(model, method)(X), served=served.predict(X))
-example = served.input_example
-assert len(served.predict(example)) == len(example) == 5
-for name in X.select_dtypes(["object", "str"]):
-    X[name] = None
-assert len(served.predict(X)) == len(X)
+for name in sys.argv[1:]:
+    method, run = pd.read_pickle(f"{name}.pickle")
+    X = pd.read_pickle(f"{name}-X.pickle")
+    model = mlflow.sklearn.load_model(f"runs:/{run}/model")
+    served = mlflow.pyfunc.load_model(f"runs:/{run}/model")
+    np.savez(f"{name}.npz", model=getattr(model, method)(X), served=served.predict(X))
+    example = served.input_example
+    assert len(served.predict(example)) == len(example) == 5
+    for column in X.select_dtypes(["object", "str"]):
+        X[column] = None
+    assert len(served.predict(X)) == len(X)
 """
 
 
-def load_elsewhere(model, X, method, work):
-    """Load a recorded model in a process that knows nothing else, and compare predictions."""
-    X.to_pickle(work / "X.pickle")
-    command = [sys.executable, "-c", LOADED, model.run_id_, method]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=work)
-    assert result.returncode == 0, result.stderr
-    found, expected = np.load(work / "found.npz", allow_pickle=False), getattr(model, method)(X)
-    np.testing.assert_array_equal(found["model"], expected)
-    np.testing.assert_array_equal(found["served"], expected)
-
-
-def test_a_classifier_is_loaded_elsewhere(classifier, table, client, work):
+def test_models_are_loaded_elsewhere(classifier, table, client, work):
+    """In a process that knows nothing else."""
     X, y = table
-    model = classifier().fit(X, y)
-    load_elsewhere(model, X, "predict", work)
-    info = mlflow.models.get_model_info(f"runs:/{model.run_id_}/model")
-    assert info.signature.inputs.input_names() == list(X)
-    assert info.run_id == model.run_id_
-    assert (
-        "sk_easytensor=="
-        in (
-            Path(client.download_artifacts(model.run_id_, "model")) / "requirements.txt"
-        ).read_text()
-    )
-
-
-def test_an_embedder_is_loaded_elsewhere(work):
-    X = pd.DataFrame(
+    events = pd.DataFrame(
         {
             "what": [list("abcab"[: 2 + i % 4]) for i in range(30)],
             "paid": [[float(i), None, 3.0, 4.0, 5.0][: 2 + i % 4] for i in range(30)],
         }
     )
-    model = EasyTensorEmbedder(embedding_dim=4, max_epochs=1, random_state=0, tracker="mlflow")
-    load_elsewhere(model.fit(X), X, "transform", work)
+    embedder = EasyTensorEmbedder(embedding_dim=4, max_epochs=1, random_state=0, tracker="mlflow")
+    models = {
+        "classifier": (classifier().fit(X, y), X, "predict"),
+        "embedder": (embedder.fit(events), events, "transform"),
+    }
+    for name, (model, rows, method) in models.items():
+        pd.to_pickle((method, model.run_id_), work / f"{name}.pickle")
+        rows.to_pickle(work / f"{name}-X.pickle")
+    command = [sys.executable, "-c", LOADED, *models]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=work)
+    assert result.returncode == 0, result.stderr
+    for name, (model, rows, method) in models.items():
+        found, expected = np.load(work / f"{name}.npz"), getattr(model, method)(rows)
+        np.testing.assert_array_equal(found["model"], expected)
+        np.testing.assert_array_equal(found["served"], expected)
+
+    run_id = models["classifier"][0].run_id_
+    info = mlflow.models.get_model_info(f"runs:/{run_id}/model")
+    assert info.signature.inputs.input_names() == list(X)
+    assert info.run_id == run_id
+    requirements = Path(client.download_artifacts(run_id, "model")) / "requirements.txt"
+    assert "sk_easytensor==" in requirements.read_text()
 
 
 def test_two_towers_are_loaded_elsewhere(client, work):
