@@ -76,7 +76,7 @@ def test_missing_values(reviews):
 
 def test_return_X_y(reviews):
     X, y = load_clothing_reviews(return_X_y=True)
-    pd.testing.assert_frame_equal(X, reviews.data)
+    assert X.equals(reviews.data)
     pd.testing.assert_series_equal(y, reviews.target)
 
 
@@ -113,7 +113,7 @@ def test_flights_target(flights):
     assert flights.target.name == "late"
     assert np.bincount(flights.target).tolist() == [85769, 26422]
     events = flights.events.loc[flights.data.index]
-    pd.testing.assert_frame_equal(flights.data, events[KNOWN_BEFORE])
+    assert flights.data.equals(events[KNOWN_BEFORE])
     np.testing.assert_array_equal(flights.target, events["arr_delay"] > 15)
     left_out = flights.events.drop(flights.data.index)
     assert left_out["arr_delay"].isna().all()
@@ -136,7 +136,7 @@ def test_flights_types(flights):
 
 def test_flights_return_X_y(flights):
     X, y = load_flights(return_X_y=True)
-    pd.testing.assert_frame_equal(X, flights.data)
+    assert X.equals(flights.data)
     pd.testing.assert_series_equal(y, flights.target)
     X, y = load_flights(return_X_y=True, as_frame=False)
     assert X.dtype == object
@@ -154,7 +154,7 @@ def test_flights_make_sequences(flights):
         columns=["schedule", "late"],
         max_length=16,
     )
-    pd.testing.assert_frame_equal(X[KNOWN_BEFORE], flights.data)
+    assert X[KNOWN_BEFORE].equals(flights.data)
     lengths = X["past_schedule"].list.len()
     assert lengths.max() == 16
     some = X[lengths > 0]
