@@ -284,8 +284,8 @@ class Moments(Summary):
     n_missing, n_rows : int
         Rows without any component, and all rows.
     unit : numpy.ndarray of float64, shape (n_components,), or float, default=1.0
-        Powers of two about as large as the largest component: neither sums nor squares of what
-        was divided by it are infinite or 0.
+        Powers of two about as large as the largest component, 0 where all are 0 or missing:
+        neither sums nor squares of what was divided by it are infinite or 0.
 
     Notes
     -----
@@ -307,12 +307,14 @@ class Moments(Summary):
         """Summarise a float64 matrix of shape (n, n_components) in which NaN means missing."""
         present = ~np.isnan(matrix)
         count = present.sum(axis=0)
-        unit = power_of_two(np.abs(matrix).max(axis=0, where=present, initial=0.0))
-        matrix = np.where(present, matrix, 0.0) / unit
+        largest = np.abs(matrix).max(axis=0, where=present, initial=0.0)
+        divisor = power_of_two(largest)
+        matrix = np.where(present, matrix, 0.0) / divisor
         mean = matrix.sum(axis=0) / np.maximum(count, 1)
         squares = (np.where(present, matrix - mean, 0.0) ** 2).sum(axis=0)
         n_missing = len(matrix) - int(present.any(axis=1).sum())
-        return cls(count, mean * unit, squares, n_missing, len(matrix), unit)
+        unit = np.where(largest > 0, divisor, 0.0)
+        return cls(count, mean * divisor, squares, n_missing, len(matrix), unit)
 
     def merge(self, other):
         """Pool two sets of moments."""
@@ -328,11 +330,12 @@ class Moments(Summary):
         count = self.count + other.count
         share = other.count / np.maximum(count, 1)
         unit = np.maximum(self.unit, other.unit)
-        mean = self.mean / unit
-        delta = other.mean / unit - mean
-        squares = sum(each.squares * (each.unit / unit) ** 2 for each in (self, other))
+        divisor = np.where(unit > 0, unit, 1.0)
+        mean = self.mean / divisor
+        delta = other.mean / divisor - mean
+        squares = sum(each.squares * (each.unit / divisor) ** 2 for each in (self, other))
         squares = squares + delta**2 * self.count * share
-        return Moments(count, (mean + delta * share) * unit, squares, *rows, unit)
+        return Moments(count, (mean + delta * share) * divisor, squares, *rows, unit)
 
     @property
     def standard_deviation(self):

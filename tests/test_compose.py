@@ -157,7 +157,7 @@ def test_remainder_drop_leaves_unreadable_columns_alone(frame):
     frame["strange"] = [b"x"] * 40
     blocks = [("price", NumericBlock(), "price")]
     assert columns_of(TableEncoder(blocks, remainder="drop").fit(frame)) == {"price": ["price"]}
-    with pytest.raises(TypeError, match=r"column 'strange' of type binary.*no block reads bytes"):
+    with pytest.raises(TypeError, match=r"column 'strange' of type bytes.*no block reads bytes"):
         TableEncoder(blocks).fit(frame)
 
 
@@ -515,7 +515,7 @@ def test_several_blocks_of_a_kind_are_numbered():
 def test_types_of_several_parts_are_refused_by_name():
     kind = pa.map_(pa.string(), pa.int64())
     with pytest.raises(
-        TypeError, match=r"column 'm' of type map<.*row 1 holds \[\('a', 1\)\].*no block reads maps"
+        TypeError, match=r"column 'm' of type map.*row 1 holds \[\('a', 1\)\].*no block reads maps"
     ):
         TableEncoder().fit({"m": pa.array([None, [("a", 1)]], kind)})
     with pytest.raises(TypeError, match=r"column 'l' of type .*row 0 holds .*one level deep"):

@@ -196,6 +196,14 @@ def test_moments_of_chunks(chunks, random):
     assert (merged.n_missing, merged.n_rows) == (whole.n_missing, whole.n_rows)
 
 
+@pytest.mark.parametrize("empty", [0.0, np.nan])
+def test_moments_of_tiny_values_beside_chunks_of_none(empty):
+    values = np.array([[1e-200], [3e-200]])
+    merged = merge_all([Moments.of(np.full((2, 1), empty)), Moments.of(values)])
+    expected = np.nanstd(np.concatenate([[[empty]] * 2, values]) * 1e200) * 1e-200
+    np.testing.assert_allclose(merged.standard_deviation, [expected])
+
+
 def test_moments_are_stable_far_from_zero():
     values = 1e9 + np.random.default_rng(0).normal(size=(10_000, 1))
     merged = merge_all(Moments.of(chunk) for chunk in np.array_split(values, 50))

@@ -278,7 +278,7 @@ class EasyTensorMultiTask(BaseEasyTensor):
             part = make_parts({name: self.tasks[name]})[name]
             with errors_name(f"y[{name!r}]"):
                 if self.tasks[name] in CLASSES:
-                    check_labels(column)
+                    check_labels(known)
                 values = part._check_target(known.infer_objects()) if len(known) else known
             values = np.asarray(values)
             kind = object if values.dtype.kind in "OSU" else values.dtype

@@ -397,7 +397,7 @@ def test_wrong_column_type(chosen):
     block, _ = chosen
     wrong = pa.table({"col": pa.array([b"x"])})
     with pytest.raises(
-        TypeError, match=r"'col' of type binary.*row 0 holds b'x'.*Decode it to text"
+        TypeError, match=r"'col' of type bytes.*row 0 holds b'x'.*Decode it to text"
     ):
         type(block)().fit(wrong)
 
