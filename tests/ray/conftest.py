@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,10 +20,23 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group("ray"))
 
 
-@pytest.fixture(scope="session")
+def pytest_runtest_teardown(item, nextitem):
+    if nextitem is None or Path(__file__).parent not in nextitem.path.parents:
+        # Its processes would take time from the tests that follow.
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
+
+
+@pytest.fixture
 def cluster():
     """Address of a cluster of two processors."""
     ray = pytest.importorskip("ray")
+    if not ray.is_initialized():
+        start_cluster(ray)
+    return ray.get_runtime_context().gcs_address
+
+
+def start_cluster(ray):
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
     # Beside other tests, workers of low priority would hardly run.
@@ -36,8 +50,6 @@ def cluster():
         log_to_driver=False,
     )
     send_by_value()
-    yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
     if before is None:
         del os.environ["PYTHONPATH"]
     else:

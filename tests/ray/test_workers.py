@@ -122,7 +122,8 @@ address, where, pause = sys.argv[1:]
 send_by_value()
 model = EasyTensorEmbedder(
     backend=RayBackend(num_workers=2, address=address), embedding_dim=8, learning_rate=0.02,
-    max_epochs=8, batch_size=16, random_state=0, checkpoint_dir=where + "/checkpoints",
+    max_epochs=8, batch_size=16, validation_fraction=None, random_state=0,
+    checkpoint_dir=where + "/checkpoints",
     callbacks=[Epochs(where + "/epochs"), Pause(epoch=int(pause))],
 )
 model.fit(where + "/log.parquet", user="user", time="time")
