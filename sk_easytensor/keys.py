@@ -87,6 +87,9 @@ def category_keys(column, *, boolean_texts=True):
     if not given:
         column = column.dictionary_encode()
     elif column.num_chunks > 1:
+        if any(chunk.dictionary.null_count for chunk in column.chunks):
+            # Arrow unifies no dictionaries that hold a null.
+            column = column.cast(kind.value_type).dictionary_encode()
         column = column.unify_dictionaries()
     if column.num_chunks == 1:
         array = column.chunk(0)

@@ -231,6 +231,12 @@ def test_dictionaries_of_users_may_repeat_and_miss_values():
     assert block.categories_[0].to_pylist() == ["a", "b"]
     assert block.counts_[0].tolist() == [3, 1]
     assert codes(block, column) == [2, 3, 2, MISSING, 2, MISSING]
+    other = pa.DictionaryArray.from_arrays([1, 0], [None, "b"])
+    assert category_keys(pa.chunked_array([column, other])).to_pylist() == [
+        *keys.to_pylist(),
+        "b",
+        None,
+    ]
     # Few rows of many levels need few of them.
     levels = pa.DictionaryArray.from_arrays([7, 3], [str(level) for level in range(99)])
     assert category_keys(levels).dictionary.to_pylist() == ["7", "3"]

@@ -415,7 +415,10 @@ def errors_mention(parameter):
     """
     try:
         yield
-    except UNUSABLE as error:
+    except Exception as error:
+        if not isinstance(error, UNUSABLE) and not type(error).__module__.startswith("polars."):
+            # Those of polars have no base class among Python's.
+            raise
         if type(error) in (TypeError, ValueError) and re.search(rf"\b{parameter}\b", str(error)):
             raise
         kind = TypeError if isinstance(error, TypeError) else ValueError

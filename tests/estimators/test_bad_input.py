@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 import torch
 from scipy.sparse import csr_array
@@ -493,8 +494,15 @@ def test_errors_about_weights_name_them(make, data, weight):
 
 @pytest.mark.parametrize(
     "y",
-    [{"a": [1]}, [["a"], ["a", "b"]] * 30, [[[1.0]]] * 60, [1.0, [2.0]] * 30, "a"],
-    ids=["dict", "lists", "three axes", "ragged", "unknown name"],
+    [
+        {"a": [1]},
+        [["a"], ["a", "b"]] * 30,
+        [[[1.0]]] * 60,
+        [1.0, [2.0]] * 30,
+        "a",
+        pl.Series([2**100, None] * 30, dtype=pl.Int128),
+    ],
+    ids=["dict", "lists", "three axes", "ragged", "unknown name", "Int128"],
 )
 def test_errors_about_targets_name_them(make, data, y):
     with pytest.raises((ValueError, TypeError), match=r"\by\b|columns are missing: \['a'\]"):
