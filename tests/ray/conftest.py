@@ -21,10 +21,10 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_runtest_teardown(item, nextitem):
-    if nextitem is None or Path(__file__).parent not in nextitem.path.parents:
+    last = nextitem is None or Path(__file__).parent not in nextitem.path.parents
+    if last and "ray" in sys.modules:
         # Its processes would take time from the tests that follow.
-        if "ray" in sys.modules:
-            sys.modules["ray"].shutdown()
+        sys.modules["ray"].shutdown()
 
 
 @pytest.fixture
