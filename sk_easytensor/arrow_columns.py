@@ -11,12 +11,22 @@ from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sk_easytensor.keys import category_keys
 from sk_easytensor.parameters import shortened
+from sk_easytensor.plain_types import PLAIN
 from sk_easytensor.sparse import is_sparse, sparse_rows
 
-__all__ = ["LISTS", "UNREADABLE", "column_of", "first_unlike", "is_pandas", "pandas_columns"]
+__all__ = [
+    "LISTS",
+    "UNREADABLE",
+    "check_utf8",
+    "column_of",
+    "first_unlike",
+    "is_pandas",
+    "pandas_columns",
+]
 
 UNREADABLE = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
 """What Arrow raises for Python values that fit none of its types."""
@@ -124,6 +134,7 @@ def column_of(values, name):
     if type(values) is np.ndarray and values.ndim == 1 and values.dtype in PLAIN_NUMBERS:
         return pa.array(values, from_pandas=True)
     if isinstance(values, (pa.Array, pa.ChunkedArray)):
+        check_utf8(values, name)
         return values
     if isinstance(values, (list, tuple)):
         # Not by way of NumPy: lists of lists would become a matrix, mixed scalars strings.
@@ -139,7 +150,10 @@ def column_of(values, name):
         if kind is not None:
             if type(kind).__name__ in BY_PARTS:
                 return _series_by_parts(values, kind)
-            return pa.array(values, from_pandas=True)
+            array = pa.array(values, from_pandas=True)
+            if type(kind).__name__ == "ArrowDtype":
+                check_utf8(array, name)
+            return array
         if hasattr(values, "__arrow_c_stream__") or hasattr(values, "__arrow_c_array__"):
             return pa.chunked_array(values)
         if is_sparse(values):
@@ -147,6 +161,9 @@ def column_of(values, name):
     except UNREADABLE:
         if hasattr(values, "sparse"):
             return column_of(values.sparse.to_dense(), name)
+        if type(values).__module__.startswith("polars."):
+            # Of a type that neither Arrow nor NumPy has.
+            return _python_column(values.to_list(), name)
     return _array_column(values, name)
 
 
@@ -577,3 +594,52 @@ def first_unlike(array, errors=UNLIKE, read=None):
         else:
             readable = middle
     return readable
+
+
+# ---------------------------------------------------------------------- text
+
+
+def check_utf8(column, name):
+    """Raise ``ValueError`` if a column of Arrow holds text that is not UTF-8."""
+    if not _holds_text(column.type) or _is_utf8(column):
+        return
+    valid, invalid = 0, len(column)
+    while invalid - valid > 1:
+        middle = (valid + invalid) // 2
+        if _is_utf8(column.slice(valid, middle - valid)):
+            valid = middle
+        else:
+            invalid = middle
+    raise ValueError(
+        f"column {name!r} holds text in row {valid} that is not valid UTF-8; decode it with its "
+        "own encoding, or with errors='replace'"
+    )
+
+
+def _holds_text(kind):
+    """Tell whether values of a type are texts, or hold texts that are checked."""
+    if kind.id in PLAIN or pa.types.is_dictionary(kind):
+        value = getattr(kind, "value_type", kind)
+        return pa.types.is_string(value) or pa.types.is_large_string(value)
+    if pa.types.is_struct(kind):
+        return any(_holds_text(field.type) for field in kind)
+    return _is_list(kind) and _holds_text(kind.value_type)
+
+
+def _is_list(kind):
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def _is_utf8(column):
+    kind = column.type
+    if pa.types.is_struct(kind):
+        return all(_is_utf8(part) for part in column.flatten() if _holds_text(part.type))
+    if _is_list(kind):
+        return _is_utf8(pc.list_flatten(column))
+    if pa.types.is_dictionary(kind):
+        column = column.cast(kind.value_type)
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True

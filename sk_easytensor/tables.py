@@ -20,13 +20,14 @@ import pyarrow.compute as pc
 from sk_easytensor.arrow_columns import (
     LISTS,
     UNREADABLE,
+    check_utf8,
     column_of,
     first_unlike,
     is_pandas,
     pandas_columns,
 )
 from sk_easytensor.parameters import shortened
-from sk_easytensor.plain_types import PLAIN, needed, plain_types
+from sk_easytensor.plain_types import needed, plain_types
 from sk_easytensor.sparse import (
     NARROW,
     are_sparse,
@@ -511,48 +512,8 @@ def _from_arrow_stream(X):
 def valid_texts(table):
     """Return a table, or raise ``ValueError`` for text that is not UTF-8, which Arrow may hold."""
     for name, column in zip(table.column_names, table.columns, strict=True):
-        if _holds_text(column.type) and not _is_utf8(column):
-            valid, invalid = 0, len(column)
-            while invalid - valid > 1:
-                middle = (valid + invalid) // 2
-                if _is_utf8(column.slice(valid, middle - valid)):
-                    valid = middle
-                else:
-                    invalid = middle
-            raise ValueError(
-                f"column {name!r} holds text in row {valid} that is not valid UTF-8; decode it "
-                "with its own encoding, or with errors='replace'"
-            )
+        check_utf8(column, name)
     return table
-
-
-def _holds_text(kind):
-    """Tell whether values of a type are texts, or hold texts that are checked."""
-    if kind.id in PLAIN or pa.types.is_dictionary(kind):
-        value = getattr(kind, "value_type", kind)
-        return pa.types.is_string(value) or pa.types.is_large_string(value)
-    if pa.types.is_struct(kind):
-        return any(_holds_text(field.type) for field in kind)
-    return _is_list(kind) and _holds_text(kind.value_type)
-
-
-def _is_list(kind):
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
-
-
-def _is_utf8(column):
-    kind = column.type
-    if pa.types.is_struct(kind):
-        return all(_is_utf8(part) for part in column.flatten() if _holds_text(part.type))
-    if _is_list(kind):
-        return _is_utf8(pc.list_flatten(column))
-    if pa.types.is_dictionary(kind):
-        column = column.cast(kind.value_type)
-    try:
-        column.validate(full=True)
-    except pa.ArrowInvalid:
-        return False
-    return True
 
 
 def _from_polars(X):

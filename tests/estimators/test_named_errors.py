@@ -1,6 +1,7 @@
 """Errors of input name the column and the row, and quote at most 60 characters."""
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -27,8 +28,17 @@ NOT_UTF8 = pa.Array.from_buffers(
     ids=["text", "chunks", "categories", "lists", "structs"],
 )
 def test_text_that_is_not_utf8(column):
-    with pytest.raises(ValueError, match="column 'x' holds text in row 2 that is not valid UTF-8"):
-        as_table(pa.table({"x": column}))
+    tables = [pa.table({"x": column}), {"x": column}]
+    if isinstance(column, pa.Array):
+        tables.append(pd.DataFrame({"x": pd.arrays.ArrowExtensionArray(column)}))
+    for table in tables:
+        with pytest.raises(ValueError, match="'x' holds text in row 2 that is not valid UTF-8"):
+            as_table(table)
+
+
+def test_integers_of_128_bits_in_a_dictionary():
+    column = pl.Series([2**100, None], dtype=pl.Int128)
+    assert as_table({"x": column})["x"].to_pylist() == [float(2**100), None]
 
 
 def test_durations_among_python_objects():
