@@ -1,4 +1,6 @@
 import warnings
+from contextlib import suppress
+from functools import cache, wraps
 
 import pandas as pd
 import polars as pl
@@ -9,6 +11,47 @@ from hypothesis import settings
 
 # More threads than cores spin against each other when pytest runs several workers.
 torch.set_num_threads(1)
+
+
+def export_with_kept_tables(export):
+    """Return ``torch.onnx.export`` that reads its tables of operators once per process.
+
+    Reading them takes half of the time that a small network needs, and every export does it.
+    """
+
+    @wraps(export)
+    def first(*args, **params):
+        torch.onnx.export = export
+        # They are not public: where torch has them elsewhere, it reads them as often as it likes.
+        with suppress(ImportError, AttributeError):
+            keep_tables()
+        return export(*args, **params)
+
+    return first
+
+
+def keep_tables():
+    """Keep torch's translations and decompositions of operators after the first export."""
+    from torch.onnx._internal.exporter import _decomp, _registration
+
+    registry = _registration.ONNXRegistry
+    translations = cache(registry.from_torchlib)
+    decompositions = cache(_decomp.create_onnx_friendly_decomposition_table)
+
+    def from_torchlib(cls, *args, **params):
+        kept, copied = translations(*args, **params), cls()
+        copied._opset_version = kept._opset_version
+        # An export adds translations of its own.
+        copied.functions = {target: list(found) for target, found in kept.functions.items()}
+        return copied
+
+    registry.from_torchlib = classmethod(from_torchlib)
+    _decomp.create_onnx_friendly_decomposition_table = lambda registered: dict(
+        decompositions(frozenset(registered))
+    )
+
+
+torch.onnx.export = export_with_kept_tables(torch.onnx.export)
 
 # The first example of a property pays for imports, which is no reason to fail.
 settings.register_profile("tests", deadline=None, max_examples=40)

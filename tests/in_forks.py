@@ -75,7 +75,7 @@ def in_child(name, function):
 def main():
     warnings.simplefilter("ignore")
     torch.set_num_threads(2)
-    X, some, big = table(120), table(6000), table(20_000)
+    X, some, big = table(120), table(6000), table(12_000)
     y = (X["n"] > 0).to_numpy()
     quick = {"max_epochs": 1, "random_state": 0}
     one = EasyTensorClassifier(**quick).fit(X, y)

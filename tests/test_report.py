@@ -13,6 +13,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score, log_loss, r2_score
 
 from sk_easytensor import (
+    BoostedTrees,
     CategoryBlock,
     EasyTensorClassifier,
     EasyTensorEmbedder,
@@ -65,16 +66,17 @@ def models(table):
         "user_blocks": [("user", CategoryBlock(), "user")],
         "item_blocks": [(EVIL, CategoryBlock(), EVIL)],
     }
+    trees = {"trees": BoostedTrees(max_iter=20)}
     return {
-        "binary": EasyTensorClassifier(**QUICK).fit(X, np.where(y > 0, EVIL_VALUE, "!")),
-        "multiclass": EasyTensorClassifier(**QUICK).fit(X, np.digitize(y, [0, 1])),
-        "multilabel": EasyTensorClassifier(**QUICK).fit(
+        "binary": EasyTensorClassifier(**trees, **QUICK).fit(X, np.where(y > 0, EVIL_VALUE, "!")),
+        "multiclass": EasyTensorClassifier(**trees, **QUICK).fit(X, np.digitize(y, [0, 1])),
+        "multilabel": EasyTensorClassifier(**trees, **QUICK).fit(
             X[["size", EVIL]], np.column_stack([y > 0, y > 1]).astype(int)
         ),
-        "regressor": EasyTensorRegressor(**QUICK).fit(X, y),
-        "multioutput": EasyTensorRegressor([("e", EventSequenceBlock(), ["items"])], **QUICK).fit(
-            X[["size", "items"]], np.column_stack([y, -y])
-        ),
+        "regressor": EasyTensorRegressor(**trees, **QUICK).fit(X, y),
+        "multioutput": EasyTensorRegressor(
+            [("e", EventSequenceBlock(), ["items"])], **trees, **QUICK
+        ).fit(X[["size", "items"]], np.column_stack([y, -y])),
         "two_tower": EasyTensorTwoTower(**sides, embedding_dim=4, **QUICK).fit(
             pairs, item_key=EVIL
         ),

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from skorch.callbacks import Callback
 
-from sk_easytensor import MLP, EasyTensorClassifier, EasyTensorRegressor
+from sk_easytensor import MLP, BoostedTrees, EasyTensorClassifier, EasyTensorRegressor
 
 
 def make_mixed(n_rows, seed=0):
@@ -42,7 +42,16 @@ def labelled(mixed):
 @pytest.fixture
 def quick():
     """Parameters for tests in which the quality of the model does not matter."""
-    return {"trunk": MLP(width=16), "max_epochs": 3, "batch_size": 32, "random_state": 0}
+    # Of labels without noise, trees would be grown to the last of a thousand.
+    trees = BoostedTrees(max_iter=50)
+    trunk = MLP(width=16)
+    return {
+        "trunk": trunk,
+        "trees": trees,
+        "max_epochs": 3,
+        "batch_size": 32,
+        "random_state": 0,
+    }
 
 
 @pytest.fixture

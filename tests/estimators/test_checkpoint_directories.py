@@ -184,6 +184,7 @@ def test_warm_starts_share_a_directory(tmp_path):
         assert len(list(tmp_path.iterdir())) == n_fits
 
 
+@pytest.mark.xdist_group("joblib")  # Which keeps the processes that it starts.
 def test_folds_have_the_scores_that_they_have_without_checkpoints(tmp_path):
     X, y = table()
     params = {"trees": None, "trunk": MLP(width=4), "max_epochs": 2, "random_state": 0}

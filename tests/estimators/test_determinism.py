@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sk_easytensor import TabM
+from sk_easytensor import BoostedTrees, TabM
 from sk_easytensor.backends import LocalBackend
 
 
@@ -73,12 +73,13 @@ def test_global_generators_are_not_disturbed(regressor, mixed):
 def test_concurrent_fits_equal_sequential_ones(regressor, mixed):
     frame, y = mixed
     trunk = TabM(members=2, width=16, dropout=0.3)
+    trees = BoostedTrees(max_iter=20)
 
     def curve(seed):
-        model = regressor(trunk=trunk, batch_size=8, random_state=seed).fit(frame, y)
+        model = regressor(trunk=trunk, trees=trees, batch_size=16, random_state=seed).fit(frame, y)
         return model.predict(frame), model.partial_fit(frame, y).predict(frame)
 
-    seeds = [0, 1, 0, 2] * 2
+    seeds = [0, 1, 0, 2]
     before = torch.get_rng_state()
     with ThreadPoolExecutor(4) as pool:
         concurrent = list(pool.map(curve, seeds))
@@ -184,7 +185,7 @@ def embed():
 
 fits = [*[lambda name=name: classify(name) for name in X], choose, rate, embed]
 for fit in fits:
-    found = {hashlib.sha256(np.ascontiguousarray(fit())).hexdigest() for _ in range(3)}
+    found = {hashlib.sha256(np.ascontiguousarray(fit())).hexdigest() for _ in range(2)}
     print(len(found), end=" ")
 """
 

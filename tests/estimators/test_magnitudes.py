@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from sk_easytensor import (
     MLP,
+    BoostedTrees,
     CategoryBlock,
     EasyTensorClassifier,
     EasyTensorMultiTask,
@@ -218,7 +219,8 @@ def test_models_of_odd_numbers_and_their_graphs(tmp_path):
             (f"numbers {len(X)}", NumericBlock(bins=8), name),
             (f"vectors {len(X)}", VectorBlock(), f"{name}, twice"),
         ]
-    model = EasyTensorRegressor(blocks, **QUICK).fit(X, NORMAL)
+    trees = BoostedTrees(max_iter=10)
+    model = EasyTensorRegressor(blocks, trees=trees, **QUICK).fit(X, NORMAL)
     predicted = model.predict(X)
     assert np.isfinite(predicted).all()
     model.to_onnx(tmp_path / "model.onnx")

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sk_easytensor import EasyTensorClassifier, EasyTensorRegressor, TabM
+from sk_easytensor import BoostedTrees, EasyTensorClassifier, EasyTensorRegressor, TabM
 from sk_easytensor.inference import encoded_arrays, load, onnx
 from sk_easytensor.inference._answers import ExportedNetwork, PairAnswer, answer_of
 from sk_easytensor.inference.onnx import network_model, traced
@@ -95,8 +95,8 @@ def separable(n_rows=240):
 
 def confident(estimator, X, y, factor):
     """Fit, and multiply all that the network and the trees say of a row."""
-    trunk = TabM(members=2, width=8)
-    model = estimator.set_params(trunk=trunk, max_epochs=3, random_state=0).fit(X, y)
+    quick = {"trunk": TabM(members=2, width=8), "trees": BoostedTrees(max_iter=20)}
+    model = estimator.set_params(**quick, max_epochs=3, random_state=0).fit(X, y)
     with torch.no_grad():
         for parameter in model.network_.head.parameters():
             parameter *= factor

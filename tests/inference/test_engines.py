@@ -13,6 +13,7 @@ from sklearn.base import clone
 
 from sk_easytensor import (
     MLP,
+    BoostedTrees,
     CategoryBlock,
     CategorySequenceBlock,
     EasyTensorClassifier,
@@ -30,6 +31,7 @@ from sk_easytensor.safe_loading import trusted_types
 pytestmark = pytest.mark.xdist_group("engines")
 
 QUICK = {"max_epochs": 2, "batch_size": 64, "random_state": 0, "remainder": "drop"}
+TREES = BoostedTrees(max_iter=10)
 BLOCKS = [("numbers", NumericBlock(bins=9), ["amount", "flag"]), ("city", CategoryBlock(), "city")]
 
 
@@ -44,10 +46,10 @@ def model(rows, labels):
     blocks = [
         *BLOCKS,
         ("texts", TextBlock(min_frequency=2), ["title"]),
-        ("series", NumericSequenceBlock("gru", width=8, max_length=5), ["series"]),
+        ("series", NumericSequenceBlock("conv", width=8, layers=1, max_length=5), ["series"]),
     ]
     model = EasyTensorClassifier(
-        blocks, trunk=MLP(width=8), inference_engine="onnxruntime", **QUICK
+        blocks, trunk=MLP(width=8), trees=TREES, inference_engine="onnxruntime", **QUICK
     )
     return model.fit(rows, labels)
 
@@ -133,11 +135,12 @@ def test_partial_fit_goes_back_to_torch(model, rows, labels):
 
 
 def quick_regressor(engine):
-    return EasyTensorRegressor(BLOCKS, trunk=MLP(width=8), inference_engine=engine, **QUICK)
+    trunk = MLP(width=8)
+    return EasyTensorRegressor(BLOCKS, trunk=trunk, trees=None, inference_engine=engine, **QUICK)
 
 
 def test_torch_is_the_default_and_reports_nothing(rows, target):
-    model = EasyTensorRegressor(BLOCKS, **QUICK).fit(rows, target)
+    model = EasyTensorRegressor(BLOCKS, trees=None, **QUICK).fit(rows, target)
     assert model.inference_engine == model.inference_engine_ == "torch"
     assert not hasattr(model, "inference_report_")
     assert "engine" not in model.fit_times_

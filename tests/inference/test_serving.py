@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from sk_easytensor import (
     MLP,
+    BoostedTrees,
     CategoryBlock,
     CategorySequenceBlock,
     DatetimeBlock,
@@ -62,9 +63,8 @@ def served(rows, target, tmp_path_factory):
         ("clicks", CategorySequenceBlock("mean", pooling="mean", width=8), ["clicks"]),
         ("events", EventSequenceBlock("mean", pooling="mean", width=8), ["events"]),
     ]
-    model = EasyTensorClassifier(
-        blocks, trunk=MLP(width=8), max_epochs=2, random_state=0, remainder="drop"
-    )
+    quick = {"trees": BoostedTrees(max_iter=10), "max_epochs": 2, "random_state": 0}
+    model = EasyTensorClassifier(blocks, trunk=MLP(width=8), remainder="drop", **quick)
     model.fit(rows, np.where(target > np.median(target), "yes", "no"))
     folder = tmp_path_factory.mktemp("serve")
     (folder / "sitecustomize.py").write_text(REFUSE, encoding="utf-8")

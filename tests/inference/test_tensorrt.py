@@ -6,6 +6,7 @@ import torch
 
 from sk_easytensor import (
     MLP,
+    BoostedTrees,
     CategoryBlock,
     CategorySequenceBlock,
     DatetimeBlock,
@@ -31,6 +32,7 @@ except ImportError:
     pytest.skip(f"none of {PACKAGES} is installed", allow_module_level=True)
 
 QUICK = {"max_epochs": 1, "random_state": 0, "remainder": "drop"}
+TREES = BoostedTrees(max_iter=10)
 SMALL = {"width": 8, "layers": 1, "max_length": 5}
 
 
@@ -43,13 +45,14 @@ def model(rows, target):
         ("vectors", VectorBlock(), ["vector"]),
         ("texts", TextBlock(min_frequency=2), ["title"]),
         ("clicks", CategorySequenceBlock(**SMALL), ["clicks"]),
-        ("series", NumericSequenceBlock(**SMALL), ["series"]),
+        ("series", NumericSequenceBlock("mean", pooling="mean", width=8), ["series"]),
     ]
-    model = EasyTensorClassifier(blocks, trunk=TabM(members=2, width=16), **QUICK)
+    trunk = TabM(members=2, width=16)
+    model = EasyTensorClassifier(blocks, trunk=trunk, trees=TREES, **QUICK)
     return model.fit(rows, target > np.median(target))
 
 
-def events(encoder="transformer"):
+def events(encoder):
     return EventSequenceBlock(encoder, **SMALL, time="whens")
 
 
@@ -69,17 +72,20 @@ def test_classifier(model, tmp_path):
 
 
 def test_regressor_with_other_encoders(rows, target, tmp_path):
-    known = EasyTensorRegressor([("n", NumericBlock("none"), ["count"])], **QUICK)
+    known = EasyTensorRegressor([("n", NumericBlock("none"), ["count"])], trees=None, **QUICK)
     blocks = [
         ("known", PretrainedBlock(known.fit(rows, target)), ["count"]),
+        ("bins", NumericBlock(bins=9), ["amount"]),
         ("linear", NumericBlock("linear"), ["amount"]),
         ("periodic", NumericBlock("periodic"), ["count"]),
         ("gru", CategorySequenceBlock("gru", pooling="last", **SMALL), ["clicks"]),
         ("lstm", NumericSequenceBlock("lstm", bidirectional=True, **SMALL), ["series"]),
         ("words", TextBlock("transformer", width=8, heads=2, vocabulary_size=300), ["title"]),
     ]
-    model = EasyTensorRegressor(blocks, loss="gamma", trunk=MLP(width=8), **QUICK)
-    description = built(model.fit(rows, target + 1), tmp_path)
+    trunk = TabM(members=2, width=8)
+    model = EasyTensorRegressor(blocks, loss="gamma", trunk=trunk, trees=TREES, **QUICK)
+    description = built(model.fit(rows, target + 1), tmp_path, precision="bf16")
+    assert description["precision"] == "bf16"
     assert description["outputs"] == ["predictions", "representation"]
 
 
@@ -89,7 +95,9 @@ def test_two_towers(rows, tmp_path):
     model = EasyTensorTwoTower(users, items, embedding_dim=8, max_epochs=1, random_state=0)
     model.fit(rows)
     assert isinstance(model.user_tower_.trunk, Sum)
-    assert built(model, tmp_path)["outputs"] == ["scores", "predictions"]
+    description = built(model, tmp_path, precision="fp16")
+    assert description["precision"] == "fp16"
+    assert description["outputs"] == ["scores", "predictions"]
 
 
 def test_embedder(rows, tmp_path):
@@ -97,14 +105,6 @@ def test_embedder(rows, tmp_path):
     blocks = [("events", events("conv"), ["kinds", "sums", "whens"])]
     model = EasyTensorEmbedder(blocks, embedding_dim=8, trunk=MLP(width=8), **QUICK)
     assert built(model.fit(lists), tmp_path)["outputs"] == ["embedding"]
-
-
-@pytest.mark.parametrize(("precision", "encoder"), [("fp16", "gru"), ("bf16", "transformer")])
-def test_lower_precisions_are_built(rows, target, tmp_path, precision, encoder):
-    blocks = [("n", NumericBlock(bins=9), ["amount"]), ("e", events(encoder), ["kinds", "whens"])]
-    model = EasyTensorClassifier(blocks, trunk=TabM(members=2, width=16), **QUICK)
-    model.fit(rows, target > np.median(target))
-    assert built(model, tmp_path, precision=precision)["precision"] == precision
 
 
 def test_what_is_no_engine(model, tmp_path):

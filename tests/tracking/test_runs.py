@@ -148,7 +148,7 @@ def test_script_and_commit(client, work):
         "import numpy as np\n"
         "from sk_easytensor import EasyTensorRegressor\n"
         "X = np.arange(40.0)[:, None]\n"
-        "model = EasyTensorRegressor(tracker='mlflow', max_epochs=1, random_state=0)\n"
+        "model = EasyTensorRegressor(tracker='mlflow', trees=None, max_epochs=1)\n"
         "model.fit(X, X[:, 0])\n"
     )
     git = ["git", "-C", str(script.parent), "-c", "user.name=a", "-c", "user.email=a@example.com"]
