@@ -288,6 +288,21 @@ def check_no_missing(y):
         raise ValueError(f"Input y contains NaN: {pd.isna(values).sum()} of its values are missing")
 
 
+def check_classes(classes):
+    """Raise ``ValueError`` for a class that is no valid text, which no file could hold.
+
+    Parameters
+    ----------
+    classes : ndarray
+        Distinct labels.
+    """
+    for label in classes.tolist() if classes.dtype.kind in "OU" else ():
+        if isinstance(label, str) and label.encode(errors="ignore").decode() != label:
+            raise ValueError(
+                f"y holds {shortened(label)}, with half of a surrogate pair, which is no valid text"
+            )
+
+
 def check_labels(y):
     """Raise ``ValueError`` for labels of which some are texts and some are not, naming two rows.
 

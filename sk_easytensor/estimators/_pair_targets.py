@@ -9,10 +9,12 @@ import torch
 from sklearn.utils import check_array, column_or_1d
 
 from sk_easytensor.estimators._inputs import (
+    check_classes,
     check_labels,
     check_no_missing,
     check_size,
     errors_mention,
+    errors_name,
     labels_like,
     plain_labels,
 )
@@ -56,6 +58,8 @@ class PairTarget:
         if values.dtype.kind in "OUSb" or set(values.tolist()) == {0, 1}:
             if len(values) != 2:
                 raise ValueError(f"{OWNER}: y must have two classes or numbers, got {values!r}")
+            with errors_name(OWNER):
+                check_classes(values)
             return cls(BinaryHead(), values)
         return cls(RegressionHead())
 

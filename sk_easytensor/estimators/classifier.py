@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_array, column_or_1d
 
 from sk_easytensor.estimators._base import BaseEasyTensor
 from sk_easytensor.estimators._inputs import (
+    check_classes,
     check_labels,
     check_no_missing,
     labels_like,
@@ -403,6 +404,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
             self.classes_ = np.arange(y.shape[1])
             return MultilabelHead(y.shape[1])
         self.classes_ = np.unique(y if classes is None else plain_labels(classes))
+        check_classes(self.classes_)
         if len(self.classes_) == 1:
             raise ValueError(
                 f"Classifier can't train when only one class is present: y (where sample_weight "

@@ -6,7 +6,15 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from sk_easytensor import DatetimeBlock, EasyTensorClassifier, VectorBlock
+from sk_easytensor import (
+    CategoryBlock,
+    DatetimeBlock,
+    EasyTensorClassifier,
+    EasyTensorMultiTask,
+    EasyTensorTwoTower,
+    NumericBlock,
+    VectorBlock,
+)
 from sk_easytensor.inference import load
 from sk_easytensor.tables import as_table
 
@@ -101,3 +109,16 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "torn.onnx").write_bytes(b"torn" * 50)
     with pytest.raises(ValueError, match=r"torn\.onnx is torn, was changed"):
         load(tmp_path / "torn.onnx")
+
+
+def test_labels_that_are_no_text():
+    half, X = "\ud800", {"x": [1.0, 2.0] * 10, "z": ["a", "b"] * 10}
+    message = r"y holds '\\ud800', with half of a surrogate pair"
+    for y in ([half, "b"] * 10, np.array([half, "b"] * 10)):
+        with pytest.raises(ValueError, match=message):
+            EasyTensorClassifier().fit(X, y)
+    sides = [("x", NumericBlock(), "x")], [("z", CategoryBlock(), "z")]
+    with pytest.raises(ValueError, match=message):
+        EasyTensorTwoTower(*sides).fit(X, [half, "b"] * 10)
+    with pytest.raises(ValueError, match=r"y\['kind'\]: .*surrogates not allowed"):
+        EasyTensorMultiTask({"kind": "binary"}).fit(X, {"kind": [half, "b"] * 10})
