@@ -74,6 +74,7 @@ class Checkpoints:
         inside = getattr(store, "inside", None)
         name = f"fit-{hashlib.sha256(canonical(self.description)).hexdigest()[:16]}"
         self.store = store if inside is None else inside(name)
+        self._is_named = self.store is not store
         self._stored = self._lock = None
 
     def open(self):
@@ -276,13 +277,23 @@ class Checkpoints:
                 )
             else:
                 self._check_version(found)
-                self._stored = dict(found)
-                return found
+                if self._may_resume(found):
+                    self._stored = dict(found)
+                    return found
+                self._warn(f"{DESCRIPTION} in {self._place} is of another fit; it is written again")
         for epoch in reversed(self._epochs()):
             # Each has the whole description, so that none is lost with the file of that name.
             with suppress(OSError, ValueError):
-                return unframe(self.store.read(file_name(epoch)))[0]
+                found = unframe(self.store.read(file_name(epoch)))[0]
+                if self._may_resume(found):
+                    return found
         return None
+
+    def _may_resume(self, found):
+        """Tell a description from one that was copied into a subdirectory of another name."""
+        return not self._is_named or all(
+            found.get(part) == self.description[part] for part in ("parameters", "source")
+        )
 
     def _check_version(self, found):
         holds = f"{self.owner}: checkpoint_dir {self._place} holds checkpoints of"

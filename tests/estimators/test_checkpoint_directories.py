@@ -312,6 +312,18 @@ def test_a_forked_child_does_not_unlock(tmp_path):
     assert codes == [0]
 
 
+def test_a_description_of_another_fit_is_written_again(tmp_path):
+    tiny(tmp_path).fit(*table(1))
+    (other,) = tmp_path.glob("fit-*/fit.json")
+    tiny(tmp_path).fit(*table())
+    (mine,) = set(tmp_path.glob("fit-*/fit.json")) - {other}
+    mine.write_bytes(other.read_bytes())
+    with pytest.warns(UserWarning, match=r"fit\.json in .* is of another fit; it is written again"):
+        model = tiny(tmp_path).fit(*table())
+    assert np.array_equal(probabilities(model), expected())
+    assert mine.read_bytes() != other.read_bytes()
+
+
 def lock_of(**about):
     here = {"host": socket.gethostname(), "pid": os.getpid(), "started": started_at(os.getpid())}
     return json.dumps({**here, "token": "0" * 32, **about}).encode()
