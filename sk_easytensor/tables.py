@@ -533,18 +533,23 @@ def _is_exported(kind):
     """Tell whether Arrow has a type for one of polars, and for those within it."""
     if not kind.is_nested():
         return type(kind).__name__ not in NOT_EXPORTED
+    return all(map(_is_exported, _inner_types(kind)))
+
+
+def _inner_types(kind):
+    """Return the types within a nested type of polars: of fields, items, or keys and values."""
     fields = getattr(kind, "fields", None)
-    return all(map(_is_exported, [kind.inner] if fields is None else [f.dtype for f in fields]))
+    if fields is not None:
+        return [field.dtype for field in fields]
+    return [getattr(kind, name) for name in ("inner", "key", "value") if hasattr(kind, name)]
 
 
 def _field_names(kind):
     """Return the names of fields within a nested type of polars."""
     if not kind.is_nested():
         return []
-    fields = getattr(kind, "fields", None)
-    if fields is None:
-        return _field_names(kind.inner)
-    return [name for field in fields for name in (field.name, *_field_names(field.dtype))]
+    names = [field.name for field in getattr(kind, "fields", None) or ()]
+    return [*names, *chain.from_iterable(map(_field_names, _inner_types(kind)))]
 
 
 def _from_pandas(X, densify):

@@ -918,3 +918,10 @@ def test_objects_that_are_no_table():
     groups = pd.DataFrame({"a": [1, 2]}).groupby("a")
     with pytest.raises(ValueError, match="X is a DataFrameGroupBy, which is no table"):
         as_table(groups)
+
+
+def test_maps_of_polars():
+    maps = pa.array([[("a", 1)], [("b", 2)]], pa.map_(pa.string(), pa.int64()))
+    frame = pl.from_arrow(pa.table({"m": maps, "x": [1.0, 2.0]}))
+    assert as_table(frame)["x"].to_pylist() == [1.0, 2.0]
+    assert len(as_table(frame)["m"]) == 2
