@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sk_easytensor.columns import CAST_ERRORS
 from sk_easytensor.keys import category_keys
 from sk_easytensor.parameters import shortened
 from sk_easytensor.plain_types import PLAIN
@@ -28,7 +29,7 @@ __all__ = [
     "pandas_columns",
 ]
 
-UNREADABLE = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
+UNREADABLE = (*CAST_ERRORS, OverflowError)
 """What Arrow raises for Python values that fit none of its types."""
 
 UNLIKE = (*UNREADABLE, TypeError, ValueError)

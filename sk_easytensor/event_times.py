@@ -9,11 +9,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sk_easytensor.columns import RowError
+from sk_easytensor.columns import CAST_ERRORS, RowError
 
 __all__ = ["comparable", "decoded", "is_scalar", "read_time", "read_times", "refuse_missing"]
-
-CASTS_FAIL = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError)
 
 
 def refuse_missing(column, name, owner, what):
@@ -113,7 +111,7 @@ def comparable(times, asked, name):
     # A safe cast fails rather than round. One of the two ways is nearly always exact.
     try:
         asked = asked.cast(times.type)
-    except CASTS_FAIL:
+    except CAST_ERRORS:
         times = _cast(times, asked.type, name)
     return _as_numpy(times), _as_numpy(asked)
 
@@ -132,7 +130,7 @@ def _is_number(kind):
 def _cast(column, kind, name):
     try:
         return column.cast(kind)
-    except CASTS_FAIL as error:
+    except CAST_ERRORS as error:
         raise ValueError(
             f"column {name!r} of events and at cannot be compared exactly: {error}"
         ) from error

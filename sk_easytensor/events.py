@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sklearn.utils import check_scalar
 
+from sk_easytensor.columns import CAST_ERRORS
 from sk_easytensor.event_times import (
-    CASTS_FAIL,
     comparable,
     decoded,
     is_scalar,
@@ -119,13 +119,16 @@ def collect_sequences(
     """
     if max_length is not None:
         check_scalar(max_length, "max_length", Integral, min_val=1)
-    wanted = None if columns is None else [*_listed(by), *_listed(order_by), *_listed(columns)]
-    events, log = _read(events, wanted)
-    by = _names(by, "by", log)
-    (order_by,) = _names(order_by, "order_by", log)
+    by = _names(by, "by")
+    (order_by,) = _names(order_by, "order_by")
+    if columns is not None:
+        columns = _names(columns, "columns")
+    events, log = _read(events, None if columns is None else [*by, order_by, *columns])
+    _require(log, by, "events")
+    _require(log, [order_by], "events")
     if columns is None:
-        columns = [name for name in log.column_names if name not in by]
-    columns = _names(columns, "columns", log)
+        columns = _names([name for name in log.column_names if name not in by], "columns")
+    _require(log, columns, "events")
 
     times = read_times(log, order_by, "events")
     if at is None or is_scalar(at):
@@ -166,12 +169,8 @@ def _read(X, columns=None):
     return X, as_table(X, minimum_rows=0)
 
 
-def _listed(names):
+def _names(names, parameter):
     """Return the names of columns that are given as one or several."""
-    return list(names) if isinstance(names, (list, tuple)) else [names]
-
-
-def _names(names, parameter, table):
     if not isinstance(names, Iterable):
         raise TypeError(f"{parameter} must be the name of a column or a list, got {names!r}")
     names = [names] if isinstance(names, str) else list(names)
@@ -182,7 +181,6 @@ def _names(names, parameter, table):
         raise ValueError(f"{parameter} names columns more than once: {twice}")
     if parameter == "order_by" and len(names) > 1:
         raise ValueError(f"order_by must name one column, got {names}")
-    _require(table, names, "events")
     return names
 
 
@@ -225,7 +223,7 @@ def _concatenate(column, other, name):
     try:
         both = [pa.table({name: column}), pa.table({name: other})]
         return pa.concat_tables(both, promote_options="permissive")[name]
-    except CASTS_FAIL as error:
+    except CAST_ERRORS as error:
         raise TypeError(
             f"column {name!r} is of type {column.type} in events and of type {other.type} in at, "
             "so that entities cannot be matched; convert one to the other"
@@ -236,7 +234,7 @@ def _encode(column, name):
     """Return the distinct values of a column as 0, 1, ... in order of appearance, -1 for null."""
     try:
         encoded = column.dictionary_encode()
-    except CASTS_FAIL as error:
+    except CAST_ERRORS as error:
         raise TypeError(f"column {name!r} of type {column.type} cannot name entities") from error
     indices = [chunk.indices.fill_null(-1) for chunk in encoded.chunks]
     return pa.chunked_array(indices, type=pa.int32()).to_numpy().astype(np.int64)

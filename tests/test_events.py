@@ -387,3 +387,11 @@ def test_views_of_bytes_are_collected():
 def test_parameters_that_name_no_column(log):
     with pytest.raises(TypeError, match="by must be the name of a column or a list, got 3"):
         collect_sequences(log, by=3, order_by="time")
+
+
+def test_names_of_columns_may_be_any_iterable():
+    log = pd.DataFrame({"user": [1, 2, 1], "time": [3.0, 1.0, 2.0], "kind": list("abc")})
+    expected = collect_sequences(log, by=["user"], order_by="time", columns=["kind"])
+    for make in (pd.Index, np.array, iter):
+        given = {"by": make(["user"]), "order_by": make(["time"]), "columns": make(["kind"])}
+        pd.testing.assert_frame_equal(collect_sequences(log, **given), expected)

@@ -87,15 +87,18 @@ class EmbeddingMixin(TransformerMixin):
         if _get_output_config("transform", self)["dense"] != "pandas":
             return embeddings
         # Left to itself, scikit-learn would take over the index of the events.
-        users = [self._user] if isinstance(self._user, str) else list(self._user)
+        users = self._user_names()
         users = sequences.select(users).to_pandas().set_index(users).index
         return pd.DataFrame(embeddings, index=users, columns=self.get_feature_names_out())
 
     def _read_columns(self):
         """Return the names of the columns that are read of a table of lists or a log."""
-        users = [self._user] if isinstance(self._user, str) else list(self._user or ())
         times = [] if self._time is None else [self._time]
-        return list(dict.fromkeys([*self.tower_.feature_names_in_, *users, *times]))
+        return list(dict.fromkeys([*self.tower_.feature_names_in_, *self._user_names(), *times]))
+
+    def _user_names(self):
+        """Return the columns that name the user in a log; none if `fit` was given no log."""
+        return [self._user] if isinstance(self._user, str) else list(self._user or ())
 
     def _is_log(self, table):
         read = set(self.tower_.feature_names_in_).intersection(table.column_names)

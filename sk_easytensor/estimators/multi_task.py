@@ -312,10 +312,8 @@ class EasyTensorMultiTask(BaseEasyTensor):
         for name, part in self._parts.items():
             if not len(y[name]):
                 raise ValueError(f"y[{name!r}] has no value in the rows of positive sample_weight")
-            try:
+            with errors_name(f"y[{name!r}]"):
                 part._head = part._learn_target(y[name])
-            except ValueError as error:
-                raise ValueError(f"y[{name!r}]: {error}") from error
             if hasattr(part, "classes_"):
                 self.classes_[name] = part.classes_
                 if self.tasks[name] == "binary" and len(part.classes_) > 2:
@@ -338,10 +336,8 @@ class EasyTensorMultiTask(BaseEasyTensor):
             column = torch.full((len(y),), torch.nan, dtype=torch.float64)
             known = ~y[f"missing{index}"]
             if known.any():
-                try:
+                with errors_name(f"y[{name!r}]"):
                     encoded = part._encode_target(y[f"value{index}"][known])
-                except ValueError as error:
-                    raise ValueError(f"y[{name!r}]: {error}") from error
                 column[torch.from_numpy(known)] = encoded.double().reshape(-1)
             columns.append(column)
         return torch.stack(columns, dim=1)
