@@ -84,7 +84,7 @@ def trusted_types():
     importlib.import_module(f"{package}.estimators")
     found = {
         f"{kind.__module__}.{kind.__qualname__}"
-        for name, module in list(sys.modules.items())
+        for name, module in sys.modules.copy().items()
         if name.partition(".")[0] == package
         for _, kind in inspect.getmembers(module, inspect.isclass)
         if kind.__module__.partition(".")[0] == package

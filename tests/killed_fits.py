@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from sk_easytensor import EasyTensorClassifier
+from sk_easytensor import MLP, BoostedTrees, EasyTensorClassifier
 
 
 def fit(where, result):
@@ -12,6 +12,7 @@ def fit(where, result):
     random = np.random.default_rng(0)
     X = random.normal(size=(400, 4))
     y = X[:, 0] + random.normal(size=400) > 0
-    params = {"batch_size": 32, "max_epochs": 60, "early_stopping_rounds": 60, "random_state": 0}
-    model = EasyTensorClassifier(**params, checkpoint_dir=where).fit(X, y)
+    params = {"batch_size": 32, "max_epochs": 30, "early_stopping_rounds": 30, "random_state": 0}
+    quick = {"trunk": MLP(width=16), "trees": BoostedTrees(max_iter=20)}
+    model = EasyTensorClassifier(**params, **quick, checkpoint_dir=where).fit(X, y)
     np.savez(result, *[tensor.numpy() for tensor in model.network_.state_dict().values()])

@@ -10,6 +10,9 @@ import pandas as pd
 import torch.distributed as distributed
 from skorch.callbacks import Callback
 
+from sk_easytensor import EasyTensorEmbedder
+from sk_easytensor.backends.ray import RayBackend
+
 
 def make_shop(n_rows, seed=0):
     """Return rows of numbers, categories and lists, with labels and weights."""
@@ -121,6 +124,21 @@ class Starts:
         with open(self.path, "a") as file:
             print(rank(), file=file)
         return self.work(config)
+
+
+def embedder(address, where, pause):
+    """Make an embedder with checkpoints that two workers train, who wait for ever in an epoch."""
+    return EasyTensorEmbedder(
+        backend=RayBackend(num_workers=2, address=address),
+        embedding_dim=8,
+        learning_rate=0.02,
+        max_epochs=8,
+        batch_size=16,
+        validation_fraction=None,
+        random_state=0,
+        checkpoint_dir=f"{where}/checkpoints",
+        callbacks=[Epochs(f"{where}/epochs"), Pause(epoch=pause)],
+    )
 
 
 def send_by_value():

@@ -43,7 +43,7 @@ def labelled(mixed):
 def quick():
     """Parameters for tests in which the quality of the model does not matter."""
     # Of labels without noise, trees would be grown to the last of a thousand.
-    trees = BoostedTrees(max_iter=50)
+    trees = BoostedTrees(max_iter=20)
     trunk = MLP(width=16)
     return {
         "trunk": trunk,

@@ -249,9 +249,8 @@ def test_any_file_system(labelled):
 
 def test_a_killed_process_goes_on(tmp_path):
     """Wherever it is killed, in the middle of a step or of writing a checkpoint."""
-    context = multiprocessing.get_context("forkserver")
     # Processes that begin with all imported, which takes seconds.
-    context.set_forkserver_preload(["killed_fits", "sk_easytensor.estimators"])
+    context = multiprocessing.get_context("fork")
     where = tmp_path / "fit"
     parts, expected = tmp_path / "parts.npz", tmp_path / "whole.npz"
 
@@ -274,7 +273,7 @@ def test_a_killed_process_goes_on(tmp_path):
         assert process.exitcode == -signal.SIGKILL
         killed.append(max(epochs_in(where)))
     assert killed == sorted(set(killed))
-    assert killed[-1] < 60
+    assert killed[-1] < 30
     process = start()
     process.join()
     assert process.exitcode == 0

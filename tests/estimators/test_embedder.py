@@ -149,7 +149,7 @@ def test_embeddings_tell_what_nobody_told(fitted, log):
 
 @pytest.mark.parametrize("how", [{"session_gap": "12h"}, {"session": "visit"}], ids=str)
 def test_session_pairs_tell_it_too(how):
-    log = make_log(200)
+    log = make_log(150)
     model = embedder(MEAN, objective="session_pair", remainder="drop", max_epochs=30, **how)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -212,13 +212,14 @@ def test_small_vectors_are_standardised():
 
 
 def test_models_of_odd_numbers_and_their_graphs(tmp_path):
-    X, blocks = {}, []
-    for name, values in ODD.items():
-        X[name], X[f"{name}, twice"] = cycled(*values), list(np.c_[cycled(*values), NORMAL])
-        blocks += [
-            (f"numbers {len(X)}", NumericBlock(bins=8), name),
-            (f"vectors {len(X)}", VectorBlock(), f"{name}, twice"),
-        ]
+    numbers = {name: cycled(*values) for name, values in ODD.items()}
+    vectors = {f"{name}, twice": list(np.c_[values, NORMAL]) for name, values in numbers.items()}
+    X = numbers | vectors
+    # One block of each kind is exported in a fraction of the time that one for each column takes.
+    blocks = [
+        ("numbers", NumericBlock(bins=8), list(numbers)),
+        ("vectors", VectorBlock(), list(vectors)),
+    ]
     trees = BoostedTrees(max_iter=10)
     model = EasyTensorRegressor(blocks, trees=trees, **QUICK).fit(X, NORMAL)
     predicted = model.predict(X)

@@ -245,7 +245,7 @@ def test_a_series_is_learned(encoder, regressor):
         )
 
     block = NumericSequenceBlock(encoder, pooling="last", width=16)
-    model = regressor([("x", block, "x")], **{**LEARNS, "max_epochs": 25}).fit(*make(400))
+    model = regressor([("x", block, "x")], **{**LEARNS, "max_epochs": 20}).fit(*make(300))
     assert model.score(*make(200)) > 0.7
 
 
@@ -296,10 +296,11 @@ def test_importances_find_the_column_of_an_event(regressor):
 
 
 def test_importances_find_lists_that_stand_alone(regressor):
-    X, _ = planted()
-    model = regressor(**LEARNS).fit(X, [np.sum(x) for x in X["x"]])
+    X, _ = planted(200)
+    params = {**LEARNS, "max_epochs": 8}
+    model = regressor(**params).fit(X, [np.sum(x) for x in X["x"]])
     assert list(X)[model.feature_importances_.argmax()] == "x"
-    model = regressor(**LEARNS).fit(X, [float(len(words)) for words in X["words"]])
+    model = regressor(**params).fit(X, [float(len(words)) for words in X["words"]])
     assert list(X)[model.feature_importances_.argmax()] == "words"
 
 
@@ -324,7 +325,7 @@ def test_fitting_again_gives_the_same_model(lengths, classifier, lists):
             **columns,
             "basket": [["tea"] * (60 if row % 9 == 0 else 1) for row in range(96)],
         }
-    params = {"batch_size": 16, "validation_fraction": 0.2}
+    params = {"batch_size": 16, "validation_fraction": 0.2, "max_epochs": 2}
     one = classifier(**params).fit(columns, y)
     two = classifier(**params).fit(columns, y)
     np.testing.assert_array_equal(one.predict_proba(columns), two.predict_proba(columns))

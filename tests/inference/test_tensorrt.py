@@ -44,7 +44,7 @@ def model(rows, target):
         ("days", DatetimeBlock(), ["day"]),
         ("vectors", VectorBlock(), ["vector"]),
         ("texts", TextBlock(min_frequency=2), ["title"]),
-        ("clicks", CategorySequenceBlock(**SMALL), ["clicks"]),
+        ("clicks", CategorySequenceBlock("conv", **SMALL), ["clicks"]),
         ("series", NumericSequenceBlock("mean", pooling="mean", width=8), ["series"]),
     ]
     trunk = TabM(members=2, width=16)

@@ -1,7 +1,6 @@
 """Training by worker processes, and what happens when they or the driver are killed."""
 
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from on_workers import Epochs, Killer, Mistake, Starts, make_events
+from on_workers import Epochs, Killer, Mistake, Starts, embedder, make_events
 
 from sk_easytensor import EasyTensorClassifier
 
@@ -113,21 +112,13 @@ def test_a_cluster_of_its_own(files, tmp_path):
 
 
 SCRIPT = """
-import pickle, sys
-from on_workers import Epochs, Pause, send_by_value
-from sk_easytensor import EasyTensorEmbedder
-from sk_easytensor.backends.ray import RayBackend
+import sys
+from on_workers import embedder, send_by_value
 
-address, where, pause = sys.argv[1:]
+address, where = sys.argv[1:]
 send_by_value()
-model = EasyTensorEmbedder(
-    backend=RayBackend(num_workers=2, address=address), embedding_dim=8, learning_rate=0.02,
-    max_epochs=8, batch_size=16, validation_fraction=None, random_state=0,
-    checkpoint_dir=where + "/checkpoints",
-    callbacks=[Epochs(where + "/epochs"), Pause(epoch=int(pause))],
-)
+model = embedder(address, where, pause=4)
 model.fit(where + "/log.parquet", user="user", time="time")
-pickle.dump(model, open(where + "/model", "wb"))
 """
 
 
@@ -139,7 +130,7 @@ def test_users_are_embedded_though_the_driver_is_killed(cluster, tmp_path):
     paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
     environment = {**os.environ, "PYTHONPATH": paths}
     command = [sys.executable, str(script), cluster, str(tmp_path)]
-    driver = subprocess.Popen([*command, "4"], env=environment)
+    driver = subprocess.Popen(command, env=environment)
     deadline = time.time() + 240
     begun = tmp_path / "epochs"
     while not begun.exists() or 4 not in epochs_begun(begun):
@@ -148,9 +139,9 @@ def test_users_are_embedded_though_the_driver_is_killed(cluster, tmp_path):
         time.sleep(0.02)
     driver.kill()
     driver.wait()
-    subprocess.run([*command, "0"], env=environment, check=True)
+    model = embedder(cluster, tmp_path, pause=0)
+    model.fit(tmp_path / "log.parquet", user="user", time="time")
     assert Counter(epochs_begun(begun)) == {1: 1, 2: 1, 3: 1, 4: 2, 5: 1, 6: 1, 7: 1, 8: 1}
-    model = pickle.loads((tmp_path / "model").read_bytes())
     curve = model.evals_result_["training"]["softmax_loss"]
     assert len(curve) == 8
     assert curve[-1] < curve[0] - 0.1

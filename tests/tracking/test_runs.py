@@ -147,8 +147,10 @@ def test_script_and_commit(client, work):
     script.write_text(
         "import numpy as np\n"
         "from sk_easytensor import EasyTensorRegressor\n"
+        "from sk_easytensor.tracking import MLflowTracker\n"
         "X = np.arange(40.0)[:, None]\n"
-        "model = EasyTensorRegressor(tracker='mlflow', trees=None, max_epochs=1)\n"
+        "tracker = MLflowTracker(log_model=False, log_report=False)\n"
+        "model = EasyTensorRegressor(tracker=tracker, trees=None, max_epochs=1)\n"
         "model.fit(X, X[:, 0])\n"
     )
     git = ["git", "-C", str(script.parent), "-c", "user.name=a", "-c", "user.email=a@example.com"]

@@ -283,7 +283,7 @@ def rich():
         }
         return pd.DataFrame(frame)
 
-    user_taste, item_taste = random.integers(0, 2, 300), random.integers(0, 2, 300)
+    user_taste, item_taste = random.integers(0, 2, 200), random.integers(0, 2, 200)
     X = pd.concat([describe(user_taste, "user"), describe(item_taste, "item")], axis=1)
     return X, (user_taste == item_taste).astype(int)
 
@@ -311,7 +311,7 @@ def blocks_of(kind):
 def test_blocks_of_every_kind_in_both_towers(kind, shared, rich):
     X, y = rich
     # A product of two towers begins near a saddle, where patience would end it.
-    how = {"max_epochs": 60, "early_stopping_rounds": None, "dropout": 0.0}
+    how = {"max_epochs": 40, "early_stopping_rounds": None, "dropout": 0.0}
     model = two_tower(*blocks_of(kind), shared_blocks=[kind] if shared else (), **how)
     model.fit(X, y)
     assert model.score(X, y) > 0.7
