@@ -15,7 +15,7 @@ try:
 
     from sk_easytensor.serving.batching import Batcher, InvalidRows, PredictionError
     from sk_easytensor.serving.metrics import Metrics
-    from sk_easytensor.serving.schema import InvalidRequest, RequestSchema
+    from sk_easytensor.serving.schema import InvalidRequest, RequestSchema, Rows
 except ImportError as error:
     raise ImportError(
         f"sk_easytensor.serving needs {error.name}: pip install 'sk_easytensor[serve]'"
@@ -73,7 +73,7 @@ def make_app(path, *, limits=None, api_key=None, n_jobs=None):
     limits = Limits() if limits is None else limits
     predictor = load(path, n_jobs=n_jobs)
     metadata = predictor.metadata_
-    schema = RequestSchema(metadata, limits.max_rows)
+    schema = RequestSchema(metadata, limits.max_rows, limits.max_row_bytes)
     metrics = Metrics()
 
     @asynccontextmanager
@@ -83,7 +83,7 @@ def make_app(path, *, limits=None, api_key=None, n_jobs=None):
             task = asyncio.create_task(batcher.run())
             try:
                 # A model that cannot predict fails here rather than at the first request.
-                await batcher.predict([schema.null_row])
+                await batcher.predict(Rows([schema.null_row], [0]))
                 app.state.ready = True
                 yield
             finally:

@@ -11,10 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sk_easytensor.serving.schema import Rows
+
 __all__ = ["Batcher", "InvalidRows", "PredictionError"]
 
-BATCH_ROWS = 1024
-"""A batch takes no further requests once it has so many rows."""
+BATCH_ROWS, BATCH_BYTES = 1024, 2**18
+"""A batch takes no further requests once it has so many rows or bytes of JSON. The model runs on no
+more of them at once, except for a single row: some steps, such as those from lists to arrays, keep
+other threads waiting for as long as they take."""
 
 MESSAGE_LENGTH = 300
 """Characters of a message about rows that the model refuses; longer ones are cut."""
@@ -34,7 +38,7 @@ class PredictionError(RuntimeError):
 class Waiting:
     """Rows of a request, and the future of its response."""
 
-    rows: list
+    rows: Rows
     result: asyncio.Future
 
 
@@ -94,12 +98,15 @@ class Batcher:
 
     async def _next_batch(self):
         """Return requests that wait, at least one."""
-        batch, n_rows = [], 0
-        while not batch or (n_rows < BATCH_ROWS and not self._queue.empty()):
+        batch, n_rows, n_bytes = [], 0, 0
+        while not batch or (
+            n_rows < BATCH_ROWS and n_bytes < BATCH_BYTES and not self._queue.empty()
+        ):
             waiting = await self._queue.get()
             if not waiting.result.done():
                 batch.append(waiting)
                 n_rows += len(waiting.rows)
+                n_bytes += sum(waiting.rows.sizes)
         return batch
 
     def responses(self, requests):
@@ -107,7 +114,7 @@ class Batcher:
 
         Parameters
         ----------
-        requests : list of list of dict
+        requests : list of Rows
             The rows of each.
 
         Returns
@@ -115,19 +122,25 @@ class Batcher:
         list of bytes or Exception
         """
         rows = [row for each in requests for row in each]
-        begin = time.perf_counter()
+        sizes = [size for each in requests for size in each.sizes]
         try:
-            arrays = self.predictor.run(rows, *self.outputs)
+            found = [self._run(rows[piece]) for piece in pieces(sizes)]
         except Exception as error:
             if len(requests) == 1:
                 return [self._refused(error)]
             # Halving finds the request that the error is about and keeps it from the others.
             half = len(requests) // 2
             return self.responses(requests[:half]) + self.responses(requests[half:])
-        self.metrics.observe_batch(len(rows), time.perf_counter() - begin)
+        arrays = found[0] if len(found) == 1 else map(np.concatenate, zip(*found, strict=True))
         bounds = np.cumsum([len(each) for each in requests])[:-1]
         parts = [np.split(array, bounds) for array in arrays]
         return [as_json(self.outputs, part) for part in zip(*parts, strict=True)]
+
+    def _run(self, rows):
+        begin = time.perf_counter()
+        arrays = self.predictor.run(rows, *self.outputs)
+        self.metrics.observe_batch(len(rows), time.perf_counter() - begin)
+        return arrays
 
     @staticmethod
     def _refused(error):
@@ -139,6 +152,17 @@ class Batcher:
         failed = PredictionError("the prediction failed")
         failed.__cause__ = error
         return failed
+
+
+def pieces(sizes):
+    """Return slices of rows of these sizes that the model runs on, one after the other."""
+    starts, n_bytes = [0], 0
+    for row, size in enumerate(sizes):
+        if row - starts[-1] == BATCH_ROWS or (n_bytes and n_bytes + size > BATCH_BYTES):
+            starts.append(row)
+            n_bytes = 0
+        n_bytes += size
+    return list(map(slice, starts, [*starts[1:], len(sizes)]))
 
 
 def as_json(names, arrays):
