@@ -8,6 +8,7 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -60,6 +61,9 @@ class Batcher:
         self.predictor = predictor
         self.metrics = metrics
         self.outputs = [name for name in predictor.metadata_["outputs"] if name != "representation"]
+        self._as_json = as_json
+        if predictor.metadata_["answer"]["kind"] == "tasks":
+            self._as_json = partial(as_json_by_task, predictor.metadata_["answer"]["tasks"])
         self._queue = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, "predict")
         metrics.waiting.set_function(self._queue.qsize)
@@ -134,7 +138,7 @@ class Batcher:
         arrays = found[0] if len(found) == 1 else map(np.concatenate, zip(*found, strict=True))
         bounds = np.cumsum([len(each) for each in requests])[:-1]
         parts = [np.split(array, bounds) for array in arrays]
-        return [as_json(self.outputs, part) for part in zip(*parts, strict=True)]
+        return [self._as_json(self.outputs, part) for part in zip(*parts, strict=True)]
 
     def _run(self, rows):
         begin = time.perf_counter()
@@ -167,9 +171,42 @@ def pieces(sizes):
 
 def as_json(names, arrays):
     """Return arrays as a JSON object by name."""
+    return as_object(names, map(as_list, arrays)).encode()
+
+
+def as_json_by_task(tasks, names, arrays):
+    """Return what tasks predict as a JSON object of objects by task.
+
+    Parameters
+    ----------
+    tasks : list of dict
+        What an exported file says of them.
+    names : list of str
+        Of outputs.
+    arrays : iterable of ndarray
+        Probabilities of classes or predictions.
+    """
+    by_output = dict(zip(names, arrays, strict=True))
+    found = {"label": {}, "probabilities": {}, "predictions": {}}
+    for task in tasks:
+        values, classes = by_output[task["output"]], task["classes"]
+        if classes is None:
+            found["predictions"][task["name"]] = as_list(values)
+            continue
+        best = values.argmax(axis=1)
+        found["label"][task["name"]] = as_list(np.array(classes, dtype=object)[best])
+        found["probabilities"][task["name"]] = as_list(values)
+    parts = {name: as_object(each, each.values()) for name, each in found.items() if each}
+    return as_object(parts, parts.values()).encode()
+
+
+def as_list(array):
+    """Return an array as a JSON list."""
     # Row by row, because one call would keep other threads waiting until all is written.
-    lists = (
-        f'"{name}":[{",".join(map(json.dumps, array.tolist()))}]'
-        for name, array in zip(names, arrays, strict=True)
-    )
-    return ("{" + ",".join(lists) + "}").encode()
+    return f"[{','.join(map(json.dumps, array.tolist()))}]"
+
+
+def as_object(names, texts):
+    """Return JSON texts as an object by name."""
+    pairs = zip(map(json.dumps, names), texts, strict=True)
+    return "{" + ",".join(f"{name}:{text}" for name, text in pairs) + "}"
