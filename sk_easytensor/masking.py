@@ -122,6 +122,9 @@ def mask_error(error):
             continue
         seen.add(id(each))
         left += [each.__cause__, each.__context__, *getattr(each, "exceptions", ()), *each.args]
+        for value in vars(each).values():
+            # Such as the errors of Ray's workers by number.
+            left += value.values() if isinstance(value, dict) else [value]
         arguments = tuple(map(_masked_argument, each.args))
         if arguments != each.args:
             each.args = arguments

@@ -174,9 +174,9 @@ def as_table(X, *, minimum_rows=1, columns=None, densify=False):
         table = _from_mapping({name: X[name] for name in X.dtype.names})
     else:
         table = _from_array(X, minimum_rows)
-    table = plain_types(table)
-    _check_shape(table, minimum_rows, X)
-    return table
+    plain = plain_types(table)
+    _check_shape(plain, minimum_rows, X, table)
+    return plain
 
 
 def align_table(table, names, *, positional=False, owner="the estimator"):
@@ -452,12 +452,12 @@ def _is_polars(X):
     return type(X).__module__.partition(".")[0] == "polars"
 
 
-def _check_shape(table, minimum_rows, X):
+def _check_shape(table, minimum_rows, X, given):
     n_rows = table.num_rows
     if table.num_columns == 0 and hasattr(X, "shape"):
         n_rows = X.shape[0]
     _check_size((n_rows, table.num_columns), minimum_rows)
-    _check_names(table.column_names)
+    _check_names(table.column_names, given.column_names)
 
 
 def _check_size(shape, minimum_rows):
@@ -472,10 +472,19 @@ def _check_size(shape, minimum_rows):
         )
 
 
-def _check_names(names):
+def _check_names(names, given=()):
+    """Refuse names that occur twice, of which fields of the structs of `given` columns may be."""
     if len(set(names)) < len(names):
         twice = [name for name, count in Counter(names).items() if count > 1]
-        raise ValueError(f"column names occur more than once: {twice}. Names must be unique.")
+        structs = [
+            name
+            for name in dict.fromkeys(given)
+            if name not in names and any(each.startswith(f"{name}.") for each in twice)
+        ]
+        fields = f", of fields of the structs in {structs}" if structs else ""
+        raise ValueError(
+            f"column names occur more than once: {twice}{fields}. Names must be unique."
+        )
     _check_text(names)
 
 

@@ -13,18 +13,23 @@ import warnings
 from threading import Event, Thread
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from sk_easytensor import (
+    BoostedTrees,
     CategoryBlock,
+    CategorySequenceBlock,
     EasyTensorClassifier,
     EasyTensorEmbedder,
     EasyTensorRegressor,
     EasyTensorTwoTower,
     NumericBlock,
+    NumericSequenceBlock,
     TableEncoder,
     TextBlock,
+    VectorBlock,
 )
 from sk_easytensor.torch_settings import PROCESS, library_settings, resolve_threads
 from sk_easytensor.training.seeding import seeded
@@ -36,16 +41,31 @@ rng = np.random.default_rng(0)
 
 
 def table(n_rows):
-    words = np.array(["good tea", "a bad cup of tea", "fine"], dtype=object)
-    lists = rng.normal(size=(n_rows, 3))
-    return pd.DataFrame(
+    """Return numbers, categories, texts, vectors, and lists of categories and of numbers."""
+    words = pa.array(["good", "bad", "tea", "cup", "fine", "of", "the", "best"])
+    ends = np.append(0, np.cumsum(rng.integers(0, 4, n_rows)))
+    return pa.table(
         {
             "n": rng.normal(size=n_rows),
-            "c": rng.choice(list("xyz"), n_rows),
-            "t": words[rng.integers(0, 3, n_rows)] + rng.integers(0, 9, n_rows).astype(str),
-            "l": list(lists),
+            "c": pa.array(list("xyz")).take(rng.integers(0, 3, n_rows)),
+            "t": pc.binary_join_element_wise(
+                *(words.take(rng.integers(0, 8, n_rows)) for _ in range(5)), " "
+            ),
+            "v": pa.FixedSizeListArray.from_arrays(rng.normal(size=3 * n_rows), 3),
+            "lc": pa.ListArray.from_arrays(ends, words.take(rng.integers(0, 8, ends[-1]))),
+            "ln": pa.ListArray.from_arrays(ends, rng.normal(size=ends[-1])),
         }
     )
+
+
+BLOCKS = [
+    ("n", NumericBlock(), ["n"]),
+    ("c", CategoryBlock(), ["c"]),
+    ("t", TextBlock(), ["t"]),
+    ("v", VectorBlock(), ["v"]),
+    ("lc", CategorySequenceBlock("mean", width=4), ["lc"]),
+    ("ln", NumericSequenceBlock("gru", width=4, layers=1), ["ln"]),
+]
 
 
 def in_child(name, function):
@@ -75,15 +95,16 @@ def in_child(name, function):
 def main():
     warnings.simplefilter("ignore")
     torch.set_num_threads(2)
-    X, some, big = table(120), table(6000), table(12_000)
-    y = (X["n"] > 0).to_numpy()
+    X, some, big = table(120), table(6000), table(20_000)
+    n = X["n"].to_numpy()
+    y = n > 0
     quick = {"max_epochs": 1, "random_state": 0}
-    one = EasyTensorClassifier(**quick).fit(X, y)
+    one = EasyTensorClassifier(BLOCKS, trees=BoostedTrees(max_iter=3), **quick).fit(X, y)
     two = EasyTensorClassifier(n_jobs=2, trees=None, **quick).fit(X, X["c"])
-    several = EasyTensorRegressor(trees=None, **quick).fit(X, np.stack([X["n"], X["n"]], axis=1))
+    several = EasyTensorRegressor(BLOCKS, trees=None, **quick).fit(X, np.stack([n, n], axis=1))
     sides = [("c", CategoryBlock(width=4), "c")], [("n", NumericBlock(), "n")]
     towers = EasyTensorTwoTower(*sides, embedding_dim=4, n_jobs=2, **quick).fit(X, y)
-    users = EasyTensorEmbedder(embedding_dim=4, **quick).fit(X[["l"]])
+    users = EasyTensorEmbedder(embedding_dim=4, **quick).fit(X.select(["v"]))
     # Torch's threads are there, and wait.
     torch.exp(torch.zeros(1_000_000)).sum()
     pickled = pickle.dumps(one)
@@ -91,24 +112,27 @@ def main():
     def predicted():
         return [
             one.predict_proba(big),
-            one.predict_log_proba(big),
+            one.predict_log_proba(some),
             pickle.loads(pickled).decision_function(some),
             two.predict_proba(some),
             several.predict(some),
             towers.predict_proba(some),
-            towers.recommend(big[:3000], items=big[:2000], k=5)[1],
+            towers.recommend(big.slice(0, 3000), items=big.slice(0, 2000), k=5)[1],
             users.transform(some),
         ]
 
+    texts = some.select(["t"])
+
     def explained():
         return [
-            one.explain(X[:2], background=X[:5], random_state=0).values,
+            one.explain(X.slice(0, 2), background=X.slice(0, 5), random_state=0).values,
             TableEncoder(n_jobs=2).fit(some).transform(some),
-            TextBlock().fit(some[["t"]]).transform(some[["t"]])["ids"].values.numpy(),
+            TextBlock().fit(texts).transform(texts)["ids"].values.numpy(),
         ]
 
     def fitted():
-        again = EasyTensorClassifier(n_jobs=2, **quick).fit(X, y)
+        trees = BoostedTrees(max_iter=3)
+        again = EasyTensorClassifier(n_jobs=2, trees=trees, **quick).fit(X, y)
         return [again.predict_proba(X)]
 
     for function in (predicted, explained, fitted):

@@ -51,6 +51,18 @@ def make_events(n_users, seed=0):
     return frame.sample(frac=1, random_state=seed).reset_index(drop=True)
 
 
+SECRET = "swordfish42"
+
+
+def fail(column):
+    """Raise an error of which the cause and the attributes hold a URL with a password."""
+    url = f"s3://key:{SECRET}@bucket/rows"
+    try:
+        raise FileNotFoundError(2, "there is nothing", f"{url}/{column}")
+    except OSError as error:
+        raise ValueError(f"column {column!r} of {url} cannot be read") from error
+
+
 def rank():
     return distributed.get_rank() if distributed.is_initialized() else 0
 

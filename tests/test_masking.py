@@ -103,6 +103,15 @@ def test_errors_are_masked_with_all_that_they_came_from():
     assert "".join(traceback.format_exception(error)).count("***") == 3
 
 
+def test_errors_in_attributes_of_errors_are_masked():
+    error = RuntimeError("workers failed")
+    error.worker_failures = {0: ValueError(f"cannot read http://u:{SECRET}@h/x")}
+    error.cause = OSError(f"cannot read http://u:{SECRET}@h/y")
+    mask_error(error)
+    assert str(error.worker_failures[0]) == "cannot read http://***@h/x"
+    assert str(error.cause) == "cannot read http://***@h/y"
+
+
 # ------------------------------------------------------------------ estimators
 
 

@@ -1,6 +1,7 @@
 """Parquet files that were not all written alike, read as one table."""
 
 import datetime as dt
+import decimal
 import re
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sk_easytensor import EasyTensorRegressor
+from sk_easytensor import MLP, CategoryBlock, EasyTensorRegressor, NumericBlock
 from sk_easytensor.backends.chunks import parquet_chunks
 from sk_easytensor.plain_types import plain_schema, plain_types
 from sk_easytensor.tables import as_table, first_rows
@@ -166,3 +167,129 @@ def test_damaged_files_are_named(tmp_path):
     (tmp_path / "1.parquet").write_bytes(data)
     with pytest.raises(OSError, match=r"1\.parquet cannot be read"):
         EasyTensorRegressor(max_epochs=1).fit(tmp_path, "y")
+
+
+N_ROWS = 6
+
+
+def half(value, kind=None):
+    """Return an array in which every other value is missing."""
+    return pa.array([value, None] * (N_ROWS // 2), kind)
+
+
+def extension(kind, storage):
+    return pa.ExtensionArray.from_storage(kind, storage)
+
+
+PLAIN = pa.table(
+    {
+        "x": np.arange(float(N_ROWS)),
+        "c": ["a", "b"] * (N_ROWS // 2),
+        "y": np.arange(float(N_ROWS)),
+    }
+)
+INVALID = pa.StringArray.from_buffers(
+    N_ROWS,
+    pa.py_buffer(np.arange(N_ROWS + 1, dtype=np.int32)),
+    pa.py_buffer(b"\xff" * N_ROWS),
+)
+DROPPED = {
+    "map": half([("k", 1)], pa.map_(pa.string(), pa.int64())),
+    "map of maps": half(
+        [("k", [("j", 1)])], pa.map_(pa.string(), pa.map_(pa.string(), pa.int64()))
+    ),
+    "struct": half({"a": 1, "b": "x"}),
+    "struct of structs": half({"a": {"b": {"c": 1}}}),
+    "decimal of 76 digits": half(decimal.Decimal("9" * 76), pa.decimal256(76, 0)),
+    "decimal of 38 digits": half(decimal.Decimal("9" * 38), pa.decimal128(38, 0)),
+    "fixed size binary": half(b"abc", pa.binary(3)),
+    "binary": half(b"\xff\0"),
+    "null": pa.nulls(N_ROWS),
+    "nested lists": half([[1], [2, 3]]),
+    "lists of structs of lists": half([{"a": [{"b": 1}]}]),
+    "lists of maps": half([[("k", 1)]], pa.list_(pa.map_(pa.string(), pa.int64()))),
+    "fixed size lists": pa.array([[1.0, 2.0]] * N_ROWS, pa.list_(pa.float64(), 2)),
+    "times": half(dt.time(1)),
+    "nanoseconds of the day": half(1, pa.time64("ns")),
+    "durations": half(dt.timedelta(1)),
+    "late times": half(dt.datetime(9999, 1, 1), pa.timestamp("us")),
+    "half floats": pa.array(np.ones(N_ROWS, np.float16)),
+    "string views": half("x", pa.string_view()),
+    "list views": half([1], pa.list_view(pa.int64())),
+    "categories": half("x").dictionary_encode(),
+    "uuids": extension(pa.uuid(), half(b"0" * 16, pa.binary(16))),
+    "json": extension(pa.json_(), half("{}")),
+    "tensors": extension(
+        pa.fixed_shape_tensor(pa.float32(), [2]),
+        pa.array([[1.0, 2.0]] * N_ROWS, pa.list_(pa.float32(), 2)),
+    ),
+    "small booleans": extension(pa.bool8(), half(1, pa.int8())),
+}
+"""Columns of Parquet files that no block reads."""
+
+FURTHER = {
+    **DROPPED,
+    "struct of one name": half({"a.b": 1, "a": {"b": 2}}),
+    "struct with a null character": half({"a\0b": 1}),
+    "fixed size lists with missing ones": half([1.0, 2.0], pa.list_(pa.float64(), 2)),
+    "invalid UTF-8": INVALID,
+}
+"""Columns that are not those of fit: there are some among them that cannot be read."""
+
+
+def make_model():
+    blocks = [("x", NumericBlock(), ["x"]), ("c", CategoryBlock(), ["c"])]
+    params = {"remainder": "drop", "trunk": MLP(width=4), "trees": None, "max_epochs": 1}
+    return EasyTensorRegressor(blocks, validation_fraction=None, random_state=0, **params)
+
+
+@pytest.fixture(scope="module")
+def of_plain_columns(tmp_path_factory):
+    """A model of the two columns, and what it predicts for them."""
+    where = write(tmp_path_factory.mktemp("plain"), PLAIN)
+    model = make_model().fit(where, "y")
+    return model, model.predict(where)
+
+
+@pytest.mark.parametrize("kind", DROPPED)
+def test_fit_on_files_with_columns_that_no_block_reads(kind, of_plain_columns, tmp_path):
+    _, expected = of_plain_columns
+    where = write(tmp_path, PLAIN.add_column(1, "z", DROPPED[kind]))
+    model = make_model().fit(where, "y")
+    assert model.blocks_.keys() == {"x", "c"}
+    assert (model.predict(where) == expected).all()
+
+
+@pytest.mark.parametrize("name", ["z", "", "a\0b", "x.y", "\uffff"])
+@pytest.mark.parametrize("kind", FURTHER)
+def test_further_columns_of_files_are_not_read(kind, name, of_plain_columns, tmp_path):
+    model, expected = of_plain_columns
+    where = write(tmp_path, PLAIN.add_column(1, name, FURTHER[kind]))
+    assert (model.predict(where) == expected).all()
+
+
+def test_further_columns_may_occur_twice_and_be_of_several_types(of_plain_columns, tmp_path):
+    model, expected = of_plain_columns
+    one = PLAIN.append_column("z", DROPPED["map"]).append_column("z", DROPPED["binary"])
+    other = PLAIN.add_column(0, "z", DROPPED["struct"]).append_column("w", DROPPED["null"])
+    where = write(tmp_path, one, other, PLAIN.append_column("w", FURTHER["invalid UTF-8"]))
+    assert (model.predict(where) == np.tile(expected, 3)).all()
+    assert as_table(where, columns=["x", "c"]).column_names == ["x", "c"]
+    for columns in (None, ["x", "z"]):
+        with pytest.raises(ValueError, match=r"more than once in .*part-0.parquet: \['z'\]"):
+            as_table(where, columns=columns)
+    lacking = tmp_path / "lacking.parquet"
+    pq.write_table(one.drop_columns(["c"]), lacking)
+    with pytest.raises(ValueError, match=r"columns are missing: \['c'\]"):
+        model.predict(lacking)
+
+
+def test_a_column_that_occurs_twice_in_a_later_file(of_plain_columns, tmp_path):
+    model, expected = of_plain_columns
+    twice = PLAIN.append_column("z", DROPPED["map"]).append_column("z", DROPPED["binary"])
+    where = write(tmp_path, PLAIN, twice)
+    assert (model.predict(where) == np.tile(expected, 2)).all()
+    with pytest.raises(ValueError, match=r"more than once in .*part-1.parquet: \['x'\]"):
+        model.predict(write(tmp_path, PLAIN, twice.append_column("x", DROPPED["null"])))
+    with pytest.raises(ValueError, match=r"more than once in .*part-1.parquet: \['z'\]"):
+        make_model().fit(write(tmp_path, PLAIN, twice), "y")

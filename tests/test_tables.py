@@ -812,6 +812,11 @@ def test_fields_of_structs_are_columns():
     assert pa.types.is_struct(events.schema.field("events").type.value_type)
     with pytest.raises(ValueError, match=r"more than once: \['s.x'\]"):
         as_table({"s": [{"x": 1}], "s.x": [1]})
+    twice = {"n": [1, 2], "s": [{"a.b": 1, "a": {"b": 2}}, None]}
+    for X in (twice, pd.DataFrame(twice), pl.DataFrame(twice), pa.table(twice)):
+        with pytest.raises(ValueError, match=r"\['s.a.b'\], of fields of the structs in \['s'\]"):
+            as_table(X)
+        assert as_table(X, columns=["n"]).column_names == ["n"]
 
 
 def test_run_end_encoding_and_small_booleans_are_decoded():

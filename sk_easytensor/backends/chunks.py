@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -90,7 +91,7 @@ class FragmentChunk(RowRange):
                 return
 
 
-def open_parquet(where):
+def open_parquet(where, names=None):
     """Open Parquet files as one data set.
 
     Parameters
@@ -98,15 +99,22 @@ def open_parquet(where):
     where : str or os.PathLike
         A file, a directory (of which ``key=value`` parts are columns), a glob, or a URL of one of
         them on any file system that fsspec knows.
+    names : sequence of str, optional
+        Columns that are wanted, as they are called once their types are plain. Others may occur
+        twice in a file and be of several types. By default all are wanted, and so they are if
+        there are none of these.
 
     Returns
     -------
     pyarrow.dataset.Dataset
+        Of the columns that are wanted.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
+    ValueError
+        If files cannot be read as Parquet, or a column that is wanted occurs twice in one.
     """
     url = os.fspath(where)
     files, root = fsspec.core.url_to_fs(url)
@@ -120,14 +128,23 @@ def open_parquet(where):
         paths, base = [root] if files.exists(root) else [], None
     if not paths:
         raise FileNotFoundError(f"there is no Parquet file at {url!r}")
+    options = {
+        "filesystem": files,
+        "format": "parquet",
+        "partitioning": "hive" if base else None,
+        "partition_base_dir": base,
+    }
     try:
-        found = pads.dataset(
-            paths,
-            filesystem=files,
-            format="parquet",
-            partitioning="hive" if base else None,
-            partition_base_dir=base,
-        )
+        try:
+            found = pads.dataset(paths, **options)
+        except pa.ArrowInvalid:
+            # Arrow infers no schema where a name occurs twice; columns of paths have no type then.
+            first = pads.dataset(paths[:1], schema=pa.schema([]), **options)
+            schema = next(first.get_fragments()).physical_schema
+            fields = [field for field in schema if schema.names.count(field.name) == 1]
+            if len(fields) == len(schema):
+                raise
+            found = pads.dataset(paths, schema=pa.schema(fields, schema.metadata), **options)
         fragments = list(found.get_fragments())
         with ThreadPoolExecutor(min(READERS, len(fragments))) as pool:
             schemas = list(pool.map(lambda fragment: fragment.physical_schema, fragments))
@@ -135,7 +152,22 @@ def open_parquet(where):
         raise ValueError(f"{url!r} cannot be read as Parquet: {error}") from error
     # The data set itself knows the first file's columns, and those in the names of directories.
     schemas = [(paths[0], found.schema), *zip((f.path for f in fragments), schemas, strict=True)]
+    if names is not None:
+        schemas = narrowed(schemas, names)
     return pads.FileSystemDataset(fragments, unified(schemas), found.format, found.filesystem)
+
+
+def narrowed(schemas, names):
+    """Return schemas of the columns that are wanted, or as they are if no part has any of them."""
+    found, any_wanted = [], False
+    for part, schema in schemas:
+        wanted = needed(schema.names, names)
+        any_wanted = any_wanted or bool(wanted)
+        # The index of a frame is known as such.
+        kept = {*wanted, *map(schema.names.index, index_columns(schema))}
+        fields = [schema.field(place) for place in sorted(kept)]
+        found.append((part, pa.schema(fields, schema.metadata)))
+    return found if any_wanted else schemas
 
 
 def unified(schemas):
@@ -157,7 +189,7 @@ def unified(schemas):
     TypeError
         Naming a column, and two parts, whose types have none in common.
     ValueError
-        If a column is the index in some parts only.
+        If a column is the index in some parts only, or occurs twice in one.
     """
     distinct = {}
     for part, schema in schemas:
@@ -167,6 +199,7 @@ def unified(schemas):
         indices |= {name: part for name in index_columns(schema)}
     for (schema, _), part in distinct.items():
         index = index_columns(schema)
+        check_once(schema.names, part)
         for field in schema:
             name = field.name
             if name in index:
@@ -186,6 +219,15 @@ def unified(schemas):
                 ) from error
             parts.setdefault(name, part)
     return pa.schema(types)
+
+
+def check_once(names, part):
+    """Raise ``ValueError`` if a name occurs twice in a part of a table."""
+    if len(set(names)) < len(names):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        raise ValueError(
+            f"column names occur more than once in {part}: {twice}. Names must be unique."
+        )
 
 
 def named_errors(batches, fragments, schema, columns):
@@ -273,10 +315,8 @@ def read_parquet(where, names=None):
     -------
     pyarrow.Table
     """
-    found = open_parquet(where)
+    found = open_parquet(where, names)
     columns = found.schema.names
-    if names is not None:
-        columns = [columns[place] for place in needed(columns, names)] or columns
 
     def read():
         yield found.to_table(columns=columns)

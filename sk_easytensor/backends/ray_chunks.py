@@ -9,7 +9,7 @@ import pyarrow as pa
 import ray
 
 from sk_easytensor.backends.chunks import RowRange, cut_evenly, parquet_chunks, unified
-from sk_easytensor.backends.ray_tasks import results
+from sk_easytensor.backends.ray_tasks import remote, results
 from sk_easytensor.plain_types import plain_schema, plain_types
 from sk_easytensor.training.records import column_values, target_columns
 
@@ -158,7 +158,7 @@ def stored_chunks(X, n_chunks):
         schema, chunks = parquet_chunks(X, n_chunks)
         return plain_schema(schema), chunks
     refs = blocks_in_order(X)
-    measure = ray.remote(schema_and_rows)
+    measure = remote(schema_and_rows)
     found = results([measure.remote(ref) for ref in refs])
     schema = unified([(f"block {i}", part) for i, (part, _) in enumerate(found)])
     chunks, first = [], 0

@@ -11,7 +11,7 @@ from ray import cloudpickle
 
 from sk_easytensor.backends.local import limited_threads
 from sk_easytensor.backends.ray_chunks import Reading, named_columns, stored_chunks
-from sk_easytensor.backends.ray_tasks import actor_resources, n_threads, results
+from sk_easytensor.backends.ray_tasks import actor_resources, n_threads, remote, results
 from sk_easytensor.training.records import require_columns
 
 __all__ = ["judge_chunks"]
@@ -52,7 +52,7 @@ def judge_chunks(backend, X, y, sample_weight, function, random_state, check):
     reading = Reading(as_it_is, as_it_is, features, targets, weights)
     how = ray.put((reading, cloudpickle.dumps(function), n_threads(backend)))
     seed = int(random_state.randint(np.iinfo(np.int32).max))
-    judge = ray.remote(judge_run).options(**actor_resources(backend))
+    judge = remote(judge_run).options(**actor_resources(backend))
     n_rows, refs, running = sum(map(len, chunks)), [], []
     for number, run in enumerate(runs(chunks)):
         if len(running) == max(1, backend.num_workers):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import ray
 
 from sk_easytensor.backends.ray_chunks import HeldChunk
-from sk_easytensor.backends.ray_tasks import n_cpus, results
+from sk_easytensor.backends.ray_tasks import n_cpus, remote, results
 from sk_easytensor.columns import RowError
 from sk_easytensor.event_times import decoded, refuse_missing
 from sk_easytensor.events import collect_sequences
@@ -51,8 +51,8 @@ def collect_users(log, by, order_by, columns):
     by = [by] if isinstance(by, str) else list(by)
     log = log.select(list(dict.fromkeys([*by, order_by, *columns])))
     n_parts = min(max(PARTS[0], len(log.chunks)), PARTS[1])
-    divide = ray.remote(divide_events).options(num_returns=n_parts)
-    collect = ray.remote(collect_part).options(num_returns=2)
+    divide = remote(divide_events).options(num_returns=n_parts)
+    collect = remote(collect_part).options(num_returns=2)
     reading, running, divided = ray.put(log.reading), [], []
     for chunk in log.chunks:
         parts = divide.remote(chunk, reading, log.chunk_rows, by, order_by, n_parts)

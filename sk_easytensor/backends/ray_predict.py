@@ -13,6 +13,7 @@ from ray.data.block import BlockMetadata
 from sk_easytensor.backends.chunks import parquet_chunks
 from sk_easytensor.backends.local import forward_on, limited_threads
 from sk_easytensor.backends.ray_tasks import actor_resources, n_threads
+from sk_easytensor.masking import masked_errors
 
 __all__ = ["predict_rows", "stored_schema"]
 
@@ -120,8 +121,9 @@ class ChunkReader:
         self.names = names
 
     def __call__(self):
-        """Return the chunk's rows as an iterable of tables."""
-        return self.chunk.stored_tables(self.names, ROWS)
+        """Yield the chunk's rows in tables."""
+        with masked_errors():
+            yield from self.chunk.stored_tables(self.names, ROWS)
 
 
 class Predictor:
@@ -149,7 +151,7 @@ class Predictor:
 
     def __call__(self, table):
         """Return a table with the columns of the results."""
-        with limited_threads(self.threads), forward_on(self.device):
+        with masked_errors(), limited_threads(self.threads), forward_on(self.device):
             for name, array in self.call.columns(table).items():
                 table = table.append_column(name, array)
         return table

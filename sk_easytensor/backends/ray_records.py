@@ -13,7 +13,7 @@ import ray
 from sk_easytensor.backends.ray_chunks import HeldChunk, Reading, named_columns, stored_chunks
 from sk_easytensor.backends.ray_logs import collect_users
 from sk_easytensor.backends.ray_rows import RayRows
-from sk_easytensor.backends.ray_tasks import n_cpus, results
+from sk_easytensor.backends.ray_tasks import n_cpus, remote, results
 from sk_easytensor.columns import RowError
 from sk_easytensor.digests import table_digest
 from sk_easytensor.estimators._inputs import check_weight, errors_name
@@ -104,7 +104,7 @@ class RayRecords:
                 for number, chunk in enumerate(self.chunks)
             ]
         numbers = np.array_split(np.arange(len(self.chunks)), min(len(self.chunks), 4 * n_cpus()))
-        look = ray.remote(look_at_targets)
+        look = remote(look_at_targets)
         function, reading = ray.put([function]), ray.put(self.reading)
         refs = [
             look.remote([(int(n), self.chunks[n]) for n in part], reading, function, columns)
@@ -135,7 +135,7 @@ class RayRecords:
         """Return some of the rows, as :class:`Records` in memory."""
         if self._sample is None:
             few = np.unique(np.linspace(0, len(self.chunks) - 1, SAMPLE_CHUNKS).astype(int))
-            head = ray.remote(first_rows)
+            head = remote(first_rows)
             reading = ray.put(self.reading)
             parts = results([head.remote(self.chunks[n], reading, SAMPLE_ROWS) for n in few])
             tables, targets, weights = zip(*parts, strict=True)

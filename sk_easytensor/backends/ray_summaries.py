@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ray
 
-from sk_easytensor.backends.ray_tasks import n_cpus, results
+from sk_easytensor.backends.ray_tasks import n_cpus, remote, results
 from sk_easytensor.columns import RowError
 from sk_easytensor.summaries import SummaryMap, merge_all
 
@@ -68,8 +68,8 @@ def summarize_chunks(records, blocks):
         for group in ([[c] for c in columns] if block.column_wise else [columns])
     ]
     packs = [keys[start::PACKS] for start in range(min(PACKS, len(keys)))]
-    summarize = ray.remote(summarize_chunk).options(num_returns=len(packs))
-    merge = ray.remote(merge_packs)
+    summarize = remote(summarize_chunk).options(num_returns=len(packs))
+    merge = remote(merge_packs)
     how = ray.put((records.reading, {name: block for name, (block, _) in blocks.items()}, packs))
     levels, running = [[] for _ in packs], []
     levels = [[[] for _ in packs]]

@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import wraps
 
 import ray
 from ray.exceptions import RayTaskError
 
-__all__ = ["actor_resources", "n_cpus", "n_threads", "results"]
+from sk_easytensor.masking import masked, masked_errors
+
+__all__ = ["WorkerTracebacks", "actor_resources", "n_cpus", "n_threads", "remote", "results"]
+
+
+class WorkerTracebacks(Exception):
+    """What the workers' tracebacks say; the cause of the error that is raised."""
+
+    def __str__(self):
+        return "\n\n" + "\n\n".join(self.args)
+
+
+def remote(function):
+    """Return a Ray task of a function.
+
+    Its errors are masked where they are raised: Ray writes them to the logs of the worker and of
+    the driver, and what an error of a task is displayed as cannot be changed any more.
+    """
+
+    @wraps(function)
+    def within(*args, **kwargs):
+        with masked_errors():
+            return function(*args, **kwargs)
+
+    return ray.remote(within)
 
 
 def results(refs):
@@ -21,7 +46,9 @@ def results(refs):
                 ray.get(ref)
         if error.cause is None:
             raise
-        raise error.cause from error
+        cause, text = error.cause, masked(error)
+    # Outside of the context of Ray's own error.
+    raise cause from WorkerTracebacks(text)
 
 
 def n_cpus():

@@ -15,13 +15,15 @@ import ray
 import ray.train
 import torch
 import torch.distributed as distributed
+from pyarrow.fs import FileSystem
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from sk_easytensor.backends.local import limited_threads
 from sk_easytensor.backends.ray_actors import ErrorCollector
 from sk_easytensor.backends.ray_notes import noting
-from sk_easytensor.backends.ray_tasks import n_threads
+from sk_easytensor.backends.ray_tasks import WorkerTracebacks, n_threads
+from sk_easytensor.masking import mask_error, masked
 from sk_easytensor.temporary import make_temporary_directory, remove_temporary_directory
 from sk_easytensor.training.checkpoints import Checkpoints
 from sk_easytensor.training.fitting import train_network
@@ -30,13 +32,6 @@ from sk_easytensor.training.settings import resolve_device
 from sk_easytensor.trees.module import TreesModule
 
 __all__ = ["train_on_workers"]
-
-
-class WorkerTracebacks(Exception):
-    """What the workers' tracebacks say; the cause of the error that is raised."""
-
-    def __str__(self):
-        return "\n\n" + "\n\n".join(self.args)
 
 
 @dataclass
@@ -128,7 +123,7 @@ def run_workers(backend, job, place):
         ),
         run_config=RunConfig(
             name=f"fit-{uuid4().hex}",
-            storage_path=place,
+            **run_storage(place),
             failure_config=FailureConfig(max_failures=backend.max_failures),
         ),
     )
@@ -146,9 +141,17 @@ def run_workers(backend, job, place):
     if failed is not None:
         raise RuntimeError(
             f"RayBackend: workers died more than max_failures={backend.max_failures} times; the "
-            f"last time: {failed}"
+            f"last time: {masked(failed)}"
         ) from failed
     return returned
+
+
+def run_storage(place):
+    """Return the storage of a run of Ray Train, whose state and logs hold the path."""
+    if masked(place) == place:
+        return {"storage_path": place}
+    filesystem, path = FileSystem.from_uri(place)
+    return {"storage_path": path, "storage_filesystem": filesystem}
 
 
 def check_resources(backend):
@@ -249,6 +252,7 @@ def train_worker(config):
             raise
         return None
     except BaseException as error:
+        mask_error(error)
         _add(config["errors"], (rank, _pickled(error), traceback.format_exc()))
         if isinstance(group, Group) and not group.leave():
             # Others may wait for this worker. Ray Train ends them when one fails.

@@ -15,7 +15,7 @@ try:
 
     from sk_easytensor.serving.batching import Batcher, InvalidRows, PredictionError
     from sk_easytensor.serving.metrics import Metrics
-    from sk_easytensor.serving.schema import InvalidRequest, RequestSchema
+    from sk_easytensor.serving.schema import InvalidRequest, RequestSchema, Rows
 except ImportError as error:
     raise ImportError(
         f"sk_easytensor.serving needs {error.name}: pip install 'sk_easytensor[serve]'"
@@ -58,6 +58,24 @@ def make_app(path, *, limits=None, api_key=None, n_jobs=None):
         If the file was not written by ``to_onnx`` with raw columns, if the model reads sparse
         matrices, or if a key is empty.
 
+    Notes
+    -----
+    ``POST /predict`` takes a row, a JSON object of values by column, or a list of them. The columns
+    are those that the model reads; all of them have to be there, and missing values are null. Times
+    are strings in ISO 8601, vectors and sequences are lists, and events are lists of objects. The
+    response is an object of lists with one element a row:
+
+    - classifiers: ``label`` and ``probabilities``, lists in the order of ``classes`` at ``/model``
+    - regressors: ``predictions``
+    - several tasks: ``label`` and ``probabilities`` of tasks with classes, ``predictions`` of the
+      others, each an object by task
+    - two towers: rows are pairs, with the columns of user and item in one object; ``scores`` as of
+      ``decision_function``, with ``label`` and ``probabilities`` if there are classes and with
+      ``predictions`` if not
+    - one tower (``model.user_tower_.to_onnx(path)``): ``embedding`` of rows of its columns
+    - embedders: ``embedding`` of rows that hold lists, in the order of time, as
+      :meth:`EasyTensorEmbedder.collect` makes them of a log
+
     See Also
     --------
     serve : Run it with uvicorn and with limits of connections and slow clients.
@@ -73,7 +91,7 @@ def make_app(path, *, limits=None, api_key=None, n_jobs=None):
     limits = Limits() if limits is None else limits
     predictor = load(path, n_jobs=n_jobs)
     metadata = predictor.metadata_
-    schema = RequestSchema(metadata, limits.max_rows)
+    schema = RequestSchema(metadata, limits.max_rows, limits.max_row_bytes)
     metrics = Metrics()
 
     @asynccontextmanager
@@ -83,7 +101,7 @@ def make_app(path, *, limits=None, api_key=None, n_jobs=None):
             task = asyncio.create_task(batcher.run())
             try:
                 # A model that cannot predict fails here rather than at the first request.
-                await batcher.predict([schema.null_row])
+                await batcher.predict(Rows([schema.null_row], [0]))
                 app.state.ready = True
                 yield
             finally:
@@ -116,11 +134,17 @@ def make_app(path, *, limits=None, api_key=None, n_jobs=None):
     @app.get("/model")
     async def model():
         """Return what is served."""
+        outputs, classes = app.state.batcher.outputs, metadata["answer"].get("classes")
+        if metadata["answer"]["kind"] == "tasks":
+            tasks = metadata["answer"]["tasks"]
+            classes = {each["name"]: each["classes"] for each in tasks if each["classes"]}
+            outputs = ["label", "probabilities"] if classes else []
+            outputs += ["predictions"] if len(classes) < len(tasks) else []
         return {
             "estimator": metadata["estimator"],
             "version": metadata["version"],
-            "outputs": app.state.batcher.outputs,
-            "classes": metadata["answer"].get("classes"),
+            "outputs": outputs,
+            "classes": classes,
         }
 
     @app.get("/metrics", response_class=Response)

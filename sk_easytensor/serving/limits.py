@@ -35,6 +35,10 @@ class Limits:
     ----------
     max_body_bytes : int, default=8 MiB
         Of a request; 413 beyond.
+    max_row_bytes : int, default=256 KiB
+        Of a row as it is in the body; 422 beyond, and no more of the row is parsed. JSON of a row
+        is parsed in one go, in which the process does nothing else. `max_body_bytes` bounds a row
+        as well: raise both for larger ones.
     max_buffered_bytes : int, default=64 MiB
         Of all bodies that are in memory at once; 503 beyond.
     max_rows : int, default=10_000
@@ -69,6 +73,7 @@ class Limits:
     """
 
     max_body_bytes: int = 8 * 2**20
+    max_row_bytes: int = 256 * 2**10
     max_buffered_bytes: int = 64 * 2**20
     max_rows: int = 10_000
     max_waiting: int = 256

@@ -12,14 +12,18 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from sk_easytensor.keys import category_keys
+from sk_easytensor.serving.limits import Limits
 
-__all__ = ["InvalidRequest", "RequestSchema"]
+__all__ = ["InvalidRequest", "RequestSchema", "Rows"]
 
 MAX_ERRORS = 20
 """A response describes at most so many errors."""
 
 MESSAGE_LENGTH = 200
 """Characters of a message; longer ones are cut."""
+
+LONGEST_TOKEN = 16
+"""Characters that a JSON token other than a string or a number has at most, an escape included."""
 
 WHITESPACE = re.compile(r"[ \t\n\r]*")
 
@@ -174,6 +178,50 @@ def row_type(name, types):
 # ---------------------------------------------------------------------- requests
 
 
+class Rows(list):
+    """Rows of a request.
+
+    Parameters
+    ----------
+    rows : iterable of dict
+        Values by column.
+    sizes : iterable of int
+        Bytes of JSON of each row.
+    """
+
+    def __init__(self, rows=(), sizes=()):
+        super().__init__(rows)
+        self.sizes = list(sizes)
+
+
+class Window:
+    """Parts of a text, one after the other, so that what reads a value never sees all of it.
+
+    Parameters
+    ----------
+    text : str
+        The text.
+    length : int
+        Characters that a value may have.
+    """
+
+    def __init__(self, text, length):
+        self.text, self.length = text, length
+        self._move(0)
+
+    def at(self, index):
+        """Return a part that goes on for `length` characters, if the text does, and the index."""
+        if self.is_cut and index - self.start + self.length > len(self.part):
+            self._move(index)
+        return self.part, index - self.start
+
+    def _move(self, index):
+        # A quarter more than is needed: small values do not cost a copy each.
+        end = index + self.length + self.length // 4
+        self.start, self.part = index, self.text[index:end]
+        self.is_cut = end < len(self.text)
+
+
 class RequestSchema:
     """Reads the bodies of requests: a row as a JSON object, or a list of them.
 
@@ -183,6 +231,8 @@ class RequestSchema:
         What an exported file says of itself.
     max_rows : int
         Rows of a request.
+    max_row_bytes : int, default=256 KiB
+        Bytes of a row.
 
     Raises
     ------
@@ -190,7 +240,7 @@ class RequestSchema:
         If the model was fitted on a sparse matrix, which JSON rows do not hold.
     """
 
-    def __init__(self, metadata, max_rows):
+    def __init__(self, metadata, max_rows, max_row_bytes=Limits.max_row_bytes):
         sparse = [each for each in metadata["readers"] if each["read"] == "sparse"]
         if sparse or metadata.get("sparse") is not None:
             raise ValueError(
@@ -204,6 +254,7 @@ class RequestSchema:
         row = row_type("Row", {name: known.get(name, UNREAD) for name in names})
         self.null_row = dict.fromkeys(names)
         self.max_rows = max_rows
+        self.max_row_bytes = max_row_bytes
         self._row = TypeAdapter(row)
         several = Annotated[list[row], Field(min_length=1, max_length=max_rows)]
         self._body = TypeAdapter(row | several)
@@ -220,7 +271,7 @@ class RequestSchema:
         """Return the rows of a body.
 
         Rows are parsed and validated one after the other, so that neither a body of too many rows
-        nor one of many errors is read to its end.
+        nor one of many errors is read to its end, and none of a row beyond its bound.
 
         Parameters
         ----------
@@ -229,7 +280,7 @@ class RequestSchema:
 
         Returns
         -------
-        list of dict
+        Rows
             Values by column, as the model reads them.
 
         Raises
@@ -243,12 +294,13 @@ class RequestSchema:
             raise InvalidRequest.at([error.start], "unicode", "invalid UTF-8") from None
         # What escapes of surrogates make is not validated by pydantic, and may be in a key.
         escaped = "\\ud" in text or "\\uD" in text
-        rows, errors = [], []
-        for location, value in self._values(text):
+        rows, errors = Rows(), []
+        for location, value, size in self._values(text):
             if escaped:
                 self._check_unicode(value, location)
             try:
                 rows.append(self._row.validate_python(value))
+                rows.sizes.append(size)
             except ValidationError as error:
                 errors.extend(described(error, location))
             if len(errors) >= MAX_ERRORS:
@@ -268,11 +320,12 @@ class RequestSchema:
         raise InvalidRequest.at(location, "string_unicode", message)
 
     def _values(self, text):
-        """Yield the rows of a JSON text as they were parsed, each with its location."""
+        """Yield the rows of a JSON text as they were parsed, each with its location and size."""
+        window = Window(text, self.max_row_bytes + LONGEST_TOKEN)
         index = after_space(text, 0)
         if text.startswith("{", index):
-            value, index = self._decode(text, index, ["row"])
-            yield ["row"], value
+            value, size, index = self._decode(window, index, ["row"])
+            yield ["row"], value, size
         elif text.startswith("[", index):
             index = after_space(text, index + 1)
             if text.startswith("]", index):
@@ -281,8 +334,8 @@ class RequestSchema:
                 if row == self.max_rows:
                     message = f"must have at most {self.max_rows} rows"
                     raise InvalidRequest.at(["rows"], "too_long", message)
-                value, index = self._decode(text, index, ["rows", row])
-                yield ["rows", row], value
+                value, size, index = self._decode(window, index, ["rows", row])
+                yield ["rows", row], value, size
                 index = after_space(text, index)
                 if not text.startswith(",", index):
                     break
@@ -296,13 +349,21 @@ class RequestSchema:
         if index < len(text):
             raise InvalidRequest.at([index], "json_invalid", "unexpected text behind the rows")
 
-    def _decode(self, text, index, location):
-        """Return a JSON value and the index behind it."""
+    def _decode(self, window, index, location):
+        """Return a JSON value, its size in bytes and the index behind it."""
+        part, begin = window.at(index)
+        too_large = InvalidRequest.at(
+            location, "too_large", f"must have at most {self.max_row_bytes} bytes of JSON"
+        )
         try:
-            return self._decoder.raw_decode(text, index)
+            value, end = self._decoder.raw_decode(part, begin)
         except json.JSONDecodeError as error:
+            at_end = error.pos > len(part) - LONGEST_TOKEN or error.msg.startswith("Unterminated")
+            if window.is_cut and at_end:
+                raise too_large from None
             message = error.msg[:MESSAGE_LENGTH]
-            raise InvalidRequest.at([error.pos], "json_invalid", message) from None
+            position = window.start + error.pos
+            raise InvalidRequest.at([position], "json_invalid", message) from None
         except RecursionError:
             raise InvalidRequest.at(location, "json_invalid", "nested too deeply") from None
         except UnacceptableJSON as error:
@@ -310,6 +371,10 @@ class RequestSchema:
         except ValueError:  # Python's bound on the digits of integers.
             message = "an integer has too many digits"
             raise InvalidRequest.at(location, "json_invalid", message) from None
+        size = end - begin if part.isascii() else len(part[begin:end].encode())
+        if size > self.max_row_bytes:
+            raise too_large
+        return value, size, window.start + end
 
 
 class UnacceptableJSON(ValueError):

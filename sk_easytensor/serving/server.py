@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
 
@@ -107,6 +108,10 @@ class Server(uvicorn.Server):
         """Start, and print the message."""
         await super().startup(sockets=sockets)
         if self.started:
+            # What is loaded by now stays. Without it, a garbage collection, in which requests
+            # wait, has to look at those of late only.
+            gc.collect()
+            gc.freeze()
             print(self.message, flush=True)
 
     def handle_exit(self, sig, frame):

@@ -112,6 +112,20 @@ def draw(random, kinds, n_columns=None, names=None):
     return Drawn(names, chosen, [kinds[kind](random) for kind in chosen])
 
 
+def odd_parts(random, parts):
+    """Choose the parts of a case that may be odd: none, one or two of them, seldom all.
+
+    A case of many parts, each of which may be refused, says nothing of what comes after.
+    """
+    n_odd = [0, 1, 2, len(parts)][random.choice(4, p=[0.4, 0.4, 0.15, 0.05])]
+    return {parts[i] for i in random.permutation(len(parts))[:n_odd]}
+
+
+def one_of(random, ordinary, others, odd):
+    """Draw one of the ordinary things or, in an odd part of a case, of all."""
+    return pick(random, [*ordinary, *others] if odd else ordinary, 1)[0]
+
+
 def n_rows(random):
     return int(random.integers(8, 60)) if random.random() < 0.95 else int(random.integers(1, 8))
 
@@ -422,7 +436,10 @@ def multi_task(random, folder):
     return Case("multi-task", model, {"X": X, "y": y}, new, False, [*drawn.names, *tasks], notes)
 
 
-def keys(random, n_keys):
+ORDINARY_KEYS = ("texts", "integers", "huge", "dates")
+
+
+def keys(random, n_keys, odd):
     """Return values that name users or items."""
     forms = {
         "texts": [f"k{i}" for i in range(n_keys)],
@@ -438,30 +455,33 @@ def keys(random, n_keys):
         "beyond": [2**63 + i for i in range(n_keys)],
         "lists": [[i] for i in range(n_keys)],
     }
-    name = str(random.choice(["texts", "texts", "integers", "integers", *forms]))
+    name = one_of(random, ORDINARY_KEYS, forms, odd)
     return name, forms[name]
 
 
 def two_towers(random, folder):
     n, n_items = int(random.integers(6, 50)), int(random.integers(2, 9))
-    user_form, users = keys(random, int(random.integers(2, 9)))
-    item_form, items = keys(random, n_items)
+    parts = ["users", "items", "column", "rows of items", "item_key", "y", "weight", "eval_set"]
+    odd = odd_parts(random, parts)
+    user_form, users = keys(random, int(random.integers(2, 9)), "users" in odd)
+    item_form, items = keys(random, n_items, "items" in odd)
     of_user = draw(random, {**column_kinds.PLAIN, **column_kinds.LISTS}, 1, ["u0"])
     of_item = draw(random, {**column_kinds.PLAIN, **column_kinds.LISTS}, 1, ["i0"])
-    if random.random() < 0.25:
+    if "column" in odd:
         of_item = draw(random, column_kinds.NASTY, 1, ["i0"])
     names = ["user", "item", "u0"]
     container = container_for(random, of_item)
+    if "mixed" in (user_form, item_form):
+        container = str(random.choice(containers.PYTHON))
 
     def pairs(rows):
         columns = [pick(random, users, rows), pick(random, items, rows), *of_user.columns(rows)]
         return containers.hold(container, names, columns)
 
     catalogue = [items, *of_item.columns(n_items)]
-    fate = random.random()
-    if fate < 0.1:
+    if "rows of items" in odd and random.random() < 0.7:
         catalogue = [[*items, items[0]], *of_item.columns(n_items + 1)]
-    elif fate < 0.15:
+    elif "rows of items" in odd:
         catalogue = [items[:1], *of_item.columns(1)]
     fit = {"X": pairs(n), "y": None, "item_key": "item"}
     if random.random() < 0.8:
@@ -472,20 +492,25 @@ def two_towers(random, folder):
                   "item_blocks": [("item", CategoryBlock(), "item")]}  # fmt: skip
     if random.random() < 0.5:
         fit["user_key"] = "user"
-    if random.random() < 0.1:
+    if "item_key" in odd:
         fit["item_key"] = ["items", 1, None, "u0", ""][random.integers(5)]
     note = "none"
     if random.random() < 0.5:
-        make = [targets.classes, targets.numbers, targets.odd_classes, targets.odd_numbers]
-        note, fit["y"] = make[random.integers(4)](random, n)
-    if random.random() < 0.2:
-        weight, fit["sample_weight"] = targets.weights(random, n)
+        make = [targets.classes, targets.numbers]
+        if "y" in odd:
+            make = [targets.odd_classes, targets.odd_numbers]
+        note, fit["y"] = make[random.integers(2)](random, n)
+    if "weight" in odd or random.random() < 0.1:
+        weight, fit["sample_weight"] = targets.weights(random, n, "weight" in odd)
         note = f"{note}, sample_weight: {weight}"
     if random.random() < 0.2:
         known = fit["y"]
         fit["eval_set"] = [pairs(5)]
         if known is not None and hasattr(known, "__len__"):
             fit["eval_set"] = [(pairs(5), containers.as_list(known)[:5])]
+        if "eval_set" in odd:
+            odd_sets = [pairs(5), [pairs(0)], [(pairs(5), None)], [None], [(pairs(5), [1] * 4)]]
+            fit["eval_set"] = odd_sets[random.integers(5)]
     similarity = str(random.choice(["dot", "cosine"]))
     model = model_for(random, EasyTensorTwoTower, similarity=similarity, **params)
     notes = [f"{n} pairs in {container}", f"users: {user_form}, items: {item_form}",
@@ -493,11 +518,18 @@ def two_towers(random, folder):
     return Case("two towers", model, fit, {"new": pairs(5)}, False, [*names, "i0"], notes)
 
 
+ORDINARY_TIMES = ("seconds", "floats", "times", "dates", "zoned")
+
+
 def embedders(random, folder):
-    n, (form, users) = int(random.integers(10, 60)), keys(random, int(random.integers(2, 9)))
+    n = int(random.integers(12, 60))
+    parts = ["users", "time", "columns", "session_gap", "user", "eval_set"]
+    odd = odd_parts(random, parts)
+    form, users = keys(random, int(random.integers(2, 9)), "users" in odd)
     moments = {
         "seconds": lambda m: random.integers(0, 10**6, m).tolist(),
-        "floats": lambda m: (random.normal(size=m) * 1e5).tolist(),
+        "floats": lambda m: (random.random(m) * 1e5).tolist(),
+        "negative": lambda m: (random.normal(size=m) * 1e5).tolist(),
         "times": column_kinds.times(random),
         "dates": lambda m: [dt.date(2020, 1, int(day)) for day in random.integers(1, 28, m)],
         "zoned": column_kinds.zoned_times(random),
@@ -508,12 +540,16 @@ def embedders(random, folder):
         "same": lambda m: [5] * m,
         "huge": lambda m: random.integers(-(2**62), 2**62, m).tolist(),
     }
-    moment = str(random.choice(["seconds", "times", *moments]))
-    nasty = random.random() < 0.4
-    drawn = draw(
-        random, column_kinds.NASTY if nasty else column_kinds.PLAIN, int(random.integers(1, 3))
-    )
+    moment = one_of(random, ORDINARY_TIMES, moments, "time" in odd)
+    drawn = draw(random, column_kinds.PLAIN, int(random.integers(1, 3)))
+    if "columns" in odd:
+        nasty = draw(random, column_kinds.NASTY, 1)
+        drawn = Drawn(drawn.names, nasty.kinds + drawn.kinds[1:], nasty.draws + drawn.draws[1:])
+        if random.random() < 0.2:
+            drawn = draw(random, column_kinds.NASTY, 2)
     container = container_for(random, drawn)
+    if form == "mixed":
+        container = str(random.choice(containers.PYTHON))
     names = ["user", "time", *drawn.names]
 
     def log(rows):
@@ -522,13 +558,14 @@ def embedders(random, folder):
 
     params = {"objective": str(random.choice(["contrastive", "session_pair"]))}
     if params["objective"] == "session_pair":
-        params["session_gap"] = [3600, "6h", dt.timedelta(days=1), 0, -1, "soon"][
-            random.integers(6)
-        ]
+        others = ["6h", 0, -1, "soon"]
+        params["session_gap"] = one_of(
+            random, [3600, 600.5, dt.timedelta(days=1)], others, "session_gap" in odd
+        )
     fit = {"X": log(n), "user": "user", "time": "time"}
-    if random.random() < 0.1:
+    if random.random() < 0.1 or "eval_set" in odd:
         fit["eval_set"] = [log(12)]
-    if random.random() < 0.1:
+    if "user" in odd:
         fit["user"] = [None, "nobody", ["user", "c0"], 0][random.integers(4)]
     model = model_for(random, EasyTensorEmbedder, **params)
     notes = [f"{n} events in {container}", f"users: {form}, time: {moment}",
@@ -565,24 +602,33 @@ def event_lists(random, folder):
 
 def parquet_files(random, folder):
     n = int(random.integers(10, 50))
-    kinds = dict(column_kinds.PLAIN)
-    if random.random() < 0.5:
-        kinds["arrow_column"] = column_kinds.arrow_column
-    drawn = draw(random, kinds, int(random.integers(1, 4)))
+    odd = odd_parts(random, ["column", "files", "new files", "y", "weight"])
+    drawn = draw(random, column_kinds.PLAIN, int(random.integers(1, 4)))
+    if "column" in odd:
+        nasty = draw(random, {"arrow_column": column_kinds.arrow_column}, 1)
+        drawn = Drawn(drawn.names, nasty.kinds + drawn.kinds[1:], nasty.draws + drawn.draws[1:])
     number, label = random.normal(size=n).tolist(), targets.every(random, ["a", "b"], n)
-    names, columns = [*drawn.names, "number", "label"], [*drawn.columns(n), number, label]
-    form, path = containers.parquet(random, Path(folder) / "train", names, columns)
-    new_names, new_columns = names, [*drawn.columns(6), number[:6], label[:6]]
-    new_form, new = containers.parquet(random, Path(folder) / "new", new_names, new_columns)
-    y = pick(random, ["label", "number", "label", "number", "nothing", None, number], 1)[0]
-    kind = EasyTensorRegressor if y == "number" or random.random() < 0.1 else EasyTensorClassifier
+    weight = random.integers(0, 3, n).tolist()
+    names = [*drawn.names, "number", "label", "weight"]
+    columns = [*drawn.columns(n), number, label, weight]
+    form, path = containers.parquet(random, Path(folder) / "train", names, columns, "files" in odd)
+    new_names, new_columns = names, [*drawn.columns(6), number[:6], label[:6], weight[:6]]
+    new_form, new = containers.parquet(
+        random, Path(folder) / "new", new_names, new_columns, "new files" in odd
+    )
+    y = one_of(random, ["label", "number"], ["nothing", None, number], "y" in odd)
+    kind = EasyTensorRegressor if y == "number" else EasyTensorClassifier
+    if "y" in odd and random.random() < 0.3:
+        kind = EasyTensorRegressor
     fit = {"X": path, "y": y}
-    if random.random() < 0.2:
-        fit["sample_weight"] = pick(random, ["number", "label", "c0", "nothing"], 1)[0]
+    if random.random() < 0.2 or "weight" in odd:
+        fit["sample_weight"] = one_of(
+            random, ["weight"], ["number", "label", "c0", "nothing"], "weight" in odd
+        )
     notes = [f"{n} rows: {drawn.kinds}", f"train: {form}, new: {new_form}", f"y: {str(y)[:20]}"]
     tables = {"new": new, "rows": containers.hold("arrow_table", names, new_columns)}
     case = Case("parquet", model_for(random, kind), fit, tables, False, names, notes)
-    case.named += [str(folder), "label", "number", "nothing"]
+    case.named += [str(folder), "nothing"]
     return case
 
 

@@ -346,14 +346,15 @@ def sparse_parts(matrix):
 # ------------------------------------------------------------------------------------------ files
 
 
-def parquet(random, folder, names, columns):
+PARQUET = ("one", "several", "hive", "empty among", "reordered", "pathlib", "glob")
+ODD_PARQUET = ("other type", "lacking", "corrupt", "cut", "text", "none")
+
+
+def parquet(random, folder, names, columns, odd):
     """Write a table as Parquet files, of which something may be odd."""
     try:
         table = arrow_table(names, columns)
-        forms = ("one", "one", "several", "hive", "empty among", "reordered", "other type",
-        "lacking",
-                 "corrupt", "cut", "text", "none", "pathlib", "glob")  # fmt: skip
-        form = str(random.choice(forms))
+        form = str(random.choice([*PARQUET, *ODD_PARQUET] if odd else PARQUET))
         folder.mkdir(parents=True, exist_ok=True)
         path, half = folder / "part-0.parquet", len(table) // 2
         if form in ("one", "corrupt", "cut", "pathlib"):

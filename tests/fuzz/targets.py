@@ -184,8 +184,11 @@ def odd_shape(random, n):
     return name, forms[name]
 
 
-def weights(random, n):
-    """Return a name and weights of rows, seldom ordinary ones."""
+ORDINARY_WEIGHTS = ("ordinary", "integers", "some zero", "series", "polars", "arrow")
+
+
+def weights(random, n, odd=True):
+    """Return a name and weights of rows, seldom ordinary ones if they may be odd."""
     forms = {
         "ordinary": random.random(n) + 0.1,
         "integers": random.integers(1, 4, n),
@@ -214,5 +217,5 @@ def weights(random, n):
         "a name": "c0",
         "a dict": {0: 1.0},
     }
-    name = str(random.choice(list(forms)))
+    name = str(random.choice(list(forms) if odd else ORDINARY_WEIGHTS))
     return name, forms[name]

@@ -39,6 +39,10 @@ def test_cases():
     assert counts[0] == "all"
     assert sum(map(int, counts[1:])) == 200
     assert int(counts[1]) >= 80, "too few cases are taken for the fuzzer to say much"
+    for kind in ("two towers", "embedder", "parquet"):
+        row = next(line for line in done.stdout.splitlines() if line.startswith(kind))
+        ok, refused = map(int, row[16:].split()[:2])
+        assert ok >= refused, f"too few cases of {kind} are taken: {row}"
 
 
 def test_crashes_and_hangs_are_counted():

@@ -1,4 +1,5 @@
 import datetime as dt
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -7,6 +8,17 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
+
+from sk_easytensor import (
+    MLP,
+    CategoryBlock,
+    EasyTensorEmbedder,
+    EasyTensorMultiTask,
+    EasyTensorTwoTower,
+    EventSequenceBlock,
+    NumericBlock,
+    TextBlock,
+)
 
 TOLERANCE = 1e-5
 
@@ -126,3 +138,80 @@ def assert_same():
                 assert found.tolist() == expected.tolist(), method
 
     return compare
+
+
+def make_pairs(rows, y, similarity):
+    """Fit two towers."""
+    return EasyTensorTwoTower(
+        [("user", CategoryBlock(width=8), "user"), ("amount", NumericBlock(), "amount")],
+        [("city", CategoryBlock(width=8), "city"), ("text", TextBlock(), "body")],
+        similarity=similarity,
+        embedding_dim=8,
+        max_epochs=2,
+        random_state=0,
+    ).fit(rows, y)
+
+
+def make_tasks(rows, target):
+    """Fit tasks of each kind."""
+    y = {
+        "above": target > np.median(target),
+        'rank "3"': np.array(["low", "mid", "high"])[np.digitize(target, [5, 8])],
+        "total": target,
+    }
+    kinds = ["binary", "multiclass", "regression"]
+    params = {"trunk": MLP(width=8), "trees": None, "max_epochs": 1, "random_state": 0}
+    blocks = [("numbers", NumericBlock(), ["amount", "count"])]
+    model = EasyTensorMultiTask(
+        dict(zip(y, kinds, strict=True)), blocks, remainder="drop", **params
+    )
+    return model.fit(rows, pd.DataFrame(y))
+
+
+def make_log():
+    """Return a log of what users bought."""
+    rng = np.random.default_rng(0)
+    seconds = np.sort(rng.integers(0, 10**6, 300))
+    return pd.DataFrame(
+        {
+            "who": rng.integers(0, 20, 300),
+            "when": pd.Timestamp("2026-01-01") + pd.to_timedelta(seconds, "s"),
+            "what": rng.choice(["tea", "milk"], 300),
+            "price": rng.normal(size=300),
+        }
+    )
+
+
+def make_embedder():
+    """Fit an embedder."""
+    blocks = [("events", EventSequenceBlock("mean", width=8), ["what", "price", "when"])]
+    model = EasyTensorEmbedder(blocks, embedding_dim=8, max_epochs=1, random_state=0)
+    return model.fit(make_log(), user="who", time="when")
+
+
+@pytest.fixture(scope="session")
+def log():
+    """Rows that the embedder was fitted on."""
+    return make_log()
+
+
+@pytest.fixture(scope="session")
+def exported(rows, target, tmp_path_factory):
+    """A function that gives a fitted model and its file, made once, by the name of the kind."""
+    classes = np.where(target > 5, "likes", "hates")
+    kinds = {
+        "pairs of classes": lambda: make_pairs(rows, classes, "dot"),
+        "pairs of numbers": lambda: make_pairs(rows, target, "cosine"),
+        "user tower": lambda: get("pairs of numbers")[0].user_tower_,
+        "item tower": lambda: get("pairs of numbers")[0].item_tower_,
+        "tasks": lambda: make_tasks(rows, target),
+        "embedder": make_embedder,
+    }
+    folder = tmp_path_factory.mktemp("exported")
+
+    @cache
+    def get(kind):
+        model = kinds[kind]()
+        return model, model.to_onnx(folder / f"{kind}.onnx")
+
+    return get

@@ -20,9 +20,7 @@ from sk_easytensor import (
     CategorySequenceBlock,
     DatetimeBlock,
     EasyTensorClassifier,
-    EasyTensorEmbedder,
     EasyTensorRegressor,
-    EasyTensorTwoTower,
     EventSequenceBlock,
     NumericBlock,
     NumericSequenceBlock,
@@ -295,48 +293,24 @@ def test_texts_alone_and_integers_as_classes(rows, hard_rows, target, tmp_path, 
     assert predictor.run(hard_rows, "label")[0].tolist() == model.predict(hard_rows).tolist()
 
 
-def two_towers(similarity="dot"):
-    return EasyTensorTwoTower(
-        [("user", CategoryBlock(width=8), "user"), ("amount", NumericBlock(), "amount")],
-        [("city", CategoryBlock(width=8), "city"), ("text", TextBlock(), "body")],
-        similarity=similarity,
-        embedding_dim=8,
-        max_epochs=2,
-        random_state=0,
-    )
-
-
-@pytest.mark.parametrize(("y", "similarity"), [("classes", "dot"), ("numbers", "cosine")])
-def test_pairs(rows, hard_rows, target, tmp_path, assert_same, y, similarity):
-    labels = {"classes": np.where(target > 5, "likes", "hates"), "numbers": target}[y]
-    model = two_towers(similarity).fit(rows, labels)
-    pairs = load(model.to_onnx(tmp_path / "pairs.onnx"))
+@pytest.mark.parametrize("kind", ["pairs of classes", "pairs of numbers"])
+def test_pairs(hard_rows, exported, assert_same, kind):
+    model, path = exported(kind)
+    pairs = load(path)
     assert_same(model, pairs, hard_rows, "decision_function", "predict")
-    if y == "classes":
+    if kind == "pairs of classes":
         assert_same(model, pairs, hard_rows, "predict_proba")
 
 
-def test_a_tower(rows, hard_rows, tmp_path, assert_same):
-    tower = two_towers("cosine").fit(rows).item_tower_
-    assert_same(tower, load(tower.to_onnx(tmp_path / "tower.onnx")), hard_rows, "transform")
+@pytest.mark.parametrize("kind", ["user tower", "item tower"])
+def test_a_tower(hard_rows, exported, assert_same, kind):
+    tower, path = exported(kind)
+    assert_same(tower, load(path), hard_rows, "transform")
 
 
-def test_embedder(tmp_path, assert_same):
-    rng = np.random.default_rng(0)
-    log = pd.DataFrame(
-        {
-            "who": rng.integers(0, 20, 300),
-            "when": np.sort(rng.integers(0, 10**6, 300)),
-            "what": rng.choice(["tea", "milk"], 300),
-            "price": rng.normal(size=300),
-        }
-    )
-    blocks = [("events", EventSequenceBlock("mean", width=8), ["what", "price", "when"])]
-    model = EasyTensorEmbedder(blocks, embedding_dim=8, max_epochs=1, random_state=0)
-    model.fit(log, user="who", time="when")
-    predictor = load(model.to_onnx(tmp_path / "model.onnx"))
-    lists = model.collect(log)
-    found, expected = predictor.transform(lists), model.transform(log)
+def test_embedder(log, exported):
+    model, path = exported("embedder")
+    found, expected = load(path).transform(model.collect(log)), model.transform(log)
     assert np.abs(found - expected).max() < 1e-5
 
 

@@ -30,9 +30,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from sk_easytensor.serving import Limits, app, limits, make_app, serve
 from sk_easytensor.serving.__main__ import api_key
 from sk_easytensor.serving.__main__ import main as command_line
-from sk_easytensor.serving.batching import Batcher, InvalidRows
+from sk_easytensor.serving.batching import BATCH_BYTES, BATCH_ROWS, Batcher, InvalidRows, pieces
 from sk_easytensor.serving.metrics import Metrics
-from sk_easytensor.serving.schema import InvalidRequest, RequestSchema
+from sk_easytensor.serving.schema import InvalidRequest, RequestSchema, Rows
 from sk_easytensor.serving.server import Server, configured
 
 ROOT = Path(__file__).parents[2]
@@ -188,6 +188,83 @@ def test_too_many_rows_are_refused(model):
             {"type": "too_long", "loc": ["body", "rows"], "msg": "must have at most 3 rows"}
         ]
     assert model.runs == [1, 3]  # The first warms up.
+
+
+ROW_BYTES = 100
+
+
+@pytest.mark.parametrize("form", ["{}", "[{}]", "[{},{}]", " [ {} , {} ]", "[{},\n{},{},{}]"])
+@pytest.mark.parametrize("text", ["Oslo", "Łódź😀", '\\"}],{'])
+def test_rows_are_bounded_whatever_is_around_them(form, text):
+    """However long the rows are, they are read as they are alone, or refused if too long."""
+    schema = RequestSchema(METADATA, 10, ROW_BYTES)
+    n_rows = form.count("{}")
+    for extra in range(80):
+        for ensure_ascii in (True, False):
+            long = {**ROW, "city": text + "x" * extra}
+            rows = [ROW] * (n_rows - 1) + [long]
+            texts = [json.dumps(row, ensure_ascii=ensure_ascii) for row in rows]
+            body = form.replace("{}", "%s") % tuple(texts)
+            sizes = [len(each.encode()) for each in texts]
+            if sizes[-1] <= ROW_BYTES:
+                found = schema.read(body.encode())
+                assert (found, found.sizes) == (rows, sizes)
+                continue
+            with pytest.raises(InvalidRequest) as failed:
+                schema.read(body.encode())
+            (error,) = failed.value.errors
+            place = ["row"] if form == "{}" else ["rows", n_rows - 1]
+            assert (error["type"], error["loc"]) == ("too_large", ["body", *place])
+
+
+@pytest.mark.parametrize(
+    "value", ["nul", "tru", "Infinit", '"\\u12', '"\\ud83d\\ude', "[1,", '{"a":', "1e", "-", "01"]
+)
+def test_invalid_json_is_told_from_rows_that_are_too_long(value):
+    """Where the text ends, JSON is invalid; where only its part ends, the row may go on."""
+    schema = RequestSchema(METADATA, 10, ROW_BYTES)
+    for before in range(60, 160):
+        start = '{"city": "' + "x" * before + '", "size": '
+        kinds = []
+        for behind in ("", " " * 300):
+            with pytest.raises(InvalidRequest) as failed:
+                schema.read((start + value + behind).encode())
+            kinds.append(failed.value.errors[0]["type"])
+        if len(start) + len(value) < ROW_BYTES:
+            # Behind a comma or a colon, spaces are a part of the row.
+            goes_on = value[-1] in ",:"
+            assert kinds == ["json_invalid", "too_large" if goes_on else "json_invalid"]
+        if len(start) > ROW_BYTES + 60:
+            assert kinds == ["too_large"] * 2
+
+
+def test_no_more_is_parsed_than_a_row_may_have(monkeypatch):
+    schema = RequestSchema(METADATA, 10_000)
+    seen = []
+    decode = schema._decoder.raw_decode
+    monkeypatch.setattr(
+        schema._decoder, "raw_decode", lambda part, at: seen.append(len(part)) or decode(part, at)
+    )
+    for value in ['"' + "x" * 8_000_000 + '"', "[" + "1," * 4_000_000 + "1]"]:
+        for form in ('{"city": %s}', '[{"city": %s}]'):
+            with pytest.raises(InvalidRequest):
+                schema.read((form % value).encode())
+    assert len(seen) == 4
+    assert max(seen) <= 1.3 * Limits().max_row_bytes
+    schema.read(b"[" + b",".join([json.dumps(ROW).encode()] * 10_000) + b"]")
+
+
+def test_rows_that_are_too_large_are_refused_over_http(model):
+    with running(max_row_bytes=200) as client:
+        response = client.post("/predict", json=[ROW, {**ROW, "city": "x" * 200}])
+        assert response.status_code == 422
+        (error,) = response.json()["detail"]
+        assert error == {
+            "type": "too_large",
+            "loc": ["body", "rows", 1],
+            "msg": "must have at most 200 bytes of JSON",
+        }
+        assert client.post("/predict", json=[ROW, ROW]).status_code == 200
 
 
 def test_few_errors_and_none_of_the_input(model):
@@ -450,7 +527,7 @@ def test_requests_have_a_time_limit(model):
 
 def test_one_request_that_fails_costs_few_runs_of_the_model(model):
     model.error = ValueError("no such city")
-    requests = [[{**ROW, "size": float(size)}] for size in range(64)]
+    requests = [Rows([{**ROW, "size": float(size)}], [60]) for size in range(64)]
     requests[37][0]["city"] = "fail"
     found = Batcher(model, Metrics()).responses(requests)
     assert isinstance(found[37], InvalidRows)
@@ -458,6 +535,25 @@ def test_one_request_that_fails_costs_few_runs_of_the_model(model):
     sizes = [float(size) for size in range(64) if size != 37]
     assert others == [{"predictions": [size]} for size in sizes]
     assert len(model.runs) == 13
+
+
+def test_the_model_runs_on_a_bounded_part_of_large_requests(model):
+    rows = [{**ROW, "size": float(size)} for size in range(3000)]
+    requests = [Rows(rows, [60] * 3000), Rows(rows[:5], [BATCH_BYTES] * 5), Rows(rows[:1], [60])]
+    found = Batcher(model, Metrics()).responses(requests)
+    sizes = [[row["size"] for row in each] for each in requests]
+    assert [json.loads(each)["predictions"] for each in found] == sizes
+    assert sum(model.runs) == 3006
+    assert max(model.runs) <= BATCH_ROWS
+    assert model.runs[-5:] == [1, 1, 1, 1, 1]
+
+
+def test_pieces():
+    half = BATCH_BYTES // 2
+    assert pieces([3, 4]) == [slice(0, 2)]
+    assert pieces([half, half, 1]) == [slice(0, 2), slice(2, 3)]
+    assert pieces([3 * half, 1, 3 * half]) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+    assert pieces([0] * (BATCH_ROWS + 1)) == [slice(0, BATCH_ROWS), slice(BATCH_ROWS, 1025)]
 
 
 # ---------------------------------------------------------------------- keys, probes, metrics

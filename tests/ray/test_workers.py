@@ -5,13 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from on_workers import Epochs, Killer, Mistake, Starts, embedder, make_events
+from on_workers import SECRET, Epochs, Killer, Mistake, Starts, embedder, fail, make_events
 
 from sk_easytensor import EasyTensorClassifier
+from sk_easytensor.torch_settings import with_library_settings
 
 ray_train = pytest.importorskip("sk_easytensor.backends.ray_train")
 
@@ -61,6 +63,57 @@ def test_errors_of_the_user_end_training_at_once(classifier, shop, tmp_path, mon
     assert sorted(epochs_begun(tmp_path / "starts")) == [0, 1]
     assert os.environ.get("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S") is None
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_errors_of_tasks_name_no_password(cluster):
+    ray = pytest.importorskip("ray")
+    from sk_easytensor.backends.ray_tasks import remote, results
+
+    ref = remote(fail).remote("c")
+    # What Ray prints.
+    with pytest.raises(ray.exceptions.RayTaskError) as failed:
+        ray.get(ref)
+    assert "bucket/rows" in str(failed.value)
+    assert SECRET not in str(failed.value)
+    # Those of others, such as of a function that was applied to a Dataset.
+    for each in (ref, ray.remote(fail).remote("c")):
+        with pytest.raises(ValueError, match=r"'c' of s3://.*bucket/rows") as failed:
+            as_an_estimator(results, each)
+        text = "".join(traceback.format_exception(failed.value))
+        assert "in fail" in text
+        assert SECRET not in text
+
+
+@with_library_settings
+def as_an_estimator(results, ref):
+    """Get results as a method of an estimator does."""
+    return results([ref])
+
+
+def test_errors_of_workers_name_no_password(monkeypatch):
+    class Context:
+        def get_world_rank(self):
+            return 3
+
+    errors = ray_train.ErrorCollector()
+    monkeypatch.setattr(ray_train.ray.train, "get_context", Context)
+    monkeypatch.setattr(ray_train.ray, "get", fail)
+    assert ray_train.train_worker({"errors": errors, "job": "c"}) is None
+    ((rank, data, text),) = errors.read()
+    assert rank == 3
+    assert "bucket/rows" in str(pickle.loads(data))
+    assert "there is nothing" in text
+    assert SECRET.encode() not in data
+    assert SECRET not in text
+
+
+def test_the_state_of_a_run_holds_no_password():
+    given = ray_train.run_storage(f"s3://KEY:{SECRET}@bucket/fits?region=eu-west-1")
+    assert given["storage_path"] == "bucket/fits"
+    assert given["storage_filesystem"].region == "eu-west-1"
+    assert SECRET not in repr(given)
+    assert ray_train.run_storage("s3://bucket/fits") == {"storage_path": "s3://bucket/fits"}
+    assert ray_train.run_storage("/tmp/fits") == {"storage_path": "/tmp/fits"}
 
 
 OWN_CLUSTER = """
