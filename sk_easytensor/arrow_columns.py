@@ -385,9 +385,7 @@ def _special_column(values, name, rows):
     if any(map(_is_duration, kinds)):
         if not all(map(_is_duration, kinds)):
             raise _unlike(name, found, given[places], _is_duration)
-        import pandas as pd
-
-        return column_of(pd.Series(pd.to_timedelta(_object_array(values))), name)
+        return _durations(values, name)
     array = _object_array(values)
     array[places] = list(map(_name_of, found))
     return _arrow_column(array, name, rows)
@@ -449,6 +447,21 @@ def _dates(found, kinds, name, rows, places):
     except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"column {name!r} holds dates that cannot be read: {error}") from error
     return column_of(pd.Series(times), name)
+
+
+def _durations(values, name):
+    """Read durations of Python, NumPy and pandas; years and months have NumPy's mean lengths."""
+    import pandas as pd
+
+    array = _object_array(values)
+    for place, value in enumerate(values):
+        if isinstance(value, np.timedelta64) and np.datetime_data(value.dtype)[0] in ("Y", "M"):
+            array[place] = value.astype("m8[s]")
+    try:
+        found = pd.Series(pd.to_timedelta(array))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"column {name!r} holds durations that cannot be read: {error}") from error
+    return column_of(found, name)
 
 
 def _object_array(values):
@@ -619,9 +632,12 @@ def check_utf8(column, name):
 
 def _holds_text(kind):
     """Tell whether values of a type are texts, or hold texts that are checked."""
-    if kind.id in PLAIN or pa.types.is_dictionary(kind):
+    if kind.id in PLAIN or pa.types.is_dictionary(kind) or pa.types.is_string_view(kind):
         value = getattr(kind, "value_type", kind)
-        return pa.types.is_string(value) or pa.types.is_large_string(value)
+        return any(
+            is_text(value)
+            for is_text in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+        )
     if pa.types.is_struct(kind):
         return any(_holds_text(field.type) for field in kind)
     return _is_list(kind) and _holds_text(kind.value_type)

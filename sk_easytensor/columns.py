@@ -176,7 +176,7 @@ def cast_column(column, name, target, *, block, rows=True):
     try:
         if target in TEXTS and value_family(column.type) not in (None, TEXT):
             column = _as_texts(column)
-        return column.cast(target, safe=False)
+        return _cast(column, target)
     except CAST_ERRORS as error:
         found, wanted = in_words(source), in_words(target)
         message = f"column {name!r} holds {found} where {block} was fitted to {wanted}"
@@ -189,6 +189,11 @@ def cast_column(column, name, target, *, block, rows=True):
         raise RowTypeError(f"{message}: {value} in row {{row}}", row) from error
 
 
+def _cast(column, target):
+    # Bytes that are no text are refused, numbers beyond the target's are rounded.
+    return column.cast(target, safe=target in TEXTS)
+
+
 def _first_unlike(column, target):
     """Return the first row whose value cannot be cast, or None if no value of the type can."""
     try:
@@ -199,7 +204,7 @@ def _first_unlike(column, target):
     while unreadable - readable > 1:
         middle = (readable + unreadable) // 2
         try:
-            column.slice(readable, middle - readable).cast(target, safe=False)
+            _cast(column.slice(readable, middle - readable), target)
         except CAST_ERRORS:
             unreadable = middle
         else:

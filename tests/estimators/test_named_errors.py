@@ -13,6 +13,7 @@ from sk_easytensor import (
     EasyTensorMultiTask,
     EasyTensorTwoTower,
     NumericBlock,
+    TextBlock,
     VectorBlock,
 )
 from sk_easytensor.inference import load
@@ -44,6 +45,23 @@ def test_text_that_is_not_utf8(column):
             as_table(table)
 
 
+@pytest.mark.parametrize(
+    "kind", [pa.binary(), pa.large_binary(), pa.binary_view(), "dictionary", pa.string_view()]
+)
+def test_bytes_that_are_no_text_where_texts_were_fitted(kind):
+    values = ["quick brown foxes", "a lazy dog", "the fox"] * 10
+    block = TextBlock(min_frequency=1).fit({"x": values})
+    column = pa.array([b"ab", None, b"\xff\xfe"])
+    if kind == "dictionary":
+        column = column.dictionary_encode()
+    elif kind == pa.string_view():
+        column = column.cast(pa.binary_view()).view(kind)
+    else:
+        column = column.cast(kind)
+    with pytest.raises((TypeError, ValueError), match=r"'x' holds .* in row 2"):
+        block.transform({"x": column})
+
+
 def test_integers_of_128_bits_in_a_dictionary():
     column = pl.Series([2**100, None], dtype=pl.Int128)
     assert as_table({"x": column})["x"].to_pylist() == [float(2**100), None]
@@ -54,6 +72,21 @@ def test_durations_among_python_objects():
     assert pa.types.is_duration(found["x"].type)
     with pytest.raises(TypeError, match=r"'x' holds .*timedelta64.* in row 0 and 7 in row 1"):
         as_table({"x": [np.timedelta64(1, "D"), 7]})
+
+
+@pytest.mark.parametrize("unit", ["Y", "M", "W", "h"])
+def test_durations_of_numpy_in_arrays_and_lists(unit):
+    array = np.array([1, 20], f"m8[{unit}]")
+    expected = as_table({"x": array})["x"].to_pylist()
+    objects = np.empty(2, dtype=object)
+    objects[:] = list(array)
+    for values in (list(array), objects):
+        assert as_table({"x": values})["x"].to_pylist() == expected
+
+
+def test_durations_beyond_every_unit():
+    with pytest.raises(TypeError, match="'x' holds durations that cannot be read"):
+        as_table({"x": [np.timedelta64(2**62, "W"), np.timedelta64(1, "ns")]})
 
 
 def test_wide_integers_within_lists_and_structs():

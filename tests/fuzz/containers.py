@@ -20,7 +20,12 @@ def as_list(values):
         return values.to_list()
     if isinstance(values, pd.DataFrame):
         return values.iloc[:, 0].tolist()
-    return values.tolist() if isinstance(values, (np.ndarray, pd.Series)) else list(values)
+    # NumPy's times and durations of some units would become integers.
+    keep = getattr(values, "dtype", None) is None or str(values.dtype)[:8] in (
+        "datetime",
+        "timedelt",
+    )
+    return list(values) if keep else values.tolist()
 
 
 def as_series(values):

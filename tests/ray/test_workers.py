@@ -1,6 +1,7 @@
 """Training by worker processes, and what happens when they or the driver are killed."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
