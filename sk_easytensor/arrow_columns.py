@@ -303,7 +303,12 @@ def _shape(kind):
 
 
 def _is_special(kind):
-    return _is_date(kind) or _is_name(kind) or issubclass(kind, np.timedelta64)
+    special = _is_date(kind) or _is_name(kind) or _is_interval(kind)
+    return special or issubclass(kind, np.timedelta64)
+
+
+def _is_interval(kind):
+    return kind.__name__ == "Interval"
 
 
 def _is_duration(kind):
@@ -389,6 +394,11 @@ def _special_column(values, name, rows):
 
         return column_of(pd.Series(pd.to_timedelta(_object_array(values))), name)
     array = _object_array(values)
+    if all(map(_is_interval, kinds)):
+        import pandas as pd
+
+        array[~present] = None
+        return column_of(pd.Series(pd.arrays.IntervalArray(array)), name)
     array[places] = list(map(_name_of, found))
     return _arrow_column(array, name, rows)
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sk_easytensor.columns import to_float64
+from sk_easytensor.keys import category_keys
 from sk_easytensor.sparse import SparseRows
 
-__all__ = ["common_type", "needed", "plain_schema", "plain_types"]
+__all__ = ["common_type", "needed", "plain_schema", "plain_types", "register_extensions"]
+
+EXTENSION = b"ARROW:extension:name"
+"""Key of a field's metadata that holds the name of an extension type that Arrow does not know."""
 
 UNNAMED_INDEX = re.compile(r"__index_level_\d+__")
 """How pandas calls the index of a frame, where it has no name, among the columns of a table."""
@@ -39,14 +45,18 @@ def plain_types(table):
     pyarrow.Table
         Without extension types other than sparse vectors, views, decimals, half floats and lists
         of 32-bit offsets, on the surface and within lists and dictionaries. Structs have a column
-        for each field, named ``column.field``, and periods are the times they begin at. The index
-        of a frame of pandas is no column, if it has no name.
+        for each field, named ``column.field``, periods are the times they begin at, and intervals
+        are categories. The index of a frame of pandas is no column, if it has no name.
     """
     if table.schema.metadata is not None:
+        table = _with_extensions(table)
         unnamed = filter(UNNAMED_INDEX.fullmatch, index_columns(table.schema))
         table = table.drop_columns(list(unnamed)).replace_schema_metadata()
     for index, field in enumerate(table.schema):
         if field.type.id in PLAIN or isinstance(field.type, SparseRows):
+            continue
+        if _holds_intervals(field.type):
+            table = table.set_column(index, field.name, _named_intervals(table.column(index)))
             continue
         if pa.types.is_struct(getattr(field.type, "storage_type", field.type)):
             return plain_types(_flattened(table))
@@ -72,6 +82,29 @@ def plain_types(table):
         if pa.types.is_dictionary(plain) and pa.types.is_nested(plain.value_type):
             column = _named_dictionaries(column)
         table = table.set_column(index, field.name, column)
+    return table
+
+
+@cache
+def register_extensions():
+    """Have Arrow read the extension types of pandas, which pandas registers when it writes one."""
+    try:
+        import pandas as pd
+    except ImportError:
+        return
+    pa.array(pd.interval_range(0, 1).array)
+
+
+def _with_extensions(table):
+    """Return a table with the extension types of pandas that were not known when it was read."""
+    if not any(EXTENSION in (field.metadata or {}) for field in table.schema):
+        return table
+    register_extensions()
+    for index, field in enumerate(pa.ipc.read_schema(table.schema.serialize())):
+        column = table.column(index)
+        if isinstance(field.type, pa.BaseExtensionType) and field.type != column.type:
+            chunks = [pa.ExtensionArray.from_storage(field.type, chunk) for chunk in column.chunks]
+            table = table.set_column(index, field.name, pa.chunked_array(chunks, field.type))
     return table
 
 
@@ -202,8 +235,42 @@ def _period_starts(counts, freq):
     return pa.chunked_array([pa.array(starts.to_numpy(), mask=missing)])
 
 
+def _holds_intervals(kind):
+    """Tell whether values of a type are intervals of pandas, or categories that are."""
+    kind = getattr(kind, "value_type", kind) if pa.types.is_dictionary(kind) else kind
+    return isinstance(kind, pa.BaseExtensionType) and kind.extension_name == "pandas.interval"
+
+
+def _named_intervals(column):
+    """Return intervals as categories, such as ``(0.5, 2]``."""
+    chunks = []
+    for chunk in column.chunks:
+        if isinstance(chunk, pa.DictionaryArray):
+            names = _interval_names(chunk.dictionary)
+            chunk = pa.DictionaryArray.from_arrays(chunk.indices.cast(pa.int32()), names)
+        else:
+            chunk = _interval_names(chunk).dictionary_encode()
+        chunks.append(chunk)
+    return pa.chunked_array(chunks, type=pa.dictionary(pa.int32(), pa.string()))
+
+
+def _interval_names(intervals):
+    """Return intervals as strings, with bounds that are spelled as categories are."""
+    bounds = []
+    # Unlike its fields, what a struct is flattened to is missing where the struct is.
+    for bound in intervals.storage.flatten():
+        if pa.types.is_duration(bound.type):
+            bound = pa.array(to_float64(pa.chunked_array([bound]), "", block=""))
+        bounds.append(category_keys(bound).dictionary_decode())
+    closed = intervals.type.closed
+    opening = "[" if closed in ("left", "both") else "("
+    closing = "]" if closed in ("right", "both") else ")"
+    inside = pc.binary_join_element_wise(*bounds, ", ")
+    return pc.binary_join_element_wise(opening, inside, closing, "")
+
+
 def _named_dictionaries(column):
-    """Give nested categories, such as the intervals of ``pandas.cut``, strings as names."""
+    """Give nested categories, such as lists, strings as names."""
     chunks = []
     for chunk in column.chunks:
         values = chunk.dictionary.to_pylist()

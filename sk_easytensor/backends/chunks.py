@@ -12,7 +12,13 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from sk_easytensor.arrow_columns import UNREADABLE
-from sk_easytensor.plain_types import common_type, index_columns, needed, plain_types
+from sk_easytensor.plain_types import (
+    common_type,
+    index_columns,
+    needed,
+    plain_types,
+    register_extensions,
+)
 
 __all__ = ["FragmentChunk", "RowRange", "parquet_chunks", "read_parquet", "unified"]
 
@@ -120,6 +126,7 @@ def open_parquet(where):
         paths, base = [root] if files.exists(root) else [], None
     if not paths:
         raise FileNotFoundError(f"there is no Parquet file at {url!r}")
+    register_extensions()
     try:
         found = pads.dataset(
             paths,
