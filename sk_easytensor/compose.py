@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from warnings import warn
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
+from sk_easytensor._warnings import warn_of_unseen
 from sk_easytensor.arrow_columns import is_pandas
 from sk_easytensor.backends.local import LocalBackend
 from sk_easytensor.blocks import BLOCKS
@@ -373,13 +373,7 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
             return frame
         for name, block in self.blocks_.items():
             for column in block.unseen_columns(table, frame[name]):
-                warn(
-                    f"column {column!r}: no value of its {len(table)} rows is a category that "
-                    f"{type(block).__name__} saw during fit, so that all are read as unseen ones; "
-                    "check that the values are written as they were",
-                    UserWarning,
-                    stacklevel=2,
-                )
+                warn_of_unseen(column, len(table), type(block).__name__)
         return frame
 
     def block_columns(self):

@@ -18,12 +18,22 @@ import pyarrow.compute as pc
 
 __all__ = [
     "BOOLEAN_TEXTS",
+    "MISSING",
+    "SEVERAL",
+    "UNSEEN",
+    "are_several",
     "canonical_texts",
     "category_keys",
     "check_family",
     "hash_strings",
     "value_family",
 ]
+
+MISSING, UNSEEN = 0, 1
+"""Codes of missing values and of categories that fit did not see."""
+
+SEVERAL = 10
+"""Rows with a value of which not one is known before a warning says so."""
 
 BOOLEAN_TEXTS = {"False": "0", "True": "1"}
 """Texts that stand for booleans, and how these are spelled."""
@@ -108,6 +118,27 @@ def category_keys(column, *, boolean_texts=True):
         if distinct.null_count or len(distinct.dictionary) < len(keys):
             indices, keys = distinct.indices.take(indices), distinct.dictionary
     return pa.DictionaryArray.from_arrays(indices, keys)
+
+
+def are_several(column):
+    """Tell whether a column has values enough to warn of when none of them is a known category.
+
+    Parameters
+    ----------
+    column : pyarrow.Array or ChunkedArray
+        Of any type that :class:`CategoryBlock` accepts.
+
+    Returns
+    -------
+    bool
+        Whether at least ten values are there, two different ones among them.
+    """
+    if len(column) - column.null_count < SEVERAL:
+        return False
+    indices = category_keys(column).indices
+    present = len(indices) - indices.null_count
+    # Dictionaries may hold more than is in use.
+    return present >= SEVERAL and pc.count_distinct(indices).as_py() > 1
 
 
 def _spelled(values):
