@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sk_easytensor.columns import CAST_ERRORS
-from sk_easytensor.keys import category_keys
+from sk_easytensor.keys import category_keys, exact_text
 from sk_easytensor.parameters import shortened
 from sk_easytensor.plain_types import PLAIN
 from sk_easytensor.sparse import is_sparse, sparse_rows
@@ -562,11 +562,17 @@ def _spelled_floats(values):
     return category_keys(numbers).dictionary_decode().to_numpy(zero_copy_only=False)
 
 
+def _spelled_decimals(values):
+    """Return decimals as strings, as categories are spelled."""
+    texts = _spelled_floats(values)
+    return [exact_text(value) or text for value, text in zip(values, texts, strict=True)]
+
+
 SPELLED = {
     "boolean": lambda values: [str(bool(value)) for value in values],
     "integer": _spelled_integers,
     "float": _spelled_floats,
-    "decimal": _spelled_floats,
+    "decimal": _spelled_decimals,
     "text": lambda values: [str(value) for value in values],
 }
 """How values of each kind are written in a column of strings."""

@@ -36,6 +36,8 @@ def decoded(column):
 def read_times(table, name, owner):
     """Return a column of times, none missing, in one of few types."""
     column = decoded(table[name])
+    if pa.types.is_decimal(column.type):
+        column = column.cast(pa.float64())
     kind = column.type
     calendar = pa.types.is_timestamp(kind) or pa.types.is_date(kind)
     # A column without values has the type null, whatever it would have held.

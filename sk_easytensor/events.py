@@ -20,6 +20,7 @@ from sk_easytensor.event_times import (
     read_times,
     refuse_missing,
 )
+from sk_easytensor.plain_types import common_type
 from sk_easytensor.tables import as_table, is_lazy
 
 __all__ = ["collect_sequences", "contiguous", "gather_rows"]
@@ -221,9 +222,9 @@ def _entities(log, table, by):
 
 def _concatenate(column, other, name):
     try:
-        both = [pa.table({name: column}), pa.table({name: other})]
-        return pa.concat_tables(both, promote_options="permissive")[name]
-    except CAST_ERRORS as error:
+        kind = common_type(column.type, other.type)
+        return pa.chunked_array([*column.cast(kind).chunks, *other.cast(kind).chunks], kind)
+    except (*CAST_ERRORS, TypeError) as error:
         raise TypeError(
             f"column {name!r} is of type {column.type} in events and of type {other.type} in at, "
             "so that entities cannot be matched; convert one to the other"

@@ -19,6 +19,9 @@ __all__ = ["common_type", "needed", "plain_schema", "plain_types", "register_ext
 EXTENSION = b"ARROW:extension:name"
 """Key of a field's metadata that holds the name of an extension type that Arrow does not know."""
 
+DIGITS, MOST_DIGITS = 15, 38
+"""Digits that any number may have and be a float, and that a decimal of 128 bits may have."""
+
 UNNAMED_INDEX = re.compile(r"__index_level_\d+__")
 """How pandas calls the index of a frame, where it has no name, among the columns of a table."""
 
@@ -43,8 +46,9 @@ def plain_types(table):
     Returns
     -------
     pyarrow.Table
-        Without extension types other than sparse vectors, views, decimals, half floats and lists
-        of 32-bit offsets, on the surface and within lists and dictionaries. Structs have a column
+        Without extension types other than sparse vectors, views, half floats and lists of 32-bit
+        offsets, on the surface and within lists and dictionaries. Decimals are floats, unless
+        they may have more digits than floats hold and are not within lists. Structs have a column
         for each field, named ``column.field``, periods are the times they begin at, and intervals
         are categories. The index of a frame of pandas is no column, if it has no name.
     """
@@ -60,8 +64,8 @@ def plain_types(table):
             continue
         if pa.types.is_struct(getattr(field.type, "storage_type", field.type)):
             return plain_types(_flattened(table))
-        plain = _plain_type(field.type)
-        if plain is None:
+        plain = _exact_type(field.type) or _plain_type(field.type)
+        if plain is None or plain == field.type:
             continue
         column = table.column(index)
         if isinstance(field.type, pa.BaseExtensionType):
@@ -70,12 +74,12 @@ def plain_types(table):
                 column = _uuid_text(column)
             if field.type.extension_name == "pandas.period":
                 column = _period_starts(column, field.type.freq)
-            plain = _plain_type(column.type) or column.type
+            plain = _exact_type(column.type) or _plain_type(column.type) or column.type
             if field.type.extension_name == "arrow.bool8":
                 plain = pa.bool_()
         if pa.types.is_run_end_encoded(column.type):
             column = pc.run_end_decode(column)
-            plain = _plain_type(column.type) or column.type
+            plain = _exact_type(column.type) or _plain_type(column.type) or column.type
         if _is_list_view(column.type):
             column = _lists_of_views(column)
         column = column.cast(plain)
@@ -281,6 +285,17 @@ def _named_dictionaries(column):
 
 def _name_of(value):
     return str(list(value.values() if isinstance(value, dict) else value))
+
+
+def _exact_type(kind):
+    """Return the type of decimals that may have more digits than floats hold, or None."""
+    if pa.types.is_dictionary(kind):
+        value = _exact_type(kind.value_type)
+        return value and pa.dictionary(pa.int32(), value, kind.ordered)
+    if not pa.types.is_decimal(kind) or kind.precision <= DIGITS:
+        return None
+    large = kind.precision > MOST_DIGITS or pa.types.is_decimal256(kind)
+    return (pa.decimal256 if large else pa.decimal128)(kind.precision, kind.scale)
 
 
 def _plain_type(kind):

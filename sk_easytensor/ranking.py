@@ -279,7 +279,7 @@ def _comparable(array):
     kind = array.type
     if pa.types.is_integer(kind):
         return array.cast(pa.int64())
-    if pa.types.is_floating(kind):
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return array.cast(pa.float64())
     if pa.types.is_large_string(kind):
         return array.cast(pa.string())

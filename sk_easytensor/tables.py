@@ -39,6 +39,15 @@ from sk_easytensor.sparse import (
 
 __all__ = ["align_table", "as_table", "column_labels", "has_column_names"]
 
+NUMBERS = frozenset(
+    kind.id
+    for kind in (
+        *(pa.float16(), pa.float32(), pa.float64()),
+        *(pa.decimal128(1), pa.decimal256(1)),
+    )
+)
+"""Numbers of the types of floats and decimals."""
+
 NOT_EXPORTED = ("Object", "Int128", "UInt128")
 """Types of polars that Arrow has no type for: exported, objects are nothing but addresses."""
 
@@ -269,8 +278,8 @@ def read_like_fit(X, names, *, fitted_with_names, owner, sparse=None):
         )
     table = align_table(table, names, positional=positional, owner=owner)
     for index, column in enumerate(table.columns):
-        # Floats are how many tables write that a column of any type is missing altogether.
-        if pa.types.is_floating(column.type) and _is_nan(column[0].as_py()):
+        # Numbers are how many tables write that a column of any type is missing altogether.
+        if column.type.id in NUMBERS and _is_nan(column[0].as_py()):
             missing = pc.is_null(column, nan_is_null=True)
             if pc.all(missing).as_py():
                 table = table.set_column(index, names[index], pa.nulls(len(table)))

@@ -315,6 +315,51 @@ def test_large_python_integers_keep_their_digits_or_are_refused():
             as_table({"id": values})
 
 
+LONG = [
+    [2**53 + 1, 2**53],
+    [2**60, 2**60 + 24, 2**60 + 1],
+    [10**20, 10**20 + 1],
+    [decimal.Decimal("9007199254740993.50"), decimal.Decimal("9007199254740993.51")],
+    [decimal.Decimal("0.12345678901234567890"), decimal.Decimal("0.12345678901234567891")],
+    [decimal.Decimal("0.1"), decimal.Decimal(0.1)],
+]
+
+
+@pytest.mark.parametrize("values", LONG)
+def test_decimals_are_categories_with_all_their_digits(values):
+    column = [None, *map(decimal.Decimal, values)]
+    block = CategoryBlock().fit({"c": column})
+    expected = codes(block, column)
+    assert expected[0] == MISSING
+    assert sorted(expected[1:]) == [*range(2, len(values) + 2)]
+    for make in (pd.Categorical, dictionary, mixed):
+        assert codes(block, make(column))[: len(column)] == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.decimals(-(10**22), 10**22, allow_nan=False, places=3) | st.floats(-1e22, 1e22),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_decimals_are_one_category_if_they_are_equal(values):
+    values = list(map(decimal.Decimal, values))
+    spelled = category_keys(as_table({"c": values})["c"]).dictionary_decode().to_pylist()
+    assert len(set(spelled)) == len(set(values))
+
+
+@given(st.integers(-(2**63), 2**64 - 1) | st.integers(-(2**53), 2**53).map(lambda n: n * 2**20))
+def test_decimals_are_the_integers_and_floats_of_their_value(number):
+    column = pa.array([decimal.Decimal(number)], pa.decimal128(30, 2))
+    spelled = category_keys(column).to_pylist()
+    if -(2**63) <= number < 2**64:
+        assert spelled == [str(number)]
+    if float(number) == number:
+        assert spelled == category_keys(pa.array([float(number)])).to_pylist()
+
+
 def test_periods_are_dates_whatever_their_frequency():
     months = pd.Series(pd.PeriodIndex(["2024-01", "NaT", "2024-03"], freq="M"))
     expected = [dt.datetime(2024, 1, 1), None, dt.datetime(2024, 3, 1)]

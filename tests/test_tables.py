@@ -168,7 +168,9 @@ def test_numpy_dates(unit):
     [
         (pa.array(["x", None], pa.string_view()), pa.large_string()),
         (pa.array([decimal.Decimal("1.5"), None]), pa.float64()),
-        (pa.array([decimal.Decimal("1.5"), None], pa.decimal256(60, 3)), pa.float64()),
+        # Of more digits than floats hold.
+        (pa.array([decimal.Decimal("1.5"), None], pa.decimal128(16, 3)), pa.decimal128(16, 3)),
+        (pa.array([decimal.Decimal("1.5"), None], pa.decimal256(60, 3)), pa.decimal256(60, 3)),
         (pa.array([1.5, None], pa.float16()), pa.float32()),
         (pa.array(["x", None]).dictionary_encode(), pa.dictionary(pa.int32(), pa.string())),
         (

@@ -144,6 +144,7 @@ class CategoryBlock(Block):
             types.is_large_string,
             types.is_integer,
             types.is_floating,
+            types.is_decimal,
             types.is_boolean,
             types.is_null,
             types.is_date,
