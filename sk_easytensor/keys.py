@@ -19,6 +19,8 @@ from decimal import Decimal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sk_easytensor.type_names import type_name
+
 __all__ = [
     "BOOLEAN_TEXTS",
     "MISSING",
@@ -307,15 +309,16 @@ def check_family(kind, fitted, name, owner):
     if fitted is None:
         if family in (DATES, INSTANTS):
             raise TypeError(
-                f"column {name!r} is of type {kind}, and {owner} was fitted by an earlier version, "
-                "in which a category's name depended on the unit of a date; fit it again"
+                f"column {name!r} is of type {type_name(kind)}, and {owner} was fitted by an "
+                "earlier version, in which a category's name depended on the unit of a date; fit "
+                "it again"
             )
         return
     if family is None or not fitted or family in fitted or TEXT in (family, *fitted):
         return
     accepted = " or ".join(ACCEPTED[each] for each in fitted)
     raise TypeError(
-        f"column {name!r} is of type {kind} ({family}), but {owner} was fitted on "
+        f"column {name!r} is of type {type_name(kind)} ({family}), but {owner} was fitted on "
         f"{', '.join(fitted.values())} ({', '.join(fitted)}); it accepts {accepted}"
     )
 

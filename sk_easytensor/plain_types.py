@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from sk_easytensor.columns import to_float64
 from sk_easytensor.keys import category_keys
 from sk_easytensor.sparse import SparseRows
+from sk_easytensor.type_names import type_name
 
 __all__ = ["common_type", "needed", "plain_schema", "plain_types", "register_extensions"]
 
@@ -179,7 +180,7 @@ def common_type(one, other):
         if not any(map(pa.types.is_null, both)):
             return common_type(*values)
     if any(map(_is_text, both)) and any(map(_is_binary, both)):
-        raise TypeError(f"{one} and {other} have no type in common")
+        raise TypeError(f"{type_name(one)} and {type_name(other)} have no type in common")
     if pa.types.is_date(one) and pa.types.is_timestamp(other):
         both = (pa.timestamp("s"), other)
     if pa.types.is_timestamp(one) and pa.types.is_date(other):

@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
-from warnings import warn
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sk_easytensor._warnings import warn_user
 from sk_easytensor.arrow_columns import (
     LISTS,
     UNREADABLE,
@@ -138,9 +138,10 @@ def as_table(X, *, minimum_rows=1, columns=None, densify=False):
     Returns
     -------
     pyarrow.Table
-        With string views, decimals, half floats and extension types cast to the plain type
-        they stand for; dictionary columns stay dictionaries. Of a column of structs there is a
-        column for each field, named ``column.field``. Labels that are not strings become strings.
+        With string views, half floats, decimals of up to 15 digits and extension types cast to the
+        plain type they stand for; dictionary columns stay dictionaries. Of a column of structs
+        there is a column for each field, named ``column.field``. Labels that are not strings
+        become strings.
 
     Raises
     ------
@@ -337,11 +338,7 @@ def _is_positional(X, labels, found, names, *, fitted_with_names, owner):
         if labels != list(range(len(found))):
             return False
     if fitted_with_names:
-        warn(
-            f"X does not have valid feature names, but {owner} was fitted with feature names",
-            UserWarning,
-            stacklevel=4,
-        )
+        warn_user(f"X does not have valid feature names, but {owner} was fitted with feature names")
     return True
 
 

@@ -20,7 +20,7 @@ from sk_easytensor import (
     TableEncoder,
 )
 from sk_easytensor.blocks.category import MISSING, UNSEEN
-from sk_easytensor.columns import cast_column
+from sk_easytensor.columns import cast_column, type_name
 from sk_easytensor.estimators._keys import Keys
 from sk_easytensor.inference.columns import readers
 from sk_easytensor.inference.graphs import Graph
@@ -274,7 +274,8 @@ def test_values_of_another_kind_are_refused(fitted, given):
         else:
             with pytest.raises(TypeError) as error:
                 use()
-            for part in ("'c'", str(kind), str(other_kind), fitted, given, "accepts"):
+            names = type_name(kind), type_name(other_kind)
+            for part in ("'c'", *names, fitted, given, "accepts"):
                 assert part in str(error.value)
     # Text is spelled as any value is, and columns without a value hold any kind.
     for column in (["x"], [None], pa.nulls(1)):
@@ -287,7 +288,7 @@ def test_kinds_mixed_in_parts_of_a_fit_are_refused():
     parts = [pa.table({"c": [1]}), pa.table({"c": [dt.date(2024, 1, 1)]})]
     block.fit_columns(parts[0])
     one, other = (block.summarize(part) for part in parts)
-    with pytest.raises(TypeError, match=r"'c' holds dates and numbers \(types date32"):
+    with pytest.raises(TypeError, match=r"'c' holds dates and numbers \(types date, int64\)"):
         block.finish(one.merge(other))
 
 
@@ -321,7 +322,7 @@ LONG = [
     [10**20, 10**20 + 1],
     [decimal.Decimal("9007199254740993.50"), decimal.Decimal("9007199254740993.51")],
     [decimal.Decimal("0.12345678901234567890"), decimal.Decimal("0.12345678901234567891")],
-    [decimal.Decimal("0.1"), decimal.Decimal(0.1)],
+    [decimal.Decimal("0.1"), decimal.Decimal.from_float(0.1)],
 ]
 
 
@@ -430,7 +431,7 @@ def test_blocks_and_files_of_earlier_versions():
     graph.output(graph.codes(column, ["True", "False"]), "codes", np.int64, ["rows"])
     (read,) = readers(graph.readers)
     assert read(as_table({"c": ["True", None]}))["c"].tolist() == ["True", "\uffff"]
-    with pytest.raises(TypeError, match=r"'c' is of type timestamp.*earlier version.*fit it again"):
+    with pytest.raises(TypeError, match=r"type datetime64.*earlier version.*fit it again"):
         read(as_table({"c": [dt.datetime(2024, 1, 1)]}))
     with pytest.raises(TypeError, match="earlier version"):
         codes(old, [dt.date(2024, 1, 1)])

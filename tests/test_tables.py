@@ -952,10 +952,10 @@ def read_parts(column):
     ("value", "written"),
     [
         (pa.scalar("x" * 100), "'" + "x" * 56 + "..."),
-        (pa.scalar(2**62, pa.duration("s")), f"{2**62} (duration[s])"),
-        (pa.scalar(2**62, pa.timestamp("s")), f"{2**62} (timestamp[s])"),
+        (pa.scalar(2**62, pa.duration("s")), f"{2**62} (timedelta64[s])"),
+        (pa.scalar(2**62, pa.timestamp("s")), f"{2**62} (datetime64[s])"),
         (pa.array([b"\xff"]).view(pa.string())[0], r"b'\xff'"),
-        (pa.scalar([2**62], pa.list_(pa.duration("s"))), "list<item: duration[s]>"),
+        (pa.scalar([2**62], pa.list_(pa.duration("s"))), "list[timedelta64[s]]"),
         (pa.scalar(None), "None"),
     ],
 )

@@ -27,6 +27,7 @@ from sk_easytensor.keys import (
 )
 from sk_easytensor.parameters import check_number
 from sk_easytensor.summaries import Summary, SummaryMap, ValueCounts
+from sk_easytensor.type_names import type_name
 
 __all__ = ["CategoryBlock", "CategoryModule", "category_keys", "hash_strings"]
 
@@ -415,7 +416,7 @@ class CategorySummary(Summary):
         family = value_family(column.type)
         # A column without any value may hold anything later.
         empty = family is None or pc.all(column.is_null(nan_is_null=True), min_count=0).as_py()
-        types = {} if empty else {family: str(column.type)}
+        types = {} if empty else {family: type_name(column.type)}
         if capacity is None:
             return cls(types, None)
         return cls(types, ValueCounts.of(category_keys(column), capacity=capacity))

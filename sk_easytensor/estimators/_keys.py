@@ -34,7 +34,7 @@ class Keys(ArrowStateMixin):
         self.name = name
         check_key_type(column.type, name)
         family = value_family(column.type)
-        self.types = {} if family is None else {family: str(column.type)}
+        self.types = {} if family is None else {family: type_name(column.type)}
         keys = category_keys(column)
         if keys.null_count:
             row = int(np.argmax(column.is_null(nan_is_null=True).to_numpy()))

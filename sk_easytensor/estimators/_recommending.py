@@ -10,7 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.backends.local import limited_threads, resolve_threads
 from sk_easytensor.blocks._lists import is_list
-from sk_easytensor.columns import show_value
+from sk_easytensor.columns import show_value, type_name
 from sk_easytensor.estimators._keys import Keys, key_values, rows_of_keys
 from sk_easytensor.estimators._pair_rows import SeenReading
 from sk_easytensor.estimators._stored import Ranking, of_stored_rows
@@ -214,7 +214,8 @@ class RecommendingMixin:
             lists = as_table({"exclude": exclude}).column("exclude")
         if not (is_list(lists.type) or pa.types.is_null(lists.type)):
             raise ValueError(
-                f"exclude must hold a list of keys for each user, got values of {lists.type}"
+                "exclude must hold a list of keys for each user, got values of "
+                f"{type_name(lists.type)}"
             )
         if len(lists) != len(users):
             raise ValueError(f"exclude has {len(lists)} lists for {len(users)} users")
