@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from warnings import warn
 
-__all__ = ["warn_user"]
+__all__ = ["warn_of_unseen", "warn_user"]
 
 PACKAGE = str(Path(__file__).parent)
 
@@ -26,3 +26,21 @@ def warn_user(message, category=UserWarning):
     while frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
         level, frame = level + 1, frame.f_back
     warn(message, category, stacklevel=level)
+
+
+def warn_of_unseen(column, n_rows, block):
+    """Warn of a column of which no value is a known category.
+
+    Parameters
+    ----------
+    column : str
+        Its name.
+    n_rows : int
+        Rows of the table.
+    block : str
+        Class name of the block that reads it.
+    """
+    warn_user(
+        f"column {column!r}: no value of its {n_rows} rows is a category that {block} saw during "
+        "fit, so that all are read as unseen ones; check that the values are written as they were"
+    )

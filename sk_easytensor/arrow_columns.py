@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sk_easytensor.columns import CAST_ERRORS
-from sk_easytensor.keys import category_keys
+from sk_easytensor.keys import category_keys, exact_text
 from sk_easytensor.parameters import shortened
 from sk_easytensor.plain_types import PLAIN
 from sk_easytensor.sparse import is_sparse, sparse_rows
@@ -303,7 +303,12 @@ def _shape(kind):
 
 
 def _is_special(kind):
-    return _is_date(kind) or _is_name(kind) or issubclass(kind, np.timedelta64)
+    special = _is_date(kind) or _is_name(kind) or _is_interval(kind)
+    return special or issubclass(kind, np.timedelta64)
+
+
+def _is_interval(kind):
+    return kind.__name__ == "Interval"
 
 
 def _is_duration(kind):
@@ -387,6 +392,11 @@ def _special_column(values, name, rows):
             raise _unlike(name, found, given[places], _is_duration)
         return _durations(values, name)
     array = _object_array(values)
+    if all(map(_is_interval, kinds)):
+        import pandas as pd
+
+        array[~present] = None
+        return column_of(pd.Series(pd.arrays.IntervalArray(array)), name)
     array[places] = list(map(_name_of, found))
     return _arrow_column(array, name, rows)
 
@@ -565,11 +575,17 @@ def _spelled_floats(values):
     return category_keys(numbers).dictionary_decode().to_numpy(zero_copy_only=False)
 
 
+def _spelled_decimals(values):
+    """Return decimals as strings, as categories are spelled."""
+    texts = _spelled_floats(values)
+    return [exact_text(value) or text for value, text in zip(values, texts, strict=True)]
+
+
 SPELLED = {
     "boolean": lambda values: [str(bool(value)) for value in values],
     "integer": _spelled_integers,
     "float": _spelled_floats,
-    "decimal": _spelled_floats,
+    "decimal": _spelled_decimals,
     "text": lambda values: [str(value) for value in values],
 }
 """How values of each kind are written in a column of strings."""

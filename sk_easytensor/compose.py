@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from warnings import warn
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
+from sk_easytensor._warnings import warn_of_unseen
 from sk_easytensor.arrow_columns import is_pandas
 from sk_easytensor.backends.local import LocalBackend
 from sk_easytensor.blocks import BLOCKS
@@ -373,13 +373,7 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
             return frame
         for name, block in self.blocks_.items():
             for column in block.unseen_columns(table, frame[name]):
-                warn(
-                    f"column {column!r}: no value of its {len(table)} rows is a category that "
-                    f"{type(block).__name__} saw during fit, so that all are read as unseen ones; "
-                    "check that the values are written as they were",
-                    UserWarning,
-                    stacklevel=2,
-                )
+                warn_of_unseen(column, len(table), type(block).__name__)
         return frame
 
     def block_columns(self):
@@ -417,7 +411,7 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
 
         Parameters
         ----------
-        importances : ndarray of float64, shape (n_columns,)
+        importances : ndarray of float64, shape (n_columns,) or (n_columns, n_repeats)
             Of the table's columns.
         network : BlockNetwork
             Trained.
@@ -426,14 +420,14 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
 
         Returns
         -------
-        ndarray of float64, shape (n_features_in_,)
+        ndarray of float64, shape (n_features_in_,) or (n_features_in_, n_repeats)
             Each feature of a sparse column gets a part that is proportional to the variance of
             what it adds to the outputs, or to the trunk's inputs.
         """
         layout = self._sparse
         if layout is None:
             return importances
-        found = np.zeros(layout.n_features)
+        found = np.zeros((layout.n_features, *importances.shape[1:]))
         found[layout.dense] = importances[:-1]
         readers = [
             (block.feature_shares(frame[name], network.effects(name)), name)
@@ -441,7 +435,7 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
             if hasattr(block, "feature_shares") and layout.column in block.feature_names_in_
         ]
         for shares, _ in readers:
-            found += importances[-1] * shares / len(readers)
+            found += np.multiply.outer(shares, importances[-1]) / len(readers)
         return found
 
     def get_feature_names_out(self, input_features=None):

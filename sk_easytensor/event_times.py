@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sk_easytensor.columns import CAST_ERRORS, RowError
+from sk_easytensor.columns import CAST_ERRORS, RowError, type_name
 
 __all__ = ["comparable", "decoded", "is_scalar", "read_time", "read_times", "refuse_missing"]
 
@@ -36,13 +36,15 @@ def decoded(column):
 def read_times(table, name, owner):
     """Return a column of times, none missing, in one of few types."""
     column = decoded(table[name])
+    if pa.types.is_decimal(column.type):
+        column = column.cast(pa.float64())
     kind = column.type
     calendar = pa.types.is_timestamp(kind) or pa.types.is_date(kind)
     # A column without values has the type null, whatever it would have held.
     if not (calendar or _is_number(kind) or pa.types.is_null(kind)):
         raise TypeError(
-            f"column {name!r} of {owner} is of type {kind} and cannot order events; it must hold "
-            "timestamps, dates or numbers"
+            f"column {name!r} of {owner} is of type {type_name(kind)} and cannot order "
+            "events; it must hold timestamps, dates or numbers"
         )
     refuse_missing(column, name, owner, "time")
     if pa.types.is_date(kind):
@@ -86,7 +88,8 @@ def read_time(at, kind, name, rows):
         zone = None if time.tz is None else "UTC"
         return pa.chunked_array([times.cast(pa.timestamp(times.type.unit, zone))])
     raise TypeError(
-        f"at={at!r} cannot be compared with column {name!r} of events, which is of type {kind}"
+        f"at={at!r} cannot be compared with column {name!r} of events, which is of type "
+        f"{type_name(kind)}"
     )
 
 
@@ -100,8 +103,9 @@ def comparable(times, asked, name):
         asked = asked.cast(times.type)
     if _family(times.type) != _family(asked.type):
         raise TypeError(
-            f"column {name!r} of events holds {_family(times.type)} ({times.type}) and at holds "
-            f"{_family(asked.type)} ({asked.type}); convert one to the other"
+            f"column {name!r} of events holds {_family(times.type)} ({type_name(times.type)}) "
+            f"and at holds {_family(asked.type)} ({type_name(asked.type)}); convert one to "
+            "the other"
         )
     if pa.types.is_date(times.type) and pa.types.is_timestamp(asked.type):
         # An event known by its day alone may be later than any hour of that day.

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sklearn.utils import check_scalar
 
-from sk_easytensor.columns import CAST_ERRORS
+from sk_easytensor.columns import CAST_ERRORS, type_name
 from sk_easytensor.event_times import (
     comparable,
     decoded,
@@ -20,6 +20,7 @@ from sk_easytensor.event_times import (
     read_times,
     refuse_missing,
 )
+from sk_easytensor.plain_types import common_type
 from sk_easytensor.tables import as_table, is_lazy
 
 __all__ = ["collect_sequences", "contiguous", "gather_rows"]
@@ -221,12 +222,13 @@ def _entities(log, table, by):
 
 def _concatenate(column, other, name):
     try:
-        both = [pa.table({name: column}), pa.table({name: other})]
-        return pa.concat_tables(both, promote_options="permissive")[name]
-    except CAST_ERRORS as error:
+        kind = common_type(column.type, other.type)
+        return pa.chunked_array([*column.cast(kind).chunks, *other.cast(kind).chunks], kind)
+    except (*CAST_ERRORS, TypeError) as error:
         raise TypeError(
-            f"column {name!r} is of type {column.type} in events and of type {other.type} in at, "
-            "so that entities cannot be matched; convert one to the other"
+            f"column {name!r} is of type {type_name(column.type)} in events and of type "
+            f"{type_name(other.type)} in at, so that entities cannot be matched; convert one "
+            "to the other"
         ) from error
 
 
@@ -235,7 +237,9 @@ def _encode(column, name):
     try:
         encoded = column.dictionary_encode()
     except CAST_ERRORS as error:
-        raise TypeError(f"column {name!r} of type {column.type} cannot name entities") from error
+        raise TypeError(
+            f"column {name!r} of type {type_name(column.type)} cannot name entities"
+        ) from error
     indices = [chunk.indices.fill_null(-1) for chunk in encoded.chunks]
     return pa.chunked_array(indices, type=pa.int32()).to_numpy().astype(np.int64)
 

@@ -5,6 +5,7 @@ of mixed Python objects all use it:
 
 - integers, and floats without a fraction that 64 bits hold, are written in decimals;
 - other floats as Arrow writes them in double precision, and -0.0 as 0.0;
+- decimals as the float of the same value, with all their digits where there is none;
 - booleans are 1 and 0, and so are the texts ``True`` and ``False``;
 - dates, and times at midnight without a time zone, are ``2024-01-31``; other times are
   ``2024-01-31 12:30:00.5``, whatever their unit, and in UTC with a Z if they have a time zone;
@@ -13,17 +14,32 @@ of mixed Python objects all use it:
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sk_easytensor.type_names import type_name
+
 __all__ = [
     "BOOLEAN_TEXTS",
+    "MISSING",
+    "SEVERAL",
+    "UNSEEN",
+    "are_several",
     "canonical_texts",
     "category_keys",
     "check_family",
+    "exact_text",
     "hash_strings",
     "value_family",
 ]
+
+MISSING, UNSEEN = 0, 1
+"""Codes of missing values and of categories that fit did not see."""
+
+SEVERAL = 10
+"""Rows with a value of which not one is known before a warning says so."""
 
 BOOLEAN_TEXTS = {"False": "0", "True": "1"}
 """Texts that stand for booleans, and how these are spelled."""
@@ -47,6 +63,7 @@ FAMILIES = {
         for alias in [f"{sign}int{bits}" for bits in (8, 16, 32, 64)]
     },
     **{pa.type_for_alias(alias).id: NUMBERS for alias in ("bool", "halffloat", "float", "double")},
+    **dict.fromkeys((pa.decimal128(1).id, pa.decimal256(1).id), NUMBERS),
 }
 """By the numbers of types; looking one up takes less time than testing for each."""
 
@@ -110,6 +127,27 @@ def category_keys(column, *, boolean_texts=True):
     return pa.DictionaryArray.from_arrays(indices, keys)
 
 
+def are_several(column):
+    """Tell whether a column has values enough to warn of when none of them is a known category.
+
+    Parameters
+    ----------
+    column : pyarrow.Array or ChunkedArray
+        Of any type that :class:`CategoryBlock` accepts.
+
+    Returns
+    -------
+    bool
+        Whether at least ten values are there, two different ones among them.
+    """
+    if len(column) - column.null_count < SEVERAL:
+        return False
+    indices = category_keys(column).indices
+    present = len(indices) - indices.null_count
+    # Dictionaries may hold more than is in use.
+    return present >= SEVERAL and pc.count_distinct(indices).as_py() > 1
+
+
 def _spelled(values):
     """Return distinct values of any type as strings."""
     kind = values.type
@@ -119,6 +157,8 @@ def _spelled(values):
         return values.cast(pa.int8()).cast(pa.string())
     if pa.types.is_floating(kind):
         return _spelled_floats(values.cast(pa.float64()))
+    if pa.types.is_decimal(kind):
+        return _spelled_decimals(values)
     if pa.types.is_timestamp(kind):
         return _spelled_times(values)
     return values.cast(pa.string())
@@ -138,6 +178,47 @@ def _spelled_floats(numbers):
         for number, text in zip(numbers.to_pylist(), texts.to_pylist(), strict=True)
     ]
     return pa.array(found, pa.string())
+
+
+def _spelled_decimals(values):
+    numbers = values.cast(pa.float64())
+    texts = _spelled_floats(numbers)
+    # Whole numbers up to 2**53, and others of 15 digits, are those of a float.
+    scale = values.type.scale
+    long = pc.greater_equal(pc.abs(numbers), 2.0**53 if scale <= 0 else 10.0 ** (15 - scale))
+    if not pc.any(long).as_py():
+        return texts
+    found = texts.to_pylist()
+    for row in pc.indices_nonzero(pc.fill_null(long, False)).to_pylist():
+        found[row] = exact_text(values[row].as_py()) or found[row]
+    return pa.array(found, pa.string())
+
+
+def exact_text(value):
+    """Return a decimal with all its digits, or None if there is a float of the same value.
+
+    Parameters
+    ----------
+    value : decimal.Decimal
+        Of any size.
+
+    Returns
+    -------
+    str or None
+
+    Examples
+    --------
+    >>> exact_text(Decimal(2**53 + 1)), exact_text(Decimal(2**53)), exact_text(Decimal("0.1"))
+    ('9007199254740993', None, None)
+    """
+    if not value.is_finite():
+        return None
+    number = float(value)
+    if value == value.to_integral_value():
+        return None if value == Decimal(number) else str(int(value))
+    if value == Decimal(repr(number)):
+        return None
+    return f"{value:f}".rstrip("0")
 
 
 def _fits(number):
@@ -228,15 +309,16 @@ def check_family(kind, fitted, name, owner):
     if fitted is None:
         if family in (DATES, INSTANTS):
             raise TypeError(
-                f"column {name!r} is of type {kind}, and {owner} was fitted by an earlier version, "
-                "in which a category's name depended on the unit of a date; fit it again"
+                f"column {name!r} is of type {type_name(kind)}, and {owner} was fitted by an "
+                "earlier version, in which a category's name depended on the unit of a date; fit "
+                "it again"
             )
         return
     if family is None or not fitted or family in fitted or TEXT in (family, *fitted):
         return
     accepted = " or ".join(ACCEPTED[each] for each in fitted)
     raise TypeError(
-        f"column {name!r} is of type {kind} ({family}), but {owner} was fitted on "
+        f"column {name!r} is of type {type_name(kind)} ({family}), but {owner} was fitted on "
         f"{', '.join(fitted.values())} ({', '.join(fitted)}); it accepts {accepted}"
     )
 

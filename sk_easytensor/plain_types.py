@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sk_easytensor.columns import to_float64
+from sk_easytensor.keys import category_keys
 from sk_easytensor.sparse import SparseRows
+from sk_easytensor.type_names import type_name
 
-__all__ = ["common_type", "needed", "plain_schema", "plain_types"]
+__all__ = ["common_type", "needed", "plain_schema", "plain_types", "register_extensions"]
+
+EXTENSION = b"ARROW:extension:name"
+"""Key of a field's metadata that holds the name of an extension type that Arrow does not know."""
+
+DIGITS, MOST_DIGITS = 15, 38
+"""Digits that any number may have and be a float, and that a decimal of 128 bits may have."""
 
 UNNAMED_INDEX = re.compile(r"__index_level_\d+__")
 """How pandas calls the index of a frame, where it has no name, among the columns of a table."""
@@ -37,21 +47,26 @@ def plain_types(table):
     Returns
     -------
     pyarrow.Table
-        Without extension types other than sparse vectors, views, decimals, half floats and lists
-        of 32-bit offsets, on the surface and within lists and dictionaries. Structs have a column
-        for each field, named ``column.field``, and periods are the times they begin at. The index
-        of a frame of pandas is no column, if it has no name.
+        Without extension types other than sparse vectors, views, half floats and lists of 32-bit
+        offsets, on the surface and within lists and dictionaries. Decimals are floats, unless
+        they may have more digits than floats hold and are not within lists. Structs have a column
+        for each field, named ``column.field``, periods are the times they begin at, and intervals
+        are categories. The index of a frame of pandas is no column, if it has no name.
     """
     if table.schema.metadata is not None:
+        table = _with_extensions(table)
         unnamed = filter(UNNAMED_INDEX.fullmatch, index_columns(table.schema))
         table = table.drop_columns(list(unnamed)).replace_schema_metadata()
     for index, field in enumerate(table.schema):
         if field.type.id in PLAIN or isinstance(field.type, SparseRows):
             continue
+        if _holds_intervals(field.type):
+            table = table.set_column(index, field.name, _named_intervals(table.column(index)))
+            continue
         if pa.types.is_struct(getattr(field.type, "storage_type", field.type)):
             return plain_types(_flattened(table))
-        plain = _plain_type(field.type)
-        if plain is None:
+        plain = _exact_type(field.type) or _plain_type(field.type)
+        if plain is None or plain == field.type:
             continue
         column = table.column(index)
         if isinstance(field.type, pa.BaseExtensionType):
@@ -60,18 +75,41 @@ def plain_types(table):
                 column = _uuid_text(column)
             if field.type.extension_name == "pandas.period":
                 column = _period_starts(column, field.type.freq)
-            plain = _plain_type(column.type) or column.type
+            plain = _exact_type(column.type) or _plain_type(column.type) or column.type
             if field.type.extension_name == "arrow.bool8":
                 plain = pa.bool_()
         if pa.types.is_run_end_encoded(column.type):
             column = pc.run_end_decode(column)
-            plain = _plain_type(column.type) or column.type
+            plain = _exact_type(column.type) or _plain_type(column.type) or column.type
         if _is_list_view(column.type):
             column = _lists_of_views(column)
         column = column.cast(plain)
         if pa.types.is_dictionary(plain) and pa.types.is_nested(plain.value_type):
             column = _named_dictionaries(column)
         table = table.set_column(index, field.name, column)
+    return table
+
+
+@cache
+def register_extensions():
+    """Have Arrow read the extension types of pandas, which pandas registers when it writes one."""
+    try:
+        import pandas as pd
+    except ImportError:
+        return
+    pa.array(pd.interval_range(0, 1).array)
+
+
+def _with_extensions(table):
+    """Return a table with the extension types of pandas that were not known when it was read."""
+    if not any(EXTENSION in (field.metadata or {}) for field in table.schema):
+        return table
+    register_extensions()
+    for index, field in enumerate(pa.ipc.read_schema(table.schema.serialize())):
+        column = table.column(index)
+        if isinstance(field.type, pa.BaseExtensionType) and field.type != column.type:
+            chunks = [pa.ExtensionArray.from_storage(field.type, chunk) for chunk in column.chunks]
+            table = table.set_column(index, field.name, pa.chunked_array(chunks, field.type))
     return table
 
 
@@ -142,7 +180,7 @@ def common_type(one, other):
         if not any(map(pa.types.is_null, both)):
             return common_type(*values)
     if any(map(_is_text, both)) and any(map(_is_binary, both)):
-        raise TypeError(f"{one} and {other} have no type in common")
+        raise TypeError(f"{type_name(one)} and {type_name(other)} have no type in common")
     if pa.types.is_date(one) and pa.types.is_timestamp(other):
         both = (pa.timestamp("s"), other)
     if pa.types.is_timestamp(one) and pa.types.is_date(other):
@@ -202,8 +240,42 @@ def _period_starts(counts, freq):
     return pa.chunked_array([pa.array(starts.to_numpy(), mask=missing)])
 
 
+def _holds_intervals(kind):
+    """Tell whether values of a type are intervals of pandas, or categories that are."""
+    kind = getattr(kind, "value_type", kind) if pa.types.is_dictionary(kind) else kind
+    return isinstance(kind, pa.BaseExtensionType) and kind.extension_name == "pandas.interval"
+
+
+def _named_intervals(column):
+    """Return intervals as categories, such as ``(0.5, 2]``."""
+    chunks = []
+    for chunk in column.chunks:
+        if isinstance(chunk, pa.DictionaryArray):
+            names = _interval_names(chunk.dictionary)
+            chunk = pa.DictionaryArray.from_arrays(chunk.indices.cast(pa.int32()), names)
+        else:
+            chunk = _interval_names(chunk).dictionary_encode()
+        chunks.append(chunk)
+    return pa.chunked_array(chunks, type=pa.dictionary(pa.int32(), pa.string()))
+
+
+def _interval_names(intervals):
+    """Return intervals as strings, with bounds that are spelled as categories are."""
+    bounds = []
+    # Unlike its fields, what a struct is flattened to is missing where the struct is.
+    for bound in intervals.storage.flatten():
+        if pa.types.is_duration(bound.type):
+            bound = pa.array(to_float64(pa.chunked_array([bound]), "", block=""))
+        bounds.append(category_keys(bound).dictionary_decode())
+    closed = intervals.type.closed
+    opening = "[" if closed in ("left", "both") else "("
+    closing = "]" if closed in ("right", "both") else ")"
+    inside = pc.binary_join_element_wise(*bounds, ", ")
+    return pc.binary_join_element_wise(opening, inside, closing, "")
+
+
 def _named_dictionaries(column):
-    """Give nested categories, such as the intervals of ``pandas.cut``, strings as names."""
+    """Give nested categories, such as lists, strings as names."""
     chunks = []
     for chunk in column.chunks:
         values = chunk.dictionary.to_pylist()
@@ -214,6 +286,17 @@ def _named_dictionaries(column):
 
 def _name_of(value):
     return str(list(value.values() if isinstance(value, dict) else value))
+
+
+def _exact_type(kind):
+    """Return the type of decimals that may have more digits than floats hold, or None."""
+    if pa.types.is_dictionary(kind):
+        value = _exact_type(kind.value_type)
+        return value and pa.dictionary(pa.int32(), value, kind.ordered)
+    if not pa.types.is_decimal(kind) or kind.precision <= DIGITS:
+        return None
+    large = kind.precision > MOST_DIGITS or pa.types.is_decimal256(kind)
+    return (pa.decimal256 if large else pa.decimal128)(kind.precision, kind.scale)
 
 
 def _plain_type(kind):

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from sk_easytensor.blocks._lists import is_list
 from sk_easytensor.parameters import check_number
 from sk_easytensor.tables import as_table
+from sk_easytensor.type_names import type_name
 
 __all__ = [
     "coverage_at_k",
@@ -256,7 +257,8 @@ def _hits(relevant, recommended, k):
     if pa.types.is_null(lists.type):
         lists = lists.cast(pa.list_(pa.null()))
     if not is_list(lists.type):
-        raise ValueError(f"relevant must hold a list for each user, got values of {lists.type}")
+        found = type_name(lists.type)
+        raise ValueError(f"relevant must hold a list for each user, got values of {found}")
     owner = np.repeat(np.arange(n_users), pc.fill_null(pc.list_value_length(lists), 0).to_numpy())
     wanted_items = pc.list_flatten(lists)
     known = wanted_items.is_valid()
@@ -279,7 +281,7 @@ def _comparable(array):
     kind = array.type
     if pa.types.is_integer(kind):
         return array.cast(pa.int64())
-    if pa.types.is_floating(kind):
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return array.cast(pa.float64())
     if pa.types.is_large_string(kind):
         return array.cast(pa.string())
@@ -295,7 +297,8 @@ def _codes(wanted, recommended):
         kinds = {common, *types}
         if kinds != {pa.int64(), pa.float64()}:
             raise ValueError(
-                f"relevant items are of type {wanted.type}, recommended ones of {recommended.type}"
+                f"relevant items are of type {type_name(wanted.type)}, recommended ones of "
+                f"{type_name(recommended.type)}"
             )
         common = pa.float64()
     both = pa.chunked_array([wanted.cast(common), recommended.cast(common)]).combine_chunks()

@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
-from warnings import warn
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sk_easytensor._warnings import warn_user
 from sk_easytensor.arrow_columns import (
     LISTS,
     UNREADABLE,
@@ -38,6 +38,15 @@ from sk_easytensor.sparse import (
 )
 
 __all__ = ["align_table", "as_table", "column_labels", "has_column_names"]
+
+NUMBERS = frozenset(
+    kind.id
+    for kind in (
+        *(pa.float16(), pa.float32(), pa.float64()),
+        *(pa.decimal128(1), pa.decimal256(1)),
+    )
+)
+"""Numbers of the types of floats and decimals."""
 
 NOT_EXPORTED = ("Object", "Int128", "UInt128")
 """Types of polars that Arrow has no type for: exported, objects are nothing but addresses."""
@@ -129,9 +138,10 @@ def as_table(X, *, minimum_rows=1, columns=None, densify=False):
     Returns
     -------
     pyarrow.Table
-        With string views, decimals, half floats and extension types cast to the plain type
-        they stand for; dictionary columns stay dictionaries. Of a column of structs there is a
-        column for each field, named ``column.field``. Labels that are not strings become strings.
+        With string views, half floats, decimals of up to 15 digits and extension types cast to the
+        plain type they stand for; dictionary columns stay dictionaries. Of a column of structs
+        there is a column for each field, named ``column.field``. Labels that are not strings
+        become strings.
 
     Raises
     ------
@@ -269,8 +279,8 @@ def read_like_fit(X, names, *, fitted_with_names, owner, sparse=None):
         )
     table = align_table(table, names, positional=positional, owner=owner)
     for index, column in enumerate(table.columns):
-        # Floats are how many tables write that a column of any type is missing altogether.
-        if pa.types.is_floating(column.type) and _is_nan(column[0].as_py()):
+        # Numbers are how many tables write that a column of any type is missing altogether.
+        if column.type.id in NUMBERS and _is_nan(column[0].as_py()):
             missing = pc.is_null(column, nan_is_null=True)
             if pc.all(missing).as_py():
                 table = table.set_column(index, names[index], pa.nulls(len(table)))
@@ -328,11 +338,7 @@ def _is_positional(X, labels, found, names, *, fitted_with_names, owner):
         if labels != list(range(len(found))):
             return False
     if fitted_with_names:
-        warn(
-            f"X does not have valid feature names, but {owner} was fitted with feature names",
-            UserWarning,
-            stacklevel=4,
-        )
+        warn_user(f"X does not have valid feature names, but {owner} was fitted with feature names")
     return True
 
 

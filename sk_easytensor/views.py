@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from sk_easytensor.blocks._events import is_time, seconds
 from sk_easytensor.blocks._lists import read_lists
-from sk_easytensor.columns import RowError
+from sk_easytensor.columns import RowError, type_name
 from sk_easytensor.event_times import decoded
 from sk_easytensor.events import contiguous, gather_rows
 from sk_easytensor.parameters import check_number
@@ -293,8 +293,8 @@ def read_seconds(sequences, column, name):
     numbers = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
     if not (is_time(column.type) or numbers):
         raise TypeError(
-            f"column {name!r} holds lists of {column.type} and cannot tell when sessions end; it "
-            "must hold timestamps, dates or numbers of seconds"
+            f"column {name!r} holds lists of {type_name(column.type)} and cannot tell when "
+            "sessions end; it must hold timestamps, dates or numbers of seconds"
         )
     if numbers:
         return column.to_numpy().astype(np.float64)

@@ -310,7 +310,7 @@ def test_zones_are_not_guessed(log, at, zoned):
         ({"at": "yesterday"}, ValueError, "at='yesterday' is no time in ISO 8601"),
         ({"at": 3}, TypeError, "at=3 cannot be compared with column 'time' of events"),
         ({"at": True}, TypeError, "at=True cannot be compared"),
-        ({"at": "2024", "order_by": "price"}, TypeError, "at='2024' cannot .*'price'.* double"),
+        ({"at": "2024", "order_by": "price"}, TypeError, "at='2024' cannot .*'price'.* float64"),
         (
             {"at": {"user": ["a"], "time": [1]}},
             TypeError,

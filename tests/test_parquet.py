@@ -110,7 +110,7 @@ def test_columns_of_later_files_are_read(tmp_path):
     [
         ([True], [2], r"'a' is of type bool in .*part-0.parquet and of type int64 in .*part-1"),
         (["x"], [2], r"'a' is of type string in .*part-0.parquet and of type int64 in .*part-1"),
-        ([0.5], [2**53 + 1], r"column 'a' of .*part-1.parquet cannot be read as double"),
+        ([0.5], [2**53 + 1], r"column 'a' of .*part-1.parquet cannot be read as float64"),
     ],
 )
 def test_types_that_have_none_in_common(first, second, message, tmp_path):

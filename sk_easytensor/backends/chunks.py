@@ -13,7 +13,14 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from sk_easytensor.arrow_columns import UNREADABLE
-from sk_easytensor.plain_types import common_type, index_columns, needed, plain_types
+from sk_easytensor.plain_types import (
+    common_type,
+    index_columns,
+    needed,
+    plain_types,
+    register_extensions,
+)
+from sk_easytensor.type_names import type_name
 
 __all__ = ["FragmentChunk", "RowRange", "parquet_chunks", "read_parquet", "unified"]
 
@@ -134,6 +141,7 @@ def open_parquet(where, names=None):
         "partitioning": "hive" if base else None,
         "partition_base_dir": base,
     }
+    register_extensions()
     try:
         try:
             found = pads.dataset(paths, **options)
@@ -214,8 +222,8 @@ def unified(schemas):
                 types[name] = common_type(known, field.type)
             except (*UNREADABLE, TypeError) as error:
                 raise TypeError(
-                    f"column {name!r} is of type {known} in {parts[name]} and of type "
-                    f"{field.type} in {part}; write it with one type in all files"
+                    f"column {name!r} is of type {type_name(known)} in {parts[name]} and of type "
+                    f"{type_name(field.type)} in {part}; write it with one type in all files"
                 ) from error
             parts.setdefault(name, part)
     return pa.schema(types)
@@ -257,8 +265,8 @@ def named_errors(batches, fragments, schema, columns):
                 except UNREADABLE as reason:
                     raise TypeError(
                         f"column {name!r} of {fragment.path} cannot be read as "
-                        f"{schema.field(name).type}, the type that the files have in common: "
-                        f"{str(reason).splitlines()[0]}"
+                        f"{type_name(schema.field(name).type)}, the type that the files have in "
+                        f"common: {str(reason).splitlines()[0]}"
                     ) from error
         raise
 

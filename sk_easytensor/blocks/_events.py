@@ -159,7 +159,8 @@ def split_items(items, sources):
             known = [field.name for field in column.type] if pa.types.is_struct(column.type) else []
             if inner not in known:
                 raise ValueError(
-                    f"column {source!r} holds {column.type} and lacks the field {inner!r}, which "
+                    f"column {source!r} holds {type_name(column.type)} and lacks the field "
+                    f"{inner!r}, which "
                     f"was there when {BLOCK} was fitted"
                 )
             column = pc.struct_field(column, inner)

@@ -14,7 +14,11 @@ from sk_easytensor.keys import (
     BOOLEAN_TEXTS,
     DATES,
     INSTANTS,
+    MISSING,
     NUMBERS,
+    SEVERAL,
+    UNSEEN,
+    are_several,
     canonical_texts,
     category_keys,
     check_family,
@@ -23,10 +27,12 @@ from sk_easytensor.keys import (
 )
 from sk_easytensor.parameters import check_number
 from sk_easytensor.summaries import Summary, SummaryMap, ValueCounts
+from sk_easytensor.type_names import type_name
 
 __all__ = ["CategoryBlock", "CategoryModule", "category_keys", "hash_strings"]
 
-MISSING, UNSEEN, KNOWN = 0, 1, 2
+KNOWN = 2
+"""The code of the most frequent category."""
 MOST_HIDDEN = 0.8
 """Fraction of a category's training rows that are shown as unseen at most, for being rare."""
 STRINGS = (pa.string(), pa.large_string())
@@ -34,8 +40,6 @@ SCALED_WHOLE = 1024
 """Vectors of columns that are multiplied before they are looked up, where there are no more."""
 MOST_EXACT = 2**24
 """Whole numbers up to which single precision holds all."""
-SEVERAL = 10
-"""Rows with a value of which not one is known before a warning says so."""
 FEW = 4
 """With so many times more categories than values, the former are looked up among the latter."""
 
@@ -141,6 +145,7 @@ class CategoryBlock(Block):
             types.is_large_string,
             types.is_integer,
             types.is_floating,
+            types.is_decimal,
             types.is_boolean,
             types.is_null,
             types.is_date,
@@ -252,11 +257,9 @@ class CategoryBlock(Block):
             return []
         found = []
         for index in np.flatnonzero(codes.numpy().max(axis=0) == UNSEEN):
-            enough = int((codes[:, index] == UNSEEN).sum()) >= SEVERAL
-            if enough and len(self.categories_[index]):
-                name = self.feature_names_in_[index]
-                if len(category_keys(table.column(name)).dictionary) > 1:
-                    found.append(name)
+            name = self.feature_names_in_[index]
+            if len(self.categories_[index]) and are_several(table.column(name)):
+                found.append(name)
         return found
 
     def _never_filled(self, index):
@@ -342,7 +345,25 @@ class CategoryBlock(Block):
         for index, name in enumerate(self.feature_names_in_):
             column = graph.column(name, **self.onnx_column(index))
             codes.append(self.onnx_codes(graph, column, index))
-        return {"codes": graph.stack(codes, axis=1)}
+        stacked = graph.stack(codes, axis=1)
+        watched = map(self._onnx_watched, range(len(codes)), self.feature_names_in_)
+        graph.watch(stacked, list(watched))
+        return {"codes": stacked}
+
+    def _onnx_watched(self, index, column, inner=None):
+        """Return where the values of a column are whose categories are watched, or None."""
+        if not len(self.known_categories(index)):
+            return None
+        name, block = str(self.feature_names_in_[index]), type(self).__name__
+        within = {} if inner is None else {"inner": inner}
+        return {"name": name, "block": block, "column": str(column), **within}
+
+    def onnx_items(self, graph, values, index, *, column, block, inner=None):
+        """Add what turns items of a column of lists into codes, and have these watched."""
+        codes = self.onnx_codes(graph, values, index)
+        watched = self._onnx_watched(index, column, inner)
+        graph.watch(codes, [watched and {**watched, "block": block}], axes=(0, 1))
+        return codes
 
     def onnx_column(self, index=0):
         """Return how an exported graph is given a column: as strings, or hashed."""
@@ -395,7 +416,7 @@ class CategorySummary(Summary):
         family = value_family(column.type)
         # A column without any value may hold anything later.
         empty = family is None or pc.all(column.is_null(nan_is_null=True), min_count=0).as_py()
-        types = {} if empty else {family: str(column.type)}
+        types = {} if empty else {family: type_name(column.type)}
         if capacity is None:
             return cls(types, None)
         return cls(types, ValueCounts.of(category_keys(column), capacity=capacity))

@@ -195,7 +195,8 @@ class CategorySequenceBlock(SequenceBlock):
         encoding = {}
         for name, items in zip(self.feature_names_in_, self.items_, strict=True):
             fields = {str(name): {"column": str(name), **items.onnx_column()}}
-            codes = {str(name): partial(items.onnx_codes, graph, index=0)}
+            own = {"index": 0, "column": name, "block": type(self).__name__}
+            codes = {str(name): partial(items.onnx_items, graph, **own)}
             lists = encoders.read_lists(graph, self, fields, codes)
             encoding |= encoders.entries(graph, lists, {f"codes_{len(encoding)}": str(name)})
         return encoding

@@ -383,7 +383,9 @@ class EventSequenceBlock(SequenceBlock):
             if name != source:
                 fields[name]["inner"] = name[len(source) + 1 :]
             if kind == "category":
-                codes[name] = partial(categories.onnx_codes, graph, index=len(codes))
+                own = {"column": source, "inner": fields[name].get("inner")}
+                own |= {"index": len(codes), "block": type(self).__name__}
+                codes[name] = partial(categories.onnx_items, graph, **own)
         lists = encoders.read_lists(graph, self, fields, codes)
         numbers = {name: lists.values[name] for name in self._of_kind("number")}
         if self._time is not None:

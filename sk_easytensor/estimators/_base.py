@@ -762,7 +762,11 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             ``base_values``, of shape (n_samples,) or (n_samples, n_outputs), are the same for all
             rows, and its ``feature_names`` are the columns. For a sparse `X` of many columns, the
             columns are those that are read as dense ones, followed by one for all others, the
-            sparse part: contributions are not shared among its features.
+            sparse part. A row's features there are read as one vector, and what one of them moves
+            depends on the others, so that values for each would take as many evaluations as there
+            are features. :attr:`feature_importances_` and
+            :func:`~sk_easytensor.inspection.permutation_importance` have one entry for each
+            column of the matrix; a model that is fitted on ``X.toarray()`` explains each.
             ``shap.Explanation(**vars(explanation))`` makes plots of the package ``shap`` possible.
 
         Raises
@@ -835,6 +839,8 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             backend=backend,
             network=network,
             head=head,
+            features=self._encoder.features,
+            by_feature=lambda found: self._encoder.by_feature(found, network, frame),
         )
 
     # ------------------------------------------------------------------ scikit-learn

@@ -8,6 +8,7 @@ from sklearn.base import TransformerMixin
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_is_fitted
 
+from sk_easytensor.columns import type_name
 from sk_easytensor.estimators._event_tables import list_names
 from sk_easytensor.estimators._stored import Vectors, of_stored_rows
 from sk_easytensor.events import collect_sequences
@@ -57,7 +58,8 @@ class EmbeddingMixin(TransformerMixin):
         for field in self.tower_.read(table).schema:
             if field.name not in lists and not pa.types.is_null(field.type):
                 raise ValueError(
-                    f"{type(self).__name__}: column {field.name!r} holds {field.type}, not lists; "
+                    f"{type(self).__name__}: column {field.name!r} holds "
+                    f"{type_name(field.type)}, not lists; "
                     "events of a user may be anywhere in a stored log, so that only a stored table "
                     "with a row for each user can be embedded, such as collect makes"
                 )

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sk_easytensor.blocks.category import CategoryBlock, category_keys
-from sk_easytensor.columns import RowError, type_name
+from sk_easytensor.columns import CAST_ERRORS, RowError, type_name
 from sk_easytensor.keys import check_family, value_family
 from sk_easytensor.safe_loading import ArrowStateMixin
 from sk_easytensor.summaries import Summary
 
-__all__ = ["Keys", "check_key_type", "rows_of_keys"]
+__all__ = ["Keys", "check_key_type", "key_values", "rows_of_keys"]
 
 OWNER = "EasyTensorTwoTower"
 
@@ -34,7 +34,7 @@ class Keys(ArrowStateMixin):
         self.name = name
         check_key_type(column.type, name)
         family = value_family(column.type)
-        self.types = {} if family is None else {family: str(column.type)}
+        self.types = {} if family is None else {family: type_name(column.type)}
         keys = category_keys(column)
         if keys.null_count:
             row = int(np.argmax(column.is_null(nan_is_null=True).to_numpy()))
@@ -82,6 +82,27 @@ class Keys(ArrowStateMixin):
     def forget_rows(self):
         """Drop what is only needed while fitting."""
         del self.codes, self.first
+
+
+def key_values(column):
+    """Return the keys of a column as an array.
+
+    Parameters
+    ----------
+    column : pyarrow.ChunkedArray
+        One key a row.
+
+    Returns
+    -------
+    ndarray
+        Decimals that floats may not hold become integers, or strings if 64 bits do not hold them.
+    """
+    if pa.types.is_decimal(column.type):
+        try:
+            column = column.cast(pa.int64())
+        except CAST_ERRORS:
+            column = pa.chunked_array([category_keys(column).dictionary_decode()])
+    return column.to_numpy()
 
 
 def check_key_type(kind, name):

@@ -11,7 +11,7 @@ from sklearn.base import clone
 from sk_easytensor.blocks.category import CategoryBlock
 from sk_easytensor.columns import RowError, show_value
 from sk_easytensor.estimators._inputs import eval_pairs
-from sk_easytensor.estimators._keys import Keys, rows_of_keys
+from sk_easytensor.estimators._keys import Keys, key_values, rows_of_keys
 from sk_easytensor.summaries import merge_all
 from sk_easytensor.tables import as_table
 from sk_easytensor.tensors import TensorFrame
@@ -77,7 +77,7 @@ class ItemTable:
         if self.given:
             self.lookup.check_distinct(self.table.column(key))
         self.lookup.forget_rows()
-        self.keys = self.table.column(key).to_numpy()
+        self.keys = key_values(self.table.column(key))
 
     def user_columns(self, table):
         """Return the columns of the interactions that are none of the item's."""

@@ -10,8 +10,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.backends.local import limited_threads, resolve_threads
 from sk_easytensor.blocks._lists import is_list
-from sk_easytensor.columns import show_value
-from sk_easytensor.estimators._keys import Keys, rows_of_keys
+from sk_easytensor.columns import show_value, type_name
+from sk_easytensor.estimators._keys import Keys, key_values, rows_of_keys
 from sk_easytensor.estimators._pair_rows import SeenReading
 from sk_easytensor.estimators._stored import Ranking, of_stored_rows
 from sk_easytensor.parameters import check_number
@@ -121,7 +121,7 @@ class RecommendingMixin:
             users = as_table(users, columns=self._columns_read())
             candidates, keys = self.user_tower_.embed(users), np.arange(len(users))
             if self._user_key in users.column_names:
-                keys = users.column(self._user_key).to_numpy()
+                keys = key_values(users.column(self._user_key))
         queries = self.item_tower_.embed(as_table(item, columns=self._columns_read()))
         places, scores = self._best(queries, candidates, min(k, len(candidates)))
         return keys[places], scores
@@ -147,7 +147,7 @@ class RecommendingMixin:
         """Embed each user's last row, and remember what :meth:`_read_users` found."""
         frame = self.user_tower_.encode(rows, backend)
         self.user_embeddings_ = self.user_tower_.embed_frame(frame, backend).numpy()
-        self.user_keys_ = rows.column(self._user_key).to_numpy()
+        self.user_keys_ = key_values(rows.column(self._user_key))
         self._users, self._seen = users, seen
 
     def _keep_items(self, frame, users, backend):
@@ -198,7 +198,7 @@ class RecommendingMixin:
             return vectors, np.arange(len(items)), None
         lookup = Keys(items.column(key), key)
         lookup.check_distinct(items.column(key))
-        return vectors, items.column(key).to_numpy(), lookup
+        return vectors, key_values(items.column(key)), lookup
 
     def _excluded(self, exclude, users, lookup, *, catalogue):
         """Return pairs of user and item that do not count, sorted by user."""
@@ -214,7 +214,8 @@ class RecommendingMixin:
             lists = as_table({"exclude": exclude}).column("exclude")
         if not (is_list(lists.type) or pa.types.is_null(lists.type)):
             raise ValueError(
-                f"exclude must hold a list of keys for each user, got values of {lists.type}"
+                "exclude must hold a list of keys for each user, got values of "
+                f"{type_name(lists.type)}"
             )
         if len(lists) != len(users):
             raise ValueError(f"exclude has {len(lists)} lists for {len(users)} users")

@@ -380,8 +380,10 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         shape = getattr(y, "shape", ())
         if len(shape) == 2 and shape[1] == 0:
             raise ValueError(f"y has the shape {shape}; it must have at least one column")
-        check_classification_targets(y)
-        kind = type_of_target(y, input_name="y", raise_unknown=True)
+        # NaN and infinity are refused, but NumPy warns of them before.
+        with np.errstate(invalid="ignore"):
+            check_classification_targets(y)
+            kind = type_of_target(y, input_name="y", raise_unknown=True)
         if kind.startswith("multilabel"):
             y = check_array(y, accept_sparse="csr", dtype=None, input_name="y")
             values = y.data if issparse(y) else y

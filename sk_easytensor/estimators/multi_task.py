@@ -28,6 +28,7 @@ from sk_easytensor.tables import as_table, is_source
 from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.torch_settings import with_library_settings
 from sk_easytensor.training.batches import EncodedRows
+from sk_easytensor.training.records import without_decimals
 
 __all__ = ["EasyTensorMultiTask"]
 
@@ -537,7 +538,8 @@ def target_columns(y, names):
         found = {name: target_series(values, name) for name, values in y.items()}
     elif hasattr(y, "__arrow_c_stream__") or isinstance(y, pa.Table):
         table = as_table(y)
-        found = {name: table.column(name).to_pandas() for name in table.column_names}
+        columns = zip(table.column_names, table.columns, strict=True)
+        found = {name: without_decimals(column).to_pandas() for name, column in columns}
     else:
         array = np.asarray(y)
         if array.dtype.names is None and (array.ndim != 2 or array.shape[1] != len(names)):

@@ -13,7 +13,7 @@ from sk_easytensor.columns import RowError, cast_column, to_float64, type_name
 from sk_easytensor.keys import category_keys, check_family, hash_strings
 from sk_easytensor.sparse import encode_sparse
 
-__all__ = ["MISSING_STRING", "MISSING_TIME", "readers"]
+__all__ = ["MISSING_STRING", "MISSING_TIME", "category_values", "readers"]
 
 MISSING_STRING = "\uffff"
 """Stands for a missing string: a code point that is no character."""
@@ -172,6 +172,28 @@ class ListColumns:
             padded[inside] = values
             found[field["name"]] = padded
         return found
+
+
+def category_values(table, watched):
+    """Return the values of a column of categories, or of the items of one of lists.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Rows.
+    watched : dict
+        Which column, as :meth:`Graph.watch` has it.
+
+    Returns
+    -------
+    pyarrow.ChunkedArray
+    """
+    column = table.column(watched["column"])
+    if is_list(column.type):
+        column = pc.list_flatten(column)
+    inner = watched.get("inner")
+    absent = inner is None or pa.types.is_null(column.type)
+    return column if absent else pc.struct_field(column, inner)
 
 
 class Ngrams:

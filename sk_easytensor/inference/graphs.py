@@ -53,10 +53,12 @@ class Graph:
     readers : list of dict
         How each column that the graph takes is read, for :class:`~sk_easytensor.inference.\
 OnnxPredictor`; plain values, kept in the file.
+    watched : list of (codes, axes, columns)
+        Codes of which :meth:`highest_codes` gives the highest: see :meth:`watch`.
     """
 
     def __init__(self):
-        self.readers = []
+        self.readers, self.watched = [], []
         self._nodes, self._initializers, self._inputs, self._outputs = [], [], {}, []
         self._constants, self._count, self._given = {}, 0, {}
 
@@ -322,6 +324,31 @@ OnnxPredictor`; plain values, kept in the file.
             values_int64s=list(codes.values()),
             default_int64=1,
         )
+
+    def watch(self, codes, columns, axes=(0,)):
+        """Have the highest code of columns given out, which says whether any category is known.
+
+        Parameters
+        ----------
+        codes : str
+            Name of a tensor of int32.
+        columns : list of dict or None
+            How :class:`~sk_easytensor.inference.OnnxPredictor` finds the values: ``name`` for
+            messages, ``block``, ``column`` and, within structs, ``inner``. None for columns that
+            have no known category.
+        axes : tuple of int
+            Axes of rows and items; what is left are the columns.
+        """
+        if any(columns):
+            self.watched.append((codes, axes, columns))
+
+    def highest_codes(self):
+        """Return the highest codes of all watched columns, int32 of shape (columns,)."""
+        parts = []
+        for codes, axes, columns in self.watched:
+            highest = self.op("ReduceMax", codes, np.array(axes), keepdims=0)
+            parts.append(self.op("Reshape", highest, np.array([len(columns)])))
+        return self.op("Concat", *parts, axis=0)
 
     def search(self, values, tables):
         """Return how many entries of a sorted table are not above each value, less one.

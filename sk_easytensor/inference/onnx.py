@@ -12,6 +12,7 @@ import onnx
 import torch
 
 import sk_easytensor
+from sk_easytensor.estimators._tower import Tower
 from sk_easytensor.files import write_whole
 from sk_easytensor.inference._answers import ExportedNetwork, answer_of
 from sk_easytensor.inference._operators import TRANSLATIONS
@@ -68,7 +69,10 @@ def export_onnx(model, path, inputs="raw"):
     this, without torch.
 
     Outputs are ``label`` and ``probabilities``, ``predictions``, ``embedding`` or ``scores``, and
-    ``representation`` for what ``transform`` gives. The numbers of rows and of items of lists may
+    ``representation`` for what ``transform`` gives. The last output, ``highest_codes``, has the
+    highest code among the rows for each column of categories, 1 if none of its values was seen
+    during fit; :class:`~sk_easytensor.inference.OnnxPredictor` warns of such columns as the model
+    does. The numbers of rows and of items of lists may
     be any; before the file is written the network is run with other sizes than it was traced
     with.
 
@@ -111,6 +115,12 @@ def export_onnx(model, path, inputs="raw"):
     shapes = {output.name: output for output in program.graph.output}
     for name, value in answer.finish(graph, outputs).items():
         names[name] = graph.output(value, name, *form_of(name, shapes, answer))
+    watched = None
+    if graph.watched and not isinstance(model, Tower) and list(answer.towers) == [""]:
+        # Keys of towers are usually new ones.
+        columns = [column for _, _, part in graph.watched for column in part]
+        value = graph.output(graph.highest_codes(), "highest_codes", np.int32, [len(columns)])
+        watched = {"output": value, "columns": columns}
     metadata = {
         "format": FORMAT,
         "version": sk_easytensor.__version__,
@@ -128,6 +138,7 @@ def export_onnx(model, path, inputs="raw"):
         ],
         "answer": answer.described(),
         "outputs": names,
+        "watched": watched,
     }
     text = {METADATA: json.dumps(metadata, ensure_ascii=True)}
     whole = graph.model("sk_easytensor", sk_easytensor.__version__, text)

@@ -7,8 +7,10 @@ import os
 
 import numpy as np
 
+from sk_easytensor._warnings import warn_of_unseen
 from sk_easytensor.inference._sealing import check_sealed
-from sk_easytensor.inference.columns import readers
+from sk_easytensor.inference.columns import category_values, readers
+from sk_easytensor.keys import UNSEEN, are_several
 from sk_easytensor.sparse import SparseLayout
 from sk_easytensor.tables import read_like_fit
 
@@ -120,6 +122,8 @@ class OnnxPredictor:
             self._columns = [each["name"] for each in features if each["blocks"]]
         if self._sparse is not None:
             self.feature_names_in_ = np.array(self._sparse.features, dtype=object)
+        # Files of earlier versions have none.
+        self._watched = self.metadata_.get("watched")
         answer = self.metadata_["answer"]
         self.kind = answer["kind"]
         if answer.get("classes") is not None:
@@ -150,8 +154,15 @@ class OnnxPredictor:
         ------
         RuntimeError
             If the graph gives NaN or infinity, with the output and the number of rows.
+
+        Warns
+        -----
+        UserWarning
+            Naming a column of which no value is a category that fit saw.
         """
         names = [self.metadata_["outputs"][name] for name in outputs]
+        if self._watched is not None:
+            names.append(self._watched["output"])
         table = read_like_fit(
             X,
             self._columns,
@@ -167,6 +178,8 @@ class OnnxPredictor:
                 given.update(read(rows))
             given = {name: values for name, values in given.items() if name in self._inputs}
             parts.append(self._session.run(names, given))
+        if self._watched is not None:
+            self._warn_of_unseen(table, np.max([part.pop() for part in parts], axis=0))
         found = parts[0]
         if len(parts) > 1:
             found = [np.concatenate(columns) for columns in zip(*parts, strict=True)]
@@ -231,6 +244,13 @@ class OnnxPredictor:
         """Return embeddings, or what the model's ``transform`` gives, float32."""
         name = "embedding" if "embedding" in self.metadata_["outputs"] else "representation"
         return self._only("transform", name, X)
+
+    def _warn_of_unseen(self, table, highest):
+        """Warn of the columns whose highest code is that of unseen categories."""
+        for index in np.flatnonzero(highest == UNSEEN):
+            column = self._watched["columns"][index]
+            if column is not None and are_several(category_values(table, column)):
+                warn_of_unseen(column["name"], len(table), column["block"])
 
     def _by_task(self, X):
         tasks = self.metadata_["answer"]["tasks"]

@@ -60,6 +60,11 @@ class EncodedModel:
         in a time that does not depend on the number of other columns.
     head : Head, optional
         Of the network.
+    features : list of str, optional
+        Names of the features, where a column holds several; those of the columns by default.
+    by_feature : callable, optional
+        Takes importances of columns, an ndarray whose first dimension is the column, and returns
+        those of features.
 
     Attributes
     ----------
@@ -67,8 +72,21 @@ class EncodedModel:
         Of the rows as they are.
     """
 
-    def __init__(self, frame, modules, join, places, backend, network=None, head=None):
+    def __init__(
+        self,
+        frame,
+        modules,
+        join,
+        places,
+        backend,
+        network=None,
+        head=None,
+        features=None,
+        by_feature=None,
+    ):
         self.frame = frame
+        self.features = list(places) if features is None else features
+        self.by_feature = by_feature or (lambda found: found)
         self.modules = modules
         self.places = places
         self._join = join

@@ -61,7 +61,10 @@ def permutation_importance(
     by : {"column", "block"}, default="column"
         What is shuffled: the values of one input column, or all that one block makes of its
         columns. Columns that blocks read as one, such as the parts of a vector that is spread over
-        columns, can only be shuffled together and share evenly what they matter.
+        columns, can only be shuffled together and share evenly what they matter. So can the
+        columns of a sparse matrix that a :class:`~sk_easytensor.SparseBlock` reads, which share it
+        by the variance of what each adds, as in ``feature_importances_``: shuffled one by one, they
+        would take as many passes as the matrix has columns.
     random_state : int, RandomState or None, default=None
         Of the shuffles, which are the same for all columns, and of the rows chosen. With all rows
         the shuffles are scikit-learn's for the same value, and so are the results.
@@ -166,16 +169,22 @@ def chunk_importances(
 
     orders = scikit_learns_orders(len(rows), n_repeats, random_state)
     if by == "column":
-        names, groups = list(model.places), model.columns()
+        n_shuffled, groups = len(model.places), model.columns()
     else:
-        names, groups = list(model.frame), model.blocks()
+        groups = model.blocks()
+        n_shuffled = len(groups)
     before, after = permuted_scores(model, groups, orders, score)
+
+    def found(before, after):
+        importances = falls(n_shuffled, len(orders), groups, before, after)
+        if by == "block":
+            return bunch(importances, list(model.frame))
+        return bunch(model.by_feature(importances), model.features)
+
     if not isinstance(before, dict):
-        return len(rows), importances_bunch(names, groups, before, after)
+        return len(rows), found(before, after)
     return len(rows), {
-        name: importances_bunch(
-            names, groups, before[name], [[each[name] for each in scores] for scores in after]
-        )
+        name: found(before[name], [[each[name] for each in scores] for scores in after])
         for name in before
     }
 
@@ -255,12 +264,12 @@ def chosen_rows(n_rows, max_samples, random_state, n_rows_of_all=None):
     return np.sort(random_state.choice(n_rows, size, replace=False))
 
 
-def importances_bunch(names, groups, before, after):
+def falls(n_shuffled, n_repeats, groups, before, after):
     """Return how much scores fell, shared evenly within groups."""
-    importances = np.zeros((len(names), len(after[0]) if after else 0))
+    importances = np.zeros((n_shuffled, n_repeats))
     for (indices, _), scores in zip(groups, after, strict=True):
         importances[indices] = (before - np.asarray(scores, dtype=np.float64)) / len(indices)
-    return bunch(importances, names)
+    return importances
 
 
 def bunch(importances, names):

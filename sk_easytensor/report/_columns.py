@@ -19,6 +19,7 @@ from sk_easytensor.blocks import (
     VectorBlock,
 )
 from sk_easytensor.report._page import number
+from sk_easytensor.type_names import type_name
 
 __all__ = ["describe_columns", "summarize_table", "summarize_target"]
 
@@ -40,7 +41,7 @@ def summarize_table(table):
         ``rows``, and ``columns``: a dictionary of (type, rows without a value) by name.
     """
     columns = {
-        name: (str(column.type), int(pc.sum(column.is_null(nan_is_null=True)).as_py() or 0))
+        name: (type_name(column.type), int(pc.sum(column.is_null(nan_is_null=True)).as_py() or 0))
         for name, column in zip(table.column_names, table.columns, strict=True)
     }
     return {"rows": len(table), "columns": columns}

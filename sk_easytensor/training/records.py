@@ -11,7 +11,14 @@ from sk_easytensor.estimators._inputs import Sized, check_weight, errors_mention
 from sk_easytensor.events import collect_sequences
 from sk_easytensor.tables import as_table, is_source
 
-__all__ = ["Records", "column_values", "read_records", "take_columns", "target_columns"]
+__all__ = [
+    "Records",
+    "column_values",
+    "read_records",
+    "take_columns",
+    "target_columns",
+    "without_decimals",
+]
 
 
 class Records:
@@ -176,5 +183,10 @@ def column_values(table, names):
         column = table.column(name)
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
-        columns.append(column.to_numpy())
+        columns.append(without_decimals(column).to_numpy())
     return columns[0] if len(columns) == 1 else np.column_stack(columns)
+
+
+def without_decimals(column):
+    """Return a column of targets or weights, with decimals as floats."""
+    return column.cast(pa.float64()) if pa.types.is_decimal(column.type) else column

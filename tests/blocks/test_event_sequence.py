@@ -301,7 +301,7 @@ def test_a_struct_that_lacks_a_field_is_named():
     block = EventSequenceBlock().fit(as_structs(EVENTS))
     fewer = as_structs({name: EVENTS[name] for name in ("kind", "when")})
     message = (
-        "column 'event' holds struct<.*lacks the field 'amount'.*EventSequenceBlock was fitted"
+        r"column 'event' holds struct\[.*lacks the field 'amount'.*EventSequenceBlock was fitted"
     )
     with pytest.raises(ValueError, match=message):
         block.transform(fewer)

@@ -1,5 +1,7 @@
 """Input that makes no sense is refused before training; input that is only odd is not."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -110,8 +112,10 @@ def test_sparse_matrices_of_other_widths(make, data):
 def test_missing_and_infinite_targets(value, message, make, data):
     y = data[1].astype(object if value is None else float)
     y[3] = value
-    with pytest.raises(ValueError, match=message):
-        make().fit(data[0], y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match=message):
+            make().fit(data[0], y)
 
 
 @pytest.mark.parametrize("value", [None, np.nan, pd.NA])
@@ -230,6 +234,7 @@ def test_bad_weights(weight, message, make, data):
 # ---------------------------------------------------------------------- evaluation sets
 
 
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names")
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

@@ -274,7 +274,7 @@ def test_every_kind_of_column_is_read_without_a_warning(classifier):
         np.testing.assert_array_equal(
             model.predict_proba(frame)[:1], model.predict_proba(frame[:1])
         )
-    assert {"struct.x", "struct.y", "interval.left"} < set(model.feature_names_in_)
+    assert {"struct.x", "struct.y", "interval"} < set(model.feature_names_in_)
 
 
 def test_reordered_labels_that_are_no_strings_are_realigned(regressor):

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from sklearn.exceptions import DataConversionWarning
 from sklearn.metrics import r2_score
@@ -192,3 +194,20 @@ def test_targets_outside_the_domain_of_a_loss(loss, low, message, regressor, num
             numbers, np.ones(300), eval_set=[(numbers, y)]
         )
     assert recorder.epochs == 0
+
+
+def test_decimals_of_many_digits_are_numbers(regressor, numbers, tmp_path):
+    frame = pd.DataFrame(numbers[:100].round(3), columns=["a", "b"]).assign(y=numbers[:100, 0])
+    kinds = {"b": pa.decimal128(38, 10), "y": pa.decimal128(20, 10)}
+    decimals = pa.Table.from_pandas(frame)
+    for name, kind in kinds.items():
+        column = decimals[name].cast(kind)
+        decimals = decimals.set_column(decimals.column_names.index(name), name, column)
+        frame[name] = column.cast(pa.float64()).to_numpy()
+    pq.write_table(decimals, tmp_path / "rows.parquet")
+    expected = regressor(max_epochs=1).fit(frame[["a", "b"]], frame["y"]).predict(frame)
+    model = regressor(max_epochs=1).fit(tmp_path / "rows.parquet", "y")
+    for X in (tmp_path / "rows.parquet", decimals.to_pandas(), decimals, frame):
+        np.testing.assert_array_equal(model.predict(X), expected)
+    empty = decimals.set_column(1, "b", pa.nulls(100, kinds["b"]))
+    np.testing.assert_array_equal(model.predict(empty), model.predict(frame.assign(b=None)))

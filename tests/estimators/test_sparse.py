@@ -20,6 +20,7 @@ from sk_easytensor import (
     SparseBlock,
     TableEncoder,
 )
+from sk_easytensor.inspection import permutation_importance
 from sk_easytensor.tables import as_table
 
 N_ROWS, N_COLUMNS = 120, 90
@@ -249,6 +250,26 @@ def test_features_in_the_sparse_part_of_a_table_are_refused(X, monkeypatch):
     monkeypatch.setattr("sk_easytensor.compose.NAMED", 3)
     with pytest.raises(ValueError, match="4 features in the sparse part of X are named; at most 3"):
         TableEncoder([("n", NumericBlock(), slice(0, 4))]).fit(X)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_permutation_importances_are_those_of_features(named, X, y, classifier):
+    names = [f"c{index}" if named else f"x{index}" for index in range(X.shape[1])]
+    table = pd.DataFrame.sparse.from_spmatrix(X, columns=names) if named else X
+    model = classifier(trees=None).fit(table, y)
+    found = permutation_importance(model, table, y, random_state=0, n_repeats=2)
+    assert found.names.tolist() == names
+    assert found.importances.shape == (X.shape[1], 2)
+    # Together they are what the score falls by if the whole sparse part is shuffled.
+    blocks = permutation_importance(model, table, y, random_state=0, n_repeats=2, by="block")
+    assert blocks.importances.shape == (len(model.blocks_), 2)
+    place = [model.blocks_[name].kind for name in blocks.names].index("sparse")
+    rest = np.delete(found.importances, 5, axis=0)
+    np.testing.assert_allclose(rest.sum(axis=0), blocks.importances[place])
+    several = permutation_importance(
+        model, table, y, random_state=0, n_repeats=2, scoring=["accuracy", "neg_log_loss"]
+    )
+    np.testing.assert_array_equal(several["accuracy"].importances, found.importances)
 
 
 def test_explanations_have_one_entry_for_the_sparse_part(X, y, classifier):

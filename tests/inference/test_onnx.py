@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import onnx
@@ -79,6 +80,57 @@ def test_every_block_from_raw_columns(everything, rows, hard_rows, assert_same):
     predictor = load(path)
     for X in (rows, hard_rows, hard_rows[:1], hard_rows[1:2]):
         assert_same(model, predictor, X, "predict_proba", "predict", "transform")
+
+
+def messages(predict, X):
+    """Return the messages that are warned of while rows are predicted."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        predict(X)
+    assert {warning.filename for warning in found} <= {__file__}
+    return sorted(str(warning.message) for warning in found)
+
+
+@one_process
+def test_columns_without_a_known_category_are_warned_of(everything, rows):
+    model, path = everything
+    predictor = load(path)
+    others = {
+        name: rows[name].map(lambda items: items and [f"{item}!" for item in items])
+        for name in ("clicks", "kinds", "codes")
+    }
+    other = rows.assign(city=rows["city"] + "!", code=rows["code"] + 100, **others)
+    found = messages(predictor.predict, other)
+    assert found == messages(model.predict, other)
+    named = {re.match(r"column '(\w+)': no value of its 150 rows", text).group(1) for text in found}
+    assert named == {"city", "code", *others}
+    silent = [
+        rows,
+        other[:1],
+        rows.assign(city="Rome"),
+        other.assign(**{name: rows[name] for name in ("code", *others)})[:9],
+        rows.assign(city=[None] * 141 + ["Rome", "Bern", "Kiew"] * 3),
+        rows.assign(city=pd.Categorical(["Rome"] * 150, ["Bern", "Rome"])),
+        rows.assign(city=["Rome", "Bern"] * 74 + ["Rome", "Oslo"]),
+    ]
+    for X in silent:
+        assert messages(predictor.predict, X) == messages(model.predict, X) == []
+
+
+@one_process
+def test_a_known_category_in_a_later_batch_is_found(everything, rows, monkeypatch):
+    _, path = everything
+    monkeypatch.setattr("sk_easytensor.inference.predictor.BATCH", 50)
+    late = rows.assign(city=["Rome", "Bern"] * 74 + ["Rome", "Oslo"])
+    assert messages(load(path).predict, late) == []
+
+
+@one_process
+def test_files_of_earlier_versions_do_not_warn(everything, rows):
+    _, path = everything
+    predictor = load(path)
+    predictor._watched = None
+    assert messages(predictor.predict, rows.assign(city=rows["city"] + "!")) == []
 
 
 @one_process

@@ -12,6 +12,7 @@ import pytest
 from mlflow.models import Model
 
 from sk_easytensor import MLP, EasyTensorMultiTask, EasyTensorRegressor
+from sk_easytensor.inference import load
 from sk_easytensor.tracking.model import save_model
 
 ROWS = 40
@@ -127,6 +128,21 @@ def test_predictions_of_several_tasks_are_named(tmp_path):
     loaded = mlflow.pyfunc.load_model(str(tmp_path / "model"))
     assert loaded.metadata.signature.outputs.input_names() == ["high", "amount"]
     pd.testing.assert_frame_equal(loaded.predict(X), model.predict(X))
+
+
+def test_intervals_are_scored(tmp_path):
+    cut = pd.cut(NUMBERS, 3)
+    X = pd.DataFrame({"number": NUMBERS[::-1], "cut": cut, "dtype": pd.Series(gaps(cut))})
+    X["dtype"] = X["dtype"].astype(cut.categories.dtype)
+    model, served = saved(X, tmp_path / "model")
+    expected = model.predict(X)
+    np.testing.assert_array_equal(served.predict(X), expected)
+    np.testing.assert_array_equal(model.predict(X.astype({"cut": object})), expected)
+    X.astype({"cut": cut.categories.dtype}).to_parquet(tmp_path / "X.parquet")
+    np.testing.assert_array_equal(model.predict(tmp_path / "X.parquet"), expected)
+    exported = load(model.to_onnx(tmp_path / "model.onnx"))
+    np.testing.assert_allclose(exported.predict(X), expected, rtol=1e-5)
+    np.testing.assert_array_equal(exported.predict(tmp_path / "X.parquet"), exported.predict(X))
 
 
 @pytest.mark.parametrize("as_array", [False, True])

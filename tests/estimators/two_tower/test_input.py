@@ -1,13 +1,17 @@
 """What two towers read, and what they refuse."""
 
+import decimal
+
 import numpy as np
 import pandas as pd
 import pytest
+import skops.io
 from two_towers import BY_KEY, BY_TASTE, KEYS, same, untrained
 
 from sk_easytensor import (
     CategoryBlock,
 )
+from sk_easytensor.safe_loading import trusted_types
 
 # ---------------------------------------------------------------------- input that makes no sense
 
@@ -234,3 +238,14 @@ def test_columns_that_no_tower_reads_may_hold_anything(fitted, X, catalogue):
     np.testing.assert_array_equal(fitted.decision_function(odd), fitted.decision_function(users))
     np.testing.assert_array_equal(fitted.transform(odd), fitted.transform(users))
     np.testing.assert_array_equal(fitted.recommend(odd, k=2)[0], fitted.recommend(users, k=2)[0])
+
+
+@pytest.mark.parametrize("first", [2**53, 10**25])
+def test_keys_that_are_decimals_have_all_their_digits(first):
+    keys = [decimal.Decimal(first + place) for place in range(6)]
+    catalogue = pd.DataFrame({"item": keys, "price": np.arange(6.0)})
+    X = pd.DataFrame({"user": np.arange(60) % 10, "item": keys * 10})
+    model = untrained().fit(X, items=catalogue, item_key="item", user_key="user")
+    assert [int(key) for key in model.item_keys_] == keys
+    restored = skops.io.loads(skops.io.dumps(model), trusted=sorted(trusted_types()))
+    assert {*restored.recommend({"user": [1]}, k=6)[0].ravel()} == {*model.item_keys_}
