@@ -33,7 +33,7 @@ LEARNING_RATE_SCALE = 0.005
 
 # Tokens the language model reads at a time within a batch, padding included, and the number of
 # parts that a batch of less is cut into: texts of like length stand together and save padding.
-TOKENS, LENGTH_GROUPS = 16_384, 4
+PART_TOKENS, LENGTH_GROUPS = 16_384, 4
 
 # What may follow a transformer for it to be trained on.
 PARTS = ("Pooling", "Dense", "Normalize")
@@ -201,7 +201,7 @@ class FineTunedModule(nn.Module):
         dimension = self.projection.dimension
         vectors = self.projection.missing.new_full((len(lengths), dimension), torch.nan)
         if len(present):
-            n_parts = -(-len(present) * int(lengths.max()) // TOKENS)
+            n_parts = -(-len(present) * int(lengths.max()) // PART_TOKENS)
             parts = present.chunk(max(n_parts, LENGTH_GROUPS))
             read = torch.cat([self.language_model(lists.take(part)) for part in parts])
             vectors = vectors.index_put((present,), read.to(vectors.dtype))

@@ -18,7 +18,7 @@ from sk_easytensor.tensors import TensorFrame
 
 __all__ = ["Explanation", "shapley_values"]
 
-ROWS_AT_ONCE = 4096
+MIXED_ROWS = 4096
 """Pairs of a row and a background row that are computed at a time."""
 
 
@@ -98,7 +98,7 @@ def shapley_values(estimator, X, background, n_permutations, max_background, ran
         others = others.take(np.sort(chosen))
     rows, others = (estimator._encoder.encode_table(each, backend) for each in (table, others))
     orders, values = None, []
-    step = max(1, ROWS_AT_ONCE // len(others))
+    step = max(1, MIXED_ROWS // len(others))
     for start in range(0, len(rows), step):
         some = rows.take(slice(start, start + step))
         model = estimator._judged_model(TensorFrame.concatenate([some, others]), backend)

@@ -23,7 +23,7 @@ from sk_easytensor.type_names import type_name
 
 __all__ = ["describe_columns", "summarize_table", "summarize_target"]
 
-SHOWN_CATEGORIES, LONGEST = 5, 40
+SHOWN_CATEGORIES, LONGEST_VALUE = 5, 40
 MOST_CLASSES = 50
 
 
@@ -179,7 +179,7 @@ def _categories(values, counts):
     if len(values) == 0:
         return "always missing"
     shown = [
-        f"{value if len(value) <= LONGEST else value[: LONGEST - 1] + '…'} ({count:,})"
+        f"{value if len(value) <= LONGEST_VALUE else value[: LONGEST_VALUE - 1] + '…'} ({count:,})"
         for value, count in zip(
             values[:SHOWN_CATEGORIES].to_pylist(), counts[:SHOWN_CATEGORIES], strict=True
         )
