@@ -10,10 +10,10 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor._warnings import warn_of_unseen
 from sk_easytensor.arrow_columns import is_pandas
-from sk_easytensor.backends.local import LocalBackend
 from sk_easytensor.blocks import BLOCKS
 from sk_easytensor.blocks.numeric import NumericBlock
-from sk_easytensor.blocks.offset import OffsetBlock
+from sk_easytensor.blocks.offset import BASE_MARGIN, OffsetBlock, margin_column
+from sk_easytensor.executor import LocalExecutor
 from sk_easytensor.parameters import GrowingParametersMixin, check_choice
 from sk_easytensor.selection import (
     check_blocks,
@@ -27,9 +27,8 @@ from sk_easytensor.sparse import compressed, is_sparse, layout_of
 from sk_easytensor.tables import as_table, has_column_names, read_like_fit
 from sk_easytensor.torch_settings import with_library_settings
 
-__all__ = ["BASE_MARGIN", "BlockParametersMixin", "TableEncoder", "select_columns"]
+__all__ = ["BlockParametersMixin", "TableEncoder", "select_columns"]
 
-BASE_MARGIN = "base_margin"
 """The column that an array of offsets becomes."""
 
 NAMED = 1024
@@ -177,7 +176,7 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
         -------
         self
         """
-        return self.fit_table(self.read_training(X), X, LocalBackend(self.n_jobs))
+        return self.fit_table(self.read_training(X), X, LocalExecutor(self.n_jobs))
 
     def read_training(self, X, offset=None, monotonic_cst=None):
         """Read the table to fit on, with features of a sparse matrix that are named as columns.
@@ -299,7 +298,7 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
         -------
         TensorFrame
         """
-        return self.encode_table(self.read(X), LocalBackend(self.n_jobs))
+        return self.encode_table(self.read(X), LocalExecutor(self.n_jobs))
 
     def read(self, X, owner=None, base_margin=None):
         """Read a table and align it to the columns seen during fit.
@@ -326,8 +325,6 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
             X, self._columns, fitted_with_names=self._named, owner=owner, sparse=self._sparse
         )
         if base_margin is not None:
-            from sk_easytensor.estimators._offsets import margin_column
-
             column = margin_column(base_margin, len(table))
         return table if column is None else table.append_column(BASE_MARGIN, column)
 

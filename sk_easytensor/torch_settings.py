@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from threading import local
@@ -199,3 +200,15 @@ def already_set():
         and not torch.is_autocast_enabled("cpu")
         and not torch.is_autocast_enabled("cuda")
     )
+
+
+@contextmanager
+def without_autologging():
+    """Keep MLflow's autologging from recording what a fit uses inside, such as the trees."""
+    autologging = sys.modules.get("mlflow.utils.autologging_utils")
+    # MLflow's context manager enables autologging at its end, whatever it was before.
+    if autologging is None or getattr(autologging, "_AUTOLOGGING_GLOBALLY_DISABLED", False):
+        yield
+        return
+    with autologging.disable_autologging():
+        yield

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sk_easytensor.backends import LocalBackend
-from sk_easytensor.backends.local import ITEMS, ROW_MULTIPLE, batch_sizes
+from sk_easytensor.executor import ITEMS, ROW_MULTIPLE, batch_sizes
 from sk_easytensor.networks.block_network import BlockNetwork
 from sk_easytensor.ragged import Ragged
 from sk_easytensor.tensors import TensorFrame

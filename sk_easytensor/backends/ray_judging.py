@@ -9,9 +9,9 @@ import pyarrow as pa
 import ray
 from ray import cloudpickle
 
-from sk_easytensor.backends.local import limited_threads
 from sk_easytensor.backends.ray_chunks import Reading, named_columns, stored_chunks
 from sk_easytensor.backends.ray_tasks import actor_resources, n_threads, remote, results
+from sk_easytensor.torch_settings import limited_threads
 from sk_easytensor.training.records import require_columns
 
 __all__ = ["judge_chunks"]

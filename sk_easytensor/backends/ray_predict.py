@@ -11,9 +11,10 @@ from ray.data import ActorPoolStrategy, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from sk_easytensor.backends.chunks import parquet_chunks
-from sk_easytensor.backends.local import forward_on, limited_threads
 from sk_easytensor.backends.ray_tasks import actor_resources, n_threads
+from sk_easytensor.executor import forward_on
 from sk_easytensor.masking import masked_errors
+from sk_easytensor.torch_settings import limited_threads
 
 __all__ = ["predict_rows", "stored_schema"]
 

@@ -16,8 +16,8 @@ from sk_easytensor.backends.ray_rows import RayRows
 from sk_easytensor.backends.ray_tasks import n_cpus, remote, results
 from sk_easytensor.columns import RowError
 from sk_easytensor.digests import table_digest
-from sk_easytensor.estimators._inputs import check_weight, errors_name
 from sk_easytensor.training.records import Records, require_columns
+from sk_easytensor.validation import check_weight, errors_name
 
 __all__ = ["RayRecords", "hold_records", "open_records"]
 

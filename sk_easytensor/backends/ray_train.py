@@ -19,12 +19,12 @@ from pyarrow.fs import FileSystem
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
-from sk_easytensor.backends.local import limited_threads
 from sk_easytensor.backends.ray_actors import ErrorCollector
 from sk_easytensor.backends.ray_notes import noting
 from sk_easytensor.backends.ray_tasks import WorkerTracebacks, n_threads
 from sk_easytensor.masking import mask_error, masked
 from sk_easytensor.temporary import make_temporary_directory, remove_temporary_directory
+from sk_easytensor.torch_settings import limited_threads
 from sk_easytensor.training.checkpoints import Checkpoints
 from sk_easytensor.training.fitting import train_network
 from sk_easytensor.training.group import Alone, Group, LostWorkerError, SharedCheckpoints

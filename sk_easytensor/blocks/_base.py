@@ -50,7 +50,7 @@ from sklearn.utils.validation import check_is_fitted
 from sk_easytensor.blocks._lists import is_list
 from sk_easytensor.columns import in_words, show_value, type_name
 from sk_easytensor.parameters import GrowingParametersMixin
-from sk_easytensor.safe_loading import ArrowStateMixin
+from sk_easytensor.skops_files import ArrowStateMixin
 from sk_easytensor.tables import as_table, has_column_names, read_like_fit
 from sk_easytensor.tensors import Ragged
 from sk_easytensor.torch_settings import with_library_settings

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sk_easytensor.keys import hash_strings
-from sk_easytensor.safe_loading import ArrowStateMixin
+from sk_easytensor.skops_files import ArrowStateMixin
 from sk_easytensor.summaries import ValueCounts
 
 __all__ = [

@@ -15,8 +15,8 @@ import torch
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
-from sk_easytensor.backends.local import LocalBackend
 from sk_easytensor.blocks._base import Block
+from sk_easytensor.executor import LocalExecutor
 from sk_easytensor.forking import ForkSafeLock
 from sk_easytensor.networks.block_network import BlockNetwork, make_network, padded_lengths
 from sk_easytensor.networks.two_tower import embed
@@ -185,7 +185,7 @@ class FittedPart:
         frame = TensorFrame({"part": encoding})
         with LOCK:
             module = self.frozen
-            backend = LocalBackend(torch.get_num_threads())
+            backend = LocalExecutor(torch.get_num_threads())
             found = backend.forward(
                 lambda rows: module(**rows["part"]).float(),
                 frame,

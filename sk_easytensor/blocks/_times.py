@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from sk_easytensor.columns import RowTypeError
 from sk_easytensor.keys import category_keys
 from sk_easytensor.parameters import shortened
+from sk_easytensor.type_names import in_words
 
 CYCLES = ("day", "week", "month", "year")
 """Cycles of the calendar, in the order of their phases."""
@@ -144,10 +145,10 @@ def _seconds(column, name):
     elif pa.types.is_null(kind):
         per_second, numbers = 1, column.cast(pa.int64())
     else:
-        # Blocks import torch, which what reads columns for an exported model does without.
-        from sk_easytensor.blocks._base import unsupported_column
-
-        raise TypeError(unsupported_column(pa.field(name, kind), "DatetimeBlock"))
+        raise TypeError(
+            f"column {name!r} holds {in_words(kind)} where dates and times are read; convert it "
+            "to dates"
+        )
     missing = column.is_null().to_numpy()
     numbers = pc.fill_null(numbers, 0).to_numpy()
     seconds, rest = np.divmod(numbers, per_second)

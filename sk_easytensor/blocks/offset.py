@@ -7,11 +7,15 @@ import pyarrow as pa
 import torch
 from torch import nn
 
+from sk_easytensor.arrow_columns import column_of
 from sk_easytensor.blocks._base import Block
 from sk_easytensor.columns import RowError, show_value, to_float64, type_name
 from sk_easytensor.summaries import SummaryMap
 
-__all__ = ["OffsetBlock"]
+__all__ = ["BASE_MARGIN", "OffsetBlock", "margin_column"]
+
+BASE_MARGIN = "base_margin"
+"""Name of the column of offsets that were given as an array."""
 
 
 class OffsetBlock(Block):
@@ -111,3 +115,46 @@ class OffsetModule(nn.Module):
     def forward(self, values):
         """Return the offsets on the scale of the outputs, of shape (batch, 1)."""
         return (values - self.center) / self.scale
+
+
+def margin_column(base_margin, n_rows):
+    """Return an array of offsets as a column.
+
+    Parameters
+    ----------
+    base_margin : array-like of shape (n_rows,) or (n_rows, 1), or number
+        What the user gave.
+    n_rows : int
+        How many are needed.
+
+    Returns
+    -------
+    pyarrow.Array of float64
+
+    Raises
+    ------
+    TypeError
+        If it does not hold numbers.
+    ValueError
+        If it is of another shape, or names a column.
+    """
+    if isinstance(base_margin, str):
+        raise ValueError(
+            f"base_margin must be an array, got {base_margin!r}; a column of X is named in the "
+            "parameter offset of the estimator"
+        )
+    if np.ndim(base_margin) == 0 and np.isscalar(base_margin):
+        base_margin = np.full(n_rows, base_margin)
+    shape = np.shape(base_margin)
+    if shape == (n_rows, 1):
+        base_margin = np.asarray(base_margin)[:, 0]
+    elif shape != (n_rows,):
+        raise ValueError(
+            f"base_margin must have one number for each of the {n_rows} rows, got shape {shape}"
+        )
+    column = column_of(base_margin, BASE_MARGIN)
+    types = pa.types
+    tests = (types.is_integer, types.is_floating, types.is_decimal, types.is_null)
+    if not any(test(column.type) for test in tests):
+        raise TypeError(f"base_margin must hold numbers, got {type_name(column.type)}")
+    return pa.array(to_float64(column, BASE_MARGIN, block="base_margin"))

@@ -15,14 +15,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.blocks._parts import Representation
-from sk_easytensor.compose import BASE_MARGIN, BlockParametersMixin, TableEncoder, blocks_diagram
-from sk_easytensor.estimators._inputs import (
-    deciding_first,
-    errors_name,
-    eval_names,
-    eval_pairs,
-    named_eval_set,
-)
+from sk_easytensor.blocks.offset import BASE_MARGIN
+from sk_easytensor.compose import BlockParametersMixin, TableEncoder, blocks_diagram
+from sk_easytensor.estimators._inputs import deciding_first, eval_names, eval_pairs, named_eval_set
 from sk_easytensor.estimators._offsets import eval_margins, read_with_margin
 from sk_easytensor.estimators._pickling import PortablePickleMixin
 from sk_easytensor.estimators._rows import (
@@ -56,6 +51,7 @@ from sk_easytensor.training.settings import (
     default_table_patience,
 )
 from sk_easytensor.trees import BoostedTrees
+from sk_easytensor.validation import errors_name
 
 __all__ = ["BaseEasyTensor"]
 

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from sk_easytensor.blocks.category import CategoryBlock, category_keys
 from sk_easytensor.columns import CAST_ERRORS, RowError, type_name
 from sk_easytensor.keys import check_family, value_family
-from sk_easytensor.safe_loading import ArrowStateMixin
+from sk_easytensor.skops_files import ArrowStateMixin
 from sk_easytensor.summaries import Summary
 
 __all__ = ["Keys", "check_key_type", "key_values", "rows_of_keys"]

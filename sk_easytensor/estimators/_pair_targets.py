@@ -13,8 +13,6 @@ from sk_easytensor.estimators._inputs import (
     check_labels,
     check_no_missing,
     check_size,
-    errors_mention,
-    errors_name,
     labels_like,
     plain_labels,
 )
@@ -22,6 +20,7 @@ from sk_easytensor.estimators._rows import bounded_targets, target_range
 from sk_easytensor.networks.heads import BinaryHead, RegressionHead, SampledSoftmaxHead
 from sk_easytensor.summaries import power_of_two
 from sk_easytensor.training.batches import EncodedRows
+from sk_easytensor.validation import errors_mention, errors_name
 
 __all__ = ["PairTarget", "few_values", "target_values"]
 

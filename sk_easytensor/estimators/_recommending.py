@@ -8,7 +8,6 @@ import pyarrow.compute as pc
 import torch
 from sklearn.utils.validation import check_is_fitted
 
-from sk_easytensor.backends.local import limited_threads, resolve_threads
 from sk_easytensor.blocks._lists import is_list
 from sk_easytensor.columns import show_value, type_name
 from sk_easytensor.estimators._keys import Keys, key_values, rows_of_keys
@@ -17,7 +16,7 @@ from sk_easytensor.estimators._stored import Ranking, of_stored_rows
 from sk_easytensor.parameters import check_number
 from sk_easytensor.retrieval import ApproximateIndex, top_k
 from sk_easytensor.tables import as_table
-from sk_easytensor.torch_settings import with_library_settings
+from sk_easytensor.torch_settings import limited_threads, resolve_threads, with_library_settings
 from sk_easytensor.training.pairs import distinct_rows
 
 __all__ = ["RecommendingMixin"]

@@ -9,6 +9,7 @@ from sk_easytensor.backends import resolve_backend
 from sk_easytensor.blocks._parts import Representation
 from sk_easytensor.compose import BlockParametersMixin, TableEncoder
 from sk_easytensor.estimators._pickling import PortablePickleMixin
+from sk_easytensor.inference._answers import EmbeddingAnswer
 from sk_easytensor.inference._exporting import ExportMixin
 from sk_easytensor.inference._running import EngineMixin
 from sk_easytensor.networks.block_network import make_network
@@ -66,6 +67,9 @@ class Tower(
     inference_report_ : dict
         What was found of the engines, as in :class:`~sk_easytensor.EasyTensorClassifier`.
     """
+
+    _export_adapter = EmbeddingAnswer
+    _engine_adapter = EmbeddingAnswer
 
     def __init__(self, blocks=None, trunk=None, *, embedding_dim=64, normalized=False, n_jobs=None):
         self.blocks = blocks

@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 from sklearn.base import clone
 
-from sk_easytensor.estimators._inputs import errors_name
 from sk_easytensor.estimators._pair_rows import PairMaker
 from sk_easytensor.estimators._pairs import fit_shared, key_blocks
 from sk_easytensor.estimators._rows import divided, total_weight
@@ -16,6 +15,7 @@ from sk_easytensor.networks.two_tower import TwoTowerNetwork
 from sk_easytensor.training.pairs import PairMaking, item_counts
 from sk_easytensor.training.seeding import seeded
 from sk_easytensor.training.settings import default_batch_size, default_max_epochs
+from sk_easytensor.validation import errors_name
 
 __all__ = ["TowerTrainingMixin"]
 

@@ -18,6 +18,7 @@ from sk_easytensor.estimators._inputs import (
     plain_labels,
 )
 from sk_easytensor.estimators._stored import Values, of_stored_rows
+from sk_easytensor.inference._answers import ClassifierAnswer
 from sk_easytensor.inspection._validation import calibration
 from sk_easytensor.networks.heads import BinaryHead, MulticlassHead, MultilabelHead
 from sk_easytensor.parameters import check_number, shortened
@@ -197,6 +198,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     >>> model.predict({"age": [22, 63], "city": ["Rome", "Oslo"]})
     array(['young', 'old'], dtype='<U5')
     """
+
+    _export_adapter = ClassifierAnswer
 
     def __init__(
         self,

@@ -20,10 +20,11 @@ from sk_easytensor.estimators._event_tables import (
     list_blocks,
     view_settings,
 )
-from sk_easytensor.estimators._inputs import deciding_first, errors_name, eval_names
+from sk_easytensor.estimators._inputs import deciding_first, eval_names
 from sk_easytensor.estimators._pieces import InPieces
 from sk_easytensor.estimators._tower import Tower
 from sk_easytensor.estimators._trained import TrainedEstimator, restored_on_error
+from sk_easytensor.inference._answers import EmbedderAnswer
 from sk_easytensor.networks import Sum
 from sk_easytensor.parameters import check_choice, check_number
 from sk_easytensor.report._columns import summarize_table
@@ -40,6 +41,7 @@ from sk_easytensor.training.users import (
     count_pairs,
     count_users,
 )
+from sk_easytensor.validation import errors_name
 
 __all__ = ["EasyTensorEmbedder"]
 
@@ -136,6 +138,8 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
     >>> embedder.transform(log).shape, embedder.collect(log)["customer"].to_pylist()
     ((3, 8), ['ann', 'bob', 'cid'])
     """
+
+    _export_adapter = EmbedderAnswer
 
     def __init__(
         self,

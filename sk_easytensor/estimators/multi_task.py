@@ -14,11 +14,12 @@ import torch
 from sklearn.metrics import accuracy_score, r2_score
 
 from sk_easytensor.estimators._base import BaseEasyTensor
-from sk_easytensor.estimators._inputs import check_labels, errors_name
+from sk_easytensor.estimators._inputs import check_labels
 from sk_easytensor.estimators._rows import bounded_targets
 from sk_easytensor.estimators._stored import TaskValues, of_stored_rows
 from sk_easytensor.estimators.classifier import EasyTensorClassifier
 from sk_easytensor.estimators.regressor import EasyTensorRegressor
+from sk_easytensor.inference._answers import MultiTaskAnswer
 from sk_easytensor.inspection import GivenOutputs
 from sk_easytensor.metrics import Metric, MetricScores, resolve_metrics, resolve_stopping_metric
 from sk_easytensor.networks.heads import MultiTaskHead, RegressionHead
@@ -29,6 +30,7 @@ from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.torch_settings import with_library_settings
 from sk_easytensor.training.batches import EncodedRows
 from sk_easytensor.training.records import without_decimals
+from sk_easytensor.validation import errors_name
 
 __all__ = ["EasyTensorMultiTask"]
 
@@ -114,6 +116,8 @@ class EasyTensorMultiTask(BaseEasyTensor):
     >>> model.predict_proba([[0.9]])["clicked"].shape
     (1, 2)
     """
+
+    _export_adapter = MultiTaskAnswer
 
     def __init__(
         self,

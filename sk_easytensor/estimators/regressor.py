@@ -14,6 +14,7 @@ from sk_easytensor.estimators._base import BaseEasyTensor
 from sk_easytensor.estimators._inputs import check_no_missing, check_size, first_text
 from sk_easytensor.estimators._rows import bounded_targets, target_range
 from sk_easytensor.estimators._stored import Values, of_stored_rows
+from sk_easytensor.inference._answers import RegressorAnswer
 from sk_easytensor.inspection._validation import residual_bins
 from sk_easytensor.networks.heads import RegressionHead
 from sk_easytensor.parameters import check_choice, check_number
@@ -102,6 +103,8 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
     >>> bool(model.score(X, 3 * X[:, 0]) > 0.95)
     True
     """
+
+    _export_adapter = RegressorAnswer
 
     def __init__(
         self,

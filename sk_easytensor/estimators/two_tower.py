@@ -19,6 +19,7 @@ from sk_easytensor.estimators._recommending import RecommendingMixin
 from sk_easytensor.estimators._stored import Vectors, of_stored_rows
 from sk_easytensor.estimators._tower_training import TowerTrainingMixin
 from sk_easytensor.estimators._trained import TrainedEstimator, restored_on_error
+from sk_easytensor.inference._answers import PairAnswer
 from sk_easytensor.networks import Sum
 from sk_easytensor.parameters import check_choice, check_number
 from sk_easytensor.report._columns import summarize_table
@@ -126,6 +127,8 @@ class EasyTensorTwoTower(
     >>> films.shape, model.user_tower_.transform({"user": ["eve"]}).shape
     ((2, 3), (1, 8))
     """
+
+    _export_adapter = PairAnswer
 
     block_parameters = ("user_blocks", "item_blocks")
 

@@ -9,17 +9,23 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from sk_easytensor.estimators._tower import Tower
-from sk_easytensor.estimators.classifier import EasyTensorClassifier
-from sk_easytensor.estimators.embedder import EasyTensorEmbedder
-from sk_easytensor.estimators.multi_task import EasyTensorMultiTask
-from sk_easytensor.estimators.regressor import EasyTensorRegressor
-from sk_easytensor.estimators.two_tower import EasyTensorTwoTower
 from sk_easytensor.inference._encoded import EncodedInputs
 from sk_easytensor.networks.heads import MultilabelHead
 from sk_easytensor.networks.two_tower import embed
 
-__all__ = ["Answer", "ExportedNetwork", "answer_of", "engine_answer"]
+__all__ = [
+    "Answer",
+    "ClassifierAnswer",
+    "EmbedderAnswer",
+    "EmbeddingAnswer",
+    "ExportedNetwork",
+    "MultiTaskAnswer",
+    "NetworkAnswer",
+    "PairAnswer",
+    "RegressorAnswer",
+    "answer_of",
+    "engine_answer",
+]
 
 CLASSES, NUMBER = "probabilities", "predictions"
 """What the outputs of tasks are called, before their numbers."""
@@ -44,10 +50,10 @@ def answer_of(model):
     NotFittedError
         If it is not fitted.
     """
-    for kind, answer in ANSWERS.items():
-        if isinstance(model, kind):
-            check_is_fitted(model)
-            return answer(model)
+    adapter = getattr(type(model), "_export_adapter", None)
+    if adapter is not None:
+        check_is_fitted(model)
+        return adapter(model)
     raise TypeError(
         f"a {type(model).__name__} cannot be exported; give a fitted estimator of this library or "
         "one of its towers"
@@ -67,7 +73,7 @@ def engine_answer(model):
     Answer
         Its outputs are those of the model's ``_network_functions()``.
     """
-    return EmbeddingAnswer(model) if isinstance(model, Tower) else NetworkAnswer(model)
+    return type(model)._engine_adapter(model)
 
 
 class Answer:
@@ -86,10 +92,13 @@ class Answer:
         By what the names of encoded inputs begin with.
     outputs : list of str
         Names of what :meth:`compute` returns.
+    warns_of_unknown : bool
+        Whether columns of which no value is a known category are warned of, as the model does.
     """
 
     kind = ""
     outputs = ()
+    warns_of_unknown = True
 
     def __init__(self, model):
         self.model = model
@@ -241,6 +250,7 @@ class EmbeddingAnswer(Answer):
 
     kind = "embedding"
     outputs = ("embedding",)
+    warns_of_unknown = False
 
     def compute(self, networks, frames, precise):
         return (embed(networks[0], frames[0], self.model.normalized),)
@@ -248,6 +258,8 @@ class EmbeddingAnswer(Answer):
 
 class EmbedderAnswer(EmbeddingAnswer):
     """The embeddings of an embedder's tower."""
+
+    warns_of_unknown = True
 
     def __init__(self, model):
         super().__init__(model.tower_)
@@ -257,6 +269,7 @@ class PairAnswer(Answer):
     """How well users and items fit, and what follows from it."""
 
     kind = "pairs"
+    warns_of_unknown = False
 
     def _towers(self, model):
         towers = {"user/": model.user_tower_, "item/": model.item_tower_}
@@ -296,16 +309,6 @@ class PairAnswer(Answer):
     def described(self):
         classes = self.model._target.classes
         return {"kind": self.kind, "classes": None if classes is None else plain(classes)}
-
-
-ANSWERS = {
-    EasyTensorClassifier: ClassifierAnswer,
-    EasyTensorRegressor: RegressorAnswer,
-    EasyTensorMultiTask: MultiTaskAnswer,
-    EasyTensorTwoTower: PairAnswer,
-    EasyTensorEmbedder: EmbedderAnswer,
-    Tower: EmbeddingAnswer,
-}
 
 
 class ExportedNetwork(nn.Module):

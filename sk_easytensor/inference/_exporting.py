@@ -6,7 +6,12 @@ __all__ = ["ExportMixin"]
 
 
 class ExportMixin:
-    """Gives fitted models ``to_onnx`` and ``to_tensorrt``."""
+    """Gives fitted models ``to_onnx`` and ``to_tensorrt``.
+
+    A subclass sets ``_export_adapter``, a class of :mod:`sk_easytensor.inference._answers`.
+    """
+
+    _export_adapter = None
 
     def to_onnx(self, path, inputs="raw"):
         """Write the fitted model as an ONNX file, preprocessing included.

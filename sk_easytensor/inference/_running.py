@@ -6,7 +6,8 @@ from warnings import warn
 
 import numpy as np
 
-from sk_easytensor.backends.local import resolve_threads
+from sk_easytensor.inference._answers import NetworkAnswer
+from sk_easytensor.torch_settings import resolve_threads
 
 __all__ = ["EngineMixin"]
 
@@ -25,6 +26,9 @@ class EngineMixin:
     A subclass has ``blocks_``, ``network_``, ``n_jobs`` and ``_encoder``, and implements
     ``_network_functions()``: for each output of the network, a function of encoded rows.
     """
+
+    _engine_adapter = NetworkAnswer
+    """Says what an engine computes of the model."""
 
     def _run_network(self, output, frame, backend):
         """Return an output of the network for encoded rows, as a tensor."""

@@ -10,11 +10,12 @@ from warnings import warn
 import numpy as np
 import torch
 
-from sk_easytensor.backends.local import resolve_threads
 from sk_easytensor.forking import ForkSafeLock
+from sk_easytensor.inference._answers import ExportedNetwork, engine_answer
 from sk_easytensor.inference._encoded import EncodedInputs
 from sk_easytensor.inference._running import TORCH
 from sk_easytensor.parameters import check_choice
+from sk_easytensor.torch_settings import resolve_threads
 
 __all__ = ["ENGINES", "Chosen", "Engine", "check_engine", "choose", "start"]
 
@@ -296,7 +297,6 @@ def exported(model, bits=True):
     bits : bool, default=True
         Whether the program may have operators on bits.
     """
-    from sk_easytensor.inference._answers import ExportedNetwork, engine_answer
     from sk_easytensor.inference.onnx import network_model
 
     network = ExportedNetwork(engine_answer(model), precise=False)

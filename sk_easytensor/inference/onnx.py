@@ -12,7 +12,6 @@ import onnx
 import torch
 
 import sk_easytensor
-from sk_easytensor.estimators._tower import Tower
 from sk_easytensor.files import write_whole
 from sk_easytensor.inference._answers import ExportedNetwork, answer_of
 from sk_easytensor.inference._operators import TRANSLATIONS
@@ -116,7 +115,7 @@ def export_onnx(model, path, inputs="raw"):
     for name, value in answer.finish(graph, outputs).items():
         names[name] = graph.output(value, name, *form_of(name, shapes, answer))
     watched = None
-    if graph.watched and not isinstance(model, Tower) and list(answer.towers) == [""]:
+    if graph.watched and answer.warns_of_unknown:
         # Keys of towers are usually new ones.
         columns = [column for _, _, part in graph.watched for column in part]
         value = graph.output(graph.highest_codes(), "highest_codes", np.int32, [len(columns)])

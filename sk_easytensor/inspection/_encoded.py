@@ -8,10 +8,10 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from sk_easytensor.backends.local import limited_threads
 from sk_easytensor.inspection._mixed import MixedRows, NetworkParts
 from sk_easytensor.networks.block_network import padded_lengths
 from sk_easytensor.tensors import Ragged, TensorFrame
+from sk_easytensor.torch_settings import limited_threads
 
 __all__ = ["MANY_COLUMNS", "EncodedModel", "GivenOutputs"]
 

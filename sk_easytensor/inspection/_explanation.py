@@ -11,7 +11,7 @@ import torch
 from sklearn.utils import check_random_state
 
 from sk_easytensor.backends import resolve_backend
-from sk_easytensor.backends.local import LocalBackend
+from sk_easytensor.executor import LocalExecutor
 from sk_easytensor.inspection._mixed import MixedRows
 from sk_easytensor.parameters import check_number
 from sk_easytensor.tensors import TensorFrame
@@ -85,7 +85,7 @@ def shapley_values(estimator, X, background, n_permutations, max_background, ran
             "no entry; fit with the parameter offset, which names a column"
         )
     resolved = resolve_backend(estimator.backend, estimator.n_jobs)
-    backend = LocalBackend(estimator.n_jobs) if resolved.distributed else resolved
+    backend = LocalExecutor(estimator.n_jobs) if resolved.distributed else resolved
     table = estimator._read(X)
     if background is None and len(table) < 2:
         raise ValueError(

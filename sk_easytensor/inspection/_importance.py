@@ -11,7 +11,7 @@ from sklearn.utils import Bunch, _safe_indexing, check_consistent_length, check_
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.backends import resolve_backend
-from sk_easytensor.backends.local import LocalBackend
+from sk_easytensor.executor import LocalExecutor
 from sk_easytensor.inspection._encoded import GivenOutputs
 from sk_easytensor.parameters import check_choice, check_number
 from sk_easytensor.tables import as_table
@@ -162,7 +162,7 @@ def chunk_importances(
     )
     weights = {} if weight is None else {"sample_weight": weight}
     scorer = check_scoring(estimator, scoring=scoring)
-    model = estimator._encoded_model(X, LocalBackend(n_jobs), rows)
+    model = estimator._encoded_model(X, LocalExecutor(n_jobs), rows)
 
     def score(outputs):
         return scorer(estimator, GivenOutputs(outputs[:, 0]), y, **weights)

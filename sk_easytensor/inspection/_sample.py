@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sk_easytensor.backends.local import LocalBackend
+from sk_easytensor.executor import LocalExecutor
 from sk_easytensor.inspection._encoded import MANY_COLUMNS
 from sk_easytensor.inspection._importance import draw_orders, permuted_scores
 from sk_easytensor.training.group import Alone
@@ -83,7 +83,7 @@ class Inspection:
         """
         self.estimator.network_ = network
         sample = ImportanceSample(rows, evals, self.n_columns, self.seed, group)
-        importances, validation = sample.found(self.estimator, LocalBackend(), group)
+        importances, validation = sample.found(self.estimator, LocalExecutor(), group)
         return {
             "_importances": importances,
             "_validation": validation,

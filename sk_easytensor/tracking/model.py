@@ -14,8 +14,8 @@ import pyarrow as pa
 from scipy.sparse import csr_matrix
 from skops.io import dumps, get_untrusted_types
 
-from sk_easytensor.compose import BASE_MARGIN
-from sk_easytensor.safe_loading import trusted_types
+from sk_easytensor.blocks.offset import BASE_MARGIN
+from sk_easytensor.skops_files import trusted_types
 from sk_easytensor.sparse import compressed, is_sparse, layout_of
 from sk_easytensor.tables import align_table, as_table, first_rows, has_column_names, is_source
 

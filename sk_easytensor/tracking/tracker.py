@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import contextmanager
 from functools import wraps
 from inspect import signature
 
 from sk_easytensor.masking import masked
 
-__all__ = ["MLflowTracker", "check_tracker", "tracked", "with_active_run", "without_autologging"]
+__all__ = ["MLflowTracker", "check_tracker", "tracked", "with_active_run"]
 
 RUN = "_tracked_run"
 
@@ -164,18 +163,6 @@ def active_run():
         return None
     about = {"run_id": run.info.run_id, "experiment_id": run.info.experiment_id}
     return {**about, "tracking_uri": mlflow.get_tracking_uri()}
-
-
-@contextmanager
-def without_autologging():
-    """Keep MLflow's autologging from recording what a fit uses inside, such as the trees."""
-    autologging = sys.modules.get("mlflow.utils.autologging_utils")
-    # MLflow's context manager enables autologging at its end, whatever it was before.
-    if autologging is None or getattr(autologging, "_AUTOLOGGING_GLOBALLY_DISABLED", False):
-        yield
-        return
-    with autologging.disable_autologging():
-        yield
 
 
 def check_tracker(tracker, owner):

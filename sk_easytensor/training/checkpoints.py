@@ -16,7 +16,7 @@ import torch
 from sk_easytensor._warnings import warn_user
 from sk_easytensor.digests import array_digest
 from sk_easytensor.masking import masked
-from sk_easytensor.safe_loading import trusted_types
+from sk_easytensor.skops_files import trusted_types
 from sk_easytensor.training.locks import LOCK, Lock
 from sk_easytensor.training.stores import open_store
 

@@ -7,9 +7,9 @@ import pyarrow as pa
 from sklearn.utils import check_consistent_length
 
 from sk_easytensor.digests import array_digest, table_digest
-from sk_easytensor.estimators._inputs import Sized, check_weight, errors_mention, errors_name
 from sk_easytensor.events import collect_sequences
 from sk_easytensor.tables import as_table, is_source
+from sk_easytensor.validation import Sized, check_weight, errors_mention, errors_name
 
 __all__ = [
     "Records",

@@ -8,7 +8,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 
 from sk_easytensor.networks.heads import MultiTaskHead
 from sk_easytensor.parameters import GrowingParametersMixin, check_number
-from sk_easytensor.tracking.tracker import without_autologging
+from sk_easytensor.torch_settings import without_autologging
 from sk_easytensor.trees.columns import LeftRows, read_columns
 from sk_easytensor.trees.tables import BITS, TreeTables
 

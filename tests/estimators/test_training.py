@@ -688,7 +688,7 @@ def test_threads_are_restored_after_an_error(regressor, data):
 
 
 def test_n_jobs_sets_threads_within_the_limit_of_the_environment(monkeypatch):
-    from sk_easytensor.backends.local import resolve_threads
+    from sk_easytensor.torch_settings import resolve_threads
 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert [resolve_threads(n_jobs) for n_jobs in (None, 1, 2)] == [1, 1, 2]

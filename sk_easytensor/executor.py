@@ -1,0 +1,236 @@
+"""Work on chunks of rows in the threads of one process: summaries, encodings, forward passes."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+
+import numpy as np
+import torch
+
+from sk_easytensor.columns import RowError
+from sk_easytensor.parameters import check_number
+from sk_easytensor.summaries import SummaryMap, merge_all
+from sk_easytensor.tensors import TensorFrame
+from sk_easytensor.torch_settings import limited_threads, resolve_threads
+
+__all__ = ["LocalExecutor", "forward_on", "keep_freed_memory"]
+
+COLUMN_WISE = 16
+"""So many times more rows at a time for blocks that work column by column."""
+
+ROW_MULTIPLE = 32
+"""Batches are predicted with a multiple of so many rows."""
+
+ITEMS = 131_072
+"""Items of lists, padding included, that are predicted at a time."""
+
+ONCE_FREED = 31_000_000
+"""Bytes that are freed once; more than 32 MB would change nothing."""
+
+FORWARD_DEVICE = ContextVar("FORWARD_DEVICE", default="cpu")
+"""Where the networks are that predict; see :func:`forward_on`."""
+
+
+class LocalExecutor:
+    """Summarises, encodes and predicts chunks of rows in threads.
+
+    Parameters
+    ----------
+    n_jobs : int or None, default=None
+        Threads; see :func:`resolve_threads`.
+    chunk_rows : int, default=262_144
+        Rows that are summarised or encoded at a time; several times more by blocks that work
+        column by column.
+    """
+
+    def __init__(self, n_jobs=None, chunk_rows=262_144):
+        if n_jobs is not None:
+            check_number(type(self).__name__, "n_jobs", n_jobs, integer=True)
+            if n_jobs == 0:
+                raise ValueError(
+                    f"{type(self).__name__}: n_jobs must be an integer other than 0, or None"
+                )
+        check_number(type(self).__name__, "chunk_rows", chunk_rows, low=1, integer=True)
+        self.n_jobs = n_jobs
+        self.chunk_rows = chunk_rows
+
+    def summarize(self, table, blocks):
+        """Summarise a table for all blocks in one pass.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            All columns.
+        blocks : dict of {str: tuple of (Block, list of str)}
+            Blocks and the columns each reads.
+
+        Returns
+        -------
+        dict of {str: Summary}
+        """
+        work = {}
+        for name, (block, columns) in blocks.items():
+            groups = [[column] for column in columns] if block.column_wise else [columns]
+            chunk_rows = self._chunk_rows(table, block, len(groups))
+            for group in groups:
+                chunks = slices(table.select(group), chunk_rows)
+                work[name, *group] = (block.summarize, chunks)
+        merged = {key: merge_all(parts) for key, parts in self._run(table, work).items()}
+        summaries = {}
+        for (name, *_), summary in merged.items():
+            if name in summaries:
+                summary = SummaryMap(summaries[name] | summary)
+            summaries[name] = summary
+        return summaries
+
+    def encode(self, table, blocks):
+        """Encode a table with fitted blocks.
+
+        Returns
+        -------
+        TensorFrame
+        """
+        work = {}
+        for name, (block, columns) in blocks.items():
+            chunks = slices(table.select(columns), self._chunk_rows(table, block))
+            work[name] = (block.encode, chunks)
+        # A block may run a model of its own.
+        with limited_threads(self.n_jobs):
+            encoded = self._run(table, work)
+        encodings = {
+            name: TensorFrame.concatenate([TensorFrame({name: part}) for part in parts])[name]
+            for name, parts in encoded.items()
+        }
+        return TensorFrame(encodings, len(table))
+
+    def forward(self, function, frame, batch_size=2048, lengths=None):
+        """Apply a function to batches of a frame, without gradients, and join the results.
+
+        Parameters
+        ----------
+        function : callable
+            Takes a :class:`TensorFrame`, returns a tensor with a row for each of its rows.
+        frame : TensorFrame
+            Encoded rows.
+        batch_size : int, default=2048
+            Rows at a time: so few that what a layer gives them stays in a processor's cache.
+        lengths : torch.Tensor of int64, shape (n_rows,), optional
+            How long each row's lists are. Rows of like length are then taken together, and fewer
+            of them where lists are long.
+
+        Returns
+        -------
+        torch.Tensor
+        """
+        keep_freed_memory()
+        if lengths is None:
+            order = None
+            batches = [slice(i, i + batch_size) for i in range(0, len(frame), batch_size)]
+        else:
+            order = lengths.argsort(stable=True)
+            batches = order.split(batch_sizes(lengths[order], batch_size))
+        with limited_threads(self.n_jobs), torch.inference_mode():
+            parts, device = [], FORWARD_DEVICE.get()
+            for rows in batches:
+                batch = frame.take(rows)
+                full = padded(batch)
+                full = full if device == "cpu" else full.to(device)
+                parts.append(function(full)[: len(batch)].cpu())
+            joined = parts[0] if len(parts) == 1 else torch.cat(parts)
+            return joined if order is None else joined[order.argsort()]
+
+    def _chunk_rows(self, table, block, n_groups=1):
+        """Return how many rows of a table a block gets at a time."""
+        if not block.column_wise:
+            return self.chunk_rows
+        # Chunks are looked up in and merged into whole vocabularies, so the fewer the better, as
+        # long as every thread gets one.
+        chunk_rows = COLUMN_WISE * self.chunk_rows
+        threads = resolve_threads(self.n_jobs)
+        while chunk_rows > self.chunk_rows and n_groups * -(-len(table) // chunk_rows) < threads:
+            chunk_rows //= 2
+        return chunk_rows
+
+    def _run(self, table, work):
+        """Call functions on chunks of a table; both `work` and the results are by key."""
+        tasks = []
+        for key, (function, chunks) in work.items():
+            starts = np.cumsum([0] + [len(chunk) for chunk in chunks])
+            tasks += [(key, function, *pair) for pair in zip(chunks, starts, strict=False)]
+        # Threads only pay where there is more than one chunk's worth of work.
+        threads = resolve_threads(self.n_jobs) if len(table) > self.chunk_rows else 1
+        if threads == 1:
+            results = [_apply(*task) for _, *task in tasks]
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                results = list(pool.map(lambda task: _apply(*task[1:]), tasks))
+        parts = {key: [] for key in work}
+        for (key, *_), result in zip(tasks, results, strict=True):
+            parts[key].append(result)
+        return parts
+
+
+def _apply(function, chunk, start):
+    """Call a function on the chunk of a table that begins at row `start`."""
+    try:
+        return function(chunk)
+    except RowError as error:
+        raise error.shifted(int(start)) from None
+
+
+def slices(table, n_rows):
+    """Cut a table into pieces of `n_rows` rows, at least one."""
+    return [table.slice(start, n_rows) for start in range(0, max(len(table), 1), n_rows)]
+
+
+def padded(frame):
+    """Repeat the last row up to a multiple of `ROW_MULTIPLE` rows.
+
+    Matrix products take other code paths, with other rounding, for a row than for many. Padding
+    keeps predictions from depending on how many rows are predicted together.
+    """
+    size = -(-len(frame) // ROW_MULTIPLE) * ROW_MULTIPLE
+    if size == len(frame):
+        return frame
+    return frame.take(torch.arange(size).clamp(max=len(frame) - 1))
+
+
+def batch_sizes(lengths, batch_size):
+    """Cut rows, sorted by the length of their lists, into batches of at most `ITEMS` items.
+
+    Returns
+    -------
+    list of int
+    """
+    sizes, start = [], 0
+    while start < len(lengths):
+        rows = lengths[start : start + batch_size].clamp(min=1)
+        items = rows * torch.arange(1, len(rows) + 1)
+        sizes.append(max(int((items <= ITEMS).sum()), min(ROW_MULTIPLE, len(rows))))
+        start += sizes[-1]
+    return sizes
+
+
+@cache
+def keep_freed_memory():
+    """Have freed memory kept for what is computed next.
+
+    The C library of Linux gives memory back once more of it is free than twice the largest piece
+    that was ever freed, and the system clears it page by page when it is asked for again: for two
+    batches of 22 columns that is 9 MB, and a third to a half of the time of a prediction.
+    """
+    # Nobody writes to it, so that it never takes memory.
+    torch.empty(ONCE_FREED, dtype=torch.uint8)
+
+
+@contextmanager
+def forward_on(device):
+    """Predict on a device within the context, with networks that are there already."""
+    token = FORWARD_DEVICE.set(device)
+    try:
+        yield
+    finally:
+        FORWARD_DEVICE.reset(token)
