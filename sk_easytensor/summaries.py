@@ -430,3 +430,20 @@ def dictionary_parts(column):
     if indices.null_count:
         indices = indices.drop_null()
     return column.dictionary, indices.to_numpy(zero_copy_only=False)
+
+
+def cached_slices(n_rows, size=16_384):
+    """Cut rows into slices whose columns stay in a processor's cache while they are interleaved.
+
+    Parameters
+    ----------
+    n_rows : int
+        All rows.
+    size : int, default=16_384
+        Rows a slice.
+
+    Returns
+    -------
+    list of slice
+    """
+    return [slice(start, start + size) for start in range(0, n_rows, size)]

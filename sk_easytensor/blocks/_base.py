@@ -302,23 +302,6 @@ class Block(ArrowStateMixin, GrowingParametersMixin, TransformerMixin, BaseEstim
         return _VisualBlock("single", self, names=type(self).__name__, name_details=details)
 
 
-def cached_slices(n_rows, size=16_384):
-    """Cut rows into slices whose columns stay in a processor's cache while they are interleaved.
-
-    Parameters
-    ----------
-    n_rows : int
-        All rows.
-    size : int, default=16_384
-        Rows a slice.
-
-    Returns
-    -------
-    list of slice
-    """
-    return [slice(start, start + size) for start in range(0, n_rows, size)]
-
-
 def unsupported_column(field, block="", column=None):
     """Say that a column cannot be read, and which block would take it.
 

@@ -6,8 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from sk_easytensor.blocks._base import cached_slices
-from sk_easytensor.summaries import spans_finitely
+from sk_easytensor.summaries import cached_slices, spans_finitely
 
 __all__ = ["BinEdges", "BinnedMixin", "bounded_numbers", "centers_and_scales", "usable_edges"]
 

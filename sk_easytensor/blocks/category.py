@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import torch
 from torch import nn
 
-from sk_easytensor.blocks._base import Block, cached_slices, unsupported_column
+from sk_easytensor.blocks._base import Block, unsupported_column
 from sk_easytensor.inference.columns import MISSING_STRING
 from sk_easytensor.keys import (
     BOOLEAN_TEXTS,
@@ -26,7 +26,7 @@ from sk_easytensor.keys import (
     value_family,
 )
 from sk_easytensor.parameters import check_number
-from sk_easytensor.summaries import Summary, SummaryMap, ValueCounts
+from sk_easytensor.summaries import Summary, SummaryMap, ValueCounts, cached_slices
 from sk_easytensor.type_names import type_name
 
 __all__ = ["CategoryBlock", "CategoryModule", "category_keys", "hash_strings"]
