@@ -34,8 +34,8 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
 from sk_easytensor import EasyTensorClassifier, EasyTensorEmbedder, PretrainedBlock
-from sk_easytensor.training.objectives import Contrastive, SessionPair, ViewSettings
-from sk_easytensor.views import Sequences
+from sk_easytensor.embedder.objectives import Contrastive, SessionPair, ViewSettings
+from sk_easytensor.embedder.slices import Sequences
 
 LIGHTGBM = {
     "n_estimators": 100,

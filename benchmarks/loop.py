@@ -32,10 +32,9 @@ from sk_easytensor.networks import MLP
 from sk_easytensor.networks.block_network import make_network
 from sk_easytensor.networks.heads import BinaryHead
 from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.training.batches import EncodedRows
-from sk_easytensor.training.fitting import train_network
+from sk_easytensor.training.dataset import EncodedRows
 from sk_easytensor.training.net import supports_bfloat16
-from sk_easytensor.training.settings import TrainingSettings
+from sk_easytensor.training.train import TrainingSettings, train_network
 
 RATE, DECAY = 1e-3, 1e-2
 RAW = "torch"

@@ -58,7 +58,7 @@ def main():
             log_to_driver=False,
         )
         # The first task waits for a worker process to start.
-        ray.get(ray.remote(lambda: __import__("sk_easytensor.backends.ray")).remote())
+        ray.get(ray.remote(lambda: __import__("sk_easytensor.backends.ray.backend")).remote())
         quiet(ray)
         print(f"start of Ray: {time.perf_counter() - begin:.1f} s")
         compare(directory, strings, numbers, options)
@@ -131,9 +131,9 @@ def blocks_for(strings, numbers):
 
 def one_pass(directory, strings, numbers):
     """Fit all blocks as an estimator on Ray does."""
-    from sk_easytensor.backends.ray import RayBackend
+    from sk_easytensor.backends.ray.backend import RayBackend
     from sk_easytensor.compose import TableEncoder
-    from sk_easytensor.tables import as_table
+    from sk_easytensor.data.tables import as_table
 
     # The first number stands in for a target, which is read apart.
     target, *rest = numbers
@@ -147,7 +147,7 @@ def pass_a_column(directory, strings, numbers):
     """Fit a block to each column, which a Ray Dataset reads."""
     import ray
 
-    from sk_easytensor.summaries import merge_all
+    from sk_easytensor.data.summaries import merge_all
 
     for names, kind in ((strings, 0), (numbers, 1)):
         for name in names:
@@ -174,7 +174,7 @@ class Summarize:
 
         import pyarrow as pa
 
-        from sk_easytensor.plain_types import plain_types
+        from sk_easytensor.data.types import plain_types
 
         summary = self.block.summarize(plain_types(batch))
         return pa.table({"summary": pa.array([pickle.dumps(summary)], pa.large_binary())})

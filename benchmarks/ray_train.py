@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sk_easytensor import MLP, EasyTensorClassifier
-from sk_easytensor.backends.ray import RayBackend
+from sk_easytensor.backends.ray.backend import RayBackend
 
 FILE_ROWS = 250_000
 MEGABYTE = 1 << 20

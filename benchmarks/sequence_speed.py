@@ -26,10 +26,9 @@ from sk_easytensor.networks import TabM
 from sk_easytensor.networks.block_network import make_network
 from sk_easytensor.networks.heads import BinaryHead
 from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.training.batches import BatchIterator, EncodedRows
-from sk_easytensor.training.fitting import train_network
+from sk_easytensor.training.dataset import BatchIterator, EncodedRows
 from sk_easytensor.training.net import supports_bfloat16
-from sk_easytensor.training.settings import TrainingSettings, default_batch_size
+from sk_easytensor.training.train import TrainingSettings, default_batch_size, train_network
 
 MEAN_LENGTH = 20
 RAW, PLAIN, AVERAGED = "bare loop", "EasyTensor", "EasyTensor, weights averaged"

@@ -17,7 +17,7 @@ from sklearn.metrics import r2_score
 from torch import nn
 
 from sk_easytensor import Block, CategoryBlock, EasyTensorRegressor
-from sk_easytensor.summaries import SummaryMap, ValueCounts
+from sk_easytensor.data.summaries import SummaryMap, ValueCounts
 
 
 class PathBlock(Block):

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from sk_easytensor._lazy import lazy_names
+from sk_easytensor._utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from sk_easytensor.blocks import (
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         EasyTensorTwoTower,
     )
     from sk_easytensor.networks import MLP, Sum, TabM
-    from sk_easytensor.training.interrupts import StopTraining
+    from sk_easytensor.training.net import StopTraining
     from sk_easytensor.trees import BoostedTrees
 
 __version__ = "0.1.0"
@@ -64,7 +64,7 @@ __getattr__, __dir__ = lazy_names(
         ".compose": ["TableEncoder"],
         ".estimators": [name for name in __all__ if name.startswith("EasyTensor")],
         ".networks": ["MLP", "Sum", "TabM"],
-        ".training.interrupts": ["StopTraining"],
+        ".training.net": ["StopTraining"],
         ".trees": ["BoostedTrees"],
     },
     subpackages=(
@@ -73,10 +73,18 @@ __getattr__, __dir__ = lazy_names(
         "compose",
         "datasets",
         "estimators",
+        "events",
         "inference",
+        "inspection",
+        "metrics",
         "networks",
+        "ranking",
+        "report",
+        "retrieval",
+        "safe_loading",
         "search_spaces",
         "serving",
+        "tracking",
         "trees",
     ),
 )

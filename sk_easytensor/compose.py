@@ -8,14 +8,10 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
-from sk_easytensor._warnings import warn_of_unseen
-from sk_easytensor.arrow_columns import is_pandas
-from sk_easytensor.blocks import BLOCKS
-from sk_easytensor.blocks.numeric import NumericBlock
-from sk_easytensor.blocks.offset import BASE_MARGIN, OffsetBlock, margin_column
-from sk_easytensor.executor import LocalExecutor
-from sk_easytensor.parameters import GrowingParametersMixin, check_choice
-from sk_easytensor.selection import (
+from sk_easytensor._utils.runtime import with_library_settings
+from sk_easytensor._utils.validation import GrowingParametersMixin, check_choice, warn_of_unseen
+from sk_easytensor.blocks.detection import (
+    BLOCKS,
     check_blocks,
     detect_blocks,
     listed,
@@ -23,11 +19,19 @@ from sk_easytensor.selection import (
     select_columns,
     selectable_names,
 )
-from sk_easytensor.sparse import compressed, is_sparse, layout_of
-from sk_easytensor.tables import as_table, has_column_names, read_like_fit
-from sk_easytensor.torch_settings import with_library_settings
+from sk_easytensor.blocks.numeric import NumericBlock
+from sk_easytensor.blocks.offset import BASE_MARGIN, OffsetBlock, margin_column
+from sk_easytensor.data.arrow_columns import is_pandas
+from sk_easytensor.data.sparse import compressed, is_sparse, layout_of
+from sk_easytensor.data.tables import as_table, has_column_names, read_like_fit
+from sk_easytensor.executor import LocalExecutor
 
-__all__ = ["BlockParametersMixin", "TableEncoder", "select_columns"]
+__all__ = [
+    "BlockParametersMixin",
+    "TableEncoder",
+    "select_columns",
+]
+
 
 """The column that an array of offsets becomes."""
 

@@ -10,13 +10,18 @@ from functools import cache
 import numpy as np
 import torch
 
-from sk_easytensor.columns import RowError
-from sk_easytensor.parameters import check_number
-from sk_easytensor.summaries import SummaryMap, merge_all
+from sk_easytensor._utils.runtime import limited_threads, resolve_threads
+from sk_easytensor._utils.validation import check_number
+from sk_easytensor.data.columns import RowError
+from sk_easytensor.data.summaries import SummaryMap, merge_all
 from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.torch_settings import limited_threads, resolve_threads
 
-__all__ = ["LocalExecutor", "forward_on", "keep_freed_memory"]
+__all__ = [
+    "LocalExecutor",
+    "forward_on",
+    "keep_freed_memory",
+]
+
 
 COLUMN_WISE = 16
 """So many times more rows at a time for blocks that work column by column."""

@@ -11,9 +11,15 @@ import torch
 from sklearn.base import is_classifier
 from sklearn.metrics import get_scorer, get_scorer_names
 
-from sk_easytensor.inspection._encoded import GivenOutputs
+from sk_easytensor.inspection.encoded_model import GivenOutputs
 
-__all__ = ["Metric", "MetricScores", "resolve_metrics", "resolve_stopping_metric"]
+__all__ = [
+    "Metric",
+    "MetricScores",
+    "resolve_metrics",
+    "resolve_stopping_metric",
+]
+
 
 LOSS_NAMES = frozenset(
     ["log_loss", "logloss", "binary_logloss", "multi_logloss", "mlogloss", "cross_entropy"]

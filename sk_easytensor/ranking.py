@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sk_easytensor.blocks._lists import is_list
-from sk_easytensor.parameters import check_number
-from sk_easytensor.tables import as_table
-from sk_easytensor.type_names import type_name
+from sk_easytensor._utils.validation import check_number
+from sk_easytensor.data.lists import is_list
+from sk_easytensor.data.tables import as_table
+from sk_easytensor.data.type_names import type_name
 
 __all__ = [
     "coverage_at_k",

@@ -7,10 +7,17 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 import torch
 
-from sk_easytensor.parameters import check_choice
-from sk_easytensor.torch_settings import with_library_settings
+from sk_easytensor._utils.runtime import with_library_settings
+from sk_easytensor._utils.validation import check_choice
 
-__all__ = ["INDEXES", "ApproximateIndex", "as_tensor", "check_index", "top_k"]
+__all__ = [
+    "INDEXES",
+    "ApproximateIndex",
+    "as_tensor",
+    "check_index",
+    "top_k",
+]
+
 
 INDEXES = ("exact", "usearch")
 

@@ -16,7 +16,14 @@ from dataclasses import dataclass
 
 from scipy.stats import loguniform, uniform
 
-__all__ = ["RANGES", "Choices", "Interval", "distributions", "grid", "suggest"]
+__all__ = [
+    "RANGES",
+    "Choices",
+    "Interval",
+    "distributions",
+    "grid",
+    "suggest",
+]
 
 
 @dataclass(frozen=True)

@@ -100,5 +100,5 @@ def flavour(request):
 @pytest.fixture
 def quick_fits(monkeypatch):
     """Fits of two epochs where ``max_epochs`` is left to the library."""
-    few = "sk_easytensor.estimators._base.default_table_epochs"
+    few = "sk_easytensor.estimators.base.default_table_epochs"
     monkeypatch.setattr(few, lambda n_rows: 2)

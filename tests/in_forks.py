@@ -31,8 +31,7 @@ from sk_easytensor import (
     TextBlock,
     VectorBlock,
 )
-from sk_easytensor.torch_settings import PROCESS, library_settings, resolve_threads
-from sk_easytensor.training.seeding import seeded
+from sk_easytensor._utils.runtime import PROCESS, library_settings, resolve_threads, seeded
 
 SECONDS = 60
 """Until a child counts as one that hangs."""

@@ -11,7 +11,7 @@ import torch.distributed as distributed
 from skorch.callbacks import Callback
 
 from sk_easytensor import EasyTensorEmbedder
-from sk_easytensor.backends.ray import RayBackend
+from sk_easytensor.backends.ray.backend import RayBackend
 
 
 def make_shop(n_rows, seed=0):

@@ -8,9 +8,8 @@ import torch
 from sk_easytensor.backends import LocalBackend
 from sk_easytensor.executor import ITEMS, ROW_MULTIPLE, batch_sizes
 from sk_easytensor.networks.block_network import BlockNetwork
-from sk_easytensor.ragged import Ragged
-from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.training.batches import WINDOW, BatchIterator, EncodedRows
+from sk_easytensor.tensors import Ragged, TensorFrame
+from sk_easytensor.training.dataset import WINDOW, BatchIterator, EncodedRows
 
 
 def rows_of(lengths):

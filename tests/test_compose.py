@@ -26,8 +26,8 @@ from sk_easytensor import (
     TabM,
     VectorBlock,
 )
-from sk_easytensor.selection import select_columns
-from sk_easytensor.tables import as_table
+from sk_easytensor.blocks.detection import select_columns
+from sk_easytensor.data.tables import as_table
 
 
 @pytest.fixture

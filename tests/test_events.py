@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal
 
+from sk_easytensor.data.tables import as_table
 from sk_easytensor.events import collect_sequences
-from sk_easytensor.tables import as_table
 
 KEYS = {"by": "user", "order_by": "time"}
 

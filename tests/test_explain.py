@@ -20,8 +20,9 @@ from sk_easytensor import (
     VectorBlock,
 )
 from sk_easytensor.backends.local import LocalBackend
-from sk_easytensor.inspection import _encoded, permutation_importance
-from sk_easytensor.inspection._mixed import MixedRows
+from sk_easytensor.inspection import encoded_model as _encoded
+from sk_easytensor.inspection import permutation_importance
+from sk_easytensor.inspection.explanation import MixedRows
 
 TREES = BoostedTrees(max_iter=8)
 QUICK = {"max_epochs": 2, "trees": TREES, "random_state": 0}

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from sk_easytensor.files import write_whole
+from sk_easytensor._utils.storage import write_whole
 
 
 def test_a_file_is_replaced(tmp_path):

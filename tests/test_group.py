@@ -8,7 +8,7 @@ import torch
 import torch.distributed as distributed
 import torch.multiprocessing as multiprocessing
 
-from sk_easytensor.training.group import Group, LostWorkerError
+from sk_easytensor.training.distributed import Group, LostWorkerError
 
 N_WORKERS = 3
 WAITING = {

@@ -24,12 +24,9 @@ from sk_easytensor import (
     VectorBlock,
 )
 from sk_easytensor.backends.local import LocalBackend
-from sk_easytensor.inspection import (
-    PermutationImportanceDisplay,
-    _encoded,
-    _sample,
-    permutation_importance,
-)
+from sk_easytensor.inspection import PermutationImportanceDisplay, permutation_importance
+from sk_easytensor.inspection import encoded_model as _encoded
+from sk_easytensor.inspection import sample as _sample
 
 QUICK = {"max_epochs": 20, "learning_rate": 0.02, "random_state": 0}
 

@@ -26,7 +26,7 @@ from sk_easytensor import (
     EasyTensorTwoTower,
     NumericBlock,
 )
-from sk_easytensor.masking import MaskedUrl, mask_error, masked
+from sk_easytensor._utils.masking import MaskedUrl, mask_error, masked
 from sk_easytensor.safe_loading import trusted_types
 from sk_easytensor.tracking import MLflowTracker
 
@@ -174,7 +174,7 @@ def test_fitted_models_are_saved_without_locations(tmp_path):
 
 def test_backends_are_saved_without_locations():
     pytest.importorskip("ray")
-    from sk_easytensor.backends.ray import RayBackend
+    from sk_easytensor.backends.ray.backend import RayBackend
 
     model = EasyTensorClassifier(**TREELESS).fit(X, y)
     model.backend = RayBackend(storage_path=WHERE, address=f"ray://u:{SECRET}@h:10001")

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sk_easytensor import MLP, CategoryBlock, EasyTensorRegressor, NumericBlock
-from sk_easytensor.backends.chunks import parquet_chunks
-from sk_easytensor.plain_types import plain_schema, plain_types
-from sk_easytensor.tables import as_table, first_rows
+from sk_easytensor.data.parquet import parquet_chunks
+from sk_easytensor.data.tables import as_table, first_rows
+from sk_easytensor.data.types import plain_schema, plain_types
 
 DAY = dt.datetime(2024, 2, 29)
 COLUMNS = {

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sk_easytensor.tensors import Ragged, TensorFrame
-from sk_easytensor.training.batches import EncodedRows
+from sk_easytensor.training.dataset import EncodedRows
 
 LISTS = [[1, 2, 3], [], [4], [5, 6]]
 NAN = float("nan")

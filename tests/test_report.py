@@ -21,7 +21,7 @@ from sk_easytensor import (
     EasyTensorTwoTower,
     EventSequenceBlock,
 )
-from sk_easytensor.inspection._validation import calibration, residual_bins
+from sk_easytensor.inspection.sample import calibration, residual_bins
 
 SECTIONS = [
     "data",

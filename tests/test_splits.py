@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.training.batches import EncodedRows
-from sk_easytensor.training.splits import merge_duplicates, validation_rows
+from sk_easytensor.training.dataset import EncodedRows, merge_duplicates, validation_rows
 
 
 def split(sizes, fraction, seed=0):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from sk_easytensor.summaries import (
+from sk_easytensor.data.summaries import (
     Moments,
     Quantiles,
     SummaryMap,

@@ -16,16 +16,16 @@ import scipy.sparse
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sk_easytensor.arrow_columns import pandas_columns
-from sk_easytensor.columns import RowError, cast_column, sample_values, show_value, to_float64
-from sk_easytensor.plain_types import plain_types
-from sk_easytensor.sparse import SparseRows, layout_of, read_sparse
-from sk_easytensor.tables import (
+from sk_easytensor.data.arrow_columns import pandas_columns
+from sk_easytensor.data.columns import RowError, cast_column, sample_values, show_value, to_float64
+from sk_easytensor.data.sparse import SparseRows, layout_of, read_sparse
+from sk_easytensor.data.tables import (
     align_table,
     as_table,
     has_column_names,
     read_like_fit,
 )
+from sk_easytensor.data.types import plain_types
 
 
 @pytest.fixture
@@ -395,7 +395,7 @@ def test_types_of_pandas_that_arrow_does_not_know_yet_are_read_alike(tmp_path):
     code = (
         "import sys, pyarrow.parquet as pq\n"
         "table = pq.read_table(sys.argv[1])\n"
-        "from sk_easytensor.tables import as_table\n"
+        "from sk_easytensor.data.tables import as_table\n"
         "assert 'struct' in str(table.schema.field('cut').type)\n"
         "print(as_table(table).to_pydict())\n"
     )
@@ -515,11 +515,11 @@ def test_wide_frames_are_read_as_narrow_ones(monkeypatch):
     assert sum(isinstance(column, np.ndarray) for column in pandas_columns(frame)) == 75
     wide = as_table(frame)
     assert wide.column_names == list(frame.columns)
-    monkeypatch.setattr("sk_easytensor.arrow_columns.ALIKE", 1000)
+    monkeypatch.setattr("sk_easytensor.data.arrow_columns.ALIKE", 1000)
     assert wide.equals(as_table(frame))
     monkeypatch.undo()
     # Copies of large frames would take memory.
-    monkeypatch.setattr("sk_easytensor.arrow_columns.FEW", 10)
+    monkeypatch.setattr("sk_easytensor.data.arrow_columns.FEW", 10)
     assert wide.equals(as_table(frame))
     monkeypatch.undo()
     rows = frame.iloc[:0]
@@ -668,7 +668,7 @@ def test_tables_without_labels_of_their_own_are_matched_by_position(names):
 
 
 def test_labels_that_selectors_return_are_no_positions(frame):
-    from sk_easytensor.selection import select_columns
+    from sk_easytensor.blocks.detection import select_columns
 
     frame = frame.set_axis([5, 4, 3, 2, 1, 0], axis=1)
     chosen = select_columns(lambda X: list(X.select_dtypes(float)), as_table(frame), frame)

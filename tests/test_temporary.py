@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from sk_easytensor import temporary
-from sk_easytensor.temporary import (
+from sk_easytensor._utils import storage as temporary
+from sk_easytensor._utils.storage import (
     make_temporary_directory,
     remove_left_behind,
     remove_temporary_directory,
@@ -101,7 +101,7 @@ def test_all_temporary_directories_are_named_so(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     from sk_easytensor.tracking.run import TrackedRun, new_record
     from sk_easytensor.tracking.tracker import MLflowTracker
-    from sk_easytensor.training.shards import SpilledRows
+    from sk_easytensor.training.dataset import SpilledRows
 
     run = TrackedRun(MLflowTracker(), "Owner", "", None, new_record(tracking_uri=""))
     rows = SpilledRows(1)

@@ -19,7 +19,7 @@ from sk_easytensor import (
     NumericBlock,
     TabM,
 )
-from sk_easytensor.torch_settings import already_set, library_settings
+from sk_easytensor._utils.runtime import already_set, library_settings
 
 
 @contextmanager

@@ -29,12 +29,11 @@ from sk_easytensor.networks.heads import (
     RegressionHead,
     SampledSoftmaxHead,
 )
-from sk_easytensor.training.batches import EncodedRows
-from sk_easytensor.training.shards import SpilledRows, gather_rows
-from sk_easytensor.training.trees import tree_rows
-from sk_easytensor.trees import boosted
-from sk_easytensor.trees.columns import LeftRows, told_by_others
-from sk_easytensor.trees.module import TreesModule, places_of_bits
+from sk_easytensor.training.blend import tree_rows
+from sk_easytensor.training.dataset import EncodedRows, SpilledRows, gather_rows
+from sk_easytensor.trees import boosting as boosted
+from sk_easytensor.trees.boosting import LeftRows, told_by_others
+from sk_easytensor.trees.forest import TreesModule, places_of_bits
 
 N_TRAIN, N_VALID = 700, 200
 CODES = [(1001, True), (1001, True), (1001, True), (12, False), (402, False)]
@@ -116,7 +115,7 @@ def test_tables_give_what_scikit_learn_does(kind, leaves, columns, score, monkey
         expected.append(booster._raw_predict(own.matrices[1]))
     found = module(torch.from_numpy(columns[N_TRAIN:]))
     np.testing.assert_allclose(found, np.concatenate(expected, axis=1), rtol=1e-5, atol=2e-5)
-    monkeypatch.setattr("sk_easytensor.trees.module.AT_ONCE", 0)
+    monkeypatch.setattr("sk_easytensor.trees.forest.AT_ONCE", 0)
     assert torch.equal(module(torch.from_numpy(columns[N_TRAIN:])), found)
     module.unpack()
     unpacked = module(torch.from_numpy(columns[N_TRAIN:]))
@@ -197,11 +196,11 @@ def test_codes_that_cannot_be_told_apart_share_rows(columns):
 def test_tables_stay_within_bounds(columns, score, monkeypatch):
     head, target = RegressionHead(), score[:, None]
     whole = grow(head, columns, target)[0]
-    monkeypatch.setattr("sk_easytensor.trees.tables.MOST_BYTES", whole.open_leaves.nbytes // 3)
+    monkeypatch.setattr("sk_easytensor.trees.forest.MOST_BYTES", whole.open_leaves.nbytes // 3)
     part = grow(head, columns, target)[0]
     assert part.open_leaves.nbytes <= whole.open_leaves.nbytes // 3
     assert np.array_equal(part.values, whole.values[: part.n_trees])
-    monkeypatch.setattr("sk_easytensor.trees.module.MOST_NUMBERS", 1)
+    monkeypatch.setattr("sk_easytensor.trees.forest.MOST_NUMBERS", 1)
     with pytest.raises(RuntimeError, match=r"lower trees__max_leaf_nodes or"):
         TreesModule([part], 0.5).unpack()
 

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 import sk_easytensor
-from sk_easytensor.type_names import in_words, type_name
+from sk_easytensor.data.type_names import in_words, type_name
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sk_easytensor.training.batches import BatchIterator, EncodedRows, FreshRows
-from sk_easytensor.training.objectives import OBJECTIVES, PairDraw, ViewSettings
-from sk_easytensor.views import (
+from sk_easytensor.embedder.objectives import OBJECTIVES, PairDraw, ViewSettings
+from sk_easytensor.embedder.slices import (
     Sequences,
     Stretches,
     consecutive_stretches,
@@ -20,6 +19,7 @@ from sk_easytensor.views import (
     gap_seconds,
     random_stretches,
 )
+from sk_easytensor.training.dataset import BatchIterator, EncodedRows, FreshRows
 
 
 def lists_of(rows, kind=None):

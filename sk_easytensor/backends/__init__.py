@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from sk_easytensor._lazy import lazy_names
+from sk_easytensor._utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from sk_easytensor.backends.local import LocalBackend
-    from sk_easytensor.backends.ray import RayBackend
+    from sk_easytensor.backends.ray.backend import RayBackend
 
 __all__ = ["LocalBackend", "RayBackend", "resolve_backend"]
 
@@ -40,7 +40,7 @@ def resolve_backend(backend, n_jobs):
     if backend == "local":
         return LocalBackend(n_jobs)
     if backend == "ray":
-        from sk_easytensor.backends.ray import RayBackend
+        from sk_easytensor.backends.ray.backend import RayBackend
 
         return RayBackend(n_jobs=n_jobs)
     raise ValueError(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
+from sk_easytensor._utils.runtime import limited_threads, resolve_threads
 from sk_easytensor.executor import LocalExecutor, keep_freed_memory
-from sk_easytensor.torch_settings import limited_threads, resolve_threads
-from sk_easytensor.training.fitting import train_network
-from sk_easytensor.training.settings import resolve_device
-from sk_easytensor.training.splits import hold_out, merge_duplicates
+from sk_easytensor.training.dataset import hold_out, merge_duplicates
+from sk_easytensor.training.train import resolve_device, train_network
 
-__all__ = ["LocalBackend"]
+__all__ = [
+    "LocalBackend",
+]
+
 
 ROWS_A_THREAD = 128
 """Rows of a training batch that keep one thread busy."""
@@ -46,13 +48,13 @@ class LocalBackend(LocalExecutor):
         Parameters
         ----------
         X, y, sample_weight, read, check_target, where
-            As of :func:`~sk_easytensor.training.records.read_records`.
+            As of :func:`~sk_easytensor.training.dataset.read_records`.
 
         Returns
         -------
         Records
         """
-        from sk_easytensor.training.records import read_records
+        from sk_easytensor.training.dataset import read_records
 
         return read_records(X, y, sample_weight, read, check_target, where)
 
@@ -74,7 +76,7 @@ class LocalBackend(LocalExecutor):
         strata : callable
             Takes targets and returns the group of each row.
         fraction, random_state
-            As of :func:`~sk_easytensor.training.splits.hold_out`.
+            As of :func:`~sk_easytensor.training.dataset.hold_out`.
         """
         return hold_out(rows, strata(rows.target), fraction, random_state)
 
@@ -84,7 +86,7 @@ class LocalBackend(LocalExecutor):
         Parameters
         ----------
         network, head, rows, valid_rows, settings
-            As of :func:`~sk_easytensor.training.fitting.train_network`.
+            As of :func:`~sk_easytensor.training.train.train_network`.
         inspection : Inspection, optional
             Says what to keep of the rows, or to compute from them, for importances.
 
@@ -143,7 +145,7 @@ class LocalBackend(LocalExecutor):
         list
             What the function returned for each chunk.
         """
-        from sk_easytensor.training.records import take_columns
+        from sk_easytensor.training.dataset import take_columns
 
         X, y, sample_weight = take_columns(X, y, sample_weight)
         return [function(X, y, sample_weight, random_state, None)]

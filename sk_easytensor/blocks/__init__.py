@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING
 
-from sk_easytensor._lazy import lazy_names
+from sk_easytensor._utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from sk_easytensor.blocks._base import Block
-    from sk_easytensor.blocks._kinds import BLOCKS
+    from sk_easytensor.blocks.base import Block
     from sk_easytensor.blocks.category import CategoryBlock
     from sk_easytensor.blocks.category_sequence import CategorySequenceBlock
     from sk_easytensor.blocks.datetime import DatetimeBlock
+    from sk_easytensor.blocks.detection import BLOCKS
     from sk_easytensor.blocks.event_sequence import EventSequenceBlock
     from sk_easytensor.blocks.numeric import NumericBlock
     from sk_easytensor.blocks.numeric_sequence import NumericSequenceBlock
@@ -36,8 +36,8 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "._base": ["Block"],
-        "._kinds": ["BLOCKS"],
+        ".base": ["Block"],
+        ".detection": ["BLOCKS"],
         ".category": ["CategoryBlock"],
         ".category_sequence": ["CategorySequenceBlock"],
         ".datetime": ["DatetimeBlock"],

@@ -8,9 +8,9 @@ import pyarrow.compute as pc
 import torch
 from torch import nn
 
-from sk_easytensor.blocks._base import Block, unsupported_column
-from sk_easytensor.inference.columns import MISSING_STRING
-from sk_easytensor.keys import (
+from sk_easytensor._utils.validation import check_number
+from sk_easytensor.blocks.base import Block, unsupported_column
+from sk_easytensor.data.keys import (
     BOOLEAN_TEXTS,
     DATES,
     INSTANTS,
@@ -25,11 +25,17 @@ from sk_easytensor.keys import (
     hash_strings,
     value_family,
 )
-from sk_easytensor.parameters import check_number
-from sk_easytensor.summaries import Summary, SummaryMap, ValueCounts, cached_slices
-from sk_easytensor.type_names import type_name
+from sk_easytensor.data.summaries import Summary, SummaryMap, ValueCounts, cached_slices
+from sk_easytensor.data.type_names import type_name
+from sk_easytensor.onnx.readers import MISSING_STRING
 
-__all__ = ["CategoryBlock", "CategoryModule", "category_keys", "hash_strings"]
+__all__ = [
+    "CategoryBlock",
+    "CategoryModule",
+    "category_keys",
+    "hash_strings",
+]
+
 
 KNOWN = 2
 """The code of the most frequent category."""
@@ -400,8 +406,8 @@ class CategorySummary(Summary):
     Parameters
     ----------
     types : dict of {str: str}
-        The families of types that were seen, see :func:`~sk_easytensor.keys.value_family`, and a
-        type of each.
+        The families of types that were seen, see
+        :func:`~sk_easytensor.data.keys.value_family`, and a type of each.
     counts : ValueCounts or None
         How often each category occurs; None where categories are hashed.
     """

@@ -9,12 +9,14 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from sk_easytensor.blocks._lists import is_list
-from sk_easytensor.blocks._sequences import SequenceBlock, code_names, count_codes, ragged
 from sk_easytensor.blocks.category import CategoryBlock, nothing_known
-from sk_easytensor.summaries import SummaryMap
+from sk_easytensor.blocks.sequences import SequenceBlock, code_names, count_codes, ragged
+from sk_easytensor.data.lists import is_list
+from sk_easytensor.data.summaries import SummaryMap
 
-__all__ = ["CategorySequenceBlock"]
+__all__ = [
+    "CategorySequenceBlock",
+]
 
 
 class CategorySequenceBlock(SequenceBlock):
@@ -190,7 +192,7 @@ class CategorySequenceBlock(SequenceBlock):
         )
 
     def to_onnx(self, graph):
-        from sk_easytensor.inference import encoders
+        from sk_easytensor.onnx import encoders
 
         encoding = {}
         for name, items in zip(self.feature_names_in_, self.items_, strict=True):

@@ -10,9 +10,12 @@ import pyarrow.compute as pc
 import torch
 from torch import nn
 
-from sk_easytensor.blocks._base import Block
-from sk_easytensor.blocks._bin_edges import BinnedMixin
-from sk_easytensor.blocks._times import (
+from sk_easytensor._utils.validation import check_choice, check_number
+from sk_easytensor.blocks.base import Block
+from sk_easytensor.blocks.numeric import FIRST_CODE, MISSING_CODE, TREE_PARTS, NumericModule
+from sk_easytensor.data.bin_edges import BinnedMixin
+from sk_easytensor.data.columns import sample_values
+from sk_easytensor.data.datetimes import (
     CYCLES,
     FIRST,
     LAST,
@@ -24,12 +27,13 @@ from sk_easytensor.blocks._times import (
     time_zones,
     zone_shifts,
 )
-from sk_easytensor.blocks.numeric import FIRST_CODE, MISSING_CODE, TREE_PARTS, NumericModule
-from sk_easytensor.columns import sample_values
-from sk_easytensor.parameters import check_choice, check_number
-from sk_easytensor.summaries import Quantiles, Summary, SummaryMap
+from sk_easytensor.data.summaries import Quantiles, Summary, SummaryMap
 
-__all__ = ["DatetimeBlock", "DatetimeModule"]
+__all__ = [
+    "DatetimeBlock",
+    "DatetimeModule",
+]
+
 
 BORDER = 0.3
 """How much of a part of a cycle lies before its begin, so that rounding moves midnights across no
@@ -207,7 +211,7 @@ class DatetimeBlock(BinnedMixin, Block):
         return DatetimeModule(n_edges, 2 * len(self._waves), self.width, sines)
 
     def to_onnx(self, graph):
-        from sk_easytensor.inference import encoders
+        from sk_easytensor.onnx import encoders
 
         zones = zip(self.feature_names_in_, self.zones_, strict=True)
         times = [graph.column(name, "time", zone=zone) for name, zone in zones]

@@ -9,8 +9,9 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from sk_easytensor.blocks._base import unsupported_column
-from sk_easytensor.blocks._events import (
+from sk_easytensor.blocks.base import unsupported_column
+from sk_easytensor.blocks.category import CategoryBlock, nothing_known
+from sk_easytensor.blocks.events import (
     check_clocks,
     choose_kinds,
     find_now,
@@ -21,8 +22,9 @@ from sk_easytensor.blocks._events import (
     split_items,
     struct_fields,
 )
-from sk_easytensor.blocks._lists import is_list, list_lengths, same_lengths
-from sk_easytensor.blocks._sequences import (
+from sk_easytensor.blocks.numeric import NumericBlock
+from sk_easytensor.blocks.numeric_sequence import NumericSequenceBlock
+from sk_easytensor.blocks.sequences import (
     NUMBER_FEATURES,
     SequenceBlock,
     code_names,
@@ -30,14 +32,14 @@ from sk_easytensor.blocks._sequences import (
     describe_numbers,
     ragged,
 )
-from sk_easytensor.blocks.category import CategoryBlock, nothing_known
-from sk_easytensor.blocks.numeric import NumericBlock
-from sk_easytensor.blocks.numeric_sequence import NumericSequenceBlock
 from sk_easytensor.blocks.vector import VectorBlock
-from sk_easytensor.ragged import Ragged
-from sk_easytensor.summaries import SummaryMap
+from sk_easytensor.data.lists import is_list, list_lengths, same_lengths
+from sk_easytensor.data.summaries import SummaryMap
+from sk_easytensor.tensors import Ragged
 
-__all__ = ["EventSequenceBlock"]
+__all__ = [
+    "EventSequenceBlock",
+]
 
 
 class EventSequenceBlock(SequenceBlock):
@@ -370,7 +372,7 @@ class EventSequenceBlock(SequenceBlock):
         return EventSequenceModule(codes, values, self.make_encoder)
 
     def to_onnx(self, graph):
-        from sk_easytensor.inference import encoders
+        from sk_easytensor.onnx import encoders
 
         categories, clock = self.category_block_, {"kind": "seconds", "zone": self._zone}
         fields, codes = {}, {}

@@ -9,13 +9,16 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from sk_easytensor.blocks._base import Block
-from sk_easytensor.blocks._bin_edges import BinnedMixin
-from sk_easytensor.columns import to_float64
-from sk_easytensor.parameters import check_choice, check_number
-from sk_easytensor.summaries import Quantiles, SummaryMap
+from sk_easytensor._utils.validation import check_choice, check_number
+from sk_easytensor.blocks.base import Block
+from sk_easytensor.data.bin_edges import BinnedMixin
+from sk_easytensor.data.columns import to_float64
+from sk_easytensor.data.summaries import Quantiles, SummaryMap
 
-__all__ = ["NumericBlock"]
+__all__ = [
+    "NumericBlock",
+]
+
 
 RATE = 2.0
 """Learning rate of the embeddings over that of the network: a bin's vector is seldom looked up."""
@@ -193,7 +196,7 @@ class NumericBlock(BinnedMixin, Block):
         return rows**2 / (rows**2 + self.shrinkage**2)
 
     def to_onnx(self, graph):
-        from sk_easytensor.inference import encoders
+        from sk_easytensor.onnx import encoders
 
         values = [graph.column(name, "number") for name in self.feature_names_in_]
         values = graph.stack(values, axis=1)

@@ -7,19 +7,22 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from sk_easytensor.blocks._bin_edges import bounded_numbers, centers_and_scales
-from sk_easytensor.blocks._lists import is_list, same_lengths
-from sk_easytensor.blocks._sequences import (
+from sk_easytensor.blocks.numeric import NumericBlock
+from sk_easytensor.blocks.sequences import (
     NUMBER_FEATURES,
     SequenceBlock,
     describe_numbers,
     ragged,
 )
-from sk_easytensor.blocks.numeric import NumericBlock
-from sk_easytensor.columns import to_float64
-from sk_easytensor.summaries import Quantiles, SummaryMap, merge_all
+from sk_easytensor.data.bin_edges import bounded_numbers, centers_and_scales
+from sk_easytensor.data.columns import to_float64
+from sk_easytensor.data.lists import is_list, same_lengths
+from sk_easytensor.data.summaries import Quantiles, SummaryMap, merge_all
 
-__all__ = ["NumericSequenceBlock"]
+__all__ = [
+    "NumericSequenceBlock",
+]
+
 
 PIECE = 1 << 20
 """Items converted at a time, so that the double precision copy of long series stays small."""
@@ -163,7 +166,7 @@ class NumericSequenceBlock(SequenceBlock):
         return NumericSequenceModule(self.missing_fraction_ > 0, self.make_encoder)
 
     def to_onnx(self, graph):
-        from sk_easytensor.inference import encoders
+        from sk_easytensor.onnx import encoders
 
         names = list(map(str, self.feature_names_in_))
         fields = {name: {"column": name, "kind": "number"} for name in names}

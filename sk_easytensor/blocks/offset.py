@@ -7,12 +7,17 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from sk_easytensor.arrow_columns import column_of
-from sk_easytensor.blocks._base import Block
-from sk_easytensor.columns import RowError, show_value, to_float64, type_name
-from sk_easytensor.summaries import SummaryMap
+from sk_easytensor.blocks.base import Block
+from sk_easytensor.data.arrow_columns import column_of
+from sk_easytensor.data.columns import RowError, show_value, to_float64, type_name
+from sk_easytensor.data.summaries import SummaryMap
 
-__all__ = ["BASE_MARGIN", "OffsetBlock", "margin_column"]
+__all__ = [
+    "BASE_MARGIN",
+    "OffsetBlock",
+    "margin_column",
+]
+
 
 BASE_MARGIN = "base_margin"
 """Name of the column of offsets that were given as an array."""

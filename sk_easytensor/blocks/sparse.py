@@ -6,15 +6,18 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from sk_easytensor.blocks._base import Block
-from sk_easytensor.blocks._text_encoders import PROJECTED, NgramModule, interleave, project_lists
-from sk_easytensor.parameters import check_choice, check_number
-from sk_easytensor.sparse import SparseRows, encode_sparse, is_sparse, read_sparse
-from sk_easytensor.sparse import sparse_rows as rows_of
-from sk_easytensor.summaries import Summary, SummaryMap
+from sk_easytensor._utils.validation import check_choice, check_number
+from sk_easytensor.blocks.base import Block
+from sk_easytensor.blocks.text_encoders import PROJECTED, NgramModule, interleave, project_lists
+from sk_easytensor.data.sparse import SparseRows, encode_sparse, is_sparse, read_sparse
+from sk_easytensor.data.sparse import sparse_rows as rows_of
+from sk_easytensor.data.summaries import Summary, SummaryMap
 from sk_easytensor.tensors import Ragged
 
-__all__ = ["SparseBlock"]
+__all__ = [
+    "SparseBlock",
+]
+
 
 FREQUENT = 0.01
 """Features with a value in at least this fraction of the rows, on average, go to the trunk."""

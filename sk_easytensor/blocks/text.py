@@ -8,14 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sk_easytensor.blocks._base import Block
-from sk_easytensor.blocks._pretrained_texts import pretrained_encoder
-from sk_easytensor.blocks._text_encoders import NgramEncoder, SubwordEncoder
-from sk_easytensor.columns import cast_column, sample_values
-from sk_easytensor.parameters import check_choice, check_number
-from sk_easytensor.summaries import SummaryMap
+from sk_easytensor._utils.validation import check_choice, check_number
+from sk_easytensor.blocks.base import Block
+from sk_easytensor.blocks.language_models import pretrained_encoder
+from sk_easytensor.blocks.text_encoders import NgramEncoder, SubwordEncoder
+from sk_easytensor.data.columns import cast_column, sample_values
+from sk_easytensor.data.summaries import SummaryMap
 
-__all__ = ["TextBlock"]
+__all__ = [
+    "TextBlock",
+]
+
 
 ENCODERS = {
     "ngrams": NgramEncoder,

@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 from sklearn.utils import Bunch, check_random_state
 
-from sk_easytensor.parameters import check_number
+from sk_easytensor._utils.validation import check_number
 
-__all__ = ["make_interactions"]
+__all__ = [
+    "make_interactions",
+]
 
 
 def make_interactions(

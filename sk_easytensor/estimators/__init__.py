@@ -1,11 +1,16 @@
 """The scikit-learn estimators."""
 
-from sk_easytensor.estimators._tower import Tower
-from sk_easytensor.estimators.classifier import EasyTensorClassifier
-from sk_easytensor.estimators.embedder import EasyTensorEmbedder
-from sk_easytensor.estimators.multi_task import EasyTensorMultiTask
-from sk_easytensor.estimators.regressor import EasyTensorRegressor
-from sk_easytensor.estimators.two_tower import EasyTensorTwoTower
+from typing import TYPE_CHECKING
+
+from sk_easytensor._utils.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from sk_easytensor.embedder.estimator import EasyTensorEmbedder
+    from sk_easytensor.estimators.classifier import EasyTensorClassifier
+    from sk_easytensor.estimators.multi_task import EasyTensorMultiTask
+    from sk_easytensor.estimators.regressor import EasyTensorRegressor
+    from sk_easytensor.two_tower.estimator import EasyTensorTwoTower
+    from sk_easytensor.two_tower.tower import Tower
 
 __all__ = [
     "EasyTensorClassifier",
@@ -15,3 +20,16 @@ __all__ = [
     "EasyTensorTwoTower",
     "Tower",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    "sk_easytensor",
+    {
+        ".embedder.estimator": ["EasyTensorEmbedder"],
+        ".estimators.classifier": ["EasyTensorClassifier"],
+        ".estimators.multi_task": ["EasyTensorMultiTask"],
+        ".estimators.regressor": ["EasyTensorRegressor"],
+        ".two_tower.estimator": ["EasyTensorTwoTower"],
+        ".two_tower.tower": ["Tower"],
+    },
+    module=__name__,
+)

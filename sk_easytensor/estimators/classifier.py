@@ -9,23 +9,25 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_array, column_or_1d
 
-from sk_easytensor.estimators._base import BaseEasyTensor
-from sk_easytensor.estimators._inputs import (
+from sk_easytensor._utils.runtime import with_library_settings
+from sk_easytensor._utils.validation import check_number, shortened
+from sk_easytensor.data.summaries import power_of_two
+from sk_easytensor.estimators.base import BaseEasyTensor
+from sk_easytensor.estimators.inputs import (
     check_classes,
     check_labels,
     check_no_missing,
     labels_like,
     plain_labels,
 )
-from sk_easytensor.estimators._stored import Values, of_stored_rows
-from sk_easytensor.inference._answers import ClassifierAnswer
-from sk_easytensor.inspection._validation import calibration
+from sk_easytensor.estimators.stored import Values, of_stored_rows
+from sk_easytensor.export.adapters import ClassifierAnswer
+from sk_easytensor.inspection.sample import calibration
 from sk_easytensor.networks.heads import BinaryHead, MulticlassHead, MultilabelHead
-from sk_easytensor.parameters import check_number, shortened
-from sk_easytensor.summaries import power_of_two
-from sk_easytensor.torch_settings import with_library_settings
 
-__all__ = ["EasyTensorClassifier"]
+__all__ = [
+    "EasyTensorClassifier",
+]
 
 
 class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):

@@ -13,26 +13,28 @@ import pyarrow as pa
 import torch
 from sklearn.metrics import accuracy_score, r2_score
 
-from sk_easytensor.estimators._base import BaseEasyTensor
-from sk_easytensor.estimators._inputs import check_labels
-from sk_easytensor.estimators._rows import bounded_targets
-from sk_easytensor.estimators._stored import TaskValues, of_stored_rows
+from sk_easytensor._utils.runtime import with_library_settings
+from sk_easytensor._utils.validation import check_number
+from sk_easytensor.data.tables import as_table, is_source
+from sk_easytensor.data.validation import errors_name
+from sk_easytensor.estimators.base import BaseEasyTensor
 from sk_easytensor.estimators.classifier import EasyTensorClassifier
+from sk_easytensor.estimators.inputs import check_labels
 from sk_easytensor.estimators.regressor import EasyTensorRegressor
-from sk_easytensor.inference._answers import MultiTaskAnswer
+from sk_easytensor.estimators.rows import bounded_targets
+from sk_easytensor.estimators.stored import TaskValues, of_stored_rows
+from sk_easytensor.export.adapters import MultiTaskAnswer
 from sk_easytensor.inspection import GivenOutputs
 from sk_easytensor.metrics import Metric, MetricScores, resolve_metrics, resolve_stopping_metric
 from sk_easytensor.networks.heads import MultiTaskHead, RegressionHead
-from sk_easytensor.parameters import check_number
-from sk_easytensor.report._columns import summarize_table
-from sk_easytensor.tables import as_table, is_source
+from sk_easytensor.report.report import summarize_table
 from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.torch_settings import with_library_settings
-from sk_easytensor.training.batches import EncodedRows
-from sk_easytensor.training.records import without_decimals
-from sk_easytensor.validation import errors_name
+from sk_easytensor.training.dataset import EncodedRows, without_decimals
 
-__all__ = ["EasyTensorMultiTask"]
+__all__ = [
+    "EasyTensorMultiTask",
+]
+
 
 LARGEST_WEIGHT = 10**15
 """Of a loss: its products with losses are finite in single precision."""

@@ -10,19 +10,22 @@ from sklearn.base import RegressorMixin
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 from sklearn.utils.validation import assert_all_finite, check_array, column_or_1d
 
-from sk_easytensor.estimators._base import BaseEasyTensor
-from sk_easytensor.estimators._inputs import check_no_missing, check_size, first_text
-from sk_easytensor.estimators._rows import bounded_targets, target_range
-from sk_easytensor.estimators._stored import Values, of_stored_rows
-from sk_easytensor.inference._answers import RegressorAnswer
-from sk_easytensor.inspection._validation import residual_bins
+from sk_easytensor._utils.runtime import with_library_settings
+from sk_easytensor._utils.validation import check_choice, check_number
+from sk_easytensor.data.summaries import WeightedMoments, merge_all, power_of_two
+from sk_easytensor.estimators.base import BaseEasyTensor
+from sk_easytensor.estimators.inputs import check_no_missing, check_size, first_text
+from sk_easytensor.estimators.rows import bounded_targets, target_range
+from sk_easytensor.estimators.stored import Values, of_stored_rows
+from sk_easytensor.export.adapters import RegressorAnswer
+from sk_easytensor.inspection.sample import residual_bins
 from sk_easytensor.networks.heads import RegressionHead
-from sk_easytensor.parameters import check_choice, check_number
-from sk_easytensor.summaries import WeightedMoments, merge_all, power_of_two
-from sk_easytensor.torch_settings import with_library_settings
-from sk_easytensor.training.batches import EncodedRows
+from sk_easytensor.training.dataset import EncodedRows
 
-__all__ = ["EasyTensorRegressor"]
+__all__ = [
+    "EasyTensorRegressor",
+]
+
 
 SHOWN_OUTPUTS = 8
 """Of a target of more columns, reports show the residuals of the first."""

@@ -1,13 +1,13 @@
-"""Fitted models outside training: ONNX files with the preprocessing in them, TensorRT engines."""
+"""Predictions by exported models: ONNX files with the preprocessing in them, TensorRT engines."""
 
 from typing import TYPE_CHECKING
 
-from sk_easytensor._lazy import lazy_names
+from sk_easytensor._utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from sk_easytensor.inference.onnx import encoded_arrays, export_onnx
-    from sk_easytensor.inference.predictor import OnnxPredictor, load
-    from sk_easytensor.inference.tensorrt import TensorRTPredictor, build_engine
+    from sk_easytensor.export.onnx import encoded_arrays, export_onnx
+    from sk_easytensor.export.tensorrt import TensorRTPredictor, build_engine
+    from sk_easytensor.onnx.predictor import OnnxPredictor, load
 
 __all__ = [
     "OnnxPredictor",
@@ -19,10 +19,11 @@ __all__ = [
 ]
 
 __getattr__, __dir__ = lazy_names(
-    __name__,
+    "sk_easytensor",
     {
-        ".onnx": ["encoded_arrays", "export_onnx"],
-        ".predictor": ["OnnxPredictor", "load"],
-        ".tensorrt": ["TensorRTPredictor", "build_engine"],
+        ".export.onnx": ["encoded_arrays", "export_onnx"],
+        ".onnx.predictor": ["OnnxPredictor", "load"],
+        ".export.tensorrt": ["TensorRTPredictor", "build_engine"],
     },
+    module=__name__,
 )

@@ -10,9 +10,16 @@ from torch import nn
 from torch.nn import functional
 
 from sk_easytensor.networks.heads import MemberLinear
-from sk_easytensor.ragged import Ragged
+from sk_easytensor.tensors import Ragged
 
-__all__ = ["WIDE_RATE", "BlockNetwork", "copy_network", "make_network", "padded_lengths"]
+__all__ = [
+    "WIDE_RATE",
+    "BlockNetwork",
+    "copy_network",
+    "make_network",
+    "padded_lengths",
+]
+
 
 WIDE_RATE = 0.4
 """Learning rate of what goes past the trunk, over that of the rest: sparse features overfit."""

@@ -14,10 +14,15 @@ import torch
 from torch import nn
 
 from sk_easytensor.networks.trunks import FastDropout
-from sk_easytensor.ragged import Padded
-from sk_easytensor.tensors import select_rows
+from sk_easytensor.tensors import Padded, select_rows
 
-__all__ = ["ENCODERS", "POOLINGS", "SequenceEncoder", "TransformerLayer"]
+__all__ = [
+    "ENCODERS",
+    "POOLINGS",
+    "SequenceEncoder",
+    "TransformerLayer",
+]
+
 
 ENCODERS = ("transformer", "gru", "lstm", "conv", "mean")
 POOLINGS = ("attention", "mean", "last", "mean_max")

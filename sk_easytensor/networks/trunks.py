@@ -15,9 +15,13 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import nn
 
-from sk_easytensor.parameters import GrowingParametersMixin, check_number
+from sk_easytensor._utils.validation import GrowingParametersMixin, check_number
 
-__all__ = ["MLP", "Sum", "TabM"]
+__all__ = [
+    "MLP",
+    "Sum",
+    "TabM",
+]
 
 
 class MLP(GrowingParametersMixin, BaseEstimator):

@@ -10,7 +10,11 @@ from torch.nn import functional
 
 from sk_easytensor.tensors import select_rows
 
-__all__ = ["TwoTowerNetwork", "as_embeddings", "embed"]
+__all__ = [
+    "TwoTowerNetwork",
+    "as_embeddings",
+    "embed",
+]
 
 
 def embed(tower, frame, normalized):

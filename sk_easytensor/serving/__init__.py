@@ -6,7 +6,7 @@ application for deployments with a server of their own. It needs the extra ``ser
 
 from typing import TYPE_CHECKING
 
-from sk_easytensor._lazy import lazy_names
+from sk_easytensor._utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from sk_easytensor.serving.app import make_app

@@ -14,7 +14,12 @@ import numpy as np
 
 from sk_easytensor.serving.schema import Rows
 
-__all__ = ["Batcher", "InvalidRows", "PredictionError"]
+__all__ = [
+    "Batcher",
+    "InvalidRows",
+    "PredictionError",
+]
+
 
 BATCH_ROWS, BATCH_BYTES = 1024, 2**18
 """A batch takes no further requests once it has so many rows or bytes of JSON. The model runs on no

@@ -9,9 +9,14 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, fields
 
-from sk_easytensor.parameters import check_number
+from sk_easytensor._utils.validation import check_number
 
-__all__ = ["Guard", "Limits", "prepared_keys"]
+__all__ = [
+    "Guard",
+    "Limits",
+    "prepared_keys",
+]
+
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
 """Paths that need no API key: orchestrators probe them without one."""

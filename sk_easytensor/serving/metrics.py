@@ -11,7 +11,10 @@ from prometheus_client import (
     generate_latest,
 )
 
-__all__ = ["Metrics"]
+__all__ = [
+    "Metrics",
+]
+
 
 ROUTES = frozenset(
     {"/predict", "/model", "/health", "/ready", "/metrics", "/docs", "/openapi.json"}

@@ -11,10 +11,15 @@ import pyarrow as pa
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from sk_easytensor.keys import category_keys
+from sk_easytensor.data.keys import category_keys
 from sk_easytensor.serving.limits import Limits
 
-__all__ = ["InvalidRequest", "RequestSchema", "Rows"]
+__all__ = [
+    "InvalidRequest",
+    "RequestSchema",
+    "Rows",
+]
+
 
 MAX_ERRORS = 20
 """A response describes at most so many errors."""

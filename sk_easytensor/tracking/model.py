@@ -1,4 +1,4 @@
-"""A fitted estimator as an MLflow model: its signature, an example of its input, its files."""
+"""A fitted model in MLflow, and its scoring as a service."""
 
 from __future__ import annotations
 
@@ -14,12 +14,25 @@ import pyarrow as pa
 from scipy.sparse import csr_matrix
 from skops.io import dumps, get_untrusted_types
 
+from sk_easytensor._utils.skops import trusted_types
 from sk_easytensor.blocks.offset import BASE_MARGIN
-from sk_easytensor.skops_files import trusted_types
-from sk_easytensor.sparse import compressed, is_sparse, layout_of
-from sk_easytensor.tables import align_table, as_table, first_rows, has_column_names, is_source
+from sk_easytensor.data.sparse import compressed, is_sparse, layout_of
+from sk_easytensor.data.tables import align_table, as_table, first_rows, has_column_names, is_source
 
-__all__ = ["REQUIREMENTS", "save_model", "versions"]
+__all__ = [
+    "REQUIREMENTS",
+    "_load_pyfunc",
+    "save_model",
+    "versions",
+]
+
+
+def _load_pyfunc(path):
+    """Return a saved estimator; MLflow calls its ``transform``."""
+    from mlflow.sklearn import _load_pyfunc as load
+
+    return load(path).get_raw_model()
+
 
 EXAMPLE_ROWS = 5
 
@@ -64,7 +77,7 @@ def save_model(estimator, X, folder):
         )
     if predicts == "transform":
         # MLflow's own loader knows of predictions only.
-        model.flavors["python_function"]["loader_module"] = "sk_easytensor.tracking.serving"
+        model.flavors["python_function"]["loader_module"] = "sk_easytensor.tracking.model"
         model.save(str(folder / "MLmodel"))
 
 

@@ -10,11 +10,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from sk_easytensor.files import write_whole
-from sk_easytensor.forking import ForkSafeLock
-from sk_easytensor.masking import MASK, masked, masked_errors
+from sk_easytensor._utils.forking import ForkSafeLock
+from sk_easytensor._utils.masking import MASK, masked, masked_errors
+from sk_easytensor._utils.storage import write_whole
 
-__all__ = ["RunRecord", "impatient", "import_mlflow", "send", "upload"]
+__all__ = [
+    "RunRecord",
+    "impatient",
+    "import_mlflow",
+    "send",
+    "upload",
+]
+
 
 FILE = "record.json"
 ARTIFACTS, MODEL = "artifacts", "model"

@@ -1,4 +1,4 @@
-"""The run of one fit, from its begin to its end."""
+"""The MLflow run of a fit, written while the fit goes on."""
 
 from __future__ import annotations
 
@@ -13,11 +13,17 @@ from pathlib import Path
 from uuid import uuid4
 from warnings import catch_warnings, simplefilter, warn
 
-from sk_easytensor.masking import masked
-from sk_easytensor.temporary import is_running, make_temporary_directory, remove_temporary_directory
-from sk_easytensor.tracking import contents
+from skorch.callbacks import Callback
+
+from sk_easytensor._utils.masking import masked
+from sk_easytensor._utils.storage import (
+    is_running,
+    make_temporary_directory,
+    remove_temporary_directory,
+)
+from sk_easytensor.tracking import artifacts as contents
+from sk_easytensor.tracking.artifacts import is_in_mlflow
 from sk_easytensor.tracking.model import save_model
-from sk_easytensor.tracking.notes import EpochNotes
 from sk_easytensor.tracking.record import (
     ARTIFACTS,
     MODEL,
@@ -30,10 +36,59 @@ from sk_easytensor.tracking.record import (
     send_values,
     set_aside,
 )
-from sk_easytensor.tracking.store import is_in_mlflow
-from sk_easytensor.training.checkpoints import describe_data, describe_parameters
+from sk_easytensor.training.checkpoint import describe_data, describe_parameters
 
-__all__ = ["TrackedRun"]
+__all__ = [
+    "EpochNotes",
+    "TrackedRun",
+]
+
+
+class EpochNotes(Callback):
+    """Notes the rows of a training and the losses of each epoch.
+
+    Parameters
+    ----------
+    run : TrackedRun
+        Where to.
+
+    Notes
+    -----
+    It stays in the process that called `fit`. If the network is trained by others, what they tell
+    comes in by :meth:`take_notes`.
+    """
+
+    def __init__(self, run):
+        self.run = run
+        self.noted = 0
+
+    def on_train_begin(self, net, X=None, y=None, **kwargs):
+        """Note the rows."""
+        self.run.note_rows(self.run.describe_rows(net, X))
+
+    def on_epoch_end(self, net, **kwargs):
+        """Note the epoch, and those that a checkpoint brought."""
+        complete = [epoch for epoch in net.history if "train_loss" in epoch]
+        self.run.note_epochs(complete[self.noted :])
+        self.noted = len(complete)
+
+    def on_train_end(self, net, **kwargs):
+        """Note what a checkpoint brought, if no epoch was left."""
+        self.on_epoch_end(net)
+
+    def take_notes(self, rows, epochs):
+        """Note what other processes tell of a training.
+
+        Parameters
+        ----------
+        rows : dict of {str: str}
+            Which rows there are.
+        epochs : list of dict
+            Those that are new.
+        """
+        self.run.note_rows(rows)
+        self.run.note_epochs(epochs)
+
 
 FLUSH_SECONDS = 5.0
 """Metrics are sent at most so often."""

@@ -7,9 +7,15 @@ import sys
 from functools import wraps
 from inspect import signature
 
-from sk_easytensor.masking import masked
+from sk_easytensor._utils.masking import masked
 
-__all__ = ["MLflowTracker", "check_tracker", "tracked", "with_active_run"]
+__all__ = [
+    "MLflowTracker",
+    "check_tracker",
+    "tracked",
+    "with_active_run",
+]
+
 
 RUN = "_tracked_run"
 

@@ -8,10 +8,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from sk_easytensor.training.batches import BatchIterator
 from sk_easytensor.training.blend import Blend, fit_blend
+from sk_easytensor.training.dataset import BatchIterator
 
-__all__ = ["EVAL_BATCH_SIZE", "EvalPlan", "Evaluator"]
+__all__ = [
+    "EVAL_BATCH_SIZE",
+    "EvalPlan",
+    "Evaluator",
+]
+
 
 EVAL_BATCH_SIZE = 256
 

@@ -1,24 +1,159 @@
-"""The training loop: a skorch net that reads encoded rows."""
+"""The training loop: a skorch net, its schedules, and how it is stopped."""
 
 from __future__ import annotations
 
 import math
 import re
+import signal
+import threading
+from contextlib import contextmanager
+from copy import deepcopy
 
 import numpy as np
 import torch
 from sklearn.utils import ClassifierTags, RegressorTags
 from skorch import NeuralNet
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, EarlyStopping
 from torch import nn
 
-from sk_easytensor.training.batches import BatchIterator
+from sk_easytensor.training.checkpoint import capture, restore
+from sk_easytensor.training.dataset import BatchIterator
+from sk_easytensor.training.distributed import Alone
 from sk_easytensor.training.evaluation import EVAL_BATCH_SIZE, EvalPlan, Evaluator
-from sk_easytensor.training.group import Alone
-from sk_easytensor.training.interrupts import StopTraining, watched_interrupts
-from sk_easytensor.training.resuming import capture, restore
 
-__all__ = ["TensorNet", "WeightedLoss"]
+__all__ = [
+    "BestEpoch",
+    "StepSchedule",
+    "StopTraining",
+    "TensorNet",
+    "WeightedLoss",
+    "watched_interrupts",
+]
+
+
+class StopTraining(Exception):
+    """Raised by a callback to end a training after the present epoch.
+
+    Whichever method of the callback raises it, the epoch is completed and evaluated. The fit ends
+    as it does by early stopping: with the best weights, and without an error. Of several workers
+    on Ray, one is enough to end the training of all.
+
+    Examples
+    --------
+    >>> from skorch.callbacks import Callback
+    >>> from sk_easytensor import EasyTensorRegressor, StopTraining
+    >>> class StopBelow(Callback):
+    ...     def on_epoch_end(self, net, **kwargs):
+    ...         if net.history[-1, "train_loss"] < 10.0:
+    ...             raise StopTraining
+    >>> X = [[float(row)] for row in range(50)]
+    >>> EasyTensorRegressor(callbacks=[StopBelow()]).fit(X, range(50)).n_iter_
+    1
+    """
+
+
+@contextmanager
+def watched_interrupts():
+    """Tell ``KeyboardInterrupt`` of a signal from one that a callback raises.
+
+    Yields
+    ------
+    callable
+        Returns whether SIGINT arrived within the context. Only the main thread of a process gets
+        it; elsewhere the answer is always False.
+    """
+    received = []
+    before = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    if not main or not callable(before):
+        yield lambda: False
+        return
+
+    def note(number, frame):
+        received.append(number)
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(received)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class BestEpoch(EarlyStopping):
+    """skorch's early stopping by the loss or metric that the net monitors.
+
+    Parameters
+    ----------
+    patience : int
+        Epochs without a better value after which training ends.
+    load_best : bool, default=True
+        Whether the weights of the best epoch are restored at the end.
+    """
+
+    def __init__(self, patience, load_best=True):
+        super().__init__(patience=patience, threshold=0, load_best=load_best, sink=_silent)
+
+    def on_train_begin(self, net, **kwargs):
+        """Forget earlier trainings."""
+        self.monitor, self.lower_is_better = net.monitor, net.lower_is_better
+        super().on_train_begin(net, **kwargs)
+
+    def start_from(self, net, scores):
+        """Take the initial weights for epoch 0, which has the given scores."""
+        self.dynamic_threshold_ = scores[self.monitor]
+        if self.load_best:
+            self.best_model_weights_ = deepcopy(net.module_.state_dict())
+
+
+def _silent(text):
+    """Keep skorch's early stopping from printing."""
+
+
+class StepSchedule(Callback):
+    """Warm up, hold, and anneal to a small fraction over the planned number of epochs.
+
+    Parameters
+    ----------
+    max_epochs : int
+        Epochs the whole schedule takes.
+    warm_up : float, default=0.02
+        Fraction of the steps with a rising rate.
+    hold : float, default=0.1
+        Fraction of the steps before annealing begins.
+    final : float, default=0.02
+        Last rate over the first.
+    """
+
+    def __init__(self, max_epochs, warm_up=0.02, hold=0.1, final=0.02):
+        self.max_epochs = max_epochs
+        self.warm_up = warm_up
+        self.hold = hold
+        self.final = final
+
+    def on_train_begin(self, net, X=None, y=None, **kwargs):
+        self.total_ = self.max_epochs * net.group.steps(len(X), net.batch_size)
+        self.step_ = 0
+        self.rates_ = [group["lr"] for group in net.optimizer_.param_groups]
+
+    def on_batch_begin(self, net, batch=None, training=None, **kwargs):
+        factor = self.factor(self.step_ / max(self.total_, 1))
+        for group, rate in zip(net.optimizer_.param_groups, self.rates_, strict=True):
+            group["lr"] = rate * factor
+        self.step_ += 1
+
+    def on_train_end(self, net, X=None, y=None, **kwargs):
+        for group, rate in zip(net.optimizer_.param_groups, self.rates_, strict=True):
+            group["lr"] = rate
+
+    def factor(self, progress):
+        """Return the rate at some progress, from 0 to 1, over the full rate."""
+        if progress < self.warm_up:
+            return (progress + 1e-3) / (self.warm_up + 1e-3)
+        if progress < self.hold:
+            return 1.0
+        fraction = min((progress - self.hold) / (1 - self.hold), 1.0)
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * fraction))
 
 
 LOSS_NAME = re.compile(r"train_loss|valid(_\d+)?_loss")
@@ -44,7 +179,7 @@ class WeightedLoss(nn.Module):
 
 
 class TensorNet(NeuralNet):
-    """A skorch net over :class:`~sk_easytensor.training.batches.EncodedRows`.
+    """A skorch net over :class:`~sk_easytensor.training.dataset.EncodedRows`.
 
     Parameters
     ----------

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.training.batches import EncodedRows
+from sk_easytensor.training.dataset import EncodedRows
 
 __all__ = [
     "PairFrame",
@@ -35,7 +35,7 @@ class PairFrame:
     Notes
     -----
     Takes the place of a :class:`~sk_easytensor.tensors.TensorFrame` in
-    :class:`~sk_easytensor.training.batches.EncodedRows`: a batch is a choice of pairs, and the
+    :class:`~sk_easytensor.training.dataset.EncodedRows`: a batch is a choice of pairs, and the
     network reads each user and each item in it once.
     """
 

@@ -1,5 +1,5 @@
 """Boosted trees beside the network: grown by scikit-learn, read by torch."""
 
-from sk_easytensor.trees.boosted import BoostedTrees
+from sk_easytensor.trees.boosting import BoostedTrees
 
 __all__ = ["BoostedTrees"]

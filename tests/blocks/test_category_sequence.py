@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from sk_easytensor.blocks import CategoryBlock, CategorySequenceBlock
 from sk_easytensor.blocks.category import MISSING, UNSEEN
-from sk_easytensor.summaries import merge_all
-from sk_easytensor.tables import as_table
+from sk_easytensor.data.summaries import merge_all
+from sk_easytensor.data.tables import as_table
 
 VISITS = [["home", "cart", "home"], [], None, ["home", None, "pay"]]
 

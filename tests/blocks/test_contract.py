@@ -13,11 +13,11 @@ from sklearn.exceptions import NotFittedError
 
 from sk_easytensor import MLP, EasyTensorRegressor
 from sk_easytensor.blocks import BLOCKS, Block, PretrainedBlock
-from sk_easytensor.blocks._lists import is_list, list_lengths
-from sk_easytensor.selection import detect_blocks
-from sk_easytensor.sparse import sparse_rows
-from sk_easytensor.summaries import merge_all
-from sk_easytensor.tables import as_table
+from sk_easytensor.blocks.detection import detect_blocks
+from sk_easytensor.data.lists import is_list, list_lengths
+from sk_easytensor.data.sparse import sparse_rows
+from sk_easytensor.data.summaries import merge_all
+from sk_easytensor.data.tables import as_table
 from sk_easytensor.tensors import Ragged, TensorFrame
 
 N_ROWS = 24

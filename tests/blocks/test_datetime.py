@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sk_easytensor import TableEncoder
 from sk_easytensor.blocks import DatetimeBlock
 from sk_easytensor.blocks.datetime import CYCLES, read_times
-from sk_easytensor.summaries import merge_all
-from sk_easytensor.tables import as_table
+from sk_easytensor.data.summaries import merge_all
+from sk_easytensor.data.tables import as_table
 
 HOURS = pd.date_range("2022-01-01", "2024-12-31", freq="7h")
 OSLO = HOURS.tz_localize("UTC").tz_convert("Europe/Oslo")

@@ -18,8 +18,8 @@ from sk_easytensor.blocks import (
     NumericBlock,
 )
 from sk_easytensor.blocks.category import MISSING, UNSEEN
-from sk_easytensor.summaries import merge_all
-from sk_easytensor.tables import as_table
+from sk_easytensor.data.summaries import merge_all
+from sk_easytensor.data.tables import as_table
 from sk_easytensor.tensors import TensorFrame
 
 NAN = np.nan

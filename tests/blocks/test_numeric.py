@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sk_easytensor.blocks import NumericBlock
-from sk_easytensor.blocks._bin_edges import BinEdges, centers_and_scales
+from sk_easytensor.data.bin_edges import BinEdges, centers_and_scales
 
 EMBEDDINGS = ["piecewise", "periodic", "linear", "none"]
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from sk_easytensor.blocks import NumericBlock, NumericSequenceBlock
 from sk_easytensor.blocks import numeric_sequence as numeric_sequence_module
-from sk_easytensor.summaries import merge_all
-from sk_easytensor.tables import as_table
+from sk_easytensor.data.summaries import merge_all
+from sk_easytensor.data.tables import as_table
 
 SERIES = {
     "x": [[1.0, 2.0, 9.0], [], None, [4.0]],

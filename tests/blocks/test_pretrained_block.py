@@ -32,9 +32,8 @@ from sk_easytensor import (
     TextBlock,
 )
 from sk_easytensor.blocks import BLOCKS
-from sk_easytensor.blocks._parts import FittedPart
 from sk_easytensor.blocks.numeric import RATE
-from sk_easytensor.blocks.pretrained import scale_learning_rate
+from sk_easytensor.blocks.pretrained import FittedPart, scale_learning_rate
 from sk_easytensor.networks.block_network import WIDE_RATE, padded_lengths
 from sk_easytensor.tensors import TensorFrame
 

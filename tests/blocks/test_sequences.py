@@ -13,9 +13,9 @@ from sk_easytensor.blocks import (
     EventSequenceBlock,
     NumericSequenceBlock,
 )
-from sk_easytensor.blocks._lists import read_lists, same_lengths
+from sk_easytensor.data.lists import read_lists, same_lengths
+from sk_easytensor.data.tables import as_table
 from sk_easytensor.networks.sequences import ENCODERS, POOLINGS
-from sk_easytensor.tables import as_table
 from sk_easytensor.tensors import TensorFrame
 
 WORDS = [["a", "b", "a"], [], None, ["b"], ["a", None, "c", "b", "d"], ["c", "c"]]

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scipy.sparse import coo_array, csc_matrix, csr_array, csr_matrix, lil_array
 
 from sk_easytensor import SparseBlock
-from sk_easytensor.sparse import NARROW, SparseRows, layout_of, sparse_rows
-from sk_easytensor.tables import as_table
+from sk_easytensor.data.sparse import NARROW, SparseRows, layout_of, sparse_rows
+from sk_easytensor.data.tables import as_table
 from sk_easytensor.tensors import TensorFrame
 
 WIDE = NARROW + 6

@@ -11,11 +11,11 @@ from sklearn.base import clone
 from sklearn.feature_extraction.text import TfidfVectorizer
 from tokenizers.decoders import ByteLevel
 
-from sk_easytensor.blocks import _ngrams
-from sk_easytensor.blocks._ngrams import Words, distinct_texts, project
-from sk_easytensor.blocks._subwords import TransformerModule, load_tokenizer
 from sk_easytensor.blocks.text import TextBlock
-from sk_easytensor.summaries import merge_all
+from sk_easytensor.blocks.text_encoders import TransformerModule, load_tokenizer
+from sk_easytensor.data import ngrams as _ngrams
+from sk_easytensor.data.ngrams import Words, distinct_texts, project
+from sk_easytensor.data.summaries import merge_all
 from sk_easytensor.tensors import TensorFrame
 
 REVIEWS = [

@@ -24,10 +24,10 @@ from sklearn.model_selection import GridSearchCV
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from sk_easytensor import MLP, EasyTensorClassifier, TableEncoder, TextBlock
-from sk_easytensor.blocks import _language_models
-from sk_easytensor.blocks._language_models import VectorCache, load_language_model
+from sk_easytensor.blocks import language_models as _language_models
+from sk_easytensor.blocks.language_models import VectorCache, load_language_model
+from sk_easytensor.data.summaries import merge_all
 from sk_easytensor.safe_loading import trusted_types
-from sk_easytensor.summaries import merge_all
 from sk_easytensor.tensors import TensorFrame
 
 MODEL = str(get_model_path())

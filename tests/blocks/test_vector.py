@@ -7,8 +7,8 @@ import torch
 
 from sk_easytensor.blocks import VectorBlock
 from sk_easytensor.blocks import vector as vector_module
-from sk_easytensor.summaries import merge_all
-from sk_easytensor.tables import as_table
+from sk_easytensor.data.summaries import merge_all
+from sk_easytensor.data.tables import as_table
 
 VECTORS = [[1.0, 10.0, 5.0], [3.0, None, 5.0], None, [5.0, 30.0, 5.0]]
 EXPECTED = [[-(1.5**0.5), -1, 0], [0, np.nan, 0], [np.nan] * 3, [1.5**0.5, 1, 0]]

@@ -28,10 +28,10 @@ from sk_easytensor import (
     EasyTensorTwoTower,
     NumericBlock,
 )
-from sk_easytensor.training import locks
-from sk_easytensor.training.checkpoints import seal, unseal
-from sk_easytensor.training.locks import LOCK, Lock, is_alive, started_at
-from sk_easytensor.training.stores import DirectoryStore
+from sk_easytensor._utils import locks
+from sk_easytensor._utils.locks import LOCK, Lock, is_alive, started_at
+from sk_easytensor._utils.storage import DirectoryStore
+from sk_easytensor.training.checkpoint import seal, unseal
 
 EPOCHS = 3
 

@@ -24,10 +24,10 @@ from sk_easytensor import (
     EasyTensorTwoTower,
     NumericBlock,
 )
+from sk_easytensor._utils.storage import DirectoryStore
 from sk_easytensor.backends import LocalBackend
 from sk_easytensor.datasets import make_interactions
-from sk_easytensor.training.checkpoints import pack, read_state, seal, unframe, unseal
-from sk_easytensor.training.stores import DirectoryStore
+from sk_easytensor.training.checkpoint import pack, read_state, seal, unframe, unseal
 
 EPOCHS = 6
 

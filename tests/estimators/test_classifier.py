@@ -10,9 +10,9 @@ from scipy.sparse import csr_matrix
 from sklearn.exceptions import NotFittedError
 
 from sk_easytensor import EasyTensorClassifier, TabM
-from sk_easytensor.estimators._pair_targets import few_values, target_values
-from sk_easytensor.estimators._stored import StoredCall, Values
+from sk_easytensor.estimators.stored import StoredCall, Values
 from sk_easytensor.inspection import GivenOutputs
+from sk_easytensor.two_tower.targets import few_values, target_values
 
 LEARNS = {"max_epochs": 15, "learning_rate": 0.02}
 

@@ -482,7 +482,7 @@ def test_a_blend_follows_the_better_part():
     noise = torch.randn(500, 1, 1, generator=torch.Generator().manual_seed(0))
     good, bad = target[:, None] + 0.01 * noise, target[:, None] + noise
     weight = torch.ones(500, dtype=torch.float64)
-    from sk_easytensor.training.group import Alone
+    from sk_easytensor.training.distributed import Alone
 
     assert fit_blend(head, good, bad, target, weight, Alone()).share == 1.0
     assert fit_blend(head, bad, good, target, weight, Alone()).share == 0.0

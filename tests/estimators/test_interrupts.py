@@ -13,7 +13,7 @@ from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback
 
 from sk_easytensor import EasyTensorEmbedder, EasyTensorTwoTower
-from sk_easytensor.training.interrupts import watched_interrupts
+from sk_easytensor.training.net import watched_interrupts
 
 
 class Interrupt(Callback):

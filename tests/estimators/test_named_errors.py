@@ -16,8 +16,8 @@ from sk_easytensor import (
     TextBlock,
     VectorBlock,
 )
+from sk_easytensor.data.tables import as_table
 from sk_easytensor.inference import load
-from sk_easytensor.tables import as_table
 
 BYTES = pa.py_buffer(b"ab\xff\xfe")
 NOT_UTF8 = pa.Array.from_buffers(

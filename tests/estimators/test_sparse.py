@@ -20,8 +20,8 @@ from sk_easytensor import (
     SparseBlock,
     TableEncoder,
 )
+from sk_easytensor.data.tables import as_table
 from sk_easytensor.inspection import permutation_importance
-from sk_easytensor.tables import as_table
 
 N_ROWS, N_COLUMNS = 120, 90
 

@@ -438,7 +438,7 @@ def test_batch_size_and_epochs_are_obeyed(regressor, data, recorder):
 
 
 def test_defaults_follow_the_number_of_rows():
-    from sk_easytensor.training.settings import (
+    from sk_easytensor.training.train import (
         default_batch_size,
         default_max_epochs,
         default_table_patience,
@@ -688,7 +688,7 @@ def test_threads_are_restored_after_an_error(regressor, data):
 
 
 def test_n_jobs_sets_threads_within_the_limit_of_the_environment(monkeypatch):
-    from sk_easytensor.torch_settings import resolve_threads
+    from sk_easytensor._utils.runtime import resolve_threads
 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert [resolve_threads(n_jobs) for n_jobs in (None, 1, 2)] == [1, 1, 2]

@@ -17,7 +17,7 @@ from fuzz.containers import Unbuildable
 from fuzz.outcomes import classify
 from fuzz.runner import Counts, Pool
 from sk_easytensor import EasyTensorClassifier, EasyTensorRegressor
-from sk_easytensor.tables import column_labels
+from sk_easytensor.data.tables import column_labels
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from sk_easytensor import BoostedTrees, EasyTensorClassifier, EasyTensorRegressor, TabM
-from sk_easytensor.inference import encoded_arrays, load, onnx
-from sk_easytensor.inference._answers import ExportedNetwork, PairAnswer, answer_of
-from sk_easytensor.inference.onnx import network_model, traced
-from sk_easytensor.inference.predictor import check_finite
-from sk_easytensor.inference.tensorrt import lower
+from sk_easytensor.export import onnx
+from sk_easytensor.export.adapters import ExportedNetwork, PairAnswer, answer_of
+from sk_easytensor.export.onnx import network_model, traced
+from sk_easytensor.export.tensorrt import lower
+from sk_easytensor.inference import encoded_arrays, load
 from sk_easytensor.networks.heads import (
     BinaryHead,
     MulticlassHead,
@@ -22,6 +22,7 @@ from sk_easytensor.networks.heads import (
     RegressionHead,
 )
 from sk_easytensor.networks.two_tower import as_embeddings
+from sk_easytensor.onnx.predictor import check_finite
 
 HEADS = {
     "binary": BinaryHead(),

@@ -24,7 +24,7 @@ from sk_easytensor import (
     NumericSequenceBlock,
     TextBlock,
 )
-from sk_easytensor.inference import engines
+from sk_easytensor.export import engines
 from sk_easytensor.safe_loading import trusted_types
 
 # One process of pytest-xdist fits the model.

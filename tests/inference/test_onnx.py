@@ -32,7 +32,7 @@ from sk_easytensor import (
     VectorBlock,
 )
 from sk_easytensor.inference import encoded_arrays, export_onnx, load
-from sk_easytensor.inference._sealing import DIGEST, check_sealed, sealed
+from sk_easytensor.onnx.predictor import DIGEST, check_sealed, sealed
 
 one_process = pytest.mark.xdist_group("everything")
 """Of tests that share a file, so that pytest-xdist has it written once."""
@@ -120,7 +120,7 @@ def test_columns_without_a_known_category_are_warned_of(everything, rows):
 @one_process
 def test_a_known_category_in_a_later_batch_is_found(everything, rows, monkeypatch):
     _, path = everything
-    monkeypatch.setattr("sk_easytensor.inference.predictor.BATCH", 50)
+    monkeypatch.setattr("sk_easytensor.onnx.predictor.BATCH", 50)
     late = rows.assign(city=["Rome", "Bern"] * 74 + ["Rome", "Oslo"])
     assert messages(load(path).predict, late) == []
 

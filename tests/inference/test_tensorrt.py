@@ -23,8 +23,8 @@ from sk_easytensor import (
     TextBlock,
     VectorBlock,
 )
+from sk_easytensor.export.tensorrt import MAGIC, PACKAGES, read_engine, tensorrt_package
 from sk_easytensor.inference import TensorRTPredictor, build_engine
-from sk_easytensor.inference.tensorrt import MAGIC, PACKAGES, read_engine, tensorrt_package
 
 try:
     tensorrt_package()

@@ -8,7 +8,7 @@ import pytest
 from on_workers import make_shop, send_by_value
 
 from sk_easytensor import MLP, BoostedTrees, EasyTensorClassifier, EasyTensorRegressor
-from sk_easytensor.backends.ray import RayBackend
+from sk_easytensor.backends.ray.backend import RayBackend
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,11 +11,11 @@ import pytest
 
 from sk_easytensor import EasyTensorClassifier, EasyTensorRegressor
 from sk_easytensor.backends.local import LocalBackend
-from sk_easytensor.backends.ray_records import hold_records
-from sk_easytensor.backends.ray_summaries import summarize_chunks
+from sk_easytensor.backends.ray.dataset import hold_records
+from sk_easytensor.backends.ray.summarize import summarize_chunks
 from sk_easytensor.blocks import CategoryBlock, NumericBlock
-from sk_easytensor.tables import as_table
-from sk_easytensor.training.records import read_records
+from sk_easytensor.data.tables import as_table
+from sk_easytensor.training.dataset import read_records
 
 FEATURES = ["amount", "count", "city", "tags"]
 TARGETS = ["score", "label", "weight"]

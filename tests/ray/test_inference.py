@@ -81,7 +81,7 @@ def test_representations_are_lists_of_one_size(on_ray, files, shop, tmp_path):
 
 
 def test_names_of_results(shop, spread, cluster):
-    from sk_easytensor.estimators._stored import StoredCall, Values
+    from sk_easytensor.estimators.stored import StoredCall, Values
 
     def columns(model, method, name):
         call = StoredCall(model, method, {}, Values(name), "_read")
@@ -177,7 +177,7 @@ def test_embeddings_of_stored_sequences(spread, tmp_path):
 
 
 def test_importances_of_stored_rows(fitted, on_ray, spread, files, shop, monkeypatch):
-    from sk_easytensor.backends import ray_judging
+    from sk_easytensor.backends.ray.backend import evaluate as ray_judging
 
     how = {"sample_weight": "weight", "n_repeats": 3, "random_state": 0}
     whole = permutation_importance(on_ray, files, "label", **how)

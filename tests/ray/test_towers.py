@@ -9,7 +9,7 @@ from on_workers import make_events
 from two_towers import BY_KEY, BY_TASTE, KEYS, N_ITEMS, N_USERS, shared_taste, two_tower
 
 from sk_easytensor import CategoryBlock, EasyTensorEmbedder, EasyTensorTwoTower
-from sk_easytensor.backends.ray import RayBackend
+from sk_easytensor.backends.ray.backend import RayBackend
 from sk_easytensor.datasets import make_interactions
 from sk_easytensor.events import collect_sequences
 from sk_easytensor.ranking import recall_at_k
@@ -294,8 +294,8 @@ def test_a_stored_log(cluster, events, lists, log):
 
 
 def test_events_of_a_user_are_brought_together(cluster, events, log):
-    from sk_easytensor.backends.ray_records import open_records
-    from sk_easytensor.tables import as_table
+    from sk_easytensor.backends.ray.dataset import open_records
+    from sk_easytensor.data.tables import as_table
 
     records = open_records(log, None, None, as_table, lambda y: y, "", n_chunks=1, chunk_rows=100)
     found = records.collected(["user"], "time").select(["time", "kind", "amount"])

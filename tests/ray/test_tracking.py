@@ -8,7 +8,7 @@ import pytest
 from on_workers import make_shop
 from two_towers import KEYS, N_ITEMS, N_USERS, shared_taste, two_tower
 
-from sk_easytensor.backends.ray import RayBackend
+from sk_easytensor.backends.ray.backend import RayBackend
 from sk_easytensor.datasets import make_interactions
 from sk_easytensor.tracking import MLflowTracker
 

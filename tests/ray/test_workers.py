@@ -14,9 +14,9 @@ import pytest
 from on_workers import SECRET, Epochs, Killer, Mistake, Starts, embedder, fail, make_events
 
 from sk_easytensor import EasyTensorClassifier
-from sk_easytensor.torch_settings import with_library_settings
+from sk_easytensor._utils.runtime import with_library_settings
 
-ray_train = pytest.importorskip("sk_easytensor.backends.ray_train")
+ray_train = pytest.importorskip("sk_easytensor.backends.ray.train")
 
 FEATURES = ["amount", "count", "city", "tags"]
 
@@ -68,7 +68,7 @@ def test_errors_of_the_user_end_training_at_once(classifier, shop, tmp_path, mon
 
 def test_errors_of_tasks_name_no_password(cluster):
     ray = pytest.importorskip("ray")
-    from sk_easytensor.backends.ray_tasks import remote, results
+    from sk_easytensor.backends.ray.tasks import remote, results
 
     ref = remote(fail).remote("c")
     # What Ray prints.

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from sk_easytensor.tracking.contents import write_csv
+from sk_easytensor.tracking.artifacts import write_csv
 
 
 def test_csv_cells_are_no_formulas(tmp_path):

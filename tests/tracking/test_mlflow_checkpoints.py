@@ -11,8 +11,8 @@ import torch
 from skorch.callbacks import Callback
 
 from sk_easytensor import BoostedTrees, EasyTensorClassifier
+from sk_easytensor._utils.storage import DirectoryStore
 from sk_easytensor.tracking import MLflowTracker
-from sk_easytensor.training.stores import DirectoryStore
 
 
 class Stop(Callback):

@@ -34,9 +34,9 @@ from sk_easytensor import (
     TextBlock,
     VectorBlock,
 )
-from sk_easytensor.estimators._pair_targets import PairTarget, few_values, target_values
 from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.training.batches import EncodedRows
+from sk_easytensor.training.dataset import EncodedRows
+from sk_easytensor.two_tower.targets import PairTarget, few_values, target_values
 
 # ---------------------------------------------------------------------- what is learned
 

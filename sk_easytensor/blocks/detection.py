@@ -1,0 +1,253 @@
+"""Which columns a selector means, and which block reads a column that none names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from sk_easytensor.blocks.base import Block, unsupported_column
+from sk_easytensor.blocks.category import CategoryBlock
+from sk_easytensor.blocks.category_sequence import CategorySequenceBlock
+from sk_easytensor.blocks.datetime import DatetimeBlock
+from sk_easytensor.blocks.event_sequence import EventSequenceBlock
+from sk_easytensor.blocks.numeric import NumericBlock
+from sk_easytensor.blocks.numeric_sequence import NumericSequenceBlock
+from sk_easytensor.blocks.sparse import SparseBlock
+from sk_easytensor.blocks.text import TextBlock
+from sk_easytensor.blocks.vector import VectorBlock
+from sk_easytensor.data.sparse import compressed, is_sparse, layout_of
+
+__all__ = [
+    "check_blocks",
+    "detect_blocks",
+    "listed",
+    "resolve_columns",
+    "select_columns",
+    "selectable_names",
+]
+
+
+BLOCKS = [
+    SparseBlock,
+    VectorBlock,
+    EventSequenceBlock,
+    NumericSequenceBlock,
+    CategorySequenceBlock,
+    DatetimeBlock,
+    TextBlock,
+    CategoryBlock,
+    NumericBlock,
+]
+"""Blocks that are chosen automatically; the first whose ``groups`` names a column takes it."""
+
+
+BOOLS = (bool, np.bool_)
+
+LISTED = 20
+"""Messages list so many names at most."""
+
+
+def check_blocks(blocks):
+    """Check the ``blocks`` parameter and return it as a list of triples.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Saying which entry is not ``(name, Block, columns)`` or which name occurs twice.
+    """
+    if blocks is None:
+        return []
+    if not isinstance(blocks, Iterable) or isinstance(blocks, str):
+        raise TypeError(f"blocks must be a list of (name, block, columns), got {blocks!r}")
+    blocks = list(blocks)
+    names = set()
+    for spec in blocks:
+        if not isinstance(spec, (tuple, list)) or len(spec) != 3:
+            raise ValueError(f"each entry of blocks must be (name, block, columns), got {spec!r}")
+        name, block, _ = spec
+        if not isinstance(name, str) or "__" in name or not name:
+            raise ValueError(f"block names must be strings without '__', got {name!r}")
+        if name in names:
+            raise ValueError(f"block name {name!r} occurs more than once; names must be unique")
+        if not isinstance(block, Block):
+            raise TypeError(
+                f"block {name!r} must be an instance of a Block, such as NumericBlock(), "
+                f"got {block!r}"
+            )
+        names.add(name)
+    return blocks
+
+
+def detect_blocks(table, columns, categories=()):
+    """Choose a block for each column by its type and values.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Rows to look at.
+    columns : list of str
+        Columns to give away.
+    categories : list of str, default=()
+        Columns that are categories, whatever their type.
+
+    Returns
+    -------
+    list of tuple of (type, list of str)
+        Block classes and the columns of each block, in the order of
+        ``sk_easytensor.blocks.BLOCKS``.
+
+    Raises
+    ------
+    TypeError
+        Naming a column that no block takes.
+    """
+    found, rest = [], list(columns)
+    for block_class in BLOCKS:
+        groups = list(block_class.groups(table, rest))
+        rest = [name for name in rest if not any(name in group for group in groups)]
+        if block_class is CategoryBlock and categories:
+            known = {*categories, *(name for group in groups for name in group)}
+            groups = [[name for name in table.column_names if name in known]]
+        found += [(block_class, group) for group in groups]
+    if rest:
+        raise TypeError(unsupported_column(table.schema.field(rest[0]), "", table.column(rest[0])))
+    return found
+
+
+def select_columns(columns, table, X=None, *, owner="blocks", source="X"):
+    """Resolve a column selector to names.
+
+    Parameters
+    ----------
+    columns : str, int, list, slice, boolean mask or callable
+        As in :class:`~sklearn.compose.ColumnTransformer`.
+    table : pyarrow.Table
+        Gives the names and their order.
+    X : table-like, optional
+        Passed to a callable if it is a pandas data frame; else the callable gets the table as one.
+    owner : str
+        Who asks, for errors.
+    source : str
+        What the table is called, for errors.
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    ValueError
+        Naming a column that is not there, one that is selected twice, or a feature of a sparse
+        matrix that is not a column of the table.
+
+    Notes
+    -----
+    In a table that was made from a sparse matrix, positions, masks and slices are of the features
+    of the matrix. The column that holds the sparse part is selected by its name.
+    """
+    selected = resolve_columns(columns, table, X, owner=owner, source=source)
+    present = set(table.column_names)
+    for name in selected:
+        if name not in present:
+            column = layout_of(table).column
+            raise ValueError(
+                f"{owner} names feature {name!r}, which is in the sparse part of {source}: its "
+                f"column {column!r} is read as one. Name {column!r}, or make the feature a dense "
+                "column of a table"
+            )
+    return selected
+
+
+def selectable_names(table):
+    """Return the names that a selector can mean.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Table.
+
+    Returns
+    -------
+    names : list of str
+        Of the features, which have positions: all columns of the table, or, if the table was made
+        from a sparse matrix, those of the matrix.
+    others : list of str
+        Of other columns of the table, such as the one that holds the sparse part.
+    """
+    layout = layout_of(table)
+    if layout is None:
+        return table.column_names, []
+    names = layout.features
+    known = set(names)
+    return names, [name for name in table.column_names if name not in known]
+
+
+def resolve_columns(columns, table, X=None, *, owner="blocks", source="X"):
+    """Resolve a column selector as :func:`select_columns`, to features in the sparse part too."""
+    names, others = selectable_names(table)
+    if isinstance(columns, Callable):
+        # Labels that are not strings would be taken for positions, and structs are one column.
+        same = hasattr(X, "select_dtypes") and list(X.columns) == names
+        columns = columns(X if same else _frame(table, X, names, owner))
+    if isinstance(columns, slice):
+        bounds = [
+            _position(bound, names, owner, source) if isinstance(bound, str) else bound
+            for bound in (columns.start, columns.stop)
+        ]
+        if isinstance(columns.stop, str):
+            bounds[1] += 1  # As in pandas, a slice of labels includes its end.
+        return names[slice(*bounds, columns.step)]
+    if isinstance(columns, str) or not isinstance(columns, Iterable):
+        columns = [columns]
+    columns = list(columns)
+    if columns and all(isinstance(item, BOOLS) for item in columns):
+        if len(columns) != len(names):
+            raise ValueError(
+                f"{owner}: the boolean mask has {len(columns)} entries for {len(names)} columns"
+            )
+        return [name for name, keep in zip(names, columns, strict=True) if keep]
+    selected = [
+        item
+        if isinstance(item, str) and item in others
+        else names[_position(item, names, owner, source)]
+        for item in columns
+    ]
+    twice = {name for name, count in Counter(selected).items() if count > 1}
+    if twice:
+        raise ValueError(f"{owner} names columns more than once: {sorted(twice)}")
+    return selected
+
+
+def listed(names):
+    """Return how names are written in a message, so many of them at most."""
+    if len(names) <= LISTED:
+        return str(list(names))
+    return f"{len(names)} columns: {', '.join(map(repr, names[:LISTED]))} and so on"
+
+
+def _frame(table, X, names, owner):
+    """Return a table as a data frame of pandas for a callable that selects columns."""
+    if layout_of(table) is None:
+        return table.to_pandas()
+    if not is_sparse(X) and not hasattr(X, "sparse"):
+        raise ValueError(f"{owner}: a callable can only select columns of the sparse matrix itself")
+    from pandas import DataFrame
+
+    return DataFrame.sparse.from_spmatrix(compressed(X), columns=names)
+
+
+def _position(item, names, owner, source):
+    if isinstance(item, str):
+        if item not in names:
+            raise ValueError(
+                f"{owner} names column {item!r}, which {source} does not have; it has "
+                f"{listed(names)}"
+            )
+        return names.index(item)
+    if not isinstance(item, (int, np.integer)) or isinstance(item, BOOLS):
+        raise ValueError(f"{owner}: {item!r} is not a column name, position or mask")
+    if not -len(names) <= item < len(names):
+        raise ValueError(f"{owner} names column {item}, but {source} has {len(names)} columns")
+    return int(item)

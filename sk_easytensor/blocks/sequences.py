@@ -1,0 +1,199 @@
+"""What the blocks for sequences have in common: parameters, the encoder, and plain features."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from sk_easytensor._utils.validation import check_choice, check_number
+from sk_easytensor.blocks.base import Block, unsupported_column
+from sk_easytensor.blocks.category import KNOWN
+from sk_easytensor.data.lists import is_list, read_lists
+from sk_easytensor.networks.sequences import ENCODERS, POOLINGS, SequenceEncoder
+from sk_easytensor.tensors import Ragged
+
+__all__ = [
+    "SequenceBlock",
+    "code_names",
+    "count_codes",
+    "describe_numbers",
+    "ragged",
+]
+
+
+KEPT = ("last", "first")
+
+FLAT_CODES = 32
+"""Categories that are counted where lists are wanted as plain features."""
+
+NUMBER_FEATURES = ("mean", "deviation", "lowest", "highest", "last")
+
+
+class SequenceBlock(Block):
+    """Base of blocks that read lists; subclasses have the parameters checked here."""
+
+    @classmethod
+    def accepts(cls, column_type):
+        if is_list(column_type):
+            return cls.accepts_items(column_type.value_type)
+        return pa.types.is_null(column_type)
+
+    @classmethod
+    @abstractmethod
+    def accepts_items(cls, kind):
+        """Tell whether the block reads lists of this type."""
+
+    def read(self, table):
+        """Flatten columns that describe the same items.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            Columns of lists.
+
+        Returns
+        -------
+        FlatLists
+            With at most ``max_length`` items of each list.
+
+        Raises
+        ------
+        TypeError
+            Naming a column that does not hold lists the block reads, and a row.
+        RowError
+            Naming two columns whose lists differ in length, and the row.
+        """
+        owner = type(self).__name__
+        for field in table.schema:
+            if not self.accepts(field.type):
+                raise TypeError(unsupported_column(field, owner, table.column(field.name)))
+        return read_lists(table, max_length=self.max_length, keep=self.keep, block=owner)
+
+    def check_parameters(self):
+        name = type(self).__name__
+        check_choice(name, "encoder", self.encoder, ENCODERS)
+        check_choice(name, "pooling", self.pooling, POOLINGS)
+        check_choice(name, "keep", self.keep, KEPT)
+        check_choice(name, "bidirectional", self.bidirectional, (True, False))
+        for parameter in ("width", "heads", "kernel_size", "max_length"):
+            check_number(name, parameter, getattr(self, parameter), low=1, integer=True)
+        if self.layers is not None:
+            check_number(name, "layers", self.layers, low=1, integer=True)
+        check_number(name, "dropout", self.dropout, low=0, high=0.99)
+        if self.encoder == "conv" and self.kernel_size % 2 == 0:
+            raise ValueError(f"{name}: kernel_size must be odd, got {self.kernel_size!r}")
+        if self.encoder == "transformer" and self.width % self.heads:
+            raise ValueError(
+                f"{name}: width must be a multiple of heads, got width={self.width} and "
+                f"heads={self.heads}"
+            )
+
+    def make_encoder(self, in_features):
+        """Return a new network that reads lists of vectors of this size."""
+        return SequenceEncoder(
+            self.encoder,
+            self.pooling,
+            in_features,
+            self.width,
+            max_length=self.max_length,
+            layers=self.layers or (1 if self.encoder in ("gru", "lstm") else 2),
+            heads=self.heads,
+            kernel_size=self.kernel_size,
+            bidirectional=self.bidirectional,
+            latest_first=self.keep == "last",
+            dropout=self.dropout,
+        )
+
+
+def ragged(values, offsets):
+    """Return lists as networks read them.
+
+    Parameters
+    ----------
+    values : ndarray of shape (total, ...)
+        Items of all lists.
+    offsets : torch.Tensor of int64
+        Where each list begins; one object for lists that are parallel.
+
+    Returns
+    -------
+    Ragged
+    """
+    return Ragged(torch.from_numpy(np.ascontiguousarray(values)), offsets)
+
+
+def count_codes(lists, n_codes):
+    """Count the categories of each list, and its items.
+
+    Parameters
+    ----------
+    lists : Ragged of int32
+        Codes.
+    n_codes : int
+        Codes there are; at most `FLAT_CODES` are counted.
+
+    Returns
+    -------
+    ndarray of float32, shape (n_lists, counted codes + 1)
+    """
+    counted = min(n_codes, FLAT_CODES)
+    owner = torch.repeat_interleave(lists.lengths)
+    kept = lists.values < counted
+    place = owner[kept] * counted + lists.values[kept]
+    counts = torch.bincount(place, minlength=len(lists) * counted).reshape(len(lists), counted)
+    return torch.cat([counts, lists.lengths[:, None]], dim=1).float().numpy()
+
+
+def code_names(name, categories, n_codes):
+    """Return the names of what :func:`count_codes` gives.
+
+    Parameters
+    ----------
+    name : str
+        The column.
+    categories : pyarrow.Array of string
+        Those that have names; hashed ones have none.
+    n_codes : int
+        Codes there are.
+
+    Returns
+    -------
+    list of str
+    """
+    known = categories[: FLAT_CODES - KNOWN].to_pylist()
+    buckets = range(len(known), min(n_codes, FLAT_CODES) - KNOWN)
+    counted = ["missing", "unseen", *(f"is_{category}" for category in known)]
+    counted += [f"bucket_{bucket}" for bucket in buckets]
+    return [f"{name}_{feature}" for feature in [*counted, "length"]]
+
+
+def describe_numbers(lists):
+    """Return mean, deviation, extremes and last of each list, 0 where there is no number.
+
+    Parameters
+    ----------
+    lists : Ragged of float32, shape (total,)
+        Scaled numbers, NaN where missing; infinite ones count as 3.
+
+    Returns
+    -------
+    ndarray of float32, shape (n_lists, 5)
+    """
+    owner = torch.repeat_interleave(lists.lengths)
+    known = ~torch.isnan(lists.values)
+    values = torch.nan_to_num(lists.values[known].double(), posinf=3.0, neginf=-3.0)
+    owner = owner[known]
+    count = torch.bincount(owner, minlength=len(lists)).clamp(min=1)
+    mean = torch.bincount(owner, weights=values, minlength=len(lists)) / count
+    square = torch.bincount(owner, weights=(values - mean[owner]) ** 2, minlength=len(lists))
+    empty = torch.zeros(len(lists), dtype=torch.float64)
+    lowest = empty.scatter_reduce(0, owner, values, "amin", include_self=False)
+    highest = empty.scatter_reduce(0, owner, values, "amax", include_self=False)
+    place = empty.long().scatter_reduce(0, owner, torch.arange(len(owner)), "amax")
+    last = values[place] if len(values) else empty
+    last = torch.where(torch.bincount(owner, minlength=len(lists)) > 0, last, empty)
+    columns = [mean, (square / count).sqrt(), lowest, highest, last]
+    return torch.stack(columns, dim=1).float().numpy()

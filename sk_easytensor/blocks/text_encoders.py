@@ -1,0 +1,452 @@
+"""Encoders of texts: n-grams, and sub-words with a transformer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from sk_easytensor.data.ngrams import (
+    NgramVocabulary,
+    Words,
+    count_ngrams,
+    distinct_texts,
+    hashed_ngrams,
+    project,
+)
+from sk_easytensor.data.summaries import ValueCounts
+from sk_easytensor.networks.block_network import WIDE_RATE
+from sk_easytensor.networks.sequences import TransformerLayer
+from sk_easytensor.tensors import Padded, Ragged
+
+__all__ = [
+    "NgramEncoder",
+    "SubwordEncoder",
+    "TextEncoder",
+    "TransformerModule",
+    "count_words",
+    "empty_lists",
+    "encode_subwords",
+    "interleave",
+    "load_tokenizer",
+    "project_tokens",
+    "train_tokenizer",
+]
+
+
+# Distinct n-grams or words a summary holds on to; up to here fitting is exact.
+CAPACITY = 500_000
+
+# Columns that flatten gives for each text column.
+PROJECTED = 64
+
+# Standard deviation of the initial vectors of n-grams.
+INITIAL_SPREAD = 0.01
+
+
+class TextEncoder(ABC):
+    """One way to encode texts.
+
+    Parameters
+    ----------
+    block : TextBlock
+        Whose parameters are obeyed and whose fitted attributes are set.
+    """
+
+    default_width = 64
+    """Size of each column's vector while the block's ``width`` is None."""
+
+    def __init__(self, block):
+        self.block = block
+
+    @property
+    def width(self):
+        """Size of each column's vector."""
+        return self.block.width or self.default_width
+
+    @property
+    def n_flat(self):
+        """Columns that :meth:`flatten` gives for each text column."""
+        return PROJECTED
+
+    def check_parameters(self):  # noqa: B027 - few have anything to check
+        """Raise ``ValueError`` for parameters that make no sense for this encoder."""
+
+    @abstractmethod
+    def count(self, column):
+        """Return the summary of one column."""
+
+    @abstractmethod
+    def finish(self, columns):
+        """Set the block's fitted attributes from the summaries of its columns."""
+
+    @abstractmethod
+    def encode(self, columns):
+        """Return the encoding of columns of large strings."""
+
+    @abstractmethod
+    def make_module(self):
+        """Return a new module that reads the encoding."""
+
+    @abstractmethod
+    def flatten(self, encoding):
+        """Return an encoding as a matrix of ``n_flat`` columns for each text column."""
+
+
+class NgramEncoder(TextEncoder):
+    """Weighted n-grams, summed in an embedding bag."""
+
+    default_width = 32
+
+    def count(self, column):
+        block = self.block
+        return count_ngrams(
+            column,
+            tuple(block.ngram_range),
+            capacity=max(CAPACITY, 2 * block.max_features),
+            n_buckets=block.hash_buckets,
+        )
+
+    def finish(self, columns):
+        block = self.block
+        block._vocabularies = []
+        for counts in columns:
+            values, frequency = counts.most_common(
+                min_count=block.min_frequency, limit=block.max_features
+            )
+            idf = np.log((1 + counts.n_rows) / (1 + frequency)) + 1
+            if block.hash_buckets is None:
+                block.ngrams_.append(values)
+                block.idf_.append(idf.astype(np.float32))
+                block._vocabularies.append(NgramVocabulary(values, tuple(block.ngram_range)))
+            else:
+                block.idf_.append(np.zeros(block.hash_buckets, np.float32))
+                block.idf_[-1][values.to_numpy()] = idf
+
+    def encode(self, columns):
+        parts = [self._encode_column(column, index) for index, column in enumerate(columns)]
+        ids, weights = (interleave(column) for column in zip(*parts, strict=True))
+        return {"ids": ids, "weights": Ragged(weights.values, ids.offsets, ids.n_columns)}
+
+    def _encode_column(self, column, index):
+        first_id = sum(len(idf) for idf in self.block.idf_[:index])
+        idf = self.block.idf_[index]
+        ids, weights = [empty_lists(torch.int32)], [empty_lists(torch.float32)]
+        for texts, rows in distinct_texts(column):
+            owner, found, occurrences = self._find(Words(texts), index)
+            weight = (1 + np.log(occurrences)) * idf[found]
+            norm = np.sqrt(np.bincount(owner, weights=weight**2, minlength=len(texts)))
+            weight /= norm[owner]
+            # One list more, empty, stands for missing texts.
+            offsets = np.searchsorted(owner, np.arange(len(texts) + 2))
+            offsets, rows = torch.from_numpy(offsets), torch.from_numpy(rows)
+            found = torch.from_numpy((found + first_id).astype(np.int32))
+            weight = torch.from_numpy(weight.astype(np.float32))
+            ids.append(Ragged(found, offsets).take(rows))
+            weights.append(Ragged(weight, offsets).take(rows))
+        return Ragged.concatenate(ids), Ragged.concatenate(weights)
+
+    def _find(self, words, index):
+        block = self.block
+        if block.hash_buckets is None:
+            return block._vocabularies[index].count(words)
+        owner, found, occurrences = hashed_ngrams(words, block.ngram_range, block.hash_buckets)
+        used = block.idf_[index][found] > 0
+        return owner[used], found[used], occurrences[used]
+
+    def make_module(self):
+        n_ids = sum(len(idf) for idf in self.block.idf_)
+        return NgramModule(n_ids, self.block.n_features_in_, self.width, self.block.dropout)
+
+    def flatten(self, encoding):
+        return project_lists(encoding["ids"], encoding["weights"].values.numpy())
+
+
+class SubwordEncoder(TextEncoder):
+    """Sub-words, read by a small transformer that is learned from scratch."""
+
+    def check_parameters(self):
+        heads = self.block.heads
+        if self.width % heads:
+            raise ValueError(
+                f"TextBlock: width must be a multiple of heads, got width={self.width} and "
+                f"heads={heads}"
+            )
+
+    def count(self, column):
+        return count_words(column, capacity=max(CAPACITY, 2 * self.block.max_features))
+
+    def finish(self, columns):
+        counts = columns[0]
+        for other in columns[1:]:
+            counts = counts.merge(other)
+        self.block.tokenizer_ = train_tokenizer(counts, self.block.vocabulary_size)
+
+    def encode(self, columns):
+        return {"tokens": interleave([self._encode_column(column) for column in columns])}
+
+    def _encode_column(self, column):
+        tokenizer = load_tokenizer(self.block.tokenizer_)
+        tokens = [empty_lists(torch.int32)]
+        for texts, rows in distinct_texts(column):
+            lists = encode_subwords(tokenizer, Words(texts), self.block.max_length)
+            tokens.append(lists.take(torch.from_numpy(rows)))
+        return Ragged.concatenate(tokens)
+
+    def make_module(self):
+        block = self.block
+        return TransformerModule(
+            n_tokens=load_tokenizer(block.tokenizer_).get_vocab_size(),
+            n_columns=block.n_features_in_,
+            max_length=block.max_length,
+            width=self.width,
+            layers=block.layers,
+            heads=block.heads,
+            dropout=block.dropout,
+        )
+
+    def flatten(self, encoding):
+        return project_tokens(encoding["tokens"])
+
+
+def empty_lists(dtype):
+    """Return a ragged tensor without lists."""
+    return Ragged(torch.empty(0, dtype=dtype), torch.zeros(1, dtype=torch.int64))
+
+
+def interleave(columns):
+    """Make ragged columns of one list per row into one with a list per row and column."""
+    n_columns, n_rows = len(columns), len(columns[0])
+    if n_columns == 1:
+        return columns[0]
+    order = torch.arange(n_columns * n_rows).reshape(n_columns, n_rows).T.reshape(-1)
+    lists = Ragged.concatenate(columns).take(order)
+    return Ragged(lists.values, lists.offsets, n_columns)
+
+
+def project_lists(ids, weights):
+    """Return a fixed random projection of weighted lists, side by side for each row."""
+    projected = project(ids.offsets.numpy(), ids.values.numpy(), weights, PROJECTED)
+    return projected.reshape(len(ids), ids.n_columns * PROJECTED)
+
+
+def project_tokens(tokens):
+    """Return a fixed random projection of each list's sub-word counts."""
+    # Dividing by the root of the length keeps long texts comparable to short ones.
+    lengths = tokens.lengths.numpy()
+    return project_lists(tokens, np.repeat(lengths, lengths) ** -0.5)
+
+
+class NgramModule(nn.Module):
+    """Sum the weighted vectors of each list's n-grams.
+
+    Parameters
+    ----------
+    n_ids : int
+        N-grams of all columns.
+    n_columns : int
+        Text columns.
+    width : int
+        Size of each column's vector.
+    dropout : float
+        Fraction of the vectors' components zeroed in training.
+    """
+
+    wide = True
+    """N-grams go past the trunk, which would memorise rare ones."""
+
+    learning_rate_scale = WIDE_RATE
+
+    def __init__(self, n_ids, n_columns, width, dropout=0.0):
+        super().__init__()
+        self.out_features = n_columns * width
+        self.table = nn.EmbeddingBag(max(n_ids, 1), width, mode="sum")
+        # Small, so that what is learned outweighs what was drawn even for rare n-grams.
+        nn.init.normal_(self.table.weight, std=INITIAL_SPREAD)
+        self.empty = nn.Parameter(torch.zeros(n_columns, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, ids, weights):
+        """Return the vectors of all columns.
+
+        Parameters
+        ----------
+        ids : Ragged of int32
+        weights : Ragged of float32
+
+        Returns
+        -------
+        torch.Tensor of shape (batch, n_columns * width)
+        """
+        empty = (ids.lengths == 0).reshape(-1, len(self.empty), 1)
+        bags = self._sum(ids, weights).reshape(-1, *self.empty.shape) + empty * self.empty
+        return self.dropout(bags.flatten(1))
+
+    def _sum(self, ids, weights):
+        if isinstance(ids, Padded):
+            vectors = self.table.weight.index_select(0, ids.values) * weights.values[:, None]
+            return ids.pad(vectors)[0].sum(1)
+        offsets = ids.offsets[:-1].to(ids.values.dtype)
+        return self.table(ids.values, offsets, per_sample_weights=weights.values)
+
+
+# The sub-word vocabulary is learned from so many words at most: the distinct ones, each
+# repeated in proportion to its count.
+TRAINING_WORDS = 500_000
+
+
+def count_words(column, *, capacity):
+    """Count how often each word occurs in a column, for learning sub-words from."""
+    kind = pa.large_string()
+    total = ValueCounts(pa.array([], kind), np.zeros(0, np.int64), 0, 0, capacity=capacity)
+    for texts, rows in distinct_texts(column):
+        copies = np.bincount(rows, minlength=len(texts) + 1)
+        words = Words(texts)
+        counts = np.bincount(
+            words.codes, weights=copies[words.owner], minlength=len(words.distinct)
+        ).astype(np.int64)
+        n_missing = int(copies[len(texts)])
+        part = ValueCounts(words.distinct, counts, n_missing, len(rows), capacity=capacity)
+        total = total.merge(part)
+    return total
+
+
+def load_tokenizer(text):
+    """Read a tokenizer from JSON; the package is loaded only where it is needed."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(text)
+
+
+def train_tokenizer(counts, vocabulary_size):
+    """Learn byte pairs from word counts and return the tokenizer as JSON.
+
+    Parameters
+    ----------
+    counts : ValueCounts
+        Of words.
+    vocabulary_size : int
+        At most so many sub-words.
+
+    Returns
+    -------
+    str
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    words, frequency = counts.most_common()
+    share = min(TRAINING_WORDS / max(int(frequency.sum()), 1), 1.0)
+    copies = np.maximum(np.rint(frequency * share), 1).astype(np.int64)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(use_regex=False)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        min_frequency=2,
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    repeated = (
+        f"{word} " * count for word, count in zip(words.to_pylist(), copies.tolist(), strict=True)
+    )
+    tokenizer.train_from_iterator(repeated, trainer)
+    return tokenizer.to_str()
+
+
+def encode_subwords(tokenizer, words, max_length):
+    """Write texts in sub-words; only their distinct words are split.
+
+    Parameters
+    ----------
+    tokenizer : tokenizers.Tokenizer
+    words : Words
+    max_length : int
+        Sub-words kept of each text.
+
+    Returns
+    -------
+    Ragged of int32
+        A list for each text and an empty one for missing texts.
+    """
+    # Each word has at least one sub-word, so that later words cannot matter.
+    starts = np.searchsorted(words.owner, np.arange(words.n_texts))
+    kept = np.arange(len(words.owner)) - starts[words.owner] < max_length
+    codes, owner = words.codes[kept], words.owner[kept]
+    used, codes = np.unique(codes, return_inverse=True)
+    distinct = words.distinct.take(pa.array(used)).to_pylist()
+    split = [item.ids for item in tokenizer.encode_batch_fast(distinct)]
+    sizes = np.fromiter(map(len, split), np.int64, len(split))
+    offsets = torch.from_numpy(np.append(0, np.cumsum(sizes)))
+    pieces = torch.tensor([piece for item in split for piece in item], dtype=torch.int32)
+    lists = Ragged(pieces, offsets).take(torch.from_numpy(codes))
+    # The words of a text are neighbours: its list runs from its first word to its last.
+    bounds = lists.offsets[np.searchsorted(owner, np.arange(words.n_texts + 2))]
+    text = torch.repeat_interleave(bounds.diff())
+    kept = torch.arange(len(text)) - bounds[text] < max_length
+    offsets = torch.zeros_like(bounds)
+    torch.cumsum(bounds.diff().clamp(max=max_length), 0, out=offsets[1:])
+    return Ragged(lists.values[kept], offsets)
+
+
+class TransformerModule(nn.Module):
+    """Read each text with a small pre-norm transformer and pool it by attention.
+
+    Parameters
+    ----------
+    n_tokens : int
+        Sub-words.
+    n_columns : int
+        Text columns; they share all parameters but one vector each.
+    max_length : int
+        Longest list.
+    width : int
+        Size of each column's vector and of all layers.
+    layers, heads : int
+        Layers and attention heads.
+    dropout : float
+        Fraction of activations zeroed in training.
+    """
+
+    padded = True
+
+    def __init__(self, n_tokens, n_columns, max_length, width, layers, heads, dropout=0.0):
+        super().__init__()
+        self.out_features = n_columns * width
+        self.n_columns = n_columns
+        self.tokens = nn.Embedding(n_tokens, width)
+        self.positions = nn.Parameter(torch.randn(max_length, width) * 0.1)
+        nn.init.normal_(self.tokens.weight, std=0.3)
+        # Stands before every text, so that there is always something to attend to.
+        self.start = nn.Parameter(torch.randn(n_columns, width) * 0.3)
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(TransformerLayer(width, heads, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.score = nn.Linear(width, 1, bias=False)
+
+    def forward(self, tokens):
+        """Return the vectors of all columns.
+
+        Parameters
+        ----------
+        tokens : Ragged of int32
+
+        Returns
+        -------
+        torch.Tensor of shape (batch, n_columns * width)
+        """
+        padded = tokens.to_padded()
+        start = self.start.repeat(padded.shape[0] // self.n_columns, 1)
+        longest = padded.shape[1]
+        place = torch.arange(longest + 1, device=padded.device)
+        known = place <= tokens.lengths[:, None]
+        embedded = self.tokens(padded) + self.positions[:longest]
+        hidden = self.dropout(torch.cat([start[:, None], embedded], dim=1))
+        for layer in self.layers:
+            hidden = layer(hidden, known[:, None, None, :])
+        hidden = self.norm(hidden)
+        share = self.score(hidden).masked_fill(~known[..., None], -torch.inf).softmax(dim=1)
+        return (share * hidden).sum(dim=1).reshape(-1, self.out_features)

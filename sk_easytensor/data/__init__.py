@@ -1,0 +1,1 @@
+"""Tables, columns and what is summarised of them, without torch."""

@@ -1,0 +1,210 @@
+"""Read one column: as another type, as floats, or a sample of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sk_easytensor._utils.validation import shortened
+from sk_easytensor.data.keys import TEXT, category_keys, value_family
+from sk_easytensor.data.type_names import in_words, type_name
+
+__all__ = [
+    "RowError",
+    "RowTypeError",
+    "cast_column",
+    "in_words",
+    "sample_values",
+    "show_value",
+    "to_float64",
+    "type_name",
+]
+
+
+CAST_ERRORS = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError)
+
+TEXTS = (pa.string(), pa.large_string())
+"""Types that numbers and dates are written as, spelled as categories are."""
+
+
+class RowError(ValueError):
+    """A row that cannot be read.
+
+    Blocks see a chunk of the table: the row is counted from the table's beginning once the
+    chunk's place is known.
+
+    Parameters
+    ----------
+    message : str
+        With ``{row}`` where the row's number belongs.
+    row : int
+        Its number in the chunk.
+    """
+
+    def __init__(self, message, row):
+        super().__init__(message, row)
+        self.message = message
+        self.row = row
+
+    def __str__(self):
+        return self.message.replace("{row}", str(self.row))
+
+    def __repr__(self):
+        return f"{type(self).__name__}({str(self)!r})"
+
+    def shifted(self, rows):
+        """Return the error for a chunk that begins so many rows into the table."""
+        return type(self)(self.message, self.row + rows)
+
+
+class RowTypeError(RowError, TypeError):
+    """A row that holds a value of a type that cannot be read."""
+
+
+def show_value(scalar):
+    """Return how the value of an Arrow scalar is written, 60 characters of it at most.
+
+    Python has no such value for some: durations beyond its own, and text that is not valid UTF-8.
+    """
+    try:
+        return shortened(scalar.as_py())
+    except (OverflowError, ValueError):
+        if hasattr(scalar, "as_buffer"):
+            return shortened(scalar.as_buffer().to_pybytes())
+        value = getattr(scalar, "value", None)
+        kind = type_name(scalar.type)
+        return kind if value is None else shortened(f"{value} ({kind})", str)
+
+
+def cast_column(column, name, target, *, block, rows=True):
+    """Cast a column or say, by name, why it cannot be read.
+
+    Parameters
+    ----------
+    column : pyarrow.ChunkedArray
+        The column.
+    name : str
+        Its name, for the error.
+    target : pyarrow.DataType
+        Type to cast to.
+    block : str
+        Name of the block that reads it, for the error.
+    rows : bool, default=True
+        Whether values are those of rows, which the error then names.
+
+    Returns
+    -------
+    pyarrow.ChunkedArray
+
+    Raises
+    ------
+    TypeError
+        If the type or a value cannot be read as `target`; a :class:`RowTypeError` if it is a value.
+    """
+    if column.type.equals(target):
+        return column
+    source = column.type
+    if pa.types.is_dictionary(source):
+        column = column.cast(source.value_type)
+    try:
+        if target in TEXTS and value_family(column.type) not in (None, TEXT):
+            column = _as_texts(column)
+        return _cast(column, target)
+    except CAST_ERRORS as error:
+        found, wanted = in_words(source), in_words(target)
+        message = f"column {name!r} holds {found} where {block} was fitted to {wanted}"
+        row = _first_unlike(column, target)
+        if row is None:
+            raise TypeError(f"{message}; convert it to {wanted}") from error
+        value = show_value(column[row])
+        if not rows:
+            raise TypeError(f"{message}: {value}") from error
+        raise RowTypeError(f"{message}: {value} in row {{row}}", row) from error
+
+
+def _cast(column, target):
+    # Bytes that are no text are refused, numbers beyond the target's are rounded.
+    return column.cast(target, safe=target in TEXTS)
+
+
+def _first_unlike(column, target):
+    """Return the first row whose value cannot be cast, or None if no value of the type can."""
+    try:
+        column.slice(0, 0).cast(target)
+    except CAST_ERRORS:
+        return None
+    readable, unreadable = 0, len(column)
+    while unreadable - readable > 1:
+        middle = (readable + unreadable) // 2
+        try:
+            _cast(column.slice(readable, middle - readable), target)
+        except CAST_ERRORS:
+            unreadable = middle
+        else:
+            readable = middle
+    return readable
+
+
+def _as_texts(column):
+    """Write numbers and dates as columns of mixed Python objects do."""
+    if pa.types.is_boolean(column.type):
+        return pc.if_else(column, "True", "False")
+    return pa.chunked_array([category_keys(column).dictionary_decode()])
+
+
+def to_float64(column, name, *, block):
+    """Return a numeric, boolean, duration or time column as a float64 array, NaN for missing.
+
+    Parameters
+    ----------
+    column : pyarrow.ChunkedArray
+        The column.
+    name : str
+        Its name, for errors.
+    block : str
+        Name of the block that asks, for errors.
+
+    Returns
+    -------
+    numpy.ndarray of shape (n,), float64
+        Durations and times of day are in seconds.
+    """
+    kind = column.type
+    if kind.equals(pa.float64()):
+        return _numpy(column)
+    if pa.types.is_duration(kind):
+        per_second = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}[kind.unit]
+        return _numpy(column.cast(pa.int64()).cast(pa.float64(), safe=False)) / per_second
+    if pa.types.is_time(kind):
+        microseconds = column.cast(pa.time64("us")).cast(pa.int64())
+        return _numpy(microseconds.cast(pa.float64(), safe=False)) / 1e6
+    if pa.types.is_boolean(kind):
+        column = column.cast(pa.int8())
+    return _numpy(cast_column(column, name, pa.float64(), block=block))
+
+
+def _numpy(column):
+    if column.null_count:
+        column = pc.fill_null(column, float("nan"))
+    return column.to_numpy()
+
+
+def sample_values(column, size=1000):
+    """Return some of a column's values that are not null, evenly spread over its rows.
+
+    Parameters
+    ----------
+    column : pyarrow.ChunkedArray
+        The column.
+    size : int, default=1000
+        At most so many values.
+
+    Returns
+    -------
+    pyarrow.ChunkedArray
+    """
+    present = np.flatnonzero(column.is_valid().to_numpy())
+    if len(present) > size:
+        present = present[np.linspace(0, len(present) - 1, size).astype(np.int64)]
+    return column.take(pa.array(present))

@@ -1,0 +1,353 @@
+"""Sparse matrices as columns of a :class:`pyarrow.Table`, without making them dense.
+
+A matrix in compressed sparse row format is two flat arrays and the offsets of its rows, which is
+what an Arrow column of lists is: the rows of a matrix become one column without a copy for each
+row. The type of the column carries the number of features, so that slices, chunks and pickles of a
+table keep it. Needs neither torch nor scikit-learn, and SciPy only where it is given a matrix.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import suppress
+
+import numpy as np
+import pyarrow as pa
+
+__all__ = [
+    "NARROW",
+    "SparseLayout",
+    "SparseRows",
+    "are_sparse",
+    "compressed",
+    "dense_table",
+    "encode_sparse",
+    "is_sparse",
+    "layout_of",
+    "read_sparse",
+    "sparse_rows",
+    "sparse_table",
+]
+
+
+NARROW = 64
+"""Matrices of at most so many columns are read as dense columns, and at most so many columns of
+wider ones."""
+
+DENSE = 0.3
+"""Columns with a value in at least this fraction of the rows are read as dense columns."""
+
+BOUND = 10.0
+"""Scaled values beyond this are clipped."""
+
+COLUMN = "sparse"
+"""Name of the column that holds the rows of a matrix."""
+
+
+class SparseRows(pa.ExtensionType):
+    """Type of a column whose values are sparse vectors, all of one length.
+
+    Parameters
+    ----------
+    n_features : int
+        Length of the vectors.
+    layout : dict or None, default=None
+        If the column was made from a matrix that was given as a whole table, the parameters of its
+        :class:`SparseLayout`.
+    """
+
+    def __init__(self, n_features, layout=None):
+        self.n_features = n_features
+        self.layout = layout
+        item = pa.struct([("index", pa.int32()), ("value", pa.float64())])
+        super().__init__(pa.large_list(item), "sk_easytensor.data.sparse")
+
+    def __arrow_ext_serialize__(self):
+        return json.dumps([self.n_features, self.layout]).encode()
+
+    @classmethod
+    def __arrow_ext_deserialize__(cls, storage_type, serialized):
+        return cls(*json.loads(serialized))
+
+
+# Otherwise a table that another process reads from Arrow's format would lose the type.
+with suppress(pa.ArrowKeyError):
+    pa.register_extension_type(SparseRows(0))
+
+
+class SparseLayout:
+    """Which columns of a matrix are columns of its table, and which are in the sparse one.
+
+    Parameters
+    ----------
+    n_features : int
+        Columns of the matrix.
+    names : list of str or None
+        Their names, if it was given as a data frame.
+    dense : list of int
+        Columns that are read as dense numeric columns.
+    """
+
+    def __init__(self, n_features, names, dense):
+        self.n_features = n_features
+        self.names = names
+        self.dense = dense
+
+    @classmethod
+    def of(cls, matrix, names=None):
+        """Choose the layout for a matrix in compressed sparse row format."""
+        filled = np.bincount(matrix.indices, minlength=matrix.shape[1])
+        most = np.argsort(-filled, kind="stable")[:NARROW]
+        dense = np.sort(most[filled[most] >= DENSE * matrix.shape[0]])
+        return cls(matrix.shape[1], names, dense.tolist())
+
+    @property
+    def features(self):
+        """Names of the matrix's columns, ``x0``, ``x1`` and so on if it had none."""
+        return self.names or [f"x{index}" for index in range(self.n_features)]
+
+    @property
+    def column(self):
+        """Name of the sparse column, which no feature has."""
+        column, taken = COLUMN, self.names or ()
+        while column in taken:
+            column += "_"
+        return column
+
+    @property
+    def column_names(self):
+        """Names of the table's columns."""
+        return [*self.dense_names, self.column]
+
+    @property
+    def dense_names(self):
+        """Names of the dense columns."""
+        return [f"x{index}" if self.names is None else self.names[index] for index in self.dense]
+
+    def with_dense(self, features):
+        """Return the layout with more of the features, given by name, as dense columns."""
+        features = set(features)
+        more = [index for index, name in enumerate(self.features) if name in features]
+        return type(self)(self.n_features, self.names, sorted({*self.dense, *more}))
+
+    def table(self, matrix, kept=False):
+        """Return a matrix in compressed sparse row format as a table of this layout.
+
+        Parameters
+        ----------
+        matrix : sparse matrix
+            In canonical format.
+        kept : bool, default=False
+            Whether the type of the sparse column keeps the layout, for :func:`layout_of`.
+
+        Returns
+        -------
+        pyarrow.Table
+        """
+        dense = dense_columns(matrix, self.dense)
+        rest = np.ones(self.n_features, dtype=bool)
+        rest[self.dense] = False
+        rest = rest[matrix.indices]
+        offsets = np.append(0, np.cumsum(rest))[matrix.indptr]
+        indices, values = matrix.indices[rest], matrix.data[rest]
+        layout = vars(self) if kept else None
+        rows = _rows(offsets, indices, values, self.n_features, layout)
+        return pa.table([*dense, rows], names=self.column_names)
+
+    def table_of_dense(self, table):
+        """Return a table of all features, one dense column each, as a table of this layout."""
+        from sk_easytensor.data.columns import to_float64
+
+        inner, indices, values = [], [], []
+        dense = set(self.dense)
+        for index, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True)):
+            if index in dense:
+                continue
+            numbers = to_float64(column, name, block="SparseBlock")
+            rows = np.flatnonzero(numbers)
+            inner.append(rows)
+            indices.append(np.full(len(rows), index, np.int32))
+            values.append(numbers[rows])
+        rows, indices, values = map(np.concatenate, (inner, indices, values))
+        order = np.argsort(rows, kind="stable")
+        offsets = np.append(0, np.cumsum(np.bincount(rows, minlength=len(table))))
+        sparse = _rows(offsets, indices[order], values[order], self.n_features)
+        columns = [table.column(index) for index in self.dense]
+        return pa.table([*columns, sparse], names=self.column_names)
+
+
+def is_sparse(X):
+    """Tell whether X is a sparse matrix or array, which it cannot be before SciPy is imported."""
+    sparse = sys.modules.get("scipy.sparse")
+    return sparse is not None and sparse.issparse(X)
+
+
+def are_sparse(kinds):
+    """Tell whether all of several dtypes of pandas are sparse, with zeros left out."""
+    kind = sys.modules["pandas"].SparseDtype
+    return len(kinds) > 0 and all(isinstance(each, kind) and each.fill_value == 0 for each in kinds)
+
+
+def compressed(X):
+    """Return a sparse matrix or frame in canonical compressed sparse row format, as float64.
+
+    Raises
+    ------
+    ValueError
+        If it is not two-dimensional, or its values are complex.
+    """
+    matrix = X if is_sparse(X) else X.sparse.to_coo()
+    if matrix.ndim != 2:
+        raise ValueError(f"Expected 2D array, got {matrix.ndim}D sparse array instead")
+    if matrix.dtype.kind == "c":
+        raise ValueError(f"Complex data not supported: X is sparse and of dtype {matrix.dtype}")
+    if matrix.shape[1] > np.iinfo(np.int32).max:
+        raise ValueError(f"X has {matrix.shape[1]} features; at most 2147483647 can be read")
+    found = matrix.tocsr().astype(np.float64, copy=False)
+    if not found.has_canonical_format:
+        found = found.copy() if found is matrix else found
+        found.sum_duplicates()
+    if (found.data == 0).any():
+        found = found.copy() if found is matrix else found
+        found.eliminate_zeros()
+    return found
+
+
+def sparse_rows(X):
+    """Return the rows of a sparse matrix as an Arrow array."""
+    matrix = compressed(X)
+    return _rows(matrix.indptr, matrix.indices, matrix.data, matrix.shape[1])
+
+
+def sparse_table(X, names=None):
+    """Return a sparse matrix or frame as a table.
+
+    Parameters
+    ----------
+    X : sparse matrix, sparse array or pandas.DataFrame
+        Of numbers.
+    names : list of str, optional
+        Of the columns, if `X` has names.
+
+    Returns
+    -------
+    pyarrow.Table
+        Of dense columns if there are at most `NARROW`; else the columns of which at least the
+        fraction `DENSE` is not zero are dense, and one column holds all others.
+    """
+    matrix = compressed(X)
+    if matrix.shape[1] <= NARROW:
+        return dense_table(matrix, names)
+    return SparseLayout.of(matrix, names).table(matrix, kept=True)
+
+
+def dense_table(X, names=None):
+    """Return a sparse matrix or frame as a table of dense columns."""
+    matrix = compressed(X)
+    names = names or [f"x{index}" for index in range(matrix.shape[1])]
+    return pa.table(dense_columns(matrix, range(matrix.shape[1])), names=names)
+
+
+def dense_columns(matrix, columns):
+    """Return columns of a matrix in compressed sparse row format as dense arrays."""
+    part = matrix[:, list(columns)].tocsc()
+    found = []
+    for first, last in zip(part.indptr[:-1], part.indptr[1:], strict=True):
+        dense = np.zeros(matrix.shape[0])
+        dense[part.indices[first:last]] = part.data[first:last]
+        found.append(pa.array(dense, from_pandas=True))
+    return found
+
+
+def layout_of(table):
+    """Return the layout of a table that was made from a sparse matrix, or else None."""
+    for kind in table.schema.types:
+        if isinstance(kind, SparseRows) and kind.layout is not None:
+            return SparseLayout(**kind.layout)
+    return None
+
+
+def read_sparse(column):
+    """Return offsets, indices and values of a column of sparse vectors.
+
+    Parameters
+    ----------
+    column : pyarrow.ChunkedArray
+        Of type :class:`SparseRows`, or null.
+
+    Returns
+    -------
+    offsets : ndarray of int64, shape (n_rows + 1,)
+    indices : ndarray of int32
+    values : ndarray of float64
+        Missing rows have none, and neither do missing values.
+    """
+    if pa.types.is_null(column.type):
+        return np.zeros(len(column) + 1, np.int64), np.zeros(0, np.int32), np.zeros(0)
+    lengths, indices, values = [np.zeros(1, np.int64)], [], []
+    for chunk in column.chunks:
+        lists = chunk.storage
+        own = np.diff(lists.offsets.to_numpy())
+        if lists.null_count:
+            own = np.where(lists.is_valid().to_numpy(zero_copy_only=False), own, 0)
+        items = lists.flatten()
+        lengths.append(own)
+        indices.append(items.field(0).to_numpy())
+        values.append(items.field(1).to_numpy())
+    lengths = np.concatenate(lengths)
+    indices = np.concatenate(indices) if indices else np.zeros(0, np.int32)
+    values = np.concatenate(values) if values else np.zeros(0)
+    missing = np.isnan(values)
+    if missing.any():
+        owner = np.repeat(np.arange(len(lengths)), lengths)
+        lengths = lengths - np.bincount(owner[missing], minlength=len(lengths))
+        indices, values = indices[~missing], values[~missing]
+    return np.cumsum(lengths), indices, values
+
+
+def encode_sparse(column, name, n_features, features, scale):
+    """Return a column of sparse vectors as weighted ids.
+
+    Parameters
+    ----------
+    column : pyarrow.ChunkedArray
+        Of type :class:`SparseRows`, or null.
+    name : str
+        Of the column, for errors.
+    n_features : int
+        Features during fit.
+    features : ndarray of int32
+        Those that are read, in increasing order.
+    scale : ndarray of float64
+        What their values are divided by.
+
+    Returns
+    -------
+    offsets : ndarray of int64, shape (n_rows + 1,)
+    ids : ndarray of int32
+        Positions among `features`.
+    weights : ndarray of float32
+    """
+    size = getattr(column.type, "n_features", n_features)
+    if n_features and size != n_features:
+        raise ValueError(
+            f"column {name!r} has sparse vectors of {size} features; "
+            f"SparseBlock is expecting {n_features} features"
+        )
+    offsets, indices, values = read_sparse(column)
+    ids = np.searchsorted(features, indices)
+    known = np.zeros(len(ids), dtype=bool)
+    if len(features):
+        known = features[np.minimum(ids, len(features) - 1)] == indices
+    ids = ids[known].astype(np.int32)
+    weights = np.clip(values[known] / scale[ids], -BOUND, BOUND).astype(np.float32)
+    return np.append(0, np.cumsum(known))[offsets], ids, weights
+
+
+def _rows(offsets, indices, values, n_features, layout=None):
+    items = pa.StructArray.from_arrays(
+        [pa.array(indices.astype(np.int32, copy=False)), pa.array(values)], names=["index", "value"]
+    )
+    lists = pa.LargeListArray.from_arrays(pa.array(offsets.astype(np.int64)), items)
+    return pa.ExtensionArray.from_storage(SparseRows(n_features, layout), lists)

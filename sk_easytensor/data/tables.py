@@ -1,0 +1,672 @@
+"""Anything tabular becomes a :class:`pyarrow.Table`; columns are then found by name.
+
+Everything behind this module sees one table type, so that no other file knows whether the
+user brought pandas, polars, Arrow, a dictionary or a NumPy array.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import chain
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sk_easytensor._utils.validation import shortened, warn_user
+from sk_easytensor.data.arrow_columns import (
+    LISTS,
+    UNREADABLE,
+    check_utf8,
+    column_of,
+    first_unlike,
+    is_pandas,
+    pandas_columns,
+)
+from sk_easytensor.data.sparse import (
+    NARROW,
+    are_sparse,
+    compressed,
+    dense_table,
+    is_sparse,
+    sparse_table,
+)
+from sk_easytensor.data.types import needed, plain_types
+
+__all__ = [
+    "align_table",
+    "as_table",
+    "column_labels",
+    "has_column_names",
+]
+
+
+NUMBERS = frozenset(
+    kind.id
+    for kind in (
+        *(pa.float16(), pa.float32(), pa.float64()),
+        *(pa.decimal128(1), pa.decimal256(1)),
+    )
+)
+"""Numbers of the types of floats and decimals."""
+
+NOT_EXPORTED = ("Object", "Int128", "UInt128")
+"""Types of polars that Arrow has no type for: exported, objects are nothing but addresses."""
+
+
+def has_column_names(X):
+    """Tell whether a table-like object names its columns.
+
+    Parameters
+    ----------
+    X : object
+        Anything :func:`as_table` takes.
+
+    Returns
+    -------
+    bool
+        ``False`` for arrays, lists of rows and data frames whose labels are not strings.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> has_column_names(np.eye(2)), has_column_names({"a": [1, 2]})
+    (False, True)
+    """
+    if is_lazy(X) or is_source(X) or isinstance(X, (pa.Table, pa.RecordBatch)):
+        return True
+    labels = column_labels(X)
+    if labels is None:
+        return hasattr(X, "__arrow_c_stream__")
+    strings = [isinstance(label, str) for label in labels]
+    if any(strings) and not all(strings):
+        raise TypeError(
+            "Column names are of mixed types: some are strings and some are not. Rename the "
+            "columns so that all names are strings, for example with "
+            "X.columns = X.columns.astype(str)."
+        )
+    return all(strings) and bool(strings)
+
+
+def column_labels(X):
+    """Return the labels of the columns of a table-like object in memory.
+
+    Parameters
+    ----------
+    X : object
+        Anything :func:`as_table` takes.
+
+    Returns
+    -------
+    list or None
+        Strings, or whatever else a data frame labels its columns with. None of what has no
+        labels, such as an array, or has to be read first.
+    """
+    if is_pandas(X, "DataFrame"):
+        # Taken one by one, the labels of pandas cost as much as the values of a row.
+        return X.columns.tolist()
+    if is_sparse(X) or is_source(X) or is_lazy(X):
+        return None
+    if isinstance(X, (pa.Table, pa.RecordBatch)):
+        return X.schema.names
+    if isinstance(X, Mapping):
+        return list(X)
+    if _is_list_of_mappings(X):
+        return _labels_of_rows(X)
+    if _is_structured(X):
+        return list(X.dtype.names)
+    return list(X.columns) if hasattr(X, "columns") else None
+
+
+def as_table(X, *, minimum_rows=1, columns=None, densify=False):
+    """Convert anything tabular to a :class:`pyarrow.Table`.
+
+    Parameters
+    ----------
+    X : pyarrow.Table, data frame, mapping of columns, list of mappings, 2-D array-like or path
+        Paths, globs and URLs are of Parquet files. Every object that exports the Arrow C stream
+        (pandas, polars, DuckDB, pyarrow) is read without copying where its memory layout allows.
+        Arrays get the column names ``x0``, ``x1``, ... Sparse matrices, and pandas frames of sparse
+        columns only, stay sparse if they are wide: see
+        :func:`~sk_easytensor.data.sparse.sparse_table`.
+    minimum_rows : int, default=1
+        Fewer rows than this are refused.
+    columns : list of str, optional
+        Columns that are wanted. Of those that `X` has, the others are left out before anything is
+        converted, so that they may hold anything. By default all columns are read.
+    densify : bool, default=False
+        Whether all columns of a sparse matrix become dense ones.
+
+    Returns
+    -------
+    pyarrow.Table
+        With string views, half floats, decimals of up to 15 digits and extension types cast to the
+        plain type they stand for; dictionary columns stay dictionaries. Of a column of structs
+        there is a column for each field, named ``column.field``. Labels that are not strings
+        become strings.
+
+    Raises
+    ------
+    ValueError
+        If there are no rows or no columns, if a column name occurs twice or holds a null
+        character, if text is not valid Unicode, if the array is not 2-D or is complex.
+    TypeError
+        If a column holds Python objects that no column type describes.
+
+    Examples
+    --------
+    >>> as_table({"age": [31, None], "city": ["Oslo", "Lima"]}).schema.names
+    ['age', 'city']
+    """
+    if is_lazy(X):
+        X = X.collect()
+    if columns is not None:
+        X = _narrowed(X, columns)
+    if isinstance(X, pa.Table):
+        table = valid_texts(X)
+    elif is_source(X):
+        table = valid_texts(_from_source(X))
+    elif isinstance(X, pa.RecordBatch):
+        table = valid_texts(pa.Table.from_batches([X]))
+    elif is_sparse(X):
+        _check_size(X.shape, minimum_rows)
+        table = dense_table(X) if densify else sparse_table(X)
+    elif isinstance(X, Mapping):
+        table = _from_mapping(X)
+    elif is_pandas(X, "DataFrame"):
+        # Column by column, because the stream describes the frame, which takes most of the time
+        # that a single row is predicted in.
+        table = _from_pandas(X, densify)
+    elif hasattr(X, "__arrow_c_stream__"):
+        table = _from_arrow_stream(X)
+    elif _is_list_of_mappings(X):
+        names = _labels_of_rows(X)
+        table = _from_columns(names, [[row.get(name) for row in X] for name in names])
+    elif _is_structured(X):
+        table = _from_mapping({name: X[name] for name in X.dtype.names})
+    else:
+        table = _from_array(X, minimum_rows)
+    plain = plain_types(table)
+    _check_shape(plain, minimum_rows, X, table)
+    return plain
+
+
+def align_table(table, names, *, positional=False, owner="the estimator"):
+    """Return the columns `names` of a table, in that order.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        The table given at prediction time.
+    names : sequence of str
+        The columns seen during fit.
+    positional : bool, default=False
+        Whether the table has no names of its own, so that columns are matched by position.
+    owner : str
+        Who asks, for the error message.
+
+    Returns
+    -------
+    pyarrow.Table
+        With exactly the columns `names`; columns not asked for are left out.
+
+    Raises
+    ------
+    ValueError
+        Naming the columns that are missing, or the two counts when matched by position.
+    """
+    names = list(names)
+    if positional:
+        _check_count(table.num_columns, len(names), owner)
+        return table.rename_columns(names)
+    if table.column_names == names:
+        return table
+    _check_present(names, table.column_names, owner)
+    return table.select(names)
+
+
+def _check_count(found, expected, owner):
+    if found != expected:
+        raise ValueError(
+            f"X has {found} features, but {owner} is expecting {expected} features as input."
+        )
+
+
+def _check_present(names, found, owner):
+    present = set(found)
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise ValueError(
+            f"columns are missing: {missing}. They were there when {owner} was fitted; X has "
+            f"the columns {found}."
+        )
+
+
+def read_like_fit(X, names, *, fitted_with_names, owner, sparse=None):
+    """Read `X` for prediction and align it to the columns seen during fit.
+
+    Parameters
+    ----------
+    X : object
+        Anything :func:`as_table` takes.
+    names : sequence of str
+        Columns seen during fit.
+    fitted_with_names : bool
+        Whether the data of fit named its columns.
+    owner : str
+        Class name for messages.
+    sparse : SparseLayout, optional
+        Of the table seen during fit, if it was made from a sparse matrix.
+
+    Returns
+    -------
+    pyarrow.Table
+
+    Notes
+    -----
+    Columns are matched by label, whatever its type: 2020 is the column that "2020" is. Only where
+    one of both has no labels of its own, as arrays and data frames made of them have none, are
+    they matched by position.
+    """
+    names = list(names)
+    if sparse is not None and not (isinstance(X, pa.Table) and sparse.column in X.column_names):
+        return _read_sparse(X, sparse, fitted_with_names=fitted_with_names, owner=owner)
+    labels = column_labels(X)
+    if labels == names:
+        table, positional = as_table(X, densify=True), False
+    else:
+        table = as_table(X, columns=names, densify=True)
+        positional = _is_positional(
+            X, labels, table.column_names, names, fitted_with_names=fitted_with_names, owner=owner
+        )
+    table = align_table(table, names, positional=positional, owner=owner)
+    for index, column in enumerate(table.columns):
+        # Numbers are how many tables write that a column of any type is missing altogether.
+        if column.type.id in NUMBERS and _is_nan(column[0].as_py()):
+            missing = pc.is_null(column, nan_is_null=True)
+            if pc.all(missing).as_py():
+                table = table.set_column(index, names[index], pa.nulls(len(table)))
+    return table
+
+
+def _read_sparse(X, layout, *, fitted_with_names, owner):
+    """Read anything tabular with the columns of a sparse matrix that was seen during fit."""
+    names, given = layout.features, {"fitted_with_names": fitted_with_names, "owner": owner}
+    if is_pandas(X, "DataFrame") and are_sparse(X.dtypes.to_numpy()) and len(X):
+        labels = X.columns.tolist()
+        found = list(map(str, labels))
+        _check_names(found)
+        if not _is_positional(X, labels, found, names, **given):
+            _check_present(names, found, owner)
+            places = {name: place for place, name in enumerate(found)}
+            return layout.table(compressed(X.iloc[:, [places[name] for name in names]]))
+        X = X.sparse.to_coo()
+    elif is_sparse(X):
+        _check_size(X.shape, 1)
+        _is_positional(X, None, [], names, **given)
+    else:
+        return layout.table_of_dense(read_like_fit(X, names, **given))
+    _check_count(X.shape[1], layout.n_features, owner)
+    return layout.table(compressed(X))
+
+
+def _is_positional(X, labels, found, names, *, fitted_with_names, owner):
+    """Tell whether columns are matched by position, and warn as scikit-learn does.
+
+    Parameters
+    ----------
+    X : object
+        The table.
+    labels : list or None
+        Its labels, if it has any.
+    found : list of str
+        Names of the columns it is read as.
+    names : list of str
+        Columns seen during fit.
+    fitted_with_names : bool
+        Whether the data of fit named its columns.
+    owner : str
+        Class name for messages.
+
+    Returns
+    -------
+    bool
+    """
+    if labels is not None or has_column_names(X):
+        if not set(names).isdisjoint(found):
+            return False
+        if not fitted_with_names:
+            return _are_default(names)
+        if labels != list(range(len(found))):
+            return False
+    if fitted_with_names:
+        warn_user(f"X does not have valid feature names, but {owner} was fitted with feature names")
+    return True
+
+
+def _are_default(names):
+    """Tell whether names are those of columns without labels."""
+    return names in ([f"{prefix}{i}" for i in range(len(names))] for prefix in ("x", ""))
+
+
+def _narrowed(X, names):
+    """Leave out columns that are not among names, unless none is or they are not labelled.
+
+    A column of structs is kept if one of its fields is wanted.
+    """
+    if isinstance(X, (str, os.PathLike)):
+        from sk_easytensor.data.parquet import read_parquet
+
+        return read_parquet(X, names)
+    labels = column_labels(X)
+    if labels is None or labels == list(names):
+        return X
+    kept = needed(labels, names)
+    if not kept:
+        return X
+    if is_pandas(X, "DataFrame"):
+        return X.iloc[:, kept]
+    if isinstance(X, (pa.Table, pa.RecordBatch)):
+        return X.select(kept)
+    if isinstance(X, Mapping) or _is_structured(X):
+        return {labels[i]: X[labels[i]] for i in kept}
+    if _is_list_of_mappings(X):
+        return {labels[i]: [row.get(labels[i]) for row in X] for i in kept}
+    if _is_polars(X):
+        return X.select([labels[i] for i in kept])
+    return X
+
+
+def _is_nan(value):
+    """Tell whether a value is missing, and a column with it may be: a quick look."""
+    return value is None or value != value
+
+
+def is_lazy(X):
+    """Tell whether X is a query that has yet to be collected into a table."""
+    return type(X).__name__ == "LazyFrame" and hasattr(X, "collect")
+
+
+def is_source(X):
+    """Tell whether X says where a table is: a path or URL of Parquet files, or a Ray Dataset."""
+    return isinstance(X, (str, os.PathLike)) or _is_dataset(X)
+
+
+def _is_dataset(X):
+    return type(X).__module__.startswith("ray.data") and hasattr(X, "to_arrow_refs")
+
+
+def _from_source(X):
+    if _is_dataset(X):
+        import ray
+
+        from sk_easytensor.data.parquet import unified
+
+        blocks = [plain_types(block) for block in ray.get(X.to_arrow_refs())]
+        schema = unified([(f"block {i}", block.schema) for i, block in enumerate(blocks)])
+        blocks = [block.cast(_part(schema, block.column_names)) for block in blocks]
+        return pa.concat_tables(blocks, promote_options="default").select(schema.names)
+    from sk_easytensor.data.parquet import read_parquet
+
+    return read_parquet(X)
+
+
+def first_rows(X, n_rows):
+    """Return the first rows of a stored table, and read no more than is needed for that.
+
+    Parameters
+    ----------
+    X : str, os.PathLike or Dataset
+        A path or URL of Parquet files, or a Ray Dataset.
+    n_rows : int
+        How many rows, at most.
+
+    Returns
+    -------
+    pyarrow.Table
+    """
+    if _is_dataset(X):
+        return as_table(_from_source(X.limit(n_rows)))
+    from sk_easytensor.data.parquet import open_parquet
+
+    return as_table(open_parquet(X).head(n_rows, batch_size=n_rows, fragment_readahead=1))
+
+
+def _part(schema, names):
+    return pa.schema([schema.field(name) for name in names])
+
+
+def _is_list_of_mappings(X):
+    return isinstance(X, Sequence) and len(X) > 0 and isinstance(X[0], Mapping)
+
+
+def _labels_of_rows(X):
+    """Return the keys of dictionaries, those that the first one lacks included."""
+    for number, row in enumerate(X):
+        if not isinstance(row, (dict, Mapping)):
+            raise TypeError(
+                f"X is a list of dictionaries, and row {number} is a {type(row).__name__}: "
+                f"{shortened(row)}"
+            )
+    return list(dict.fromkeys(chain.from_iterable(X)))
+
+
+def _is_structured(X):
+    """Tell whether X is an array of records, which have named fields."""
+    return isinstance(X, np.ndarray) and X.ndim == 1 and X.dtype.names is not None
+
+
+def _is_polars(X):
+    return type(X).__module__.partition(".")[0] == "polars"
+
+
+def _check_shape(table, minimum_rows, X, given):
+    n_rows = table.num_rows
+    if table.num_columns == 0 and hasattr(X, "shape"):
+        n_rows = X.shape[0]
+    _check_size((n_rows, table.num_columns), minimum_rows)
+    _check_names(table.column_names, given.column_names)
+
+
+def _check_size(shape, minimum_rows):
+    if len(shape) == 2 and shape[1] == 0:
+        raise ValueError(
+            f"Found array with 0 feature(s) (shape={shape}) while a minimum of 1 is required."
+        )
+    if shape[0] < minimum_rows:
+        raise ValueError(
+            f"Found array with {shape[0]} sample(s) (shape={shape}) while a minimum of "
+            f"{minimum_rows} is required."
+        )
+
+
+def _check_names(names, given=()):
+    """Refuse names that occur twice, of which fields of the structs of `given` columns may be."""
+    if len(set(names)) < len(names):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        structs = [
+            name
+            for name in dict.fromkeys(given)
+            if name not in names and any(each.startswith(f"{name}.") for each in twice)
+        ]
+        fields = f", of fields of the structs in {structs}" if structs else ""
+        raise ValueError(
+            f"column names occur more than once: {twice}{fields}. Names must be unique."
+        )
+    _check_text(names)
+
+
+def _check_text(names):
+    """Refuse names that Arrow's C interface has no form for: there, they end the process."""
+    try:
+        joined = "".join(names).encode()
+    except UnicodeEncodeError:
+        joined = b"\0"
+    if b"\0" in joined:
+        for name in names:
+            if "\0" in name or name.encode(errors="ignore").decode() != name:
+                raise ValueError(
+                    f"the column name {name!r} holds a null character or half of a surrogate "
+                    "pair, which is not valid text; rename the column"
+                )
+
+
+def _from_arrow_stream(X):
+    if _is_polars(X) and hasattr(X, "get_columns"):
+        return _from_polars(X)
+    if hasattr(X, "columns"):
+        _check_text(list(map(str, X.columns)))
+    try:
+        return valid_texts(pa.table(X))
+    except UNREADABLE as error:
+        kind = type(X).__name__
+        if hasattr(X, "columns"):
+            raise TypeError(f"a {kind} cannot be read by way of Arrow: {error}") from error
+        # A series exports a stream as well, of values that are not rows.
+        raise ValueError(f"Expected 2D array, got 1D array instead: a {kind}") from error
+
+
+def valid_texts(table):
+    """Return a table, or raise ``ValueError`` for text that is not UTF-8, which Arrow may hold."""
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        check_utf8(column, name)
+    return table
+
+
+def _from_polars(X):
+    names, kinds = X.columns, X.dtypes
+    _check_text(names)
+    _check_text([name for kind in kinds if kind.is_nested() for name in _field_names(kind)])
+    if all(map(_is_exported, kinds)):
+        return pa.table(X)
+    columns = [
+        series if _is_exported(kind) else series.to_list()
+        for series, kind in zip(X.get_columns(), kinds, strict=True)
+    ]
+    return _from_columns(names, columns)
+
+
+def _is_exported(kind):
+    """Tell whether Arrow has a type for one of polars, and for those within it."""
+    if not kind.is_nested():
+        return type(kind).__name__ not in NOT_EXPORTED
+    return all(map(_is_exported, _inner_types(kind)))
+
+
+def _inner_types(kind):
+    """Return the types within a nested type of polars: of fields, items, or keys and values."""
+    fields = getattr(kind, "fields", None)
+    if fields is not None:
+        return [field.dtype for field in fields]
+    return [getattr(kind, name) for name in ("inner", "key", "value") if hasattr(kind, name)]
+
+
+def _field_names(kind):
+    """Return the names of fields within a nested type of polars."""
+    if not kind.is_nested():
+        return []
+    names = [field.name for field in getattr(kind, "fields", None) or ()]
+    return [*names, *chain.from_iterable(map(_field_names, _inner_types(kind)))]
+
+
+def _from_pandas(X, densify):
+    labels = X.columns.tolist()
+    # The types of many columns are needed anyway.
+    kinds = X.dtypes.to_numpy() if len(labels) > NARROW else None
+    if kinds is not None and are_sparse(kinds):
+        names = list(map(str, labels))
+        _check_names(names)
+        return dense_table(X, names) if densify else sparse_table(X, names)
+    return _from_columns(labels, pandas_columns(X, kinds))
+
+
+def _from_mapping(X):
+    columns = dict(X)
+    scalars = [name for name, values in columns.items() if np.isscalar(values)]
+    if scalars:
+        raise ValueError(
+            f"columns {scalars} hold a single value instead of a list; write a single row as a "
+            "list of one dictionary"
+        )
+    return _from_columns(list(columns), list(columns.values()))
+
+
+def _from_columns(names, columns):
+    names = list(map(str, names))
+    _check_names(names)
+    try:
+        arrays = [column_of(values, name) for name, values in zip(names, columns, strict=True)]
+    except UnicodeEncodeError as error:
+        raise _not_text(names, columns) from error
+    lengths = list(map(len, arrays))
+    if len(set(lengths)) > 1:
+        by_name = dict(zip(names, lengths, strict=True))
+        raise ValueError(f"columns have different lengths: {by_name}")
+    return pa.table(arrays, names=names)
+
+
+def _not_text(names, columns):
+    """Return the error of the first value that holds half of a surrogate pair."""
+    for name, values in zip(names, columns, strict=True):
+        try:
+            column_of(values, name)
+        except UnicodeEncodeError:
+            array = np.empty(len(values), dtype=object)
+            array[:] = list(values)
+            read = partial(column_of, name=name)
+            row = first_unlike(array, (UnicodeEncodeError,), read)
+            return ValueError(
+                f"column {name!r} holds half of a surrogate pair in row {row}, which is not valid "
+                f"text: {shortened(array[row])}. Replace it, for example with "
+                "value.encode('utf-8', 'replace').decode()"
+            )
+
+
+def _from_array(X, minimum_rows):
+    # Only arrays need it, and small images that serve an exported model do without.
+    from sklearn.utils import check_array
+
+    if isinstance(X, (list, tuple)):
+        try:
+            read = np.asarray(X)
+        except ValueError:
+            return _from_rows(X)
+        if read.ndim > 2 and all(isinstance(row, (list, tuple)) for row in X):
+            return _from_rows(X)
+        if read.dtype.kind == "U":
+            # NumPy turns the numbers of a row that holds a string into strings.
+            X = np.array(X, dtype=object)
+    elif not isinstance(X, np.ndarray):
+        X = _array_of(X)
+    array = check_array(
+        X, dtype=None, ensure_all_finite=False, ensure_min_samples=minimum_rows, order=None
+    )
+    if np.ma.isMaskedArray(X):
+        array = np.ma.array(array, mask=np.ma.getmaskarray(X))
+    if array.dtype.kind == "V":
+        raise TypeError(f"arrays of dtype {array.dtype} cannot be read; pass a mapping of columns")
+    names = [f"x{index}" for index in range(array.shape[1])]
+    return _from_columns(names, list(array.T))
+
+
+def _array_of(X):
+    try:
+        return np.asarray(X)
+    except ValueError as error:
+        raise ValueError(f"X is a {type(X).__name__}, which is no table: {error}") from error
+
+
+def _from_rows(X):
+    """Read a list of rows that hold lists."""
+    n_columns = len(X[0]) if isinstance(X[0], LISTS) else 0
+    for number, row in enumerate(X):
+        found = len(row) if isinstance(row, LISTS) else 0
+        if found != n_columns or not found:
+            raise ValueError(
+                "Expected 2D array, got rows of different lengths instead: row 0 holds "
+                f"{n_columns} values and row {number} {found}"
+            )
+    return _from_columns([f"x{i}" for i in range(n_columns)], list(zip(*X, strict=True)))

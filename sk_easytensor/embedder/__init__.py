@@ -1,0 +1,1 @@
+"""Embeddings of users, learned from event sequences without a target."""

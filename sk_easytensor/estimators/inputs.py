@@ -1,0 +1,440 @@
+"""What estimators are given: tables, targets, weights and offsets."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.sparse import issparse
+
+from sk_easytensor._utils.validation import shortened
+from sk_easytensor.blocks.offset import BASE_MARGIN, margin_column
+
+__all__ = [
+    "check_labels",
+    "check_no_missing",
+    "check_size",
+    "deciding_first",
+    "eval_margins",
+    "eval_names",
+    "eval_pairs",
+    "first_text",
+    "labels_like",
+    "named_eval_set",
+    "plain_labels",
+    "read_with_margin",
+    "same_source",
+]
+
+
+def read_with_margin(X, read, base_margin):
+    """Read a table and put offsets behind its columns.
+
+    Parameters
+    ----------
+    X : table-like
+        Rows.
+    read : callable
+        Makes a table of them.
+    base_margin : array-like or None
+        Offsets; None if there are none.
+
+    Returns
+    -------
+    pyarrow.Table
+    """
+    table = read(X)
+    if base_margin is None:
+        return table
+    if BASE_MARGIN in table.column_names:
+        raise ValueError(
+            f"X has a column {BASE_MARGIN!r} and base_margin is given as well; set "
+            f"offset={BASE_MARGIN!r} to use the column, or rename it"
+        )
+    return table.append_column(BASE_MARGIN, margin_column(base_margin, len(table)))
+
+
+def eval_margins(base_margin, base_margin_eval_set, names):
+    """Return the offsets of each evaluation set.
+
+    Parameters
+    ----------
+    base_margin : array-like or None
+        Those of the training rows.
+    base_margin_eval_set : list of array-like, array-like, or None
+        What the user gave; those of the only set need not be in a list.
+    names : list of str
+        Of the sets, for errors.
+
+    Returns
+    -------
+    list of array-like or None
+
+    Raises
+    ------
+    ValueError
+        If they are not as many as the sets, or only some rows have offsets.
+    """
+    margins = base_margin_eval_set
+    if margins is None:
+        margins = [None] * len(names)
+    elif len(names) == 1 and not (isinstance(margins, (list, tuple)) and np.ndim(margins[0]) > 0):
+        margins = [margins]
+    if len(margins) != len(names):
+        raise ValueError(
+            f"base_margin_eval_set has {len(margins)} entries for {len(names)} sets of rows in "
+            "eval_set"
+        )
+    for name, margin in zip(names, margins, strict=True):
+        if (margin is None) != (base_margin is None):
+            lacking = "base_margin" if base_margin is None else "base_margin_eval_set"
+            raise ValueError(
+                f"{name}: base_margin and base_margin_eval_set belong together, but "
+                f"{lacking} is missing"
+            )
+    return list(margins)
+
+
+LARGEST = 1e150
+"""Of a target that is a number: the sum of its squares over all rows is finite in any case."""
+
+
+def named_eval_set(eval_set, eval_sample_weight, eval_X, eval_y, sample_weight_eval_set):
+    """Return evaluation pairs and their weights, under whichever names they were given.
+
+    Parameters
+    ----------
+    eval_set, eval_sample_weight : object
+        As of :func:`eval_pairs`.
+    eval_X, eval_y : object
+        Rows and targets of one set, or tuples of those of several, as in LightGBM.
+    sample_weight_eval_set : object
+        XGBoost's name of `eval_sample_weight`.
+
+    Returns
+    -------
+    eval_set, eval_sample_weight : object
+        As of :func:`eval_pairs`.
+
+    Raises
+    ------
+    ValueError
+        If something is given under two names, or one of `eval_X` and `eval_y` is missing.
+    """
+    if sample_weight_eval_set is not None:
+        if eval_sample_weight is not None:
+            raise ValueError(
+                "eval_sample_weight and sample_weight_eval_set are the same; give one of them"
+            )
+        eval_sample_weight = sample_weight_eval_set
+    if eval_X is None and eval_y is None:
+        return eval_set, eval_sample_weight
+    if eval_set is not None:
+        raise ValueError("eval_set and eval_X, eval_y are the same; give one of them")
+    if eval_X is None or eval_y is None:
+        missing = "eval_X" if eval_X is None else "eval_y"
+        raise ValueError(f"eval_X and eval_y must be given together, {missing} is None")
+    if isinstance(eval_X, tuple) != isinstance(eval_y, tuple):
+        raise ValueError("eval_X and eval_y must both be tuples, with an entry a set, or neither")
+    if not isinstance(eval_X, tuple):
+        return (eval_X, eval_y), eval_sample_weight
+    if len(eval_X) != len(eval_y):
+        raise ValueError(f"eval_X has {len(eval_X)} entries, eval_y has {len(eval_y)}")
+    return list(zip(eval_X, eval_y, strict=True)), eval_sample_weight
+
+
+def deciding_first(names):
+    """Return positions of evaluation sets, with the one that decides in front.
+
+    Of several sets the last one decides, as in XGBoost. One named ``training`` never does.
+
+    Parameters
+    ----------
+    names : list of str
+        Of the sets.
+
+    Returns
+    -------
+    list of int
+        Without any set that decides, the order stays.
+
+    Examples
+    --------
+    >>> deciding_first(["training", "valid_1", "valid_2"])
+    [2, 0, 1]
+    """
+    order = list(range(len(names)))
+    candidates = [index for index in order if names[index] != "training"]
+    if candidates:
+        order.remove(candidates[-1])
+        order.insert(0, candidates[-1])
+    return order
+
+
+def eval_names(pairs, X, y=None, found=(), records=None):
+    """Return the names of evaluation sets in ``evals_result_``.
+
+    Parameters
+    ----------
+    pairs : list of (object, object)
+        Table and target of each set, as the user gave them.
+    X, y : object
+        Table and target of the training rows, as the user gave them.
+    found : list of Records
+        What was read of each set.
+    records : Records, optional
+        What was read of the training rows.
+
+    Returns
+    -------
+    list of str
+        ``valid_0``, ``valid_1`` and so on by position; ``training`` for the training data: the same
+        objects, path or names of columns, or the same rows in memory.
+    """
+    names = []
+    for index, (X_eval, y_eval) in enumerate(pairs):
+        same = same_source(X_eval, X) and same_source(y_eval, y)
+        if not same and records is not None:
+            same = same_rows(found[index], records)
+        names.append("training" if same else f"valid_{index}")
+    return names
+
+
+def same_source(given, other):
+    """Return whether two arguments of ``fit`` are one object, or the same path or column name."""
+    if isinstance(given, (str, os.PathLike)) and isinstance(other, (str, os.PathLike)):
+        return os.fspath(given) == os.fspath(other)
+    return given is other
+
+
+def same_rows(found, records):
+    """Return whether a set of rows in memory has the content of the training rows.
+
+    Parameters
+    ----------
+    found, records : Records
+        Of the set and of the training rows, which lack those of weight zero.
+    """
+    tables = [each.table for each in (found, records)]
+    if not all(isinstance(table, pa.Table) for table in tables):
+        return False
+    y = found.y
+    if records.kept is not None and len(found) == records.n_given:
+        tables[0], y = tables[0].take(pa.array(records.kept)), y[records.kept]
+    one, other = tables
+    if len(one) != len(other) or one.column_names != other.column_names:
+        return False
+    if one.schema.types != other.schema.types:
+        # The same rows may come in another kind of table.
+        try:
+            one = one.cast(other.schema)
+        except pa.ArrowException:
+            return False
+    return same_values(y, records.y) and all(map(same_columns, one.columns, other.columns))
+
+
+def same_values(one, other):
+    """Return whether two arrays of targets are equal, where missing ones are alike."""
+    if hasattr(one, "toarray") or hasattr(other, "toarray"):
+        return one.shape == other.shape and (one != other).nnz == 0
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return bool(np.array_equal(one, other, equal_nan=one.dtype.kind == "f"))
+
+
+def same_columns(one, other):
+    """Return whether two columns are equal, where missing values are alike."""
+    if pa.types.is_floating(one.type):
+        one, other = (pc.if_else(pc.is_nan(each), None, each) for each in (one, other))
+    return one.equals(other)
+
+
+def eval_pairs(eval_set, eval_sample_weight):
+    """Check the form of ``eval_set`` and name its entries.
+
+    Parameters
+    ----------
+    eval_set : list of (X, y) pairs, one pair, or None
+        What the user gave.
+    eval_sample_weight : list of array-like, array-like, or None
+        Weights for each pair, or those of the only pair if it is not in a list.
+
+    Returns
+    -------
+    list of (str, (X, y), weight)
+        The first is ``eval_set[0]`` and so on.
+    """
+    if eval_set is None:
+        return []
+    if not isinstance(eval_set, (list, tuple)):
+        kind = type(eval_set).__name__
+        raise TypeError(f"eval_set must be a list of (X, y) pairs, got a {kind}")
+    if isinstance(eval_set, tuple) and len(eval_set) == 2:
+        eval_set = [eval_set]
+        if not _holds_weights_of_pairs(eval_sample_weight):
+            eval_sample_weight = [eval_sample_weight]
+    for index, pair in enumerate(eval_set):
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            kind = type(pair).__name__
+            raise ValueError(f"eval_set[{index}] must be a pair (X, y), got a {kind}")
+    weights = [None] * len(eval_set) if eval_sample_weight is None else eval_sample_weight
+    if len(weights) != len(eval_set):
+        raise ValueError(
+            f"eval_sample_weight has {len(weights)} entries for {len(eval_set)} pairs in eval_set"
+        )
+    names = [f"eval_set[{index}]" for index in range(len(eval_set))]
+    return list(zip(names, eval_set, weights, strict=True))
+
+
+def _holds_weights_of_pairs(weights):
+    """Tell a list with the weights of each pair from the weights of a single one."""
+    return (
+        isinstance(weights, (list, tuple))
+        and len(weights) > 0
+        and (weights[0] is None or np.ndim(weights[0]) > 0)
+    )
+
+
+def check_no_missing(y):
+    """Raise ``ValueError`` for missing values that NumPy has no NaN for, such as None."""
+    import pandas as pd
+
+    if issparse(y):
+        return
+    values = np.asarray(y)
+    if values.dtype == object and pd.isna(values).any():
+        raise ValueError(f"Input y contains NaN: {pd.isna(values).sum()} of its values are missing")
+
+
+def check_classes(classes):
+    """Raise ``ValueError`` for a class that is no valid text, which no file could hold.
+
+    Parameters
+    ----------
+    classes : ndarray
+        Distinct labels.
+    """
+    for label in classes.tolist() if classes.dtype.kind in "OU" else ():
+        if isinstance(label, str) and label.encode(errors="ignore").decode() != label:
+            raise ValueError(
+                f"y holds {shortened(label)}, with half of a surrogate pair, which is no valid text"
+            )
+
+
+def check_labels(y):
+    """Raise ``ValueError`` for labels of which some are texts and some are not, naming two rows.
+
+    Parameters
+    ----------
+    y : array-like
+        NumPy makes texts of all values of a list that holds a text.
+    """
+    if not isinstance(y, (list, tuple)) and getattr(getattr(y, "dtype", None), "kind", "") != "O":
+        return
+    if len(getattr(y, "shape", ())) > 1:
+        return
+    values = list(y)
+    texts = [isinstance(value, str) for value in values]
+    if not any(texts) or all(texts):
+        return
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    check_no_missing(array)
+    one, other = sorted([texts.index(True), texts.index(False)])
+    raise ValueError(
+        f"y holds {shortened(values[one])} in row {one} and {shortened(values[other])} in row "
+        f"{other}; labels must be all of them text, or none"
+    )
+
+
+def first_text(y):
+    """Return in words which value of an array is no number, or None if it is not of one column."""
+    for row, value in enumerate(y if y.ndim == 1 else ()):
+        try:
+            float(value)
+        except (TypeError, ValueError):
+            value = value.item() if isinstance(value, np.generic) else value
+            return f"{shortened(value)} in row {row}"
+
+
+def check_size(y):
+    """Raise ``ValueError`` for numbers of which squares would not be finite.
+
+    Parameters
+    ----------
+    y : ndarray of numbers
+        Target.
+    """
+    if y.dtype.kind != "f" or not len(y):
+        return
+    largest = max(float(y.max()), -float(y.min()))
+    if largest > LARGEST:
+        value = y.max() if y.max() == largest else y.min()
+        raise ValueError(
+            f"y holds {value:.3g}, and numbers may be up to {LARGEST:.0e} in size; divide y by a "
+            "constant"
+        )
+
+
+def plain_labels(y):
+    """Return labels in NumPy's own types where scikit-learn would make floats of them.
+
+    Parameters
+    ----------
+    y : array-like
+        Such as a series of pandas of nullable or Arrow's integers or booleans, of categories of
+        these, or a frame of such series.
+
+    Returns
+    -------
+    array-like
+        An array of integers or booleans if `y` holds nothing else; otherwise what was given.
+    """
+    import pandas as pd
+
+    if isinstance(y, pd.DataFrame):
+        columns = [plain_labels(column) for _, column in y.items()]
+        plain = columns and all(isinstance(column, np.ndarray) for column in columns)
+        return np.column_stack(columns) if plain else y
+    kind = getattr(y, "dtype", None)
+    if isinstance(kind, pd.CategoricalDtype):
+        codes = np.asarray(y.cat.codes if isinstance(y, pd.Series) else y.codes)
+        labels = plain_labels(kind.categories)
+        plain = isinstance(labels, np.ndarray) and (codes >= 0).all()
+        return labels[codes] if plain else y
+    if isinstance(kind, pd.api.extensions.ExtensionDtype):
+        whole = kind.kind in "iub" and not y.isna().any()
+        return y.to_numpy(dtype=kind.numpy_dtype) if whole else y
+    if isinstance(kind, np.dtype) and kind.kind in "iub" and np.ndim(y) == 1:
+        return np.asarray(y)
+    if isinstance(kind, np.dtype) and kind.kind == "O" and np.ndim(y) == 1:
+        found = pd.api.types.infer_dtype(y, skipna=False)
+        try:
+            return np.asarray(y).astype({"boolean": bool, "integer": np.int64}[found])
+        except (KeyError, OverflowError):
+            return y
+    return y
+
+
+def labels_like(classes, y):
+    """Return labels in the type of the classes if that changes none of them.
+
+    NumPy compares integers of 64 bits with and without a sign, or with floats, as floats, in which
+    large ones merge.
+
+    Parameters
+    ----------
+    classes, y : ndarray
+        Known labels, and others.
+
+    Returns
+    -------
+    ndarray
+    """
+    if y.dtype == classes.dtype or classes.dtype.kind not in "iu" or y.dtype.kind not in "iuf":
+        return y
+    with np.errstate(invalid="ignore"):
+        labels = y.astype(classes.dtype)
+    return labels if np.array_equal(labels.astype(object), y.astype(object)) else y

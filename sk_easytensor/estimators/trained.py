@@ -1,0 +1,357 @@
+"""What all estimators share that train a network: how to train, and what comes of it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import wraps
+from time import perf_counter
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import check_random_state
+
+from sk_easytensor._utils.masking import UrlParameter
+from sk_easytensor._utils.runtime import with_library_settings
+from sk_easytensor._utils.storage import check_store
+from sk_easytensor._utils.validation import GrowingParametersMixin, check_number, warn_user
+from sk_easytensor.backends import resolve_backend
+from sk_easytensor.export.engines import check_engine
+from sk_easytensor.export.mixin import ExportMixin
+from sk_easytensor.networks import TabM
+from sk_easytensor.report import write_report
+from sk_easytensor.tracking.artifacts import MLflowStore, is_in_mlflow
+from sk_easytensor.tracking.tracker import RUN, check_tracker, with_active_run
+from sk_easytensor.training.checkpoint import Checkpoints, describe_parameters
+from sk_easytensor.training.evaluation import EvalPlan
+from sk_easytensor.training.train import (
+    TrainingSettings,
+    check_callbacks,
+    default_patience,
+    resolve_optimizer,
+)
+
+__all__ = [
+    "TrainedEstimator",
+    "restored_on_error",
+]
+
+
+def restored_on_error(fit):
+    """Have an estimator be what it was before a ``fit`` that raises.
+
+    What was fitted before is intact then, and an estimator that never was is not fitted. The
+    method replaces fitted attributes and changes none in place.
+    """
+
+    @wraps(fit)
+    def restoring(self, *args, **kwargs):
+        before = dict(vars(self))
+        try:
+            return fit(self, *args, **kwargs)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    return restoring
+
+
+LOCATIONS = ("checkpoint_dir", "tracker")
+"""Parameters that say where a fit leaves something, which fitted models do not hold."""
+
+
+class TrainedEstimator(
+    ExportMixin,
+    GrowingParametersMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
+):
+    """Base of the estimators that train a network; subclasses have the parameters used here."""
+
+    checkpoint_dir = UrlParameter()
+
+    def get_params(self, deep=True):
+        """Return the parameters, those of named blocks, of the trunk and of trees included.
+
+        The trunk's are there even while ``trunk`` is None, so that ``trunk__dropout`` can be
+        searched without naming a trunk, and those of trees while ``trees`` is ``"auto"``.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Whether to include nested parameters.
+
+        Returns
+        -------
+        dict
+        """
+        params = super().get_params(deep=deep)
+        if deep:
+            for parameter, default in self._defaults(params).items():
+                nested = default.get_params()
+                params.update({f"{parameter}__{name}": value for name, value in nested.items()})
+        return params
+
+    def set_params(self, **params):
+        """Set parameters, nested ones included.
+
+        Parameters
+        ----------
+        **params : dict
+            Keys as :meth:`get_params` returns them.
+
+        Returns
+        -------
+        self
+        """
+        for parameter, default in self._defaults({**self.get_params(False), **params}).items():
+            if any(key.startswith(f"{parameter}__") for key in params):
+                params = {**params, parameter: default}
+        nested = [key for key in params if key.startswith("trees__")]
+        if nested and params.get("trees", getattr(self, "trees", None)) is None:
+            raise ValueError(
+                f"Invalid parameter {nested[0]!r} for estimator {type(self).__name__}: it has no "
+                "trees, because trees is None or not a parameter"
+            )
+        return super().set_params(**params)
+
+    def _defaults(self, params):
+        """Return what parameters that are left to the library stand for, by name."""
+        # A subclass may have fewer parameters.
+        return {"trunk": self._default_trunk()} if params.get("trunk", self) is None else {}
+
+    def _default_trunk(self):
+        return TabM()
+
+    def _check_parameters(self):
+        owner = type(self).__name__
+        check_number(owner, "learning_rate", self.learning_rate, low=0, exclusive=True)
+        check_number(owner, "weight_decay", self.weight_decay, low=0)
+        for name in ("batch_size", "max_epochs", "early_stopping_rounds"):
+            value = getattr(self, name)
+            automatic = name == "early_stopping_rounds" and value == "auto"
+            if value is not None and not automatic:
+                check_number(owner, name, value, low=1, integer=True)
+        fraction = self.validation_fraction
+        if fraction is not None:
+            check_number(owner, "validation_fraction", fraction, low=0, high=1, exclusive=True)
+        if self.trunk is not None:
+            if isinstance(self.trunk, type) or not hasattr(self.trunk, "make_module"):
+                raise ValueError(
+                    f"{owner}: trunk must have make_module(in_features), such as MLP() or TabM(), "
+                    f"got {self.trunk!r}"
+                )
+            if hasattr(self.trunk, "check_parameters"):
+                self.trunk.check_parameters()
+        resolve_optimizer(self.optimizer, owner)
+        resolve_backend(self.backend, self.n_jobs).device(self.device, owner)
+        if not isinstance(self.verbose, (bool, np.bool_)):
+            check_number(owner, "verbose", self.verbose, low=-1, integer=True)
+        distributed = resolve_backend(self.backend, None).distributed
+        check_callbacks(self.callbacks, owner, distributed)
+        check_engine(owner, self.inference_engine)
+        check_store(self.checkpoint_dir, owner)
+        check_tracker(self.tracker, owner)
+        if is_in_mlflow(self.checkpoint_dir) and check_tracker(self.tracker, owner) is None:
+            raise ValueError(
+                f"{owner}: checkpoint_dir='mlflow' keeps checkpoints in the run of the fit, which "
+                "needs tracker='mlflow' or an MLflowTracker; a directory of that name is './mlflow'"
+            )
+        if is_in_mlflow(self.checkpoint_dir) and distributed:
+            raise ValueError(
+                f"{owner}: checkpoint_dir='mlflow' keeps checkpoints on this machine first, which "
+                f"workers of {self.backend!r} do not reach; give a directory or URL that they reach"
+            )
+
+    def _forget(self):
+        """Drop what an earlier fit learned."""
+        for name in [name for name in vars(self) if name.endswith("_") and name[0] != "_"]:
+            delattr(self, name)
+
+    def _light_copy(self):
+        """Return a copy of a fitted estimator that predicts in the process it is sent to."""
+        light = object.__new__(type(self))
+        left_out = {"_importance_sample", "_optimizer_state", RUN}
+        vars(light).update({k: value for k, value in vars(self).items() if k not in left_out})
+        light.backend = "local"
+        light.callbacks = light.checkpoint_dir = light.tracker = None
+        return light
+
+    def _open_checkpoints(self, opened, source):
+        """Return the checkpoints to resume from and to write, if any, and the random state.
+
+        Parameters
+        ----------
+        opened : contextlib.ExitStack
+            Until it is closed, no other fit can write to their directory.
+        source : callable
+            Returns digests of the data that the fit is given, by name.
+        """
+        if self.checkpoint_dir is None:
+            return None, check_random_state(self.random_state)
+        where = self.checkpoint_dir
+        if is_in_mlflow(where):
+            where = MLflowStore(getattr(self, RUN))
+        owner, described = type(self).__name__, describe_parameters(self)
+        checkpoints = Checkpoints(where, owner, described, source())
+        # An interrupt may come as soon as they are locked.
+        opened.callback(checkpoints.close)
+        checkpoints.open()
+        return checkpoints, check_random_state(checkpoints.seed(self.random_state))
+
+    def _eval_plan(self, names, metrics=(), scores=None, stopping_metric=None):
+        """Return what is evaluated after each epoch.
+
+        Warns
+        -----
+        UserWarning
+            If ``early_stopping_rounds`` is a number and no rows decide about epochs.
+        """
+        decides = any(name != "training" for name in names)
+        if not decides and self.early_stopping_rounds not in (None, "auto"):
+            warn_user(
+                f"{type(self).__name__}: early_stopping_rounds={self.early_stopping_rounds} has no "
+                "effect without validation rows; give eval_set or validation_fraction",
+            )
+        return EvalPlan(list(names), decides, list(metrics), scores, stopping_metric)
+
+    def _settings(self, batch_size, epochs, plan, *, annealed=True, checkpoints=None):
+        """Return how to train, from the parameters."""
+        owner = type(self).__name__
+        patience = self.early_stopping_rounds
+        if patience == "auto":
+            patience = default_patience(epochs)
+        return TrainingSettings(
+            learning_rate=self.learning_rate,
+            batch_size=batch_size,
+            max_epochs=epochs,
+            optimizer=resolve_optimizer(self.optimizer, owner),
+            weight_decay=self.weight_decay,
+            early_stopping_rounds=patience,
+            device=resolve_backend(self.backend, self.n_jobs).device(self.device, owner),
+            # -1 is how LightGBM is kept silent.
+            verbose=max(0, self.verbose),
+            callbacks=[*(self.callbacks or []), *self._notes()],
+            annealed=annealed,
+            checkpoints=checkpoints,
+            plan=plan,
+            automatic_patience=self.early_stopping_rounds == "auto",
+        )
+
+    def _notes(self):
+        """Return the callbacks that record a fit that is tracked."""
+        run = getattr(self, RUN, None)
+        return [] if run is None else [run.callback]
+
+    def __getstate__(self):
+        """Return what is pickled: of a fitted model neither tracker nor places of files."""
+        state = with_active_run(super().__getstate__())
+        if "n_iter_" not in state:
+            return state
+        state = {**state, **dict.fromkeys(LOCATIONS)}
+        if hasattr(state.get("backend"), "without_secrets"):
+            state["backend"] = state["backend"].without_secrets()
+        return state
+
+    def __setstate__(self, state):
+        """Restore what was pickled."""
+        super().__setstate__(state)
+        if "checkpoint_dir" in vars(self):
+            # Formats other than pickle know no strings but plain ones.
+            self.checkpoint_dir = vars(self)["checkpoint_dir"]
+
+    def __copy__(self):
+        return self._copied(lambda value: value)
+
+    def __deepcopy__(self, memo):
+        return self._copied(lambda value: deepcopy(value, memo), memo)
+
+    def _copied(self, copy_of, memo=None):
+        """Return a copy, which has the parameters that pickles lack."""
+        copied = object.__new__(type(self))
+        if memo is not None:
+            memo[id(self)] = copied
+        copied.__setstate__(copy_of(self.__getstate__()))
+        for name in (*LOCATIONS, "backend"):
+            if name in vars(self):
+                vars(copied)[name] = copy_of(vars(self)[name])
+        return copied
+
+    def _choose_engines(self, models, backend):
+        """Choose what runs fitted networks.
+
+        Parameters
+        ----------
+        models : list of (EngineMixin, pyarrow.Table)
+            What has the networks, and rows for each by which engines are compared and timed.
+        backend : LocalBackend
+            Where forward passes run.
+        """
+        if self.inference_engine == "torch":
+            return
+        with self._timed("engine"):
+            for model, table in models:
+                model._choose_engine(self.inference_engine, table, backend)
+
+    @contextmanager
+    def _timed(self, part):
+        """Add the seconds spent within the context to ``fit_times_``."""
+        begin = perf_counter()
+        yield
+        times = getattr(self, "fit_times_", {})
+        self.fit_times_ = {**times, part: times.get(part, 0.0) + perf_counter() - begin}
+
+    @with_library_settings
+    def report(self, path):
+        """Write what the fitted model knows of itself as one page of HTML.
+
+        The page has the data's columns, the parameters, the blocks, learning curves, importances,
+        calibration or residuals on rows held out, and times, as far as the model has them. It
+        asks for nothing outside itself, and holds no row of the data but frequent categories.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file, in a directory that exists. It is there whole or not at all.
+
+        Returns
+        -------
+        pathlib.Path
+            Of the file.
+
+        Raises
+        ------
+        NotFittedError
+            If the model is not fitted.
+        FileNotFoundError
+            If the directory does not exist.
+        """
+        return write_report(self, path)
+
+    def _record_training(self, result, going_on=False):
+        """Set the fitted attributes that describe a training: curves, epochs, the best of them."""
+        seconds = [epoch["dur"] for epoch in result.history if "dur" in epoch]
+        times = getattr(self, "fit_times_", {})
+        self.fit_times_ = {
+            **times,
+            "training": times.get("training", 0.0) + sum(seconds),
+            "epochs": [*times.get("epochs", []), *seconds],
+        }
+        before = self.n_iter_ if going_on else 0
+        earlier = self.evals_result_ if going_on else {}
+        self.evals_result_ = {
+            name: {
+                metric: [
+                    *earlier.get(name, {}).get(metric, [np.nan] * before),
+                    *result.curves.get(name, {}).get(metric, [np.nan] * len(result.history)),
+                ]
+                for metric in {**earlier.get(name, {}), **result.curves.get(name, {})}
+            }
+            for name in {**earlier, **result.curves}
+        }
+        self.n_iter_ = before + len(result.history)
+        if result.best_iteration > 0:
+            self.best_iteration_ = before + result.best_iteration
+        self.best_score_ = float(result.best_score)

@@ -1,0 +1,374 @@
+"""What a fitted model answers, computed of encoded rows: one class for each kind of model."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import numpy as np
+import torch
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+
+from sk_easytensor.export.encoded_inputs import EncodedInputs
+from sk_easytensor.networks.heads import MultilabelHead
+from sk_easytensor.networks.two_tower import embed
+
+__all__ = [
+    "Answer",
+    "ClassifierAnswer",
+    "EmbedderAnswer",
+    "EmbeddingAnswer",
+    "ExportedNetwork",
+    "MultiTaskAnswer",
+    "NetworkAnswer",
+    "PairAnswer",
+    "RegressorAnswer",
+    "answer_of",
+    "engine_answer",
+]
+
+
+CLASSES, NUMBER = "probabilities", "predictions"
+"""What the outputs of tasks are called, before their numbers."""
+
+
+def answer_of(model):
+    """Return what a fitted model answers.
+
+    Parameters
+    ----------
+    model : estimator or Tower
+        Fitted.
+
+    Returns
+    -------
+    Answer
+
+    Raises
+    ------
+    TypeError
+        If it is no model of this library.
+    NotFittedError
+        If it is not fitted.
+    """
+    adapter = getattr(type(model), "_export_adapter", None)
+    if adapter is not None:
+        check_is_fitted(model)
+        return adapter(model)
+    raise TypeError(
+        f"a {type(model).__name__} cannot be exported; give a fitted estimator of this library or "
+        "one of its towers"
+    )
+
+
+def engine_answer(model):
+    """Return what an engine computes of a fitted model: what its network gives.
+
+    Parameters
+    ----------
+    model : estimator or Tower
+        Fitted, with one network.
+
+    Returns
+    -------
+    Answer
+        Its outputs are those of the model's ``_network_functions()``.
+    """
+    return type(model)._engine_adapter(model)
+
+
+class Answer:
+    """Base: a network with its blocks, and what is made of its outputs.
+
+    Parameters
+    ----------
+    model : estimator or Tower
+        Fitted.
+
+    Attributes
+    ----------
+    kind : str
+        What :class:`OnnxPredictor` makes of the outputs.
+    towers : dict of {str: (blocks, network, encoder)}
+        By what the names of encoded inputs begin with.
+    outputs : list of str
+        Names of what :meth:`compute` returns.
+    warns_of_unknown : bool
+        Whether columns of which no value is a known category are warned of, as the model does.
+    """
+
+    kind = ""
+    outputs = ()
+    warns_of_unknown = True
+
+    def __init__(self, model):
+        self.model = model
+        self.towers = self._towers(model)
+
+    def _towers(self, model):
+        return {"": (model.blocks_, model.network_, model._encoder)}
+
+    def compute(self, networks, frames, precise):
+        """Return the outputs, tensors whose first dimension is the row.
+
+        Parameters
+        ----------
+        networks : list of BlockNetwork
+            Of the towers.
+        frames : list of dict
+            Encoded rows for each.
+        precise : bool
+            Whether to end in double precision, as the model itself does.
+        """
+        raise TypeError(f"{type(self).__name__} answers nothing")
+
+    def scales(self):
+        """Return what predictions are multiplied by and what is added, as an array."""
+        return np.ones(1)
+
+    def check_single(self):
+        """Raise ``ValueError`` if predictions are beyond single precision."""
+        sizes = np.abs(self.scales())
+        limits = np.finfo(np.float32)
+        wrong = sizes[(sizes > limits.max) | ((sizes < limits.tiny) & (sizes > 0))]
+        if len(wrong):
+            raise ValueError(
+                f"y was of the size of {wrong[0]:.3g}, which the single precision of this engine "
+                f"does not reach ({limits.tiny:.3g} to {limits.max:.3g}); fit on y divided by a "
+                "constant"
+            )
+
+    def finish(self, graph, values):
+        """Return all that a graph gives out, by name; `values` are those of :meth:`compute`."""
+        return values
+
+    def described(self):
+        """Return what :class:`OnnxPredictor` needs to know, as plain values."""
+        return {"kind": self.kind}
+
+
+class NetworkAnswer(Answer):
+    """What the network gives, before predictions are made of it, and the representation."""
+
+    outputs = ("combined", "representation")
+
+    def compute(self, networks, frames, precise):
+        combined, representation = networks[0].answer(frames[0], self.model._head)
+        return combined[:, 0], representation
+
+
+class ClassifierAnswer(NetworkAnswer):
+    """Probabilities, labels and the representation."""
+
+    kind = "classifier"
+    outputs = ("probabilities", "representation")
+
+    def compute(self, networks, frames, precise):
+        combined, representation = super().compute(networks, frames, precise)
+        answer = self.model._head.predict(combined.double() if precise else combined)
+        return answer, representation
+
+    def finish(self, graph, values):
+        labels = labels_of(graph, values["probabilities"], *self._classes())
+        return {"label": labels, **values}
+
+    def _classes(self):
+        return self.model.classes_, isinstance(self.model._head, MultilabelHead)
+
+    def described(self):
+        classes, multilabel = self._classes()
+        return {"kind": self.kind, "classes": plain(classes), "multilabel": multilabel}
+
+
+class RegressorAnswer(NetworkAnswer):
+    """Predictions on the target's scale, and the representation."""
+
+    kind = "regressor"
+    outputs = ("predictions", "representation")
+
+    def __init__(self, model):
+        super().__init__(model)
+        parts = model._unscaling()
+        self._scale, self._center = (torch.from_numpy(np.array(part)).double() for part in parts)
+
+    def scales(self):
+        return torch.cat([self._scale, self._center]).numpy()
+
+    def compute(self, networks, frames, precise):
+        combined, representation = super().compute(networks, frames, precise)
+        kind = torch.float64 if precise else torch.float32
+        values = self.model._head.predict(combined).to(kind)
+        values = values * self._scale.to(kind) + self._center.to(kind)
+        return values[:, 0] if self.model._one_dimensional else values, representation
+
+
+class MultiTaskAnswer(NetworkAnswer):
+    """What the tasks predict, side by side, and the representation."""
+
+    kind = "tasks"
+
+    def __init__(self, model):
+        super().__init__(model)
+        self._parts = [
+            (NUMBER if not hasattr(part, "classes_") else CLASSES, part, own)
+            for part, own in zip(model._parts.values(), model._head.columns(), strict=True)
+        ]
+        self.outputs = [f"{kind}_{i}" for i, (kind, _, _) in enumerate(self._parts)]
+        self.outputs.append("representation")
+
+    def scales(self):
+        numbers = [part._unscaling() for kind, part, _ in self._parts if kind == NUMBER]
+        return np.concatenate([np.ones(1), *(np.concatenate(pair) for pair in numbers)])
+
+    def compute(self, networks, frames, precise):
+        combined, representation = super().compute(networks, frames, precise)
+        dtype, found = torch.float64 if precise else torch.float32, []
+        for kind, part, own in self._parts:
+            outputs = combined[:, own]
+            if kind == CLASSES:
+                found.append(part._head.predict(outputs.to(dtype)))
+                continue
+            pair = (torch.from_numpy(np.array(each)) for each in part._unscaling())
+            scale, center = (each.to(dtype) for each in pair)
+            found.append((part._head.predict(outputs).to(dtype) * scale + center)[:, 0])
+        return *found, representation
+
+    def described(self):
+        names = self.model.tasks
+        tasks = [
+            {
+                "name": name,
+                "output": output,
+                "classes": plain(part.classes_) if kind == CLASSES else None,
+            }
+            for name, output, (kind, part, _) in zip(names, self.outputs, self._parts, strict=False)
+        ]
+        return {"kind": self.kind, "tasks": tasks}
+
+
+class EmbeddingAnswer(Answer):
+    """Embeddings."""
+
+    kind = "embedding"
+    outputs = ("embedding",)
+    warns_of_unknown = False
+
+    def compute(self, networks, frames, precise):
+        return (embed(networks[0], frames[0], self.model.normalized),)
+
+
+class EmbedderAnswer(EmbeddingAnswer):
+    """The embeddings of an embedder's tower."""
+
+    warns_of_unknown = True
+
+    def __init__(self, model):
+        super().__init__(model.tower_)
+
+
+class PairAnswer(Answer):
+    """How well users and items fit, and what follows from it."""
+
+    kind = "pairs"
+    warns_of_unknown = False
+
+    def _towers(self, model):
+        towers = {"user/": model.user_tower_, "item/": model.item_tower_}
+        return {
+            prefix: (tower.blocks_, tower.network_, tower._encoder)
+            for prefix, tower in towers.items()
+        }
+
+    @property
+    def outputs(self):
+        """Probabilities with two classes, predictions without."""
+        second = "predictions" if self.model._target.classes is None else "probabilities"
+        return ("scores", second)
+
+    def compute(self, networks, frames, precise):
+        model = self.model
+        normalized = model.user_tower_.normalized
+        users, items = (embed(*pair, normalized) for pair in zip(networks, frames, strict=True))
+        if precise:
+            users, items = users.double(), items.double()
+        scores = (users * items).sum(1) / model._temperature + model._bias
+        target = model._target
+        if target.classes is None:
+            return scores, scores * target.scale + target.center
+        positive = torch.sigmoid(scores)
+        return scores, torch.stack([1 - positive, positive], dim=1)
+
+    def scales(self):
+        return np.array([self.model._target.scale, self.model._target.center])
+
+    def finish(self, graph, values):
+        classes = self.model._target.classes
+        if classes is None:
+            return values
+        return {"label": labels_of(graph, values["probabilities"], classes, False), **values}
+
+    def described(self):
+        classes = self.model._target.classes
+        return {"kind": self.kind, "classes": None if classes is None else plain(classes)}
+
+
+class ExportedNetwork(nn.Module):
+    """The networks of a model with what it answers, from flat inputs to flat outputs.
+
+    Parameters
+    ----------
+    answer : Answer
+        What is computed.
+    precise : bool, default=True
+        Whether to end in double precision.
+    """
+
+    def __init__(self, answer, *, precise=True):
+        super().__init__()
+        self.answer = answer
+        self.precise = precise
+        self.parts = [
+            EncodedInputs(blocks, prefix) for prefix, (blocks, _, _) in answer.towers.items()
+        ]
+        # Copies: exporting must not show in the model.
+        networks = [deepcopy(network).float() for _, network, _ in answer.towers.values()]
+        self.networks = nn.ModuleList(networks)
+        self.eval().requires_grad_(False)
+
+    def unpack_trees(self):
+        """Have trees read without operators on bits, which some runtimes lack."""
+        for network in self.networks:
+            if network.trees is not None:
+                network.trees.unpack()
+
+    @property
+    def inputs(self):
+        """The encoded inputs of all towers."""
+        return [each for part in self.parts for each in part.inputs]
+
+    def forward(self, *tensors):
+        """Return the outputs, given the inputs in their order."""
+        frames, start = [], 0
+        for part in self.parts:
+            stop = start + len(part.inputs)
+            frames.append(part.frame(tensors[start:stop]))
+            start = stop
+        return self.answer.compute(list(self.networks), frames, self.precise)
+
+
+def plain(classes):
+    """Return classes as values that JSON has: strings, numbers or truth values."""
+    values = np.asarray(classes).tolist()
+    if all(isinstance(value, (bool, int, float)) for value in values):
+        return values
+    return [str(value) for value in values]
+
+
+def labels_of(graph, probabilities, classes, multilabel):
+    """Add the labels that follow from probabilities to a graph."""
+    if multilabel:
+        half = graph.op("Greater", probabilities, np.float64(0.5))
+        return graph.cast(half, np.int64)
+    best = graph.op("ArgMax", probabilities, axis=1, keepdims=0)
+    values = np.asarray(plain(classes))
+    return graph.op("Gather", values.astype(object) if values.dtype.kind == "U" else values, best)

@@ -1,0 +1,301 @@
+"""Columns of a table as arrays for an exported graph; needs neither torch nor scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sk_easytensor.data.columns import RowError, cast_column, to_float64, type_name
+from sk_easytensor.data.datetimes import read_instants
+from sk_easytensor.data.keys import category_keys, check_family, hash_strings
+from sk_easytensor.data.lists import is_list, read_lists
+from sk_easytensor.data.ngrams import NgramVocabulary, Words, distinct_texts, hashed_ngrams
+from sk_easytensor.data.sparse import encode_sparse
+
+__all__ = [
+    "MISSING_STRING",
+    "MISSING_TIME",
+    "category_values",
+    "readers",
+]
+
+
+MISSING_STRING = "\uffff"
+"""Stands for a missing string: a code point that is no character."""
+
+MISSING_TIME = -(2**63)
+"""Stands for a missing time."""
+
+MISSING_SECONDS = -(2**62) // 1_000_000
+"""Earlier than any time, in seconds."""
+
+HASHED = 2
+"""The code of the first bucket."""
+
+
+def readers(specs):
+    """Return what reads the columns that a file's graph takes.
+
+    Parameters
+    ----------
+    specs : list of dict
+        As the file has them.
+
+    Returns
+    -------
+    list of callable
+        Each takes a table and returns a dictionary of arrays by input.
+    """
+    return [READERS[spec["read"]](spec) for spec in specs]
+
+
+class Column:
+    """Reads a column with one value a row."""
+
+    def __init__(self, spec):
+        self.spec = spec
+
+    def __call__(self, table):
+        """Return a dictionary with the input's array."""
+        values = READ[self.spec["read"]](table.column(self.spec["column"]), self.spec)
+        return {self.spec["name"]: values}
+
+
+def numbers(column, spec):
+    """Return numbers, float64, NaN where missing."""
+    return to_float64(column, spec["column"], block="NumericBlock")
+
+
+def strings(column, spec):
+    """Return categories as objects that are strings."""
+    check_family(column.type, spec.get("types"), spec["column"], "CategoryBlock")
+    # The graph knows the texts of booleans, and those of earlier versions hold them as they are.
+    keys = category_keys(column, boolean_texts=False)
+    words = keys.dictionary.to_numpy(zero_copy_only=False).astype(object)
+    if MISSING_STRING in words.tolist():
+        # No file has a category made of this character, so that two of them are as unknown.
+        words[words == MISSING_STRING] = 2 * MISSING_STRING
+    words = np.append(words, MISSING_STRING)
+    return words[pc.fill_null(keys.indices, len(keys.dictionary)).to_numpy(zero_copy_only=False)]
+
+
+def times(column, spec):
+    """Return microseconds since 1970: in UTC if the block knew a zone, else by the wall clock."""
+    instants = read_instants(column, spec["column"], spec.get("zone"))
+    missing = np.isnan(instants)
+    whole = np.floor(np.where(missing, 0, instants))
+    rest = np.where(missing, 0, instants) - whole
+    found = whole.astype(np.int64) * 1_000_000 + np.rint(rest * 1e6).astype(np.int64)
+    return np.where(missing, MISSING_TIME, found)
+
+
+def clock_seconds(column, spec):
+    """Return times of events in seconds, float64, NaN where missing."""
+    kind = column.type
+    if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+        return read_instants(column, spec["column"], spec.get("zone"))
+    return to_float64(column, spec["column"], block="EventSequenceBlock")
+
+
+def vectors(column, spec):
+    """Return vectors, float64 of shape (rows, length), NaN where missing."""
+    name, length = spec["column"], spec["length"]
+    found = np.full((len(column), length), np.nan)
+    # Without any vector during fit there is nothing to read one by.
+    if length == 0 or pa.types.is_null(column.type):
+        return found
+    if not is_list(column.type):
+        raise TypeError(
+            f"column {name!r} is of type {type_name(column.type)}; it must hold vectors"
+        )
+    lengths = pc.list_value_length(column)
+    unlike = pc.fill_null(pc.not_equal(lengths, length), False).to_numpy()
+    if unlike.any():
+        row = int(np.argmax(unlike))
+        raise RowError(
+            f"column {name!r} has a vector of length {lengths[row].as_py()} in row {{row}}; all of "
+            f"them must have the length {length}",
+            row,
+        )
+    items = pc.list_flatten(column)
+    flat = cast_column(items, name, pa.float64(), block="VectorBlock", rows=False)
+    present = column.is_valid().to_numpy()
+    found[present] = pc.fill_null(flat, np.nan).to_numpy().reshape(present.sum(), length)
+    return found
+
+
+def hashed(column, spec):
+    """Return the codes of categories that are hashed, int64."""
+    types = spec.get("types")
+    check_family(column.type, types, spec["column"], "CategoryBlock")
+    keys = category_keys(column, boolean_texts=types is not None)
+    codes = hash_strings(keys.dictionary) % np.uint64(spec["buckets"])
+    codes = np.append(codes.astype(np.int64) + HASHED, 0)
+    return codes[pc.fill_null(keys.indices, len(codes) - 1).to_numpy(zero_copy_only=False)]
+
+
+READ = {
+    "number": numbers,
+    "category": strings,
+    "time": times,
+    "seconds": clock_seconds,
+    "vector": vectors,
+    "hashed": hashed,
+}
+"""How the values of a column become an array."""
+
+FILL = {"number": np.nan, "category": "", "time": MISSING_TIME, "seconds": np.nan, "hashed": 0}
+"""What stands behind the end of a list."""
+
+
+class ListColumns:
+    """Reads parallel columns of lists."""
+
+    def __init__(self, spec):
+        self.spec = spec
+
+    def __call__(self, table):
+        """Return a dictionary with the padded items of each field and the lengths."""
+        spec = self.spec
+        columns = list(dict.fromkeys(field["column"] for field in spec["fields"]))
+        for name in columns:
+            kind = table.schema.field(name).type
+            if not (is_list(kind) or pa.types.is_null(kind)):
+                raise TypeError(f"column {name!r} is of type {type_name(kind)}; it must hold lists")
+        cut = {"max_length": spec["max_length"], "keep": spec["keep"]}
+        lists = read_lists(table.select(columns), block=spec["owner"], **cut)
+        lengths = np.diff(lists.offsets)
+        longest = max(int(lengths.max(initial=0)), 1)
+        inside = np.arange(longest) < lengths[:, None]
+        found = {spec["lengths"]: lengths}
+        for field in spec["fields"]:
+            items = lists.items.column(field["column"])
+            if "inner" in field and not pa.types.is_null(items.type):
+                items = pc.struct_field(items, field["inner"])
+            values = READ[field["kind"]](items, field)
+            padded = np.full(inside.shape, FILL[field["kind"]], values.dtype)
+            padded[inside] = values
+            found[field["name"]] = padded
+        return found
+
+
+def category_values(table, watched):
+    """Return the values of a column of categories, or of the items of one of lists.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Rows.
+    watched : dict
+        Which column, as :meth:`Graph.watch` has it.
+
+    Returns
+    -------
+    pyarrow.ChunkedArray
+    """
+    column = table.column(watched["column"])
+    if is_list(column.type):
+        column = pc.list_flatten(column)
+    inner = watched.get("inner")
+    absent = inner is None or pa.types.is_null(column.type)
+    return column if absent else pc.struct_field(column, inner)
+
+
+class Ngrams:
+    """Finds the n-grams of text columns and their weights."""
+
+    def __init__(self, spec):
+        self.spec = spec
+        self.ngram_range = tuple(spec["ngram_range"])
+        self.idf = [np.float32(column) for column in spec["idf"]]
+        self.first = np.cumsum([0, *map(len, self.idf)])
+        self.vocabularies = [
+            NgramVocabulary(pa.array(column, pa.large_string()), self.ngram_range)
+            for column in spec["ngrams"]
+        ]
+
+    def __call__(self, table):
+        """Return a dictionary with ids, weights and lengths."""
+        columns = [self._column(table, index) for index in range(len(self.idf))]
+        return padded_ids(columns, self.spec["names"])
+
+    def _column(self, table, index):
+        """Return ids, weights and offsets of one column."""
+        name = self.spec["columns"][index]
+        column = cast_column(table.column(name), name, pa.large_string(), block="TextBlock")
+        ids, weights, lengths = [], [], []
+        for texts, rows in distinct_texts(column):
+            owner, found, occurrences = self._find(Words(texts), index)
+            weight = (1 + np.log(occurrences)) * self.idf[index][found]
+            weight /= np.sqrt(np.bincount(owner, weights=weight**2, minlength=len(texts)))[owner]
+            offsets = np.searchsorted(owner, np.arange(len(texts) + 2))
+            own = np.diff(offsets)[rows]
+            place = np.arange(own.sum()) - np.repeat(np.cumsum(own) - own, own)
+            place += np.repeat(offsets[:-1][rows], own)
+            ids.append(found[place] + self.first[index])
+            weights.append(weight[place])
+            lengths.append(own)
+        offsets = np.append(0, np.cumsum(np.concatenate(lengths)))
+        return np.concatenate(ids), np.concatenate(weights), offsets
+
+    def _find(self, words, index):
+        if self.vocabularies:
+            return self.vocabularies[index].count(words)
+        owner, found, occurrences = hashed_ngrams(words, self.ngram_range, len(self.idf[index]))
+        used = self.idf[index][found] > 0
+        return owner[used], found[used], occurrences[used]
+
+
+class SparseVectors:
+    """Reads columns of sparse vectors."""
+
+    def __init__(self, spec):
+        self.spec = spec
+        features = [np.array(column, np.int32) for column in spec["features"]]
+        self.first = np.cumsum([0, *map(len, features)])
+        scales = map(np.float64, spec["scale"])
+        self.fitted = list(zip(spec["n_features"], features, scales, strict=True))
+
+    def __call__(self, table):
+        """Return a dictionary with ids, weights and lengths."""
+        columns = []
+        for index, name in enumerate(self.spec["columns"]):
+            fitted = self.fitted[index]
+            offsets, ids, weights = encode_sparse(table.column(name), name, *fitted)
+            columns.append((ids + self.first[index], weights, offsets))
+        return padded_ids(columns, self.spec["names"])
+
+
+def padded_ids(columns, names):
+    """Return lists of ids and weights as arrays by the names of a graph's inputs.
+
+    Parameters
+    ----------
+    columns : list of (ids, weights, offsets)
+        Of each column.
+    names : dict of {str: str}
+        Of the inputs ``ids``, ``weights`` and ``lengths``.
+
+    Returns
+    -------
+    dict of {str: ndarray}
+    """
+    lengths = np.stack([np.diff(offsets) for _, _, offsets in columns], axis=1)
+    longest = max(int(lengths.max(initial=0)), 1)
+    inside = np.arange(longest) < lengths[..., None]
+    ids = np.zeros(inside.shape, np.int32)
+    weights = np.zeros(inside.shape, np.float32)
+    for index, (found, weight, _) in enumerate(columns):
+        ids[:, index][inside[:, index]] = found
+        weights[:, index][inside[:, index]] = weight
+    return {names["ids"]: ids, names["weights"]: weights, names["lengths"]: lengths}
+
+
+READERS = {
+    **dict.fromkeys(READ, Column),
+    "lists": ListColumns,
+    "ngrams": Ngrams,
+    "sparse": SparseVectors,
+}
+"""What makes the reader of each kind."""

@@ -1,0 +1,1 @@
+"""Two towers for users and items: training, embeddings and recommendations."""

@@ -1,0 +1,496 @@
+"""The two-tower estimator, and how its towers are trained."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.utils.validation import check_is_fitted
+
+from sk_easytensor._utils.digests import table_digest
+from sk_easytensor._utils.runtime import seeded, with_library_settings
+from sk_easytensor._utils.validation import check_choice, check_number
+from sk_easytensor.backends import resolve_backend
+from sk_easytensor.compose import BlockParametersMixin, blocks_diagram
+from sk_easytensor.data.tables import as_table, has_column_names
+from sk_easytensor.data.validation import errors_name
+from sk_easytensor.estimators.inputs import deciding_first, eval_names
+from sk_easytensor.estimators.rows import divided, total_weight
+from sk_easytensor.estimators.stored import Vectors, of_stored_rows
+from sk_easytensor.estimators.trained import TrainedEstimator, restored_on_error
+from sk_easytensor.export.adapters import PairAnswer
+from sk_easytensor.networks import Sum
+from sk_easytensor.networks.two_tower import TwoTowerNetwork
+from sk_easytensor.report.report import summarize_table
+from sk_easytensor.retrieval import check_index
+from sk_easytensor.tracking import tracked
+from sk_easytensor.training.pairs import PairMaking, item_counts
+from sk_easytensor.training.train import default_batch_size, default_max_epochs
+from sk_easytensor.two_tower.keys import check_key_type
+from sk_easytensor.two_tower.pairs import ItemTable, PairMaker, fit_shared, key_blocks, pair_sets
+from sk_easytensor.two_tower.recommend import PairScoringMixin, RecommendingMixin
+from sk_easytensor.two_tower.targets import PairTarget, few_values, target_values
+from sk_easytensor.two_tower.tower import Tower
+
+__all__ = [
+    "EasyTensorTwoTower",
+    "TowerTrainingMixin",
+]
+
+
+class TowerTrainingMixin:
+    """Fits the blocks of both towers, encodes pairs and trains the network."""
+
+    def _fit_towers(self, table, backend, checkpoints):
+        catalogue = self._catalogue
+        trunk = self._default_trunk() if self.trunk is None else self.trunk
+        how = {
+            "embedding_dim": self.embedding_dim,
+            "normalized": self.similarity == "cosine",
+            "n_jobs": self.n_jobs,
+        }
+        users = key_blocks(self.user_blocks, self._user_key, self.embedding_dim)
+        items = key_blocks(self.item_blocks, catalogue.key, self.embedding_dim)
+        self.user_tower_ = Tower(users, clone(trunk), **how)
+        self.item_tower_ = Tower(items, clone(trunk), **how)
+        user_columns = catalogue.user_columns(table) if self.user_blocks is None else None
+        item_columns = catalogue.item_columns if self.item_blocks is None else None
+        with errors_name("user_blocks"):
+            self.user_tower_.fit_blocks(
+                table, user_columns, backend, "user", checkpoints=checkpoints
+            )
+        with errors_name("item_blocks"):
+            source = "items" if catalogue.given else "X"
+            self.item_tower_.fit_blocks(
+                catalogue.table, item_columns, backend, "item", source, checkpoints
+            )
+        fit_shared(
+            self.shared_blocks,
+            self.user_tower_,
+            table,
+            self.item_tower_,
+            catalogue.table,
+            backend,
+        )
+
+    def _read_pairs(self, records, evals, backend):
+        """Return rows of encoded pairs, the same of each set to judge by, and the items."""
+        maker = PairMaker(
+            self.user_tower_, self.item_tower_, self._catalogue, self._target, backend
+        )
+        rows, judges = records.encoded(maker), []
+        for where, valid in evals:
+            with errors_name(where):
+                # What columns there are can be told by a row, wherever the others are.
+                first = valid.sample()
+                maker.make_rows(first.table.slice(0, 1), first.y[:1], first.weight[:1])
+                judges.append(valid.encoded(maker))
+        items = self._catalogue.encoded(self.item_tower_, [rows, *judges], backend)
+        pairs = PairMaking(items)
+        judges = [valid.map(pairs) for valid in judges]
+        for (where, _), valid in zip(evals, judges, strict=True):
+            with errors_name(where):
+                # Items that are not known are refused before anything is trained.
+                valid.each(item_counts)
+        return rows.map(pairs), judges, items
+
+    def _train_towers(self, rows, evals, random_state, backend, checkpoints):
+        rows = rows.map(partial(divided, by=sum(rows.each(total_weight)) / len(rows)))
+        seed = int(random_state.randint(np.iinfo(np.int32).max))
+        batch_size = self.batch_size or max(512, default_batch_size(len(rows)))
+        epochs = self.max_epochs or default_max_epochs(len(rows))
+        popularity, counts = None, sum(rows.each(item_counts))
+        if self._target.chosen:
+            # Rows are drawn alike, whatever their weights. Items that only validation has count
+            # as if they had been drawn once.
+            popularity = counts.clamp(min=1).float() / len(rows)
+        temperature = self.temperature
+        if temperature is None:
+            temperature = 0.1 if self.similarity == "cosine" else 1.0
+        self._target.learn_scale(rows)
+        self._target.head.scale = self._target.scale_of_loss
+        with seeded(seed):
+            user, item = self.user_tower_.make_network(), self.item_tower_.make_network()
+            for name in self.shared_blocks:
+                item.blocks[item.names.index(name)] = user.blocks[user.names.index(name)]
+            network = TwoTowerNetwork(
+                user,
+                item,
+                normalized=self.similarity == "cosine",
+                temperature=temperature,
+                dropout=self.dropout,
+                popularity=popularity,
+                n_rows=len(rows),
+                n_negatives=self.n_negatives,
+            )
+            rows = rows.map(self._target.scaled)
+            plan = self._eval_plan(evals)
+            evals = [valid.map(self._target.scaled) for valid in evals.values()]
+            settings = self._settings(batch_size, epochs, plan, checkpoints=checkpoints)
+            result = backend.train(network, self._target.head, rows, evals, settings)
+        self._temperature = temperature
+        self._bias = 0.0 if network.popularity is not None else float(network.bias.detach())
+        self._record_training(result)
+
+
+class EasyTensorTwoTower(
+    RecommendingMixin,
+    PairScoringMixin,
+    TowerTrainingMixin,
+    BlockParametersMixin,
+    TrainedEstimator,
+):
+    """Users and items in one space: retrieval, recommendation and matching.
+
+    Two networks that share nothing but what `shared_blocks` names give an embedding each, of
+    the user's columns and of the item's. Their product says how well the two fit. Each side is
+    computed on its own, once, however many pairs are scored.
+
+    Parameters
+    ----------
+    user_blocks, item_blocks : list of (str, Block, columns) or None, default=None
+        Blocks and columns of either side, as in :class:`~sk_easytensor.TableEncoder`. None, which
+        needs a catalogue of items in `fit`, chooses blocks by type: for all columns of the
+        catalogue, and for all columns of `X` that the catalogue does not have; keys are
+        categories. Columns that no given block names are not used.
+    embedding_dim : int, default=64
+        Size of the embeddings.
+    similarity : {"dot", "cosine"}, default="dot"
+        What is trained: the dot product, or the cosine of the angle between embeddings.
+    temperature : float or None, default=None
+        What products are divided by; by default 1 for dot products and 0.1 for cosines.
+    shared_blocks : list of str, default=()
+        Names of blocks that both towers have, and whose vocabulary and weights they share.
+    n_negatives : int, default=0
+        Without `y`: items drawn evenly from all and added to those of each training batch.
+    dropout : float, default=0.3
+        Fraction of the embeddings' components zeroed in training.
+    index : {"exact", "usearch"}, default="exact"
+        How the best items are found: by computing all products, or in a graph, approximately.
+    trunk : object or None, default=None
+        Network between blocks and embedding, one of its kind in each tower; by default
+        :class:`~sk_easytensor.Sum`, which adds up what the blocks give.
+    learning_rate : float, default=1e-2
+        Largest step size.
+    batch_size : int or None, default=None
+        Pairs a batch; by default by the number of pairs, at least 512.
+    max_epochs : int or None, default=None
+        Epochs at most; by default by the number of pairs.
+    weight_decay : float, default=0.1
+        Weight decay.
+    validation_fraction : float or None, default=0.1
+        Part of the pairs that validates if `fit` gets no `eval_set`.
+    optimizer, early_stopping_rounds, random_state, n_jobs, device, verbose
+        As in :class:`~sk_easytensor.EasyTensorClassifier`.
+    callbacks, backend, checkpoint_dir, tracker
+        As in :class:`~sk_easytensor.EasyTensorClassifier`.
+    inference_engine : {"torch", "auto", "onnxruntime", "tensorrt"}, default="torch"
+        What computes embeddings once they are learned, as in
+        :class:`~sk_easytensor.EasyTensorClassifier`; each tower has its own
+        ``inference_engine_``.
+
+    Attributes
+    ----------
+    user_tower_, item_tower_ : Tower
+        Fitted towers: transformers on their own, with their own columns, picklable alone.
+    item_keys_ : ndarray, shape (n_items,)
+        Keys of the catalogue, or positions without `item_key`.
+    item_embeddings_ : ndarray of float32, shape (n_items, embedding_dim)
+        Embeddings of the catalogue.
+    user_keys_, user_embeddings_ : ndarray
+        The same of users, if `fit` was given `user_key`.
+    classes_ : ndarray
+        With a `y` of two classes.
+    evals_result_, n_iter_, best_iteration_, best_score_
+        As in :class:`~sk_easytensor.EasyTensorClassifier`.
+
+    Notes
+    -----
+    Without `y` every row is an item that a user chose, and the loss is a softmax over the items
+    of a batch, corrected for how often each is drawn (Yi et al., "Sampling-Bias-Corrected Neural
+    Modeling for Large Corpus Item Recommendations", 2019); see
+    :class:`~sk_easytensor.networks.two_tower.TwoTowerNetwork`. With a `y` of two classes it is
+    the log loss of the product, with numbers the squared error.
+
+    Examples
+    --------
+    >>> from sk_easytensor import CategoryBlock
+    >>> X = {"user": ["ann", "ann", "bob", "bob"], "film": ["Alien", "Heat", "Up", "Coco"]}
+    >>> model = EasyTensorTwoTower(
+    ...     user_blocks=[("user", CategoryBlock(), "user")],
+    ...     item_blocks=[("film", CategoryBlock(), "film")],
+    ...     embedding_dim=8,
+    ...     max_epochs=2,
+    ...     validation_fraction=None,
+    ...     random_state=0,
+    ... )
+    >>> model = model.fit(X, item_key="film")
+    >>> films, scores = model.recommend({"user": ["ann", "eve"]}, k=3)
+    >>> films.shape, model.user_tower_.transform({"user": ["eve"]}).shape
+    ((2, 3), (1, 8))
+    """
+
+    _export_adapter = PairAnswer
+
+    block_parameters = ("user_blocks", "item_blocks")
+
+    def __init__(
+        self,
+        user_blocks=None,
+        item_blocks=None,
+        *,
+        embedding_dim=64,
+        similarity="dot",
+        temperature=None,
+        shared_blocks=(),
+        n_negatives=0,
+        dropout=0.3,
+        index="exact",
+        trunk=None,
+        learning_rate=1e-2,
+        batch_size=None,
+        max_epochs=None,
+        optimizer="adamw",
+        weight_decay=0.1,
+        early_stopping_rounds="auto",
+        validation_fraction=0.1,
+        random_state=None,
+        n_jobs=None,
+        device="auto",
+        verbose=0,
+        callbacks=None,
+        backend="local",
+        checkpoint_dir=None,
+        tracker=None,
+        inference_engine="torch",
+    ):
+        self.user_blocks = user_blocks
+        self.item_blocks = item_blocks
+        self.embedding_dim = embedding_dim
+        self.similarity = similarity
+        self.temperature = temperature
+        self.shared_blocks = shared_blocks
+        self.n_negatives = n_negatives
+        self.dropout = dropout
+        self.index = index
+        self.trunk = trunk
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.optimizer = optimizer
+        self.weight_decay = weight_decay
+        self.early_stopping_rounds = early_stopping_rounds
+        self.validation_fraction = validation_fraction
+        self.random_state = random_state
+        self.n_jobs = n_jobs
+        self.device = device
+        self.verbose = verbose
+        self.callbacks = callbacks
+        self.backend = backend
+        self.checkpoint_dir = checkpoint_dir
+        self.tracker = tracker
+        self.inference_engine = inference_engine
+
+    def _default_trunk(self):
+        return Sum(width=self.embedding_dim)
+
+    def _check_parameters(self):
+        super()._check_parameters()
+        owner = type(self).__name__
+        check_number(owner, "embedding_dim", self.embedding_dim, low=1, integer=True)
+        check_choice(owner, "similarity", self.similarity, ("dot", "cosine"))
+        if self.temperature is not None:
+            check_number(owner, "temperature", self.temperature, low=0, exclusive=True)
+        if isinstance(self.shared_blocks, str) or not all(
+            isinstance(name, str) for name in self.shared_blocks
+        ):
+            raise ValueError(
+                f"{owner}: shared_blocks must be a list of names, got {self.shared_blocks!r}"
+            )
+        check_number(owner, "n_negatives", self.n_negatives, low=0, integer=True)
+        check_number(owner, "dropout", self.dropout, low=0, high=0.99)
+        check_index(owner, self.index)
+
+    # ------------------------------------------------------------------ fitting
+
+    @with_library_settings
+    @tracked
+    @restored_on_error
+    def fit(
+        self,
+        X,
+        y=None,
+        sample_weight=None,
+        *,
+        items=None,
+        item_key=None,
+        user_key=None,
+        eval_set=None,
+        eval_sample_weight=None,
+    ):
+        """Fit both towers.
+
+        Parameters
+        ----------
+        X : table-like of shape (n_pairs, n_features), path of Parquet files or Ray Dataset
+            Interactions: the user's columns, and the item's or its key.
+        y : array-like of shape (n_pairs,) or str, optional
+            Two classes or numbers, or the column of `X` that holds them, which a stored `X` asks
+            for. Without it every row is an item that was chosen.
+        sample_weight : array-like of shape (n_pairs,) or str, optional
+            Row weights, or the column of `X` that holds them.
+        items : table-like or path, optional
+            The catalogue: a row for each item, with its key and columns.
+        item_key : str, optional
+            Column that names the item; needed with `items`. Without a catalogue the first row of
+            each key stands for the item.
+        user_key : str, optional
+            Column that names the user. The embedding of each user's last row is kept then, and
+            the items of each user are known.
+        eval_set : list of (X, y) pairs or of X, optional
+            Evaluated after each epoch; the last decides about early stopping and which weights
+            are kept, as in XGBoost. An entry that is `X` itself is called ``training`` in
+            ``evals_result_`` and never decides.
+        eval_sample_weight : list of array-like, optional
+            Weights for each entry of `eval_set`.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError, TypeError
+            For input or parameters that make no sense, before any training starts.
+
+        Notes
+        -----
+        On Ray, no process has all interactions: tasks read them chunk by chunk, and each worker
+        keeps its share, encoded, in memory or in files on its machine. The items are in the memory
+        of this process and of each worker, whether they are given or found among the interactions,
+        and with `user_key` the last row of each user and the pairs of user and item are in that of
+        this process. Without `y` each worker tells an item from those of its own part of a batch,
+        ``batch_size / num_workers`` rows: the more workers, the larger a `batch_size` pays.
+        """
+        backend = resolve_backend(self.backend, self.n_jobs)
+        self._check_parameters()
+        with backend.running(), ExitStack() as opened:
+            records = backend.records(X, y, sample_weight, as_table, target_values)
+            sample = records.sample()
+            catalogue = ItemTable(records.table, items, item_key, self.item_blocks, backend)
+            values = None if y is None else np.concatenate(records.each(few_values))
+            target = PairTarget.learn(values)
+            self._check_user_key(user_key, sample.table)
+            pairs = pair_sets(eval_set, eval_sample_weight)
+            evals = [
+                (where, backend.records(X_eval, y_eval, weight, as_table, target.check, where))
+                for where, X_eval, y_eval, weight in pairs
+            ]
+            given = [(X_eval, y_eval) for _, X_eval, y_eval, _ in pairs]
+            names = eval_names(given, X, y, [valid for _, valid in evals], records)
+
+            def source():
+                digests = {"X": records.content()}
+                digests |= {where: valid.content() for where, valid in evals}
+                if items is not None:
+                    digests["items"] = table_digest(catalogue.table)
+                return digests | {"item_key": repr(item_key), "user_key": repr(user_key)}
+
+            checkpoints, random_state = self._open_checkpoints(opened, source)
+            self._forget()
+            self._catalogue, self._target, self._user_key = catalogue, target, user_key
+            if target.classes is not None:
+                self.classes_ = target.classes
+            with self._timed("blocks"):
+                self._fit_towers(records.table, backend, checkpoints)
+            self._data_summary = summarize_table(sample.table)
+            with self._timed("encoding"):
+                users = self._read_users(records.table, backend)
+                rows, evals, items = self._read_pairs(records, evals, backend)
+            evals = {names[index]: evals[index] for index in deciding_first(names)}
+            if set(evals) <= {"training"} and self.validation_fraction is not None:
+                rows, held_out = backend.hold_out(
+                    rows, target.strata, self.validation_fraction, random_state
+                )
+                evals = {**dict(zip(["valid_0"], held_out, strict=False)), **evals}
+            self._train_towers(rows, evals, random_state, backend, checkpoints)
+            towers = [(self.user_tower_, sample.table)]
+            towers.append((self.item_tower_, backend.some_rows(catalogue.table)))
+            self._choose_engines(towers, backend)
+            self._keep_items(items, sample.table, backend)
+            if users is not None:
+                self._keep_users(*users, backend)
+        self._catalogue = catalogue.without_rows()
+        self._n_features_out = self.embedding_dim
+        self.n_features_in_ = sample.table.num_columns
+        if has_column_names(X):
+            self.feature_names_in_ = np.asarray(sample.table.column_names, dtype=object)
+        return self
+
+    def _check_user_key(self, user_key, table):
+        if user_key is None:
+            return
+        if user_key not in table.column_names:
+            raise ValueError(
+                f"{type(self).__name__}: user_key names column {user_key!r}, which X does not "
+                f"have; it has {table.column_names}"
+            )
+        check_key_type(table.schema.field(user_key).type, user_key)
+
+    def _forget(self):
+        super()._forget()
+        # Nothing of an earlier fit's users is left if this one keeps none.
+        self._users = self._seen = self._index = None
+
+    def __sklearn_is_fitted__(self):
+        return hasattr(self, "n_features_in_")
+
+    def _check_user_columns(self, table):
+        """Raise ``ValueError`` if a table lacks columns of users."""
+        self.user_tower_.read(table)
+
+    @with_library_settings
+    @of_stored_rows(Vectors("embedding"), check="_check_user_columns")
+    def transform(self, X):
+        """Return the embeddings of users.
+
+        Parameters
+        ----------
+        X : table-like
+            With the user tower's columns.
+
+        Returns
+        -------
+        ndarray of float32, shape (n_rows, embedding_dim)
+        """
+        check_is_fitted(self)
+        return self.user_tower_.embed(as_table(X, columns=self._columns_read()))
+
+    def _sk_visual_block_(self):
+        from sklearn.utils._repr_html.estimator import _VisualBlock
+
+        if not hasattr(self, "user_tower_"):
+            return _VisualBlock("single", self, names=type(self).__name__)
+        towers = {"user_tower_": self.user_tower_, "item_tower_": self.item_tower_}
+        diagrams = [blocks_diagram(tower) for tower in towers.values()]
+        return _VisualBlock("parallel", diagrams, names=list(towers))
+
+    def representation(self):
+        """Return blocks and network of the user tower.
+
+        Returns
+        -------
+        Representation
+            For :class:`~sk_easytensor.PretrainedBlock`.
+        """
+        check_is_fitted(self)
+        return self.user_tower_.representation()
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        tags.input_tags.string = True
+        tags.transformer_tags.preserves_dtype = []
+        return tags

@@ -1,0 +1,358 @@
+"""Pairs of users and items: which are drawn, and their rows."""
+
+from __future__ import annotations
+
+from copy import copy
+
+import numpy as np
+import pyarrow as pa
+import torch
+from sklearn.base import clone
+
+from sk_easytensor.blocks.category import CategoryBlock, category_keys
+from sk_easytensor.data.columns import RowError, show_value
+from sk_easytensor.data.summaries import Summary, merge_all
+from sk_easytensor.data.tables import as_table
+from sk_easytensor.estimators.inputs import eval_pairs
+from sk_easytensor.tensors import TensorFrame
+from sk_easytensor.training.dataset import EncodedRows, gather_rows
+from sk_easytensor.training.pairs import (
+    distinct_items,
+    distinct_rows,
+    flat_frame,
+    numbered_items,
+    side_of,
+)
+from sk_easytensor.two_tower.keys import Keys, key_values, rows_of_keys
+
+__all__ = [
+    "ItemTable",
+    "PairMaker",
+    "SeenReading",
+    "fit_shared",
+    "key_blocks",
+    "pair_sets",
+]
+
+
+OWNER = "EasyTensorTwoTower"
+
+
+class ItemTable:
+    """The items, once each: a catalogue that is given, or the items of the interactions.
+
+    Parameters
+    ----------
+    table : pyarrow.Table or table of a backend
+        Interactions.
+    items : table-like or None
+        The catalogue.
+    key : str or None
+        Column of both that names the item.
+    item_blocks : list or None
+        Blocks of the item tower.
+    backend : LocalBackend
+        Where the first row of each key is found, if there is no catalogue.
+
+    Attributes
+    ----------
+    table : pyarrow.Table, table of a backend or None
+        A row for each item; without a key one for each interaction. None after the fit.
+    keyed : bool
+        Whether items have keys.
+    keys : ndarray
+        The items' keys.
+    lookup : Keys
+        Finds an item by its key.
+    """
+
+    def __init__(self, table, items, key, item_blocks, backend):
+        self.key = key
+        self.keyed = key is not None
+        self.given = items is not None
+        if items is not None and key is None:
+            raise ValueError(f"{OWNER}: items needs item_key, the column that names an item")
+        if items is None and item_blocks is None:
+            raise ValueError(
+                f"{OWNER}: item_blocks is needed to say which columns are the item's, unless fit "
+                "is given a catalogue: fit(X, items=catalogue, item_key=column)"
+            )
+        self.table = as_table(items) if self.given else table
+        self.item_columns = self.table.column_names
+        if not self.keyed:
+            return
+        for where, columns in (("X", table.column_names), ("items", self.item_columns)):
+            if key not in columns:
+                raise ValueError(
+                    f"{OWNER}: item_key names column {key!r}, which {where} does not have; it has "
+                    f"{columns}"
+                )
+        if not self.given:
+            self.table = rows_of_keys(table, key, self.item_columns, backend, keep="first")
+        self.lookup = Keys(self.table.column(key), key)
+        if self.given:
+            self.lookup.check_distinct(self.table.column(key))
+        self.lookup.forget_rows()
+        self.keys = key_values(self.table.column(key))
+
+    def user_columns(self, table):
+        """Return the columns of the interactions that are none of the item's."""
+        if not self.given:
+            raise ValueError(
+                f"{OWNER}: user_blocks is needed to say which columns are the user's, unless fit "
+                "is given a catalogue: fit(X, items=catalogue, item_key=column)"
+            )
+        names = [name for name in table.column_names if name not in self.item_columns]
+        if not names:
+            raise ValueError(f"{OWNER}: X has no column that items does not have")
+        return names
+
+    def rows(self, table, *, all_known=True):
+        """Return the item of each interaction as a tensor; None if items have no keys.
+
+        Items that are not known are at -1, unless all must be.
+
+        Raises
+        ------
+        ValueError
+            Naming a key that no item has.
+        """
+        if not self.keyed:
+            return None
+        if self.key not in table.column_names:
+            raise ValueError(
+                f"{OWNER}: columns are missing: [{self.key!r}], the key of items; there are "
+                f"{table.column_names}"
+            )
+        column = table.column(self.key)
+        rows = self.lookup.rows(column)
+        if all_known and (rows < 0).any():
+            row = int(np.argmax(rows < 0))
+            raise RowError(
+                f"{OWNER}: column {self.key!r} holds {show_value(column[row])} in row {{row}}, "
+                f"which is not the key of an item; there are {len(self.keys)} items",
+                row,
+            )
+        return torch.from_numpy(rows.astype(np.int64))
+
+    def encoded(self, tower, sets, backend):
+        """Return all items, encoded.
+
+        Parameters
+        ----------
+        tower : Tower
+            Of the items.
+        sets : list of EncodedRows
+            Flat rows of pairs, whose items these are if they have no keys.
+        backend : LocalBackend
+            Encodes the catalogue.
+
+        Returns
+        -------
+        TensorFrame
+        """
+        if self.keyed:
+            return tower.encode(self.table, backend)
+        found = [items for rows in sets for items in rows.each(distinct_items)]
+        return distinct_rows(TensorFrame.concatenate(found))[0]
+
+    def without_rows(self):
+        """Return a copy without what is only needed while fitting."""
+        other = copy(self)
+        other.table = None
+        return other
+
+
+def key_blocks(blocks, key, width):
+    """Return a tower's blocks: those given, or by default its key as a category."""
+    if blocks is not None or key is None:
+        return blocks
+    return [("key", CategoryBlock(width=width), [key])]
+
+
+def pair_sets(eval_set, eval_sample_weight):
+    """Check the form of ``eval_set``, whose entries may do without a target.
+
+    Returns
+    -------
+    list of (str, X, y, weight)
+    """
+    if isinstance(eval_set, list):
+        eval_set = [
+            entry if isinstance(entry, (list, tuple)) and len(entry) == 2 else (entry, None)
+            for entry in eval_set
+        ]
+    pairs = eval_pairs(eval_set, eval_sample_weight)
+    return [(where, *pair, weight) for where, pair, weight in pairs]
+
+
+def fit_shared(names, user_tower, users, item_tower, items, backend):
+    """Fit the blocks that two towers share on the columns of both.
+
+    Raises
+    ------
+    ValueError
+        Naming a block that only one tower has, or that is of two kinds.
+    """
+    for name in names:
+        for tower, parameter in ((user_tower, "user_blocks"), (item_tower, "item_blocks")):
+            if name not in tower.blocks_:
+                raise ValueError(f"{OWNER}: shared_blocks names {name!r}, which {parameter} lacks")
+        ours, theirs = user_tower.blocks_[name], item_tower.blocks_[name]
+        if type(ours) is not type(theirs) or ours.get_params() != theirs.get_params():
+            raise ValueError(
+                f"{OWNER}: shared block {name!r} is {ours!r} in user_blocks and {theirs!r} in "
+                "item_blocks; both must be alike"
+            )
+        columns = list(ours.feature_names_in_), list(theirs.feature_names_in_)
+        if len(columns[0]) != len(columns[1]):
+            raise ValueError(f"{OWNER}: shared block {name!r} reads {columns[0]} and {columns[1]}")
+        block = clone(ours).fit_columns(backend.some_rows(users).select(columns[0]))
+        both = [
+            backend.summarize(table, {name: (Renamed(block, columns[0]), own)})[name]
+            for table, own in zip((users, items), columns, strict=True)
+        ]
+        block.finish(merge_all(both))
+        user_tower.replace_block(name, block)
+        item_tower.replace_block(name, block.renamed(columns[1]))
+
+
+class Renamed:
+    """A block that reads columns which have other names.
+
+    Parameters
+    ----------
+    block : Block
+        Reads the columns.
+    names : list of str
+        What it takes them for.
+    """
+
+    column_wise = False
+
+    def __init__(self, block, names):
+        self.block = block
+        self.names = names
+
+    def summarize(self, table):
+        """Return the block's summary of a chunk of rows."""
+        return self.block.summarize(table.rename_columns(self.names))
+
+
+class PairMaker:
+    """Encodes pairs for both towers; picklable, so that any process can do it.
+
+    Parameters
+    ----------
+    user_tower, item_tower : Tower
+        With fitted blocks.
+    catalogue : ItemTable
+        Gives the number of an item, if items have keys.
+    target : PairTarget
+        Encodes targets.
+    backend : LocalBackend
+        Encodes tables.
+
+    Attributes
+    ----------
+    columns : list of str
+        Those that say which item is a pair's.
+    """
+
+    gather = staticmethod(gather_rows)
+
+    def __init__(self, user_tower, item_tower, catalogue, target, backend):
+        self.user_tower = user_tower.without_network()
+        self.item_tower = item_tower.without_network()
+        self.catalogue = catalogue.without_rows()
+        self.target = target
+        self.backend = backend
+        keyed = catalogue.keyed
+        self.columns = [catalogue.key] if keyed else list(item_tower.feature_names_in_)
+
+    def make_rows(self, table, y, weight):
+        """Return encoded pairs, as flat rows.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            Interactions.
+        y : ndarray
+            Valid targets, or anything of their length.
+        weight : ndarray of float64, shape (n_pairs,)
+            Weights of the pairs.
+
+        Returns
+        -------
+        EncodedRows
+        """
+        users = self.user_tower.encode(table, self.backend)
+        rows = self.make_targets(table, y, weight)
+        rows.frame = flat_frame(users, side_of(rows.frame, "item"))
+        return rows
+
+    def make_targets(self, table, y, weight):
+        """Return pairs without the users' features."""
+        numbers = self.catalogue.rows(table)
+        if numbers is None:
+            items = self.item_tower.encode(table, self.backend)
+        else:
+            items = numbered_items(numbers)
+        frame = flat_frame(TensorFrame({}, len(items)), items)
+        return EncodedRows(frame, self.target.encode(y), torch.from_numpy(weight).float())
+
+
+class SeenPairs(Summary):
+    """The distinct pairs of a user's key and an item's number.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Columns ``user``, strings, and ``item``.
+    """
+
+    def __init__(self, table):
+        self.table = table.group_by(["user", "item"], use_threads=False).aggregate([])
+
+    def merge(self, other):
+        """Return the pairs of both."""
+        return SeenPairs(pa.concat_tables([self.table, other.table]))
+
+    def numbered(self, users):
+        """Return the pairs as numbers, sorted.
+
+        Parameters
+        ----------
+        users : Keys
+            Gives the users' numbers.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_pairs, 2)
+        """
+        pairs = [users.rows(self.table.column("user")), self.table.column("item").to_numpy()]
+        return np.unique(np.column_stack(pairs), axis=0)
+
+
+class SeenReading:
+    """Summarises interactions as :class:`SeenPairs`.
+
+    Parameters
+    ----------
+    user_key : str
+        Column that names the user.
+    catalogue : ItemTable
+        Gives the numbers of items.
+    """
+
+    column_wise = False
+
+    def __init__(self, user_key, catalogue):
+        self.user_key = user_key
+        self.catalogue = catalogue.without_rows()
+
+    def summarize(self, table):
+        """Return the summary of a chunk of rows."""
+        users = category_keys(table.column(self.user_key)).dictionary_decode()
+        items = pa.array(self.catalogue.rows(table).numpy())
+        return SeenPairs(pa.table({"user": users, "item": items}))
