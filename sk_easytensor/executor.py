@@ -51,6 +51,9 @@ class LocalExecutor:
         column by column.
     """
 
+    distributed = False
+    """Whether networks are trained by processes that may be on other machines."""
+
     def __init__(self, n_jobs=None, chunk_rows=262_144):
         if n_jobs is not None:
             check_number(type(self).__name__, "n_jobs", n_jobs, integer=True)
@@ -61,6 +64,15 @@ class LocalExecutor:
         check_number(type(self).__name__, "chunk_rows", chunk_rows, low=1, integer=True)
         self.n_jobs = n_jobs
         self.chunk_rows = chunk_rows
+
+    @contextmanager
+    def running(self):
+        """Have what work needs within the context."""
+        yield
+
+    def some_rows(self, table):
+        """Return rows by which blocks may be chosen."""
+        return table
 
     def summarize(self, table, blocks):
         """Summarise a table for all blocks in one pass.

@@ -111,9 +111,7 @@ def test_imports_go_down(name):
     own = RANKS[part(name)]
     upward = [other for other in IMPORTS[name] if RANKS[part(other)] > own]
     sideways = [
-        other
-        for other in IMPORTS[name]
-        if RANKS[part(other)] == own and part(other) != part(name)
+        other for other in IMPORTS[name] if RANKS[part(other)] == own and part(other) != part(name)
     ]
     assert not upward
     assert not sideways

@@ -28,7 +28,12 @@ from sk_easytensor.inspection import PermutationImportanceDisplay, permutation_i
 from sk_easytensor.inspection import encoded_model as _encoded
 from sk_easytensor.inspection import sample as _sample
 
-QUICK = {"max_epochs": 20, "learning_rate": 0.02, "random_state": 0}
+QUICK = {
+    "trees": BoostedTrees(max_iter=30),
+    "max_epochs": 10,
+    "learning_rate": 0.02,
+    "random_state": 0,
+}
 
 
 @pytest.fixture(scope="module")

@@ -36,4 +36,4 @@ def test_no_message_has_a_type_as_arrow_names_it():
         for match in written.finditer(path.read_text())
     ]
     # There, kind is what type_name returned.
-    assert found == ["_base.py: of type {kind}"]
+    assert found == ["base.py: of type {kind}"]

@@ -33,7 +33,8 @@ def lazy_names(package, modules, subpackages=(), module=None):
 
     Examples
     --------
-    >>> __getattr__, __dir__ = lazy_names("sk_easytensor", {".parameters": ["check_number"]})
+    >>> modules = {"._utils.validation": ["check_number"]}
+    >>> __getattr__, __dir__ = lazy_names("sk_easytensor", modules)
     >>> __getattr__("check_number").__module__
     'sk_easytensor._utils.validation'
     """

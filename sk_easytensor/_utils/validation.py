@@ -117,7 +117,7 @@ def check_number(owner, name, value, *, low=None, high=None, integer=False, excl
         raise ValueError(f"{owner}: {name} must be {wanted}, got {value!r}")
 
 
-PACKAGE = str(Path(__file__).parent)
+PACKAGE = str(Path(__file__).parent.parent)
 
 
 def warn_user(message, category=UserWarning):

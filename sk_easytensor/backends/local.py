@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 from sk_easytensor._utils.runtime import limited_threads, resolve_threads
 from sk_easytensor.executor import LocalExecutor, keep_freed_memory
 from sk_easytensor.training.dataset import hold_out, merge_duplicates
@@ -30,14 +28,6 @@ class LocalBackend(LocalExecutor):
         column by column.
     """
 
-    distributed = False
-    """Whether networks are trained by processes that may be on other machines."""
-
-    @contextmanager
-    def running(self):
-        """Have what work needs within the context."""
-        yield
-
     def device(self, device, owner):
         """Check a device for training, as far as it can be known before."""
         return resolve_device(device, owner)
@@ -57,10 +47,6 @@ class LocalBackend(LocalExecutor):
         from sk_easytensor.training.dataset import read_records
 
         return read_records(X, y, sample_weight, read, check_target, where)
-
-    def some_rows(self, table):
-        """Return rows by which blocks may be chosen."""
-        return table
 
     def merged(self, rows, batch_size):
         """Merge equal rows where that changes nothing but time."""

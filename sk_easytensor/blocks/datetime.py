@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sk_easytensor._utils.validation import check_choice, check_number
-from sk_easytensor.blocks.base import Block
+from sk_easytensor.blocks.base import Block, unsupported_column
 from sk_easytensor.blocks.numeric import FIRST_CODE, MISSING_CODE, TREE_PARTS, NumericModule
 from sk_easytensor.data.bin_edges import BinnedMixin
 from sk_easytensor.data.columns import sample_values
@@ -20,6 +20,7 @@ from sk_easytensor.data.datetimes import (
     FIRST,
     LAST,
     PERIODS,
+    NoTimesError,
     bounded_zones,
     common_zone,
     parse_strings,
@@ -190,7 +191,7 @@ class DatetimeBlock(BinnedMixin, Block):
         columns = []
         names = zip(table.column_names, table.columns, strict=True)
         for index, (name, column) in enumerate(names):
-            instants, phases = read_times(column, name, self.zones_[index])
+            instants, phases = _read(column, name, self.zones_[index])
             columns.append(instants)
             for place, (cycle, harmonic) in enumerate(waves):
                 # A cycle that never varied in this column was never learned: it stays 0.
@@ -290,7 +291,7 @@ class DatetimeSummary(Summary):
     def of(cls, column, name):
         """Summarise one column."""
         zones = time_zones(column, name)
-        instants, phases = read_times(column, name, common_zone(zones))
+        instants, phases = _read(column, name, common_zone(zones))
         known = phases[~np.isnan(instants)]
         # Infinite bounds make an empty chunk neutral in a merge, and no cycle vary.
         lowest = known.min(axis=0, initial=np.inf)
@@ -387,3 +388,12 @@ class DatetimeModule(nn.Module):
         codes = FIRST_CODE + torch.where(part >= TREE_PARTS, part - TREE_PARTS, part)
         codes = torch.nan_to_num(codes, nan=MISSING_CODE).int().transpose(1, 2).flatten(1)
         return torch.cat([self.trend.tree_inputs(times[..., :2]), codes], dim=1)
+
+
+def _read(column, name, zone):
+    """Read times, or say which block reads a column of this type."""
+    try:
+        return read_times(column, name, zone)
+    except NoTimesError as error:
+        message = unsupported_column(pa.field(name, column.type), "DatetimeBlock")
+        raise TypeError(message) from error

@@ -125,6 +125,10 @@ def _read(column, name, zone):
     return instants, wall, fraction
 
 
+class NoTimesError(TypeError):
+    """A column is of a type that holds neither dates nor times."""
+
+
 def _seconds(column, name):
     """Return whole seconds, their fraction, the UTC offset (NaN: none given) and the nulls.
 
@@ -145,7 +149,7 @@ def _seconds(column, name):
     elif pa.types.is_null(kind):
         per_second, numbers = 1, column.cast(pa.int64())
     else:
-        raise TypeError(
+        raise NoTimesError(
             f"column {name!r} holds {in_words(kind)} where dates and times are read; convert it "
             "to dates"
         )

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from joblib import parallel_config
 from sklearn.model_selection import GridSearchCV, cross_validate
 from skorch.callbacks import Callback
 
@@ -192,7 +193,9 @@ def test_folds_have_the_scores_that_they_have_without_checkpoints(tmp_path):
     wanted = cross_validate(EasyTensorClassifier(**params), X, y, **how)["test_score"]
     model = EasyTensorClassifier(checkpoint_dir=tmp_path, **params)
     for n_jobs in (2, 1):
-        found = cross_validate(model, X, y, n_jobs=n_jobs, **how)["test_score"]
+        # Forked processes begin with all imported.
+        with parallel_config("multiprocessing"):
+            found = cross_validate(model, X, y, n_jobs=n_jobs, **how)["test_score"]
         assert np.array_equal(found, wanted)
     assert len(list(tmp_path.iterdir())) == 3
 

@@ -311,7 +311,7 @@ def test_table_encoder_projects_sparse_rows(X):
 
 @pytest.mark.parametrize("kind", [EasyTensorClassifier, EasyTensorRegressor])
 def test_scikit_learns_checks_with_matrices_that_stay_sparse(kind, monkeypatch):
-    for module in ("sparse", "tables"):
+    for module in ("data.sparse", "data.tables"):
         monkeypatch.setattr(f"sk_easytensor.{module}.NARROW", 0)
     model = kind(trunk=MLP(width=4), max_epochs=1, trees=None, random_state=0)
     estimator_checks.check_estimator_sparse_array(kind.__name__, model)

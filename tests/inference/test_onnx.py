@@ -54,12 +54,12 @@ def all_blocks():
         ("days", DatetimeBlock(), ["day", "zoned", "local", "date"]),
         ("vectors", VectorBlock(), ["vector"]),
         ("texts", TextBlock(min_frequency=2), ["title", "body"]),
-        ("clicks", CategorySequenceBlock("conv", width=8, layers=1, max_length=5), ["clicks"]),
+        ("clicks", CategorySequenceBlock(width=8, layers=1, max_length=5), ["clicks"]),
         ("codes", CategorySequenceBlock("mean", width=8, max_length=5), ["codes"]),
         ("series", NumericSequenceBlock("mean", width=8, max_length=5), ["series", "second"]),
         (
             "events",
-            EventSequenceBlock(width=8, layers=1, time="whens", max_length=5),
+            EventSequenceBlock("mean", width=8, time="whens", max_length=5),
             ["kinds", "sums", "whens"],
         ),
     ]

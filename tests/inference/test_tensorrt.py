@@ -79,7 +79,7 @@ def test_regressor_with_other_encoders(rows, target, tmp_path):
         ("linear", NumericBlock("linear"), ["amount"]),
         ("periodic", NumericBlock("periodic"), ["count"]),
         ("gru", CategorySequenceBlock("gru", pooling="last", **SMALL), ["clicks"]),
-        ("lstm", NumericSequenceBlock("lstm", bidirectional=True, **SMALL), ["series"]),
+        ("lstm", NumericSequenceBlock("lstm", **SMALL), ["series"]),
         ("words", TextBlock("transformer", width=8, heads=2, vocabulary_size=300), ["title"]),
     ]
     trunk = TabM(members=2, width=8)

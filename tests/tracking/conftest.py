@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sk_easytensor import MLP, EasyTensorClassifier
+from sk_easytensor import MLP, BoostedTrees, EasyTensorClassifier
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
@@ -20,7 +20,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 def pytest_collection_modifyitems(items):
     # One process of pytest-xdist runs what needs a server, so that one is started.
     for item in items:
-        if {"server", "make_server"} & set(getattr(item, "fixturenames", ())):
+        if {"server", "make_server", "mortal"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group("server"))
 
 
@@ -171,7 +171,14 @@ def table():
     return make_table()
 
 
-QUICK = {"trunk": MLP(width=8), "max_epochs": 3, "batch_size": 32, "random_state": 0}
+QUICK = {
+    "trunk": MLP(width=8),
+    # Of labels without noise, trees would be grown to the last of a thousand.
+    "trees": BoostedTrees(max_iter=20),
+    "max_epochs": 3,
+    "batch_size": 32,
+    "random_state": 0,
+}
 
 
 @pytest.fixture

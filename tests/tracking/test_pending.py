@@ -93,15 +93,21 @@ def test_a_server_that_is_down(server, classifier, table, work):
     assert not folder.exists()
 
 
-def test_a_server_that_is_killed(make_server, classifier, table, work):
+@pytest.fixture(scope="module")
+def mortal(make_server):
+    """A server that tests stop, and start again."""
+    return [make_server()]
+
+
+def test_a_server_that_is_killed(mortal, make_server, classifier, table, work):
     """In the middle of a fit; the run that was begun is completed later."""
-    server = make_server()
+    server = mortal[-1]
     tracker = MLflowTracker(server.uri, tags={"test": "killed"})
     model = classifier(tracker=tracker, callbacks=[AtEpoch(2, server.stop)])
     with pytest.warns(UserWarning, match=f"MLflow at {server.uri} failed"):
         model.fit(*table)
     (folder,) = waiting(work)
-    make_server(server)
+    mortal.append(make_server(server))
     client = mlflow.MlflowClient(server.uri)
     assert client.get_run(model.run_id_).info.status == "RUNNING"
     assert upload(folder) == model.run_id_
@@ -109,11 +115,11 @@ def test_a_server_that_is_killed(make_server, classifier, table, work):
     check_run(client, model, table[0])
 
 
-def test_a_server_that_comes_back(make_server, classifier, table, work, monkeypatch):
+def test_a_server_that_comes_back(mortal, make_server, classifier, table, work, monkeypatch):
     """Before the fit is over: nothing has to wait."""
     monkeypatch.setattr("sk_easytensor.tracking.run.FLUSH_SECONDS", 0.0)
-    server = make_server()
-    tracker = MLflowTracker(server.uri, tags={"test": "back"})
+    server = mortal[-1]
+    tracker = MLflowTracker(server.uri, tags={"test": "back"}, log_model=False)
     callbacks = [AtEpoch(1, server.stop), AtEpoch(3, lambda: make_server(server))]
     model = classifier(tracker=tracker, callbacks=callbacks, max_epochs=4)
     with pytest.warns(UserWarning, match="failed") as caught:
