@@ -177,7 +177,7 @@ def test_embeddings_of_stored_sequences(spread, tmp_path):
 
 
 def test_importances_of_stored_rows(fitted, on_ray, spread, files, shop, monkeypatch):
-    from sk_easytensor.backends.ray.backend import evaluate as ray_judging
+    from sk_easytensor.backends.ray import evaluate as ray_judging
 
     how = {"sample_weight": "weight", "n_repeats": 3, "random_state": 0}
     whole = permutation_importance(on_ray, files, "label", **how)
