@@ -76,6 +76,7 @@ __getattr__, __dir__ = lazy_names(
         "events",
         "inference",
         "inspection",
+        "losses",
         "metrics",
         "networks",
         "ranking",

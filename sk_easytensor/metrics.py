@@ -12,6 +12,7 @@ from sklearn.base import is_classifier
 from sklearn.metrics import get_scorer, get_scorer_names
 
 from sk_easytensor.inspection.encoded_model import GivenOutputs
+from sk_easytensor.losses import LogLoss
 
 __all__ = [
     "Metric",
@@ -24,7 +25,7 @@ __all__ = [
 LOSS_NAMES = frozenset(
     ["log_loss", "logloss", "binary_logloss", "multi_logloss", "mlogloss", "cross_entropy"]
 )
-"""Names of the loss that classifiers are trained by."""
+"""Names of the loss that classifiers are trained with by default."""
 
 ALIASES = {
     "acc": "accuracy",
@@ -224,8 +225,8 @@ class Function:
 
 
 def log_loss(estimator, outputs, y, weight):
-    """Return the loss that classifiers are trained by."""
-    head = estimator._head
+    """Return the log loss of a classifier, whatever loss it is trained with."""
+    head = estimator._head.with_loss(LogLoss())
     target = torch.from_numpy(y)
     target = target if outputs.shape[1] > 1 and y.ndim == 1 else target.to(outputs.dtype)
     return np.average(head.loss(outputs[:, None], target)[:, 0].double().numpy(), weights=weight)

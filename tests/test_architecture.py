@@ -13,7 +13,7 @@ LAYERS = [
     ["data", "safe_loading"],
     ["events"],
     ["tensors"],
-    ["executor", "onnx"],
+    ["executor", "losses", "onnx"],
     ["networks"],
     ["trees"],
     ["blocks"],

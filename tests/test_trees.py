@@ -22,6 +22,7 @@ from sk_easytensor import (
     TabM,
     TextBlock,
 )
+from sk_easytensor.losses import AbsoluteError, Poisson, Quantile
 from sk_easytensor.networks.heads import (
     BinaryHead,
     MulticlassHead,
@@ -76,9 +77,9 @@ def score(numbers, columns):
 
 TARGETS = {
     "number": (RegressionHead(), lambda z: z[:, None]),
-    "median": (RegressionHead("absolute_error"), lambda z: z[:, None]),
-    "quantile": (RegressionHead("quantile", 1, 0.8), lambda z: z[:, None]),
-    "poisson": (RegressionHead("poisson"), lambda z: np.maximum(z, 0)[:, None]),
+    "median": (RegressionHead(AbsoluteError()), lambda z: z[:, None]),
+    "quantile": (RegressionHead(Quantile(0.8)), lambda z: z[:, None]),
+    "poisson": (RegressionHead(Poisson()), lambda z: np.maximum(z, 0)[:, None]),
     "two numbers": (RegressionHead(n_outputs=2), lambda z: np.column_stack([z, -(z**2)])),
     "binary": (BinaryHead(), lambda z: (z > z.mean()).astype(float)),
     "classes": (MulticlassHead(4), lambda z: np.digitize(z, [0, 2, 4])),

@@ -35,6 +35,7 @@ from sk_easytensor.estimators.pickling import PortablePickleMixin
 from sk_easytensor.estimators.rows import (
     RowMaker,
     divided,
+    probe_loss,
     total_weight,
 )
 from sk_easytensor.estimators.stored import Vectors, of_stored_rows
@@ -42,10 +43,10 @@ from sk_easytensor.estimators.trained import TrainedEstimator, restored_on_error
 from sk_easytensor.export.engines import UNPICKLED, EngineMixin
 from sk_easytensor.inspection import EncodedModel, GivenOutputs, Inspection
 from sk_easytensor.inspection.explanation import Explanation, shapley_values
+from sk_easytensor.losses import BUILT_IN, resolve_loss
 from sk_easytensor.metrics import MetricScores, resolve_metrics, resolve_stopping_metric
 from sk_easytensor.networks import TabM
 from sk_easytensor.networks.block_network import copy_network, make_network
-from sk_easytensor.networks.heads import MultilabelHead, MultiTaskHead
 from sk_easytensor.report.report import summarize_table, summarize_target
 from sk_easytensor.tracking import tracked
 from sk_easytensor.tracking.tracker import RUN
@@ -148,6 +149,10 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             "trees": repr(self.trees),
         }
 
+    def _loss(self):
+        """Return the loss that the parameters describe, or raise ``ValueError``."""
+        return resolve_loss(self.loss, type(self).__name__, self._loss_kind)
+
     def _default_trunk(self):
         # Trees beside the network bring what more members, wider ones or dropout would.
         return TabM(members=4, width=96, dropout=0.0)
@@ -167,6 +172,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             )
         if isinstance(trees, BoostedTrees):
             trees.check_parameters()
+        self._check_loss()
         self._check_metrics()
         check_choice(type(self).__name__, "warm_start", self.warm_start, (False, True))
         if self.offset is not None and (
@@ -177,12 +183,17 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
                 f"None, got {self.offset!r}; arrays are given to fit as base_margin"
             )
 
+    def _check_loss(self):
+        """Raise ``ValueError`` for a loss that is unknown or has invalid parameters."""
+        self._loss()
+
     def _check_metrics(self):
         """Raise ``ValueError`` for metrics that are unknown."""
         metrics = resolve_metrics(self.eval_metric, self)
         if self.stopping_metric is not None:
-            loss_name = getattr(self, "loss", "log_loss")
-            resolve_stopping_metric(self.stopping_metric, metrics, loss_name, type(self).__name__)
+            resolve_stopping_metric(
+                self.stopping_metric, metrics, self._loss().name, type(self).__name__
+            )
 
     # ------------------------------------------------------------------ fitting
 
@@ -409,7 +420,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         if self.offset is None and base_margin is None:
             return
         head, owner = self._head, type(self).__name__
-        if head.out_features != 1 or isinstance(head, (MultilabelHead, MultiTaskHead)):
+        if not head.single_output:
             name = "base_margin" if self.offset is None else "offset"
             raise ValueError(
                 f"{owner}: {name} needs two classes or a target of one column; this one has "
@@ -424,7 +435,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             list(signs.values()) if isinstance(signs, Mapping) else signs
         ):
             return
-        if self._head.out_features != 1 or isinstance(self._head, (MultilabelHead, MultiTaskHead)):
+        if not self._head.single_output:
             raise ValueError(
                 f"{type(self).__name__}: monotonic_cst needs two classes or a target of one "
                 f"column; this one has {self._head.out_features} outputs"
@@ -531,6 +542,8 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         if epochs is None:
             epochs = self.max_epochs or default_table_epochs(len(rows))
         self._scale_target(rows, going_on)
+        if not going_on:
+            self._check_returned_losses(rows)
         bare = self._bare()
         plan = EvalPlan([], decides=False)
         if not keep:
@@ -620,6 +633,17 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
 
     def _scale_target(self, rows, going_on):
         """Learn the scale of the targets from the training part, once, and if they vary."""
+
+    def _check_returned_losses(self, rows):
+        """Raise ``ValueError`` if what a user's loss returns cannot be trained on."""
+        criterion = getattr(self._head, "criterion", None)
+        if criterion is None or type(criterion) in BUILT_IN.values():
+            return
+        owner = type(self).__name__
+        check = partial(probe_loss, bare=self._bare(), head=self._head, owner=owner)
+        found = [sums for sums in rows.each(check) if sums is not None]
+        if found:
+            self._head.learn_loss_unit(*np.sum(found, axis=0))
 
     def _judge(self, outputs, target, weight):
         """Return how good outputs for rows held out are, for reports."""

@@ -23,6 +23,7 @@ from sk_easytensor.estimators.inputs import (
 from sk_easytensor.estimators.stored import Values, of_stored_rows
 from sk_easytensor.export.adapters import ClassifierAnswer
 from sk_easytensor.inspection.sample import calibration
+from sk_easytensor.losses import LogLoss, describe_loss
 from sk_easytensor.networks.heads import BinaryHead, MulticlassHead, MultilabelHead
 
 __all__ = [
@@ -39,6 +40,14 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         Which block reads which columns, as in :class:`~sklearn.compose.ColumnTransformer`. For a
         sparse `X`, names and positions are those of the columns of the matrix, as in
         :class:`~sk_easytensor.TableEncoder`.
+    loss : str, Loss, torch.nn.Module or callable, default="log_loss"
+        What is minimized: ``"log_loss"``, ``"focal"``, a loss of :mod:`sk_easytensor.losses` with
+        its parameters such as ``Focal(gamma=1.0)``, or a loss of your own. A callable gets raw
+        outputs and targets, and returns a loss for each row or their mean, which is computed of
+        each row: log-odds and 0.0 or 1.0, of shape (n,) for two classes and (n, n_labels) for
+        labels; logits of shape (n, n_classes) and class indices for more classes. It is checked
+        on a few rows before training. There are boosted trees for ``"log_loss"`` alone, because
+        scikit-learn's cannot learn the others.
     remainder : {"auto", "drop"}, default="auto"
         Columns that no block names: given to blocks by their type, or left out.
     categorical_features : str, int, list, slice, mask, callable or None, default=None
@@ -202,11 +211,13 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     """
 
     _export_adapter = ClassifierAnswer
+    _loss_kind = "classifier"
 
     def __init__(
         self,
         blocks=None,
         *,
+        loss="log_loss",
         remainder="auto",
         categorical_features=None,
         offset=None,
@@ -262,6 +273,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
             tracker=tracker,
             inference_engine=inference_engine,
         )
+        self.loss = loss
         self.class_weight = class_weight
 
     def partial_fit(self, X, y, classes=None, sample_weight=None, *, base_margin=None):
@@ -346,7 +358,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         ndarray of float32, shape (n_samples,) or (n_samples, n_classes)
         """
         combined = self._combined(X, base_margin).numpy()
-        return combined[:, 0] if type(self._head) is BinaryHead else combined
+        return combined[:, 0] if self._head.kind == "binary" else combined
 
     @with_library_settings
     @of_stored_rows(Values("prediction"), check="_read")
@@ -369,7 +381,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         return decided if decided.ndim == 2 else self.classes_[decided]
 
     def _raw_outputs(self, values, base):
-        return (values[..., 0], base[0]) if type(self._head) is BinaryHead else (values, base)
+        return (values[..., 0], base[0]) if self._head.kind == "binary" else (values, base)
 
     @property
     def n_classes_(self):
@@ -377,6 +389,9 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         return len(self.classes_)
 
     # ------------------------------------------------------------------ target
+
+    def _structure(self):
+        return {**super()._structure(), "loss": describe_loss(self.loss)}
 
     def _check_target(self, y):
         check_labels(y)
@@ -409,7 +424,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     def _learn_target(self, y, classes=None):
         if np.ndim(y) == 2:
             self.classes_ = np.arange(y.shape[1])
-            return MultilabelHead(y.shape[1])
+            return self._with_loss(MultilabelHead(y.shape[1]))
         self.classes_ = np.unique(y if classes is None else plain_labels(classes))
         check_classes(self.classes_)
         if len(self.classes_) == 1:
@@ -418,10 +433,17 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
                 f"is positive) holds only {self.classes_.tolist()[0]!r}; at least two classes are "
                 "needed"
             )
-        return BinaryHead() if len(self.classes_) == 2 else MulticlassHead(len(self.classes_))
+        n_classes = len(self.classes_)
+        return self._with_loss(BinaryHead() if n_classes == 2 else MulticlassHead(n_classes))
+
+    def _with_loss(self, head):
+        """Return a head with the loss of the parameters, if that fits the classes."""
+        criterion = self._loss()
+        criterion.check_classes(head.kind, len(self.classes_))
+        return head.with_loss(criterion)
 
     def _encode_target(self, y):
-        if isinstance(self._head, MultilabelHead):
+        if self._head.kind == "multilabel":
             y = y.toarray() if hasattr(y, "toarray") else y
             if np.ndim(y) != 2 or y.shape[1] != len(self.classes_):
                 raise ValueError(f"y must have {len(self.classes_)} columns, one for each label")
@@ -437,8 +459,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
                 f"y holds labels that were not seen before: {np.unique(y[unseen]).tolist()[:5]}; "
                 f"the classes are {self.classes_.tolist()[:20]}"
             )
-        dtype = np.float32 if isinstance(self._head, BinaryHead) else np.int64
-        return torch.from_numpy(codes.astype(dtype))
+        return self._head.encoded(torch.from_numpy(codes))
 
     def _decoded_target(self, target):
         return target.numpy().astype(np.int64)
@@ -462,7 +483,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         self._factors = None
         if self.class_weight is None:
             return
-        if isinstance(self._head, MultilabelHead):
+        if self._head.kind == "multilabel":
             raise ValueError(
                 "class_weight is not defined for multilabel targets; use sample_weight"
             )
@@ -509,7 +530,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         return self._factors[target.numpy().astype(np.int64)]
 
     def _judge(self, outputs, target, weight):
-        losses = self._head.loss(outputs[:, None], target)[:, 0].double().numpy()
+        head = self._head.with_loss(LogLoss())
+        losses = head.loss(outputs[:, None], target)[:, 0].double().numpy()
         probabilities = self._head.predict(outputs.double()).numpy()
         target, weight = target.numpy(), weight.double().numpy()
         hits = self._head.decide(probabilities) == target
@@ -518,10 +540,10 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
             "log loss": np.average(losses, weights=weight),
             "accuracy": np.average(hits_all, weights=weight),
         }
-        if isinstance(self._head, MultilabelHead):
+        if self._head.kind == "multilabel":
             of, happened = "the probability of each label", target == 1
             weight = np.repeat(weight, target.shape[1])
-        elif isinstance(self._head, BinaryHead):
+        elif self._head.kind == "binary":
             of, happened = f"the probability of {self.classes_.tolist()[1]!r}", target == 1
             probabilities = probabilities[:, 1]
         else:

@@ -25,8 +25,9 @@ from sk_easytensor.estimators.rows import bounded_targets
 from sk_easytensor.estimators.stored import TaskValues, of_stored_rows
 from sk_easytensor.export.adapters import MultiTaskAnswer
 from sk_easytensor.inspection import GivenOutputs
+from sk_easytensor.losses import loss_names
 from sk_easytensor.metrics import Metric, MetricScores, resolve_metrics, resolve_stopping_metric
-from sk_easytensor.networks.heads import MultiTaskHead, RegressionHead
+from sk_easytensor.networks.heads import MultiTaskHead
 from sk_easytensor.report.report import summarize_table
 from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.dataset import EncodedRows, without_decimals
@@ -42,7 +43,7 @@ LARGEST_WEIGHT = 10**15
 CLASSES = ("binary", "multiclass")
 NUMBERS = {
     "regression": "squared_error",
-    **{loss: loss for loss in RegressionHead.LOSSES if loss != "quantile"},
+    **{loss: loss for loss in loss_names("regressor") if loss not in ("quantile", "expectile")},
 }
 """Kinds of tasks that are numbers, and their losses."""
 
@@ -210,6 +211,9 @@ class EasyTensorMultiTask(BaseEasyTensor):
             where = f"loss_weights[{name!r}]"
             check_number(owner, where, weight, low=0, high=LARGEST_WEIGHT, exclusive=True)
         super()._check_parameters()
+
+    def _check_loss(self):
+        """Tasks have losses, by the names of their kinds."""
 
     def _check_metrics(self):
         metrics = self._task_metrics()

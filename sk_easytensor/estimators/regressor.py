@@ -11,7 +11,6 @@ from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_err
 from sklearn.utils.validation import assert_all_finite, check_array, column_or_1d
 
 from sk_easytensor._utils.runtime import with_library_settings
-from sk_easytensor._utils.validation import check_choice, check_number
 from sk_easytensor.data.summaries import WeightedMoments, merge_all, power_of_two
 from sk_easytensor.estimators.base import BaseEasyTensor
 from sk_easytensor.estimators.inputs import check_no_missing, check_size, first_text
@@ -19,6 +18,7 @@ from sk_easytensor.estimators.rows import bounded_targets, target_range
 from sk_easytensor.estimators.stored import Values, of_stored_rows
 from sk_easytensor.export.adapters import RegressorAnswer
 from sk_easytensor.inspection.sample import residual_bins
+from sk_easytensor.losses import describe_loss, resolve_loss
 from sk_easytensor.networks.heads import RegressionHead
 from sk_easytensor.training.dataset import EncodedRows
 
@@ -40,13 +40,21 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         Which block reads which columns, as in :class:`~sklearn.compose.ColumnTransformer`. For a
         sparse `X`, names and positions are those of the columns of the matrix, as in
         :class:`~sk_easytensor.TableEncoder`.
-    loss : str, default="squared_error"
-        ``"squared_error"``, ``"absolute_error"``, ``"huber"``, ``"quantile"``, ``"poisson"`` or
-        ``"gamma"``. The last two are for targets that are not negative (gamma: positive) and
-        predict through an exponential. ``"huber"`` turns from squared to absolute error at one
-        standard deviation of the target.
-    quantile : float or None, default=None
-        Which quantile ``loss="quantile"`` estimates, between 0 and 1; None for other losses.
+    loss : str, Loss, torch.nn.Module or callable, default="squared_error"
+        What is minimized: ``"squared_error"``, ``"absolute_error"``, ``"huber"``, ``"quantile"``,
+        ``"expectile"``, ``"poisson"``, ``"gamma"`` or ``"tweedie"``; a loss of
+        :mod:`sk_easytensor.losses` with its parameters such as ``Tweedie(power=1.3)``; or a loss of
+        your own. ``"poisson"``, ``"gamma"`` and ``"tweedie"`` are for targets that are not negative
+        (gamma: positive) and predict through an exponential. ``"huber"`` turns from squared to
+        absolute error at one standard deviation of the target. A callable gets raw outputs, which
+        are the predictions, and targets, both in units of `y` and of shape (n,), or (n, n_outputs)
+        for several columns. It returns a loss for each row or their mean, which is computed of each
+        row, and is checked on a few rows before training. Boosted trees are left out beside a
+        callable, and beside a loss whose ``tree_loss`` is None, because they cannot learn it.
+    quantile : float, list of float or None, default=None
+        Which quantile ``loss="quantile"`` estimates, between 0 and 1. With a list of increasing
+        numbers, `predict` returns a column for each, and these never cross; `y` must have one
+        column then. None for other losses.
     offset : str, int or None, default=None
         Name or position of a column of `X` whose numbers are added to the raw output: in units of
         `y`, or, with ``loss="poisson"`` and ``"gamma"``, to the logarithm of the mean, so that a
@@ -108,6 +116,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
     """
 
     _export_adapter = RegressorAnswer
+    _loss_kind = "regressor"
 
     def __init__(
         self,
@@ -190,7 +199,12 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
             With the precision of float32.
         """
         values = self._values(self._combined(X, base_margin))
-        return values[:, 0] if self._one_dimensional else values
+        return values[:, 0] if self._predicts_one else values
+
+    @property
+    def _predicts_one(self):
+        """Whether predictions have one dimension."""
+        return self._one_dimensional and self._head.criterion.n_predictions == 1
 
     def _values(self, outputs):
         scaled = self._head.predict(outputs).numpy().astype(np.float64)
@@ -213,24 +227,30 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         else:
             scale, center = self._unscaling()
             values, base = values * scale, base * scale + center
-        return (values[..., 0], base[0]) if self._one_dimensional else (values, base)
+        return (values[..., 0], base[0]) if self._predicts_one else (values, base)
 
     # ------------------------------------------------------------------ target
 
     def _structure(self):
-        return {**super()._structure(), "loss": self.loss, "quantile": repr(self.quantile)}
+        return {
+            **super()._structure(),
+            "loss": describe_loss(self.loss),
+            "quantile": repr(self.quantile),
+        }
 
-    def _check_parameters(self):
-        super()._check_parameters()
-        check_choice("EasyTensorRegressor", "loss", self.loss, RegressionHead.LOSSES)
-        if self.loss == "quantile":
-            check_number(
-                "EasyTensorRegressor", "quantile", self.quantile, low=0, high=1, exclusive=True
-            )
-        elif self.quantile is not None:
+    def _loss(self):
+        named = isinstance(self.loss, str) and self.loss == "quantile"
+        parameters = {"quantile": self.quantile} if named else {}
+        return resolve_loss(self.loss, "EasyTensorRegressor", self._loss_kind, **parameters)
+
+    def _check_loss(self):
+        super()._check_loss()
+        if self.quantile is not None and not (
+            isinstance(self.loss, str) and self.loss == "quantile"
+        ):
             raise ValueError(
                 f"EasyTensorRegressor: quantile={self.quantile!r} has no effect with "
-                f"loss={self.loss!r}; set loss='quantile', or leave quantile at None"
+                f"loss={describe_loss(self.loss)}; set loss='quantile', or leave quantile at None"
             )
 
     def _check_target(self, y):
@@ -248,11 +268,9 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         check_size(y)
-        if self.loss == "poisson" and (y < 0).any():
-            raise ValueError(f"loss='poisson' needs y >= 0, got {y.min()}")
-        if self.loss == "gamma" and (y <= 0).any():
-            raise ValueError(f"loss='gamma' needs y > 0, got {y.min()}")
-        return y.astype(np.float64)
+        y = y.astype(np.float64)
+        self._loss().check_target(y)
+        return y
 
     def _distinct(self, y):
         # A chunk of a stored table may have no row of positive weight.
@@ -261,15 +279,16 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
     def _learn_target(self, y, classes=None):
         self._one_dimensional = y.ndim == 1
         self.n_outputs_ = 1 if y.ndim == 1 else y.shape[1]
-        if self.loss == "poisson":
-            zero = np.flatnonzero(y.reshape(len(y), -1).max(axis=0) == 0)
-            if len(zero):
-                where = "y" if y.ndim == 1 else f"column {zero[0]} of y"
-                raise ValueError(
-                    f"loss='poisson' needs at least one value above 0, and {where} (where "
-                    "sample_weight is positive) holds only 0"
-                )
-        return RegressionHead(self.loss, self.n_outputs_, self.quantile)
+        criterion = self._loss()
+        if criterion.n_predictions > 1 and self.n_outputs_ > 1:
+            raise ValueError(
+                f"loss={describe_loss(self.loss)} makes {criterion.n_predictions} predictions for "
+                f"each row, which needs a y of one column, got {self.n_outputs_}"
+            )
+        names = ["y"] if y.ndim == 1 else [f"column {i} of y" for i in range(y.shape[1])]
+        columns = y.reshape(len(y), -1)
+        criterion.check_range(columns.min(axis=0), columns.max(axis=0), names)
+        return RegressionHead(criterion, self.n_outputs_)
 
     def _encode_target(self, y):
         y = y.reshape(len(y), -1)
@@ -280,6 +299,8 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
     def _judge(self, outputs, target, weight):
         predicted, weight = self._values(outputs), weight.double().numpy()
         actual = target.double().numpy() * self._target_scale + self._target_center
+        if self._head.criterion.n_predictions > 1:
+            return self._judge_several(predicted, actual, weight)
         measures = {
             "R²": r2_score(actual, predicted, sample_weight=weight),
             "mean absolute error": mean_absolute_error(actual, predicted, sample_weight=weight),
@@ -292,6 +313,13 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
             for columns in zip(predicted.T[:SHOWN_OUTPUTS], actual.T[:SHOWN_OUTPUTS], strict=True)
         ]
         return {"measures": measures, "residuals": residuals}
+
+    def _judge_several(self, predicted, actual, weight):
+        """Return how good several predictions of each row are: shares of targets below them."""
+        below = np.average(actual <= predicted, axis=0, weights=weight)
+        measures = {f"rows below prediction {i}": share for i, share in enumerate(below)}
+        middle = predicted[:, predicted.shape[1] // 2]
+        return {"measures": measures, "residuals": [residual_bins(middle, actual[:, 0], weight)]}
 
     def _decoded_target(self, target):
         y = target.double().numpy() * self._target_scale + self._target_center
@@ -318,7 +346,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
             # Dividing by the mean starts the predictions at the right level.
             self._target_center = np.zeros_like(mean)
             self._target_scale = np.where(mean > 0, mean, 1.0)
-            self._head.scale = self._target_scale
+            self._head.scale, self._head.center = self._target_scale, self._target_center
             if block is not None:
                 self._head.offset_center = self._log_of_mean(moments.mean[1])
             return
@@ -330,7 +358,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         deviation = np.sqrt(squares / moments.weight) * unit
         self._target_center = mean
         self._target_scale = np.where((deviation > 0) & varies, deviation, 1.0)
-        self._head.scale = self._target_scale
+        self._head.scale, self._head.center = self._target_scale, self._target_center
         if block is not None:
             # With its mean taken out, losses in units are what they are without offsets.
             self._head.offset_center = float(moments.mean[1] * unit[0])
@@ -341,7 +369,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         if not np.isfinite(factor) or factor <= 0:
             raise ValueError(
                 f"offset: the mean of exp({self._encoder._offset!r}) is {factor:g}; offsets for "
-                f"loss={self.loss!r} are logarithms, such as np.log(exposure)"
+                f"loss={describe_loss(self.loss)} are logarithms, such as np.log(exposure)"
             )
         return float(np.log(factor))
 

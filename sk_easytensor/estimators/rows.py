@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from sk_easytensor._utils.validation import shortened
+from sk_easytensor.losses import LossError
 from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.dataset import EncodedRows, gather_rows
 
@@ -12,6 +14,7 @@ __all__ = [
     "RowMaker",
     "bounded_targets",
     "divided",
+    "probe_loss",
     "target_range",
     "total_weight",
 ]
@@ -87,6 +90,83 @@ def bounded_targets(targets):
     Only targets of rows of next to no weight, or of an evaluation set, are as far as the bound.
     """
     return targets.clamp(-LARGEST_TARGET, LARGEST_TARGET).float()
+
+
+PROBED_ROWS = 256
+"""Rows of each chunk at most that a user's loss is tried on before training."""
+
+
+def probe_loss(rows, *, bare, head, owner):
+    """Compute a user's loss and its gradient for a few rows, at outputs near the initial ones.
+
+    Parameters
+    ----------
+    rows : EncodedRows
+        Training rows.
+    bare : BaseEasyTensor
+        Knows the scale of the targets.
+    head : LossHead
+        Has the loss.
+    owner : str
+        Name of the estimator, for errors.
+
+    Returns
+    -------
+    tuple of (float, float) or None
+        Sum of the absolute derivatives of the losses by the outputs, and how many there are. None
+        without rows.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the loss fails, or returns no finite, differentiable number for each row.
+    """
+    few = slice(PROBED_ROWS)
+    rows = bare._scaled(EncodedRows(TensorFrame({}, len(rows)), rows.target, rows.weight)).take(few)
+    if not len(rows):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    outputs = 0.1 * torch.randn(len(rows), 1, head.out_features, generator=generator)
+    with torch.enable_grad():
+        derivative = checked_gradient(
+            head, outputs.requires_grad_(), rows.target, owner, bare._decoded_target
+        )
+    return float(derivative.abs().sum()), float(derivative.numel())
+
+
+def checked_gradient(head, outputs, target, owner, decode):
+    """Return the gradient of a user's loss; see :func:`probe_loss`."""
+    name = f"{owner}: loss {shortened(head.criterion.name)}"
+    try:
+        losses = head.losses(outputs, target)
+    except LossError as error:
+        raise ValueError(f"{owner}: {error}") from None
+    except Exception as error:
+        raise ValueError(
+            f"{name} failed for {len(target)} rows with {head.out_features} outputs: "
+            f"{type(error).__name__}: {error}. It takes raw outputs and targets as tensors, and "
+            "returns a loss for each row, or their mean"
+        ) from error
+    if not losses.requires_grad:
+        raise ValueError(
+            f"{name} is not differentiable: it must compute with torch on the outputs, without "
+            "detach() and NumPy"
+        )
+    wrong = ~losses.detach().isfinite().flatten(1).all(1)
+    if wrong.any():
+        row = int(wrong.nonzero()[0, 0])
+        raise ValueError(
+            f"{name} is {losses[row].flatten()[0].item()} for a row with the target "
+            f"{decode(target[row : row + 1]).tolist()[0]} and an output near the initial one; "
+            "losses must be finite"
+        )
+    (gradient,) = torch.autograd.grad(losses.sum(), outputs)
+    if not gradient.isfinite().all():
+        raise ValueError(
+            f"{name} has a gradient of NaN or infinity at outputs near the initial ones; clamp "
+            "what is divided by, or what a root or logarithm is taken of"
+        )
+    return gradient
 
 
 def total_weight(rows):

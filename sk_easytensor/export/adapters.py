@@ -10,7 +10,6 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from sk_easytensor.export.encoded_inputs import EncodedInputs
-from sk_easytensor.networks.heads import MultilabelHead
 from sk_easytensor.networks.two_tower import embed
 
 __all__ = [
@@ -173,7 +172,7 @@ class ClassifierAnswer(NetworkAnswer):
         return {"label": labels, **values}
 
     def _classes(self):
-        return self.model.classes_, isinstance(self.model._head, MultilabelHead)
+        return self.model.classes_, self.model._head.kind == "multilabel"
 
     def described(self):
         classes, multilabel = self._classes()
@@ -199,7 +198,7 @@ class RegressorAnswer(NetworkAnswer):
         kind = torch.float64 if precise else torch.float32
         values = self.model._head.predict(combined).to(kind)
         values = values * self._scale.to(kind) + self._center.to(kind)
-        return values[:, 0] if self.model._one_dimensional else values, representation
+        return values[:, 0] if self.model._predicts_one else values, representation
 
 
 class MultiTaskAnswer(NetworkAnswer):

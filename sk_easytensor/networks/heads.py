@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,9 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import nn
 from torch.nn import functional
+
+from sk_easytensor.data.summaries import power_of_two
+from sk_easytensor.losses import LogLoss, SquaredError, row_losses
 
 __all__ = [
     "BinaryHead",
@@ -30,7 +34,10 @@ __all__ = [
 
 
 class Head(BaseEstimator, ABC):
-    """Base class: a linear layer a member, and what its outputs mean.
+    """Base class: the last layer, and what its outputs mean for one kind of target.
+
+    A head says of which form a target is: numbers, two classes, several. Its :class:`Loss` says
+    what is minimized.
 
     Attributes
     ----------
@@ -42,6 +49,13 @@ class Head(BaseEstimator, ABC):
 
     metric = "loss"
     estimator_type = "classifier"
+    kind = None
+    """Kind of the target: ``"numbers"``, ``"binary"``, ``"multiclass"`` or ``"multilabel"``, or
+    ``"choice"`` of an item among those of a batch."""
+
+    single_output = False
+    """Whether the target has one output, to which offsets and monotonic functions can be added."""
+
     begins_at_zero = True
     """Whether what goes past the trunk may count for nothing at first."""
 
@@ -50,6 +64,9 @@ class Head(BaseEstimator, ABC):
 
     tree_loss = None
     """What scikit-learn's boosted trees call the loss; None if they know nothing like it."""
+
+    heads = None
+    """Heads of several tasks; None for one target."""
 
     scale = None
     """Of the targets, if they were divided by it: an ndarray of shape (out_features,)."""
@@ -94,6 +111,21 @@ class Head(BaseEstimator, ABC):
         """Bring outputs of shape (batch, 1, out_features) that were averaged into their form."""
         return combined
 
+    def tree_columns(self, n_targets):
+        """Return for each column of trees which target they learn, and their parameters.
+
+        Parameters
+        ----------
+        n_targets : int
+            Columns of the target.
+
+        Returns
+        -------
+        list of (int, dict)
+            Parameters of ``HistGradientBoostingRegressor``, empty for classes.
+        """
+        return [(index, {}) for index in range(n_targets)]
+
     def constant(self, target, n_rows):
         """Return the outputs for a target that so many rows have and no other, as an array."""
         raise TypeError(f"{type(self).__name__} has no trees beside its network")
@@ -130,26 +162,99 @@ class Head(BaseEstimator, ABC):
         return predictions.argmax(axis=1)
 
 
-class BinaryHead(Head):
-    """Two classes: one log-odds."""
+class LossHead(Head):
+    """Base class of heads whose loss is a :class:`~sk_easytensor.losses.Loss`.
 
-    metric = "log_loss"
+    Parameters
+    ----------
+    criterion : Loss
+        What is minimized.
+    """
+
+    def __init__(self, criterion):
+        self.criterion = criterion
+
+    @property
+    def metric(self):
+        return self.criterion.name
+
+    @property
+    def tree_loss(self):
+        """The loss of boosted trees; None if they know none like it."""
+        return self.criterion.tree_loss
+
+    def losses(self, outputs, target):
+        """Return losses of rows and members.
+
+        Parameters
+        ----------
+        outputs : torch.Tensor of shape (batch, members, out_features)
+            Outputs of the network.
+        target : torch.Tensor of shape (batch,) or (batch, n_targets)
+            Targets.
+
+        Returns
+        -------
+        torch.Tensor of shape (batch, members) or (batch, members, n_targets)
+        """
+        batch, members = outputs.shape[:2]
+        outputs = outputs.flatten(0, 1)
+        if outputs.shape[1] == 1:
+            outputs = outputs[:, 0]
+        if members > 1:
+            target = target.repeat_interleave(members, dim=0)
+        if target.ndim == 2 and target.shape[1] == 1 and self.kind == "numbers":
+            target = target[:, 0]
+        elif self.kind == "multilabel":
+            outputs = outputs.reshape(target.shape)
+        found = row_losses(self.criterion, outputs, target)
+        return found.reshape(batch, members, *found.shape[1:])
+
+    def loss(self, outputs, target):
+        return mean_of_targets(self.losses(outputs, target))
+
+    def likelihood(self, loss):
+        return self.criterion.likelihood(loss)
+
+    def learn_loss_unit(self, total, count):
+        """Learn what losses are divided by in training from a sum of derivatives of so many."""
+
+    def with_loss(self, criterion):
+        """Return a copy with another loss."""
+        other = copy(self)
+        other.criterion = criterion
+        return other
+
+
+def mean_of_targets(losses):
+    """Return the mean over targets of losses of shape (batch, members[, n_targets])."""
+    return losses if losses.ndim == 2 else losses.mean(-1)
+
+
+class BinaryHead(LossHead):
+    """Two classes: one log-odds.
+
+    Parameters
+    ----------
+    criterion : Loss or None, default=None
+        Loss of log-odds; None for log loss.
+    """
+
+    kind = "binary"
+    single_output = True
     out_features = 1
+
+    def __init__(self, criterion=None):
+        super().__init__(LogLoss() if criterion is None else criterion)
 
     @property
     def tree_loss(self):
         """The loss of boosted trees, which start from one log-odds for all rows."""
-        return None if self.has_offset else "log_loss"
+        return None if self.has_offset else self.criterion.tree_loss
 
     def constant(self, target, n_rows):
         # Half a row of each class more keeps the log-odds finite.
         return np.log([(target * n_rows + 0.5) / ((1 - target) * n_rows + 0.5)])
-
-    def loss(self, outputs, target):
-        target = target[:, None].expand(outputs.shape[:2])
-        return functional.binary_cross_entropy_with_logits(
-            outputs[..., 0], target, reduction="none"
-        )
 
     def combine(self, outputs):
         if self.has_offset:
@@ -182,20 +287,22 @@ def log_probabilities(log_odds):
     return torch.from_numpy(-np.logaddexp(0.0, -log_odds.numpy()))
 
 
-class MulticlassHead(Head):
+class MulticlassHead(LossHead):
     """Three classes or more: a softmax.
 
     Parameters
     ----------
     n_classes : int
         How many.
+    criterion : Loss or None, default=None
+        Loss of logits; None for log loss.
     """
 
-    metric = "log_loss"
-    tree_loss = "log_loss"
+    kind = "multiclass"
 
-    def __init__(self, n_classes):
+    def __init__(self, n_classes, criterion=None):
         self.n_classes = n_classes
+        super().__init__(LogLoss() if criterion is None else criterion)
 
     @property
     def out_features(self):
@@ -203,13 +310,6 @@ class MulticlassHead(Head):
 
     def encoded(self, column):
         return column.long()
-
-    def loss(self, outputs, target):
-        members = outputs.shape[1]
-        flat = functional.cross_entropy(
-            outputs.flatten(0, 1), target.repeat_interleave(members), reduction="none"
-        )
-        return flat.reshape(-1, members)
 
     def combine(self, outputs):
         logs = functional.log_softmax(outputs, dim=-1)
@@ -236,19 +336,20 @@ class MultilabelHead(BinaryHead):
     ----------
     n_labels : int
         How many.
+    criterion : Loss or None, default=None
+        Loss of log-odds; None for log loss.
     """
 
-    def __init__(self, n_labels):
+    kind = "multilabel"
+    single_output = False
+
+    def __init__(self, n_labels, criterion=None):
         self.n_labels = n_labels
+        super().__init__(criterion)
 
     @property
     def out_features(self):
         return self.n_labels
-
-    def loss(self, outputs, target):
-        target = target[:, None, :].expand(outputs.shape)
-        losses = functional.binary_cross_entropy_with_logits(outputs, target, reduction="none")
-        return losses.mean(-1)
 
     def predict(self, combined):
         return probabilities(combined)
@@ -264,118 +365,112 @@ LARGEST_LOGARITHM = 88.0
 """Of a prediction, at most: its exponential is finite in single precision, in every runtime."""
 
 
-class RegressionHead(Head):
-    """One number or several, under one of the losses of HistGradientBoosting, or Huber's.
+class RegressionHead(LossHead):
+    """One number or several.
 
     Parameters
     ----------
-    loss_name : str
-        ``"squared_error"``, ``"absolute_error"``, ``"huber"``, ``"quantile"``, ``"poisson"`` or
-        ``"gamma"``. The last two predict through an exponential.
+    criterion : Loss or None, default=None
+        Loss of numbers; None for squared error.
     n_outputs : int, default=1
         Targets a row.
-    quantile : float, default=0.5
-        For ``"quantile"``.
     """
 
     estimator_type = "regressor"
-    LOSSES = ("squared_error", "absolute_error", "huber", "quantile", "poisson", "gamma")
+    kind = "numbers"
+    filler = 1.0
 
-    def __init__(self, loss_name="squared_error", n_outputs=1, quantile=0.5):
-        self.loss_name = loss_name
+    center = None
+    """What was subtracted from the targets before they were divided by `scale`."""
+
+    loss_unit = 1.0
+    """What losses are divided by in training, if they are computed in units of the target."""
+
+    def __init__(self, criterion=None, n_outputs=1):
+        super().__init__(SquaredError() if criterion is None else criterion)
         self.n_outputs = n_outputs
-        self.quantile = quantile
 
     @property
     def out_features(self):
-        return self.n_outputs
+        return self.n_outputs * self.criterion.n_predictions
 
     @property
-    def metric(self):
-        return self.loss_name
-
-    @property
-    def tree_loss(self):
-        """The loss of boosted trees; of Huber's, which they do not know, the nearest."""
-        return "absolute_error" if self.loss_name == "huber" else self.loss_name
-
-    def constant(self, target, n_rows):
-        return np.log([max(target, 1e-6)]) if self.log_link else np.array([target])
-
-    def likelihood(self, loss):
-        if self.log_link:
-            return loss
-        # Of errors with the spread that makes them most likely: normal, or the same on each side.
-        power = 0.5 if self.loss_name == "squared_error" else 1.0
-        return power * math.log(max(loss, 1e-300))
-
-    def without_offset(self, target, weight, offset):
-        if not self.log_link:
-            return target - offset, weight
-        factor = torch.exp(offset)
-        # A rate counts as often as its exposure says, but for gamma's, whose spread grows with it.
-        weight = weight * factor[:, 0] if self.loss_name == "poisson" else weight
-        return target / factor, weight
-
-    filler = 1.0
-
-    def encoded(self, column):
-        return column.float()[:, None]
+    def single_output(self):
+        return self.out_features == 1
 
     @property
     def log_link(self):
         """Whether outputs are logarithms of predictions."""
-        return self.loss_name in ("poisson", "gamma")
+        return self.criterion.link == "log"
 
-    def loss(self, outputs, target):
-        target = target[:, None, :].expand(outputs.shape)
-        return self._losses(outputs, target).mean(-1)
+    def tree_columns(self, n_targets):
+        parameters = self.criterion.tree_parameters()
+        return [(index, each) for index in range(n_targets) for each in parameters]
+
+    def constant(self, target, n_rows):
+        return np.log([max(target, 1e-6)]) if self.log_link else np.array([target])
+
+    def without_offset(self, target, weight, offset):
+        return self.criterion.without_offset(target, weight, offset)
+
+    def encoded(self, column):
+        return column.float()[:, None]
+
+    def losses(self, outputs, target):
+        if self.criterion.standardized or self.scale is None:
+            return super().losses(outputs, target)
+        return (self._unit_losses(outputs, target) / self.loss_unit).float()
 
     def unit_loss(self, outputs, target):
         if self.scale is None:
             return self.loss(outputs, target)
-        target = target[:, None, :].expand(outputs.shape)
-        factor, offset = (torch.from_numpy(part).to(outputs.device) for part in self._units())
-        losses = self._losses(outputs, target).double()
-        offset = offset * target if self.loss_name == "poisson" else offset
-        return (factor * losses + offset).mean(-1)
+        if not self.criterion.standardized:
+            return mean_of_targets(self._unit_losses(outputs, target))
+        losses = self.losses(outputs, target).double()
+        scale = torch.from_numpy(self._scale).to(outputs.device)
+        target = target[:, None, :].expand(*outputs.shape[:2], target.shape[1])
+        if losses.ndim == 2:
+            target, scale = target[..., 0], scale[0]
+        return mean_of_targets(self.criterion.in_units(losses, target, scale))
 
     def unit_mean(self, loss):
         if self.scale is None:
             return loss
+        if not self.criterion.standardized:
+            return loss * self.loss_unit
         # Targets that are counts have a weighted mean of one.
-        factor, offset = self._units()
-        return float(factor[0] * loss + offset[0])
+        return float(self.criterion.in_units(loss, 1.0, float(self._scale[0])))
 
-    def _units(self):
-        """Return what turns losses on the scale of training into units: a factor and an offset."""
-        scale = np.asarray(self.scale, dtype=np.float64).reshape(-1)
-        if self.loss_name == "poisson":
-            return scale, -scale * np.log(scale)
-        if self.loss_name == "gamma":
-            return np.ones_like(scale), np.log(scale)
-        power = 2 if self.loss_name in ("squared_error", "huber") else 1
-        return scale**power, np.zeros_like(scale)
+    def learn_loss_unit(self, total, count):
+        # Gradients are clipped at a norm, which a unit of the target must not decide about.
+        if not self.criterion.standardized and total > 0:
+            self.loss_unit = float(power_of_two(np.array(total / count)))
 
-    def _losses(self, outputs, target):
-        name = self.loss_name
-        if name == "squared_error":
-            return (outputs - target) ** 2
-        if name == "absolute_error":
-            return (outputs - target).abs()
-        if name == "huber":
-            return functional.huber_loss(outputs, target, reduction="none")
-        if name == "quantile":
-            error = target - outputs
-            return torch.maximum(self.quantile * error, (self.quantile - 1) * error)
-        if name == "poisson":
-            return torch.exp(outputs) - target * outputs
-        return outputs + target * torch.exp(-outputs)
+    @property
+    def _scale(self):
+        return np.asarray(self.scale, dtype=np.float64).reshape(-1)
+
+    def _unit_losses(self, outputs, target):
+        """Return losses in units of the target, of a loss that is defined in these alone."""
+        scale = torch.from_numpy(self._scale).to(outputs.device)
+        target = target.double() * scale
+        if self.log_link:
+            outputs = outputs.double() + torch.log(scale)
+        else:
+            center = torch.from_numpy(np.asarray(self.center, dtype=np.float64).reshape(-1))
+            center = center.to(outputs.device)
+            outputs, target = outputs.double() * scale + center, target + center
+        return super().losses(outputs, target)
 
     def combine(self, outputs):
         if self.log_link:
-            return outputs.logsumexp(1, keepdim=True) - math.log(outputs.shape[1])
-        return outputs.mean(1, keepdim=True)
+            combined = outputs.logsumexp(1, keepdim=True) - math.log(outputs.shape[1])
+        else:
+            combined = outputs.mean(1, keepdim=True)
+        return self.settle(combined)
+
+    def settle(self, combined):
+        return self.criterion.normalize(combined)
 
     def predict(self, combined):
         if not self.log_link:
@@ -532,6 +627,7 @@ class SampledSoftmaxHead(Head):
     """The right item among those of a batch: its logit comes first in the outputs."""
 
     metric = "softmax_loss"
+    kind = "choice"
     out_features = None
 
     def loss(self, outputs, target):

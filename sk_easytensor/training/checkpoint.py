@@ -13,6 +13,7 @@ from pickle import UnpicklingError
 import numpy as np
 import torch
 
+from sk_easytensor._utils.describe import describe_object
 from sk_easytensor._utils.digests import array_digest
 from sk_easytensor._utils.locks import LOCK, Lock
 from sk_easytensor._utils.masking import masked
@@ -558,7 +559,7 @@ def _described(value):
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_described(item) for item in value)}]"
     if callable(value):
-        return getattr(value, "__qualname__", type(value).__name__)
+        return describe_object(value)
     text = masked(repr(value))
     return re.sub(r" at 0x[0-9a-f]+", "", text)
 

@@ -10,7 +10,6 @@ from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostin
 
 from sk_easytensor._utils.runtime import without_autologging
 from sk_easytensor._utils.validation import GrowingParametersMixin, check_number
-from sk_easytensor.networks.heads import MultiTaskHead
 from sk_easytensor.trees.forest import BITS, TreeTables
 
 __all__ = [
@@ -328,18 +327,25 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
         list of TreeTables or None
             One for each column of the target; None if no tree can tell anything.
         """
-        if isinstance(head, MultiTaskHead):
+        if head.heads is not None:
             return self._grow_tasks(head, rows, valid, codes, seed)
         if head.tree_loss is None or head.out_features > MOST_OUTPUTS:
             return None
         parts = [rows, *([] if valid is None else [valid])]
         n_targets = 1 if rows.target.ndim == 1 else rows.target.shape[1]
-        n_outputs = head.out_features // n_targets
+        columns = head.tree_columns(n_targets)
+        n_outputs = head.out_features // len(columns)
         grown = [
             self._grow_one(
-                head, [part.of_target(index) for part in parts], n_outputs, codes, seed, signs
+                head,
+                loss,
+                [part.of_target(index) for part in parts],
+                n_outputs,
+                codes,
+                seed,
+                signs,
             )
-            for index in range(n_targets)
+            for index, loss in columns
         ]
         return grown if any(tables.n_trees for tables in grown) else None
 
@@ -353,7 +359,7 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
         tables = [each for grown in found for each in grown]
         return tables if any(each.n_trees for each in tables) else None
 
-    def _grow_one(self, head, parts, n_outputs, codes, seed, signs):
+    def _grow_one(self, head, loss, parts, n_outputs, codes, seed, signs):
         parts = [part.of_weight() for part in parts]
         rows = parts[0]
         if (rows.target == rows.target[0]).all():
@@ -374,7 +380,7 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
         if not columns.read:
             return TreeTables.constant(np.zeros(n_outputs))
         size = self._size(len(parts[0].target))
-        booster = self._booster(head, len(parts) > 1, size, columns.is_category, seed)
+        booster = self._booster(head, loss, len(parts) > 1, size, columns.is_category, seed)
         if signs is not None and any(signs):
             booster.set_params(monotonic_cst=[signs[position] for position, _ in columns.read])
         judged = {}
@@ -402,7 +408,7 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
             found[name] = values[n_rows >= MANY_ROWS] if value == "auto" else value
         return found
 
-    def _booster(self, head, judged, size, is_category, seed):
+    def _booster(self, head, loss, judged, size, is_category, seed):
         most = max(MOST_TREES // head.out_features, 1)
         parameters = {
             "learning_rate": self.learning_rate,
@@ -418,5 +424,4 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
         }
         if head.estimator_type == "classifier":
             return HistGradientBoostingClassifier(**parameters)
-        quantile = head.quantile if head.tree_loss == "quantile" else None
-        return HistGradientBoostingRegressor(loss=head.tree_loss, quantile=quantile, **parameters)
+        return HistGradientBoostingRegressor(**loss, **parameters)

@@ -70,7 +70,7 @@ class PairTarget:
     @property
     def chosen(self):
         """Whether every pair is an item that was chosen."""
-        return isinstance(self.head, SampledSoftmaxHead)
+        return self.head.kind == "choice"
 
     def check(self, y):
         """Return a `y` of the kind that fit was given, as an array; None if there was none."""

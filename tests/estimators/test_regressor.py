@@ -9,7 +9,7 @@ from sklearn.exceptions import DataConversionWarning
 from sklearn.metrics import r2_score
 
 from sk_easytensor import MLP, EasyTensorRegressor, TabM
-from sk_easytensor.networks.heads import RegressionHead
+from sk_easytensor.losses import loss_names
 
 LEARNS = {"max_epochs": 20, "learning_rate": 0.02}
 
@@ -61,7 +61,7 @@ def test_types_of_the_target(kind, regressor, numbers):
     )
 
 
-@pytest.mark.parametrize("loss", [*RegressionHead.LOSSES])
+@pytest.mark.parametrize("loss", loss_names("regressor"))
 def test_a_constant_target_is_predicted_exactly(loss, regressor, numbers):
     quantile = 0.9 if loss == "quantile" else None
     model = regressor(loss=loss, quantile=quantile, trees="auto", max_epochs=2)

@@ -15,6 +15,7 @@ from sk_easytensor.export.adapters import ExportedNetwork, PairAnswer, answer_of
 from sk_easytensor.export.onnx import network_model, traced
 from sk_easytensor.export.tensorrt import lower
 from sk_easytensor.inference import encoded_arrays, load
+from sk_easytensor.losses import BUILT_IN, loss_names
 from sk_easytensor.networks.heads import (
     BinaryHead,
     MulticlassHead,
@@ -28,7 +29,7 @@ HEADS = {
     "binary": BinaryHead(),
     "multiclass": MulticlassHead(3),
     "multilabel": MultilabelHead(3),
-    **{name: RegressionHead(name, 3) for name in RegressionHead.LOSSES},
+    **{name: RegressionHead(BUILT_IN[name](), 3) for name in loss_names("regressor")},
 }
 
 

@@ -1,0 +1,686 @@
+"""Losses of regressors and classifiers: the contract, and those that are built in.
+
+A new loss is one subclass of :class:`Loss`. An estimator takes it as ``loss=``, as it takes a
+``torch.nn.Module`` or another callable on raw outputs and targets.
+"""
+
+# ruff: noqa: D102 - what is overridden is documented in Loss
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+from functools import partial
+from itertools import pairwise
+from numbers import Real
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from torch import nn
+from torch.nn import functional
+
+from sk_easytensor._utils.describe import describe_object
+from sk_easytensor._utils.validation import check_number, shortened
+
+__all__ = [
+    "AbsoluteError",
+    "Expectile",
+    "Focal",
+    "Gamma",
+    "Huber",
+    "LogLoss",
+    "Loss",
+    "Poisson",
+    "Quantile",
+    "SquaredError",
+    "Tweedie",
+]
+
+
+class LossError(ValueError):
+    """A loss returned something else than a loss for each row."""
+
+
+class Loss(BaseEstimator):
+    """Base class of losses; a subclass needs the method :meth:`loss` alone.
+
+    Parameters of a subclass are those of its ``__init__``, as in scikit-learn: they can be searched
+    as ``loss__<parameter>``.
+
+    Attributes
+    ----------
+    name : str, default="loss"
+        What the loss is called in ``evals_result_``.
+    estimator_types : tuple of str, default=("regressor", "classifier")
+        The kinds of estimators that can use it.
+    link : {"identity", "log"}, default="identity"
+        For regressors: whether raw outputs are predictions or their logarithms. Classifiers
+        predict through a sigmoid, or through a softmax for three classes or more.
+    n_predictions : int, default=1
+        Raw outputs for each row of a regressor whose `y` has one column. `predict` returns as many
+        columns.
+    standardized : bool, default=False
+        For regressors. If False, :meth:`loss` gets outputs and targets in units of `y`. If True, it
+        gets them divided by the scale of the training targets, with their mean subtracted if the
+        link is the identity, and :meth:`in_units` converts its values. In either case the network
+        itself is trained on the standardized scale, where an output of 0, the initial level,
+        predicts the mean of `y`.
+    tree_loss : str or None, default=None
+        The ``loss`` of scikit-learn's ``HistGradientBoostingRegressor`` that boosted trees are
+        grown with, or ``"log_loss"`` for classifiers. None if they know no such loss: there are no
+        trees then.
+
+    Examples
+    --------
+    A loss by which too low a prediction costs three times as much as too high a one:
+
+    >>> import numpy as np
+    >>> from sk_easytensor import EasyTensorRegressor
+    >>> from sk_easytensor.losses import Loss
+    >>> class Asymmetric(Loss):
+    ...     name = "asymmetric"
+    ...     estimator_types = ("regressor",)
+    ...
+    ...     def __init__(self, factor=3.0):
+    ...         self.factor = factor
+    ...
+    ...     def loss(self, outputs, targets):
+    ...         error = targets - outputs
+    ...         return error.abs() * (1 + (self.factor - 1) * (error > 0))
+    >>> X = np.linspace(0, 1, 200)[:, None]
+    >>> model = EasyTensorRegressor(loss=Asymmetric(4.0), random_state=0).fit(X, X[:, 0])
+    >>> list(model.evals_result_["valid_0"])
+    ['asymmetric']
+    """
+
+    name = "loss"
+    estimator_types = ("regressor", "classifier")
+    link = "identity"
+    n_predictions = 1
+    standardized = False
+    tree_loss = None
+
+    def loss(self, outputs, targets):
+        """Return the loss of each row.
+
+        Parameters
+        ----------
+        outputs : torch.Tensor of shape (n,) or (n, n_outputs)
+            Raw outputs. For regressors of shape (n,), (n, n_targets) if `y` has several columns,
+            or (n, n_predictions). For classifiers log-odds of shape (n,) for two classes, logits
+            of shape (n, n_classes) for more, log-odds of shape (n, n_labels) for several labels.
+        targets : torch.Tensor of shape (n,) or (n, n_targets)
+            Numbers. For classifiers 0.0 and 1.0 for two classes or for labels, and class indices
+            of dtype int64 for three classes or more.
+
+        Returns
+        -------
+        torch.Tensor of shape (n,), or of shape (n, n_targets), which is averaged
+            Differentiable with respect to `outputs`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no method loss")
+
+    def check_parameters(self, owner):
+        """Raise ``ValueError`` for parameters of the loss that make no sense.
+
+        Parameters
+        ----------
+        owner : str
+            Name of the estimator, for errors.
+        """
+
+    def check_target(self, y):
+        """Raise ``ValueError`` for targets that the loss is not defined for.
+
+        Parameters
+        ----------
+        y : ndarray
+            Finite numbers of dtype float64, of shape (n_samples,) or (n_samples, n_targets), or
+            class labels. Called for training and validation rows.
+        """
+
+    def check_range(self, low, high, names):
+        """Raise ``ValueError`` for columns of training targets that nothing can be learned from.
+
+        Parameters
+        ----------
+        low, high : ndarray of float64, shape (n_targets,)
+            The least and greatest target of each column, in rows of positive weight.
+        names : list of str
+            What errors call each column.
+        """
+
+    def check_classes(self, kind, n_classes):
+        """Raise ``ValueError`` if the loss does not fit the classes.
+
+        Parameters
+        ----------
+        kind : {"binary", "multiclass", "multilabel"}
+            Kind of the target of a classifier.
+        n_classes : int
+            How many classes, or labels, there are.
+        """
+
+    def in_units(self, losses, targets, scale):
+        """Return losses of standardized targets in units of `y`.
+
+        Parameters
+        ----------
+        losses : torch.Tensor of float64, or float
+            Returned by :meth:`loss` for standardized outputs and targets.
+        targets : torch.Tensor of float64, or float
+            The standardized targets.
+        scale : torch.Tensor of float64, or float
+            What targets were divided by.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is standardized and has no in_units")
+
+    def normalize(self, outputs):
+        """Bring outputs into a valid form, such as increasing order; by default as they are.
+
+        Parameters
+        ----------
+        outputs : torch.Tensor of shape (..., n_outputs)
+            Means over members, or over network and trees.
+        """
+        return outputs
+
+    def tree_parameters(self):
+        """Return parameters of ``HistGradientBoostingRegressor``, one dict for each raw output."""
+        return [{"loss": self.tree_loss}] * self.n_predictions
+
+    def without_offset(self, targets, weights, offsets):
+        """Return targets and weights for which trees without offsets have the same loss.
+
+        Parameters
+        ----------
+        targets : torch.Tensor of shape (n, 1)
+            Standardized targets.
+        weights : torch.Tensor of shape (n,)
+            Row weights.
+        offsets : torch.Tensor of shape (n, 1)
+            Offsets on the scale of the outputs.
+        """
+        return targets - offsets, weights
+
+    def likelihood(self, mean_loss):
+        """Return the mean negative log-likelihood of a row, by which trees are blended in.
+
+        Parameters
+        ----------
+        mean_loss : float
+            Mean of :meth:`loss`.
+        """
+        return mean_loss
+
+
+# ---------------------------------------------------------------------- regression
+
+
+class SquaredError(Loss):
+    """Squared error, whose minimizer is the conditional mean."""
+
+    name = tree_loss = "squared_error"
+    estimator_types = ("regressor",)
+    standardized = True
+
+    def loss(self, outputs, targets):
+        return (outputs - targets) ** 2
+
+    def in_units(self, losses, targets, scale):
+        return scale**2 * losses
+
+    def likelihood(self, mean_loss):
+        # Of normal errors of the most likely spread.
+        return 0.5 * math.log(max(mean_loss, 1e-300))
+
+
+class AbsoluteError(Loss):
+    """Absolute error, whose minimizer is the conditional median."""
+
+    name = tree_loss = "absolute_error"
+    estimator_types = ("regressor",)
+    standardized = True
+
+    def loss(self, outputs, targets):
+        return (outputs - targets).abs()
+
+    def in_units(self, losses, targets, scale):
+        return scale * losses
+
+    def likelihood(self, mean_loss):
+        # Of Laplace errors of the most likely spread.
+        return math.log(max(mean_loss, 1e-300))
+
+
+class Huber(AbsoluteError):
+    """Squared error up to one standard deviation of the target, and absolute error beyond.
+
+    Trees have no such loss and are grown with the nearest, absolute error.
+    """
+
+    name = "huber"
+
+    def loss(self, outputs, targets):
+        return functional.huber_loss(outputs, targets, reduction="none")
+
+    def in_units(self, losses, targets, scale):
+        return scale**2 * losses
+
+
+class Quantile(AbsoluteError):
+    """Pinball loss of one quantile or several.
+
+    Parameters
+    ----------
+    quantile : float or list of float, default=0.5
+        Between 0 and 1. Of a list, which must be increasing, `predict` returns a column for each,
+        and predictions never cross: they are sorted in each row, which does not raise the loss
+        (Chernozhukov, Fernández-Val and Galichon, "Quantile and Probability Curves Without
+        Crossing", 2010). Sorting also holds for averages of network and trees.
+    """
+
+    name = tree_loss = "quantile"
+
+    def __init__(self, quantile=0.5):
+        self.quantile = quantile
+
+    @property
+    def _several(self):
+        return isinstance(self.quantile, (list, tuple, np.ndarray))
+
+    @property
+    def n_predictions(self):
+        """How many quantiles there are."""
+        return len(self.quantile) if self._several else 1
+
+    def check_parameters(self, owner):
+        values = list(self.quantile) if self._several else [self.quantile]
+        for value in values:
+            check_number(owner, "quantile", value, low=0, high=1, exclusive=True)
+        if not values or any(one >= other for one, other in pairwise(values)):
+            raise ValueError(
+                f"{owner}: quantile must be a number or a list of increasing numbers between 0 and "
+                f"1, got {shortened(self.quantile)}"
+            )
+
+    def loss(self, outputs, targets):
+        if not self._several:
+            return pinball(self.quantile, targets - outputs)
+        levels = torch.tensor(self.quantile, dtype=outputs.dtype, device=outputs.device)
+        if outputs.ndim == 1:
+            return pinball(levels, targets - outputs)
+        return pinball(levels, targets[:, None] - outputs).mean(-1)
+
+    def normalize(self, outputs):
+        return outputs if self.n_predictions == 1 else outputs.sort(-1).values
+
+    def tree_parameters(self):
+        values = self.quantile if self._several else [self.quantile]
+        return [{"loss": "quantile", "quantile": float(value)} for value in values]
+
+
+def pinball(quantile, error):
+    """Return the pinball loss of targets minus outputs."""
+    return torch.maximum(quantile * error, (quantile - 1) * error)
+
+
+class Expectile(SquaredError):
+    """Asymmetric squared error, whose minimizer is an expectile (Newey and Powell, 1987).
+
+    Parameters
+    ----------
+    expectile : float, default=0.5
+        Between 0 and 1: the weight of squared errors of targets above the prediction; those below
+        have the rest. 0.5 is half the squared error. Only then are there trees, because
+        scikit-learn's have no such loss.
+    """
+
+    name = "expectile"
+
+    def __init__(self, expectile=0.5):
+        self.expectile = expectile
+
+    @property
+    def tree_loss(self):
+        """Squared error in the symmetric case."""
+        return "squared_error" if self.expectile == 0.5 else None
+
+    def check_parameters(self, owner):
+        check_number(owner, "expectile", self.expectile, low=0, high=1, exclusive=True)
+
+    def loss(self, outputs, targets):
+        error = targets - outputs
+        return torch.where(error > 0, self.expectile, 1 - self.expectile) * error**2
+
+
+class _LogLinkLoss(Loss):
+    """Base class of losses of numbers that are not negative, predicted through an exponential."""
+
+    estimator_types = ("regressor",)
+    link = "log"
+    standardized = True
+
+    def check_target(self, y):
+        if (y < 0).any():
+            raise ValueError(f"loss={self.name!r} needs y >= 0, got {y.min()}")
+
+    def check_range(self, low, high, names):
+        for index in np.flatnonzero(high == 0):
+            raise ValueError(
+                f"loss={self.name!r} needs at least one value above 0, and {names[index]} (where "
+                "sample_weight is positive) holds only 0"
+            )
+
+
+class Poisson(_LogLinkLoss):
+    """Half the Poisson deviance, but for a term that depends on the target alone."""
+
+    name = tree_loss = "poisson"
+
+    def loss(self, outputs, targets):
+        return torch.exp(outputs) - targets * outputs
+
+    def in_units(self, losses, targets, scale):
+        logs = torch.log(scale) if isinstance(scale, torch.Tensor) else math.log(scale)
+        return scale * losses - scale * logs * targets
+
+    def without_offset(self, targets, weights, offsets):
+        # A rate counts as often as its exposure says.
+        factor = torch.exp(offsets)
+        return targets / factor, weights * factor[:, 0]
+
+
+class Gamma(_LogLinkLoss):
+    """Half the gamma deviance, but for a term that depends on the target alone."""
+
+    name = tree_loss = "gamma"
+
+    def check_target(self, y):
+        if (y <= 0).any():
+            raise ValueError(f"loss='gamma' needs y > 0, got {y.min()}")
+
+    def loss(self, outputs, targets):
+        return outputs + targets * torch.exp(-outputs)
+
+    def in_units(self, losses, targets, scale):
+        logs = torch.log(scale) if isinstance(scale, torch.Tensor) else math.log(scale)
+        return losses + logs
+
+    def without_offset(self, targets, weights, offsets):
+        # The spread of a target grows with its exposure, so that each rate counts alike.
+        return targets / torch.exp(offsets), weights
+
+
+class Tweedie(_LogLinkLoss):
+    """Half the Tweedie deviance, but for a term that depends on the target alone.
+
+    For targets that are 0 in many rows and positive numbers in the others, such as claims.
+
+    Parameters
+    ----------
+    power : float, default=1.5
+        The variance is proportional to the mean raised to this power, between 1 (Poisson) and 2
+        (gamma), as LightGBM's ``tweedie_variance_power``.
+
+    Notes
+    -----
+    Boosted trees are grown with Poisson's loss, the nearest of scikit-learn's: it has the same
+    minimizer, the conditional mean.
+    """
+
+    name = "tweedie"
+    tree_loss = "poisson"
+
+    def __init__(self, power=1.5):
+        self.power = power
+
+    def check_parameters(self, owner):
+        check_number(owner, "power", self.power, low=1, high=2, exclusive=True)
+
+    def loss(self, outputs, targets):
+        lower, higher = 1 - self.power, 2 - self.power
+        mean = torch.exp(higher * outputs) / higher
+        return mean - targets * torch.exp(lower * outputs) / lower
+
+    def in_units(self, losses, targets, scale):
+        return scale ** (2 - self.power) * losses
+
+    def without_offset(self, targets, weights, offsets):
+        weights = weights * torch.exp((2 - self.power) * offsets[:, 0])
+        return targets / torch.exp(offsets), weights
+
+
+# ---------------------------------------------------------------------- classification
+
+
+class LogLoss(Loss):
+    """Logistic loss, also called cross-entropy, of classes; a mean over labels."""
+
+    name = tree_loss = "log_loss"
+    estimator_types = ("classifier",)
+
+    def loss(self, outputs, targets):
+        if targets.dtype == torch.int64:
+            return functional.cross_entropy(outputs, targets, reduction="none")
+        return functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none")
+
+
+class Focal(Loss):
+    """Focal loss of Lin, Goyal, Girshick, He and Dollár (2017), for rare classes.
+
+    ``-alpha * (1 - p)**gamma * log(p)``, where `p` is the probability of the class of the row. Rows
+    that are easy count less, so that probabilities are drawn towards the middle: they are not
+    calibrated. Boosted trees have no such loss, so that there are none.
+
+    Parameters
+    ----------
+    gamma : float, default=2.0
+        How much less easy rows count, at least 0; with 0 it is log loss.
+    alpha : float, list of float or None, default=None
+        Weights of the classes. For two classes, or for labels, the weight of the second class, or
+        of labels that are present, between 0 and 1; the other class has ``1 - alpha``. For three
+        classes or more a weight for each, in the order of ``classes_``. None for a weight of 1.
+    """
+
+    name = "focal"
+    estimator_types = ("classifier",)
+
+    def __init__(self, gamma=2.0, alpha=None):
+        self.gamma = gamma
+        self.alpha = alpha
+
+    def check_parameters(self, owner):
+        check_number(owner, "gamma", self.gamma, low=0)
+        if isinstance(self.alpha, (list, tuple, np.ndarray)):
+            for index, value in enumerate(self.alpha):
+                check_number(owner, f"alpha[{index}]", value, low=0)
+        elif self.alpha is not None:
+            check_number(owner, "alpha", self.alpha, low=0, high=1)
+
+    def check_classes(self, kind, n_classes):
+        if self.alpha is None:
+            return
+        if kind == "multiclass":
+            if isinstance(self.alpha, Real) or len(self.alpha) != n_classes:
+                raise ValueError(
+                    f"Focal: alpha must be a list of {n_classes} numbers, a weight for each class, "
+                    f"got {shortened(self.alpha)}"
+                )
+        elif not isinstance(self.alpha, Real):
+            raise ValueError(
+                f"Focal: alpha must be a number for a {kind} target, got {shortened(self.alpha)}"
+            )
+
+    def loss(self, outputs, targets):
+        if targets.dtype != torch.int64:
+            sign = 2 * targets - 1
+            log_p = functional.logsigmoid(sign * outputs)
+            losses = -torch.exp(self.gamma * functional.logsigmoid(-sign * outputs)) * log_p
+            if self.alpha is None:
+                return losses
+            return torch.where(targets > 0.5, self.alpha, 1 - self.alpha) * losses
+        log_p = functional.log_softmax(outputs, -1).gather(-1, targets[:, None])[:, 0]
+        # The gradient of a power below 1 is infinite at 0.
+        others = (-torch.expm1(log_p)).clamp_min(torch.finfo(outputs.dtype).tiny)
+        losses = -(others**self.gamma) * log_p
+        if self.alpha is None:
+            return losses
+        return torch.tensor(self.alpha, dtype=losses.dtype, device=losses.device)[targets] * losses
+
+
+# ---------------------------------------------------------------------- given by users
+
+
+BUILT_IN = {
+    kind.name: kind
+    for kind in (
+        SquaredError,
+        AbsoluteError,
+        Huber,
+        Quantile,
+        Expectile,
+        Poisson,
+        Gamma,
+        Tweedie,
+        LogLoss,
+        Focal,
+    )
+}
+"""Losses by the names that estimators take."""
+
+
+def loss_names(estimator_type):
+    """Return the names of the built-in losses of a kind of estimators."""
+    return [name for name, kind in BUILT_IN.items() if estimator_type in kind.estimator_types]
+
+
+class CallableLoss(Loss):
+    """A loss that is a ``torch.nn.Module`` or another callable.
+
+    Parameters
+    ----------
+    function : callable
+        Takes outputs and targets as :meth:`Loss.loss` does, and returns losses of rows or their
+        mean.
+    """
+
+    def __init__(self, function):
+        self.function = function
+
+    @property
+    def name(self):
+        """Name of the function or of the class of the callable."""
+        function = self.function
+        while isinstance(function, partial):
+            function = function.func
+        name = getattr(function, "__name__", type(function).__name__)
+        return name if name.isidentifier() else "loss"
+
+    def loss(self, outputs, targets):
+        if isinstance(self.function, nn.Module):
+            self.function.to(outputs.device)
+        return self.function(outputs, targets)
+
+    def __getstate__(self):
+        """Return what is pickled: a module on the CPU."""
+        state = dict(super().__getstate__())
+        if isinstance(self.function, nn.Module):
+            state["function"] = deepcopy(self.function).cpu()
+        return state
+
+
+def resolve_loss(loss, owner, estimator_type, **parameters):
+    """Return the loss that the parameter ``loss`` of an estimator says.
+
+    Parameters
+    ----------
+    loss : str, Loss, torch.nn.Module or callable
+        The parameter.
+    owner : str
+        Name of the estimator, for errors.
+    estimator_type : {"regressor", "classifier"}
+        Its kind.
+    **parameters
+        Of a loss that is given by its name.
+
+    Returns
+    -------
+    Loss
+        A copy, which the estimator's parameters do not share.
+
+    Raises
+    ------
+    ValueError
+        If `loss` is none, is not for this kind of estimators, or has invalid parameters.
+    """
+    names = loss_names(estimator_type)
+    if isinstance(loss, str) and loss in names:
+        found = BUILT_IN[loss](**parameters)
+    elif isinstance(loss, Loss):
+        found = deepcopy(loss)
+        if estimator_type not in found.estimator_types:
+            raise ValueError(
+                f"{owner}: loss={shortened(loss)} is for a {' or '.join(found.estimator_types)}; "
+                f"use one of {names}"
+            )
+        if found.link not in ("identity", "log"):
+            raise ValueError(
+                f"{owner}: {type(loss).__name__}.link must be 'identity' or 'log', got "
+                f"{shortened(found.link)}"
+            )
+    elif callable(loss) and not isinstance(loss, type):
+        found = CallableLoss(deepcopy(loss) if isinstance(loss, nn.Module) else loss)
+    else:
+        raise ValueError(
+            f"{owner}: loss must be one of {names}, a Loss of sk_easytensor.losses, a "
+            f"torch.nn.Module or a callable on outputs and targets, got {shortened(loss)}"
+        )
+    found.check_parameters(owner)
+    return found
+
+
+def describe_loss(loss):
+    """Return a text that differs between losses, and is the same in another process."""
+    return repr(loss) if isinstance(loss, (str, Loss)) else describe_object(loss)
+
+
+def row_losses(loss, outputs, targets):
+    """Return what a loss gives for each row, also if it returns a mean over rows.
+
+    Parameters
+    ----------
+    loss : Loss
+        Whose method is called.
+    outputs, targets : torch.Tensor
+        As :meth:`Loss.loss` takes them.
+
+    Returns
+    -------
+    torch.Tensor of shape (n,) or (n, n_targets)
+    """
+
+    def checked(found, shape):
+        if not isinstance(found, torch.Tensor) or not found.is_floating_point():
+            kind = type(found).__name__
+            kind = f"a tensor of {found.dtype}" if isinstance(found, torch.Tensor) else f"a {kind}"
+            raise LossError(
+                f"loss {loss.name!r} returns {kind}; it must return a torch.Tensor of floating "
+                "point numbers"
+            )
+        if tuple(found.shape) not in {(), shape[:1], shape}:
+            raise LossError(
+                f"loss {loss.name!r} returns a tensor of shape {tuple(found.shape)} for "
+                f"{shape[0]} rows; it must return one loss for each row, of shape ({shape[0]},), "
+                "or their mean"
+            )
+        return found
+
+    shape = tuple(targets.shape)
+    found = checked(loss.loss(outputs, targets), shape)
+    if found.ndim > 0:
+        return found
+    # A mean is computed of each row by itself, because rows have weights.
+    one = torch.func.vmap(lambda output, target: loss.loss(output[None], target[None]))
+    return checked(one(outputs, targets), shape)
