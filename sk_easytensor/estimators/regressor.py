@@ -7,8 +7,18 @@ from functools import partial
 import numpy as np
 import torch
 from sklearn.base import RegressorMixin
-from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
-from sklearn.utils.validation import assert_all_finite, check_array, column_or_1d
+from sklearn.metrics import (
+    d2_pinball_score,
+    mean_absolute_error,
+    r2_score,
+    root_mean_squared_error,
+)
+from sklearn.utils.validation import (
+    assert_all_finite,
+    check_array,
+    check_is_fitted,
+    column_or_1d,
+)
 
 from sk_easytensor._utils.runtime import with_library_settings
 from sk_easytensor.data.summaries import WeightedMoments, merge_all, power_of_two
@@ -205,6 +215,45 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
     def _predicts_one(self):
         """Whether predictions have one dimension."""
         return self._one_dimensional and self._head.criterion.n_predictions == 1
+
+    def score(self, X, y, sample_weight=None):
+        """Return R², or for several quantiles the mean fraction of pinball loss explained.
+
+        Parameters
+        ----------
+        X : table-like of shape (n_samples, n_features)
+            Rows.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            Their targets.
+        sample_weight : array-like of shape (n_samples,), optional
+            Row weights.
+
+        Returns
+        -------
+        float
+            :func:`~sklearn.metrics.r2_score`, or the mean of
+            :func:`~sklearn.metrics.d2_pinball_score` over the quantiles. At most 1.
+
+        Raises
+        ------
+        ValueError
+            If a loss of your own makes several predictions for each row.
+        """
+        check_is_fitted(self)
+        criterion = self._head.criterion
+        if criterion.n_predictions == 1:
+            return super().score(X, y, sample_weight)
+        levels = getattr(criterion, "quantile", None)
+        if levels is None:
+            raise ValueError(
+                f"{type(self).__name__}: score is not defined for loss={criterion.name!r}, which "
+                f"makes {criterion.n_predictions} predictions for each row; give a scoring function"
+            )
+        scores = [
+            d2_pinball_score(y, predicted, sample_weight=sample_weight, alpha=level)
+            for predicted, level in zip(self.predict(X).T, levels, strict=True)
+        ]
+        return float(np.mean(scores))
 
     def _values(self, outputs):
         scaled = self._head.predict(outputs).numpy().astype(np.float64)

@@ -4,23 +4,31 @@ import pickle
 from functools import partial
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import expectile
 from sklearn.base import clone
+from sklearn.metrics import d2_pinball_score, mean_pinball_loss, mean_tweedie_deviance
 from torch import nn
 from torch.nn import functional
 
-from sk_easytensor import MLP, EasyTensorClassifier, EasyTensorRegressor
+from sk_easytensor import MLP, BoostedTrees, EasyTensorClassifier, EasyTensorRegressor
 from sk_easytensor._utils.describe import describe_object
-from sk_easytensor.inference import load
 from sk_easytensor.losses import (
+    BUILT_IN,
+    Expectile,
     Focal,
+    LogLoss,
     Loss,
+    Quantile,
     SquaredError,
     Tweedie,
     row_losses,
 )
+from sk_easytensor.networks.heads import RegressionHead
+from sk_easytensor.training.checkpoint import describe_parameters
 
 LEARNS = {
     "trunk": MLP(width=8, dropout=0.0),
@@ -244,21 +252,13 @@ def test_losses_that_differ_have_different_descriptions():
     assert not any(" at 0x" in text for text in texts)
 
 
-def test_fits_with_a_loss_resume_from_their_own_checkpoints(skewed, tmp_path):
-    X, y = skewed
-    fits = [partial(asymmetric, factor=2.0), partial(asymmetric, factor=4.0), Tweedie(1.2), "gamma"]
-    for loss in fits:
-        params = {**LEARNS, "max_epochs": 1, "checkpoint_dir": tmp_path}
-        EasyTensorRegressor(loss=loss, **params).fit(X, y)
-    assert len(list(tmp_path.iterdir())) == len(fits)
-
-
-def test_exported_models_need_the_link_alone(skewed, tmp_path):
-    X, y = skewed
-    frame = pd.DataFrame(X, columns=["a"])
-    model = EasyTensorRegressor(loss=Relative(), max_epochs=1, **LEARNS).fit(frame, y)
-    found = load(model.to_onnx(tmp_path / "model.onnx")).predict(frame)
-    np.testing.assert_allclose(found, model.predict(frame), rtol=1e-4)
+def test_checkpoints_are_of_one_loss():
+    losses = [partial(asymmetric, factor=2.0), partial(asymmetric, factor=4.0), Linex(1.0)]
+    losses += [Linex(2.0), Tweedie(1.2), Tweedie(1.3), "gamma", lambda o, t: o - t, lambda o, t: o]
+    described = [describe_parameters(EasyTensorRegressor(loss=loss)) for loss in losses]
+    assert len({str(each) for each in described}) == len(losses)
+    loss = pickle.loads(pickle.dumps(losses[0]))
+    assert describe_parameters(EasyTensorRegressor(loss=loss)) == described[0]
 
 
 # ---------------------------------------------------------------------- refused before training
@@ -309,3 +309,196 @@ def test_losses_that_do_not_fit_classes(loss, n_classes, message):
     X = np.random.default_rng(0).normal(size=(60, 2))
     with pytest.raises(ValueError, match=message):
         EasyTensorClassifier(loss=loss, max_epochs=1, **LEARNS).fit(X, np.arange(60) % n_classes)
+
+
+# ---------------------------------------------------------------------- built in
+
+
+@pytest.mark.parametrize("power", [1.1, 1.5, 1.9])
+def test_tweedie_is_half_the_deviance_of_scikit_learn(power):
+    rng = np.random.default_rng(0)
+    y, raw = rng.gamma(1.0, 50.0, 40) * (rng.random(40) < 0.5), rng.normal(4, 1, (2, 40))
+    one, other = (Tweedie(power).loss(*map(torch.from_numpy, (each, y))).mean() for each in raw)
+    # A term of the targets alone is the same for both.
+    expected = [mean_tweedie_deviance(y, np.exp(each), power=power) / 2 for each in raw]
+    assert one - other == pytest.approx(expected[0] - expected[1], rel=1e-6)
+
+
+def test_losses_of_two_powers_of_tweedie_lead_to_those_beside_them():
+    y, raw = torch.linspace(0.1, 3, 20).double(), torch.linspace(-1, 1, 20).double()
+    outputs = raw.requires_grad_()
+    for power, beside in ((1 + 1e-9, "poisson"), (2 - 1e-9, "gamma")):
+        losses = [Tweedie(power).loss(outputs, y).sum(), BUILT_IN[beside]().loss(outputs, y).sum()]
+        own, expected = (torch.autograd.grad(loss, outputs)[0] for loss in losses)
+        torch.testing.assert_close(own, expected)
+
+
+def make_claims(n_rows=300):
+    """Amounts that are 0 in most rows, and depend on a column."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(n_rows, 2))
+    return X, 1000 * np.exp(X[:, 0]) * rng.gamma(1.0, 1.0, n_rows) * (rng.random(n_rows) < 0.4)
+
+
+def test_a_model_under_tweedie(quick):
+    X, y = make_claims()
+    model = EasyTensorRegressor(loss=Tweedie(1.3), **{**quick, "max_epochs": 8})
+    model.fit(X[:200], y[:200], eval_set=[(X[200:], y[200:])])
+    predicted = model.predict(X[200:])
+    constant = mean_tweedie_deviance(y[200:], np.full(100, y[:200].mean()), power=1.3)
+    assert mean_tweedie_deviance(y[200:], predicted, power=1.3) < constant
+    expected = predicted**0.7 / 0.7 + y[200:] * predicted**-0.3 / 0.3
+    assert model.best_score_ == pytest.approx(expected.mean(), rel=1e-3)
+    assert model.trees_share_ > 0
+    with pytest.raises(ValueError, match="loss='tweedie' needs y >= 0, got -1"):
+        model.fit(X, np.r_[-1, y[1:]])
+    with pytest.raises(ValueError, match="loss='tweedie' needs at least one value above 0, and y"):
+        model.fit(X, 0 * y)
+
+
+def test_a_rate_under_tweedie_with_exposure(quick):
+    X, y = make_claims()
+    years = np.random.default_rng(1).uniform(0.1, 3, len(X))
+    model = EasyTensorRegressor(loss="tweedie", **quick)
+    model.fit(X, y * years, base_margin=np.log(years))
+    twice = model.predict(X, base_margin=np.full(len(X), np.log(2.0)))
+    np.testing.assert_allclose(twice, 2 * model.predict(X, base_margin=np.zeros(len(X))), rtol=1e-4)
+
+
+@pytest.mark.parametrize("level", [0.2, 0.9])
+def test_expectile_minimizes_asymmetric_squares(level, skewed):
+    X, y = skewed
+    constant = torch.tensor(expectile(y, level), requires_grad=True)
+    Expectile(level).loss(constant, torch.from_numpy(y)).mean().backward()
+    assert constant.grad.item() == pytest.approx(0, abs=1e-6 * y.mean())
+    model = EasyTensorRegressor(loss=Expectile(level), **{**LEARNS, "max_epochs": 5})
+    model.fit(X[:200], y[:200], eval_set=[(X[200:], y[200:])])
+    error = y[200:] - model.predict(X[200:])
+    expected = np.mean(np.where(error > 0, level, 1 - level) * error**2)
+    assert model.best_score_ == pytest.approx(expected, rel=1e-3)
+    assert (error.mean() > 0) == (level < 0.5)
+    assert (Expectile(level).tree_loss, Expectile().tree_loss) == (None, "squared_error")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_focal_loss_against_its_formula(dtype):
+    rng = np.random.default_rng(0)
+    raw, target = torch.from_numpy(rng.normal(size=(50, 3))).to(dtype), torch.arange(50) % 3
+    p = torch.softmax(raw, 1).gather(1, target[:, None])[:, 0]
+    weights = torch.tensor([0.2, 0.5, 1.0])[target]
+    expected = -weights * (1 - p) ** 1.5 * torch.log(p)
+    torch.testing.assert_close(Focal(1.5, [0.2, 0.5, 1.0]).loss(raw, target), expected.to(dtype))
+    binary = (target > 0).to(dtype)
+    p = torch.where(binary > 0, torch.sigmoid(raw[:, 0]), torch.sigmoid(-raw[:, 0]))
+    expected = -torch.where(binary > 0, 0.25, 0.75) * (1 - p) ** 2 * torch.log(p)
+    torch.testing.assert_close(Focal(2.0, 0.25).loss(raw[:, 0], binary), expected)
+    for outputs, targets in ((raw, target), (raw[:, 0], binary), (raw > 0, raw.sigmoid().round())):
+        outputs = outputs.to(dtype)
+        torch.testing.assert_close(
+            Focal(0.0).loss(outputs, targets), LogLoss().loss(outputs, targets)
+        )
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+@pytest.mark.parametrize("target", [torch.tensor([0, 1, 2]), torch.eye(3)])
+def test_gradients_of_focal_loss_are_finite_at_any_confidence(gamma, target):
+    outputs = (200 * torch.eye(3) - 100).requires_grad_()
+    losses = Focal(gamma).loss(outputs, target)
+    losses.sum().backward()
+    assert losses.isfinite().all()
+    assert outputs.grad.isfinite().all()
+
+
+# ---------------------------------------------------------------------- several quantiles
+
+LEVELS = [0.1, 0.5, 0.9]
+
+
+def make_spread(n_rows=300, seed=0):
+    """Numbers whose spread depends on a column."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n_rows, 2))
+    level = 100 + 10 * np.sign(X[:, 0] * X[:, 1])
+    return X, level + (1 + 5 * (X[:, 1] > 0)) * rng.normal(size=n_rows)
+
+
+@pytest.mark.parametrize("trees", [None, BoostedTrees(max_iter=20)])
+def test_several_quantiles_cover_and_do_not_cross(trees):
+    X, y = make_spread(900)
+    params = {**LEARNS, "trees": trees, "max_epochs": 10}
+    model = EasyTensorRegressor(loss="quantile", quantile=LEVELS, **params)
+    model.fit(X[:400], y[:400], eval_set=[(X[400:600], y[400:600])])
+    predicted = model.predict(X)
+    assert predicted.shape == (900, 3)
+    assert (np.diff(predicted, axis=1) >= 0).all()
+    covered = (y[600:, None] <= predicted[600:]).mean(axis=0)
+    np.testing.assert_allclose(covered, LEVELS, atol=0.1)
+    losses = [
+        mean_pinball_loss(y[400:600], predicted[400:600, i], alpha=level)
+        for i, level in enumerate(LEVELS)
+    ]
+    assert model.best_score_ == pytest.approx(np.mean(losses), rel=1e-4)
+    assert (model.trees_share_ > 0) == (trees is not None)
+    spread = predicted[:, 2] - predicted[:, 0]
+    assert spread[X[:, 1] > 0].mean() > 1.5 * spread[X[:, 1] < 0].mean()
+    if trees is not None:
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).predict(X), predicted)
+        assert model.explain(X[:2], background=X[:5]).values.shape == (2, 2, 3)
+
+
+@given(st.lists(st.floats(0.01, 0.99), min_size=1, max_size=4, unique=True), st.integers(0, 9))
+def test_averages_of_quantiles_never_cross(levels, seed):
+    levels = sorted(levels)
+    head = RegressionHead(Quantile(levels))
+    generator = torch.Generator().manual_seed(seed)
+    outputs = torch.randn(20, 4, len(levels), generator=generator)
+    combined = head.combine(outputs)
+    assert (combined.diff(dim=-1) >= 0).all()
+    blended = head.settle(torch.lerp(combined, outputs[:, :1], 0.3))
+    assert (blended.diff(dim=-1) >= 0).all()
+    # Sorting does not raise the loss.
+    target = torch.randn(20, 1, generator=generator)
+    before = head.loss(outputs.mean(1, keepdim=True), target)
+    assert (head.loss(combined, target) <= before + 1e-6).all()
+
+
+def test_several_quantiles_are_scored_by_the_explained_pinball_loss():
+    X, y = make_spread()
+    model = EasyTensorRegressor(loss="quantile", quantile=LEVELS, **LEARNS, max_epochs=8).fit(X, y)
+    predicted, weight = model.predict(X), np.linspace(1, 2, 300)
+    expected = [d2_pinball_score(y, predicted[:, i], alpha=a) for i, a in enumerate(LEVELS)]
+    assert model.score(X, y) == pytest.approx(np.mean(expected))
+    expected = [
+        d2_pinball_score(y, predicted[:, i], alpha=a, sample_weight=weight)
+        for i, a in enumerate(LEVELS)
+    ]
+    assert model.score(X, y, sample_weight=weight) == pytest.approx(np.mean(expected))
+    assert len(model.feature_importances_) == 2
+    assert len(model._validation["measures"]) == 3
+
+
+def test_a_constant_target_has_one_quantile():
+    X = np.random.default_rng(0).normal(size=(60, 2))
+    params = {**LEARNS, "max_epochs": 1}
+    model = EasyTensorRegressor(loss="quantile", quantile=LEVELS, **params).fit(X, np.full(60, 0.1))
+    assert np.unique(model.predict(X)).tolist() == [0.1]
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"quantile": []}, "quantile must be a number or a list of increasing numbers"),
+        ({"quantile": [0.5, 0.1]}, "increasing numbers between 0 and 1, got .0.5, 0.1."),
+        ({"quantile": [0.1, 1.0]}, "quantile must be a number greater than 0 and less than 1"),
+        ({"quantile": [0.1, "a"]}, "quantile must be a number"),
+        ({"loss": "tweedie"}, r"quantile=\[0.1, 0.5, 0.9\] has no effect with loss='?tweedie"),
+        ({"monotonic_cst": [1, 0]}, "monotonic_cst needs .* this one has 3 outputs"),
+        ({"two": True}, "makes 3 predictions for each row, which needs a y of one column, got 2"),
+    ],
+)
+def test_several_quantiles_that_cannot_be(params, message):
+    X = np.random.default_rng(0).normal(size=(60, 2))
+    y = X if params.pop("two", False) else X[:, 0]
+    params = {"loss": "quantile", "quantile": LEVELS, **LEARNS, "max_epochs": 1, **params}
+    with pytest.raises(ValueError, match=message):
+        EasyTensorRegressor(**params).fit(X, y)

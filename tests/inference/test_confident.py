@@ -15,7 +15,7 @@ from sk_easytensor.export.adapters import ExportedNetwork, PairAnswer, answer_of
 from sk_easytensor.export.onnx import network_model, traced
 from sk_easytensor.export.tensorrt import lower
 from sk_easytensor.inference import encoded_arrays, load
-from sk_easytensor.losses import BUILT_IN, loss_names
+from sk_easytensor.losses import BUILT_IN, Loss, Quantile, loss_names
 from sk_easytensor.networks.heads import (
     BinaryHead,
     MulticlassHead,
@@ -25,11 +25,20 @@ from sk_easytensor.networks.heads import (
 from sk_easytensor.networks.two_tower import as_embeddings
 from sk_easytensor.onnx.predictor import check_finite
 
+
+class OwnLoss(Loss):
+    """A loss of a user, of which graphs need the link alone."""
+
+    link = "log"
+
+
 HEADS = {
     "binary": BinaryHead(),
     "multiclass": MulticlassHead(3),
     "multilabel": MultilabelHead(3),
     **{name: RegressionHead(BUILT_IN[name](), 3) for name in loss_names("regressor")},
+    "quantiles": RegressionHead(Quantile([0.1, 0.5, 0.9])),
+    "own": RegressionHead(OwnLoss(), 3),
 }
 
 

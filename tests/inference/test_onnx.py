@@ -327,6 +327,14 @@ def test_arrays_without_names(tmp_path, assert_same):
     assert_same(model, load(model.to_onnx(tmp_path / "model.onnx")), X, "predict")
 
 
+def test_several_quantiles(tmp_path, assert_same):
+    X = np.random.default_rng(0).normal(size=(150, 2))
+    quick = {"trees": BoostedTrees(max_iter=5), "trunk": TabM(members=2, width=8), "max_epochs": 1}
+    model = EasyTensorRegressor(loss="quantile", quantile=[0.1, 0.5, 0.9], random_state=0, **quick)
+    model.fit(X, 1000 + np.sign(X[:, 0] * X[:, 1]))
+    assert_same(model, load(model.to_onnx(tmp_path / "model.onnx")), X, "predict")
+
+
 def test_trees_of_many_leaves(tmp_path, assert_same):
     X = np.random.default_rng(0).normal(size=(400, 3))
     trees = BoostedTrees(max_iter=20, max_leaf_nodes=31)
