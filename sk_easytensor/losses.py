@@ -174,7 +174,7 @@ class Loss(BaseEstimator):
         scale : torch.Tensor of float64, or float
             What targets were divided by.
         """
-        raise NotImplementedError(f"{type(self).__name__} is standardized and has no in_units")
+        raise NotImplementedError(f"{type(self).__name__} has no method in_units")
 
     def normalize(self, outputs):
         """Bring outputs into a valid form, such as increasing order; by default as they are.
@@ -629,6 +629,11 @@ def resolve_loss(loss, owner, estimator_type, **parameters):
             raise ValueError(
                 f"{owner}: {type(loss).__name__}.link must be 'identity' or 'log', got "
                 f"{shortened(found.link)}"
+            )
+        if found.standardized and type(found).in_units is Loss.in_units:
+            raise ValueError(
+                f"{owner}: {type(loss).__name__} is standardized, which needs a method in_units; "
+                "define it or leave standardized at False"
             )
     elif callable(loss) and not isinstance(loss, type):
         found = CallableLoss(deepcopy(loss) if isinstance(loss, nn.Module) else loss)

@@ -22,6 +22,7 @@ from sk_easytensor import (
     TextBlock,
     VectorBlock,
 )
+from sk_easytensor.losses import Tweedie
 from sk_easytensor.safe_loading import trusted_types
 from sk_easytensor.tracking import MLflowTracker
 
@@ -119,11 +120,24 @@ def test_labels_of_several_columns(table):
     np.testing.assert_array_equal(through_skops(model).predict(table), model.predict(table))
 
 
-@pytest.mark.parametrize("loss", ["squared_error", "poisson"])
+@pytest.mark.parametrize("loss", ["squared_error", "poisson", Tweedie(1.2)])
 def test_regressors(loss, table):
     y = np.arange(2.0 * N).reshape(N, 2)
     model = EasyTensorRegressor(loss=loss, **QUICK).fit(table[["number", "city"]], y)
     np.testing.assert_array_equal(through_skops(model).predict(table), model.predict(table))
+
+
+def absolute(outputs, targets):
+    return (outputs - targets).abs()
+
+
+def test_a_loss_of_the_user_is_a_type_of_the_user(table):
+    model = EasyTensorRegressor(loss=absolute, **QUICK).fit(table[["number"]], np.arange(1.0 * N))
+    content = dumps(model)
+    untrusted = get_untrusted_types(data=content)
+    assert set(untrusted) - set(trusted_types()) == {f"{__name__}.absolute"}
+    found = loads(content, trusted=untrusted)
+    np.testing.assert_array_equal(found.predict(table), model.predict(table))
 
 
 def test_two_towers():

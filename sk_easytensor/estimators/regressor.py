@@ -62,9 +62,9 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         row, and is checked on a few rows before training. Boosted trees are left out beside a
         callable, and beside a loss whose ``tree_loss`` is None, because they cannot learn it.
     quantile : float, list of float or None, default=None
-        Which quantile ``loss="quantile"`` estimates, between 0 and 1. With a list of increasing
-        numbers, `predict` returns a column for each, and these never cross; `y` must have one
-        column then. None for other losses.
+        Which quantile ``loss="quantile"`` estimates, between 0 and 1. With a list of several
+        increasing numbers, `predict` returns a column for each, and these never cross; `y` must
+        have one column then. None for other losses.
     offset : str, int or None, default=None
         Name or position of a column of `X` whose numbers are added to the raw output: in units of
         `y`, or, with ``loss="poisson"`` and ``"gamma"``, to the logarithm of the mean, so that a
@@ -206,7 +206,8 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         Returns
         -------
         ndarray of float64, shape (n_samples,) or (n_samples, n_outputs)
-            With the precision of float32.
+            With the precision of float32. Of several quantiles, of shape (n_samples, n_quantiles)
+            and increasing in each row.
         """
         values = self._values(self._combined(X, base_margin))
         return values[:, 0] if self._predicts_one else values
@@ -364,9 +365,13 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         return {"measures": measures, "residuals": residuals}
 
     def _judge_several(self, predicted, actual, weight):
-        """Return how good several predictions of each row are: shares of targets below them."""
+        """Return how many targets are below each of several predictions of a row."""
         below = np.average(actual <= predicted, axis=0, weights=weight)
-        measures = {f"rows below prediction {i}": share for i, share in enumerate(below)}
+        levels = getattr(self._head.criterion, "quantile", range(len(below)))
+        measures = {
+            f"rows below prediction {level:g}": share
+            for level, share in zip(levels, below, strict=True)
+        }
         middle = predicted[:, predicted.shape[1] // 2]
         return {"measures": measures, "residuals": [residual_bins(middle, actual[:, 0], weight)]}
 

@@ -448,7 +448,8 @@ class RegressionHead(LossHead):
 
     @property
     def _scale(self):
-        return np.asarray(self.scale, dtype=np.float64).reshape(-1)
+        # A copy, because arrays that Ray sends are not writable, of which torch warns.
+        return np.array(self.scale, dtype=np.float64).reshape(-1)
 
     def _unit_losses(self, outputs, target):
         """Return losses in units of the target, of a loss that is defined in these alone."""
@@ -457,7 +458,7 @@ class RegressionHead(LossHead):
         if self.log_link:
             outputs = outputs.double() + torch.log(scale)
         else:
-            center = torch.from_numpy(np.asarray(self.center, dtype=np.float64).reshape(-1))
+            center = torch.from_numpy(np.array(self.center, dtype=np.float64).reshape(-1))
             center = center.to(outputs.device)
             outputs, target = outputs.double() * scale + center, target + center
         return super().losses(outputs, target)

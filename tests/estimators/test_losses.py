@@ -4,6 +4,7 @@ import pickle
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -14,7 +15,13 @@ from sklearn.metrics import d2_pinball_score, mean_pinball_loss, mean_tweedie_de
 from torch import nn
 from torch.nn import functional
 
-from sk_easytensor import MLP, BoostedTrees, EasyTensorClassifier, EasyTensorRegressor
+from sk_easytensor import (
+    MLP,
+    BoostedTrees,
+    EasyTensorClassifier,
+    EasyTensorMultiTask,
+    EasyTensorRegressor,
+)
 from sk_easytensor._utils.describe import describe_object
 from sk_easytensor.losses import (
     BUILT_IN,
@@ -83,6 +90,10 @@ class Relative(Loss):
 
     def loss(self, outputs, targets):
         return (outputs - torch.log(targets)).abs() ** self.power
+
+
+class NoUnits(Relative):
+    standardized = True
 
 
 @pytest.fixture
@@ -215,6 +226,28 @@ def test_trees_are_left_out_beside_a_loss_that_they_cannot_learn(skewed, classes
         assert model.network_.trees is None
 
 
+def test_offsets_beside_a_loss_of_a_user(skewed):
+    X, y = skewed
+    base = np.random.default_rng(1).normal(size=len(y)) * 1e4
+    params = {**LEARNS, "max_epochs": 2}
+    model = EasyTensorRegressor(loss=asymmetric, **params).fit(X, y + base, base_margin=base)
+    plain = model.predict(X, base_margin=np.zeros(len(y)))
+    np.testing.assert_allclose(model.predict(X, base_margin=base) - base, plain, atol=0.1)
+    assert np.abs(plain - y).mean() < 2000
+    rate = EasyTensorRegressor(loss=Relative(), **params)
+    rate.fit(X, y * np.exp(base / 1e4), base_margin=base / 1e4)
+    one, two = (rate.predict(X, base_margin=np.full(len(y), value)) for value in (0, np.log(2)))
+    np.testing.assert_allclose(two, 2 * one, rtol=1e-4)
+
+
+def test_partial_fit_with_a_loss_of_a_user(skewed):
+    X, y = skewed
+    model = EasyTensorRegressor(loss=asymmetric, **LEARNS)
+    before = model.partial_fit(X, y).predict(X)
+    assert model.partial_fit(X, y).n_iter_ == 2
+    assert (model.predict(X) != before).any()
+
+
 def test_the_true_log_loss_is_a_metric_beside_another_loss(classes):
     X, y = classes
     model = EasyTensorClassifier(
@@ -280,6 +313,8 @@ def test_checkpoints_are_of_one_loss():
         (lambda o, t: torch.sqrt((o - t) * 0), "gradient of NaN or infinity"),
         (lambda o: o, "failed for 120 rows with 1 outputs: TypeError"),
         (lambda o, t: (o - t).mean() if o.sum() > 0 else o.mean(), "failed for 120 rows"),
+        (NoUnits(), "NoUnits is standardized, which needs a method in_units"),
+        (Loss(), "failed for 120 rows with 1 outputs: NotImplementedError: Loss has no method"),
         (Tweedie(power=2.5), "power must be a number greater than 1 and less than 2, got 2.5"),
     ],
 )
@@ -363,6 +398,14 @@ def test_a_rate_under_tweedie_with_exposure(quick):
     model.fit(X, y * years, base_margin=np.log(years))
     twice = model.predict(X, base_margin=np.full(len(X), np.log(2.0)))
     np.testing.assert_allclose(twice, 2 * model.predict(X, base_margin=np.zeros(len(X))), rtol=1e-4)
+
+
+def test_tweedie_as_a_task(quick):
+    X, y = make_claims(150)
+    targets = pd.DataFrame({"claimed": y > 0, "amount": y})
+    model = EasyTensorMultiTask({"claimed": "binary", "amount": "tweedie"}, **quick)
+    assert (model.fit(X, targets).predict(X)["amount"] > 0).all()
+    assert "amount_tweedie" in model.evals_result_["valid_0"]
 
 
 @pytest.mark.parametrize("level", [0.2, 0.9])

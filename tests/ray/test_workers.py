@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from on_workers import SECRET, Epochs, Killer, Mistake, Starts, embedder, fail, make_events
 
 from sk_easytensor import EasyTensorClassifier
@@ -46,6 +47,20 @@ def test_workers_that_are_killed_are_replaced(classifier, files, shop, tmp_path,
     assert model.trees_share_ > 0.2
     assert model.best_score_ == min(model.evals_result_["valid_0"]["log_loss"])
     assert model._validation["measures"]["log loss"] == pytest.approx(model.best_score_, rel=0.05)
+
+
+def test_a_loss_of_the_user_is_sent_to_workers(regressor, files):
+    factor = 3.0
+
+    def asymmetric(outputs, targets):
+        error = targets - outputs
+        return torch.where(error > 0, factor * error, -error)
+
+    params = {"trees": None, "max_epochs": 2, "loss": asymmetric}
+    model = regressor(2, **params).fit(files, "score")
+    first, last = model.evals_result_["valid_0"]["asymmetric"]
+    assert last < first
+    assert model.best_score_ == last
 
 
 def test_errors_of_the_user_end_training_at_once(classifier, shop, tmp_path, monkeypatch):
