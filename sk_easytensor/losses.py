@@ -9,7 +9,7 @@ A new loss is one subclass of :class:`Loss`. An estimator takes it as ``loss=``,
 from __future__ import annotations
 
 import math
-from copy import deepcopy
+from copy import copy, deepcopy
 from functools import partial
 from itertools import pairwise
 from numbers import Real
@@ -636,7 +636,7 @@ def resolve_loss(loss, owner, estimator_type, **parameters):
                 "define it or leave standardized at False"
             )
     elif callable(loss) and not isinstance(loss, type):
-        found = CallableLoss(deepcopy(loss) if isinstance(loss, nn.Module) else loss)
+        found = CallableLoss(of_rows(loss) if isinstance(loss, nn.Module) else loss)
     else:
         raise ValueError(
             f"{owner}: loss must be one of {names}, a Loss of sk_easytensor.losses, a "
@@ -644,6 +644,48 @@ def resolve_loss(loss, owner, estimator_type, **parameters):
         )
     found.check_parameters(owner)
     return found
+
+
+def of_rows(module):
+    """Return a copy of a module; one of torch's losses then has a loss for each row."""
+    copied = deepcopy(module)
+    if isinstance(copied, nn.modules.loss._Loss):
+        # A mean with weights of classes is no mean of the losses of single rows.
+        copied.reduction = "none"
+    return copied
+
+
+def with_checked_mean(loss):
+    """Return a copy of a loss that checks a mean against the losses of single rows.
+
+    Parameters
+    ----------
+    loss : Loss
+        A loss of the user.
+
+    Returns
+    -------
+    Loss
+        Its method ``loss`` raises :class:`LossError` if what is returned for all rows is neither
+        the mean nor the sum of what is returned for each row by itself, as of a correlation.
+    """
+
+    def checked(outputs, targets):
+        found = loss.loss(outputs, targets)
+        if len(outputs) > 1 and isinstance(found, torch.Tensor) and found.ndim == 0:
+            rows = row_losses(loss, outputs, targets).detach()
+            apart = [(found - rows.mean()).abs(), (found - rows.sum()).abs() / rows.numel()]
+            if found.isfinite() and not any(each <= 0.01 * rows.abs().mean() for each in apart):
+                raise LossError(
+                    f"loss {loss.name!r} is {found.item():.4g} for {len(outputs)} rows, which is "
+                    f"not the mean of the losses of single rows, {rows.mean().item():.4g}; return "
+                    "one loss for each row"
+                )
+        return found
+
+    other = copy(loss)
+    other.loss = checked
+    return other
 
 
 def describe_loss(loss):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from sk_easytensor._utils.validation import shortened
-from sk_easytensor.losses import LossError
+from sk_easytensor.losses import LossError, with_checked_mean
 from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.dataset import EncodedRows, gather_rows
 
@@ -138,14 +138,14 @@ def checked_gradient(head, outputs, target, owner, decode):
     """Return the gradient of a user's loss; see :func:`probe_loss`."""
     name = f"{owner}: loss {shortened(head.criterion.name)}"
     try:
-        losses = head.losses(outputs, target)
+        losses = head.with_loss(with_checked_mean(head.criterion)).losses(outputs, target)
     except LossError as error:
         raise ValueError(f"{owner}: {error}") from None
     except Exception as error:
         raise ValueError(
             f"{name} failed for {len(target)} rows with {head.out_features} outputs: "
             f"{type(error).__name__}: {error}. It takes raw outputs and targets as tensors, and "
-            "returns a loss for each row, or their mean"
+            "returns a loss for each row, or a mean that torch.func.vmap can compute of one row"
         ) from error
     if not losses.requires_grad:
         raise ValueError(

@@ -157,6 +157,20 @@ def test_focal_loss_of_a_user_is_that_of_the_library(classes):
     assert builtin.best_score_ == pytest.approx(own.best_score_, rel=1e-3)
 
 
+def test_weights_of_classes_in_a_module_count():
+    X = np.random.default_rng(0).normal(size=(120, 3))
+    y = X.argmax(axis=1)
+    weights = torch.tensor([1.0, 1.0, 8.0])
+    plain, weighted = (
+        EasyTensorClassifier(loss=loss, max_epochs=4, **LEARNS).fit(X, y).predict_proba(X)
+        for loss in (
+            nn.CrossEntropyLoss(label_smoothing=0.1),
+            nn.CrossEntropyLoss(weight=weights, label_smoothing=0.1),
+        )
+    )
+    assert weighted[:, 2].mean() > plain[:, 2].mean() + 0.1
+
+
 def test_weights_of_rows_count_for_a_mean(classes):
     X, y = classes
     weight = np.where(y == "yes", 5.0, 1.0)
@@ -313,6 +327,8 @@ def test_checkpoints_are_of_one_loss():
         (lambda o, t: torch.sqrt((o - t) * 0), "gradient of NaN or infinity"),
         (lambda o: o, "failed for 120 rows with 1 outputs: TypeError"),
         (lambda o, t: (o - t).mean() if o.sum() > 0 else o.mean(), "failed for 120 rows"),
+        (lambda o, t: -((o - o.mean()) * (t - t.mean())).mean(), "not the mean of the losses"),
+        (lambda o, t: ((o - t) * t).sum() / t.sum(), "not the mean of the losses of single rows"),
         (NoUnits(), "NoUnits is standardized, which needs a method in_units"),
         (Loss(), "failed for 120 rows with 1 outputs: NotImplementedError: Loss has no method"),
         (Tweedie(power=2.5), "power must be a number greater than 1 and less than 2, got 2.5"),
