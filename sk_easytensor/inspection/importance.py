@@ -183,7 +183,7 @@ def permutation_importance(
     check_scoring(estimator, scoring=scoring)
     judge = partial(
         chunk_importances,
-        estimator._light_copy(),
+        estimator._predict_copy(),
         scoring,
         n_repeats=n_repeats,
         by=by,
@@ -192,7 +192,7 @@ def permutation_importance(
     )
     backend = resolve_backend(estimator.backend, estimator.n_jobs)
     check = estimator._check_encodable
-    return _mean(backend.over_chunks(X, y, sample_weight, judge, random_state, check))
+    return _mean(backend.map_chunks(X, y, sample_weight, judge, random_state, check))
 
 
 def chunk_importances(

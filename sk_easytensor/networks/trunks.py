@@ -15,7 +15,7 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import nn
 
-from sk_easytensor._utils.validation import GrowingParametersMixin, check_number
+from sk_easytensor._utils.validation import ParametersMixin, check_number
 
 __all__ = [
     "MLP",
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 
-class MLP(GrowingParametersMixin, BaseEstimator):
+class MLP(ParametersMixin, BaseEstimator):
     """A plain multi-layer perceptron.
 
     Parameters
@@ -79,7 +79,7 @@ class MLPModule(nn.Sequential):
         return hidden
 
 
-class TabM(GrowingParametersMixin, BaseEstimator):
+class TabM(ParametersMixin, BaseEstimator):
     """Many perceptrons for little more than the price of one.
 
     Parameters
@@ -159,7 +159,7 @@ class TabMModule(nn.Module):
         return self.shared.after_first(hidden)
 
 
-class Sum(GrowingParametersMixin, BaseEstimator):
+class Sum(ParametersMixin, BaseEstimator):
     """The sum of the blocks' outputs, each projected to one width unless it has that width.
 
     With a category block for the identifier and others for features this is a factorisation

@@ -348,7 +348,7 @@ def learning_curves(model):
         f"{decided} decide: {number(model.best_score_)}. The training loss is of the network alone "
         "and includes dropout"
     )
-    shares = getattr(model, "trees_share_", 0.0)
+    shares = getattr(model, "tree_weight_", 0.0)
     shares = shares if isinstance(shares, dict) else {"": shares}
     if any(shares.values()):
         listed = ", ".join(f"{value:.0%} {name}".strip() for name, value in shares.items())

@@ -16,9 +16,9 @@ from sk_easytensor._utils.storage import write_whole
 
 __all__ = [
     "RunRecord",
-    "impatient",
     "import_mlflow",
     "send",
+    "short_timeouts",
     "upload",
 ]
 
@@ -34,7 +34,7 @@ LONGEST_PARAM, LONGEST_TAG, LONGEST_NAME = 6000, 5000, 250
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """How MLflow's pages show experiments that are made here: models, rather than conversations."""
 
-IMPATIENCE = {
+SHORT_TIMEOUTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -309,14 +309,14 @@ _impatient = {"depth": 0, "set": []}
 
 
 @contextmanager
-def impatient():
+def short_timeouts():
     """Cut MLflow's retries, which take minutes, unless the user has set how many there are."""
     state = _impatient
     with _lock:
         # Of threads that are in here at once, the last to leave restores what the first one found.
         if state["depth"] == 0:
-            state["set"] = [name for name in IMPATIENCE if name not in os.environ]
-            os.environ.update({name: IMPATIENCE[name] for name in state["set"]})
+            state["set"] = [name for name in SHORT_TIMEOUTS if name not in os.environ]
+            os.environ.update({name: SHORT_TIMEOUTS[name] for name in state["set"]})
         state["depth"] += 1
     try:
         yield
@@ -342,7 +342,7 @@ def without_link(uri):
         os.environ.pop(name, None)
 
 
-def set_aside(record, folder, waiting):
+def save_pending(record, folder, waiting):
     """Move a record to where it waits; it is there whole or not at all.
 
     Parameters

@@ -22,15 +22,15 @@ from sk_easytensor._utils.validation import warn_user
 
 __all__ = [
     "Checkpoints",
-    "capture",
     "describe_data",
     "describe_parameters",
     "joined_descriptions",
-    "restore",
+    "load_loop_state",
+    "loop_state",
 ]
 
 
-def capture(net, average, ended):
+def loop_state(net, average, ended):
     """Return all that the rest of a training depends on.
 
     Parameters
@@ -62,7 +62,7 @@ def capture(net, average, ended):
     }
 
 
-def restore(net, average, state):
+def load_loop_state(net, average, state):
     """Bring a net that is about to train to a state that was captured.
 
     Parameters
@@ -72,7 +72,7 @@ def restore(net, average, state):
     average : WeightAverage
         Of its weights.
     state : dict
-        What :func:`capture` returned.
+        What :func:`loop_state` returned.
     """
     for epoch in state["history"]:
         net.history.new_epoch()
@@ -570,9 +570,9 @@ def describe_data(network, rows, valid_rows):
     ----------
     network : torch.nn.Module
         Before training.
-    rows : EncodedRows
+    rows : EncodedDataset
         Training rows.
-    valid_rows : list of EncodedRows
+    valid_rows : list of EncodedDataset
         Those to judge by.
 
     Returns

@@ -432,7 +432,7 @@ def test_offsets_are_a_column_of_the_graph(rows, assert_same, tmp_path):
     trees = BoostedTrees(max_iter=10)
     model = EasyTensorRegressor(loss="poisson", trees=trees, max_epochs=2, random_state=0)
     model.fit(X, np.arange(len(rows)) % 3, base_margin=margin)
-    assert model.trees_share_ > 0
+    assert model.tree_weight_ > 0
     predictor = load(model.to_onnx(tmp_path / "model.onnx"))
     assert_same(model, predictor, X.assign(base_margin=margin), "predict", "transform")
     twice = predictor.predict(X.assign(base_margin=margin + np.log(2)))
