@@ -1,6 +1,7 @@
 """Imports between the parts of the package go down, and never in a circle."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,22 @@ def test_no_modules_import_one_another():
     n_imports = sum(map(len, IMPORTS.values()))
     print(f"{len(MODULES)} modules, {n_imports} imports, {len(circles())} circles")
     assert circles() == []
+
+
+RETIRED = re.compile(
+    r"\b(judg\w*|gone on|to be had|heard|mailbox|dictation|notebook|stretch(es)?|torn|"
+    r"told_by_others|going_on|Records (of|in) memory|FittedPart|LeftRows|HeldChunk|EncodedRows|"
+    r"InPieces|Alone)\b"
+)
+"""Words that describe no concept of the field, with the ones to use in docs/architecture.md."""
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_word_is_retired(name):
+    lines = MODULES[name].read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if RETIRED.search(line)] == []
+
+
+def test_module_docstrings_name_a_subject():
+    first = {name: ast.get_docstring(ast.parse(path.read_text())) for name, path in MODULES.items()}
+    assert [name for name, text in first.items() if not text or text.startswith("What ")] == []

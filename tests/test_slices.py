@@ -33,14 +33,14 @@ def numbered(lengths):
     return Sequences(pa.table({"event": lists_of(rows, pa.int64())}), "a test"), rows
 
 
-def events_of(sequences, stretches):
-    return sequences.cut(stretches).column("event").to_pylist()
+def events_of(sequences, slices):
+    return sequences.cut(slices).column("event").to_pylist()
 
 
 LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=12)
 
 
-# ---------------------------------------------------------------------- stretches
+# ---------------------------------------------------------------------- slices
 
 
 def test_cut_takes_parallel_columns_alike():
@@ -55,8 +55,8 @@ def test_cut_takes_parallel_columns_alike():
     sequences = Sequences(table, "a test")
     assert len(sequences) == 3
     assert sequences.lengths.tolist() == [3, 0, 2]
-    stretches = Slices(np.array([1, 3, 4]), np.array([3, 3, 5]))
-    assert sequences.cut(stretches).to_pydict() == {
+    slices = Slices(np.array([1, 3, 4]), np.array([3, 3, 5]))
+    assert sequences.cut(slices).to_pydict() == {
         "page": [["b", "c"], [], ["e"]],
         "time": [[2, 3], [], [None]],
         "event": [[{"x": None}, {"x": 3.0}], [], [{"x": 5.0}]],
@@ -96,7 +96,7 @@ def test_lists_of_unlike_length():
     more=st.one_of(st.none(), st.integers(0, 5), st.floats(0, 1)),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_random_stretches_are_contiguous_and_of_their_row(lengths, low, more, seed):
+def test_random_slices_are_contiguous_and_of_their_row(lengths, low, more, seed):
     sequences, rows = numbered(lengths)
     filled = np.flatnonzero(sequences.lengths > 0)
     high = None if more is None else type(low)(low + more)
@@ -113,7 +113,7 @@ def test_random_stretches_are_contiguous_and_of_their_row(lengths, low, more, se
             assert len(part) <= max(longest, shortest + 1, 1)
 
 
-def test_random_stretches_are_even():
+def test_random_slices_are_even():
     """All lengths are as frequent as each other, and so are all places of a length."""
     sequences, _ = numbered([4])
     rows = np.zeros(12_000, dtype=np.int64)
@@ -126,7 +126,7 @@ def test_random_stretches_are_even():
 
 
 @given(lengths=LENGTHS, length=st.integers(1, 10))
-def test_consecutive_stretches_hold_every_event_once(lengths, length):
+def test_consecutive_slices_hold_every_event_once(lengths, length):
     sequences, rows = numbered(lengths)
     parts = events_of(sequences, consecutive_slices(sequences, length))
     assert list(chain(*parts)) == list(chain(*rows))

@@ -114,7 +114,7 @@ class Lock:
 
 
 def described(data):
-    """Return what a lock's file says of the process; nothing if it is torn."""
+    """Return what a lock's file says of the process; nothing if it is corrupt."""
     try:
         found = json.loads(data)
     except ValueError:

@@ -300,7 +300,7 @@ def fitted_part(estimator, block=None):
     Raises
     ------
     TypeError
-        If there is no representation to be had of it.
+        If there is no representation of it.
     NotFittedError
         If it is not fitted.
     ValueError

@@ -466,8 +466,8 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
         encode = partial(self.tower_.without_network().encode, backend=backend)
         counts = [sum(part.map_chunks(count_pairs)) for part in (rows, *evals.values())]
         rows = rows.map(PairSampling(encode, [seed, 0], fresh=True))
-        # What judges is drawn once, so that epochs can be compared.
-        judges = [
+        # Validation pairs are drawn once, so that epochs can be compared.
+        validation = [
             valid.map(PairSampling(encode, [seed, 1 + index], fresh=False))
             for index, valid in enumerate(evals.values())
         ]
@@ -481,7 +481,7 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
         with seeded(seed):
             tower = self.tower_.make_network()
             network = objective.make_network(tower, max(counts), temperature, self.dropout)
-            result = backend.train(network, objective.head, rows, judges, settings)
+            result = backend.train(network, objective.head, rows, validation, settings)
         self._record_training(result)
 
     def __sklearn_is_fitted__(self):

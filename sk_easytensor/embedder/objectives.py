@@ -1,4 +1,4 @@
-"""What an embedder is trained on: pairs of parts of event sequences."""
+"""Objectives of embedders: pairs of parts of event sequences."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ViewSettings:
     Attributes
     ----------
     min_length, max_length : int, float or None
-        Bounds of random stretches; see :func:`~sk_easytensor.embedder.slices.random_slices`.
+        Bounds of random slices; see :func:`~sk_easytensor.embedder.slices.random_slices`.
     time, gap, label : str, float and str, or None
         How sessions are cut; see :func:`~sk_easytensor.embedder.slices.cut_sessions`.
     """
@@ -150,7 +150,7 @@ class Objective(ABC):
 
 
 class Contrastive(Objective):
-    """Two random stretches of a user, to be found among those of all users of the batch.
+    """Two random slices of a user, to be found among those of all users of the batch.
 
     Notes
     -----

@@ -37,7 +37,7 @@ class Slices:
 
     Attributes
     ----------
-    starts, stops : ndarray of int64, shape (n_stretches,)
+    starts, stops : ndarray of int64, shape (n_slices,)
         Positions among the events of all sequences, one sequence after the other.
     """
 
@@ -122,12 +122,12 @@ class Sequences:
         """Return the row that has the event at a position."""
         return int(np.searchsorted(self.offsets, position, side="right")) - 1
 
-    def cut(self, stretches):
-        """Return a table of list columns with a row for each stretch.
+    def cut(self, slices):
+        """Return a table of list columns with a row for each slice.
 
         Parameters
         ----------
-        stretches : Slices
+        slices : Slices
             What each row holds.
 
         Returns
@@ -135,15 +135,15 @@ class Sequences:
         pyarrow.Table
         """
         return materialize(
-            self.items, np.arange(len(self.items)), stretches.starts, stretches.stops
+            self.items, np.arange(len(self.items)), slices.starts, slices.stops
         )
 
-    def read(self, stretches, function):
+    def read(self, slices, function):
         """Call a function with what :meth:`cut` returns; errors name the row that was cut from.
 
         Parameters
         ----------
-        stretches : Slices
+        slices : Slices
             What each row of the table holds.
         function : callable
             Takes the table.
@@ -154,14 +154,14 @@ class Sequences:
             What the function returned.
         """
         try:
-            return function(self.cut(stretches))
+            return function(self.cut(slices))
         except RowError as error:
-            row = self.row_of(stretches.starts[error.row])
+            row = self.row_of(slices.starts[error.row])
             raise type(error)(error.message, row) from None
 
 
 def random_slices(sequences, rows, shortest, longest, random):
-    """Draw a stretch of each of some rows: first its length, then where it begins, both evenly.
+    """Draw a slice of each of some rows: first its length, then where it begins, both evenly.
 
     Parameters
     ----------
@@ -197,14 +197,14 @@ def events_of(bound, lengths, rounded):
 
 
 def consecutive_slices(sequences, length):
-    """Cut all sequences into stretches of a length, the last of each row being what is left.
+    """Cut all sequences into slices of a length, the last of each row being what is left.
 
     Parameters
     ----------
     sequences : Sequences
         What to cut.
     length : int
-        Events of a stretch, at most.
+        Events of a slice, at most.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""What classifier and regressor share: reading, encoding, training, predicting, pickling."""
+"""Base of classifier and regressor: reading, encoding, training, predicting, pickling."""
 
 from __future__ import annotations
 
@@ -293,7 +293,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             names = eval_names([pair for _, pair, _ in pairs], X, y, evals, records)
             order = deciding_first(names)
             names, encoded = [names[i] for i in order], [encoded[i] for i in order]
-            judging = evals[order[0]] if evals else records
+            validation = evals[order[0]] if evals else records
             batch_size = self.batch_size or default_batch_size(len(rows))
             rows = backend.merged(rows, batch_size)
             if set(names) <= {"training"} and self.validation_fraction is not None:
@@ -311,7 +311,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
                 resuming,
                 checkpoints=checkpoints,
             )
-            self._choose_engines([(self, judging.sample().table)], backend)
+            self._choose_engines([(self, validation.sample().table)], backend)
             return self
 
     def _same_split(self, random_state, resuming):
@@ -375,14 +375,14 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             )
 
     def _check_unchanged(self):
-        """Refuse to go on with a network that the parameters no longer describe."""
+        """Refuse to resume training of a network that the parameters no longer describe."""
         for name, now in self._structure().items():
             # What is not there was no parameter of the version that it was fitted by.
             before = self._fitted_structure.get(name, now)
             if now != before:
                 raise ValueError(
-                    f"{type(self).__name__}: {name} changed since the fit that is to be gone on "
-                    f"from, from {before} to {now}; clone the estimator to start anew"
+                    f"{type(self).__name__}: {name} changed since the last fit, from {before} to "
+                    f"{now}; clone the estimator to train from scratch"
                 )
 
     def _check_margin(self, base_margin, X, backend):

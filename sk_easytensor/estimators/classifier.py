@@ -180,7 +180,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         Unless `inference_engine` is ``"torch"``: what was found of the engines. ``"rows"``, how
         many they were compared on; ``"relative"`` and ``"absolute"``, the tolerance; and
         ``"engines"``, for each ``"seconds"`` for these rows, ``"speed_up"`` over torch and
-        ``"difference"``, the largest of any output; or why it is not to be had (``"unavailable"``)
+        ``"difference"``, the largest of any output; or why it is unavailable (``"unavailable"``)
         or ``"failed"``.
     fit_times_ : dict
         Seconds: ``"blocks"`` (fitting them), ``"encoding"``, ``"training"``, ``"trees"``,

@@ -1,4 +1,4 @@
-"""What estimators are given: tables, targets, weights and offsets."""
+"""Input of estimators: tables, targets, weights and offsets."""
 
 from __future__ import annotations
 

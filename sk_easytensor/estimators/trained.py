@@ -1,4 +1,4 @@
-"""What all estimators share that train a network: how to train, and what comes of it."""
+"""Base of all estimators that train a network: settings, results, tracking."""
 
 from __future__ import annotations
 

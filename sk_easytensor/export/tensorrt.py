@@ -283,7 +283,7 @@ def read_engine(path):
         raise ValueError(f"{path} was not written by to_tensorrt of this version of the library")
     start = len(MAGIC) + 32
     if hashlib.sha256(data[start:]).digest() != data[len(MAGIC) : start]:
-        raise ValueError(f"{path} is torn or was changed after it was built; build it again")
+        raise ValueError(f"{path} is corrupt or was changed after it was built; build it again")
     stop = start + 8 + int.from_bytes(data[start : start + 8], "little")
     return json.loads(data[start + 8 : stop]), data[stop:]
 

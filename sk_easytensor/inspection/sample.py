@@ -173,7 +173,7 @@ class ImportanceSample:
     rows : EncodedDataset
         Training rows.
     evals : list of EncodedDataset
-        Validation rows; the first are sampled if they are enough to judge by.
+        Validation rows; the first are sampled if they are enough for validation.
     n_columns : int
         Input columns.
     seed : int
@@ -207,7 +207,7 @@ class ImportanceSample:
         Parameters
         ----------
         estimator : BaseEasyTensor
-            Whose network is judged.
+            Whose network is evaluated.
         backend : LocalBackend
             Where forward passes run.
         group : SingleProcess or ProcessGroup, optional
@@ -222,12 +222,12 @@ class ImportanceSample:
         """
         group = SingleProcess() if group is None else group
         model = estimator._inspection_model(self.rows.frame, backend)
-        judged, rows = model, self.rows
+        evaluated, rows = model, self.rows
         if not (self.quick or model.linear):
             few = slice(bounded_rows(MOST_VALUES // len(model.places)))
             rows = rows.take(few)
-            judged = estimator._inspection_model(rows.frame, backend)
-        importances = self.importances(judged, rows, estimator._head, group)
+            evaluated = estimator._inspection_model(rows.frame, backend)
+        importances = self.importances(evaluated, rows, estimator._head, group)
         importances = estimator._encoder.by_feature(importances, estimator.network_, rows.frame)
         if not self.held_out:
             return importances, None

@@ -51,7 +51,7 @@ class BlockNetwork(nn.Module):
     Attributes
     ----------
     trees : TreesModule or None
-        Stand beside the network once it is trained: it is trained and judged without them.
+        Stand beside the network once it is trained: it is trained and evaluated without them.
     offset_name : str or None
         Name of the block whose output is added to the outputs, if there is one.
     added_names : list of str

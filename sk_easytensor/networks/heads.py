@@ -2,7 +2,7 @@
 
 All heads work on outputs of shape ``(batch, members, out_features)``. ``combine`` reduces the
 members to one, still on the scale of the outputs, so that ``loss`` serves both for training
-(each member on its own) and for judging the ensemble.
+(each member on its own) and for evaluating the ensemble.
 """
 
 from __future__ import annotations

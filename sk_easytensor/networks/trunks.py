@@ -199,7 +199,7 @@ class Sum(ParametersMixin, BaseEstimator):
 
 
 class SumModule(nn.Module):
-    """Project and add stretches of the input; see :class:`Sum`."""
+    """Project and add segments of the input; see :class:`Sum`."""
 
     def __init__(self, widths, width):
         super().__init__()
@@ -220,7 +220,7 @@ class FastDropout(nn.Module):
     """Dropout whose random numbers cost next to nothing.
 
     Drawing them takes longer on a CPU than a narrow layer itself. Here a pool of twice as many
-    units as needed is drawn once in a while, and each step uses a stretch of it that begins at
+    units as needed is drawn once in a while, and each step uses a segment of it that begins at
     a random place.
 
     Parameters

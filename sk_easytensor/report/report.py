@@ -364,7 +364,7 @@ def importances(model):
     """Draw permutation importances of columns."""
     if not hasattr(type(model), "feature_importances_"):
         raise LeftOut(
-            "a model of this kind keeps no rows to judge columns by; "
+            "a model of this kind keeps no rows to evaluate columns on; "
             "sk_easytensor.inspection.permutation_importance takes rows, with a target"
         )
     values, names = model.feature_importances_, model._encoder.features

@@ -1,4 +1,4 @@
-"""What is known of a run, how it gets to an MLflow server, and where it waits if it cannot."""
+"""The record of a run: its content, its upload to an MLflow server, and its pending copy."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class RunRecord:
         Raises
         ------
         ValueError
-            Naming the file, if it is torn or was changed.
+            Naming the file, if it is corrupt or was changed.
         """
         path = Path(folder) / FILE
         try:
@@ -130,7 +130,7 @@ class RunRecord:
                 return cls(**found)
         except (ValueError, TypeError, AttributeError, KeyError):
             pass
-        raise ValueError(f"{str(path)!r} is torn, was changed, or is no record of a fit")
+        raise ValueError(f"{str(path)!r} is corrupt, was changed, or is no record of a fit")
 
 
 def digest_of(about):
@@ -170,7 +170,7 @@ def send(record, folder, client):
     Parameters
     ----------
     record : RunRecord
-        Is told what was sent, so that a failed attempt can be gone on with.
+        Receives what was sent, so that a failed attempt can be resumed.
     folder : Path
         Has ``artifacts`` and, if there is one, ``model``.
     client : mlflow.MlflowClient
@@ -379,11 +379,11 @@ def file_digest(path):
 
 
 def check_files(record, folder):
-    """Raise ``ValueError`` naming a file of a record that is torn, was changed or is missing."""
+    """Raise ``ValueError`` naming a file of a record that is corrupt, was changed or is missing."""
     for name, digest in record.files.items():
         path = folder / name
         if not path.is_file() or file_digest(path) != digest:
-            raise ValueError(f"{str(path)!r} is torn, was changed or is missing")
+            raise ValueError(f"{str(path)!r} is corrupt, was changed or is missing")
 
 
 def remove_files(record, folder):
@@ -423,7 +423,7 @@ def upload(directory, tracking_uri=None):
     FileNotFoundError
         If there is no record in the directory.
     ValueError
-        Naming a file of the record that is torn, was changed or is missing, or if the record's
+        Naming a file of the record that is corrupt, was changed or is missing, or if the record's
         address had a password and none is given.
     ImportError
         Without MLflow.

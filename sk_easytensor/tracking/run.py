@@ -198,11 +198,11 @@ class TrackedRun:
         return "easytensor_tracking", MLflowCallback(self)
 
     def describe_rows(self, net, rows):
-        """Return which rows the net is trained and judged on."""
+        """Return which rows the net is trained and evaluated on."""
         return self._describe(describe_data, net.module_, rows, net.valid_rows) or {}
 
     def note_rows(self, described):
-        """Note which rows a net is trained and judged on, once."""
+        """Note which rows a net is trained and evaluated on, once."""
         if self.record.datasets:
             return
         for name, text in described.items():

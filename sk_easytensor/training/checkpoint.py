@@ -248,7 +248,7 @@ class Checkpoints:
         Warns
         -----
         UserWarning
-            If the file is torn or was changed; the encoder is then made again.
+            If the file is corrupt or was changed; the encoder is then made again.
 
         Notes
         -----
@@ -298,7 +298,7 @@ class Checkpoints:
         Warns
         -----
         UserWarning
-            If a file is torn, was changed or is of another fit; the one before is then taken.
+            If a file is corrupt, was changed or is of another fit; the one before is then taken.
         """
         for epoch in reversed(self._epochs()):
             name = file_name(epoch)
@@ -353,7 +353,7 @@ class Checkpoints:
         return sorted(int(match[1]) for match in found if match)
 
     def _read(self, name, expected):
-        """Return what a file holds; raise ``ValueError`` if it is torn or of another fit."""
+        """Return what a file holds; raise ``ValueError`` if it is corrupt or of another fit."""
         description, content = unframe(self.store.read(name))
         if description != expected:
             raise ValueError("it is of another fit")
@@ -477,7 +477,7 @@ def unframe(data):
     start = len(MAGIC) + 65
     digest, rest = data[len(MAGIC) : start - 1], data[start:]
     if data[: len(MAGIC)] != MAGIC or hashlib.sha256(rest).hexdigest().encode() != digest:
-        raise ValueError("it is torn or was changed")
+        raise ValueError("it is corrupt or was changed")
     description, _, content = rest.partition(b"\n")
     return json.loads(description), content
 
@@ -499,10 +499,10 @@ def unseal(data):
     try:
         found = json.loads(data)
     except ValueError as error:
-        raise ValueError("it is no JSON: torn, or not a file of this library") from error
+        raise ValueError("it is no JSON: corrupt, or not a file of this library") from error
     digest = found.pop("sha256", None) if isinstance(found, dict) else None
     if digest is None or hashlib.sha256(canonical(found)).hexdigest() != digest:
-        raise ValueError("it is torn or was changed")
+        raise ValueError("it is corrupt or was changed")
     return found
 
 
@@ -573,7 +573,7 @@ def describe_data(network, rows, valid_rows):
     rows : EncodedDataset
         Training rows.
     valid_rows : list of EncodedDataset
-        Those to judge by.
+        Those for validation.
 
     Returns
     -------

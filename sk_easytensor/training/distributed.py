@@ -109,7 +109,7 @@ class ProcessGroup:
         ]
         told = torch.tensor([*present, float(n_rows)], device=parts[0].device)
         flat = torch.cat([told, *parts])
-        with _heard():
+        with _communication_errors():
             distributed.all_reduce(flat, group=self._group)
         total = flat[len(present)]
         gradients = flat[len(told) :].div_(total).split([len(part) for part in parts])
@@ -122,14 +122,14 @@ class ProcessGroup:
     def sum(self, values):
         """Return each number's sum over all workers."""
         summed = torch.tensor(values, dtype=torch.float64, device=self.device)
-        with _heard():
+        with _communication_errors():
             distributed.all_reduce(summed, group=self._group)
         return summed.tolist()
 
     def gather(self, value):
         """Return the values of all workers, in the order of their ranks."""
         values = [None] * self.size
-        with _heard():
+        with _communication_errors():
             distributed.all_gather_object(values, value, group=self._group)
         return values
 
@@ -147,7 +147,7 @@ class ProcessGroup:
                 told[0] = make()
             except Exception as error:
                 told[1] = error
-        with _heard():
+        with _communication_errors():
             distributed.broadcast_object_list(told, src=0, group=self._group)
         value, error = told
         if error is not None:
@@ -156,7 +156,7 @@ class ProcessGroup:
 
 
 @contextmanager
-def _heard():
+def _communication_errors():
     """Tell errors of the exchange from others."""
     try:
         yield

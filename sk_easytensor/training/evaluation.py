@@ -1,4 +1,4 @@
-"""What is measured on validation rows after each epoch."""
+"""Losses and metrics on validation rows after each epoch."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ class TensorNet(NeuralNet):
     gradient_clip : float or None
         Largest norm of the gradient.
     checkpoints : Checkpoints or None
-        Where the state after each epoch is written, and gone on from.
+        Where the state after each epoch is written, and from which training resumes.
     group : SingleProcess or ProcessGroup
         The workers that train together, each with its share of the rows.
     **settings

@@ -97,7 +97,7 @@ def default_table_epochs(n_rows):
 def default_table_patience(n_rows, batch_size):
     """Epochs over a table to wait for a better validation loss: 4 or 6, and at least 64 steps.
 
-    The average of the weights, which is judged, follows them by some hundred steps. Many rows are
+    The average of the weights, which is evaluated, lags behind by some hundred steps. Many rows are
     overfitted late, and the loss falls again once the learning rate does: the wait is longer.
     """
     steps = -(-n_rows // batch_size)

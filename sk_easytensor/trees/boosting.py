@@ -379,19 +379,19 @@ class BoostedTrees(ParametersMixin, BaseEstimator):
         booster = self._booster(head, len(parts) > 1, size, columns.is_category, seed)
         if signs is not None and any(signs):
             booster.set_params(monotonic_cst=[signs[position] for position, _ in columns.read])
-        judged = {}
+        validation = {}
         if len(parts) > 1:
-            judged = {
+            validation = {
                 "X_val": columns.matrices[1],
                 "y_val": parts[1].target,
                 "sample_weight_val": parts[1].weight,
             }
         with without_autologging():
             booster.fit(
-                columns.matrices[0], parts[0].target, sample_weight=parts[0].weight, **judged
+                columns.matrices[0], parts[0].target, sample_weight=parts[0].weight, **validation
             )
         kept = len(booster._predictors)
-        if judged:
+        if validation:
             # The first score is of no tree at all.
             kept = int(np.argmax(booster.validation_score_))
         return TreeTables.of(booster, kept, columns, classes, n_outputs)
@@ -404,17 +404,17 @@ class BoostedTrees(ParametersMixin, BaseEstimator):
             found[name] = values[n_rows >= MANY_ROWS] if value == "auto" else value
         return found
 
-    def _booster(self, head, judged, size, is_category, seed):
+    def _booster(self, head, validated, size, is_category, seed):
         most = max(MOST_TREES // head.out_features, 1)
         parameters = {
             "learning_rate": self.learning_rate,
             "max_iter": min(
-                self.max_iter, most, *([] if judged else [MAX_ITER_WITHOUT_VALIDATION])
+                self.max_iter, most, *([] if validated else [MAX_ITER_WITHOUT_VALIDATION])
             ),
             **size,
             "l2_regularization": self.l2_regularization,
             "max_features": self.max_features,
-            "early_stopping": judged,
+            "early_stopping": validated,
             "n_iter_no_change": self.n_iter_no_change,
             "tol": 0,
             "categorical_features": is_category,

@@ -82,25 +82,25 @@ class TowerTrainingMixin:
         )
 
     def _read_pairs(self, records, evals, backend):
-        """Return rows of encoded pairs, the same of each set to judge by, and the items."""
+        """Return rows of encoded pairs, the same of each evaluation set, and the items."""
         maker = PairEncoder(
             self.user_tower_, self.item_tower_, self._catalogue, self._target, backend
         )
-        rows, judges = records.encoded(maker), []
+        rows, validation = records.encoded(maker), []
         for where, valid in evals:
             with errors_name(where):
                 # What columns there are can be told by a row, wherever the others are.
                 first = valid.sample()
                 maker.make_rows(first.table.slice(0, 1), first.y[:1], first.weight[:1])
-                judges.append(valid.encoded(maker))
-        items = self._catalogue.encoded(self.item_tower_, [rows, *judges], backend)
+                validation.append(valid.encoded(maker))
+        items = self._catalogue.encoded(self.item_tower_, [rows, *validation], backend)
         pairs = PairResampling(items)
-        judges = [valid.map(pairs) for valid in judges]
-        for (where, _), valid in zip(evals, judges, strict=True):
+        validation = [valid.map(pairs) for valid in validation]
+        for (where, _), valid in zip(evals, validation, strict=True):
             with errors_name(where):
                 # Items that are not known are refused before anything is trained.
                 valid.map_chunks(item_counts)
-        return rows.map(pairs), judges, items
+        return rows.map(pairs), validation, items
 
     def _train_towers(self, rows, evals, random_state, backend, checkpoints):
         rows = rows.map(partial(divided, by=sum(rows.map_chunks(total_weight)) / len(rows)))

@@ -76,11 +76,11 @@ class PairScoringMixin:
         return products / self._temperature + self._bias
 
     def _check_encodable(self, table):
-        """Raise ``ValueError`` unless pairs of a table can be judged, and columns shuffled."""
+        """Raise ``ValueError`` unless pairs of a table can be evaluated, and columns shuffled."""
         owner = type(self).__name__
         if self._target.is_implicit:
             raise ValueError(
-                f"{owner} was fitted without y, so that pairs have no target to be judged by; "
+                f"{owner} was fitted without y, so that pairs have no target to be evaluated by; "
                 "compare sk_easytensor.ranking.ranking_report with and without a column"
             )
         lacking = set(self.item_tower_.feature_names_in_) - set(table.column_names)

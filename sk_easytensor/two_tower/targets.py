@@ -1,4 +1,4 @@
-"""What is learned of pairs: that they met, one of two classes, or a number."""
+"""Targets of pairs: that they met, one of two classes, or a number."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OWNER = "EasyTensorTwoTower"
 
 
 class PairTarget:
-    """What is learned of pairs: that they met, one of two classes, or a number.
+    """Targets of pairs: that they met, one of two classes, or a number.
 
     Parameters
     ----------

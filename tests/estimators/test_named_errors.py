@@ -140,7 +140,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.onnx"):
         load(str(tmp_path / "none.onnx"))
     (tmp_path / "torn.onnx").write_bytes(b"torn" * 50)
-    with pytest.raises(ValueError, match=r"torn\.onnx is torn, was changed"):
+    with pytest.raises(ValueError, match=r"torn\.onnx is corrupt, was changed"):
         load(tmp_path / "torn.onnx")
 
 

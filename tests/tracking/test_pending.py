@@ -207,7 +207,7 @@ def test_a_torn_record_is_refused_by_name(pending):
         for content in (b"", b"[]", b"{}", b"{", whole[:-1], whole.replace(b"a", b"b", 1)):
             path.write_bytes(content)
             before = files()
-            with pytest.raises(ValueError, match=rf"{name}' is torn, was changed"):
+            with pytest.raises(ValueError, match=rf"{name}' is corrupt, was changed"):
                 upload(pending)
             assert before == files()
         path.write_bytes(whole)

@@ -1,4 +1,4 @@
-"""Models judged on a cluster: tasks that each see some rows with their targets."""
+"""Evaluation on a cluster: tasks that each score a model on some rows with their targets."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def evaluate_chunks(backend, X, y, sample_weight, function, random_state, check)
     reading = Reading(as_it_is, as_it_is, features, targets, weights)
     how = ray.put((reading, cloudpickle.dumps(function), n_threads(backend)))
     seed = int(random_state.randint(np.iinfo(np.int32).max))
-    judge = remote(evaluate_run).options(**actor_resources(backend))
+    evaluate = remote(evaluate_run).options(**actor_resources(backend))
     n_rows, refs, running = sum(map(len, chunks)), [], []
     for number, run in enumerate(runs(chunks)):
         if len(running) == max(1, backend.num_workers):
             done, running = ray.wait(running, fetch_local=False)
             results(done)
-        running.append(judge.remote(run, how, [seed, number], n_rows))
+        running.append(evaluate.remote(run, how, [seed, number], n_rows))
         refs.append(running[-1])
     found = [part for part in results(refs) if part is not None]
     if not found:
@@ -92,7 +92,7 @@ def runs(chunks):
 
 
 def evaluate_run(chunks, how, seed, n_rows):
-    """Task: read some rows and judge a model on them; None if none has weight."""
+    """Task: read some rows and evaluate a model on them; None if none has weight."""
     reading, function, threads = how
     pieces = [piece for chunk in chunks for piece in reading.pieces(chunk, len(chunk))]
     if not pieces:

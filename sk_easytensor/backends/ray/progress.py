@@ -1,4 +1,4 @@
-"""What is logged of work on a cluster: progress of training, and messages of workers."""
+"""Progress of training on a cluster, and logs of events that workers collect."""
 
 from __future__ import annotations
 
