@@ -4,7 +4,7 @@ Writing a block means writing four methods:
 
 ``summarize(table)``
     Look at a chunk of rows (a :class:`pyarrow.Table` with the block's columns) and return a
-    :class:`~sk_easytensor.summaries.Summary`. Pure: it reads hyper-parameters only and sets
+    :class:`~sk_easytensor.data.summaries.Summary`. Pure: it reads hyper-parameters only and sets
     nothing, so that it can run anywhere and in any order.
 ``finish(summary)``
     Turn the merged summary of all chunks into fitted attributes (names ending in ``_``, holding
