@@ -134,9 +134,7 @@ class Sequences:
         -------
         pyarrow.Table
         """
-        return materialize(
-            self.items, np.arange(len(self.items)), slices.starts, slices.stops
-        )
+        return materialize(self.items, np.arange(len(self.items)), slices.starts, slices.stops)
 
     def read(self, slices, function):
         """Call a function with what :meth:`cut` returns; errors name the row that was cut from.
