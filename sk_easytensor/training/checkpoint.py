@@ -13,7 +13,7 @@ from pickle import UnpicklingError
 import numpy as np
 import torch
 
-from sk_easytensor._utils.digests import array_digest
+from sk_easytensor._utils.digests import Digest, array_digest
 from sk_easytensor._utils.locks import LOCK, Lock
 from sk_easytensor._utils.masking import masked
 from sk_easytensor._utils.skops import trusted_types
@@ -623,22 +623,3 @@ def joined_descriptions(several):
 def digest(*arrays):
     """Return a short digest of arrays and tensors."""
     return str(Digest().add(*arrays))
-
-
-class Digest:
-    """A short digest of arrays and tensors, some after the others."""
-
-    def __init__(self):
-        self._summed = hashlib.sha256()
-
-    def add(self, *arrays):
-        """Take in some more."""
-        for array in arrays:
-            if isinstance(array, torch.Tensor):
-                array = array.detach().cpu().numpy()
-            self._summed.update(str((array.dtype, array.shape)).encode())
-            self._summed.update(np.ascontiguousarray(array))
-        return self
-
-    def __str__(self):
-        return self._summed.hexdigest()[:16]
