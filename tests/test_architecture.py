@@ -118,6 +118,15 @@ def test_imports_go_down(name):
     assert not sideways
 
 
+def test_layers_are_those_of_the_documentation():
+    text = (ROOT.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    lines = text.partition("```text\n")[2].partition("```")[0].splitlines()
+    drawn = [word for line in reversed(lines) for word in re.split(r"\s{2,}", line)[:3]]
+    ranks = [RANKS[word] for word in drawn if word in RANKS]
+    assert ranks == sorted(ranks)
+    assert len(ranks) == len(RANKS) - len({"safe_loading", "inference"})
+
+
 def test_no_modules_import_one_another():
     n_imports = sum(map(len, IMPORTS.values()))
     print(f"{len(MODULES)} modules, {n_imports} imports, {len(circles())} circles")
