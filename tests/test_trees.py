@@ -541,7 +541,7 @@ def test_going_on_keeps_the_trees(table):
     assert model.network_.trees.grown is before
     model.partial_fit(X, y)
     assert model.network_.trees.grown is before
-    with pytest.raises(ValueError, match="trees changed since the fit"):
+    with pytest.raises(ValueError, match="trees changed since the last fit"):
         model.set_params(trees=None).fit(X, y)
 
 
