@@ -4,7 +4,7 @@ Writing a block means writing four methods:
 
 ``summarize(table)``
     Look at a chunk of rows (a :class:`pyarrow.Table` with the block's columns) and return a
-    :class:`~sk_easytensor.summaries.Summary`. Pure: it reads hyper-parameters only and sets
+    :class:`~sk_easytensor.data.summaries.Summary`. Pure: it reads hyper-parameters only and sets
     nothing, so that it can run anywhere and in any order.
 ``finish(summary)``
     Turn the merged summary of all chunks into fitted attributes (names ending in ``_``, holding
@@ -20,7 +20,7 @@ Writing a block means writing four methods:
     ``wide`` sends the output past the trunk, straight to the head, for sparse features, which a
     trunk would memorise; a true ``padded`` asks for batches of rows whose lists are of like
     length; ``learning_rate_scale`` multiplies the learning rate of its parameters; a method
-    ``for_tower()`` is called where the network is to end in an embedding; a method
+    ``configure_for_embedding()`` is called where the network is to end in an embedding; a method
     ``tree_inputs``, called as ``forward`` is, returns what boosted trees may split on, codes from 0
     for missing as int32 of shape ``(n_rows, k)``, and the attribute ``tree_codes`` then says of
     each of its columns how many there are, which all codes are below, at most 16,777,216, and
@@ -49,7 +49,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor._utils.runtime import with_library_settings
 from sk_easytensor._utils.skops import ArrowStateMixin
-from sk_easytensor._utils.validation import GrowingParametersMixin
+from sk_easytensor._utils.validation import ParametersMixin
 from sk_easytensor.data.columns import in_words, show_value, type_name
 from sk_easytensor.data.lists import is_list
 from sk_easytensor.data.tables import as_table, has_column_names, read_like_fit
@@ -60,7 +60,7 @@ __all__ = [
 ]
 
 
-class Block(ArrowStateMixin, GrowingParametersMixin, TransformerMixin, BaseEstimator, ABC):
+class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, ABC):
     """Base class of all blocks; see the module's description for what to implement.
 
     Attributes
@@ -196,7 +196,7 @@ class Block(ArrowStateMixin, GrowingParametersMixin, TransformerMixin, BaseEstim
         return []
 
     @classmethod
-    def groups(cls, table, columns):
+    def assign_columns(cls, table, columns):
         """Say which columns to read when blocks are chosen automatically.
 
         Parameters
@@ -214,7 +214,7 @@ class Block(ArrowStateMixin, GrowingParametersMixin, TransformerMixin, BaseEstim
         found = [name for name in columns if cls.detects(table.column(name))]
         return [found] if found else []
 
-    def takes(self, table):
+    def claimed_columns(self, table):
         """Return which of the columns given to the block the remainder does not get as well."""
         return table.column_names
 

@@ -105,7 +105,7 @@ def detect_blocks(table, columns, categories=()):
     """
     found, rest = [], list(columns)
     for block_class in BLOCKS:
-        groups = list(block_class.groups(table, rest))
+        groups = list(block_class.assign_columns(table, rest))
         rest = [name for name in rest if not any(name in group for group in groups)]
         if block_class is CategoryBlock and categories:
             known = {*categories, *(name for group in groups for name in group)}

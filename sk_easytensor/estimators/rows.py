@@ -8,10 +8,10 @@ import torch
 from sk_easytensor._utils.validation import shortened
 from sk_easytensor.losses import LossError, with_checked_mean
 from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.training.dataset import EncodedRows, gather_rows
+from sk_easytensor.training.dataset import EncodedDataset, materialize
 
 __all__ = [
-    "RowMaker",
+    "RowEncoder",
     "bounded_targets",
     "divided",
     "probe_loss",
@@ -24,7 +24,7 @@ LARGEST_TARGET = 1e15
 """Of a scaled target, in size: sums of squares over rows and members are finite."""
 
 
-class RowMaker:
+class RowEncoder:
     """Encodes rows for an estimator; picklable, so that any process can do it.
 
     Parameters
@@ -37,7 +37,7 @@ class RowMaker:
         Whether weights are multiplied by those of the classes.
     """
 
-    gather = staticmethod(gather_rows)
+    gather = staticmethod(materialize)
 
     def __init__(self, estimator, backend, weighted):
         self.estimator = estimator
@@ -64,7 +64,7 @@ class RowMaker:
 
         Returns
         -------
-        EncodedRows
+        EncodedDataset
         """
         rows = self.make_targets(table, y, weight)
         rows.frame = self.estimator._encoder.encode_table(table, self.backend)
@@ -79,7 +79,7 @@ class RowMaker:
         if encoder.offset_block is not None:
             block = encoder.blocks_[encoder.offset_block]
             frame[encoder.offset_block] = block.encode(table.select([encoder._offset]))
-        return EncodedRows(
+        return EncodedDataset(
             TensorFrame(frame, len(target)), target, torch.from_numpy(weight).float()
         )
 
@@ -101,7 +101,7 @@ def probe_loss(rows, *, bare, head, owner):
 
     Parameters
     ----------
-    rows : EncodedRows
+    rows : EncodedDataset
         Training rows.
     bare : BaseEasyTensor
         Knows the scale of the targets.
@@ -122,7 +122,9 @@ def probe_loss(rows, *, bare, head, owner):
         If the loss fails, or returns no finite, differentiable number for each row.
     """
     few = slice(PROBED_ROWS)
-    rows = bare._scaled(EncodedRows(TensorFrame({}, len(rows)), rows.target, rows.weight)).take(few)
+    rows = bare._scaled(EncodedDataset(TensorFrame({}, len(rows)), rows.target, rows.weight)).take(
+        few
+    )
     if not len(rows):
         return None
     generator = torch.Generator().manual_seed(0)
@@ -176,12 +178,12 @@ def total_weight(rows):
 
 def divided(rows, by):
     """Return rows with their weights divided by a number."""
-    return EncodedRows(rows.frame, rows.target, rows.weight / torch.tensor(by).float())
+    return EncodedDataset(rows.frame, rows.target, rows.weight / torch.tensor(by).float())
 
 
 def target_range(rows):
     """Return the least and the largest target of each column, arrays of shape (n_columns,)."""
-    lows, highs = zip(*filter(None, rows.each(_range)), strict=True)
+    lows, highs = zip(*filter(None, rows.map_chunks(_range)), strict=True)
     return np.min(lows, axis=0), np.max(highs, axis=0)
 
 

@@ -1,8 +1,8 @@
 """Heads: the last layer and the loss for one kind of target.
 
-All heads work on outputs of shape ``(batch, members, out_features)``. ``combine`` reduces the
-members to one, still on the scale of the outputs, so that ``loss`` serves both for training
-(each member on its own) and for judging the ensemble.
+All heads work on outputs of shape ``(batch, members, out_features)``. ``average_members`` reduces
+the members to one, still on the scale of the outputs, so that ``loss`` serves both for training
+(each member on its own) and for evaluating the ensemble.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ class Head(BaseEstimator, ABC):
     single_output = False
     """Whether the target has one output, to which offsets and monotonic functions can be added."""
 
-    begins_at_zero = True
+    zero_init = True
     """Whether what goes past the trunk may count for nothing at first."""
 
     of_tower = False
-    """Whether the network is a tower, which modules are told by their method ``for_tower()``."""
+    """Whether the network is a tower: ``configure_for_embedding()`` of its modules is called."""
 
     tree_loss = None
     """What scikit-learn's boosted trees call the loss; None if they know nothing like it."""
@@ -104,10 +104,10 @@ class Head(BaseEstimator, ABC):
         return loss
 
     @abstractmethod
-    def combine(self, outputs):
+    def average_members(self, outputs):
         """Reduce (batch, members, out_features) to (batch, 1, out_features)."""
 
-    def settle(self, combined):
+    def normalize(self, combined):
         """Bring outputs of shape (batch, 1, out_features) that were averaged into their form."""
         return combined
 
@@ -256,7 +256,7 @@ class BinaryHead(LossHead):
         # Half a row of each class more keeps the log-odds finite.
         return np.log([(target * n_rows + 0.5) / ((1 - target) * n_rows + 0.5)])
 
-    def combine(self, outputs):
+    def average_members(self, outputs):
         if self.has_offset:
             # Of the usual mean, below, what is added to all members would not be the same part.
             return outputs.mean(1, keepdim=True)
@@ -311,11 +311,11 @@ class MulticlassHead(LossHead):
     def encoded(self, column):
         return column.long()
 
-    def combine(self, outputs):
+    def average_members(self, outputs):
         logs = functional.log_softmax(outputs, dim=-1)
         return logs.logsumexp(1, keepdim=True) - math.log(outputs.shape[1])
 
-    def settle(self, combined):
+    def normalize(self, combined):
         return functional.log_softmax(combined, dim=-1)
 
     def constant(self, target, n_rows):
@@ -463,14 +463,14 @@ class RegressionHead(LossHead):
             outputs, target = outputs.double() * scale + center, target + center
         return super().losses(outputs, target)
 
-    def combine(self, outputs):
+    def average_members(self, outputs):
         if self.log_link:
             combined = outputs.logsumexp(1, keepdim=True) - math.log(outputs.shape[1])
         else:
             combined = outputs.mean(1, keepdim=True)
-        return self.settle(combined)
+        return self.normalize(combined)
 
-    def settle(self, combined):
+    def normalize(self, combined):
         return self.criterion.normalize(combined)
 
     def predict(self, combined):
@@ -557,11 +557,11 @@ class MultiTaskHead(Head):
             total = total + losses * (weight * task.present)[:, None]
         return total
 
-    def combine(self, outputs):
-        return self._joined(lambda head, own: head.combine(own), outputs)
+    def average_members(self, outputs):
+        return self._joined(lambda head, own: head.average_members(own), outputs)
 
-    def settle(self, combined):
-        return self._joined(lambda head, own: head.settle(own), combined)
+    def normalize(self, combined):
+        return self._joined(lambda head, own: head.normalize(own), combined)
 
     def predict(self, combined):
         """Return the predictions of all tasks side by side."""
@@ -606,7 +606,7 @@ class EmbeddingHead(BaseEstimator):
     """
 
     # A product of two zeros has no gradient.
-    begins_at_zero = False
+    zero_init = False
     of_tower = True
 
     def __init__(self, embedding_dim, projected=True):
@@ -634,7 +634,7 @@ class SampledSoftmaxHead(Head):
     def loss(self, outputs, target):
         return outputs.logsumexp(-1) - outputs[..., 0]
 
-    def combine(self, outputs):
+    def average_members(self, outputs):
         return outputs
 
     def predict(self, combined):

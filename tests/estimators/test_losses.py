@@ -282,7 +282,7 @@ def test_losses_survive_cloning_pickling_and_warm_start(loss, skewed):
     loaded = pickle.loads(pickle.dumps(model.fit(X, y)))
     np.testing.assert_array_equal(loaded.predict(X), model.predict(X))
     assert loaded.fit(X, y).n_iter_ == 2
-    with pytest.raises(ValueError, match="loss changed since the fit"):
+    with pytest.raises(ValueError, match="loss changed since the last fit"):
         loaded.set_params(loss=partial(asymmetric, factor=4.0)).fit(X, y)
     assert repr(clone(model)).startswith("EasyTensorRegressor(")
 
@@ -511,9 +511,9 @@ def test_averages_of_quantiles_never_cross(levels, seed):
     head = RegressionHead(Quantile(levels))
     generator = torch.Generator().manual_seed(seed)
     outputs = torch.randn(20, 4, len(levels), generator=generator)
-    combined = head.combine(outputs)
+    combined = head.average_members(outputs)
     assert (combined.diff(dim=-1) >= 0).all()
-    blended = head.settle(torch.lerp(combined, outputs[:, :1], 0.3))
+    blended = head.normalize(torch.lerp(combined, outputs[:, :1], 0.3))
     assert (blended.diff(dim=-1) >= 0).all()
     # Sorting does not raise the loss.
     target = torch.randn(20, 1, generator=generator)
