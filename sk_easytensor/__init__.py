@@ -7,6 +7,7 @@ from sk_easytensor._utils.lazy import lazy_names
 if TYPE_CHECKING:
     from sk_easytensor.blocks import (
         Block,
+        BlockModule,
         CategoryBlock,
         CategorySequenceBlock,
         DatetimeBlock,
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MLP",
     "Block",
+    "BlockModule",
     "BoostedTrees",
     "CategoryBlock",
     "CategorySequenceBlock",
@@ -60,7 +62,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        ".blocks": [name for name in __all__ if name.endswith("Block")],
+        ".blocks": ["BlockModule", *(name for name in __all__ if name.endswith("Block"))],
         ".compose": ["TableEncoder"],
         ".estimators": [name for name in __all__ if name.startswith("EasyTensor")],
         ".networks": ["MLP", "Sum", "TabM"],

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from sk_easytensor.blocks.sparse import SparseBlock
     from sk_easytensor.blocks.text import TextBlock
     from sk_easytensor.blocks.vector import VectorBlock
+    from sk_easytensor.networks.block_module import BlockModule
 
 __all__ = [
     "BLOCKS",
     "Block",
+    "BlockModule",
     "CategoryBlock",
     "CategorySequenceBlock",
     "DatetimeBlock",
@@ -37,6 +39,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         ".base": ["Block"],
+        "..networks.block_module": ["BlockModule"],
         ".detection": ["BLOCKS"],
         ".category": ["CategoryBlock"],
         ".category_sequence": ["CategorySequenceBlock"],

@@ -85,6 +85,10 @@ class Block(ArrowStateMixin, GrowingParametersMixin, TransformerMixin, BaseEstim
     """Whether the encoding has an entry for each column, in their order, rather than entries that
     all columns stand in side by side."""
 
+    feature_shares = None
+    """A method ``feature_shares(encoding, effects)`` of blocks that read a sparse matrix as one
+    column: which part of the column's importance each feature has."""
+
     monotonic_cst = None
     """Of each column the sign of its constraint, 1 or -1, as a list of int, where columns have
     one."""

@@ -29,6 +29,7 @@ from sk_easytensor.data.datetimes import (
     zone_shifts,
 )
 from sk_easytensor.data.summaries import Quantiles, Summary, SummaryMap
+from sk_easytensor.networks.block_module import BlockModule
 
 __all__ = [
     "DatetimeBlock",
@@ -320,7 +321,7 @@ class DatetimeSummary(Summary):
         )
 
 
-class DatetimeModule(nn.Module):
+class DatetimeModule(BlockModule):
     """Embed every date column: a trend plus a linear layer over its cycles.
 
     Parameters

@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import nn
 
 from sk_easytensor.blocks.base import unsupported_column
 from sk_easytensor.blocks.category import CategoryBlock, nothing_known
@@ -35,6 +34,7 @@ from sk_easytensor.blocks.sequences import (
 from sk_easytensor.blocks.vector import VectorBlock
 from sk_easytensor.data.lists import is_list, list_lengths, same_lengths
 from sk_easytensor.data.summaries import SummaryMap
+from sk_easytensor.networks.block_module import BlockModule
 from sk_easytensor.tensors import Ragged
 
 __all__ = [
@@ -368,7 +368,7 @@ class EventSequenceBlock(SequenceBlock):
         values = self.number_block_.make_module() if self._number_columns() else None
         if values is not None:
             # Lists have many more values than there are rows.
-            del values.learning_rate_scale
+            values.learning_rate_scale = None
         return EventSequenceModule(codes, values, self.make_encoder)
 
     def to_onnx(self, graph):
@@ -438,7 +438,7 @@ def signed_log(numbers):
     return np.sign(numbers) * np.log1p(np.abs(numbers))
 
 
-class EventSequenceModule(nn.Module):
+class EventSequenceModule(BlockModule):
     """Embed the fields of each event and read the events as a list.
 
     Parameters
