@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         SparseBlock,
         TextBlock,
         VectorBlock,
+        register_block,
     )
     from sk_easytensor.compose import TableEncoder
     from sk_easytensor.estimators import (
@@ -57,12 +58,13 @@ __all__ = [
     "TableEncoder",
     "TextBlock",
     "VectorBlock",
+    "register_block",
 ]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        ".blocks": ["BlockModule", *(name for name in __all__ if name.endswith("Block"))],
+        ".blocks": [name for name in __all__ if "block" in name.lower()],
         ".compose": ["TableEncoder"],
         ".estimators": [name for name in __all__ if name.startswith("EasyTensor")],
         ".networks": ["MLP", "Sum", "TabM"],
@@ -86,6 +88,7 @@ __getattr__, __dir__ = lazy_names(
         "safe_loading",
         "search_spaces",
         "serving",
+        "testing",
         "tracking",
         "trees",
     ),

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from sk_easytensor.blocks.category import CategoryBlock
     from sk_easytensor.blocks.category_sequence import CategorySequenceBlock
     from sk_easytensor.blocks.datetime import DatetimeBlock
-    from sk_easytensor.blocks.detection import BLOCKS
+    from sk_easytensor.blocks.detection import BLOCKS, register_block, unregister_block
     from sk_easytensor.blocks.event_sequence import EventSequenceBlock
     from sk_easytensor.blocks.numeric import NumericBlock
     from sk_easytensor.blocks.numeric_sequence import NumericSequenceBlock
@@ -33,6 +33,8 @@ __all__ = [
     "SparseBlock",
     "TextBlock",
     "VectorBlock",
+    "register_block",
+    "unregister_block",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -40,7 +42,7 @@ __getattr__, __dir__ = lazy_names(
     {
         ".base": ["Block"],
         "..networks.block_module": ["BlockModule"],
-        ".detection": ["BLOCKS"],
+        ".detection": ["BLOCKS", "register_block", "unregister_block"],
         ".category": ["CategoryBlock"],
         ".category_sequence": ["CategorySequenceBlock"],
         ".datetime": ["DatetimeBlock"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
@@ -149,7 +150,8 @@ class DatetimeBlock(BinnedMixin, Block):
         check_number("DatetimeBlock", "harmonics", self.harmonics, low=1, integer=True)
         check_number("DatetimeBlock", "width", self.width, low=1, integer=True)
         check_number("DatetimeBlock", "bins", self.bins, low=1, integer=True)
-        if isinstance(self.cycles, str) or not set(self.cycles) <= set(CYCLES):
+        listed = isinstance(self.cycles, Iterable) and not isinstance(self.cycles, str)
+        if not listed or not all(cycle in CYCLES for cycle in self.cycles):
             raise ValueError(
                 f"DatetimeBlock: cycles must be a list of some of {list(CYCLES)}, got "
                 f"{self.cycles!r}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from sk_easytensor._utils.validation import check_number
 from sk_easytensor.blocks.base import unsupported_column
 from sk_easytensor.blocks.category import CategoryBlock, nothing_known
 from sk_easytensor.blocks.events import (
@@ -213,12 +215,14 @@ class EventSequenceBlock(SequenceBlock):
 
     def check_parameters(self):
         super().check_parameters()
+        check_number("EventSequenceBlock", "number_width", self.number_width, low=1, integer=True)
         for block in self._item_blocks([], []):
             block.check_parameters()
-        if isinstance(self.categories, str):
+        if isinstance(self.categories, str) or not isinstance(self.categories, Iterable):
+            kind = "the string " if isinstance(self.categories, str) else ""
             raise ValueError(
-                "EventSequenceBlock: categories must be a list of fields, got the string "
-                f"{self.categories!r}"
+                "EventSequenceBlock: categories must be a list of fields, got "
+                f"{kind}{self.categories!r}"
             )
 
     def takes(self, table):

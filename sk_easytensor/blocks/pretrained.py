@@ -538,6 +538,9 @@ class PretrainedBlock(Block):
         return self
 
     def encode(self, table):
+        if table.num_rows == 0:
+            # Networks and readers of tables need a row.
+            return TensorFrame({"block": self.example(1)}).take(slice(0, 0))["block"]
         encoding = self._inner_encoding(table)
         if self.trainable:
             return encoding
