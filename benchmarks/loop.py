@@ -32,7 +32,7 @@ from sk_easytensor.networks import MLP
 from sk_easytensor.networks.block_network import make_network
 from sk_easytensor.networks.heads import BinaryHead
 from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.training.dataset import EncodedRows
+from sk_easytensor.training.dataset import EncodedDataset
 from sk_easytensor.training.net import supports_bfloat16
 from sk_easytensor.training.train import TrainingSettings, train_network
 
@@ -103,7 +103,7 @@ class EasyTensor(Loop):
     def train(self):
         """Train for some epochs."""
         frame = TensorFrame({"numeric": {"values": self.values}})
-        rows = EncodedRows(frame, self.target, torch.ones(len(self.target)))
+        rows = EncodedDataset(frame, self.target, torch.ones(len(self.target)))
         settings = TrainingSettings(
             learning_rate=RATE,
             batch_size=self.batch_size,

@@ -26,7 +26,7 @@ from sk_easytensor.networks import BlockModule, TabM
 from sk_easytensor.networks.block_network import make_network
 from sk_easytensor.networks.heads import BinaryHead
 from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.training.dataset import BatchIterator, EncodedRows
+from sk_easytensor.training.dataset import BatchIterator, EncodedDataset
 from sk_easytensor.training.net import supports_bfloat16
 from sk_easytensor.training.train import TrainingSettings, default_batch_size, train_network
 
@@ -149,7 +149,7 @@ def measure_epoch(model, train, n_rows, repeats):
     X, y = train.X[:n_rows], train.y[:n_rows]
     encoder = TableEncoder(model.blocks, n_jobs=1).fit(X)
     target = torch.from_numpy(y).float()
-    rows = EncodedRows(encoder.encode(X), target, torch.ones(len(target)))
+    rows = EncodedDataset(encoder.encode(X), target, torch.ones(len(target)))
     batch_size = default_batch_size(len(rows))
     lengths = ours(encoder).padded_lengths(rows.frame)
 
@@ -272,7 +272,7 @@ def print_padding(flights, n_rows, batch_size):
 def padding(lengths, batch_size, given):
     """Return which part of an epoch's batches is padding, for batches of like length or not."""
     frame = TensorFrame({"lists": {"length": lengths[:, None]}})
-    rows = EncodedRows(frame, lengths, torch.ones(len(lengths)))
+    rows = EncodedDataset(frame, lengths, torch.ones(len(lengths)))
     total = sum(
         len(batch) * int(batch.target.max())
         for batch in BatchIterator(rows, batch_size, shuffle=True, lengths=given)

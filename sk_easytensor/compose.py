@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor._utils.runtime import with_library_settings
-from sk_easytensor._utils.validation import GrowingParametersMixin, check_choice, warn_of_unseen
+from sk_easytensor._utils.validation import ParametersMixin, check_choice, warn_of_unseen
 from sk_easytensor.blocks.detection import (
     BLOCKS,
     check_blocks,
@@ -112,7 +112,7 @@ class BlockParametersMixin:
         return {spec[0]: spec[1] for spec in specs if hasattr(spec[1], "get_params")}
 
 
-class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixin, BaseEstimator):
+class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, BaseEstimator):
     """Encode a table with blocks: on its own a transformer, inside the estimators the first step.
 
     Parameters
@@ -251,7 +251,7 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
         -------
         self
         """
-        sample = backend.some_rows(table)
+        sample = backend.sample_rows(table)
         self._named = has_column_names(X)
         self._columns = [n for n in table.column_names if not (with_margin and n == BASE_MARGIN)]
         self._sparse = layout_of(sample)
@@ -466,7 +466,7 @@ class TableEncoder(BlockParametersMixin, GrowingParametersMixin, TransformerMixi
             columns = select_columns(columns, table, X, owner=f"block {name!r}")
             if columns:
                 chosen[name] = (clone(block), columns)
-                used.update(block.takes(table.select(columns)))
+                used.update(block.claimed_columns(table.select(columns)))
         categories = self._categories(table, X, chosen)
         used.update(categories)
         if self.remainder == "auto" or categories:

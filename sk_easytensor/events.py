@@ -21,8 +21,8 @@ __all__ = [
     "comparable",
     "contiguous",
     "decoded",
-    "gather_rows",
     "is_scalar",
+    "materialize",
     "read_time",
     "read_times",
     "refuse_missing",
@@ -292,7 +292,7 @@ def collect_sequences(
     order, start, stop = _spans(times, codes, asked, asked_codes)
     if max_length is not None:
         start = np.maximum(start, stop - max_length)
-    lists = gather_rows(log.select(columns), order, start, stop)
+    lists = materialize(log.select(columns), order, start, stop)
     return _attach(owner, lists.rename_columns([prefix + name for name in columns]))
 
 
@@ -416,7 +416,7 @@ def _sort(times, codes):
     return order
 
 
-def gather_rows(table, order, start, stop):
+def materialize(table, order, start, stop):
     """Return a table of lists: row i holds the rows ``order[start[i]:stop[i]]``."""
     lengths = stop - start
     offsets = np.concatenate([[0], np.cumsum(lengths)])

@@ -70,7 +70,7 @@ class LocalExecutor:
         """Have what work needs within the context."""
         yield
 
-    def some_rows(self, table):
+    def sample_rows(self, table):
         """Return rows by which blocks may be chosen."""
         return table
 

@@ -1,4 +1,4 @@
-"""What to tune of an estimator, for scikit-learn's searches and for Optuna.
+"""Search spaces of the estimators, for scikit-learn's searches and for Optuna.
 
 Examples
 --------

@@ -144,9 +144,9 @@ class Ragged:
         return Ragged(values, _once(shared, parts[0].offsets, join), parts[0].n_columns)
 
     def _slice(self, start, stop, shared):
-        stretch = slice(start * self.n_columns, stop * self.n_columns + 1)
-        first, last = int(self.offsets[stretch.start]), int(self.offsets[stretch.stop - 1])
-        offsets = _once(shared, self.offsets, lambda: self.offsets[stretch] - first)
+        span = slice(start * self.n_columns, stop * self.n_columns + 1)
+        first, last = int(self.offsets[span.start]), int(self.offsets[span.stop - 1])
+        offsets = _once(shared, self.offsets, lambda: self.offsets[span] - first)
         return Ragged(self.values[first:last], offsets, self.n_columns)
 
     def _take_lists(self, lists, shared):

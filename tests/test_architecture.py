@@ -1,6 +1,7 @@
 """Imports between the parts of the package go down, and never in a circle."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -117,7 +118,35 @@ def test_imports_go_down(name):
     assert not sideways
 
 
+def test_layers_are_those_of_the_documentation():
+    text = (ROOT.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    lines = text.partition("```text\n")[2].partition("```")[0].splitlines()
+    drawn = [word for line in reversed(lines) for word in re.split(r"\s{2,}", line)[:3]]
+    ranks = [RANKS[word] for word in drawn if word in RANKS]
+    assert ranks == sorted(ranks)
+    assert len(ranks) == len(RANKS) - len({"safe_loading", "inference"})
+
+
 def test_no_modules_import_one_another():
     n_imports = sum(map(len, IMPORTS.values()))
     print(f"{len(MODULES)} modules, {n_imports} imports, {len(circles())} circles")
     assert circles() == []
+
+
+RETIRED = re.compile(
+    r"\b(judg\w*|gone on|to be had|heard|mailbox|dictation|notebook|stretch(es)?|torn|"
+    r"told_by_others|going_on|Records (of|in) memory|FittedPart|LeftRows|HeldChunk|EncodedRows|"
+    r"InPieces|Alone)\b"
+)
+"""Words that describe no concept of the field, with the ones to use in docs/architecture.md."""
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_word_is_retired(name):
+    lines = MODULES[name].read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if RETIRED.search(line)] == []
+
+
+def test_module_docstrings_name_a_subject():
+    first = {name: ast.get_docstring(ast.parse(path.read_text())) for name, path in MODULES.items()}
+    assert [name for name, text in first.items() if not text or text.startswith("What ")] == []

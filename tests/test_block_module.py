@@ -54,14 +54,14 @@ def test_defaults():
     assert module.tree_codes is module.tree_signs is module.output_columns is None
     assert module.padded_lengths({}) is None
     assert learning_rates(module) == []
-    module.for_tower()
+    module.configure_for_embedding()
     module.scale_for(None)
     assert check_module(module, "block") is module
 
 
 def test_all_options_are_documented():
     text = BlockModule.__doc__
-    methods = {"for_tower", "scale_for", "padded_lengths", "tree_inputs", "has_tree_inputs"}
+    methods = {name for name in OPTIONS if callable(vars(BlockModule)[name])} | {"has_tree_inputs"}
     assert all(f"    {name} : " in text for name in OPTIONS if name not in methods)
     assert all(getattr(BlockModule, name).__doc__ for name in methods)
 
@@ -88,7 +88,7 @@ def test_parts_may_have_rates_of_their_own():
         ("learning_rate_scales", "learning_rate_scale"),
         ("out_feature", "out_features"),
         ("tree_code", "tree_codes"),
-        ("for_towers", "for_tower"),
+        ("configure_for_embeddings", "configure_for_embedding"),
         ("tree_input", "tree_inputs"),
     ],
 )
@@ -132,7 +132,7 @@ def test_tree_inputs_need_the_number_of_codes():
         check_module(Codes(), "block")
 
 
-def test_modules_within_modules_are_prepared_for_towers():
+def test_modules_within_modules_are_configured_for_embeddings():
     from sk_easytensor.networks.heads import EmbeddingHead
 
     class Outer(First):
@@ -143,7 +143,7 @@ def test_modules_within_modules_are_prepared_for_towers():
     class Inner(First):
         prepared = False
 
-        def for_tower(self):
+        def configure_for_embedding(self):
             self.prepared = True
 
     class Own(NumericBlock):

@@ -303,7 +303,7 @@ def test_categorical_features(columns):
         model = EasyTensorClassifier(categorical_features=columns, max_epochs=1, warm_start=True)
         y = [0, 1] * 20
         assert model.fit(X, y).fit(X, y).blocks_["category"].n_features_in_ == 3
-        with pytest.raises(ValueError, match="categorical_features changed since the fit"):
+        with pytest.raises(ValueError, match="categorical_features changed since the last fit"):
             model.set_params(categorical_features=["zip"]).fit(X, y)
 
 

@@ -133,7 +133,7 @@ def test_all_orders_give_exact_shapley_values(table, target):
     names = ["size", "city", "flag"]
     X = X[names]
     model.fit(X, y)
-    assert model.trees_share_ > 0
+    assert model.tree_weight_ > 0
     rows, background = X[:3], X[20:29]
     found = model.explain(rows, background=background, n_permutations=3)
     expected = shapley(lambda mixed: raw(model, mixed), rows, background)
@@ -181,7 +181,7 @@ def test_every_kind_of_column_and_trunk(every_kind, trunk, trees, monkeypatch):
     used = dict(zip(found.feature_names, np.abs(found.values).max(axis=0), strict=True))
     assert min(used[name] for name in ("size", "city", "text", "items", "when", "v")) > 1e-5
     # With every column replaced, rows are those that the values come from.
-    encoded = model._judged_model(model._encoder.encode(X), LocalBackend())
+    encoded = model._inspection_model(model._encoder.encode(X), LocalBackend())
     ours, theirs = torch.arange(0, 40), torch.arange(60, 100)
     with encoded.running():
         mixed = MixedRows(encoded.network_parts, ours, theirs)

@@ -33,11 +33,11 @@ def test_tabm_starts_with_unlike_members():
 
 def test_members_of_two_classes_are_averaged_as_probabilities():
     log_odds = torch.tensor([[0.3, -1.0, 2.0], [-30.0, -31.0, -29.0], [30.0, 31.0, 29.0]]).double()
-    combined = BinaryHead().combine(log_odds.float()[..., None])
+    combined = BinaryHead().average_members(log_odds.float()[..., None])
     mean, rest = torch.sigmoid(log_odds).mean(1), torch.sigmoid(-log_odds).mean(1)
     torch.testing.assert_close(combined[:, 0, 0], torch.log(mean / rest).float())
     certain = torch.tensor([[[900.0], [900.0]], [[-900.0], [-900.0]]])
-    torch.testing.assert_close(BinaryHead().combine(certain), certain[:, :1])
+    torch.testing.assert_close(BinaryHead().average_members(certain), certain[:, :1])
 
 
 @pytest.mark.parametrize("head", [BinaryHead(), MultilabelHead(1)])

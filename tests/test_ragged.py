@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sk_easytensor.tensors import Ragged, TensorFrame
-from sk_easytensor.training.dataset import EncodedRows
+from sk_easytensor.training.dataset import EncodedDataset
 
 LISTS = [[1, 2, 3], [], [4], [5, 6]]
 NAN = float("nan")
@@ -58,7 +58,7 @@ WAYS = {
         "events", {"codes": [0]}, torch.tensor([3, 2, 1, 0])
     ),
     "pickle": lambda frame: (
-        pickle.loads(pickle.dumps(EncodedRows(frame, torch.zeros(4), torch.ones(4)))).frame
+        pickle.loads(pickle.dumps(EncodedDataset(frame, torch.zeros(4), torch.ones(4)))).frame
     ),
 }
 

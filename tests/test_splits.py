@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.training.dataset import EncodedRows, merge_duplicates, validation_rows
+from sk_easytensor.training.dataset import EncodedDataset, merge_duplicates, validation_rows
 
 
 def split(sizes, fraction, seed=0):
@@ -74,7 +74,7 @@ def test_which_rows_is_random():
 def rows_of(values):
     values = torch.tensor(values, dtype=torch.float32)
     frame = TensorFrame({"numeric": {"values": values[:, None]}})
-    return EncodedRows(frame, values, torch.ones(len(values)))
+    return EncodedDataset(frame, values, torch.ones(len(values)))
 
 
 def test_equal_rows_are_merged_up_to_four_copies():

@@ -30,9 +30,9 @@ from sk_easytensor.networks.heads import (
     SampledSoftmaxHead,
 )
 from sk_easytensor.training.blend import tree_rows
-from sk_easytensor.training.dataset import EncodedRows, SpilledRows, gather_rows
+from sk_easytensor.training.dataset import EncodedDataset, MemoryMappedDataset, materialize
 from sk_easytensor.trees import boosting as boosted
-from sk_easytensor.trees.boosting import LeftRows, told_by_others
+from sk_easytensor.trees.boosting import TreeDataset, cross_fitted_target_encoding
 from sk_easytensor.trees.forest import TreesModule, places_of_bits
 
 N_TRAIN, N_VALID = 700, 200
@@ -87,8 +87,8 @@ TARGETS = {
 
 
 def grow(head, columns, target, trees=None, weight=None):
-    rows = LeftRows(columns[:N_TRAIN], target[:N_TRAIN], weight)
-    valid = LeftRows(columns[N_TRAIN:], target[N_TRAIN:], None)
+    rows = TreeDataset(columns[:N_TRAIN], target[:N_TRAIN], weight)
+    valid = TreeDataset(columns[N_TRAIN:], target[N_TRAIN:], None)
     return (trees or BoostedTrees(max_iter=40)).grow(head, rows, valid, CODES, seed=0)
 
 
@@ -155,21 +155,21 @@ def test_a_target_that_never_varies_keeps_its_value(columns, score):
 
 def test_trees_of_single_leaves_are_none(score):
     """Without validation rows nothing else would end with none of them."""
-    rows = LeftRows(np.ones((300, 1), np.int32), score[:300, None], None)
+    rows = TreeDataset(np.ones((300, 1), np.int32), score[:300, None], None)
     assert BoostedTrees().grow(RegressionHead(), rows, None, [(2, True)], 0) is None
     X = {"a": np.ones(300)}
     model = EasyTensorRegressor(validation_fraction=None, **QUICK).fit(X, score[:300])
-    assert model.trees_share_ == 0
+    assert model.tree_weight_ == 0
     assert np.isfinite(model.predict(X)).all()
 
 
 def test_validation_rows_that_tell_nothing_are_as_good_as_none(columns):
-    rows = LeftRows(columns[:300], np.arange(300) % 2, None)
-    classes = LeftRows(columns[300:400], np.full(100, 2), None)
+    rows = TreeDataset(columns[:300], np.arange(300) % 2, None)
+    classes = TreeDataset(columns[300:400], np.full(100, 2), None)
     alone = BoostedTrees(max_iter=5).grow(MulticlassHead(3), rows, None, CODES, 0)
     grown = BoostedTrees(max_iter=5).grow(MulticlassHead(3), rows, classes, CODES, 0)
     assert np.array_equal(grown[0].values, alone[0].values)
-    weightless = LeftRows(columns[300:400], np.arange(100) % 2, np.zeros(100, np.float32))
+    weightless = TreeDataset(columns[300:400], np.arange(100) % 2, np.zeros(100, np.float32))
     grown = BoostedTrees(max_iter=5).grow(MulticlassHead(3), rows, weightless, CODES, 0)
     assert np.array_equal(grown[0].values, alone[0].values)
 
@@ -187,7 +187,7 @@ def test_columns_without_numbers_in_rows_of_weight(columns, numbers):
 def test_codes_that_cannot_be_told_apart_share_rows(columns):
     many = np.arange(N_TRAIN + N_VALID) * 37 % 50
     target = many % 3
-    rows = LeftRows(many[:N_TRAIN, None].astype(np.int32), target[:N_TRAIN], None)
+    rows = TreeDataset(many[:N_TRAIN, None].astype(np.int32), target[:N_TRAIN], None)
     grown = BoostedTrees(max_iter=3).grow(MulticlassHead(3), rows, None, [(5000, False)], 0)
     assert len(grown[0].code_rows) == 5000
     assert len(grown[0].open_leaves) <= 254
@@ -212,7 +212,7 @@ def test_many_rows_have_trees_of_more_and_larger_leaves(n_rows, leaves, fewest):
     target = np.sin(codes / 9) + 9 * (codes == 201)
 
     def grow(trees):
-        rows = LeftRows(codes, target, None)
+        rows = TreeDataset(codes, target, None)
         grown = trees.grow(RegressionHead(), rows, None, [(202, True)], 0)
         outputs = TreesModule(grown, 0.5)(torch.from_numpy(codes))
         return grown[0].values.shape[1], bool(outputs[-1] != outputs[-11])
@@ -291,7 +291,7 @@ def test_a_row_is_not_told_its_own_target(codes, place, shift, weighted):
     before = np.linspace(-1, 1, len(codes))
     after = before.copy()
     after[place] += shift
-    told = [told_by_others(codes, 6, target, weight, 0) for target in (before, after)]
+    told = [cross_fitted_target_encoding(codes, 6, target, weight, 0) for target in (before, after)]
     means = [np.average(target, weights=weight) for target in (before, after)]
     # It reaches the row by the mean of all rows alone.
     assert abs(told[1][0][place] - told[0][0][place]) <= abs(means[1] - means[0]) + 1e-9
@@ -301,7 +301,7 @@ def test_a_row_is_not_told_its_own_target(codes, place, shift, weighted):
 
 def test_categories_are_smoothed_means():
     codes, target = np.repeat([0, 1], [90, 10]), np.repeat([1.0, 0.0], [90, 10])
-    inside, values = told_by_others(codes, 3, target, None, 0)
+    inside, values = cross_fitted_target_encoding(codes, 3, target, None, 0)
     assert values == pytest.approx([(90 + 9) / 100, 9 / 20, 0.9])
     assert inside[:90].min() > 0.98
     assert inside[90:].max() < 0.6
@@ -395,9 +395,9 @@ def test_trees_help(table, model):
     X, y = table
     alone = EasyTensorRegressor(**QUICK, trees=None)
     alone.fit(X[:400], y[:400], eval_set=[(X[400:], y[400:])])
-    assert alone.trees_share_ == 0
+    assert alone.tree_weight_ == 0
     assert alone.network_.trees is None
-    assert 0.5 < model.trees_share_ <= 1
+    assert 0.5 < model.tree_weight_ <= 1
     assert model.score(X[400:], y[400:]) > alone.score(X[400:], y[400:]) + 0.3
     # The network is trained without them, and evaluated with them.
     training = alone.evals_result_["training"]["squared_error"]
@@ -439,7 +439,7 @@ def test_validation_rows_tell_how_sure_classes_are(table, model):
 
 def test_shares_are_equal_without_validation_rows(table):
     model = EasyTensorRegressor(**QUICK, validation_fraction=None).fit(*table)
-    assert model.trees_share_ == 0.5
+    assert model.tree_weight_ == 0.5
     assert model.network_.trees.grown[0].n_trees == 100
 
 
@@ -448,7 +448,7 @@ def test_a_network_that_knows_better_counts_more(table):
     y = X["b"].to_numpy() * 4
     trees = BoostedTrees(max_iter=1)
     model = EasyTensorRegressor(trees=trees, max_epochs=40, learning_rate=0.02, random_state=0)
-    assert model.fit(X, y).trees_share_ < 0.2
+    assert model.fit(X, y).tree_weight_ < 0.2
 
 
 def test_a_network_that_counts_for_nothing_is_not_asked(table, model, monkeypatch):
@@ -460,9 +460,9 @@ def test_a_network_that_counts_for_nothing_is_not_asked(table, model, monkeypatc
     frame, head = model._encoder.encode(X), model._head
     with torch.no_grad():
         read = {name: reader(**frame[name]) for name, reader in network.readers().items()}
-        joined = network.combine_read(read, head)
+        joined = network.average_read(read, head)
         assert not asked
-        assert torch.equal(joined, network.combine(frame, head))
+        assert torch.equal(joined, network.average_members(frame, head))
     model.transform(X)
     assert asked
     hook.remove()
@@ -483,9 +483,9 @@ def test_rows_in_files_are_read_piece_by_piece(table, model):
     """What trees see of rows that are too many for memory is what they see of others."""
     X, _ = table
     frame = model._encoder.encode(X)
-    rows = EncodedRows(frame, torch.arange(600.0)[:, None], torch.ones(600))
-    spilled = gather_rows([rows.take(slice(i, i + 100)) for i in range(0, 600, 100)], memory=1)
-    assert isinstance(spilled, SpilledRows)
+    rows = EncodedDataset(frame, torch.arange(600.0)[:, None], torch.ones(600))
+    spilled = materialize([rows.take(slice(i, i + 100)) for i in range(0, 600, 100)], memory=1)
+    assert isinstance(spilled, MemoryMappedDataset)
     whole, pieces = (tree_rows(model.network_, each, 600, 0) for each in (rows, spilled))
     np.testing.assert_array_equal(whole.columns, pieces.columns)
     np.testing.assert_array_equal(whole.target, pieces.target)
@@ -498,7 +498,7 @@ def test_rows_in_files_are_read_piece_by_piece(table, model):
 def test_few_rows_have_no_trees(rows, table):
     X, y = table
     model = EasyTensorRegressor(**QUICK, validation_fraction=None).fit(X[:rows], y[:rows])
-    assert model.trees_share_ == 0
+    assert model.tree_weight_ == 0
 
 
 def test_texts_and_lists_are_not_for_trees():
@@ -506,7 +506,7 @@ def test_texts_and_lists_are_not_for_trees():
     X = {"text": texts, "list": [[1.0, 2.0, 3.0], [3.0]] * 60}
     blocks = [("text", TextBlock(), "text"), ("list", NumericSequenceBlock(), "list")]
     model = EasyTensorClassifier(blocks, **QUICK).fit(X, [0, 1] * 60)
-    assert model.trees_share_ == 0
+    assert model.tree_weight_ == 0
 
 
 def test_parameters_can_be_searched(table):
@@ -541,13 +541,13 @@ def test_going_on_keeps_the_trees(table):
     assert model.network_.trees.grown is before
     model.partial_fit(X, y)
     assert model.network_.trees.grown is before
-    with pytest.raises(ValueError, match="trees changed since the fit"):
+    with pytest.raises(ValueError, match="trees changed since the last fit"):
         model.set_params(trees=None).fit(X, y)
 
 
 def test_partial_fit_grows_none(table):
     model = EasyTensorRegressor(**QUICK).partial_fit(*table)
-    assert model.trees_share_ == 0
+    assert model.tree_weight_ == 0
     assert model.network_.trees is None
 
 

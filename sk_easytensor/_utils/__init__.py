@@ -1,1 +1,1 @@
-"""What every part of the library uses: checks, files, threads, locks."""
+"""Helpers for every part of the library: checks, files, threads, locks."""

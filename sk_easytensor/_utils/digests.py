@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 __all__ = [
+    "Digest",
     "array_digest",
     "table_digest",
 ]
@@ -54,6 +55,25 @@ def array_digest(*arrays):
     """
     whole = [np.ascontiguousarray(array) for array in arrays]
     return joblib.hash(whole, hash_name="sha1")[:16]
+
+
+class Digest:
+    """A short digest of arrays and tensors, some after the others."""
+
+    def __init__(self):
+        self._summed = hashlib.sha256()
+
+    def add(self, *arrays):
+        """Take in some more."""
+        for array in arrays:
+            if hasattr(array, "detach"):
+                array = array.detach().cpu().numpy()
+            self._summed.update(str((array.dtype, array.shape)).encode())
+            self._summed.update(np.ascontiguousarray(array))
+        return self
+
+    def __str__(self):
+        return self._summed.hexdigest()[:16]
 
 
 class HashingFile:

@@ -10,6 +10,8 @@ from pathlib import Path
 from uuid import uuid4
 from weakref import WeakValueDictionary
 
+from sk_easytensor._utils.storage import is_running
+
 __all__ = [
     "LOCK",
     "Lock",
@@ -114,7 +116,7 @@ class Lock:
 
 
 def described(data):
-    """Return what a lock's file says of the process; nothing if it is torn."""
+    """Return what a lock's file says of the process; nothing if it is corrupt."""
     try:
         found = json.loads(data)
     except ValueError:
@@ -150,12 +152,8 @@ def is_alive(process, started=None):
     """
     if os.name != "posix":
         return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+    if not is_running(process):
         return False
-    except (PermissionError, OverflowError):
-        pass
     now = _status(process)
     if now is None:
         return True

@@ -58,19 +58,7 @@ def write_whole(path, data, owner):
         raise FileNotFoundError(f"{owner}: directory {str(path.parent)!r} does not exist")
     if isinstance(data, str):
         data = data.encode("utf-8", errors="backslashreplace")
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            # Renamed files may be empty after a power cut otherwise.
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        # What cannot be written cannot always be removed.
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    DirectoryStore(path.parent).write(path.name, data)
     return path
 
 

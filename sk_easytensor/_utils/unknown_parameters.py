@@ -1,4 +1,4 @@
-"""What parameters of other libraries are called here, for errors about unknown parameters."""
+"""Names of other libraries' parameters, for errors about unknown ones."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 
-class GrowingParametersMixin:
+class ParametersMixin:
     """Parameters of classes that grow: by later versions, and by subclasses of the user's.
 
     Pickles of earlier versions load; parameters added since get their defaults. Subclasses whose

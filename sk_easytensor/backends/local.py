@@ -38,15 +38,15 @@ class LocalBackend(LocalExecutor):
         Parameters
         ----------
         X, y, sample_weight, read, check_target, where
-            As of :func:`~sk_easytensor.training.dataset.read_records`.
+            As of :func:`~sk_easytensor.training.dataset.read_dataset`.
 
         Returns
         -------
-        Records
+        TableDataset
         """
-        from sk_easytensor.training.dataset import read_records
+        from sk_easytensor.training.dataset import read_dataset
 
-        return read_records(X, y, sample_weight, read, check_target, where)
+        return read_dataset(X, y, sample_weight, read, check_target, where)
 
     def merged(self, rows, batch_size):
         """Merge equal rows where that changes nothing but time."""
@@ -57,7 +57,7 @@ class LocalBackend(LocalExecutor):
 
         Parameters
         ----------
-        rows : EncodedRows
+        rows : EncodedDataset
             All rows.
         strata : callable
             Takes targets and returns the group of each row.
@@ -106,7 +106,7 @@ class LocalBackend(LocalExecutor):
         """
         return call(X)
 
-    def over_chunks(self, X, y, sample_weight, function, random_state, check):
+    def map_chunks(self, X, y, sample_weight, function, random_state, check):
         """Apply a function to chunks of rows with targets and weights; here there is one chunk.
 
         Parameters

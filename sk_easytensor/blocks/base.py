@@ -25,14 +25,14 @@ A block that learns from training rows, as most do, has two more:
 Everything else has a default:
 
 - ``check_parameters()`` raises ``ValueError`` for the first parameter that is invalid, by name.
-- ``kind`` and ``detects(column)``, or ``groups(table, columns)``, make a block part of the
+- ``kind`` and ``detects(column)``, or ``assign_columns(table, columns)``, make a block part of the
   automatic choice: see :func:`~sk_easytensor.blocks.register_block`.
 - ``flatten(encoding)`` and ``get_feature_names_out()`` give the encoding as one matrix, for use
   without a network. A block with ragged entries defines both.
 - ``encoding_columns(encoding)`` names the input column of each part of the encoding. A block
   defines it if its entries do not have one position for each of its columns, in their order.
 - ``renamed(names)`` is extended by a block that stores names of columns.
-- ``takes(table)`` returns the columns that no other block gets, all of them by default.
+- ``claimed_columns(table)`` returns the columns that no other block gets, all of them by default.
 - ``unseen_columns(table, encoding)`` lists the columns to warn of.
 - ``to_onnx(graph)`` writes the encoding in ONNX operators, for export with raw columns.
 
@@ -54,7 +54,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor._utils.runtime import with_library_settings
 from sk_easytensor._utils.skops import ArrowStateMixin
-from sk_easytensor._utils.validation import GrowingParametersMixin
+from sk_easytensor._utils.validation import ParametersMixin
 from sk_easytensor.data.columns import in_words, show_value, type_name
 from sk_easytensor.data.lists import is_list
 from sk_easytensor.data.summaries import SummaryMap
@@ -66,7 +66,7 @@ __all__ = [
 ]
 
 
-class Block(ArrowStateMixin, GrowingParametersMixin, TransformerMixin, BaseEstimator, ABC):
+class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, ABC):
     """Base class of all blocks.
 
     A subclass defines :meth:`accepts`, :meth:`encode` and :meth:`make_module`; one that learns from
@@ -316,7 +316,7 @@ class Block(ArrowStateMixin, GrowingParametersMixin, TransformerMixin, BaseEstim
         return []
 
     @classmethod
-    def groups(cls, table, columns):
+    def assign_columns(cls, table, columns):
         """Say which columns to read when blocks are chosen automatically.
 
         Parameters
@@ -334,7 +334,7 @@ class Block(ArrowStateMixin, GrowingParametersMixin, TransformerMixin, BaseEstim
         found = [name for name in columns if cls.detects(table.column(name))]
         return [found] if found else []
 
-    def takes(self, table):
+    def claimed_columns(self, table):
         """Return which of the columns given to the block the remainder does not get as well."""
         return table.column_names
 

@@ -315,7 +315,9 @@ class CategoryBlock(Block):
 
     def make_module(self):
         widths = [self.width or default_width(size) for size in self._sizes()]
-        return CategoryModule(widths, self._trust(), self.unseen_probability, self._rareness())
+        return CategoryModule(
+            widths, self._shrinkage_factors(), self.unseen_probability, self._rareness()
+        )
 
     def _sizes(self):
         """Return how many categories of each column there are rows enough to learn."""
@@ -324,10 +326,12 @@ class CategoryBlock(Block):
         # Where none occurs twice they are identifiers, and rows are no measure of what they mean.
         return [
             size if counts.max(initial=1) <= 1 else float(trust.sum())
-            for size, counts, trust in zip(self.n_codes, self.counts_, self._trust(), strict=True)
+            for size, counts, trust in zip(
+                self.n_codes, self.counts_, self._shrinkage_factors(), strict=True
+            )
         ]
 
-    def _trust(self):
+    def _shrinkage_factors(self):
         """How far each code's vector may start from the column's common one, from 0 to 1."""
         if self.hash_buckets is not None:
             return [np.ones(size, dtype=np.float32) for size in self.n_codes]
@@ -553,7 +557,7 @@ class CategoryModule(BlockModule):
             self.register_buffer(f"columns_{group}", torch.tensor(columns))
             self.register_buffer(f"starts_{group}", torch.cumsum(sizes, 0) - sizes)
 
-    def for_tower(self):
+    def configure_for_embedding(self):
         """Hide and slow down nothing: towers are to tell rare users and items apart."""
         self.hides_rare = False
         self._trust_all()
@@ -585,7 +589,7 @@ class CategoryModule(BlockModule):
         torch.Tensor of shape (batch, sum of widths)
         """
         if self.training and (self.hides_rare or self.unseen_probability > 0):
-            codes = self._hide(codes)
+            codes = self._mask_rare(codes)
         parts = []
         for group, table in enumerate(self.tables):
             columns = getattr(self, f"columns_{group}")
@@ -625,7 +629,7 @@ class CategoryModule(BlockModule):
         shown = [index for index, size in enumerate(self.n_codes) if size <= MOST_EXACT]
         return codes if len(shown) == codes.shape[1] else codes[:, shown]
 
-    def _hide(self, codes):
+    def _mask_rare(self, codes):
         probability = self.unseen_probability
         if self.hides_rare:
             probability = self.hidden[codes + self.first_code].clamp(min=probability)

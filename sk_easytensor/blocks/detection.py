@@ -44,7 +44,7 @@ BLOCKS = [
     CategoryBlock,
     NumericBlock,
 ]
-"""Blocks that are chosen automatically; the first whose ``groups`` names a column takes it."""
+"""Blocks of the automatic choice; a column goes to the first whose ``assign_columns`` names it."""
 
 BUILT_IN = tuple(BLOCKS)
 
@@ -95,9 +95,9 @@ def register_block(block_class=None, *, before=None):
     Parameters
     ----------
     block_class : type
-        Subclass of :class:`~sk_easytensor.Block` that defines ``detects`` (or ``groups``) and has a
-        ``kind`` of its own. It is created without arguments. A class of the same module and name
-        that was registered earlier is replaced.
+        Subclass of :class:`~sk_easytensor.Block` that defines ``detects`` (or ``assign_columns``)
+        and has a ``kind`` of its own. It is created without arguments. A class of the same module
+        and name that was registered earlier is replaced.
     before : type, optional
         A class of the automatic choice to come directly before.
 
@@ -112,8 +112,8 @@ def register_block(block_class=None, *, before=None):
         If `block_class` is no subclass of ``Block``, is abstract (the message names the methods
         that are missing), or cannot be created without arguments.
     ValueError
-        If it defines neither ``detects`` nor ``groups``, if its ``kind`` is that of another block,
-        or if `before` is not part of the automatic choice.
+        If it defines neither ``detects`` nor ``assign_columns``, if its ``kind`` is that of another
+        block, or if `before` is not part of the automatic choice.
 
     See Also
     --------
@@ -215,10 +215,10 @@ def _check_registrable(block_class):
             f"parameter needs a default; {needed[0]!r} has none"
         )
     detects = block_class.detects.__func__ is not Block.detects.__func__
-    if not detects and block_class.groups.__func__ is Block.groups.__func__:
+    if not detects and block_class.assign_columns.__func__ is Block.assign_columns.__func__:
         raise ValueError(
-            f"register_block: {name} defines neither detects nor groups, and so would never be "
-            "chosen. Define a class method detects(column) that returns True of its columns"
+            f"register_block: {name} defines neither detects nor assign_columns, and so would "
+            "never be chosen. Define a class method detects(column), true of its columns"
         )
     kind = block_class.kind
     if not isinstance(kind, str) or not kind or "__" in kind or kind == Block.kind:
@@ -263,7 +263,7 @@ def detect_blocks(table, columns, categories=()):
     """
     found, rest = [], list(columns)
     for block_class in tuple(BLOCKS):
-        groups = list(block_class.groups(table, rest))
+        groups = list(block_class.assign_columns(table, rest))
         rest = [name for name in rest if not any(name in group for group in groups)]
         if block_class is CategoryBlock and categories:
             known = {*categories, *(name for group in groups for name in group)}

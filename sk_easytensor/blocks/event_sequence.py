@@ -190,7 +190,7 @@ class EventSequenceBlock(SequenceBlock):
         return pa.types.is_struct(column.type.value_type) or is_time(column.type.value_type)
 
     @classmethod
-    def groups(cls, table, columns):
+    def assign_columns(cls, table, columns):
         """Group the columns whose lists have one length in every row.
 
         Lists of numbers only are channels of a series, and a list on its own describes events
@@ -225,7 +225,7 @@ class EventSequenceBlock(SequenceBlock):
                 f"{kind}{self.categories!r}"
             )
 
-    def takes(self, table):
+    def claimed_columns(self, table):
         now = find_now(table, self.now)
         return [name for name in table.column_names if name != now]
 

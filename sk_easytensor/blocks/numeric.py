@@ -183,12 +183,12 @@ class NumericBlock(BinnedMixin, Block):
             width=self.width,
             frequencies=self.frequencies,
             frequency_scale=self.frequency_scale,
-            trust=self._trust(),
+            trust=self._shrinkage_factors(),
         )
         module.learning_rate_scale = RATE
         return module
 
-    def _trust(self):
+    def _shrinkage_factors(self):
         """How far the steps between the bins of each column are trusted, from 0 to 1."""
         if not hasattr(self, "rows_per_bin_"):
             # Fitted by version 0.1, which trusted them all.
@@ -369,7 +369,7 @@ class NumericModule(NumericCodes):
             nn.init.uniform_(self.mix, -bound, bound)
             self.bias = nn.Parameter(torch.zeros(n_columns, width))
 
-    def for_tower(self):
+    def configure_for_embedding(self):
         """Learn at the common rate: pairs look a tower's bins up many times a step."""
         self.learning_rate_scale = 1.0
         if self.embedding == "piecewise":

@@ -127,7 +127,7 @@ class NumericSequenceBlock(SequenceBlock):
         return any(test(column.type.value_type) for test in tests)
 
     @classmethod
-    def groups(cls, table, columns):
+    def assign_columns(cls, table, columns):
         """Group the columns whose lists have one length in every row."""
         return same_lengths(table, [name for name in columns if cls.detects(table.column(name))])
 

@@ -25,7 +25,7 @@ from sk_easytensor.networks.two_tower import embed
 from sk_easytensor.tensors import TensorFrame
 
 __all__ = [
-    "FittedPart",
+    "ModelSnapshot",
     "PretrainedBlock",
     "Representation",
     "fitted_part",
@@ -67,7 +67,7 @@ class Representation:
     normalized: bool = False
 
 
-class FittedPart:
+class ModelSnapshot:
     """Fitted blocks with the weights of the network that reads them; never changed.
 
     Parameters
@@ -253,7 +253,7 @@ class RepresentationModule(BlockModule):
         Parameters
         ----------
         **encoding : torch.Tensor or Ragged
-            Entries as :meth:`FittedPart.encode` names them.
+            Entries as :meth:`ModelSnapshot.encode` names them.
 
         Returns
         -------
@@ -289,25 +289,25 @@ def fitted_part(estimator, block=None):
     Parameters
     ----------
     estimator : object
-        With ``representation()``, or a :class:`FittedPart`.
+        With ``representation()``, or a :class:`ModelSnapshot`.
     block : str, optional
         Name of a block; by default all up to the representation.
 
     Returns
     -------
-    FittedPart
+    ModelSnapshot
 
     Raises
     ------
     TypeError
-        If there is no representation to be had of it.
+        If there is no representation of it.
     NotFittedError
         If it is not fitted.
     ValueError
         If it has no such block; the message lists those there are.
     """
     owner = type(estimator).__name__
-    if isinstance(estimator, FittedPart):
+    if isinstance(estimator, ModelSnapshot):
         if estimator.block == block:
             return estimator
         owner = estimator.owner
@@ -336,7 +336,7 @@ def fitted_part(estimator, block=None):
     with LOCK:
         kept = PARTS.setdefault(estimator, {})
         if block not in kept or not kept[block].holds(representation):
-            kept[block] = FittedPart(owner, representation, block)
+            kept[block] = ModelSnapshot(owner, representation, block)
         return kept[block]
 
 
@@ -498,7 +498,7 @@ class PretrainedBlock(Block):
         """Return True: which types can be read is for the estimator's blocks to say."""
         return True
 
-    def takes(self, table):
+    def claimed_columns(self, table):
         wanted = set(fitted_part(self.estimator, self.block).columns)
         return [name for name in table.column_names if name in wanted]
 

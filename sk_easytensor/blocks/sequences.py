@@ -1,4 +1,4 @@
-"""What the blocks for sequences have in common: parameters, the encoder, and plain features."""
+"""Base of the blocks for sequences: parameters, the encoder, and plain features."""
 
 from __future__ import annotations
 

@@ -391,7 +391,7 @@ def _special_column(values, name, rows):
     if any(map(_is_duration, kinds)):
         if not all(map(_is_duration, kinds)):
             raise _unlike(name, found, given[places], _is_duration)
-        return _durations(values, name)
+        return _durations(values, name, given)
     array = _object_array(values)
     if all(map(_is_interval, kinds)):
         import pandas as pd
@@ -454,13 +454,18 @@ def _dates(found, kinds, name, rows, places):
             stamp = pd.Timestamp(getattr(value, "start_time", value))
             finer = finer or stamp.nanosecond != 0
             values[place] = stamp if zone is None else stamp.tz_convert(zone)
-        times = pd.DatetimeIndex(values).as_unit("ns" if finer else "us")
+        unit = "ns" if finer else "us"
+        for place, _ in moments:
+            values[place] = values[place].as_unit(unit)
     except (TypeError, ValueError, OverflowError) as error:
-        raise TypeError(f"column {name!r} holds dates that cannot be read: {error}") from error
-    return column_of(pd.Series(times), name)
+        raise TypeError(
+            f"column {name!r} holds dates that cannot be read, the first of them in row "
+            f"{rows[place]}: {error}"
+        ) from error
+    return column_of(pd.Series(pd.DatetimeIndex(values).as_unit(unit)), name)
 
 
-def _durations(values, name):
+def _durations(values, name, rows):
     """Read durations of Python, NumPy and pandas; years and months have NumPy's mean lengths."""
     import pandas as pd
 
@@ -469,10 +474,23 @@ def _durations(values, name):
         if isinstance(value, np.timedelta64) and np.datetime_data(value.dtype)[0] in ("Y", "M"):
             array[place] = value.astype("m8[s]")
     try:
-        found = pd.Series(pd.to_timedelta(array))
+        return column_of(pd.Series(pd.to_timedelta(array)), name)
     except (TypeError, ValueError, OverflowError) as error:
-        raise TypeError(f"column {name!r} holds durations that cannot be read: {error}") from error
-    return column_of(found, name)
+        largest = max(range(len(array)), key=lambda row: _seconds_of(array[row]))
+        raise TypeError(
+            f"column {name!r} holds durations that cannot be read, such as that in row "
+            f"{rows[largest]}: {error}"
+        ) from error
+
+
+def _seconds_of(value):
+    """Return about how many seconds a duration has, 0 if it is missing."""
+    if isinstance(value, np.timedelta64):
+        count = value.astype(np.int64)
+        one = np.timedelta64(1, np.datetime_data(value.dtype))
+        seconds = float(one / np.timedelta64(1, "s"))
+        return 0.0 if np.isnat(value) else abs(float(count) * seconds)
+    return abs(value.total_seconds()) if isinstance(value, dt.timedelta) and value == value else 0.0
 
 
 def _object_array(values):

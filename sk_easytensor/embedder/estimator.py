@@ -22,12 +22,12 @@ from sk_easytensor.data.validation import errors_name
 from sk_easytensor.embedder.objectives import (
     AT_LEAST,
     OBJECTIVES,
-    PairDrawing,
-    UserMaker,
+    PairSampling,
+    UserEncoder,
     count_pairs,
     count_users,
 )
-from sk_easytensor.embedder.slices import InPieces
+from sk_easytensor.embedder.slices import WindowedBackend
 from sk_easytensor.embedder.tables import (
     check_length,
     check_pairs,
@@ -40,7 +40,7 @@ from sk_easytensor.estimators.inputs import deciding_first, eval_names
 from sk_easytensor.estimators.stored import Vectors, of_stored_rows
 from sk_easytensor.estimators.trained import TrainedEstimator, restored_on_error
 from sk_easytensor.events import collect_sequences
-from sk_easytensor.export.adapters import EmbedderAnswer
+from sk_easytensor.export.adapters import EmbedderAdapter
 from sk_easytensor.networks import Sum
 from sk_easytensor.report.report import summarize_table
 from sk_easytensor.tracking import tracked
@@ -235,7 +235,7 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
     ((3, 8), ['ann', 'bob', 'cid'])
     """
 
-    _export_adapter = EmbedderAnswer
+    _export_adapter = EmbedderAdapter
 
     def __init__(
         self,
@@ -380,13 +380,13 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
             )
         with backend.running(), ExitStack() as opened:
             given, lists = self._read_records(X, user, time, backend)
-            some = backend.some_rows(lists.table)
+            some = backend.sample_rows(lists.table)
             settings = view_settings(self, some, time)
             blocks = list_blocks(self, some, X if user is None else None, time)
             read = [name for _, _, columns in blocks for name in columns]
             cut_by = [name for name in (settings.label, settings.gap and time) if name]
             needed = [name for name in some.column_names if name in {*read, *cut_by}]
-            maker = UserMaker(OBJECTIVES[self.objective], settings, needed, type(self).__name__)
+            maker = UserEncoder(OBJECTIVES[self.objective], settings, needed, type(self).__name__)
             lists, rows, counts = self._read_users(lists, maker, backend)
             evals, sources = [], {"X": lists}
             tables = eval_tables(eval_set)
@@ -404,7 +404,7 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
             )
             names = eval_names([(X_eval, None) for _, X_eval in tables], X)
             evals = {names[index]: evals[index] for index in deciding_first(names)}
-            self._forget()
+            self._clear_state()
             self.n_users_, usable = counts
             self.n_users_without_pair_ = self.n_users_ - usable
             if self.n_users_without_pair_:
@@ -427,16 +427,16 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
     def _read_records(self, X, user, time, backend):
         """Return some of the rows that the user gave, and sequences with a row for each user."""
         records = backend.records(X, None, None, as_table, no_target)
-        given = backend.some_rows(records.table)
+        given = backend.sample_rows(records.table)
         return given, records if user is None else records.collected(user, time)
 
     def _read_users(self, lists, maker, backend):
         """Return the columns that are read, users with their sequences, and how many they are."""
         # Columns that are missing are named.
-        align_table(backend.some_rows(lists.table), maker.columns, owner=type(self).__name__)
+        align_table(backend.sample_rows(lists.table), maker.columns, owner=type(self).__name__)
         lists = lists.select(maker.columns)
         rows = lists.encoded(maker)
-        n_users, usable = map(int, sum(rows.each(count_users)))
+        n_users, usable = map(int, sum(rows.map_chunks(count_users)))
         check_pairs(n_users, usable, maker.objective.lack)
         return lists, rows, (n_users, usable)
 
@@ -451,24 +451,24 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
         )
         lengths = [getattr(block, "max_length", None) for _, block, _ in blocks]
         shortest = min((length for length in lengths if length is not None), default=None)
-        pieces = InPieces(backend, table, shortest, type(self).__name__)
+        pieces = WindowedBackend(backend, table, shortest, type(self).__name__)
         self.tower_.fit_blocks(table, None, pieces, "user")
 
     def _train(self, rows, evals, random_state, backend, checkpoints):
         if set(evals) <= {"training"} and self.validation_fraction is not None:
             parts, held_out = backend.hold_out(
-                rows, has_pair, self.validation_fraction, random_state
+                rows, is_eligible, self.validation_fraction, random_state
             )
-            usable = [sum(part.each(count_users))[1] for part in (parts, *held_out)]
+            usable = [sum(part.map_chunks(count_users))[1] for part in (parts, *held_out)]
             if held_out and min(usable) >= AT_LEAST:
                 rows, evals = parts, {"valid_0": held_out[0], **evals}
         seed = int(random_state.randint(np.iinfo(np.int32).max))
         encode = partial(self.tower_.without_network().encode, backend=backend)
-        counts = [sum(part.each(count_pairs)) for part in (rows, *evals.values())]
-        rows = rows.map(PairDrawing(encode, [seed, 0], fresh=True))
-        # What judges is drawn once, so that epochs can be compared.
-        judges = [
-            valid.map(PairDrawing(encode, [seed, 1 + index], fresh=False))
+        counts = [sum(part.map_chunks(count_pairs)) for part in (rows, *evals.values())]
+        rows = rows.map(PairSampling(encode, [seed, 0], fresh=True))
+        # Validation pairs are drawn once, so that epochs can be compared.
+        validation = [
+            valid.map(PairSampling(encode, [seed, 1 + index], fresh=False))
             for index, valid in enumerate(evals.values())
         ]
         objective = OBJECTIVES[self.objective]
@@ -481,7 +481,7 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
         with seeded(seed):
             tower = self.tower_.make_network()
             network = objective.make_network(tower, max(counts), temperature, self.dropout)
-            result = backend.train(network, objective.head, rows, judges, settings)
+            result = backend.train(network, objective.head, rows, validation, settings)
         self._record_training(result)
 
     def __sklearn_is_fitted__(self):
@@ -524,6 +524,6 @@ def no_target(y):
     return None
 
 
-def has_pair(target):
+def is_eligible(target):
     """Return the groups of users that a validation part is drawn evenly from."""
     return target.numpy()

@@ -1,4 +1,4 @@
-"""What an embedder is trained on: pairs of parts of event sequences."""
+"""Objectives of embedders: pairs of parts of event sequences."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sk_easytensor.embedder.slices import Sequences, Stretches, cut_sessions, random_stretches
+from sk_easytensor.embedder.slices import Sequences, Slices, cut_sessions, random_slices
 from sk_easytensor.networks.heads import BinaryHead, SampledSoftmaxHead
 from sk_easytensor.networks.two_tower import TwoTowerNetwork
-from sk_easytensor.training.dataset import EncodedRows, FreshRows
+from sk_easytensor.training.dataset import EncodedDataset, ResampledDataset
 from sk_easytensor.training.pairs import PairFrame
 
 __all__ = [
     "AT_LEAST",
     "OBJECTIVES",
-    "DrawnPairs",
     "Objective",
-    "PairDraw",
-    "PairDrawing",
-    "UserMaker",
-    "UserRows",
+    "PairSampler",
+    "PairSampling",
+    "SampledPairs",
+    "UserDataset",
+    "UserEncoder",
     "ViewSettings",
     "count_pairs",
     "count_users",
@@ -36,7 +36,7 @@ class ViewSettings:
     Attributes
     ----------
     min_length, max_length : int, float or None
-        Bounds of random stretches; see :func:`~sk_easytensor.embedder.slices.random_stretches`.
+        Bounds of random slices; see :func:`~sk_easytensor.embedder.slices.random_slices`.
     time, gap, label : str, float and str, or None
         How sessions are cut; see :func:`~sk_easytensor.embedder.slices.cut_sessions`.
     """
@@ -49,12 +49,12 @@ class ViewSettings:
 
 
 @dataclass
-class DrawnPairs:
+class SampledPairs:
     """Parts of sequences, and which of them are taken together.
 
     Attributes
     ----------
-    left, right : Stretches
+    left, right : Slices
         The parts.
     left_rows, right_rows : ndarray of int64, shape (n_pairs,)
         For each pair, which part of either side.
@@ -62,8 +62,8 @@ class DrawnPairs:
         1 where both parts are of one user, else 0.
     """
 
-    left: Stretches
-    right: Stretches
+    left: Slices
+    right: Slices
     left_rows: np.ndarray
     right_rows: np.ndarray
     target: np.ndarray
@@ -108,7 +108,7 @@ class Objective(ABC):
 
     @property
     @abstractmethod
-    def has_pair(self):
+    def is_eligible(self):
         """Which users make a pair on their own, bool of shape (n_users,)."""
 
     @abstractmethod
@@ -124,7 +124,7 @@ class Objective(ABC):
 
         Returns
         -------
-        DrawnPairs
+        SampledPairs
         """
 
     @classmethod
@@ -150,7 +150,7 @@ class Objective(ABC):
 
 
 class Contrastive(Objective):
-    """Two random stretches of a user, to be found among those of all users of the batch.
+    """Two random slices of a user, to be found among those of all users of the batch.
 
     Notes
     -----
@@ -164,16 +164,16 @@ class Contrastive(Objective):
     lack = "fewer than two events"
 
     @property
-    def has_pair(self):
+    def is_eligible(self):
         return self.sequences.lengths > 1
 
     def draw(self, users, random):
-        users = users[self.has_pair[users]]
+        users = users[self.is_eligible[users]]
         bounds = self.settings.min_length, self.settings.max_length
-        left = random_stretches(self.sequences, users, *bounds, random)
-        right = random_stretches(self.sequences, users, *bounds, random)
+        left = random_slices(self.sequences, users, *bounds, random)
+        right = random_slices(self.sequences, users, *bounds, random)
         own = np.arange(len(users))
-        return DrawnPairs(left, right, own, own, np.ones(len(users), dtype=np.float32))
+        return SampledPairs(left, right, own, own, np.ones(len(users), dtype=np.float32))
 
     @classmethod
     def make_network(cls, tower, n_pairs, temperature, dropout):
@@ -212,7 +212,7 @@ class SessionPair(Objective):
         )
 
     @property
-    def has_pair(self):
+    def is_eligible(self):
         return self.sessions.counts > 1
 
     def draw(self, users, random):
@@ -222,12 +222,12 @@ class SessionPair(Objective):
         drawn = random.integers(np.minimum(counts - 1, 1), counts)
         session = sessions.part(sessions.offsets[lenders] + drawn)
         own = np.flatnonzero(counts > 1)
-        history = Stretches(self.sequences.offsets[lenders[own]], session.starts[own])
+        history = Slices(self.sequences.offsets[lenders[own]], session.starts[own])
         # Going on by less than a full turn, one never comes back to oneself.
         other = (own + random.integers(1, len(lenders), len(own))) % len(lenders)
         left_rows, right_rows = np.tile(np.arange(len(own)), 2), np.append(own, other)
         target = np.repeat(np.float32([1, 0]), len(own))
-        return DrawnPairs(history, session, left_rows, right_rows, target)
+        return SampledPairs(history, session, left_rows, right_rows, target)
 
     @classmethod
     def make_network(cls, tower, n_pairs, temperature, dropout):
@@ -239,7 +239,7 @@ class SessionPair(Objective):
 OBJECTIVES = {"contrastive": Contrastive, "session_pair": SessionPair}
 
 
-class PairDraw:
+class PairSampler:
     """Draws the pairs of an epoch and encodes them.
 
     Parameters
@@ -270,7 +270,7 @@ class PairDraw:
 
         Returns
         -------
-        EncodedRows
+        EncodedDataset
             Of a :class:`PairFrame`.
         """
         random = np.random.default_rng([*self.seed, epoch])
@@ -282,18 +282,18 @@ class PairDraw:
             torch.from_numpy(pairs.right_rows),
         )
         frame = PairFrame(left, right, left_rows, right_rows)
-        return EncodedRows(frame, torch.from_numpy(pairs.target), torch.ones(len(frame)))
+        return EncodedDataset(frame, torch.from_numpy(pairs.target), torch.ones(len(frame)))
 
 
 AT_LEAST = 2
 """Users that make a pair: fewer have nobody to be told from."""
 
 
-class UserRows:
+class UserDataset:
     """Users with their sequences.
 
-    Has what estimators ask of :class:`~sk_easytensor.training.dataset.EncodedRows` until pairs are
-    drawn; see :class:`PairDrawing`.
+    Has the methods of :class:`~sk_easytensor.training.dataset.EncodedDataset` that estimators call
+    before pairs are drawn; see :class:`PairSampling`.
 
     Parameters
     ----------
@@ -314,7 +314,7 @@ class UserRows:
 
     @property
     def target(self):
-        return torch.from_numpy(self.objective.has_pair[self.users].astype(np.int64))
+        return torch.from_numpy(self.objective.is_eligible[self.users].astype(np.int64))
 
     @property
     def nbytes(self):
@@ -326,19 +326,19 @@ class UserRows:
 
     def take(self, rows):
         """Return some of the users, given by an int64 tensor."""
-        return UserRows(self.objective, self.users[rows.numpy()])
+        return UserDataset(self.objective, self.users[rows.numpy()])
 
     def map(self, function):
         """Apply a function to the rows."""
         return function(self)
 
-    def each(self, function):
+    def map_chunks(self, function):
         """Return what a function gives for the rows, as a list."""
         return [function(self)]
 
 
-class UserMaker:
-    """Makes :class:`UserRows` of a table of lists; picklable, so that any process can do it.
+class UserEncoder:
+    """Makes :class:`UserDataset` of a table of lists; picklable, so that any process can do it.
 
     Parameters
     ----------
@@ -388,12 +388,12 @@ class UserMaker:
         return self._rows(Sequences.joined([piece.objective.sequences for piece in kept]))
 
     def _rows(self, sequences):
-        return UserRows(self.objective(sequences, self.settings))
+        return UserDataset(self.objective(sequences, self.settings))
 
 
 @dataclass
-class PairDrawing:
-    """Draws pairs of users: called with :class:`UserRows`, it returns rows of pairs.
+class PairSampling:
+    """Draws pairs of users: called with :class:`UserDataset`, it returns rows of pairs.
 
     Parameters
     ----------
@@ -416,8 +416,8 @@ class PairDrawing:
                 f"of the {len(rows)} users that one worker trains or validates on, {usable} make a "
                 f"pair, and {AT_LEAST} at least have to; use fewer workers or more users"
             )
-        draw = PairDraw(rows.objective, rows.users, self.encode, self.seed)
-        return FreshRows(draw) if self.fresh else draw(0)
+        draw = PairSampler(rows.objective, rows.users, self.encode, self.seed)
+        return ResampledDataset(draw) if self.fresh else draw(0)
 
 
 def count_users(rows):

@@ -17,27 +17,27 @@ from sk_easytensor.blocks.events import is_time, seconds
 from sk_easytensor.data.columns import RowError, type_name
 from sk_easytensor.data.lists import read_lists
 from sk_easytensor.data.summaries import SummaryMap
-from sk_easytensor.events import contiguous, decoded, gather_rows
+from sk_easytensor.events import contiguous, decoded, materialize
 
 __all__ = [
-    "InPieces",
     "Sequences",
     "Sessions",
-    "Stretches",
-    "consecutive_stretches",
+    "Slices",
+    "WindowedBackend",
+    "consecutive_slices",
     "cut_sessions",
     "gap_seconds",
-    "random_stretches",
+    "random_slices",
 ]
 
 
 @dataclass
-class Stretches:
+class Slices:
     """Contiguous parts of sequences: the events from a start up to a stop, which is not included.
 
     Attributes
     ----------
-    starts, stops : ndarray of int64, shape (n_stretches,)
+    starts, stops : ndarray of int64, shape (n_slices,)
         Positions among the events of all sequences, one sequence after the other.
     """
 
@@ -74,7 +74,7 @@ class Sequences:
     Examples
     --------
     >>> sequences = Sequences(pa.table({"page": [["a", "b", "c"], ["d"]]}), "an example")
-    >>> last_two = Stretches(np.array([1]), np.array([3]))
+    >>> last_two = Slices(np.array([1]), np.array([3]))
     >>> sequences.cut(last_two).to_pydict()
     {'page': [['b', 'c']]}
     """
@@ -115,35 +115,33 @@ class Sequences:
 
     @property
     def whole(self):
-        """The sequences as they are, as :class:`Stretches`."""
-        return Stretches(self.offsets[:-1], self.offsets[1:])
+        """The sequences as they are, as :class:`Slices`."""
+        return Slices(self.offsets[:-1], self.offsets[1:])
 
     def row_of(self, position):
         """Return the row that has the event at a position."""
         return int(np.searchsorted(self.offsets, position, side="right")) - 1
 
-    def cut(self, stretches):
-        """Return a table of list columns with a row for each stretch.
+    def cut(self, slices):
+        """Return a table of list columns with a row for each slice.
 
         Parameters
         ----------
-        stretches : Stretches
+        slices : Slices
             What each row holds.
 
         Returns
         -------
         pyarrow.Table
         """
-        return gather_rows(
-            self.items, np.arange(len(self.items)), stretches.starts, stretches.stops
-        )
+        return materialize(self.items, np.arange(len(self.items)), slices.starts, slices.stops)
 
-    def read(self, stretches, function):
+    def read(self, slices, function):
         """Call a function with what :meth:`cut` returns; errors name the row that was cut from.
 
         Parameters
         ----------
-        stretches : Stretches
+        slices : Slices
             What each row of the table holds.
         function : callable
             Takes the table.
@@ -154,14 +152,14 @@ class Sequences:
             What the function returned.
         """
         try:
-            return function(self.cut(stretches))
+            return function(self.cut(slices))
         except RowError as error:
-            row = self.row_of(stretches.starts[error.row])
+            row = self.row_of(slices.starts[error.row])
             raise type(error)(error.message, row) from None
 
 
-def random_stretches(sequences, rows, shortest, longest, random):
-    """Draw a stretch of each of some rows: first its length, then where it begins, both evenly.
+def random_slices(sequences, rows, shortest, longest, random):
+    """Draw a slice of each of some rows: first its length, then where it begins, both evenly.
 
     Parameters
     ----------
@@ -177,14 +175,14 @@ def random_stretches(sequences, rows, shortest, longest, random):
 
     Returns
     -------
-    Stretches
+    Slices
     """
     lengths = sequences.lengths[rows]
     low = np.maximum(events_of(shortest, lengths, np.ceil), 1)
     high = np.maximum(events_of(longest, lengths, np.floor), low)
     size = random.integers(low, high + 1)
     starts = sequences.offsets[rows] + random.integers(0, lengths - size + 1)
-    return Stretches(starts, starts + size)
+    return Slices(starts, starts + size)
 
 
 def events_of(bound, lengths, rounded):
@@ -196,26 +194,26 @@ def events_of(bound, lengths, rounded):
     return rounded(lengths * bound).astype(np.int64)
 
 
-def consecutive_stretches(sequences, length):
-    """Cut all sequences into stretches of a length, the last of each row being what is left.
+def consecutive_slices(sequences, length):
+    """Cut all sequences into slices of a length, the last of each row being what is left.
 
     Parameters
     ----------
     sequences : Sequences
         What to cut.
     length : int
-        Events of a stretch, at most.
+        Events of a slice, at most.
 
     Returns
     -------
-    Stretches
+    Slices
         At least one a row, which is empty if the row is.
     """
     counts = np.maximum(-(-sequences.lengths // length), 1)
     first = np.cumsum(counts) - counts
     place = np.arange(counts.sum()) - np.repeat(first, counts)
     starts = np.repeat(sequences.offsets[:-1], counts) + place * length
-    return Stretches(starts, np.minimum(starts + length, np.repeat(sequences.offsets[1:], counts)))
+    return Slices(starts, np.minimum(starts + length, np.repeat(sequences.offsets[1:], counts)))
 
 
 @dataclass
@@ -240,8 +238,8 @@ class Sessions:
         return np.diff(self.offsets)
 
     def part(self, sessions):
-        """Return some of the sessions, given by their numbers, as :class:`Stretches`."""
-        return Stretches(self.starts[sessions], self.stops[sessions])
+        """Return some of the sessions, given by their numbers, as :class:`Slices`."""
+        return Slices(self.starts[sessions], self.stops[sessions])
 
 
 def cut_sessions(sequences, *, time=None, gap=None, label=None):
@@ -349,7 +347,7 @@ LOOKED_AT = 1000
 """Users whose pieces say which types there are."""
 
 
-class InPieces:
+class WindowedBackend:
     """A backend for fitting blocks, which sees pieces of the sequences of a table.
 
     Blocks read one end of long lists, whereas parts are cut from anywhere: in pieces as short as
@@ -373,26 +371,26 @@ class InPieces:
         self.length = length
         self.owner = owner
 
-    def some_rows(self, table):
+    def sample_rows(self, table):
         """Return pieces of some sequences, with the columns of a table."""
-        some = self.backend.some_rows(self.table).slice(0, LOOKED_AT)
-        pieces = read_pieces(some, self.length, self.owner, lambda pieces: pieces)
+        some = self.backend.sample_rows(self.table).slice(0, LOOKED_AT)
+        pieces = read_windows(some, self.length, self.owner, lambda pieces: pieces)
         return pieces.select(table.column_names)
 
     def summarize(self, table, blocks):
         """Summarise the pieces of all sequences for all blocks in one pass."""
-        reading = PieceReading(self.length, self.owner, blocks, self.backend)
+        reading = WindowReading(self.length, self.owner, blocks, self.backend)
         columns = list(self.table.column_names)
         return self.backend.summarize(self.table, {"pieces": (reading, columns)})["pieces"]
 
 
-class PieceReading:
+class WindowReading:
     """Summarises the pieces of a table of lists for some blocks.
 
     Parameters
     ----------
     length, owner
-        As of :class:`InPieces`.
+        As of :class:`WindowedBackend`.
     blocks : dict of {str: tuple of (Block, list of str)}
         Blocks and the columns each reads.
     backend : LocalBackend
@@ -409,15 +407,15 @@ class PieceReading:
 
     def summarize(self, table):
         """Return the summaries of a chunk of rows, by name of block."""
-        return SummaryMap(read_pieces(table, self.length, self.owner, self._summaries))
+        return SummaryMap(read_windows(table, self.length, self.owner, self._summaries))
 
     def _summaries(self, pieces):
         return self.inner.summarize(pieces, self.blocks)
 
 
-def read_pieces(table, length, owner, function):
+def read_windows(table, length, owner, function):
     """Call a function with a table of the pieces of sequences; errors name rows of `table`."""
     sequences = Sequences(table, owner)
     whole = sequences.whole
-    pieces = whole if length is None else consecutive_stretches(sequences, length)
+    pieces = whole if length is None else consecutive_slices(sequences, length)
     return sequences.read(pieces, function)

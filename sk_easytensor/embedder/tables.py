@@ -1,4 +1,4 @@
-"""What an embedder is given: which columns are read, how sequences are cut, checks of both."""
+"""Input of embedders: the columns that are read, how sequences are cut, checks of both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What classifier and regressor share: reading, encoding, training, predicting, pickling."""
+"""Base of classifier and regressor: reading, encoding, training, predicting, pickling."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from sk_easytensor.estimators.inputs import (
 )
 from sk_easytensor.estimators.pickling import PortablePickleMixin
 from sk_easytensor.estimators.rows import (
-    RowMaker,
+    RowEncoder,
     divided,
     total_weight,
 )
@@ -67,10 +67,10 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
     """Base of the estimators; subclasses say what a target is.
 
     A subclass implements ``_check_target(y)`` (returns a valid target as an array),
-    ``_distinct(y)`` (returns the few targets that show what there is to learn of them),
-    ``_learn_target(y, classes)`` (sets what it needs to know about the target and returns the
-    head), ``_encode_target(y)`` (returns a target as a tensor), ``_judge(outputs, target, weight)``
-    (says how good outputs are) and ``predict``.
+    ``_target_sample(y)`` (returns the few targets that show what there is to learn of them),
+    ``_fit_target(y, classes)`` (sets what it needs to know about the target and returns the
+    head), ``_encode_target(y)`` (returns a target as a tensor),
+    ``_validation_measures(outputs, target, weight)`` (says how good outputs are) and ``predict``.
     """
 
     def __init__(
@@ -255,14 +255,14 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         )
         self._check_margin(base_margin, X, backend)
         margins = eval_margins(base_margin, base_margin_eval_set, [name for name, *_ in pairs])
-        going_on = self.warm_start and hasattr(self, "network_")
-        if going_on:
+        resuming = self.warm_start and hasattr(self, "network_")
+        if resuming:
             self._check_unchanged()
         with backend.running(), ExitStack() as opened:
-            records = self._training_records(X, y, sample_weight, base_margin, backend, going_on)
-            if not going_on:
-                self._forget()
-                self._head = self._learn_target(self._distinct_targets(records))
+            records = self._training_records(X, y, sample_weight, base_margin, backend, resuming)
+            if not resuming:
+                self._clear_state()
+                self._head = self._fit_target(self._distinct_targets(records))
                 self._check_offset(base_margin)
                 self._check_monotonic()
             self._learn_class_weights(records)
@@ -274,15 +274,15 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             def source():
                 digests = {"X": records.content()}
                 digests |= {f"eval_set[{i}]": each.content() for i, each in enumerate(evals)}
-                if going_on:
+                if resuming:
                     weights = digest(*self.network_.state_dict().values())
                     digests["network"] = f"{weights} after {self.n_iter_} epochs"
                 return digests
 
             checkpoints, random_state = self._open_checkpoints(opened, source)
             if checkpoints is None:
-                random_state = self._same_split(random_state, going_on)
-            if not going_on:
+                random_state = self._same_split(random_state, resuming)
+            if not resuming:
                 self._fit_encoder(records, backend, checkpoints, base_margin is not None)
                 self._summarize_data(records)
             rows = self._encoded(records, backend)
@@ -293,7 +293,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             names = eval_names([pair for _, pair, _ in pairs], X, y, evals, records)
             order = deciding_first(names)
             names, encoded = [names[i] for i in order], [encoded[i] for i in order]
-            judging = evals[order[0]] if evals else records
+            validation = evals[order[0]] if evals else records
             batch_size = self.batch_size or default_batch_size(len(rows))
             rows = backend.merged(rows, batch_size)
             if set(names) <= {"training"} and self.validation_fraction is not None:
@@ -308,20 +308,20 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
                 batch_size,
                 random_state,
                 backend,
-                going_on,
+                resuming,
                 checkpoints=checkpoints,
             )
-            self._choose_engines([(self, judging.sample().table)], backend)
+            self._choose_engines([(self, validation.sample().table)], backend)
             return self
 
-    def _same_split(self, random_state, going_on):
+    def _same_split(self, random_state, resuming):
         """Return a random state that holds out the same rows in each fit of a warm start.
 
         Otherwise weights would be validated on rows that they were trained on.
         """
         if self.random_state is not None:
             return random_state
-        if not going_on or not hasattr(self, "_split_seed"):
+        if not resuming or not hasattr(self, "_split_seed"):
             self._split_seed = int(random_state.randint(np.iinfo(np.int32).max))
         return check_random_state(self._split_seed)
 
@@ -354,14 +354,14 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         backend = resolve_backend(self.backend, self.n_jobs)
         self._check_parameters()
         self._check_margin(base_margin, X, backend)
-        going_on = hasattr(self, "network_")
-        if going_on:
+        resuming = hasattr(self, "network_")
+        if resuming:
             self._check_unchanged()
             self._check_same_classes(classes)
         with backend.running():
-            records = self._training_records(X, y, sample_weight, base_margin, backend, going_on)
-            if not going_on:
-                self._head = self._learn_target(self._distinct_targets(records), classes)
+            records = self._training_records(X, y, sample_weight, base_margin, backend, resuming)
+            if not resuming:
+                self._head = self._fit_target(self._distinct_targets(records), classes)
                 self._check_offset(base_margin)
                 self._check_monotonic()
                 self._fit_encoder(records, backend, with_margin=base_margin is not None)
@@ -371,18 +371,18 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             batch_size = self.batch_size or default_batch_size(len(rows))
             random_state = check_random_state(self.random_state)
             return self._train(
-                rows, {}, batch_size, random_state, backend, going_on, epochs=1, keep=True
+                rows, {}, batch_size, random_state, backend, resuming, epochs=1, keep=True
             )
 
     def _check_unchanged(self):
-        """Refuse to go on with a network that the parameters no longer describe."""
+        """Refuse to resume training of a network that the parameters no longer describe."""
         for name, now in self._structure().items():
             # What is not there was no parameter of the version that it was fitted by.
             before = self._fitted_structure.get(name, now)
             if now != before:
                 raise ValueError(
-                    f"{type(self).__name__}: {name} changed since the fit that is to be gone on "
-                    f"from, from {before} to {now}; clone the estimator to start anew"
+                    f"{type(self).__name__}: {name} changed since the last fit, from {before} to "
+                    f"{now}; clone the estimator to train from scratch"
                 )
 
     def _check_margin(self, base_margin, X, backend):
@@ -430,12 +430,12 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
                 f"column; this one has {self._head.out_features} outputs"
             )
 
-    def _training_records(self, X, y, sample_weight, base_margin, backend, going_on):
+    def _training_records(self, X, y, sample_weight, base_margin, backend, resuming):
         if y is None:
             raise ValueError(
                 f"{type(self).__name__} requires y to be passed, but the target y is None"
             )
-        if going_on:
+        if resuming:
             owner = type(self).__name__
             read = partial(self._encoder.read, owner=owner, base_margin=base_margin)
         else:
@@ -457,7 +457,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             names=names,
             fitted_with_names=has_column_names(records.source),
             owner=type(self).__name__,
-            sparse=layout_of(backend.some_rows(records.table)),
+            sparse=layout_of(backend.sample_rows(records.table)),
         )
         read = partial(read_with_margin, read=read, base_margin=base_margin)
         found = backend.records(X_eval, y_eval, weight, read, bare._check_target, where)
@@ -468,7 +468,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
 
     def _encoded(self, records, backend, *, weighted=True):
         with self._timed("encoding"):
-            return records.encoded(RowMaker(self._bare(), backend, weighted))
+            return records.encoded(RowEncoder(self._bare(), backend, weighted))
 
     def _bare(self):
         """Return a copy that knows its target and blocks, for use in other processes."""
@@ -515,22 +515,22 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         batch_size,
         random_state,
         backend,
-        going_on,
+        resuming,
         *,
         epochs=None,
         keep=False,
         checkpoints=None,
     ):
         # A mean of one leaves the learning rate what it is for unweighted rows.
-        total = sum(rows.each(total_weight))
+        total = sum(rows.map_chunks(total_weight))
         rows = rows.map(partial(divided, by=total / len(rows)))
         seed = int(random_state.randint(np.iinfo(np.int32).max))
-        if going_on:
+        if resuming:
             # Otherwise every call would shuffle and drop out alike.
             seed += self.n_iter_
         if epochs is None:
             epochs = self.max_epochs or default_table_epochs(len(rows))
-        self._scale_target(rows, going_on)
+        self._scale_target(rows, resuming)
         bare = self._bare()
         plan = EvalPlan([], decides=False)
         if not keep:
@@ -539,18 +539,18 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         settings = self._settings(
             batch_size, epochs, plan, annealed=not keep, checkpoints=checkpoints
         )
-        settings.evaluate_first = going_on
+        settings.evaluate_first = resuming
         if self.early_stopping_rounds == "auto":
             settings.early_stopping_rounds = default_table_patience(len(rows), batch_size)
         kept, kind = getattr(self, "_optimizer_state", None), settings.optimizer.__name__
-        if going_on and kept is not None and kept["kind"] == kind:
+        if resuming and kept is not None and kept["kind"] == kind:
             settings.optimizer_state = deepcopy(kept)
         settings.seed = seed
-        if not going_on and not keep and self.trees is not None:
+        if not resuming and not keep and self.trees is not None:
             settings.trees = BoostedTrees() if self.trees == "auto" else self.trees
         rows, evals = rows.map(bare._scaled), [valid.map(bare._scaled) for valid in evals.values()]
         with seeded(seed):
-            if going_on:
+            if resuming:
                 # The network of before stays what it is, should this training fail.
                 self.network_ = copy_network(self.network_)
             else:
@@ -559,11 +559,11 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
                 self.network_ = make_network(self.blocks_, trunk, self._head)
             inspection = Inspection(bare, len(self._encoder._columns), seed)
             result = backend.train(self.network_, self._head, rows, evals, settings, inspection)
-        self._record_training(result, going_on)
+        self._record_training(result, resuming)
         trees_before = self.fit_times_.get("trees", 0.0)
         self.fit_times_ = {**self.fit_times_, "trees": trees_before + result.tree_seconds}
         trees = self.network_.trees
-        self.trees_share_ = self._trees_share(trees)
+        self.tree_weight_ = self._trees_share(trees)
         self._use_torch()
         self._n_features_out = self.network_.representation_features
         vars(self).pop("_importances", None)
@@ -590,9 +590,9 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
 
     def _distinct_targets(self, records):
         """Return targets that show all there is to learn of them, once each."""
-        return np.concatenate(records.each(self._bare()._distinct))
+        return np.concatenate(records.map_chunks(self._bare()._target_sample))
 
-    def _distinct(self, y):
+    def _target_sample(self, y):
         """Return a few of some targets that show what there is to learn of them."""
         return y[:1]
 
@@ -618,10 +618,10 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         """Return the weight of the trees."""
         return 0.0 if trees is None else 1.0 - trees.share
 
-    def _scale_target(self, rows, going_on):
+    def _scale_target(self, rows, resuming):
         """Learn the scale of the targets from the training part, once, and if they vary."""
 
-    def _judge(self, outputs, target, weight):
+    def _validation_measures(self, outputs, target, weight):
         """Return how good outputs for rows held out are, for reports."""
 
     @property
@@ -650,11 +650,11 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         """Return what the network gives, by name, as functions of encoded rows."""
         head, network = self._head, self.network_
         return {
-            "combined": lambda frame: network.combine(frame, head)[:, 0],
+            "combined": lambda frame: network.average_members(frame, head)[:, 0],
             "representation": network.represent,
         }
 
-    def _combined(self, X, base_margin=None):
+    def _raw_predict(self, X, base_margin=None):
         """Return the ensemble's outputs, of shape (n_rows, out_features)."""
         if isinstance(X, GivenOutputs):
             return X.values
@@ -830,14 +830,14 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         table = self._read(X)
         if len(rows) < len(table):
             table = table.take(rows)
-        return self._judged_model(self._encoder.encode_table(table, backend), backend)
+        return self._inspection_model(self._encoder.encode_table(table, backend), backend)
 
-    def _judged_model(self, frame, backend):
+    def _inspection_model(self, frame, backend):
         network, head = self.network_, self._head
         return EncodedModel(
             frame,
             modules=network.readers(),
-            join=lambda read: network.combine_read(read, head),
+            join=lambda read: network.average_read(read, head),
             places=self._encoder.places(frame),
             backend=backend,
             network=network,

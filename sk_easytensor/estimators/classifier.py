@@ -21,7 +21,7 @@ from sk_easytensor.estimators.inputs import (
     plain_labels,
 )
 from sk_easytensor.estimators.stored import Values, of_stored_rows
-from sk_easytensor.export.adapters import ClassifierAnswer
+from sk_easytensor.export.adapters import ClassifierAdapter
 from sk_easytensor.inspection.sample import calibration
 from sk_easytensor.networks.heads import BinaryHead, MulticlassHead, MultilabelHead
 
@@ -166,7 +166,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     best_score_ : float
         Loss, or metric that decides, on validation rows: the value at `best_iteration_` in
         `evals_result_`.
-    trees_share_ : float
+    tree_weight_ : float
         Weight of the trees' outputs; the network's is the rest. 0 without trees.
     n_iter_ : int
         Epochs run.
@@ -180,7 +180,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         Unless `inference_engine` is ``"torch"``: what was found of the engines. ``"rows"``, how
         many they were compared on; ``"relative"`` and ``"absolute"``, the tolerance; and
         ``"engines"``, for each ``"seconds"`` for these rows, ``"speed_up"`` over torch and
-        ``"difference"``, the largest of any output; or why it is not to be had (``"unavailable"``)
+        ``"difference"``, the largest of any output; or why it is unavailable (``"unavailable"``)
         or ``"failed"``.
     fit_times_ : dict
         Seconds: ``"blocks"`` (fitting them), ``"encoding"``, ``"training"``, ``"trees"``,
@@ -201,7 +201,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     array(['young', 'old'], dtype='<U5')
     """
 
-    _export_adapter = ClassifierAnswer
+    _export_adapter = ClassifierAdapter
 
     def __init__(
         self,
@@ -304,7 +304,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
             In the order of ``classes_``. For multilabel targets the probability of each label.
         """
         # In double precision, because single precision cannot tell probabilities near 1 apart.
-        combined = self._combined(X, base_margin).double()
+        combined = self._raw_predict(X, base_margin).double()
         return self._head.predict(combined).numpy()
 
     @with_library_settings
@@ -326,7 +326,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         ndarray of float64, shape (n_samples, n_classes)
             In the order of ``classes_``. For multilabel targets of the probability of each label.
         """
-        combined = self._combined(X, base_margin).double()
+        combined = self._raw_predict(X, base_margin).double()
         return self._head.log_predict(combined).numpy()
 
     @with_library_settings
@@ -345,7 +345,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         -------
         ndarray of float32, shape (n_samples,) or (n_samples, n_classes)
         """
-        combined = self._combined(X, base_margin).numpy()
+        combined = self._raw_predict(X, base_margin).numpy()
         return combined[:, 0] if type(self._head) is BinaryHead else combined
 
     @with_library_settings
@@ -406,7 +406,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
             )
         return column_or_1d(y, warn=True)
 
-    def _learn_target(self, y, classes=None):
+    def _fit_target(self, y, classes=None):
         if np.ndim(y) == 2:
             self.classes_ = np.arange(y.shape[1])
             return MultilabelHead(y.shape[1])
@@ -453,7 +453,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
                 f"call of partial_fit, which had {self.classes_.tolist()[:20]}"
             )
 
-    def _distinct(self, y):
+    def _target_sample(self, y):
         if np.ndim(y) == 2:
             return y[:1].toarray() if hasattr(y, "toarray") else y[:1]
         return np.unique(y)
@@ -469,7 +469,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         if isinstance(self.class_weight, dict):
             for label, weight in self.class_weight.items():
                 check_number(type(self).__name__, f"class_weight[{label!r}]", weight, low=0)
-        counts = sum(records.each(self._bare()._count_classes))
+        counts = sum(records.map_chunks(self._bare()._count_classes))
         present = counts > 0
         labels = self.classes_[present]
         if self.class_weight == "balanced":
@@ -508,7 +508,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
             return 1.0
         return self._factors[target.numpy().astype(np.int64)]
 
-    def _judge(self, outputs, target, weight):
+    def _validation_measures(self, outputs, target, weight):
         losses = self._head.loss(outputs[:, None], target)[:, 0].double().numpy()
         probabilities = self._head.predict(outputs.double()).numpy()
         target, weight = target.numpy(), weight.double().numpy()

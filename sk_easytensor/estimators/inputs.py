@@ -1,4 +1,4 @@
-"""What estimators are given: tables, targets, weights and offsets."""
+"""Input of estimators: tables, targets, weights and offsets."""
 
 from __future__ import annotations
 
@@ -182,9 +182,9 @@ def eval_names(pairs, X, y=None, found=(), records=None):
         Table and target of each set, as the user gave them.
     X, y : object
         Table and target of the training rows, as the user gave them.
-    found : list of Records
+    found : list of TableDataset
         What was read of each set.
-    records : Records, optional
+    records : TableDataset, optional
         What was read of the training rows.
 
     Returns
@@ -214,7 +214,7 @@ def same_rows(found, records):
 
     Parameters
     ----------
-    found, records : Records
+    found, records : TableDataset
         Of the set and of the training rows, which lack those of weight zero.
     """
     tables = [each.table for each in (found, records)]

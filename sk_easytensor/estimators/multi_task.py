@@ -23,13 +23,13 @@ from sk_easytensor.estimators.inputs import check_labels
 from sk_easytensor.estimators.regressor import EasyTensorRegressor
 from sk_easytensor.estimators.rows import bounded_targets
 from sk_easytensor.estimators.stored import TaskValues, of_stored_rows
-from sk_easytensor.export.adapters import MultiTaskAnswer
+from sk_easytensor.export.adapters import MultiTaskAdapter
 from sk_easytensor.inspection import GivenOutputs
 from sk_easytensor.metrics import Metric, MetricScores, resolve_metrics, resolve_stopping_metric
 from sk_easytensor.networks.heads import MultiTaskHead, RegressionHead
 from sk_easytensor.report.report import summarize_table
 from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.training.dataset import EncodedRows, without_decimals
+from sk_easytensor.training.dataset import EncodedDataset, without_decimals
 
 __all__ = [
     "EasyTensorMultiTask",
@@ -87,7 +87,7 @@ class EasyTensorMultiTask(BaseEasyTensor):
     evals_result_ : dict of {str: dict of {str: list of float}}
         As in :class:`EasyTensorClassifier`: the weighted sum of the losses as ``"loss"``, and the
         loss of each task in its units, such as ``"clicked_log_loss"``.
-    trees_share_ : dict of {str: float}
+    tree_weight_ : dict of {str: float}
         Weight of the trees, for each task.
     n_features_in_, feature_names_in_, blocks_, network_, best_iteration_, best_score_, n_iter_
         As in :class:`EasyTensorClassifier`.
@@ -119,7 +119,7 @@ class EasyTensorMultiTask(BaseEasyTensor):
     (1, 2)
     """
 
-    _export_adapter = MultiTaskAnswer
+    _export_adapter = MultiTaskAdapter
 
     def __init__(
         self,
@@ -260,9 +260,9 @@ class EasyTensorMultiTask(BaseEasyTensor):
 
     # ------------------------------------------------------------------ target
 
-    def _training_records(self, X, y, sample_weight, base_margin, backend, going_on):
+    def _training_records(self, X, y, sample_weight, base_margin, backend, resuming):
         y = self._column_order(X, y)
-        return super()._training_records(X, y, sample_weight, base_margin, backend, going_on)
+        return super()._training_records(X, y, sample_weight, base_margin, backend, resuming)
 
     def _eval_records(self, where, X_eval, y_eval, *rest):
         return super()._eval_records(where, X_eval, self._column_order(X_eval, y_eval), *rest)
@@ -300,18 +300,18 @@ class EasyTensorMultiTask(BaseEasyTensor):
             found[field] = column
         return found
 
-    def _distinct(self, y):
+    def _target_sample(self, y):
         parts = make_parts(self.tasks)
         return {
-            name: part._distinct(known_values(y, index))
+            name: part._target_sample(known_values(y, index))
             for index, (name, part) in enumerate(parts.items())
         }
 
     def _distinct_targets(self, records):
-        found = records.each(self._bare()._distinct)
+        found = records.map_chunks(self._bare()._target_sample)
         return {name: np.concatenate([each[name] for each in found]) for name in self.tasks}
 
-    def _learn_target(self, y, classes=None):
+    def _fit_target(self, y, classes=None):
         if classes is not None:
             raise ValueError(f"{type(self).__name__}: partial_fit takes no classes")
         self._parts = make_parts(self.tasks)
@@ -320,7 +320,7 @@ class EasyTensorMultiTask(BaseEasyTensor):
             if not len(y[name]):
                 raise ValueError(f"y[{name!r}] has no value in the rows of positive sample_weight")
             with errors_name(f"y[{name!r}]"):
-                part._head = part._learn_target(y[name])
+                part._head = part._fit_target(y[name])
             if hasattr(part, "classes_"):
                 self.classes_[name] = part.classes_
                 if self.tasks[name] == "binary" and len(part.classes_) > 2:
@@ -359,18 +359,18 @@ class EasyTensorMultiTask(BaseEasyTensor):
                 return strata * (len(part.classes_) + 1) + codes
         return strata
 
-    def _scale_target(self, rows, going_on):
+    def _scale_target(self, rows, resuming):
         # Those of an earlier fit stay what they are, should this one fail.
         self._parts = {name: copy(part) for name, part in self._parts.items()}
-        totals = sum(rows.each(known_weights))
-        if not going_on:
+        totals = sum(rows.map_chunks(known_weights))
+        if not resuming:
             # Each loss is a mean over the rows of which its task is known.
             shares = (totals[:-1] / totals[-1]).tolist()
             pairs = zip(self._head.weights, shares, strict=True)
             self._head.weights = [weight / max(share, 1e-9) for weight, share in pairs]
         for index, part in enumerate(self._parts.values()):
             if not hasattr(part, "classes_"):
-                part._scale_target(rows.map(partial(task_rows, index=index)), going_on)
+                part._scale_target(rows.map(partial(task_rows, index=index)), resuming)
 
     def _scaled(self, rows):
         columns = []
@@ -379,7 +379,7 @@ class EasyTensorMultiTask(BaseEasyTensor):
             if not hasattr(part, "classes_"):
                 column = (column - part._target_center[0]) / part._target_scale[0]
             columns.append(bounded_targets(column))
-        return EncodedRows(rows.frame, torch.stack(columns, dim=1), rows.weight)
+        return EncodedDataset(rows.frame, torch.stack(columns, dim=1), rows.weight)
 
     def _trees_share(self, trees):
         share = 1.0 if trees is None else trees.share
@@ -390,13 +390,15 @@ class EasyTensorMultiTask(BaseEasyTensor):
     def _summarize_data(self, records):
         self._data_summary = summarize_table(records.sample().table)
 
-    def _judge(self, outputs, target, weight):
+    def _validation_measures(self, outputs, target, weight):
         found = {"measures": {}, "residuals": []}
         for name, part, task in self._tasks_of(target):
             known = task.present > 0
             if not known.any():
                 continue
-            own = part._judge(outputs[known][:, task.outputs], task.target[known], weight[known])
+            own = part._validation_measures(
+                outputs[known][:, task.outputs], task.target[known], weight[known]
+            )
             found["measures"] |= {f"{name}: {key}": v for key, v in own["measures"].items()}
         return found
 
@@ -408,7 +410,7 @@ class EasyTensorMultiTask(BaseEasyTensor):
 
     def _by_task(self, X):
         """Return what takes the place of a table for each task, by the task's name."""
-        outputs = self._combined(X)
+        outputs = self._raw_predict(X)
         columns = zip(self._parts.items(), self._head.columns(), strict=True)
         return [(name, part, GivenOutputs(outputs[:, own])) for (name, part), own in columns]
 
@@ -590,4 +592,4 @@ def task_rows(rows, index):
     """Return the rows of which a task is known, with its target and without features."""
     known = ~rows.target[:, index].isnan()
     target, weight = rows.target[known][:, [index]], rows.weight[known]
-    return EncodedRows(TensorFrame({}, len(target)), target, weight)
+    return EncodedDataset(TensorFrame({}, len(target)), target, weight)

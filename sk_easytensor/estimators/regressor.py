@@ -17,10 +17,10 @@ from sk_easytensor.estimators.base import BaseEasyTensor
 from sk_easytensor.estimators.inputs import check_no_missing, check_size, first_text
 from sk_easytensor.estimators.rows import bounded_targets, target_range
 from sk_easytensor.estimators.stored import Values, of_stored_rows
-from sk_easytensor.export.adapters import RegressorAnswer
+from sk_easytensor.export.adapters import RegressorAdapter
 from sk_easytensor.inspection.sample import residual_bins
 from sk_easytensor.networks.heads import RegressionHead
-from sk_easytensor.training.dataset import EncodedRows
+from sk_easytensor.training.dataset import EncodedDataset
 
 __all__ = [
     "EasyTensorRegressor",
@@ -79,7 +79,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         are chosen by the mean over standardised targets.
     n_features_in_, feature_names_in_, blocks_, network_, best_iteration_, best_score_, n_iter_
         As in :class:`EasyTensorClassifier`.
-    trees_share_, fit_times_
+    tree_weight_, fit_times_
         As in :class:`EasyTensorClassifier`.
     inference_engine_, inference_report_
         As in :class:`EasyTensorClassifier`.
@@ -107,7 +107,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
     True
     """
 
-    _export_adapter = RegressorAnswer
+    _export_adapter = RegressorAdapter
 
     def __init__(
         self,
@@ -189,7 +189,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         ndarray of float64, shape (n_samples,) or (n_samples, n_outputs)
             With the precision of float32.
         """
-        values = self._values(self._combined(X, base_margin))
+        values = self._values(self._raw_predict(X, base_margin))
         return values[:, 0] if self._one_dimensional else values
 
     def _values(self, outputs):
@@ -254,11 +254,11 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
             raise ValueError(f"loss='gamma' needs y > 0, got {y.min()}")
         return y.astype(np.float64)
 
-    def _distinct(self, y):
+    def _target_sample(self, y):
         # A chunk of a stored table may have no row of positive weight.
         return np.stack([y.min(axis=0), y.max(axis=0)]) if len(y) else y
 
-    def _learn_target(self, y, classes=None):
+    def _fit_target(self, y, classes=None):
         self._one_dimensional = y.ndim == 1
         self.n_outputs_ = 1 if y.ndim == 1 else y.shape[1]
         if self.loss == "poisson":
@@ -277,7 +277,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
             raise ValueError(f"y has {y.shape[1]} columns; {self.n_outputs_} were expected")
         return torch.from_numpy(y)
 
-    def _judge(self, outputs, target, weight):
+    def _validation_measures(self, outputs, target, weight):
         predicted, weight = self._values(outputs), weight.double().numpy()
         actual = target.double().numpy() * self._target_scale + self._target_center
         measures = {
@@ -297,21 +297,23 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         y = target.double().numpy() * self._target_scale + self._target_center
         return y[:, 0] if self._one_dimensional else y
 
-    def _scale_target(self, rows, going_on):
+    def _scale_target(self, rows, resuming):
         low, high = target_range(rows)
         block, log_link = self._offset_block, self._head.log_link
         # Beside offsets a constant target is no constant to learn.
         constant = np.where((low == high) & (block is None), low, np.nan)
-        if going_on:
+        if resuming:
             before = getattr(self, "_constant_target", None)
             constant = np.where(constant == before, constant, np.nan)
         # Rounding and dropout would keep a network from saying it exactly.
         self._constant_target = None if np.isnan(constant).all() else constant
-        if going_on:
+        if resuming:
             return
         # Squares of very large or small numbers are not finite, or 0. Powers of two are exact.
         unit = power_of_two(np.maximum(-low, high))
-        moments = merge_all(rows.each(partial(_moments, unit=unit, block=block, log_link=log_link)))
+        moments = merge_all(
+            rows.map_chunks(partial(_moments, unit=unit, block=block, log_link=log_link))
+        )
         # The mean of equal numbers may be rounded.
         mean = np.where(low < high, moments.mean[: len(unit)] * unit, low)
         if self._head.log_link:
@@ -348,7 +350,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
     def _scaled(self, rows):
         with np.errstate(over="ignore"):
             target = (rows.target.numpy() - self._target_center) / self._target_scale
-        return EncodedRows(rows.frame, bounded_targets(torch.from_numpy(target)), rows.weight)
+        return EncodedDataset(rows.frame, bounded_targets(torch.from_numpy(target)), rows.weight)
 
 
 def _moments(rows, unit, block, log_link):

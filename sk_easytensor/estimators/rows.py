@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.training.dataset import EncodedRows, gather_rows
+from sk_easytensor.training.dataset import EncodedDataset, materialize
 
 __all__ = [
-    "RowMaker",
+    "RowEncoder",
     "bounded_targets",
     "divided",
     "target_range",
@@ -21,7 +21,7 @@ LARGEST_TARGET = 1e15
 """Of a scaled target, in size: sums of squares over rows and members are finite."""
 
 
-class RowMaker:
+class RowEncoder:
     """Encodes rows for an estimator; picklable, so that any process can do it.
 
     Parameters
@@ -34,7 +34,7 @@ class RowMaker:
         Whether weights are multiplied by those of the classes.
     """
 
-    gather = staticmethod(gather_rows)
+    gather = staticmethod(materialize)
 
     def __init__(self, estimator, backend, weighted):
         self.estimator = estimator
@@ -61,7 +61,7 @@ class RowMaker:
 
         Returns
         -------
-        EncodedRows
+        EncodedDataset
         """
         rows = self.make_targets(table, y, weight)
         rows.frame = self.estimator._encoder.encode_table(table, self.backend)
@@ -76,7 +76,7 @@ class RowMaker:
         if encoder.offset_block is not None:
             block = encoder.blocks_[encoder.offset_block]
             frame[encoder.offset_block] = block.encode(table.select([encoder._offset]))
-        return EncodedRows(
+        return EncodedDataset(
             TensorFrame(frame, len(target)), target, torch.from_numpy(weight).float()
         )
 
@@ -96,12 +96,12 @@ def total_weight(rows):
 
 def divided(rows, by):
     """Return rows with their weights divided by a number."""
-    return EncodedRows(rows.frame, rows.target, rows.weight / torch.tensor(by).float())
+    return EncodedDataset(rows.frame, rows.target, rows.weight / torch.tensor(by).float())
 
 
 def target_range(rows):
     """Return the least and the largest target of each column, arrays of shape (n_columns,)."""
-    lows, highs = zip(*filter(None, rows.each(_range)), strict=True)
+    lows, highs = zip(*filter(None, rows.map_chunks(_range)), strict=True)
     return np.min(lows, axis=0), np.max(highs, axis=0)
 
 

@@ -133,7 +133,7 @@ class StoredCall:
                 f"{type(self.estimator).__name__}.{self.method}: X has columns {taken} already, "
                 "which is what the results are called; rename them or leave them out"
             )
-        light = self.estimator._light_copy()
+        light = self.estimator._predict_copy()
         return StoredCall(light, self.method, self.params, self.results, self.check, results)
 
 
@@ -201,7 +201,7 @@ class Vectors:
 
 @dataclass
 class Ranking:
-    """Keys and scores of the best: two lists a row."""
+    """KeyIndex and scores of the best: two lists a row."""
 
     keys: str
     scores: str

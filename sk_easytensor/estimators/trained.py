@@ -1,4 +1,4 @@
-"""What all estimators share that train a network: how to train, and what comes of it."""
+"""Base of all estimators that train a network: settings, results, tracking."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sklearn.utils import check_random_state
 from sk_easytensor._utils.masking import UrlParameter
 from sk_easytensor._utils.runtime import with_library_settings
 from sk_easytensor._utils.storage import check_store
-from sk_easytensor._utils.validation import GrowingParametersMixin, check_number, warn_user
+from sk_easytensor._utils.validation import ParametersMixin, check_number, warn_user
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.export.engines import check_engine
 from sk_easytensor.export.mixin import ExportMixin
@@ -63,7 +63,7 @@ LOCATIONS = ("checkpoint_dir", "tracker")
 
 class TrainedEstimator(
     ExportMixin,
-    GrowingParametersMixin,
+    ParametersMixin,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
     BaseEstimator,
@@ -165,12 +165,12 @@ class TrainedEstimator(
                 f"workers of {self.backend!r} do not reach; give a directory or URL that they reach"
             )
 
-    def _forget(self):
+    def _clear_state(self):
         """Drop what an earlier fit learned."""
         for name in [name for name in vars(self) if name.endswith("_") and name[0] != "_"]:
             delattr(self, name)
 
-    def _light_copy(self):
+    def _predict_copy(self):
         """Return a copy of a fitted estimator that predicts in the process it is sent to."""
         light = object.__new__(type(self))
         left_out = {"_importance_sample", "_optimizer_state", RUN}
@@ -330,7 +330,7 @@ class TrainedEstimator(
         """
         return write_report(self, path)
 
-    def _record_training(self, result, going_on=False):
+    def _record_training(self, result, resuming=False):
         """Set the fitted attributes that describe a training: curves, epochs, the best of them."""
         seconds = [epoch["dur"] for epoch in result.history if "dur" in epoch]
         times = getattr(self, "fit_times_", {})
@@ -339,8 +339,8 @@ class TrainedEstimator(
             "training": times.get("training", 0.0) + sum(seconds),
             "epochs": [*times.get("epochs", []), *seconds],
         }
-        before = self.n_iter_ if going_on else 0
-        earlier = self.evals_result_ if going_on else {}
+        before = self.n_iter_ if resuming else 0
+        earlier = self.evals_result_ if resuming else {}
         self.evals_result_ = {
             name: {
                 metric: [

@@ -1,4 +1,4 @@
-"""What a fitted model answers, computed of encoded rows: one class for each kind of model."""
+"""Adapters for export: what each kind of model computes from encoded rows."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from sk_easytensor.networks.heads import MultilabelHead
 from sk_easytensor.networks.two_tower import embed
 
 __all__ = [
-    "Answer",
-    "ClassifierAnswer",
-    "EmbedderAnswer",
-    "EmbeddingAnswer",
+    "ClassifierAdapter",
+    "EmbedderAdapter",
+    "EmbeddingAdapter",
+    "ExportAdapter",
     "ExportedNetwork",
-    "MultiTaskAnswer",
-    "NetworkAnswer",
-    "PairAnswer",
-    "RegressorAnswer",
-    "answer_of",
-    "engine_answer",
+    "MultiTaskAdapter",
+    "NetworkAdapter",
+    "PairAdapter",
+    "RegressorAdapter",
+    "engine_adapter",
+    "export_adapter",
 ]
 
 
@@ -32,8 +32,8 @@ CLASSES, NUMBER = "probabilities", "predictions"
 """What the outputs of tasks are called, before their numbers."""
 
 
-def answer_of(model):
-    """Return what a fitted model answers.
+def export_adapter(model):
+    """Return the export adapter of a fitted model.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def answer_of(model):
 
     Returns
     -------
-    Answer
+    ExportAdapter
 
     Raises
     ------
@@ -61,7 +61,7 @@ def answer_of(model):
     )
 
 
-def engine_answer(model):
+def engine_adapter(model):
     """Return what an engine computes of a fitted model: what its network gives.
 
     Parameters
@@ -71,13 +71,13 @@ def engine_answer(model):
 
     Returns
     -------
-    Answer
+    ExportAdapter
         Its outputs are those of the model's ``_network_functions()``.
     """
     return type(model)._engine_adapter(model)
 
 
-class Answer:
+class ExportAdapter:
     """Base: a network with its blocks, and what is made of its outputs.
 
     Parameters
@@ -120,7 +120,7 @@ class Answer:
         precise : bool
             Whether to end in double precision, as the model itself does.
         """
-        raise TypeError(f"{type(self).__name__} answers nothing")
+        raise TypeError(f"{type(self).__name__} does not implement compute")
 
     def scales(self):
         """Return what predictions are multiplied by and what is added, as an array."""
@@ -147,17 +147,17 @@ class Answer:
         return {"kind": self.kind}
 
 
-class NetworkAnswer(Answer):
+class NetworkAdapter(ExportAdapter):
     """What the network gives, before predictions are made of it, and the representation."""
 
     outputs = ("combined", "representation")
 
     def compute(self, networks, frames, precise):
-        combined, representation = networks[0].answer(frames[0], self.model._head)
+        combined, representation = networks[0].forward_all(frames[0], self.model._head)
         return combined[:, 0], representation
 
 
-class ClassifierAnswer(NetworkAnswer):
+class ClassifierAdapter(NetworkAdapter):
     """Probabilities, labels and the representation."""
 
     kind = "classifier"
@@ -165,8 +165,8 @@ class ClassifierAnswer(NetworkAnswer):
 
     def compute(self, networks, frames, precise):
         combined, representation = super().compute(networks, frames, precise)
-        answer = self.model._head.predict(combined.double() if precise else combined)
-        return answer, representation
+        adapter = self.model._head.predict(combined.double() if precise else combined)
+        return adapter, representation
 
     def finish(self, graph, values):
         labels = labels_of(graph, values["probabilities"], *self._classes())
@@ -180,7 +180,7 @@ class ClassifierAnswer(NetworkAnswer):
         return {"kind": self.kind, "classes": plain(classes), "multilabel": multilabel}
 
 
-class RegressorAnswer(NetworkAnswer):
+class RegressorAdapter(NetworkAdapter):
     """Predictions on the target's scale, and the representation."""
 
     kind = "regressor"
@@ -202,7 +202,7 @@ class RegressorAnswer(NetworkAnswer):
         return values[:, 0] if self.model._one_dimensional else values, representation
 
 
-class MultiTaskAnswer(NetworkAnswer):
+class MultiTaskAdapter(NetworkAdapter):
     """What the tasks predict, side by side, and the representation."""
 
     kind = "tasks"
@@ -246,7 +246,7 @@ class MultiTaskAnswer(NetworkAnswer):
         return {"kind": self.kind, "tasks": tasks}
 
 
-class EmbeddingAnswer(Answer):
+class EmbeddingAdapter(ExportAdapter):
     """Embeddings."""
 
     kind = "embedding"
@@ -257,7 +257,7 @@ class EmbeddingAnswer(Answer):
         return (embed(networks[0], frames[0], self.model.normalized),)
 
 
-class EmbedderAnswer(EmbeddingAnswer):
+class EmbedderAdapter(EmbeddingAdapter):
     """The embeddings of an embedder's tower."""
 
     warns_of_unknown = True
@@ -266,7 +266,7 @@ class EmbedderAnswer(EmbeddingAnswer):
         super().__init__(model.tower_)
 
 
-class PairAnswer(Answer):
+class PairAdapter(ExportAdapter):
     """How well users and items fit, and what follows from it."""
 
     kind = "pairs"
@@ -313,25 +313,25 @@ class PairAnswer(Answer):
 
 
 class ExportedNetwork(nn.Module):
-    """The networks of a model with what it answers, from flat inputs to flat outputs.
+    """The networks of a model and what it predicts, from flat inputs to flat outputs.
 
     Parameters
     ----------
-    answer : Answer
+    adapter : ExportAdapter
         What is computed.
     precise : bool, default=True
         Whether to end in double precision.
     """
 
-    def __init__(self, answer, *, precise=True):
+    def __init__(self, adapter, *, precise=True):
         super().__init__()
-        self.answer = answer
+        self.adapter = adapter
         self.precise = precise
         self.parts = [
-            EncodedInputs(blocks, prefix) for prefix, (blocks, _, _) in answer.towers.items()
+            EncodedInputs(blocks, prefix) for prefix, (blocks, _, _) in adapter.towers.items()
         ]
         # Copies: exporting must not show in the model.
-        networks = [deepcopy(network).float() for _, network, _ in answer.towers.values()]
+        networks = [deepcopy(network).float() for _, network, _ in adapter.towers.values()]
         self.networks = nn.ModuleList(networks)
         self.eval().requires_grad_(False)
 
@@ -353,7 +353,7 @@ class ExportedNetwork(nn.Module):
             stop = start + len(part.inputs)
             frames.append(part.frame(tensors[start:stop]))
             start = stop
-        return self.answer.compute(list(self.networks), frames, self.precise)
+        return self.adapter.compute(list(self.networks), frames, self.precise)
 
 
 def plain(classes):

@@ -13,13 +13,13 @@ import torch
 from sk_easytensor._utils.forking import ForkSafeLock
 from sk_easytensor._utils.runtime import resolve_threads
 from sk_easytensor._utils.validation import check_choice
-from sk_easytensor.export.adapters import ExportedNetwork, NetworkAnswer, engine_answer
+from sk_easytensor.export.adapters import ExportedNetwork, NetworkAdapter, engine_adapter
 from sk_easytensor.export.encoded_inputs import EncodedInputs
 
 __all__ = [
     "ENGINES",
-    "Chosen",
     "Engine",
+    "EngineChoice",
     "EngineMixin",
     "check_engine",
     "choose",
@@ -43,7 +43,7 @@ class EngineMixin:
     ``_network_functions()``: for each output of the network, a function of encoded rows.
     """
 
-    _engine_adapter = NetworkAnswer
+    _engine_adapter = NetworkAdapter
     """Says what an engine computes of the model."""
 
     def _run_network(self, output, frame, backend):
@@ -143,7 +143,7 @@ class Engine:
     needs = ()
     """Packages, by what they are imported as and the extra that they come with."""
 
-    knows_bits = True
+    supports_bitwise = True
     """Whether it has operators on the bits of integers."""
 
     def __init__(self, program, inputs, threads):
@@ -213,7 +213,7 @@ class TensorRTEngine(Engine):
     """TensorRT, on a GPU."""
 
     name = "tensorrt"
-    knows_bits = False
+    supports_bitwise = False
     needs = (("onnx", "onnx"), ("onnxscript", "onnx"))
 
     def __init__(self, program, inputs, threads):
@@ -251,7 +251,7 @@ ENGINES = {engine.name: engine for engine in (OnnxRuntimeEngine, TensorRTEngine)
 
 
 @dataclass
-class Chosen:
+class EngineChoice:
     """What is to run a network.
 
     Attributes
@@ -329,7 +329,7 @@ def choose(model, wanted, frame, backend):
 
     Returns
     -------
-    Chosen
+    EngineChoice
 
     Warns
     -----
@@ -351,15 +351,15 @@ def choose(model, wanted, frame, backend):
     try:
         programs = {
             bits: exported(model, bits)
-            for bits in {ENGINES[name].knows_bits for name in candidates}
+            for bits in {ENGINES[name].supports_bitwise for name in candidates}
         }
     except Exception as error:
         found.update({name: {"failed": str(error)} for name in candidates})
         warn(f"{owner}: {error}; {rest}", UserWarning, stacklevel=2)
-        return Chosen(None, None, report)
+        return EngineChoice(None, None, report)
     best, threads = None, resolve_threads(model.n_jobs)
     for name in candidates:
-        program = programs[ENGINES[name].knows_bits]
+        program = programs[ENGINES[name].supports_bitwise]
         try:
             engine = start(name, program, model.blocks_, threads)
             outputs, seconds = timed(model, engine, frame, backend)
@@ -380,8 +380,8 @@ def choose(model, wanted, frame, backend):
         elif wanted == name or speed_up > max(WORTHWHILE, best[0] if best else 0):
             best = (speed_up, engine, program)
     if best is None:
-        return Chosen(None, None, report)
-    return Chosen(*best[1:], report)
+        return EngineChoice(None, None, report)
+    return EngineChoice(*best[1:], report)
 
 
 def exported(model, bits=True):
@@ -396,7 +396,7 @@ def exported(model, bits=True):
     """
     from sk_easytensor.export.onnx import network_model
 
-    network = ExportedNetwork(engine_answer(model), precise=False)
+    network = ExportedNetwork(engine_adapter(model), precise=False)
     if not bits:
         network.unpack_trees()
     return network_model(network).SerializeToString()

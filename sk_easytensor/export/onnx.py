@@ -16,7 +16,7 @@ import sk_easytensor
 from sk_easytensor._utils.runtime import with_library_settings
 from sk_easytensor._utils.storage import write_whole
 from sk_easytensor._utils.validation import check_choice
-from sk_easytensor.export.adapters import ExportedNetwork, answer_of
+from sk_easytensor.export.adapters import ExportedNetwork, export_adapter
 from sk_easytensor.onnx.graph import IR_VERSION, OPSET, Graph
 from sk_easytensor.onnx.predictor import FORMAT, METADATA, sealed
 from sk_easytensor.onnx.readers import MISSING_STRING, MISSING_TIME
@@ -126,18 +126,18 @@ def export_onnx(model, path, inputs="raw"):
     True
     """
     check_choice("export_onnx", "inputs", inputs, ("raw", "encoded"))
-    answer = answer_of(model)
+    adapter = export_adapter(model)
     graph = Graph()
     # Blocks are asked first: the network takes longer.
     encodings = {}
     if inputs == "raw":
         encodings = {
-            prefix: raw_encodings(graph, *tower) for prefix, tower in answer.towers.items()
+            prefix: raw_encodings(graph, *tower) for prefix, tower in adapter.towers.items()
         }
-    network = ExportedNetwork(answer)
+    network = ExportedNetwork(adapter)
     program = network_model(network)
     values = {}
-    for part, prefix in zip(network.parts, answer.towers, strict=True):
+    for part, prefix in zip(network.parts, adapter.towers, strict=True):
         for each in part.inputs:
             if inputs == "encoded":
                 kind = torch_to_onnx(each.example)
@@ -147,13 +147,13 @@ def export_onnx(model, path, inputs="raw"):
                 values[each.name] = made if each.lengths is None else made[0]
                 if each.lengths is not None:
                     values[each.lengths] = made[1]
-    outputs = dict(zip(answer.outputs, graph.append(program, values), strict=True))
+    outputs = dict(zip(adapter.outputs, graph.append(program, values), strict=True))
     names = {}
     shapes = {output.name: output for output in program.graph.output}
-    for name, value in answer.finish(graph, outputs).items():
-        names[name] = graph.output(value, name, *form_of(name, shapes, answer))
+    for name, value in adapter.finish(graph, outputs).items():
+        names[name] = graph.output(value, name, *form_of(name, shapes, adapter))
     watched = None
-    if graph.watched and answer.warns_of_unknown:
+    if graph.watched and adapter.warns_of_unknown:
         # Keys of towers are usually new ones.
         columns = [column for _, _, part in graph.watched for column in part]
         value = graph.output(graph.highest_codes(), "highest_codes", np.int32, [len(columns)])
@@ -163,9 +163,9 @@ def export_onnx(model, path, inputs="raw"):
         "version": sk_easytensor.__version__,
         "estimator": type(model).__name__,
         "inputs": inputs,
-        "features": features_of(answer),
-        "named": all(encoder._named for _, _, encoder in answer.towers.values()),
-        "sparse": sparse_layout(answer),
+        "features": features_of(adapter),
+        "named": all(encoder._named for _, _, encoder in adapter.towers.values()),
+        "sparse": sparse_layout(adapter),
         "missing_string": MISSING_STRING,
         "missing_time": MISSING_TIME,
         "readers": graph.readers,
@@ -173,7 +173,7 @@ def export_onnx(model, path, inputs="raw"):
             {"name": each.name, "block": each.block, "entry": each.entry or "lengths"}
             for each in network.inputs
         ],
-        "answer": answer.described(),
+        "answer": adapter.described(),
         "outputs": names,
         "watched": watched,
     }
@@ -214,10 +214,10 @@ def network_model(network, tolerance=TOLERANCE):
     """
     names = [each.name for each in network.inputs]
     try:
-        model = traced(network, network.inputs, names, list(network.answer.outputs))
+        model = traced(network, network.inputs, names, list(network.adapter.outputs))
     except Exception as error:
         for part, (blocks, module, _) in zip(
-            network.parts, network.answer.towers.values(), strict=True
+            network.parts, network.adapter.towers.values(), strict=True
         ):
             check_modules(part, blocks, module, error)
         raise RuntimeError(
@@ -328,7 +328,7 @@ def check_other_sizes(model, network, tolerance):
         with torch.no_grad():
             expected = network(*tensors)
         found = session.run(None, given)
-        for name, one, other in zip(network.answer.outputs, expected, found, strict=True):
+        for name, one, other in zip(network.adapter.outputs, expected, found, strict=True):
             size = 1 + np.abs(one.numpy())
             # Not the other way round: every comparison with NaN is false.
             agrees = one.shape == other.shape and np.all(
@@ -393,16 +393,16 @@ def encoded_arrays(model, X):
     from sk_easytensor.export.encoded_inputs import EncodedInputs
 
     arrays, table = {}, as_table(X)
-    for prefix, (blocks, _, encoder) in answer_of(model).towers.items():
+    for prefix, (blocks, _, encoder) in export_adapter(model).towers.items():
         frame = encoder.encode(table if prefix else X)
         arrays |= EncodedInputs(blocks, prefix).arrays(frame)
     return arrays
 
 
-def features_of(answer):
+def features_of(adapter):
     """Return the columns of fit with the kinds of the blocks that read them."""
     features = {}
-    for prefix, (blocks, _, encoder) in answer.towers.items():
+    for prefix, (blocks, _, encoder) in adapter.towers.items():
         for column in encoder._columns:
             features.setdefault(str(column), {"name": str(column), "blocks": []})
         for name, block in blocks.items():
@@ -414,9 +414,9 @@ def features_of(answer):
     return list(features.values())
 
 
-def sparse_layout(answer):
+def sparse_layout(adapter):
     """Return the layout of the sparse matrix that a model was fitted on, if it was, or None."""
-    layouts = [encoder._sparse for _, _, encoder in answer.towers.values()]
+    layouts = [encoder._sparse for _, _, encoder in adapter.towers.values()]
     return None if layouts[0] is None else dict(vars(layouts[0]))
 
 
@@ -430,10 +430,10 @@ def torch_to_onnx(example):
     return onnx.helper.np_dtype_to_tensor_dtype(example.numpy().dtype)
 
 
-def form_of(name, shapes, answer):
+def form_of(name, shapes, adapter):
     """Return dtype and shape of an output."""
     if name == "label":
-        described = answer.described()
+        described = adapter.described()
         if described.get("multilabel"):
             return np.int64, ["rows", len(described["classes"])]
         values = np.asarray(described["classes"])

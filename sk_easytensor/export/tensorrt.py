@@ -15,7 +15,7 @@ import sk_easytensor
 from sk_easytensor._utils.runtime import with_library_settings
 from sk_easytensor._utils.storage import write_whole
 from sk_easytensor._utils.validation import check_choice, check_number
-from sk_easytensor.export.adapters import ExportedNetwork, answer_of
+from sk_easytensor.export.adapters import ExportedNetwork, export_adapter
 from sk_easytensor.export.onnx import encoded_arrays, network_model
 from sk_easytensor.networks.sequences import Recurrent, SequenceEncoder
 from sk_easytensor.onnx.predictor import check_finite
@@ -90,9 +90,9 @@ def build_engine(model, path, precision="fp32", batch_sizes=BATCH_SIZES, list_le
     if list_lengths is not None:
         check_sizes("list_lengths", list_lengths)
     trt = tensorrt_package()
-    answer = answer_of(model)
-    answer.check_single()
-    network = ExportedNetwork(answer, precise=False)
+    adapter = export_adapter(model)
+    adapter.check_single()
+    network = ExportedNetwork(adapter, precise=False)
     lower(network, PRECISIONS[precision])
     program = network_model(network, tolerance=TOLERANCES[precision])
     engine, longest = build(
@@ -105,8 +105,8 @@ def build_engine(model, path, precision="fp32", batch_sizes=BATCH_SIZES, list_le
         "precision": precision,
         "batch_sizes": list(batch_sizes),
         "longest": longest,
-        "outputs": list(answer.outputs),
-        "answer": answer.described(),
+        "outputs": list(adapter.outputs),
+        "answer": adapter.described(),
     }
     text = json.dumps(description).encode()
     rest = len(text).to_bytes(8, "little") + text + bytes(engine)
@@ -283,7 +283,7 @@ def read_engine(path):
         raise ValueError(f"{path} was not written by to_tensorrt of this version of the library")
     start = len(MAGIC) + 32
     if hashlib.sha256(data[start:]).digest() != data[len(MAGIC) : start]:
-        raise ValueError(f"{path} is torn or was changed after it was built; build it again")
+        raise ValueError(f"{path} is corrupt or was changed after it was built; build it again")
     stop = start + 8 + int.from_bytes(data[start : start + 8], "little")
     return json.loads(data[start + 8 : stop]), data[stop:]
 

@@ -43,7 +43,7 @@ class GivenOutputs:
 
 
 class EncodedModel:
-    """A fitted network and the encoded rows to judge it on.
+    """A fitted network and the encoded rows to evaluate it on.
 
     Parameters
     ----------

@@ -159,13 +159,13 @@ class NetworkParts:
         trees = self.network.trees
         combined = None
         if trees is None or trees.needs_network:
-            combined = self.head.combine(self.members(hidden, wide, outputs, added, offset))
+            combined = self.head.average_members(self.members(hidden, wide, outputs, added, offset))
         if trees is None:
             return combined
         pairs = zip(self.forests, leaves, strict=True)
         found = torch.cat([forest.outputs(values) for forest, values in pairs], dim=1)
         found = found if offset is None else found + offset
-        return self.head.settle(trees.join_outputs(combined, found[:, None, :]))
+        return self.head.normalize(trees.join_outputs(combined, found[:, None, :]))
 
 
 class BlockParts:
@@ -554,7 +554,7 @@ def shapley_values(estimator, X, background, n_permutations, max_background, ran
     step = max(1, MIXED_ROWS // len(others))
     for start in range(0, len(rows), step):
         some = rows.take(slice(start, start + step))
-        model = estimator._judged_model(TensorFrame.concatenate([some, others]), backend)
+        model = estimator._inspection_model(TensorFrame.concatenate([some, others]), backend)
         groups = model.columns()
         if orders is None:
             orders = draw_orders(len(groups), n_permutations, random_state)

@@ -103,7 +103,7 @@ def permutation_importance(
     estimator : EasyTensorClassifier, EasyTensorRegressor or EasyTensorTwoTower
         Fitted. Two towers need a target, and the columns of both in `X`.
     X : table-like of shape (n_samples, n_features), path of Parquet files or Ray Dataset
-        Rows to judge on, best not those of `fit`.
+        Rows to evaluate on, best not those of `fit`.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs), or str
         Target, or the column of `X` that holds it. For an estimator whose backend is Ray, a path
         or Dataset needs the latter; a list of columns names several targets.
@@ -127,7 +127,7 @@ def permutation_importance(
     sample_weight : array-like of shape (n_samples,) or str, optional
         Given to the scorer, or the column of `X` that holds it.
     max_samples : int or float, default=1.0
-        Rows to judge on, or the fraction of them; they are drawn once.
+        Rows to evaluate on, or the fraction of them; they are drawn once.
     n_jobs : int or None, default=None
         Threads: None for one (unless in a joblib context), -1 for all cores.
 
@@ -155,7 +155,7 @@ def permutation_importance(
     table up to the rounding of float32. This needs one of the library's trunks ``MLP`` and
     ``TabM``, or one with ``first_layer``, and columns of numbers, categories or dates.
 
-    Of an estimator whose backend is Ray, a path or Dataset is judged by tasks, in chunks of about
+    If the estimator's backend is Ray, a path or Dataset is evaluated by tasks, in chunks of about
     16,000 consecutive rows that do not depend on the number of workers. Values are shuffled within
     a chunk, scores are of a chunk, and the result is their mean, weighted by the chunks' rows. Rows
     of weight zero are left out. `n_jobs` are the threads of a task.
@@ -181,9 +181,9 @@ def permutation_importance(
     check_choice(OWNER, "by", by, ("column", "block"))
     random_state = check_random_state(random_state)
     check_scoring(estimator, scoring=scoring)
-    judge = partial(
+    evaluate = partial(
         chunk_importances,
-        estimator._light_copy(),
+        estimator._predict_copy(),
         scoring,
         n_repeats=n_repeats,
         by=by,
@@ -192,7 +192,7 @@ def permutation_importance(
     )
     backend = resolve_backend(estimator.backend, estimator.n_jobs)
     check = estimator._check_encodable
-    return _mean(backend.over_chunks(X, y, sample_weight, judge, random_state, check))
+    return _mean(backend.map_chunks(X, y, sample_weight, evaluate, random_state, check))
 
 
 def chunk_importances(
@@ -209,7 +209,7 @@ def chunk_importances(
     max_samples,
     n_jobs,
 ):
-    """Return the importances that some rows show, and how many rows have been judged."""
+    """Return the importances that some rows show, and how many rows have been evaluated."""
     n_rows = len(as_table(X))
     check_consistent_length(range(n_rows), y, sample_weight)
     rows = chosen_rows(n_rows, max_samples, random_state, n_rows_of_all)
@@ -301,7 +301,7 @@ def scikit_learns_orders(n_rows, n_repeats, random_state):
 
 
 def chosen_rows(n_rows, max_samples, random_state, n_rows_of_all=None):
-    """Return the rows to judge on, in order; of a chunk, its share of them."""
+    """Return the rows to evaluate on, in order; of a chunk, its share of them."""
     all_rows = n_rows if n_rows_of_all is None else n_rows_of_all
     if isinstance(max_samples, Integral):
         check_number(OWNER, "max_samples", max_samples, low=1, high=all_rows, integer=True)

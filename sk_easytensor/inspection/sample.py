@@ -9,7 +9,7 @@ from sk_easytensor.executor import LocalExecutor
 from sk_easytensor.inspection.encoded_model import MANY_COLUMNS
 from sk_easytensor.inspection.importance import draw_orders, permuted_scores
 from sk_easytensor.training.dataset import bounded_sample
-from sk_easytensor.training.distributed import Alone
+from sk_easytensor.training.distributed import SingleProcess
 
 __all__ = [
     "ImportanceSample",
@@ -125,9 +125,9 @@ class Inspection:
 
         Parameters
         ----------
-        rows : EncodedRows
+        rows : EncodedDataset
             Training rows.
-        evals : list of EncodedRows
+        evals : list of EncodedDataset
             Validation rows.
 
         Returns
@@ -146,7 +146,7 @@ class Inspection:
             Trained.
         rows, evals
             A worker's share of the training and validation rows.
-        group : Alone or Group
+        group : SingleProcess or ProcessGroup
             The workers.
 
         Returns
@@ -170,15 +170,15 @@ class ImportanceSample:
 
     Parameters
     ----------
-    rows : EncodedRows
+    rows : EncodedDataset
         Training rows.
-    evals : list of EncodedRows
-        Validation rows; the first are sampled if they are enough to judge by.
+    evals : list of EncodedDataset
+        Validation rows; the first are sampled if they are enough for validation.
     n_columns : int
         Input columns.
     seed : int
         Of the sample and the permutations.
-    group : Alone or Group, optional
+    group : SingleProcess or ProcessGroup, optional
         Workers that have a share of the rows each; the sample is a part of this worker's.
 
     Attributes
@@ -188,7 +188,7 @@ class ImportanceSample:
     """
 
     def __init__(self, rows, evals, n_columns, seed, group=None):
-        group = Alone() if group is None else group
+        group = SingleProcess() if group is None else group
         n_valid = group.sum([len(evals[0])])[0] if evals else 0
         self.held_out = n_valid >= VALIDATION_ROWS_AT_LEAST
         if self.held_out:
@@ -207,10 +207,10 @@ class ImportanceSample:
         Parameters
         ----------
         estimator : BaseEasyTensor
-            Whose network is judged.
+            Whose network is evaluated.
         backend : LocalBackend
             Where forward passes run.
-        group : Alone or Group, optional
+        group : SingleProcess or ProcessGroup, optional
             Workers that have a sample each.
 
         Returns
@@ -220,14 +220,14 @@ class ImportanceSample:
         validation : dict or None
             Of the rows of all workers, in the first of them.
         """
-        group = Alone() if group is None else group
-        model = estimator._judged_model(self.rows.frame, backend)
-        judged, rows = model, self.rows
+        group = SingleProcess() if group is None else group
+        model = estimator._inspection_model(self.rows.frame, backend)
+        evaluated, rows = model, self.rows
         if not (self.quick or model.linear):
             few = slice(bounded_rows(MOST_VALUES // len(model.places)))
             rows = rows.take(few)
-            judged = estimator._judged_model(rows.frame, backend)
-        importances = self.importances(judged, rows, estimator._head, group)
+            evaluated = estimator._inspection_model(rows.frame, backend)
+        importances = self.importances(evaluated, rows, estimator._head, group)
         importances = estimator._encoder.by_feature(importances, estimator.network_, rows.frame)
         if not self.held_out:
             return importances, None
@@ -235,7 +235,7 @@ class ImportanceSample:
         if group.rank > 0:
             return importances, None
         outputs, target, weight = (torch.cat(parts) for parts in zip(*told, strict=True))
-        found = estimator._judge(outputs, target, weight)
+        found = estimator._validation_measures(outputs, target, weight)
         return importances, {"rows": len(weight), **found}
 
     def importances(self, model, rows, head, group):
@@ -245,11 +245,11 @@ class ImportanceSample:
         ----------
         model : EncodedModel
             Of the rows.
-        rows : EncodedRows
+        rows : EncodedDataset
             All rows of the sample, or the first of them.
         head : Head
             Gives the loss.
-        group : Alone or Group
+        group : SingleProcess or ProcessGroup
             Workers whose losses are added up; each shuffles among the rows of its own sample.
 
         Returns

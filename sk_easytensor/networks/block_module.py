@@ -151,7 +151,7 @@ class BlockModule(nn.Module):
             if isinstance(entry, Ragged)
         )
 
-    def for_tower(self):
+    def configure_for_embedding(self):
         """Prepare for a network that ends in an embedding; called once before training.
 
         Modules within other modules are prepared too. By default nothing changes.

@@ -50,7 +50,7 @@ class BlockNetwork(nn.Module):
     Attributes
     ----------
     trees : TreesModule or None
-        Stand beside the network once it is trained: it is trained and judged without them.
+        Stand beside the network once it is trained: it is trained and evaluated without them.
     offset_name : str or None
         Name of the block whose output is added to the outputs, if there is one.
     added_names : list of str
@@ -120,7 +120,7 @@ class BlockNetwork(nn.Module):
         pairs = zip(self.names, self.blocks, strict=True)
         return {name: block(**frame[name]) for name, block in pairs}
 
-    def combine(self, frame, head):
+    def average_members(self, frame, head):
         """Return the outputs of all members, and of the trees, as one.
 
         Parameters
@@ -134,7 +134,7 @@ class BlockNetwork(nn.Module):
         -------
         torch.Tensor of shape (batch, 1, out_features)
         """
-        shown = self.shown(frame) if self._with_trees else None
+        shown = self.tree_features(frame) if self._with_trees else None
         return self._joined(head, shown, self.offset(frame), lambda: self(frame))
 
     def readers(self):
@@ -147,8 +147,8 @@ class BlockNetwork(nn.Module):
             return dict(pairs)
         return {name: Showing(block) if block.has_tree_inputs else block for name, block in pairs}
 
-    def combine_read(self, read, head):
-        """Return what :meth:`combine` does, given what each of :meth:`readers` gave."""
+    def average_read(self, read, head):
+        """Return what :meth:`average_members` does, given what each of :meth:`readers` gave."""
         shown, parts = None, dict(read)
         if self._with_trees:
             columns = []
@@ -169,9 +169,9 @@ class BlockNetwork(nn.Module):
         """
         return self._represented(*self._hidden(self.read(frame)))
 
-    def answer(self, frame, head):
-        """Return :meth:`combine` and :meth:`represent` of the same rows, as a tuple."""
-        shown = self.shown(frame) if self._with_trees else None
+    def forward_all(self, frame, head):
+        """Return :meth:`average_members` and :meth:`represent` of the same rows, as a tuple."""
+        shown = self.tree_features(frame) if self._with_trees else None
         parts = self.read(frame)
         hidden, wide = self._hidden(parts)
         added, offset = self._added_of(parts), self._offset_of(parts)
@@ -200,27 +200,27 @@ class BlockNetwork(nn.Module):
         -------
         torch.Tensor of shape (batch, 1, out_features)
         """
-        return trees.outputs(self.shown(frame), self.offset(frame))
+        return trees.outputs(self.tree_features(frame), self.offset(frame))
 
-    def shown(self, frame):
+    def tree_features(self, frame):
         """Return what the blocks show trees of encoded rows.
 
         Returns
         -------
-        torch.Tensor of int32, shape (batch, len(shown_codes))
+        torch.Tensor of int32, shape (batch, len(tree_feature_codes))
         """
         pairs = zip(self.names, self.blocks, strict=True)
         found = [b.tree_inputs(**frame[name]) for name, b in pairs if b.has_tree_inputs]
         return torch.cat(found, dim=1)
 
     @property
-    def shown_names(self):
+    def tree_feature_names(self):
         """Names of the blocks that show trees anything."""
         pairs = zip(self.names, self.blocks, strict=True)
         return [name for name, block in pairs if block.has_tree_inputs]
 
     @property
-    def shown_signs(self):
+    def tree_feature_signs(self):
         """For each column of :meth:`shown` its monotonic constraint: 1, -1 or 0 for none."""
         found = []
         for block in self.blocks:
@@ -230,7 +230,7 @@ class BlockNetwork(nn.Module):
         return found
 
     @property
-    def shown_codes(self):
+    def tree_feature_codes(self):
         """For each column of :meth:`shown` how many codes there are, and if they are in order."""
         showing = [block for block in self.blocks if block.has_tree_inputs]
         return [codes for block in showing for codes in block.tree_codes]
@@ -315,10 +315,10 @@ class BlockNetwork(nn.Module):
     def _joined(self, head, shown, offset, outputs):
         """Return outputs as one, with the trees' for what is shown to them, if anything is."""
         if shown is None:
-            return head.combine(outputs())
+            return head.average_members(outputs())
         # A network that counts for nothing need not be asked.
-        combined = head.combine(outputs()) if self.trees.needs_network else None
-        return head.settle(self.trees.join(combined, shown, offset))
+        combined = head.average_members(outputs()) if self.trees.needs_network else None
+        return head.normalize(self.trees.join(combined, shown, offset))
 
     def _represented(self, hidden, wide):
         hidden = hidden.mean(1)
@@ -416,13 +416,13 @@ def make_network(blocks, trunk, head=None):
     if head.of_tower:
         for module in nn.ModuleList(modules.values()).modules():
             if isinstance(module, BlockModule):
-                module.for_tower()
+                module.configure_for_embedding()
     head_module = head.make_module(trunk_module.out_features, members)
     wide = None
     if wide_features:
         wide = nn.Linear(wide_features, head.out_features, bias=False)
         wide.learning_rate_scale = WIDE_RATE
-        if head.begins_at_zero:
+        if head.zero_init:
             nn.init.zeros_(wide.weight)
     gate = None
     n_added = sum(module.out_features for module in modules.values() if module.is_added)

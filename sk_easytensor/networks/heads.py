@@ -2,7 +2,7 @@
 
 All heads work on outputs of shape ``(batch, members, out_features)``. ``combine`` reduces the
 members to one, still on the scale of the outputs, so that ``loss`` serves both for training
-(each member on its own) and for judging the ensemble.
+(each member on its own) and for evaluating the ensemble.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Head(BaseEstimator, ABC):
 
     metric = "loss"
     estimator_type = "classifier"
-    begins_at_zero = True
+    zero_init = True
     """Whether what goes past the trunk may count for nothing at first."""
 
     of_tower = False
-    """Whether the network is a tower, which modules are told by their method ``for_tower()``."""
+    """Whether the network is a tower: ``configure_for_embedding()`` of its modules is called."""
 
     tree_loss = None
     """What scikit-learn's boosted trees call the loss; None if they know nothing like it."""
@@ -87,10 +87,10 @@ class Head(BaseEstimator, ABC):
         return loss
 
     @abstractmethod
-    def combine(self, outputs):
+    def average_members(self, outputs):
         """Reduce (batch, members, out_features) to (batch, 1, out_features)."""
 
-    def settle(self, combined):
+    def normalize(self, combined):
         """Bring outputs of shape (batch, 1, out_features) that were averaged into their form."""
         return combined
 
@@ -151,7 +151,7 @@ class BinaryHead(Head):
             outputs[..., 0], target, reduction="none"
         )
 
-    def combine(self, outputs):
+    def average_members(self, outputs):
         if self.has_offset:
             # Of the usual mean, below, what is added to all members would not be the same part.
             return outputs.mean(1, keepdim=True)
@@ -211,11 +211,11 @@ class MulticlassHead(Head):
         )
         return flat.reshape(-1, members)
 
-    def combine(self, outputs):
+    def average_members(self, outputs):
         logs = functional.log_softmax(outputs, dim=-1)
         return logs.logsumexp(1, keepdim=True) - math.log(outputs.shape[1])
 
-    def settle(self, combined):
+    def normalize(self, combined):
         return functional.log_softmax(combined, dim=-1)
 
     def constant(self, target, n_rows):
@@ -372,7 +372,7 @@ class RegressionHead(Head):
             return torch.exp(outputs) - target * outputs
         return outputs + target * torch.exp(-outputs)
 
-    def combine(self, outputs):
+    def average_members(self, outputs):
         if self.log_link:
             return outputs.logsumexp(1, keepdim=True) - math.log(outputs.shape[1])
         return outputs.mean(1, keepdim=True)
@@ -461,11 +461,11 @@ class MultiTaskHead(Head):
             total = total + losses * (weight * task.present)[:, None]
         return total
 
-    def combine(self, outputs):
-        return self._joined(lambda head, own: head.combine(own), outputs)
+    def average_members(self, outputs):
+        return self._joined(lambda head, own: head.average_members(own), outputs)
 
-    def settle(self, combined):
-        return self._joined(lambda head, own: head.settle(own), combined)
+    def normalize(self, combined):
+        return self._joined(lambda head, own: head.normalize(own), combined)
 
     def predict(self, combined):
         """Return the predictions of all tasks side by side."""
@@ -510,7 +510,7 @@ class EmbeddingHead(BaseEstimator):
     """
 
     # A product of two zeros has no gradient.
-    begins_at_zero = False
+    zero_init = False
     of_tower = True
 
     def __init__(self, embedding_dim, projected=True):
@@ -537,7 +537,7 @@ class SampledSoftmaxHead(Head):
     def loss(self, outputs, target):
         return outputs.logsumexp(-1) - outputs[..., 0]
 
-    def combine(self, outputs):
+    def average_members(self, outputs):
         return outputs
 
     def predict(self, combined):

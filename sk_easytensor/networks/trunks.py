@@ -15,7 +15,7 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import nn
 
-from sk_easytensor._utils.validation import GrowingParametersMixin, check_number
+from sk_easytensor._utils.validation import ParametersMixin, check_number
 
 __all__ = [
     "MLP",
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 
-class MLP(GrowingParametersMixin, BaseEstimator):
+class MLP(ParametersMixin, BaseEstimator):
     """A plain multi-layer perceptron.
 
     Parameters
@@ -79,7 +79,7 @@ class MLPModule(nn.Sequential):
         return hidden
 
 
-class TabM(GrowingParametersMixin, BaseEstimator):
+class TabM(ParametersMixin, BaseEstimator):
     """Many perceptrons for little more than the price of one.
 
     Parameters
@@ -159,7 +159,7 @@ class TabMModule(nn.Module):
         return self.shared.after_first(hidden)
 
 
-class Sum(GrowingParametersMixin, BaseEstimator):
+class Sum(ParametersMixin, BaseEstimator):
     """The sum of the blocks' outputs, each projected to one width unless it has that width.
 
     With a category block for the identifier and others for features this is a factorisation
@@ -199,7 +199,7 @@ class Sum(GrowingParametersMixin, BaseEstimator):
 
 
 class SumModule(nn.Module):
-    """Project and add stretches of the input; see :class:`Sum`."""
+    """Project and add segments of the input; see :class:`Sum`."""
 
     def __init__(self, widths, width):
         super().__init__()
@@ -220,7 +220,7 @@ class FastDropout(nn.Module):
     """Dropout whose random numbers cost next to nothing.
 
     Drawing them takes longer on a CPU than a narrow layer itself. Here a pool of twice as many
-    units as needed is drawn once in a while, and each step uses a stretch of it that begins at
+    units as needed is drawn once in a while, and each step uses a segment of it that begins at
     a random place.
 
     Parameters

@@ -59,8 +59,8 @@ def check_sealed(data, where):
     model = memoryview(data)[: -len(entry("0" * 64))]
     if data[len(model) :] != entry(hashlib.sha256(model).hexdigest()):
         raise ValueError(
-            f"{where} is torn, was changed after it was exported, or was not written by to_onnx of "
-            "this library. Export the model again"
+            f"{where} is corrupt, was changed after it was exported, or was not written by to_onnx "
+            "of this library. Export the model again"
         )
 
 
@@ -104,7 +104,7 @@ def load(path, **params):
     FileNotFoundError
         If there is no such file.
     ValueError
-        Naming the file, if a SHA-256 in its metadata is not that of the rest: it is torn, or was
+        Naming the file, if a SHA-256 in its metadata is not that of the rest: it is corrupt, or was
         changed after it was exported.
     """
     return OnnxPredictor(path, **params)
@@ -319,7 +319,7 @@ class OnnxPredictor:
     def _only(self, method, output, X):
         if output not in self.metadata_["outputs"]:
             raise AttributeError(
-                f"{method} is not to be had of a {self.metadata_['estimator']}; the file gives "
+                f"{method} is not available for a {self.metadata_['estimator']}; the file provides "
                 f"{list(self.metadata_['outputs'])}"
             )
         return self.run(X, output)[0]

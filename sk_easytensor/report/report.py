@@ -348,7 +348,7 @@ def learning_curves(model):
         f"{decided} decide: {number(model.best_score_)}. The training loss is of the network alone "
         "and includes dropout"
     )
-    shares = getattr(model, "trees_share_", 0.0)
+    shares = getattr(model, "tree_weight_", 0.0)
     shares = shares if isinstance(shares, dict) else {"": shares}
     if any(shares.values()):
         listed = ", ".join(f"{value:.0%} {name}".strip() for name, value in shares.items())
@@ -364,7 +364,7 @@ def importances(model):
     """Draw permutation importances of columns."""
     if not hasattr(type(model), "feature_importances_"):
         raise LeftOut(
-            "a model of this kind keeps no rows to judge columns by; "
+            "a model of this kind keeps no rows to evaluate columns on; "
             "sk_easytensor.inspection.permutation_importance takes rows, with a target"
         )
     values, names = model.feature_importances_, model._encoder.features

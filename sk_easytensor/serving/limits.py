@@ -1,4 +1,4 @@
-"""What the service bounds, and the ASGI middleware that does so."""
+"""Limits of the service, and the ASGI middleware that enforces them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is recorded of a fit as files, and checkpoints among them."""
+"""Artifacts of a run: files that describe the fit, and its checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of a run, how it gets to an MLflow server, and where it waits if it cannot."""
+"""The record of a run: its content, its upload to an MLflow server, and its pending copy."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from sk_easytensor._utils.storage import write_whole
 
 __all__ = [
     "RunRecord",
-    "impatient",
     "import_mlflow",
     "send",
+    "short_timeouts",
     "upload",
 ]
 
@@ -34,7 +34,7 @@ LONGEST_PARAM, LONGEST_TAG, LONGEST_NAME = 6000, 5000, 250
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 """How MLflow's pages show experiments that are made here: models, rather than conversations."""
 
-IMPATIENCE = {
+SHORT_TIMEOUTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -121,7 +121,7 @@ class RunRecord:
         Raises
         ------
         ValueError
-            Naming the file, if it is torn or was changed.
+            Naming the file, if it is corrupt or was changed.
         """
         path = Path(folder) / FILE
         try:
@@ -130,7 +130,7 @@ class RunRecord:
                 return cls(**found)
         except (ValueError, TypeError, AttributeError, KeyError):
             pass
-        raise ValueError(f"{str(path)!r} is torn, was changed, or is no record of a fit")
+        raise ValueError(f"{str(path)!r} is corrupt, was changed, or is no record of a fit")
 
 
 def digest_of(about):
@@ -170,7 +170,7 @@ def send(record, folder, client):
     Parameters
     ----------
     record : RunRecord
-        Is told what was sent, so that a failed attempt can be gone on with.
+        Receives what was sent, so that a failed attempt can be resumed.
     folder : Path
         Has ``artifacts`` and, if there is one, ``model``.
     client : mlflow.MlflowClient
@@ -309,14 +309,14 @@ _impatient = {"depth": 0, "set": []}
 
 
 @contextmanager
-def impatient():
+def short_timeouts():
     """Cut MLflow's retries, which take minutes, unless the user has set how many there are."""
     state = _impatient
     with _lock:
         # Of threads that are in here at once, the last to leave restores what the first one found.
         if state["depth"] == 0:
-            state["set"] = [name for name in IMPATIENCE if name not in os.environ]
-            os.environ.update({name: IMPATIENCE[name] for name in state["set"]})
+            state["set"] = [name for name in SHORT_TIMEOUTS if name not in os.environ]
+            os.environ.update({name: SHORT_TIMEOUTS[name] for name in state["set"]})
         state["depth"] += 1
     try:
         yield
@@ -342,7 +342,7 @@ def without_link(uri):
         os.environ.pop(name, None)
 
 
-def set_aside(record, folder, waiting):
+def save_pending(record, folder, waiting):
     """Move a record to where it waits; it is there whole or not at all.
 
     Parameters
@@ -379,11 +379,11 @@ def file_digest(path):
 
 
 def check_files(record, folder):
-    """Raise ``ValueError`` naming a file of a record that is torn, was changed or is missing."""
+    """Raise ``ValueError`` naming a file of a record that is corrupt, was changed or is missing."""
     for name, digest in record.files.items():
         path = folder / name
         if not path.is_file() or file_digest(path) != digest:
-            raise ValueError(f"{str(path)!r} is torn, was changed or is missing")
+            raise ValueError(f"{str(path)!r} is corrupt, was changed or is missing")
 
 
 def remove_files(record, folder):
@@ -423,7 +423,7 @@ def upload(directory, tracking_uri=None):
     FileNotFoundError
         If there is no record in the directory.
     ValueError
-        Naming a file of the record that is torn, was changed or is missing, or if the record's
+        Naming a file of the record that is corrupt, was changed or is missing, or if the record's
         address had a password and none is given.
     ImportError
         Without MLflow.

@@ -30,21 +30,21 @@ from sk_easytensor.tracking.record import (
     RunRecord,
     create_run,
     find_experiment,
-    impatient,
+    save_pending,
     send,
     send_artifact,
     send_values,
-    set_aside,
+    short_timeouts,
 )
 from sk_easytensor.training.checkpoint import describe_data, describe_parameters
 
 __all__ = [
-    "EpochNotes",
+    "MLflowCallback",
     "TrackedRun",
 ]
 
 
-class EpochNotes(Callback):
+class MLflowCallback(Callback):
     """Notes the rows of a training and the losses of each epoch.
 
     Parameters
@@ -195,14 +195,14 @@ class TrackedRun:
     @property
     def callback(self):
         """What notes the epochs, for a net."""
-        return "easytensor_tracking", EpochNotes(self)
+        return "easytensor_tracking", MLflowCallback(self)
 
     def describe_rows(self, net, rows):
-        """Return which rows the net is trained and judged on."""
+        """Return which rows the net is trained and evaluated on."""
         return self._describe(describe_data, net.module_, rows, net.valid_rows) or {}
 
     def note_rows(self, described):
-        """Note which rows a net is trained and judged on, once."""
+        """Note which rows a net is trained and evaluated on, once."""
         if self.record.datasets:
             return
         for name, text in described.items():
@@ -263,7 +263,7 @@ class TrackedRun:
         )
         if not sent:
             try:
-                set_aside(record, self.folder, self.waiting)
+                save_pending(record, self.folder, self.waiting)
             except OSError as error:
                 warn(
                     f"{self.owner}: the record of the fit cannot be written to "
@@ -362,7 +362,7 @@ class TrackedRun:
         if self.down:
             return None
         try:
-            with impatient():
+            with short_timeouts():
                 if self._client is None:
                     from mlflow import MlflowClient
 

@@ -10,14 +10,14 @@ from threadpoolctl import threadpool_limits
 
 from sk_easytensor.networks.heads import weighted_mean
 from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.training.dataset import EncodedRows, sampled_parts
-from sk_easytensor.trees.boosting import LeftRows
+from sk_easytensor.training.dataset import EncodedDataset, sampled_parts
+from sk_easytensor.trees.boosting import TreeDataset
 from sk_easytensor.trees.forest import TreesModule
 
 __all__ = [
     "Blend",
     "fit_blend",
-    "grow_trees",
+    "fit_trees",
 ]
 
 
@@ -60,7 +60,7 @@ class Blend:
 
     def outputs(self, head, network_outputs, tree_outputs):
         """Return the outputs of the blend, of shape (n_rows, 1, out_features)."""
-        return head.settle(
+        return head.normalize(
             weighted_mean(network_outputs, tree_outputs, self.share, self.temperature)
         )
 
@@ -82,7 +82,7 @@ def fit_blend(head, network_outputs, tree_outputs, target, weight, group):
         As the head takes it.
     weight : torch.Tensor of float64, shape (n_rows,)
         Row weights.
-    group : Alone or Group
+    group : SingleProcess or ProcessGroup
         Workers, each with a part of the rows.
 
     Returns
@@ -115,7 +115,7 @@ def _fit_one(head, network_outputs, tree_outputs, target, weight, group):
         sums = torch.zeros(len(values), dtype=torch.float64, device=target.device)
         for start in range(0, len(target), step):
             rows = slice(start, start + step)
-            losses = head.loss(head.settle(outputs_of(rows, values_of)), target[rows])
+            losses = head.loss(head.normalize(outputs_of(rows, values_of)), target[rows])
             sums += (losses.double() * weight[rows, None]).sum(0)
         n_rows = int((weight > 0).sum())
         n_rows, total, *sums = group.sum([n_rows, float(weight.sum()), *sums.tolist()])
@@ -156,7 +156,7 @@ MOST_VALID_ROWS = 50_000
 """Validation rows at most that decide how many trees there are."""
 
 
-def grow_trees(network, head, rows, valid_rows, settings):
+def fit_trees(network, head, rows, valid_rows, settings):
     """Fit trees to the columns that a network's blocks give them.
 
     Parameters
@@ -165,9 +165,9 @@ def grow_trees(network, head, rows, valid_rows, settings):
         Its blocks say which columns trees see.
     head : Head
         Says what the target is.
-    rows : EncodedRows
+    rows : EncodedDataset
         Training rows.
-    valid_rows : list of EncodedRows
+    valid_rows : list of EncodedDataset
         The first decides how many trees there are.
     settings : TrainingSettings
         Has the parameters of the trees, the seed and the group of workers: the first one's share of
@@ -179,10 +179,10 @@ def grow_trees(network, head, rows, valid_rows, settings):
     TreesModule or None
         None if there is nothing for trees to learn from.
     """
-    codes = [] if settings.trees is None or head.tree_loss is None else network.shown_codes
+    codes = [] if settings.trees is None or head.tree_loss is None else network.tree_feature_codes
     if not codes or (settings.group.size > 1 and not valid_rows):
         return None
-    signs = network.shown_signs
+    signs = network.tree_feature_signs
     if any(signs) and head.tree_loss in UNCONSTRAINED:
         return None
 
@@ -197,7 +197,7 @@ def grow_trees(network, head, rows, valid_rows, settings):
         with threadpool_limits(torch.get_num_threads(), user_api="openmp"):
             return settings.trees.grow(head, own, valid, codes, settings.seed, signs)
 
-    grown = settings.group.from_first(grow)
+    grown = settings.group.broadcast_from_rank0(grow)
     return None if grown is None else TreesModule(grown, EQUAL).eval()
 
 
@@ -209,7 +209,7 @@ def tree_rows(network, rows, most, seed, head=None):
     ----------
     network : BlockNetwork
         Its blocks show them columns.
-    rows : EncodedRows
+    rows : EncodedDataset
         Of which only what is shown is brought into memory.
     most : int
         Rows at most.
@@ -220,15 +220,15 @@ def tree_rows(network, rows, most, seed, head=None):
 
     Returns
     -------
-    LeftRows
+    TreeDataset
     """
-    names = [*network.shown_names]
+    names = [*network.tree_feature_names]
     if network.offset_name is not None:
         names.append(network.offset_name)
 
     def shown(part):
         frame = TensorFrame({name: part.frame[name] for name in names}, len(part))
-        return EncodedRows(frame, part.target, part.weight)
+        return EncodedDataset(frame, part.target, part.weight)
 
     def learned(part):
         offset = network.offset(part.frame)
@@ -237,9 +237,9 @@ def tree_rows(network, rows, most, seed, head=None):
         return head.without_offset(part.target, part.weight, offset[:, 0])
 
     parts = [
-        (network.shown(part.frame), *learned(part))
+        (network.tree_features(part.frame), *learned(part))
         for part in sampled_parts(rows.map(shown), most, seed)
     ]
     columns, target, weight = (torch.cat(each).cpu().numpy() for each in zip(*parts, strict=True))
     same = bool((weight == weight[0]).all())
-    return LeftRows(columns, target, None if same else weight)
+    return TreeDataset(columns, target, None if same else weight)

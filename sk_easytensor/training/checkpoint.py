@@ -13,7 +13,7 @@ from pickle import UnpicklingError
 import numpy as np
 import torch
 
-from sk_easytensor._utils.digests import array_digest
+from sk_easytensor._utils.digests import Digest, array_digest
 from sk_easytensor._utils.locks import LOCK, Lock
 from sk_easytensor._utils.masking import masked
 from sk_easytensor._utils.skops import trusted_types
@@ -22,15 +22,15 @@ from sk_easytensor._utils.validation import warn_user
 
 __all__ = [
     "Checkpoints",
-    "capture",
     "describe_data",
     "describe_parameters",
     "joined_descriptions",
-    "restore",
+    "load_loop_state",
+    "loop_state",
 ]
 
 
-def capture(net, average, ended):
+def loop_state(net, average, ended):
     """Return all that the rest of a training depends on.
 
     Parameters
@@ -62,7 +62,7 @@ def capture(net, average, ended):
     }
 
 
-def restore(net, average, state):
+def load_loop_state(net, average, state):
     """Bring a net that is about to train to a state that was captured.
 
     Parameters
@@ -72,7 +72,7 @@ def restore(net, average, state):
     average : WeightAverage
         Of its weights.
     state : dict
-        What :func:`capture` returned.
+        What :func:`loop_state` returned.
     """
     for epoch in state["history"]:
         net.history.new_epoch()
@@ -248,7 +248,7 @@ class Checkpoints:
         Warns
         -----
         UserWarning
-            If the file is torn or was changed; the encoder is then made again.
+            If the file is corrupt or was changed; the encoder is then made again.
 
         Notes
         -----
@@ -298,7 +298,7 @@ class Checkpoints:
         Warns
         -----
         UserWarning
-            If a file is torn, was changed or is of another fit; the one before is then taken.
+            If a file is corrupt, was changed or is of another fit; the one before is then taken.
         """
         for epoch in reversed(self._epochs()):
             name = file_name(epoch)
@@ -353,7 +353,7 @@ class Checkpoints:
         return sorted(int(match[1]) for match in found if match)
 
     def _read(self, name, expected):
-        """Return what a file holds; raise ``ValueError`` if it is torn or of another fit."""
+        """Return what a file holds; raise ``ValueError`` if it is corrupt or of another fit."""
         description, content = unframe(self.store.read(name))
         if description != expected:
             raise ValueError("it is of another fit")
@@ -477,7 +477,7 @@ def unframe(data):
     start = len(MAGIC) + 65
     digest, rest = data[len(MAGIC) : start - 1], data[start:]
     if data[: len(MAGIC)] != MAGIC or hashlib.sha256(rest).hexdigest().encode() != digest:
-        raise ValueError("it is torn or was changed")
+        raise ValueError("it is corrupt or was changed")
     description, _, content = rest.partition(b"\n")
     return json.loads(description), content
 
@@ -499,10 +499,10 @@ def unseal(data):
     try:
         found = json.loads(data)
     except ValueError as error:
-        raise ValueError("it is no JSON: torn, or not a file of this library") from error
+        raise ValueError("it is no JSON: corrupt, or not a file of this library") from error
     digest = found.pop("sha256", None) if isinstance(found, dict) else None
     if digest is None or hashlib.sha256(canonical(found)).hexdigest() != digest:
-        raise ValueError("it is torn or was changed")
+        raise ValueError("it is corrupt or was changed")
     return found
 
 
@@ -570,10 +570,10 @@ def describe_data(network, rows, valid_rows):
     ----------
     network : torch.nn.Module
         Before training.
-    rows : EncodedRows
+    rows : EncodedDataset
         Training rows.
-    valid_rows : list of EncodedRows
-        Those to judge by.
+    valid_rows : list of EncodedDataset
+        Those for validation.
 
     Returns
     -------
@@ -623,22 +623,3 @@ def joined_descriptions(several):
 def digest(*arrays):
     """Return a short digest of arrays and tensors."""
     return str(Digest().add(*arrays))
-
-
-class Digest:
-    """A short digest of arrays and tensors, some after the others."""
-
-    def __init__(self):
-        self._summed = hashlib.sha256()
-
-    def add(self, *arrays):
-        """Take in some more."""
-        for array in arrays:
-            if isinstance(array, torch.Tensor):
-                array = array.detach().cpu().numpy()
-            self._summed.update(str((array.dtype, array.shape)).encode())
-            self._summed.update(np.ascontiguousarray(array))
-        return self
-
-    def __str__(self):
-        return self._summed.hexdigest()[:16]

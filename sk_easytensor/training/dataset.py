@@ -19,17 +19,17 @@ from sk_easytensor.tensors import TensorFrame
 
 __all__ = [
     "BatchIterator",
-    "EncodedRows",
-    "FreshRows",
-    "Records",
-    "SpilledRows",
+    "EncodedDataset",
+    "MemoryMappedDataset",
+    "ResampledDataset",
+    "TableDataset",
     "bounded_sample",
     "column_values",
-    "gather_rows",
     "hold_out",
     "join_rows",
+    "materialize",
     "merge_duplicates",
-    "read_records",
+    "read_dataset",
     "sampled_parts",
     "take_columns",
     "target_columns",
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 
-class Records:
+class TableDataset:
     """Rows of positive weight, in memory.
 
     Parameters
@@ -77,17 +77,17 @@ class Records:
         """Return a digest of columns, targets and weights."""
         return f"{table_digest(self.table)} {array_digest(self.y, self.weight)}"
 
-    def each(self, function):
+    def map_chunks(self, function):
         """Return what a function gives for the targets of each chunk, as a list."""
         return [function(self.y)]
 
     def sample(self):
-        """Return some of the rows, as :class:`Records` in memory."""
+        """Return some of the rows, as :class:`TableDataset` in memory."""
         return self
 
     def select(self, columns):
         """Return the rows with some of the columns only."""
-        return Records(self.table.select(columns), self.y, self.weight, self.source)
+        return TableDataset(self.table.select(columns), self.y, self.weight, self.source)
 
     def collected(self, by, order_by):
         """Return the sequences of a log, a row for each user.
@@ -101,10 +101,10 @@ class Records:
 
         Returns
         -------
-        Records
+        TableDataset
         """
         lists = as_table(collect_sequences(self.table, by=by, order_by=order_by, prefix=""))
-        return Records(lists, np.zeros(len(lists)), np.ones(len(lists)), self.source)
+        return TableDataset(lists, np.zeros(len(lists)), np.ones(len(lists)), self.source)
 
     def encoded(self, maker):
         """Return the rows encoded.
@@ -112,14 +112,14 @@ class Records:
         Parameters
         ----------
         maker : object
-            Has ``make_rows(table, y, weight)``, which gives rows such as :class:`EncodedRows`;
+            Has ``make_rows(table, y, weight)``, which gives rows such as :class:`EncodedDataset`;
             ``make_targets(table, y, weight)``, which gives them with no more features than the
             table's ``columns`` tell; and ``gather(pieces, memory)``, which joins pieces of them.
         """
         return maker.make_rows(self.table, self.y, self.weight)
 
 
-def read_records(X, y, sample_weight, read, check_target, where=""):
+def read_dataset(X, y, sample_weight, read, check_target, where=""):
     """Read rows of positive weight into memory.
 
     Parameters
@@ -139,7 +139,7 @@ def read_records(X, y, sample_weight, read, check_target, where=""):
 
     Returns
     -------
-    Records
+    TableDataset
     """
     X, y, sample_weight = take_columns(X, y, sample_weight)
     with errors_name(where):
@@ -153,8 +153,8 @@ def read_records(X, y, sample_weight, read, check_target, where=""):
         weight = check_weight(sample_weight, len(table))
     kept, n_given = np.flatnonzero(weight > 0), len(table)
     if len(kept) == n_given:
-        return Records(table, y, weight, X)
-    return Records(table.take(kept), y[kept], weight[kept], X, kept, n_given)
+        return TableDataset(table, y, weight, X)
+    return TableDataset(table.take(kept), y[kept], weight[kept], X, kept, n_given)
 
 
 def take_columns(X, y, sample_weight):
@@ -216,7 +216,7 @@ MUCH_PADDING = 0.2
 """Fraction of padding up to which batches are left random."""
 
 
-class EncodedRows:
+class EncodedDataset:
     """A table ready for training: encodings, targets and weights.
 
     Parameters
@@ -254,11 +254,11 @@ class EncodedRows:
 
     def take(self, rows):
         """Return the given rows: a slice or an int64 tensor."""
-        return EncodedRows(self.frame.take(rows), self.target[rows], self.weight[rows])
+        return EncodedDataset(self.frame.take(rows), self.target[rows], self.weight[rows])
 
     def to(self, device):
         """Return the rows on another device."""
-        return EncodedRows(self.frame.to(device), self.target.to(device), self.weight.to(device))
+        return EncodedDataset(self.frame.to(device), self.target.to(device), self.weight.to(device))
 
     def refreshed(self, epoch):
         """Return the rows to train on in an epoch, counted from 0: by default always the same."""
@@ -268,7 +268,7 @@ class EncodedRows:
         """Apply a function from rows to rows, which may be done later and piece by piece."""
         return function(self)
 
-    def each(self, function):
+    def map_chunks(self, function):
         """Return what a function gives for targets and weights of each piece, as a list."""
         return [function(self)]
 
@@ -288,13 +288,13 @@ class EncodedRows:
         return BatchIterator(self, batch_size, shuffle, found, n_batches)
 
 
-class FreshRows(EncodedRows):
+class ResampledDataset(EncodedDataset):
     """Rows that are drawn anew for each epoch.
 
     Parameters
     ----------
     draw : callable
-        Takes the epoch, counted from 0, and returns :class:`EncodedRows`, always as many and for
+        Takes the epoch, counted from 0, and returns :class:`EncodedDataset`, always as many and for
         one epoch always the same. Picklable, if the rows are to be.
     """
 
@@ -317,11 +317,11 @@ class FreshRows(EncodedRows):
 
 
 class BatchIterator:
-    """Iterate over batches of :class:`EncodedRows`.
+    """Iterate over batches of :class:`EncodedDataset`.
 
     Parameters
     ----------
-    rows : EncodedRows
+    rows : EncodedDataset
         All rows.
     batch_size : int
         Rows a batch, at most; the batches of an epoch differ in size by one row at most.
@@ -384,19 +384,19 @@ def _sample(lengths, size=100_000):
     return lengths[:: -(-len(lengths) // size)].float()
 
 
-def gather_rows(pieces, memory):
+def materialize(pieces, memory):
     """Keep pieces of encoded rows: as one in memory, or as files once they are too large.
 
     Parameters
     ----------
-    pieces : iterable of EncodedRows
+    pieces : iterable of EncodedDataset
         In the order of the data.
     memory : int
         Bytes that the rows may take.
 
     Returns
     -------
-    EncodedRows or SpilledRows
+    EncodedDataset or MemoryMappedDataset
     """
     kept, size, spilled = [], 0, None
     for piece in pieces:
@@ -406,7 +406,7 @@ def gather_rows(pieces, memory):
         kept.append(piece)
         # Joining the pieces takes as much memory again.
         if 2 * size > memory and spilled is None:
-            spilled = SpilledRows(memory)
+            spilled = MemoryMappedDataset(memory)
         if spilled is not None:
             for each in kept:
                 spilled.append(each)
@@ -420,7 +420,7 @@ def join_rows(pieces):
     """Join pieces of encoded rows into one."""
     if len(pieces) == 1:
         return pieces[0]
-    return EncodedRows(
+    return EncodedDataset(
         TensorFrame.concatenate([piece.frame for piece in pieces]),
         torch.cat([piece.target for piece in pieces]),
         torch.cat([piece.weight for piece in pieces]),
@@ -451,10 +451,10 @@ def sampled_parts(rows, size, seed):
         yield part
 
 
-class SpilledRows:
+class MemoryMappedDataset:
     """Encoded rows in files of a temporary directory, read by mapping them into memory.
 
-    Has what the training loop asks of :class:`~sk_easytensor.training.dataset.EncodedRows`.
+    Has what the training loop asks of :class:`~sk_easytensor.training.dataset.EncodedDataset`.
     Batches are drawn from windows: some pieces, chosen at random, are read and their rows
     shuffled together.
 
@@ -492,7 +492,7 @@ class SpilledRows:
 
     def map(self, function):
         """Return the rows with a function applied to those that are read together."""
-        other = object.__new__(SpilledRows)
+        other = object.__new__(MemoryMappedDataset)
         # The first keeps the directory alive.
         vars(other).update(vars(self), functions=(*self.functions, function), origin=self)
         return other
@@ -501,7 +501,7 @@ class SpilledRows:
         """Return the rows on another device, where each piece comes when it is read."""
         return self.map(lambda rows: rows.to(device))
 
-    def each(self, function):
+    def map_chunks(self, function):
         """Return what a function gives for each piece, as a list."""
         return [function(piece) for piece in self.parts()]
 
@@ -519,7 +519,7 @@ class SpilledRows:
 
     def batches(self, batch_size, *, shuffle=False, lengths=None, n_batches=None):
         """Return an iterable of batches."""
-        return SpilledBatches(self, batch_size, shuffle, lengths, n_batches)
+        return MemoryMappedBatches(self, batch_size, shuffle, lengths, n_batches)
 
     def window(self):
         """Return how many pieces are read at a time."""
@@ -535,18 +535,18 @@ class SpilledRows:
             frame = TensorFrame.from_arrow(pa.ipc.open_file(file).get_batch(0))
         with pa.memory_map(self._path(index, "targets")) as file:
             targets = TensorFrame.from_arrow(pa.ipc.open_file(file).get_batch(0))["y"]
-        return EncodedRows(frame, targets["target"], targets["weight"])
+        return EncodedDataset(frame, targets["target"], targets["weight"])
 
 
-class SpilledBatches:
+class MemoryMappedBatches:
     """Batches of spilled rows.
 
     Parameters
     ----------
-    rows : SpilledRows
+    rows : MemoryMappedDataset
         The rows.
     batch_size, shuffle, lengths, n_batches
-        As of :meth:`EncodedRows.batches`.
+        As of :meth:`EncodedDataset.batches`.
     """
 
     def __init__(self, rows, batch_size, shuffle, lengths, n_batches):
@@ -635,9 +635,9 @@ def hold_out(rows, strata, fraction, random_state):
 
     Returns
     -------
-    rows : EncodedRows
+    rows : EncodedDataset
         Those left to train on.
-    evals : list of EncodedRows
+    evals : list of EncodedDataset
         The validation part; empty if there are too few rows for one.
     """
     train, valid = validation_rows(strata, fraction, random_state)
@@ -656,14 +656,14 @@ def merge_duplicates(rows, batch_size):
 
     Parameters
     ----------
-    rows : EncodedRows
+    rows : EncodedDataset
         Training rows.
     batch_size : int
         Rows a batch.
 
     Returns
     -------
-    EncodedRows
+    EncodedDataset
         In an order that depends on their content only, if merged.
     """
     if len(rows) > MERGE_AT_MOST:
@@ -675,4 +675,4 @@ def merge_duplicates(rows, batch_size):
         return rows
     weight = np.bincount(inverse.reshape(-1), weights=rows.weight.double().numpy())
     merged = rows.take(torch.from_numpy(first))
-    return EncodedRows(merged.frame, merged.target, torch.from_numpy(weight).float())
+    return EncodedDataset(merged.frame, merged.target, torch.from_numpy(weight).float())

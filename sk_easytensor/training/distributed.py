@@ -8,10 +8,10 @@ import torch
 import torch.distributed as distributed
 
 __all__ = [
-    "Alone",
-    "Group",
     "LostWorkerError",
+    "ProcessGroup",
     "SharedCheckpoints",
+    "SingleProcess",
 ]
 
 
@@ -19,7 +19,7 @@ class LostWorkerError(RuntimeError):
     """Another worker did not answer: it died, or it gave up."""
 
 
-class Alone:
+class SingleProcess:
     """A worker that trains on its own."""
 
     rank = 0
@@ -40,12 +40,12 @@ class Alone:
         """Return the values of all workers, in the order of their ranks."""
         return [value]
 
-    def from_first(self, make):
+    def broadcast_from_rank0(self, make):
         """Return what a function gives on the first worker."""
         return make()
 
 
-class Group:
+class ProcessGroup:
     """One of several workers, joined by ``torch.distributed``.
 
     Every worker calls the same methods in the same order.
@@ -109,7 +109,7 @@ class Group:
         ]
         told = torch.tensor([*present, float(n_rows)], device=parts[0].device)
         flat = torch.cat([told, *parts])
-        with _heard():
+        with _communication_errors():
             distributed.all_reduce(flat, group=self._group)
         total = flat[len(present)]
         gradients = flat[len(told) :].div_(total).split([len(part) for part in parts])
@@ -122,18 +122,18 @@ class Group:
     def sum(self, values):
         """Return each number's sum over all workers."""
         summed = torch.tensor(values, dtype=torch.float64, device=self.device)
-        with _heard():
+        with _communication_errors():
             distributed.all_reduce(summed, group=self._group)
         return summed.tolist()
 
     def gather(self, value):
         """Return the values of all workers, in the order of their ranks."""
         values = [None] * self.size
-        with _heard():
+        with _communication_errors():
             distributed.all_gather_object(values, value, group=self._group)
         return values
 
-    def from_first(self, make):
+    def broadcast_from_rank0(self, make):
         """Return what a function gives on the first worker; its error is raised on all.
 
         Parameters
@@ -147,7 +147,7 @@ class Group:
                 told[0] = make()
             except Exception as error:
                 told[1] = error
-        with _heard():
+        with _communication_errors():
             distributed.broadcast_object_list(told, src=0, group=self._group)
         value, error = told
         if error is not None:
@@ -156,7 +156,7 @@ class Group:
 
 
 @contextmanager
-def _heard():
+def _communication_errors():
     """Tell errors of the exchange from others."""
     try:
         yield
@@ -171,7 +171,7 @@ class SharedCheckpoints:
     ----------
     checkpoints : Checkpoints
         Where states are kept.
-    group : Group
+    group : ProcessGroup
         The workers.
     """
 
@@ -186,11 +186,11 @@ class SharedCheckpoints:
             for rank, share in enumerate(self.group.gather(data))
             for name, value in share.items()
         }
-        self.group.from_first(lambda: self.checkpoints.begin(described))
+        self.group.broadcast_from_rank0(lambda: self.checkpoints.begin(described))
 
     def latest(self):
         """Return the state after the last complete epoch, with this worker's random state."""
-        state = self.group.from_first(self.checkpoints.latest)
+        state = self.group.broadcast_from_rank0(self.checkpoints.latest)
         if state is not None:
             state["random"], state["random_cuda"] = state["random_of_workers"][self.group.rank]
         return state
@@ -199,4 +199,4 @@ class SharedCheckpoints:
         """Write the state after an epoch, with the random states of all workers."""
         random = self.group.gather([state["random"], state["random_cuda"]])
         state = {**state, "random_of_workers": random}
-        self.group.from_first(lambda: self.checkpoints.write(epoch, state, best))
+        self.group.broadcast_from_rank0(lambda: self.checkpoints.write(epoch, state, best))

@@ -1,4 +1,4 @@
-"""What is measured on validation rows after each epoch."""
+"""Losses and metrics on validation rows after each epoch."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ class Evaluator:
         The network that is trained.
     head : Head
         Gives the loss.
-    sets : list of EncodedRows
+    sets : list of EncodedDataset
         Rows on the device of the network, the deciding set first.
     trees : TreesModule or None
         Trees that are averaged with the network.
     plan : EvalPlan
         Names of the sets, and metrics.
-    group : Alone or Group
+    group : SingleProcess or ProcessGroup
         Workers, each with a part of every set.
     seed : int
         Of the sample, if a set has more than `MOST_ROWS` rows.
@@ -156,7 +156,7 @@ class EvalSet:
     ----------
     network : BlockNetwork
         Gives trees their columns.
-    rows : EncodedRows
+    rows : EncodedDataset
         On the device of the network.
     trees : TreesModule or None
         Are evaluated once.
@@ -222,7 +222,7 @@ class EvalSet:
         for number, part in enumerate(self.rows.parts()):
             outputs_of_part = []
             for batch in BatchIterator(part, EVAL_BATCH_SIZE):
-                outputs = head.combine(net.infer(batch.frame).float())
+                outputs = head.average_members(net.infer(batch.frame).float())
                 losses = head.loss(outputs, batch.target)[:, 0]
                 units = losses
                 if head.scale is not None:

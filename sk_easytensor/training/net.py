@@ -16,9 +16,9 @@ from skorch import NeuralNet
 from skorch.callbacks import Callback, EarlyStopping
 from torch import nn
 
-from sk_easytensor.training.checkpoint import capture, restore
+from sk_easytensor.training.checkpoint import load_loop_state, loop_state
 from sk_easytensor.training.dataset import BatchIterator
-from sk_easytensor.training.distributed import Alone
+from sk_easytensor.training.distributed import SingleProcess
 from sk_easytensor.training.evaluation import EVAL_BATCH_SIZE, EvalPlan, Evaluator
 
 __all__ = [
@@ -179,7 +179,7 @@ class WeightedLoss(nn.Module):
 
 
 class TensorNet(NeuralNet):
-    """A skorch net over :class:`~sk_easytensor.training.dataset.EncodedRows`.
+    """A skorch net over :class:`~sk_easytensor.training.dataset.EncodedDataset`.
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ class TensorNet(NeuralNet):
         Trained in place.
     head : Head
         For the loss.
-    valid_rows : list of EncodedRows
+    valid_rows : list of EncodedDataset
         Evaluated after each epoch; the loss of the first is recorded as ``valid_loss``, which
         callbacks may monitor, the others as ``valid_1_loss`` and so on.
     trees : TreesModule or None
@@ -204,8 +204,8 @@ class TensorNet(NeuralNet):
     gradient_clip : float or None
         Largest norm of the gradient.
     checkpoints : Checkpoints or None
-        Where the state after each epoch is written, and gone on from.
-    group : Alone or Group
+        Where the state after each epoch is written, and from which training resumes.
+    group : SingleProcess or ProcessGroup
         The workers that train together, each with its share of the rows.
     **settings
         Passed to :class:`skorch.NeuralNet`.
@@ -243,7 +243,7 @@ class TensorNet(NeuralNet):
         self.average_decay = average_decay
         self.gradient_clip = gradient_clip
         self.checkpoints = checkpoints
-        self.group = Alone() if group is None else group
+        self.group = SingleProcess() if group is None else group
         super().__init__(
             module,
             criterion=WeightedLoss,
@@ -347,7 +347,7 @@ class TensorNet(NeuralNet):
 
         Parameters
         ----------
-        X : EncodedRows
+        X : EncodedDataset
             Training rows.
         y : None
             Unused; targets are in `X`.
@@ -369,7 +369,7 @@ class TensorNet(NeuralNet):
                     callback.start_from(self, self.initial_scores_)
         state = self.checkpoints.latest() if self.checkpoints is not None else None
         if state is not None:
-            restore(self, self._average, state)
+            load_loop_state(self, self._average, state)
             epochs = 0 if state["ended"] else epochs - len(self.history)
         try:
             for _ in range(epochs):
@@ -398,7 +398,7 @@ class TensorNet(NeuralNet):
         if self.checkpoints is not None:
             curve = np.asarray(self.history[:, self.monitor])
             best = int(np.argmin(curve if self.lower_is_better else -curve)) + 1
-            state = capture(self, self._average, self._ended)
+            state = loop_state(self, self._average, self._ended)
             self.checkpoints.write(len(self.history), state, best=best)
 
     def _by_length(self, rows):
@@ -475,7 +475,9 @@ class TensorNet(NeuralNet):
             yield self.infer(batch.frame).to(device)
 
     def predict_proba(self, X):
-        combined = [self.head.combine(outputs.float())[:, 0] for outputs in self.forward_iter(X)]
+        combined = [
+            self.head.average_members(outputs.float())[:, 0] for outputs in self.forward_iter(X)
+        ]
         return self.head.predict(torch.cat(combined)).cpu().numpy()
 
     def predict(self, X):

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.training.dataset import EncodedRows
+from sk_easytensor.training.dataset import EncodedDataset
 
 __all__ = [
     "PairFrame",
-    "PairMaking",
+    "PairResampling",
     "distinct_items",
     "distinct_rows",
     "flat_frame",
@@ -35,7 +35,7 @@ class PairFrame:
     Notes
     -----
     Takes the place of a :class:`~sk_easytensor.tensors.TensorFrame` in
-    :class:`~sk_easytensor.training.dataset.EncodedRows`: a batch is a choice of pairs, and the
+    :class:`~sk_easytensor.training.dataset.EncodedDataset`: a batch is a choice of pairs, and the
     network reads each user and each item in it once.
     """
 
@@ -100,8 +100,8 @@ def flat_frame(users, items):
     Returns
     -------
     TensorFrame
-        Which can be kept in files, as :class:`PairFrame` cannot; :class:`PairMaking` makes pairs
-        of it, and :func:`side_of` takes it apart.
+        It can be kept in files, as a :class:`PairFrame` cannot. :class:`PairResampling` makes
+        pairs of it, and :func:`side_of` takes it apart.
     """
     sides = {"user": users, "item": items}
     blocks = {f"{side}/{name}": entry for side in sides for name, entry in sides[side].items()}
@@ -131,8 +131,8 @@ def distinct_items(rows):
     return distinct_rows(side_of(rows.frame, "item"))[0]
 
 
-class PairMaking:
-    """Makes pairs of flat rows: called with :class:`EncodedRows`, it returns the same.
+class PairResampling:
+    """Makes pairs of flat rows: called with :class:`EncodedDataset`, it returns the same.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ class PairMaking:
             hashes, order = self._sorted
             item_rows = torch.from_numpy(order[np.searchsorted(hashes, found.row_hashes())])
         frame = PairFrame(users, self.items, user_rows, item_rows)
-        return EncodedRows(frame, rows.target, rows.weight)
+        return EncodedDataset(frame, rows.target, rows.weight)
 
 
 def item_counts(rows):

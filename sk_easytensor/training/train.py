@@ -18,9 +18,9 @@ from skorch.callbacks import (
 )
 
 from sk_easytensor.networks.block_module import learning_rates
-from sk_easytensor.training.blend import grow_trees
+from sk_easytensor.training.blend import fit_trees
 from sk_easytensor.training.checkpoint import describe_data
-from sk_easytensor.training.distributed import Alone
+from sk_easytensor.training.distributed import SingleProcess
 from sk_easytensor.training.evaluation import EvalPlan
 from sk_easytensor.training.net import BestEpoch, StepSchedule, TensorNet
 
@@ -63,7 +63,7 @@ class TrainingSettings:
     annealed: bool = True
     optimizer_state: dict | None = None
     checkpoints: object | None = None
-    group: object = field(default_factory=Alone)
+    group: object = field(default_factory=SingleProcess)
     trees: object | None = None
     seed: int = 0
     plan: object = field(default_factory=EvalPlan)
@@ -98,7 +98,7 @@ def default_table_epochs(n_rows):
 def default_table_patience(n_rows, batch_size):
     """Epochs over a table to wait for a better validation loss: 4 or 6, and at least 64 steps.
 
-    The average of the weights, which is judged, follows them by some hundred steps. Many rows are
+    The average of the weights, which is evaluated, lags behind by some hundred steps. Many rows are
     overfitted late, and the loss falls again once the learning rate does: the wait is longer.
     """
     steps = -(-n_rows // batch_size)
@@ -209,9 +209,9 @@ def train_network(network, head, rows, valid_rows, settings):
         if the settings have any, and averaged with it when it is evaluated.
     head : Head
         Gives the loss.
-    rows : EncodedRows
+    rows : EncodedDataset
         Training rows.
-    valid_rows : list of EncodedRows
+    valid_rows : list of EncodedDataset
         The first decides about early stopping.
     settings : TrainingSettings
         How to train.
@@ -238,7 +238,7 @@ def train_network(network, head, rows, valid_rows, settings):
     trees = getattr(network, "trees", None)
     if trees is None:
         deciding = valid_rows[:1] if settings.plan.decides else []
-        trees = grow_trees(network, head, rows, deciding, settings)
+        trees = fit_trees(network, head, rows, deciding, settings)
     tree_seconds = perf_counter() - begin
     net = TensorNet(
         network,

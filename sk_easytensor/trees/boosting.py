@@ -9,15 +9,15 @@ from sklearn.base import BaseEstimator
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
 from sk_easytensor._utils.runtime import without_autologging
-from sk_easytensor._utils.validation import GrowingParametersMixin, check_number
+from sk_easytensor._utils.validation import ParametersMixin, check_number
 from sk_easytensor.networks.heads import MultiTaskHead
 from sk_easytensor.trees.forest import BITS, TreeTables
 
 __all__ = [
     "BoostedTrees",
     "CodeColumn",
-    "LeftRows",
     "TreeColumns",
+    "TreeDataset",
     "read_columns",
 ]
 
@@ -36,7 +36,7 @@ FOLDS, SMOOTHING = 5, 10.0
 
 
 @dataclass
-class LeftRows:
+class TreeDataset:
     """Rows for trees.
 
     Attributes
@@ -56,13 +56,13 @@ class LeftRows:
     def of_target(self, index):
         """Return the rows with one column of the target."""
         target = self.target if self.target.ndim == 1 else self.target[:, index]
-        return LeftRows(self.columns, target, self.weight)
+        return TreeDataset(self.columns, target, self.weight)
 
     def of_task(self, index):
         """Return the rows of which one of several targets is known, with that target."""
         target = self.target[:, index]
         known = ~np.isnan(target)
-        return LeftRows(self.columns, target, self.weight)._where(known, target)
+        return TreeDataset(self.columns, target, self.weight)._where(known, target)
 
     def of_weight(self):
         """Return the rows that have any weight."""
@@ -77,7 +77,7 @@ class LeftRows:
 
     def _where(self, rows, target):
         weight = None if self.weight is None else self.weight[rows]
-        return LeftRows(self.columns[rows], target[rows], weight)
+        return TreeDataset(self.columns[rows], target[rows], weight)
 
 
 @dataclass
@@ -121,7 +121,7 @@ def read_columns(parts, codes, *, many_outputs, seed):
 
     Parameters
     ----------
-    parts : list of LeftRows
+    parts : list of TreeDataset
         Training rows, and validation rows if there are any.
     codes : list of tuple of (int, bool)
         For each column how many codes there are, and whether they are in order.
@@ -151,7 +151,9 @@ def read_columns(parts, codes, *, many_outputs, seed):
             known = np.unique(values[own]).astype(np.int64)
             sets.append((position, CodeColumn(known, values), None))
         else:
-            inside, values = told_by_others(own, n_codes, rows.target, rows.weight, seed)
+            inside, values = cross_fitted_target_encoding(
+                own, n_codes, rows.target, rows.weight, seed
+            )
             others.append((position, CodeColumn(None, values), inside))
     found = [*sets, *others]
     matrices = [np.empty((len(part.target), len(found))) for part in parts]
@@ -164,7 +166,7 @@ def read_columns(parts, codes, *, many_outputs, seed):
     return TreeColumns(matrices, [(position, column) for position, column, _ in found], is_category)
 
 
-def told_by_others(codes, n_codes, target, weight, seed):
+def cross_fitted_target_encoding(codes, n_codes, target, weight, seed):
     """Return the mean target of each category, smoothed, and for each row that of other rows.
 
     Parameters
@@ -217,11 +219,11 @@ MOST_OUTPUTS = 50
 MOST_TREES = 5_000
 """Trees at most, of all classes or targets together."""
 
-ITERATIONS_UNJUDGED = 100
+MAX_ITER_WITHOUT_VALIDATION = 100
 """Iterations at most where no validation rows tell when to stop."""
 
 
-class BoostedTrees(GrowingParametersMixin, BaseEstimator):
+class BoostedTrees(ParametersMixin, BaseEstimator):
     """Gradient-boosted trees whose outputs are averaged with the network's.
 
     They see the columns of the blocks that show them: numbers, categories and dates. What they give
@@ -311,9 +313,9 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
         ----------
         head : Head
             Says what the target is.
-        rows : LeftRows
+        rows : TreeDataset
             Training rows.
-        valid : LeftRows or None
+        valid : TreeDataset or None
             Validation rows, which decide how many trees there are.
         codes : list of tuple of (int, bool)
             For each column how many codes there are, 0 for missing, and whether they are in order.
@@ -361,7 +363,7 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
         classes = np.arange(n_outputs)
         if head.estimator_type == "classifier":
             classes, target = np.unique(rows.target, return_inverse=True)
-            parts = [LeftRows(rows.columns, target, rows.weight)] + [
+            parts = [TreeDataset(rows.columns, target, rows.weight)] + [
                 part.of_classes(classes) for part in parts[1:]
             ]
         # Validation rows may all be of other classes, or of no weight.
@@ -377,19 +379,19 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
         booster = self._booster(head, len(parts) > 1, size, columns.is_category, seed)
         if signs is not None and any(signs):
             booster.set_params(monotonic_cst=[signs[position] for position, _ in columns.read])
-        judged = {}
+        validation = {}
         if len(parts) > 1:
-            judged = {
+            validation = {
                 "X_val": columns.matrices[1],
                 "y_val": parts[1].target,
                 "sample_weight_val": parts[1].weight,
             }
         with without_autologging():
             booster.fit(
-                columns.matrices[0], parts[0].target, sample_weight=parts[0].weight, **judged
+                columns.matrices[0], parts[0].target, sample_weight=parts[0].weight, **validation
             )
         kept = len(booster._predictors)
-        if judged:
+        if validation:
             # The first score is of no tree at all.
             kept = int(np.argmax(booster.validation_score_))
         return TreeTables.of(booster, kept, columns, classes, n_outputs)
@@ -402,15 +404,17 @@ class BoostedTrees(GrowingParametersMixin, BaseEstimator):
             found[name] = values[n_rows >= MANY_ROWS] if value == "auto" else value
         return found
 
-    def _booster(self, head, judged, size, is_category, seed):
+    def _booster(self, head, validated, size, is_category, seed):
         most = max(MOST_TREES // head.out_features, 1)
         parameters = {
             "learning_rate": self.learning_rate,
-            "max_iter": min(self.max_iter, most, *([] if judged else [ITERATIONS_UNJUDGED])),
+            "max_iter": min(
+                self.max_iter, most, *([] if validated else [MAX_ITER_WITHOUT_VALIDATION])
+            ),
             **size,
             "l2_regularization": self.l2_regularization,
             "max_features": self.max_features,
-            "early_stopping": judged,
+            "early_stopping": validated,
             "n_iter_no_change": self.n_iter_no_change,
             "tol": 0,
             "categorical_features": is_category,

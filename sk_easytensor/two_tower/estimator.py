@@ -20,16 +20,22 @@ from sk_easytensor.estimators.inputs import deciding_first, eval_names
 from sk_easytensor.estimators.rows import divided, total_weight
 from sk_easytensor.estimators.stored import Vectors, of_stored_rows
 from sk_easytensor.estimators.trained import TrainedEstimator, restored_on_error
-from sk_easytensor.export.adapters import PairAnswer
+from sk_easytensor.export.adapters import PairAdapter
 from sk_easytensor.networks import Sum
 from sk_easytensor.networks.two_tower import TwoTowerNetwork
 from sk_easytensor.report.report import summarize_table
 from sk_easytensor.retrieval import check_index
 from sk_easytensor.tracking import tracked
-from sk_easytensor.training.pairs import PairMaking, item_counts
+from sk_easytensor.training.pairs import PairResampling, item_counts
 from sk_easytensor.training.train import default_batch_size, default_max_epochs
 from sk_easytensor.two_tower.keys import check_key_type
-from sk_easytensor.two_tower.pairs import ItemTable, PairMaker, fit_shared, key_blocks, pair_sets
+from sk_easytensor.two_tower.pairs import (
+    ItemCatalogue,
+    PairEncoder,
+    fit_shared,
+    key_blocks,
+    pair_sets,
+)
 from sk_easytensor.two_tower.recommend import PairScoringMixin, RecommendingMixin
 from sk_easytensor.two_tower.targets import PairTarget, few_values, target_values
 from sk_easytensor.two_tower.tower import Tower
@@ -76,33 +82,33 @@ class TowerTrainingMixin:
         )
 
     def _read_pairs(self, records, evals, backend):
-        """Return rows of encoded pairs, the same of each set to judge by, and the items."""
-        maker = PairMaker(
+        """Return rows of encoded pairs, the same of each evaluation set, and the items."""
+        maker = PairEncoder(
             self.user_tower_, self.item_tower_, self._catalogue, self._target, backend
         )
-        rows, judges = records.encoded(maker), []
+        rows, validation = records.encoded(maker), []
         for where, valid in evals:
             with errors_name(where):
                 # What columns there are can be told by a row, wherever the others are.
                 first = valid.sample()
                 maker.make_rows(first.table.slice(0, 1), first.y[:1], first.weight[:1])
-                judges.append(valid.encoded(maker))
-        items = self._catalogue.encoded(self.item_tower_, [rows, *judges], backend)
-        pairs = PairMaking(items)
-        judges = [valid.map(pairs) for valid in judges]
-        for (where, _), valid in zip(evals, judges, strict=True):
+                validation.append(valid.encoded(maker))
+        items = self._catalogue.encoded(self.item_tower_, [rows, *validation], backend)
+        pairs = PairResampling(items)
+        validation = [valid.map(pairs) for valid in validation]
+        for (where, _), valid in zip(evals, validation, strict=True):
             with errors_name(where):
                 # Items that are not known are refused before anything is trained.
-                valid.each(item_counts)
-        return rows.map(pairs), judges, items
+                valid.map_chunks(item_counts)
+        return rows.map(pairs), validation, items
 
     def _train_towers(self, rows, evals, random_state, backend, checkpoints):
-        rows = rows.map(partial(divided, by=sum(rows.each(total_weight)) / len(rows)))
+        rows = rows.map(partial(divided, by=sum(rows.map_chunks(total_weight)) / len(rows)))
         seed = int(random_state.randint(np.iinfo(np.int32).max))
         batch_size = self.batch_size or max(512, default_batch_size(len(rows)))
         epochs = self.max_epochs or default_max_epochs(len(rows))
-        popularity, counts = None, sum(rows.each(item_counts))
-        if self._target.chosen:
+        popularity, counts = None, sum(rows.map_chunks(item_counts))
+        if self._target.is_implicit:
             # Rows are drawn alike, whatever their weights. Items that only validation has count
             # as if they had been drawn once.
             popularity = counts.clamp(min=1).float() / len(rows)
@@ -232,7 +238,7 @@ class EasyTensorTwoTower(
     ((2, 3), (1, 8))
     """
 
-    _export_adapter = PairAnswer
+    _export_adapter = PairAdapter
 
     block_parameters = ("user_blocks", "item_blocks")
 
@@ -379,8 +385,8 @@ class EasyTensorTwoTower(
         with backend.running(), ExitStack() as opened:
             records = backend.records(X, y, sample_weight, as_table, target_values)
             sample = records.sample()
-            catalogue = ItemTable(records.table, items, item_key, self.item_blocks, backend)
-            values = None if y is None else np.concatenate(records.each(few_values))
+            catalogue = ItemCatalogue(records.table, items, item_key, self.item_blocks, backend)
+            values = None if y is None else np.concatenate(records.map_chunks(few_values))
             target = PairTarget.learn(values)
             self._check_user_key(user_key, sample.table)
             pairs = pair_sets(eval_set, eval_sample_weight)
@@ -399,7 +405,7 @@ class EasyTensorTwoTower(
                 return digests | {"item_key": repr(item_key), "user_key": repr(user_key)}
 
             checkpoints, random_state = self._open_checkpoints(opened, source)
-            self._forget()
+            self._clear_state()
             self._catalogue, self._target, self._user_key = catalogue, target, user_key
             if target.classes is not None:
                 self.classes_ = target.classes
@@ -417,7 +423,7 @@ class EasyTensorTwoTower(
                 evals = {**dict(zip(["valid_0"], held_out, strict=False)), **evals}
             self._train_towers(rows, evals, random_state, backend, checkpoints)
             towers = [(self.user_tower_, sample.table)]
-            towers.append((self.item_tower_, backend.some_rows(catalogue.table)))
+            towers.append((self.item_tower_, backend.sample_rows(catalogue.table)))
             self._choose_engines(towers, backend)
             self._keep_items(items, sample.table, backend)
             if users is not None:
@@ -439,8 +445,8 @@ class EasyTensorTwoTower(
             )
         check_key_type(table.schema.field(user_key).type, user_key)
 
-    def _forget(self):
-        super()._forget()
+    def _clear_state(self):
+        super()._clear_state()
         # Nothing of an earlier fit's users is left if this one keeps none.
         self._users = self._seen = self._index = None
 

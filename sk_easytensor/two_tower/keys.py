@@ -13,7 +13,7 @@ from sk_easytensor.data.keys import check_family, value_family
 from sk_easytensor.data.summaries import Summary
 
 __all__ = [
-    "Keys",
+    "KeyIndex",
     "check_key_type",
     "key_values",
     "rows_of_keys",
@@ -23,7 +23,7 @@ __all__ = [
 OWNER = "EasyTensorTwoTower"
 
 
-class Keys(ArrowStateMixin):
+class KeyIndex(ArrowStateMixin):
     """Values that name rows, looked up as categories are: 7, 7.0 and "7" are the same.
 
     Keys of another kind than these, such as dates where these are numbers, are refused.
@@ -140,7 +140,7 @@ class KeyedRows(Summary):
     @classmethod
     def of(cls, table, key, keep):
         """Choose among the rows of a table."""
-        keys = Keys(table.column(key), key)
+        keys = KeyIndex(table.column(key), key)
         rows = np.sort(keys.first) if keep == "first" else keys.last()
         return cls(table.take(pa.array(rows)), key, keep)
 

@@ -15,7 +15,7 @@ from sk_easytensor.data.summaries import Summary, merge_all
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.estimators.inputs import eval_pairs
 from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.training.dataset import EncodedRows, gather_rows
+from sk_easytensor.training.dataset import EncodedDataset, materialize
 from sk_easytensor.training.pairs import (
     distinct_items,
     distinct_rows,
@@ -23,12 +23,12 @@ from sk_easytensor.training.pairs import (
     numbered_items,
     side_of,
 )
-from sk_easytensor.two_tower.keys import Keys, key_values, rows_of_keys
+from sk_easytensor.two_tower.keys import KeyIndex, key_values, rows_of_keys
 
 __all__ = [
-    "ItemTable",
-    "PairMaker",
-    "SeenReading",
+    "InteractionReading",
+    "ItemCatalogue",
+    "PairEncoder",
     "fit_shared",
     "key_blocks",
     "pair_sets",
@@ -38,7 +38,7 @@ __all__ = [
 OWNER = "EasyTensorTwoTower"
 
 
-class ItemTable:
+class ItemCatalogue:
     """The items, once each: a catalogue that is given, or the items of the interactions.
 
     Parameters
@@ -62,7 +62,7 @@ class ItemTable:
         Whether items have keys.
     keys : ndarray
         The items' keys.
-    lookup : Keys
+    lookup : KeyIndex
         Finds an item by its key.
     """
 
@@ -89,7 +89,7 @@ class ItemTable:
                 )
         if not self.given:
             self.table = rows_of_keys(table, key, self.item_columns, backend, keep="first")
-        self.lookup = Keys(self.table.column(key), key)
+        self.lookup = KeyIndex(self.table.column(key), key)
         if self.given:
             self.lookup.check_distinct(self.table.column(key))
         self.lookup.forget_rows()
@@ -142,7 +142,7 @@ class ItemTable:
         ----------
         tower : Tower
             Of the items.
-        sets : list of EncodedRows
+        sets : list of EncodedDataset
             Flat rows of pairs, whose items these are if they have no keys.
         backend : LocalBackend
             Encodes the catalogue.
@@ -153,7 +153,7 @@ class ItemTable:
         """
         if self.keyed:
             return tower.encode(self.table, backend)
-        found = [items for rows in sets for items in rows.each(distinct_items)]
+        found = [items for rows in sets for items in rows.map_chunks(distinct_items)]
         return distinct_rows(TensorFrame.concatenate(found))[0]
 
     def without_rows(self):
@@ -207,7 +207,7 @@ def fit_shared(names, user_tower, users, item_tower, items, backend):
         columns = list(ours.feature_names_in_), list(theirs.feature_names_in_)
         if len(columns[0]) != len(columns[1]):
             raise ValueError(f"{OWNER}: shared block {name!r} reads {columns[0]} and {columns[1]}")
-        block = clone(ours).fit_columns(backend.some_rows(users).select(columns[0]))
+        block = clone(ours).fit_columns(backend.sample_rows(users).select(columns[0]))
         both = [
             backend.summarize(table, {name: (Renamed(block, columns[0]), own)})[name]
             for table, own in zip((users, items), columns, strict=True)
@@ -239,14 +239,14 @@ class Renamed:
         return self.block.summarize(table.rename_columns(self.names))
 
 
-class PairMaker:
+class PairEncoder:
     """Encodes pairs for both towers; picklable, so that any process can do it.
 
     Parameters
     ----------
     user_tower, item_tower : Tower
         With fitted blocks.
-    catalogue : ItemTable
+    catalogue : ItemCatalogue
         Gives the number of an item, if items have keys.
     target : PairTarget
         Encodes targets.
@@ -259,7 +259,7 @@ class PairMaker:
         Those that say which item is a pair's.
     """
 
-    gather = staticmethod(gather_rows)
+    gather = staticmethod(materialize)
 
     def __init__(self, user_tower, item_tower, catalogue, target, backend):
         self.user_tower = user_tower.without_network()
@@ -284,7 +284,7 @@ class PairMaker:
 
         Returns
         -------
-        EncodedRows
+        EncodedDataset
         """
         users = self.user_tower.encode(table, self.backend)
         rows = self.make_targets(table, y, weight)
@@ -299,10 +299,10 @@ class PairMaker:
         else:
             items = numbered_items(numbers)
         frame = flat_frame(TensorFrame({}, len(items)), items)
-        return EncodedRows(frame, self.target.encode(y), torch.from_numpy(weight).float())
+        return EncodedDataset(frame, self.target.encode(y), torch.from_numpy(weight).float())
 
 
-class SeenPairs(Summary):
+class InteractionSet(Summary):
     """The distinct pairs of a user's key and an item's number.
 
     Parameters
@@ -316,14 +316,14 @@ class SeenPairs(Summary):
 
     def merge(self, other):
         """Return the pairs of both."""
-        return SeenPairs(pa.concat_tables([self.table, other.table]))
+        return InteractionSet(pa.concat_tables([self.table, other.table]))
 
     def numbered(self, users):
         """Return the pairs as numbers, sorted.
 
         Parameters
         ----------
-        users : Keys
+        users : KeyIndex
             Gives the users' numbers.
 
         Returns
@@ -334,14 +334,14 @@ class SeenPairs(Summary):
         return np.unique(np.column_stack(pairs), axis=0)
 
 
-class SeenReading:
-    """Summarises interactions as :class:`SeenPairs`.
+class InteractionReading:
+    """Summarises interactions as :class:`InteractionSet`.
 
     Parameters
     ----------
     user_key : str
         Column that names the user.
-    catalogue : ItemTable
+    catalogue : ItemCatalogue
         Gives the numbers of items.
     """
 
@@ -355,4 +355,4 @@ class SeenReading:
         """Return the summary of a chunk of rows."""
         users = category_keys(table.column(self.user_key)).dictionary_decode()
         items = pa.array(self.catalogue.rows(table).numpy())
-        return SeenPairs(pa.table({"user": users, "item": items}))
+        return InteractionSet(pa.table({"user": users, "item": items}))

@@ -21,8 +21,8 @@ from sk_easytensor.inspection import GivenOutputs
 from sk_easytensor.inspection.importance import pair_model
 from sk_easytensor.retrieval import ApproximateIndex, as_tensor, top_k
 from sk_easytensor.training.pairs import distinct_rows
-from sk_easytensor.two_tower.keys import Keys, key_values, rows_of_keys
-from sk_easytensor.two_tower.pairs import SeenReading
+from sk_easytensor.two_tower.keys import KeyIndex, key_values, rows_of_keys
+from sk_easytensor.two_tower.pairs import InteractionReading
 
 __all__ = [
     "PairScoringMixin",
@@ -76,11 +76,11 @@ class PairScoringMixin:
         return products / self._temperature + self._bias
 
     def _check_encodable(self, table):
-        """Raise ``ValueError`` unless pairs of a table can be judged, and columns shuffled."""
+        """Raise ``ValueError`` unless pairs of a table can be evaluated, and columns shuffled."""
         owner = type(self).__name__
-        if self._target.chosen:
+        if self._target.is_implicit:
             raise ValueError(
-                f"{owner} was fitted without y, so that pairs have no target to be judged by; "
+                f"{owner} was fitted without y, so that pairs have no target to be evaluated by; "
                 "compare sk_easytensor.ranking.ranking_report with and without a column"
             )
         lacking = set(self.item_tower_.feature_names_in_) - set(table.column_names)
@@ -175,7 +175,7 @@ class PairScoringMixin:
             a pair whose item `fit` did not meet counts as missed, unless there was a catalogue.
         """
         check_is_fitted(self)
-        if self._target.chosen:
+        if self._target.is_implicit:
             return self._hit_rate(X)
         y = self._target.check(y)
         if self._target.classes is None:
@@ -295,12 +295,12 @@ class RecommendingMixin:
             return None
         columns = self.user_tower_.feature_names_in_
         rows = rows_of_keys(table, self._user_key, columns, backend, keep="last")
-        users = Keys(rows.column(self._user_key), self._user_key)
+        users = KeyIndex(rows.column(self._user_key), self._user_key)
         users.forget_rows()
         if not self._catalogue.keyed:
             return rows, users, None
         keys = list(dict.fromkeys([self._user_key, self._catalogue.key]))
-        reading = SeenReading(self._user_key, self._catalogue)
+        reading = InteractionReading(self._user_key, self._catalogue)
         seen = backend.summarize(table.select(keys), {"seen": (reading, keys)})["seen"]
         return rows, users, seen.numbered(users)
 
@@ -357,7 +357,7 @@ class RecommendingMixin:
         key = self._catalogue.key
         if key is None or key not in items.column_names:
             return vectors, np.arange(len(items)), None
-        lookup = Keys(items.column(key), key)
+        lookup = KeyIndex(items.column(key), key)
         lookup.check_distinct(items.column(key))
         return vectors, key_values(items.column(key)), lookup
 

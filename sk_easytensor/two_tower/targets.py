@@ -1,4 +1,4 @@
-"""What is learned of pairs: that they met, one of two classes, or a number."""
+"""Targets of pairs: that they met, one of two classes, or a number."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sk_easytensor.estimators.inputs import (
 )
 from sk_easytensor.estimators.rows import bounded_targets, target_range
 from sk_easytensor.networks.heads import BinaryHead, RegressionHead, SampledSoftmaxHead
-from sk_easytensor.training.dataset import EncodedRows
+from sk_easytensor.training.dataset import EncodedDataset
 
 __all__ = [
     "PairTarget",
@@ -33,7 +33,7 @@ OWNER = "EasyTensorTwoTower"
 
 
 class PairTarget:
-    """What is learned of pairs: that they met, one of two classes, or a number.
+    """Targets of pairs: that they met, one of two classes, or a number.
 
     Parameters
     ----------
@@ -68,13 +68,13 @@ class PairTarget:
         return cls(RegressionHead())
 
     @property
-    def chosen(self):
+    def is_implicit(self):
         """Whether every pair is an item that was chosen."""
         return isinstance(self.head, SampledSoftmaxHead)
 
     def check(self, y):
         """Return a `y` of the kind that fit was given, as an array; None if there was none."""
-        if self.chosen:
+        if self.is_implicit:
             if y is not None:
                 raise ValueError(f"{OWNER} was fitted without y, and takes none")
             return None
@@ -92,7 +92,7 @@ class PairTarget:
 
     def encode(self, y):
         """Return checked targets, or any array if there are none, as the head wants them."""
-        if self.chosen:
+        if self.is_implicit:
             return torch.zeros(len(y))
         if self.classes is not None:
             return torch.from_numpy(y == self.classes[1]).float()
@@ -106,7 +106,7 @@ class PairTarget:
 
     def learn_scale(self, rows):
         """Learn mean and spread of numbers from the training part."""
-        if self.chosen or self.classes is not None:
+        if self.is_implicit or self.classes is not None:
             return
         low, high = target_range(rows)
         # Squares of very small numbers would be 0. Powers of two are exact.
@@ -118,15 +118,15 @@ class PairTarget:
     @property
     def scale_of_loss(self):
         """What numbers are divided by, as heads take it; None for choices and classes."""
-        number = not self.chosen and self.classes is None
+        number = not self.is_implicit and self.classes is None
         return np.array([self.scale]) if number else None
 
     def scaled(self, rows):
         """Return rows with targets on the scale the network is trained on."""
-        if self.chosen or self.classes is not None:
+        if self.is_implicit or self.classes is not None:
             return rows
         target = bounded_targets((rows.target - self.center) / self.scale)
-        return EncodedRows(rows.frame, target, rows.weight)
+        return EncodedDataset(rows.frame, target, rows.weight)
 
     def decode(self, scores):
         """Turn scores of pairs into predictions."""
@@ -137,7 +137,7 @@ class PairTarget:
 
 def weighted_mean(rows, unit, center, power):
     """Return the mean of a power of the distances from a number of targets over a unit."""
-    found = sum(rows.each(partial(weighted_sums, unit=unit, center=center, power=power)))
+    found = sum(rows.map_chunks(partial(weighted_sums, unit=unit, center=center, power=power)))
     return found[0] / found[1]
 
 

@@ -6,13 +6,13 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor._utils.runtime import with_library_settings
-from sk_easytensor._utils.validation import GrowingParametersMixin
+from sk_easytensor._utils.validation import ParametersMixin
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.blocks.detection import check_blocks, select_columns
 from sk_easytensor.blocks.pretrained import Representation
 from sk_easytensor.compose import BlockParametersMixin, TableEncoder
 from sk_easytensor.estimators.pickling import PortablePickleMixin
-from sk_easytensor.export.adapters import EmbeddingAnswer
+from sk_easytensor.export.adapters import EmbeddingAdapter
 from sk_easytensor.export.engines import EngineMixin
 from sk_easytensor.export.mixin import ExportMixin
 from sk_easytensor.networks.block_network import make_network
@@ -30,7 +30,7 @@ class Tower(
     ExportMixin,
     PortablePickleMixin,
     BlockParametersMixin,
-    GrowingParametersMixin,
+    ParametersMixin,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
     BaseEstimator,
@@ -70,8 +70,8 @@ class Tower(
         What was found of the engines, as in :class:`~sk_easytensor.EasyTensorClassifier`.
     """
 
-    _export_adapter = EmbeddingAnswer
-    _engine_adapter = EmbeddingAnswer
+    _export_adapter = EmbeddingAdapter
+    _engine_adapter = EmbeddingAdapter
 
     def __init__(self, blocks=None, trunk=None, *, embedding_dim=64, normalized=False, n_jobs=None):
         self.blocks = blocks
@@ -120,7 +120,7 @@ class Tower(
             Where the fitted blocks are kept.
         """
         self._owner = f"the {side} tower"
-        sample = backend.some_rows(table)
+        sample = backend.sample_rows(table)
         named = [
             (name, block, select_columns(selector, sample, owner=f"block {name!r}", source=source))
             for name, block, selector in check_blocks(self.blocks)

@@ -179,7 +179,7 @@ def test_each_block_takes_its_columns_from_a_table_of_all_kinds():
 
 
 def test_blocks_take_all_their_columns_from_the_remainder(table, block):
-    assert clone(block).takes(table) == table.column_names
+    assert clone(block).claimed_columns(table) == table.column_names
 
 
 def test_missing_columns_are_named(block, table):

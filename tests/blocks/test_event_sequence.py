@@ -441,7 +441,7 @@ def test_now_is_left_to_the_remainder():
     }
     assert list(TableEncoder(blocks, remainder="drop").fit(data).blocks_) == ["events"]
     named = [("events", EventSequenceBlock(time="when", now="x"), ["kind", "x"])]
-    assert named[0][1].takes(as_table({"kind": [["a"]], "x": [1.0]})) == ["kind"]
+    assert named[0][1].claimed_columns(as_table({"kind": [["a"]], "x": [1.0]})) == ["kind"]
     places = encoder.column_positions("now", encoder.encode(data))
     assert {name: list(entries) for name, entries in places.items()} == {
         "events": ["values_2"],
@@ -452,7 +452,7 @@ def test_now_is_left_to_the_remainder():
 def test_events_are_chosen_for_parallel_lists():
     data = {**EVENTS, "other": [["a"], [], ["b"], ["c"]], "channel": [[1.0], [], [2.0], [3.0]]}
     data |= {"alone": [["a", "b"], ["c", "d"], [], ["e"]], "city": list("abcd")}
-    groups = EventSequenceBlock.groups(as_table(data), list(data))
+    groups = EventSequenceBlock.assign_columns(as_table(data), list(data))
     assert groups == [["kind", "amount", "when"], ["other", "channel"]]
     encoder = TableEncoder().fit(data)
     assert {name: list(block.feature_names_in_) for name, block in encoder.blocks_.items()} == {
@@ -482,13 +482,13 @@ def test_events_are_chosen_for_parallel_lists():
 )
 def test_what_is_chosen(columns, chosen):
     table = as_table(columns)
-    assert EventSequenceBlock.groups(table, list(columns)) == ([list(columns)] if chosen else [])
+    assert EventSequenceBlock.assign_columns(table, list(columns)) == ([list(columns)] if chosen else [])
 
 
 def test_vectors_of_one_length_are_no_events():
     table = as_table({"v": [[1.0, 2.0], [3.0, 4.0]], "kind": [["a", "b"], ["c", "d"]]})
-    assert EventSequenceBlock.groups(table, ["v", "kind"]) == []
-    assert CategorySequenceBlock.groups(table, ["v", "kind"]) == [["kind"]]
+    assert EventSequenceBlock.assign_columns(table, ["v", "kind"]) == []
+    assert CategorySequenceBlock.assign_columns(table, ["v", "kind"]) == [["kind"]]
 
 
 # Errors name the column and the row.

@@ -194,6 +194,6 @@ def test_series_of_one_length_are_one_block():
     columns = {"a": [[1.0], [1.0, 2.0]], "b": [[1.0, 2.0], [3.0]], "c": [[3.0], [4.0, None]]}
     columns |= {"d": [["x"], ["x", "y"]], "e": [None, [1.0]]}
     table = as_table(columns)
-    assert NumericSequenceBlock.groups(table, list("abcde")) == [["a", "c"], ["b", "e"]]
-    assert NumericSequenceBlock.groups(table, ["b", "c", "d"]) == [["b"], ["c"]]
-    assert NumericSequenceBlock.groups(table, ["d"]) == []
+    assert NumericSequenceBlock.assign_columns(table, list("abcde")) == [["a", "c"], ["b", "e"]]
+    assert NumericSequenceBlock.assign_columns(table, ["b", "c", "d"]) == [["b"], ["c"]]
+    assert NumericSequenceBlock.assign_columns(table, ["d"]) == []

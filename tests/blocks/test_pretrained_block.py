@@ -33,7 +33,7 @@ from sk_easytensor import (
 )
 from sk_easytensor.blocks import BLOCKS
 from sk_easytensor.blocks.numeric import RATE
-from sk_easytensor.blocks.pretrained import FittedPart, scale_learning_rate
+from sk_easytensor.blocks.pretrained import ModelSnapshot, scale_learning_rate
 from sk_easytensor.networks.block_network import WIDE_RATE
 from sk_easytensor.tensors import TensorFrame
 
@@ -330,9 +330,9 @@ def test_fine_tuning_moves_the_copy_and_freezing_does_not(donor, outer, rows, ta
 
 def test_frozen_vectors_are_computed_once_a_fit(donor, outer, rows, target, monkeypatch):
     seen = []
-    vectors = FittedPart.vectors
+    vectors = ModelSnapshot.vectors
     monkeypatch.setattr(
-        FittedPart, "vectors", lambda part, encoding: seen.append(1) or vectors(part, encoding)
+        ModelSnapshot, "vectors", lambda part, encoding: seen.append(1) or vectors(part, encoding)
     )
     outer(PretrainedBlock(donor), max_epochs=7).fit(rows, target)
     assert len(seen) == 1
@@ -632,7 +632,7 @@ def test_models_load_where_the_estimator_is_not(donor, outer, rows, target, tmp_
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "{'FittedPart'}"
+    assert result.stdout.strip() == "{'ModelSnapshot'}"
     expected = [model.predict(rows) for model in models]
     np.testing.assert_array_equal(np.load(tmp_path / "found.npy"), expected)
 

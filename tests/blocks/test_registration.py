@@ -5,11 +5,11 @@ import pickle
 import numpy as np
 import pyarrow as pa
 import pytest
-from sk_easytensor.testing import registered_block
 from sklearn.base import clone
 
 from sk_easytensor import MLP, Block, CategoryBlock, EasyTensorClassifier, NumericBlock
 from sk_easytensor.blocks import BLOCKS, register_block, unregister_block
+from sk_easytensor.testing import registered_block
 
 QUICK = {"trunk": MLP(width=4), "trees": None, "max_epochs": 1, "n_jobs": 1, "random_state": 0}
 
@@ -125,11 +125,11 @@ class Needy(PercentBlock):
 class Undetected(NumericBlock):
     kind = "undetected"
     detects = Block.detects
-    groups = Block.groups
+    assign_columns = Block.assign_columns
 
 
 Undetected.detects = classmethod(Block.detects.__func__)
-Undetected.groups = classmethod(Block.groups.__func__)
+Undetected.assign_columns = classmethod(Block.assign_columns.__func__)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ Undetected.groups = classmethod(Block.groups.__func__)
         (PercentBlock(), TypeError, "register the class rather than an instance"),
         (Unfinished, TypeError, "Unfinished has to define accepts, .*encode"),
         (Needy, TypeError, "each parameter needs a default; 'size' has none"),
-        (Undetected, ValueError, "Undetected defines neither detects nor groups"),
+        (Undetected, ValueError, "Undetected defines neither detects nor assign_columns"),
         (type("Same", (PercentBlock,), {"kind": "text"}), ValueError, "'text', which is that of T"),
         (type("Nameless", (PercentBlock,), {"kind": "block"}), ValueError, "a name of its own"),
         (type("Odd", (PercentBlock,), {"kind": "a__b"}), ValueError, "got 'a__b'"),

@@ -75,7 +75,7 @@ def test_integers_and_booleans_stay_what_they_are(kind, labels):
         )
     model = EasyTensorClassifier()
     y = model._check_target(make(labels * 2))
-    model._head = model._learn_target(y)
+    model._head = model._fit_target(y)
     assert model.classes_.dtype == np.array(labels).dtype
     assert model.classes_.tolist() == labels
     assert model._encode_target(y).tolist() == [0, 1, 0, 1]

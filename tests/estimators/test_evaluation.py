@@ -117,7 +117,7 @@ def test_a_validation_pair_decides_about_trees_too(table, with_trees):
     X, y, X_valid, y_valid = table
     alone = EasyTensorClassifier(**with_trees).fit(X, y, eval_set=[(X_valid, y_valid)])
     both = EasyTensorClassifier(**with_trees).fit(X, y, eval_set=[(X, y), (X_valid, y_valid)])
-    assert both.trees_share_ == alone.trees_share_ > 0
+    assert both.tree_weight_ == alone.tree_weight_ > 0
     np.testing.assert_array_equal(both.predict_proba(X_valid), alone.predict_proba(X_valid))
 
 
@@ -173,7 +173,7 @@ def test_metrics_are_of_network_and_trees(table, with_trees):
     metrics = ["auc", "accuracy", "neg_brier_score", "error"]
     model = EasyTensorClassifier(eval_metric=metrics, **with_trees)
     model.fit(X, y, eval_set=[(X_valid, y_valid)])
-    assert model.trees_share_ > 0
+    assert model.tree_weight_ > 0
     found, index = model.evals_result_["valid_0"], model.best_iteration_ - 1
     assert list(found) == ["log_loss", *metrics]
     proba = model.predict_proba(X_valid)
@@ -193,7 +193,7 @@ def test_losses_and_scores_are_of_the_same_model(table, with_trees):
     X, y, X_valid, y_valid = table
     model = EasyTensorClassifier(**with_trees).fit(X, y, eval_set=[(X_valid, y_valid)])
     curve = model.evals_result_["valid_0"]["log_loss"]
-    assert model.trees_share_ > 0
+    assert model.tree_weight_ > 0
     assert model.best_score_ == curve[model.best_iteration_ - 1] == min(curve)
     expected = log_loss(y_valid, model.predict_proba(X_valid))
     assert model.best_score_ == pytest.approx(expected, rel=CLOSE)
@@ -482,7 +482,7 @@ def test_a_blend_follows_the_better_part():
     noise = torch.randn(500, 1, 1, generator=torch.Generator().manual_seed(0))
     good, bad = target[:, None] + 0.01 * noise, target[:, None] + noise
     weight = torch.ones(500, dtype=torch.float64)
-    from sk_easytensor.training.distributed import Alone
+    from sk_easytensor.training.distributed import SingleProcess
 
-    assert fit_blend(head, good, bad, target, weight, Alone()).share == 1.0
-    assert fit_blend(head, bad, good, target, weight, Alone()).share == 0.0
+    assert fit_blend(head, good, bad, target, weight, SingleProcess()).share == 1.0
+    assert fit_blend(head, bad, good, target, weight, SingleProcess()).share == 0.0

@@ -54,7 +54,7 @@ def test_regression_is_monotonic(rows, regressor, loss, trees):
     quantile = 0.8 if loss == "quantile" else None
     params = {"loss": loss, "quantile": quantile, "trees": trees, "monotonic_cst": {"a": -1}}
     model = regressor(**params).fit(X, y)
-    assert (model.trees_share_ > 0) == (trees == "auto" and loss in ("squared_error", "poisson"))
+    assert (model.tree_weight_ > 0) == (trees == "auto" and loss in ("squared_error", "poisson"))
     for row in range(20):
         assert_falls(model.predict(along(X, row)))
     if trees == "auto" and loss == "squared_error":
@@ -67,7 +67,7 @@ def constrained():
     X, y = make_rows()
     signs = {"a": -1, "b": 1}
     model = EasyTensorClassifier(max_epochs=3, random_state=0, monotonic_cst=signs).fit(X, y > 0)
-    assert 0 < model.trees_share_ < 1
+    assert 0 < model.tree_weight_ < 1
     return model
 
 

@@ -89,8 +89,8 @@ def test_a_metric_of_a_task_decides(table):
 
 
 def test_each_task_has_trees_of_its_own_weight(model):
-    assert list(model.trees_share_) == list(TASKS)
-    assert len(set(model.trees_share_.values())) > 1
+    assert list(model.tree_weight_) == list(TASKS)
+    assert len(set(model.tree_weight_.values())) > 1
     assert len(model.network_.trees.forests) == 3
 
 
@@ -124,7 +124,7 @@ def test_one_task_is_a_classifier(table):
     alone = EasyTensorClassifier(**params).fit(X, y["clicked"])
     model = EasyTensorMultiTask({"clicked": "binary"}, **params).fit(X, y[["clicked"]])
     np.testing.assert_array_equal(model.predict_proba(X)["clicked"], alone.predict_proba(X))
-    assert model.trees_share_["clicked"] == alone.trees_share_
+    assert model.tree_weight_["clicked"] == alone.tree_weight_
 
 
 def test_weights_of_losses_matter(table):

@@ -1,5 +1,7 @@
 """Errors of input name the column and the row, and quote at most 60 characters."""
 
+import datetime as dt
+
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -85,8 +87,14 @@ def test_durations_of_numpy_in_arrays_and_lists(unit):
 
 
 def test_durations_beyond_every_unit():
-    with pytest.raises(TypeError, match="'x' holds durations that cannot be read"):
-        as_table({"x": [np.timedelta64(2**62, "W"), np.timedelta64(1, "ns")]})
+    with pytest.raises(TypeError, match=r"'x' holds durations .* such as that in row 1"):
+        as_table({"x": [np.timedelta64(1, "ns"), np.timedelta64(2**62, "W"), None]})
+
+
+def test_dates_beyond_every_unit():
+    far = np.datetime64(2**62, "s")
+    with pytest.raises(TypeError, match=r"'x' holds dates .* the first of them in row 1"):
+        as_table({"x": [dt.date(2020, 1, 1), far, None]})
 
 
 def test_wide_integers_within_lists_and_structs():
@@ -140,7 +148,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.onnx"):
         load(str(tmp_path / "none.onnx"))
     (tmp_path / "torn.onnx").write_bytes(b"torn" * 50)
-    with pytest.raises(ValueError, match=r"torn\.onnx is torn, was changed"):
+    with pytest.raises(ValueError, match=r"torn\.onnx is corrupt, was changed"):
         load(tmp_path / "torn.onnx")
 
 

@@ -102,7 +102,7 @@ def test_little_is_left_to_learn_beside_the_log_odds_of_the_truth(clicks):
     found = model.decision_function(X, base_margin=log_odds)
     assert np.abs(found - log_odds).mean() < 0.3
     assert log_loss(y, expit(found)) < log_loss(y, expit(log_odds)) + 0.02
-    assert model.trees_share_ == 0
+    assert model.tree_weight_ == 0
     further = model.decision_function(X, base_margin=log_odds + 2.5)
     np.testing.assert_allclose(further, found + 2.5, atol=1e-5)
     np.testing.assert_allclose(

@@ -572,7 +572,7 @@ class Groups(Callback):
 
 
 @pytest.fixture(params=["kept", "pickled"])
-def going_on(request, regressor, mixed):
+def resuming(request, regressor, mixed):
     """A regressor with warm_start and callable selectors, fitted once."""
     blocks = [("n", NumericBlock(), make_column_selector(dtype_include="number"))]
     model = regressor(blocks, warm_start=True, learning_rate=0.01, weight_decay=0.1).fit(*mixed)
@@ -580,9 +580,9 @@ def going_on(request, regressor, mixed):
 
 
 @pytest.mark.parametrize("again", ["fit", "partial_fit"])
-def test_going_on_takes_a_changed_optimizer(again, going_on, mixed):
+def test_going_on_takes_a_changed_optimizer(again, resuming, mixed):
     groups = Groups()
-    going_on.set_params(callbacks=[groups])
+    resuming.set_params(callbacks=[groups])
     changes = [
         {},
         {"learning_rate": 0.002},
@@ -591,7 +591,7 @@ def test_going_on_takes_a_changed_optimizer(again, going_on, mixed):
         {"optimizer": torch.optim.NAdam},
     ]
     for params in changes:
-        getattr(going_on.set_params(**params), again)(*mixed)
+        getattr(resuming.set_params(**params), again)(*mixed)
     assert groups.seen == [
         ("AdamW", 0.01, 0.1, True),
         ("AdamW", 0.002, 0.1, True),
@@ -616,14 +616,14 @@ def test_going_on_takes_a_changed_optimizer(again, going_on, mixed):
     ],
     ids=lambda value: None if isinstance(value, dict) else value,
 )
-def test_going_on_refuses_another_network(params, name, going_on, mixed):
-    before = going_on.predict(mixed[0])
-    going_on.set_params(**params)
+def test_going_on_refuses_another_network(params, name, resuming, mixed):
+    before = resuming.predict(mixed[0])
+    resuming.set_params(**params)
     for again in ("fit", "partial_fit"):
-        with pytest.raises(ValueError, match=f"EasyTensorRegressor: {name} changed since the fit"):
-            getattr(going_on, again)(*mixed)
-    np.testing.assert_array_equal(going_on.predict(mixed[0]), before)
-    assert going_on.set_params(warm_start=False).fit(*mixed).n_iter_ == 3
+        with pytest.raises(ValueError, match=f"EasyTensorRegressor: {name} changed since the last fit"):
+            getattr(resuming, again)(*mixed)
+    np.testing.assert_array_equal(resuming.predict(mixed[0]), before)
+    assert resuming.set_params(warm_start=False).fit(*mixed).n_iter_ == 3
 
 
 @pytest.mark.parametrize("again", ["fit", "partial_fit"])

@@ -11,7 +11,7 @@ import torch
 
 from sk_easytensor import BoostedTrees, EasyTensorClassifier, EasyTensorRegressor, TabM
 from sk_easytensor.export import onnx
-from sk_easytensor.export.adapters import ExportedNetwork, PairAnswer, answer_of
+from sk_easytensor.export.adapters import ExportedNetwork, PairAdapter, export_adapter
 from sk_easytensor.export.onnx import network_model, traced
 from sk_easytensor.export.tensorrt import lower
 from sk_easytensor.inference import encoded_arrays, load
@@ -38,7 +38,7 @@ class Everything(torch.nn.Module):
     def forward(self, *tensors):
         (outputs,), found = tensors, []
         for head in HEADS.values():
-            combined = head.settle(head.combine(outputs[..., : head.out_features]))[:, 0]
+            combined = head.normalize(head.average_members(outputs[..., : head.out_features]))[:, 0]
             found += [combined, head.predict(combined), head.predict(combined.double())]
         # What a sum of matrices of logits would be, along two dimensions and none kept.
         found.append(outputs.logsumexp((1, 2)))
@@ -122,11 +122,11 @@ def test_raw_columns_encoded_rows_and_the_graph_for_tensorrt(tmp_path, monkeypat
     expected = model.predict_proba(X)
     assert np.abs(model.decision_function(X)).max() > 1e4
     assert np.isfinite(expected).all()
-    program = network_model(ExportedNetwork(answer_of(model)))
+    program = network_model(ExportedNetwork(export_adapter(model)))
     # Raw columns and encoded rows have the same network, which is traced once.
     monkeypatch.setattr(onnx, "network_model", lambda network: program)
     predictor = load(model.to_onnx(tmp_path / "raw.onnx"))
-    network = ExportedNetwork(answer_of(model), precise=False)
+    network = ExportedNetwork(export_adapter(model), precise=False)
     lower(network, torch.float32)
     files = [
         model.to_onnx(tmp_path / "encoded.onnx", inputs="encoded").read_bytes(),
@@ -160,7 +160,7 @@ def test_separable_targets_of_other_kinds(kind, tmp_path, assert_same):
     regresses = kind == "poisson"
     estimator = EasyTensorRegressor(loss="poisson") if regresses else EasyTensorClassifier()
     model = confident(estimator, X, y, 1e3)
-    assert np.abs(model._combined(X).numpy()).max() > 1e3
+    assert np.abs(model._raw_predict(X).numpy()).max() > 1e3
     predictor = load(model.to_onnx(tmp_path / "model.onnx"))
     assert_same(model, predictor, X, "predict", *([] if regresses else ["predict_proba"]))
 
@@ -173,7 +173,7 @@ def test_pairs_of_two_classes():
     )
     network = torch.nn.Identity()
     frames = [torch.tensor([[[-1.0]], [[0.0]], [[1.0]]]), torch.ones(3, 1, 1)]
-    scores, found = PairAnswer(model).compute([network, network], frames, True)
+    scores, found = PairAdapter(model).compute([network, network], frames, True)
     np.testing.assert_allclose(scores, [-1e4, 0, 1e4])
     assert found.tolist() == [[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]
 
@@ -182,7 +182,7 @@ def test_pairs_of_two_classes():
 def test_predictions_through_an_exponential_are_finite(loss):
     X, y = separable()
     model = confident(EasyTensorRegressor(loss=loss), X, np.where(y, 1e6, 1e-6), 1e4)
-    assert np.abs(model._combined(X).numpy()).max() > 1e4
+    assert np.abs(model._raw_predict(X).numpy()).max() > 1e4
     assert np.isfinite(model.predict(X)).all()
 
 
@@ -197,7 +197,7 @@ def test_engines_refuse_what_single_precision_does_not_reach():
     X = pd.DataFrame({"a": np.arange(30.0)})
     model = EasyTensorRegressor(trees=None, trunk=TabM(width=8), max_epochs=1, random_state=0)
     for factor, found in ((1e60, "e[+]60"), (1e-60, "e-60")):
-        answer = answer_of(model.fit(X, factor * X["a"]))
+        adapter = export_adapter(model.fit(X, factor * X["a"]))
         with pytest.raises(ValueError, match=f"y was of the size of [0-9.]+{found}.*divided by"):
-            answer.check_single()
-    answer_of(model.fit(X, 0 * X["a"])).check_single()
+            adapter.check_single()
+    export_adapter(model.fit(X, 0 * X["a"])).check_single()

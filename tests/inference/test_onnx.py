@@ -263,14 +263,14 @@ def test_changed_files_are_refused_by_name(everything, tmp_path):
     for position in [0, 1, end - 90, end - 80, end, *random.integers(len(whole), size=40)]:
         changed = bytearray(whole)
         changed[position] ^= 1 << random.integers(8)
-        with pytest.raises(ValueError, match=r"model\.onnx is torn, was changed"):
+        with pytest.raises(ValueError, match=r"model\.onnx is corrupt, was changed"):
             check_sealed(bytes(changed), "model.onnx")
     path = tmp_path / "changed.onnx"
     for changed in (whole[:-1], whole[: len(whole) // 2], whole[:-92], b"", whole + b"\0"):
         path.write_bytes(changed)
-        with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is torn, was changed"):
+        with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is corrupt, was changed"):
             load(path)
-    with pytest.raises(ValueError, match="what was given is torn"):
+    with pytest.raises(ValueError, match="what was given is corrupt"):
         load(whole[:-1])
     with pytest.raises(FileNotFoundError, match=r"missing\.onnx"):
         load(tmp_path / "missing.onnx")
@@ -432,7 +432,7 @@ def test_offsets_are_a_column_of_the_graph(rows, assert_same, tmp_path):
     trees = BoostedTrees(max_iter=10)
     model = EasyTensorRegressor(loss="poisson", trees=trees, max_epochs=2, random_state=0)
     model.fit(X, np.arange(len(rows)) % 3, base_margin=margin)
-    assert model.trees_share_ > 0
+    assert model.tree_weight_ > 0
     predictor = load(model.to_onnx(tmp_path / "model.onnx"))
     assert_same(model, predictor, X.assign(base_margin=margin), "predict", "transform")
     twice = predictor.predict(X.assign(base_margin=margin + np.log(2)))

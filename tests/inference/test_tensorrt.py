@@ -118,7 +118,7 @@ def test_what_is_no_engine(model, tmp_path):
     assert read_engine(path) == ({}, b"engine")
     for changed in (whole[:-1], whole[:-1] + b"E", whole[:30] + b"?" + whole[31:]):
         path.write_bytes(changed)
-        with pytest.raises(ValueError, match=r"model\.engine is torn or was changed"):
+        with pytest.raises(ValueError, match=r"model\.engine is corrupt or was changed"):
             read_engine(path)
 
 

@@ -43,7 +43,7 @@ def test_workers_that_are_killed_are_replaced(classifier, files, shop, tmp_path,
     n_rows = len(shop) * model.validation_fraction
     assert model._validation["rows"] == pytest.approx(n_rows, abs=8)
     # The first worker has grown trees, which the driver has as well.
-    assert model.trees_share_ > 0.2
+    assert model.tree_weight_ > 0.2
     assert model.best_score_ == min(model.evals_result_["valid_0"]["log_loss"])
     assert model._validation["measures"]["log loss"] == pytest.approx(model.best_score_, rel=0.05)
 

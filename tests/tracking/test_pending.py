@@ -10,7 +10,7 @@ import pytest
 from skorch.callbacks import Callback
 
 from sk_easytensor.tracking import MLflowTracker, upload
-from sk_easytensor.tracking.record import IMPATIENCE, RunRecord, impatient
+from sk_easytensor.tracking.record import SHORT_TIMEOUTS, RunRecord, short_timeouts
 
 from .conftest import free_port
 
@@ -168,7 +168,7 @@ def test_an_upload_that_fails_may_be_repeated(classifier, table, work, server):
     with pytest.warns(UserWarning, match="failed"):
         model = classifier(tracker=tracker).fit(*table)
     (folder,) = waiting(work)
-    with impatient(), pytest.raises(mlflow.MlflowException):
+    with short_timeouts(), pytest.raises(mlflow.MlflowException):
         upload(folder)
     upload(folder, server.uri)
     check_run(mlflow.MlflowClient(server.uri), model, table[0])
@@ -207,7 +207,7 @@ def test_a_torn_record_is_refused_by_name(pending):
         for content in (b"", b"[]", b"{}", b"{", whole[:-1], whole.replace(b"a", b"b", 1)):
             path.write_bytes(content)
             before = files()
-            with pytest.raises(ValueError, match=rf"{name}' is torn, was changed"):
+            with pytest.raises(ValueError, match=rf"{name}' is corrupt, was changed"):
                 upload(pending)
             assert before == files()
         path.write_bytes(whole)
@@ -219,11 +219,11 @@ def test_upload_of_nothing(tmp_path):
 
 
 def test_retries_of_ones_own_are_kept(monkeypatch):
-    name, other, *_ = IMPATIENCE
+    name, other, *_ = SHORT_TIMEOUTS
     monkeypatch.setenv(name, "3")
     monkeypatch.delenv(other, raising=False)
-    with impatient(), impatient():
+    with short_timeouts(), short_timeouts():
         assert os.environ[name] == "3"
-        assert os.environ[other] == IMPATIENCE[other]
+        assert os.environ[other] == SHORT_TIMEOUTS[other]
     assert os.environ[name] == "3"
     assert other not in os.environ

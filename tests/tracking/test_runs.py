@@ -433,7 +433,7 @@ def test_autologging_records_no_trees(client):
     X = np.random.default_rng(0).normal(size=(120, 2))
     model = EasyTensorClassifier(max_epochs=1, random_state=0, trunk=MLP(width=4))
     model.fit(X, X[:, 0] > 0)
-    assert model.trees_share_ > 0
+    assert model.tree_weight_ > 0
     assert runs(client) == []
     make_pipeline(model).fit(X, X[:, 0] > 0)
     (run,) = runs(client)

@@ -14,7 +14,7 @@ from sk_easytensor._utils.masking import MaskedUrl, masked, with_mask
 from sk_easytensor._utils.validation import check_number
 from sk_easytensor.backends.local import LocalBackend
 from sk_easytensor.data.tables import is_source
-from sk_easytensor.training.dataset import read_records
+from sk_easytensor.training.dataset import read_dataset
 
 __all__ = [
     "RayBackend",
@@ -174,11 +174,11 @@ class RayBackend(LocalBackend):
 
     def records(self, X, y, sample_weight, read, check_target, where=""):
         """Read rows with targets and weights: chunks in the object store, or where they lie."""
-        from sk_easytensor.backends.ray.dataset import hold_records, open_records
+        from sk_easytensor.backends.ray.dataset import hold_dataset, open_dataset
 
         n_chunks = CHUNKS_A_WORKER * max(1, self.num_workers)
         if is_source(X):
-            return open_records(
+            return open_dataset(
                 X,
                 y,
                 sample_weight,
@@ -188,10 +188,10 @@ class RayBackend(LocalBackend):
                 n_chunks=max(1, self.num_workers),
                 chunk_rows=self.chunk_rows,
             )
-        records = read_records(X, y, sample_weight, read, check_target, where)
-        return hold_records(records, max(n_chunks, -(-len(records) // self.chunk_rows)))
+        records = read_dataset(X, y, sample_weight, read, check_target, where)
+        return hold_dataset(records, max(n_chunks, -(-len(records) // self.chunk_rows)))
 
-    def some_rows(self, table):
+    def sample_rows(self, table):
         """Return rows by which blocks may be chosen: a sample of those in chunks."""
         return table if isinstance(table, pa.Table) else table.sample().table
 
@@ -235,14 +235,14 @@ class RayBackend(LocalBackend):
 
         return predict_rows(self, call, X)
 
-    def over_chunks(self, X, y, sample_weight, function, random_state, check):
+    def map_chunks(self, X, y, sample_weight, function, random_state, check):
         """Apply a function to chunks of stored rows in tasks, to others in this process."""
         if not is_source(X):
-            return super().over_chunks(X, y, sample_weight, function, random_state, check)
+            return super().map_chunks(X, y, sample_weight, function, random_state, check)
         with self.running():
-            from sk_easytensor.backends.ray.evaluate import judge_chunks
+            from sk_easytensor.backends.ray.evaluate import evaluate_chunks
 
-            return judge_chunks(self, X, y, sample_weight, function, random_state, check)
+            return evaluate_chunks(self, X, y, sample_weight, function, random_state, check)
 
     def train(self, network, head, rows, valid_rows, settings, inspection=None):
         """Train a network, by workers that then inspect their shares of the rows."""

@@ -15,7 +15,7 @@ from sk_easytensor.training.dataset import column_values, target_columns
 
 __all__ = [
     "BlockChunk",
-    "HeldChunk",
+    "ObjectStoreChunk",
     "Reading",
     "named_columns",
     "stored_chunks",
@@ -23,7 +23,7 @@ __all__ = [
 
 
 @dataclass
-class HeldChunk:
+class ObjectStoreChunk:
     """Rows that are in the object store, read and checked already.
 
     Attributes
@@ -121,7 +121,7 @@ class Reading:
 
     def pieces(self, chunk, n_rows):
         """Yield table, targets and weights of a chunk, without rows of weight zero."""
-        if isinstance(chunk, HeldChunk):
+        if isinstance(chunk, ObjectStoreChunk):
             yield from chunk.pieces(self, n_rows)
             return
         columns = [*self.features, *self.targets, *self.weights]
@@ -136,7 +136,7 @@ class Reading:
     def targets_of(self, chunk, columns=()):
         """Return some columns, targets and weights of a chunk, without rows of weight zero."""
         columns = list(columns)
-        if isinstance(chunk, HeldChunk):
+        if isinstance(chunk, ObjectStoreChunk):
             return chunk.targets(columns)
         wanted = list(dict.fromkeys([*columns, *self.targets, *self.weights]))
         if not wanted:

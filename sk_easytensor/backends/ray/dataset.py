@@ -13,33 +13,38 @@ import ray
 import torch
 
 from sk_easytensor._utils.digests import table_digest
-from sk_easytensor.backends.ray.chunks import HeldChunk, Reading, named_columns, stored_chunks
+from sk_easytensor.backends.ray.chunks import (
+    ObjectStoreChunk,
+    Reading,
+    named_columns,
+    stored_chunks,
+)
 from sk_easytensor.backends.ray.progress import collect_users
 from sk_easytensor.backends.ray.tasks import n_cpus, remote, results
 from sk_easytensor.data.columns import RowError
 from sk_easytensor.data.validation import check_weight, errors_name
-from sk_easytensor.training.dataset import Records, require_columns, validation_rows
+from sk_easytensor.training.dataset import TableDataset, require_columns, validation_rows
 
 __all__ = [
-    "RayRecords",
+    "EncodePlan",
     "RayRows",
-    "Recipe",
+    "RayTableDataset",
     "Share",
-    "hold_records",
-    "open_records",
+    "hold_dataset",
+    "open_dataset",
 ]
 
 
 class RayRows:
     """Rows that are encoded by those who train on them.
 
-    Has what estimators ask of :class:`~sk_easytensor.training.dataset.EncodedRows`.
+    Has what estimators ask of :class:`~sk_easytensor.training.dataset.EncodedDataset`.
 
     Parameters
     ----------
-    records : RayRecords
+    records : RayTableDataset
         The rows.
-    maker : RowMaker
+    maker : RowEncoder
         Encodes them.
     """
 
@@ -59,9 +64,9 @@ class RayRows:
         vars(other).update(vars(self), functions=(*self.functions, function))
         return other
 
-    def each(self, function):
+    def map_chunks(self, function):
         """Return what a function gives for targets and weights of each chunk, as a list."""
-        recipe = self._recipe()
+        recipe = self._encode_plan()
         found = self.records.each_chunk(
             lambda number, *targets: function(recipe.targets(number, *targets)),
             self.maker.columns,
@@ -79,7 +84,7 @@ class RayRows:
         """
         seed = int(random_state.randint(np.iinfo(np.int32).max))
         split = partial(chunk_split, strata=strata, fraction=fraction, seed=seed)
-        recipe = self._recipe()
+        recipe = self._encode_plan()
         sizes = self.records.each_chunk(
             lambda number, *targets: [
                 len(part) for part in split(number, recipe.maker.make_targets(*targets))
@@ -108,13 +113,15 @@ class RayRows:
                 f"{n_workers} workers"
             )
         return [
-            Share([(n, self.records.chunks[n]) for n in sorted(own)], self._recipe())
+            Share([(n, self.records.chunks[n]) for n in sorted(own)], self._encode_plan())
             for own in numbers
         ]
 
-    def _recipe(self):
+    def _encode_plan(self):
         records = self.records
-        return Recipe(records.reading, records.chunk_rows, self.maker, self.functions, self.split)
+        return EncodePlan(
+            records.reading, records.chunk_rows, self.maker, self.functions, self.split
+        )
 
 
 def _same(rows):
@@ -128,7 +135,7 @@ def chunk_split(number, rows, strata, fraction, seed):
 
 
 @dataclass
-class Recipe:
+class EncodePlan:
     """How encoded rows are made of a chunk."""
 
     reading: object
@@ -183,7 +190,7 @@ class Share:
     """A worker's chunks, and what it makes of them."""
 
     chunks: list
-    recipe: Recipe
+    recipe: EncodePlan
 
     def rows(self, memory):
         """Return the encoded rows, in memory if they take at most so many bytes."""
@@ -197,8 +204,8 @@ SAMPLE_CHUNKS, SAMPLE_ROWS = 8, 8_192
 """What is looked at to choose blocks: so many chunks, so many rows of each."""
 
 
-class RayRecords:
-    """Rows of positive weight in chunks; see :class:`~sk_easytensor.training.dataset.Records`.
+class RayTableDataset:
+    """Rows of positive weight in chunks; see :class:`~sk_easytensor.training.dataset.TableDataset`.
 
     Parameters
     ----------
@@ -208,7 +215,7 @@ class RayRecords:
         How they are read.
     source : object
         What the user gave.
-    memory : Records or None
+    memory : TableDataset or None
         The rows, if this process has them anyway.
     chunk_rows : int
         Rows that are read at a time.
@@ -252,7 +259,7 @@ class RayRecords:
         first = table_digest(self.sample().table.slice(0, 1))
         return f"{len(self)} rows of {columns}, the first {first}"
 
-    def each(self, function):
+    def map_chunks(self, function):
         """Return what a function gives for the targets of each chunk, as a list."""
         return self.each_chunk(lambda number, table, y, weight: function(y))
 
@@ -298,13 +305,13 @@ class RayRecords:
         return other
 
     def collected(self, by, order_by):
-        """Return the sequences of a log; see :class:`~sk_easytensor.training.dataset.Records`."""
+        """Return the sequences of a log, as ``TableDataset.collected`` does."""
         if self.memory is not None:
-            return hold_records(self.memory.collected(by, order_by), len(self.chunks))
+            return hold_dataset(self.memory.collected(by, order_by), len(self.chunks))
         return RayLog(self, by, order_by)
 
     def sample(self):
-        """Return some of the rows, as :class:`Records` in memory."""
+        """Return some of the rows, as :class:`TableDataset` in memory."""
         if self._sample is None:
             few = np.unique(np.linspace(0, len(self.chunks) - 1, SAMPLE_CHUNKS).astype(int))
             head = remote(first_rows)
@@ -312,7 +319,7 @@ class RayRecords:
             parts = results([head.remote(self.chunks[n], reading, SAMPLE_ROWS) for n in few])
             tables, targets, weights = zip(*parts, strict=True)
             table = pa.concat_tables(tables).unify_dictionaries()
-            self._sample = Records(
+            self._sample = TableDataset(
                 table, np.concatenate(targets), np.concatenate(weights), self.source
             )
         return self._sample
@@ -327,7 +334,7 @@ class RayLog:
 
     Parameters
     ----------
-    log : RayRecords
+    log : RayTableDataset
         A row for each event.
     by, order_by
         As of :func:`~sk_easytensor.events.collect_sequences`.
@@ -345,35 +352,35 @@ class RayLog:
         return self
 
     def content(self):
-        """Return what :meth:`RayRecords.content` does of the log."""
+        """Return what :meth:`RayTableDataset.content` does of the log."""
         return f"{self.log.content()} by {self.by} in the order of {self.order_by}"
 
     def sample(self):
-        """Return some of the rows, as :class:`Records` in memory; their lists are not whole."""
+        """Return some rows as a :class:`TableDataset` in memory; their lists are not whole."""
         return self._sample
 
     def select(self, columns):
-        """Collect the columns of all users, and return them as :class:`RayRecords`."""
+        """Collect the columns of all users, and return them as :class:`RayTableDataset`."""
         chunks = collect_users(self.log, self.by, self.order_by, list(columns))
         reading = Reading.of_held(list(columns))
-        records = RayRecords(chunks, reading, self.log.source, None, max(map(len, chunks)))
+        records = RayTableDataset(chunks, reading, self.log.source, None, max(map(len, chunks)))
         records._sample = self._sample.select(columns)
         return records
 
 
-def hold_records(records, n_chunks):
+def hold_dataset(records, n_chunks):
     """Put rows that are in memory into the object store.
 
     Parameters
     ----------
-    records : Records
+    records : TableDataset
         The rows.
     n_chunks : int
         How many chunks to make.
 
     Returns
     -------
-    RayRecords
+    RayTableDataset
     """
     n_chunks = min(n_chunks, len(records))
     bounds = [len(records) * part // n_chunks for part in range(n_chunks + 1)]
@@ -382,12 +389,12 @@ def hold_records(records, n_chunks):
         # Rows that are taken share no memory with those of other chunks.
         table = records.table.take(pa.array(np.arange(start, stop))).combine_chunks()
         ref = ray.put((table, records.y[start:stop], records.weight[start:stop]))
-        chunks.append(HeldChunk(ref, stop - start, start))
+        chunks.append(ObjectStoreChunk(ref, stop - start, start))
     reading = Reading.of_held(records.table.column_names)
-    return RayRecords(chunks, reading, records.source, records, len(records))
+    return RayTableDataset(chunks, reading, records.source, records, len(records))
 
 
-def open_records(X, y, sample_weight, read, check_target, where, *, n_chunks, chunk_rows):
+def open_dataset(X, y, sample_weight, read, check_target, where, *, n_chunks, chunk_rows):
     """Find the chunks of Parquet files or a Ray Dataset, and check their targets and weights.
 
     Parameters
@@ -399,7 +406,7 @@ def open_records(X, y, sample_weight, read, check_target, where, *, n_chunks, ch
     sample_weight : str or None
         Column of weights.
     read, check_target, where
-        As of :func:`~sk_easytensor.training.dataset.read_records`.
+        As of :func:`~sk_easytensor.training.dataset.read_dataset`.
     n_chunks : int
         Chunks to make at least, where rows allow.
     chunk_rows : int
@@ -407,7 +414,7 @@ def open_records(X, y, sample_weight, read, check_target, where, *, n_chunks, ch
 
     Returns
     -------
-    RayRecords
+    RayTableDataset
     """
     targets, weights = named_columns(X, y, sample_weight)
     with errors_name(where):
@@ -417,7 +424,7 @@ def open_records(X, y, sample_weight, read, check_target, where, *, n_chunks, ch
         require_columns(schema.names, [*targets, *weights])
         features = [name for name in schema.names if name not in {*targets, *weights}]
         reading = Reading(read, check_target, features, targets, weights)
-        records = RayRecords(chunks, reading, X, None, chunk_rows)
+        records = RayTableDataset(chunks, reading, X, None, chunk_rows)
         found = records.each_chunk(lambda number, table, y, w: (len(y), w.max(initial=0)))
         records.counts = [count for count, _ in found]
         if len(records) == 0:

@@ -1,4 +1,4 @@
-"""Models judged on a cluster: tasks that each see some rows with their targets."""
+"""Evaluation on a cluster: tasks that each score a model on some rows with their targets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sk_easytensor.backends.ray.tasks import actor_resources, n_threads, remote,
 from sk_easytensor.training.dataset import require_columns
 
 __all__ = [
-    "judge_chunks",
+    "evaluate_chunks",
 ]
 
 
@@ -23,7 +23,7 @@ ROWS = 16_384
 """Rows that a task sees, about: encoded and read by all blocks, they are in memory at once."""
 
 
-def judge_chunks(backend, X, y, sample_weight, function, random_state, check):
+def evaluate_chunks(backend, X, y, sample_weight, function, random_state, check):
     """Apply a function to chunks of stored rows.
 
     Parameters
@@ -37,7 +37,7 @@ def judge_chunks(backend, X, y, sample_weight, function, random_state, check):
     sample_weight : str or None
         Column of weights.
     function, random_state, check
-        As of :meth:`~sk_easytensor.backends.LocalBackend.over_chunks`.
+        As of :meth:`~sk_easytensor.backends.LocalBackend.map_chunks`.
 
     Returns
     -------
@@ -55,13 +55,13 @@ def judge_chunks(backend, X, y, sample_weight, function, random_state, check):
     reading = Reading(as_it_is, as_it_is, features, targets, weights)
     how = ray.put((reading, cloudpickle.dumps(function), n_threads(backend)))
     seed = int(random_state.randint(np.iinfo(np.int32).max))
-    judge = remote(judge_run).options(**actor_resources(backend))
+    evaluate = remote(evaluate_run).options(**actor_resources(backend))
     n_rows, refs, running = sum(map(len, chunks)), [], []
     for number, run in enumerate(runs(chunks)):
         if len(running) == max(1, backend.num_workers):
             done, running = ray.wait(running, fetch_local=False)
             results(done)
-        running.append(judge.remote(run, how, [seed, number], n_rows))
+        running.append(evaluate.remote(run, how, [seed, number], n_rows))
         refs.append(running[-1])
     found = [part for part in results(refs) if part is not None]
     if not found:
@@ -91,8 +91,8 @@ def runs(chunks):
     return found
 
 
-def judge_run(chunks, how, seed, n_rows):
-    """Task: read some rows and judge a model on them; None if none has weight."""
+def evaluate_run(chunks, how, seed, n_rows):
+    """Task: read some rows and evaluate a model on them; None if none has weight."""
     reading, function, threads = how
     pieces = [piece for chunk in chunks for piece in reading.pieces(chunk, len(chunk))]
     if not pieces:

@@ -1,4 +1,4 @@
-"""What is logged of work on a cluster: progress of training, and messages of workers."""
+"""Progress of training on a cluster, and logs of events that workers collect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import ray
 from skorch.callbacks import Callback
 
 from sk_easytensor.backends.ray.actors import ProgressActor
-from sk_easytensor.backends.ray.chunks import HeldChunk
+from sk_easytensor.backends.ray.chunks import ObjectStoreChunk
 from sk_easytensor.backends.ray.tasks import n_cpus, remote, results
 from sk_easytensor.data.columns import RowError
 from sk_easytensor.data.keys import hash_strings
@@ -144,7 +144,7 @@ def collect_users(log, by, order_by, columns):
 
     Parameters
     ----------
-    log : RayRecords
+    log : RayTableDataset
         A row for each event.
     by : str or list of str
         Columns that name the user.
@@ -155,7 +155,7 @@ def collect_users(log, by, order_by, columns):
 
     Returns
     -------
-    list of HeldChunk
+    list of ObjectStoreChunk
         Tables with a row for each user, and the columns of lists.
 
     Notes
@@ -185,7 +185,7 @@ def collect_users(log, by, order_by, columns):
     chunks, first = [], 0
     for (ref, _), n_users in zip(found, results([count for _, count in found]), strict=True):
         if n_users:
-            chunks.append(HeldChunk(ref, n_users, first))
+            chunks.append(ObjectStoreChunk(ref, n_users, first))
             first += n_users
     return chunks
 

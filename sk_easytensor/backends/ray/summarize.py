@@ -57,7 +57,7 @@ def summarize_chunks(records, blocks):
 
     Parameters
     ----------
-    records : RayRecords
+    records : RayTableDataset
         The rows.
     blocks : dict of {str: tuple of (Block, list of str)}
         Blocks and the columns each reads.

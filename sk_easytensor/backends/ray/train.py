@@ -26,7 +26,12 @@ from sk_easytensor.backends.ray.actors import ErrorCollector
 from sk_easytensor.backends.ray.progress import noting
 from sk_easytensor.backends.ray.tasks import WorkerTracebacks, n_threads
 from sk_easytensor.training.checkpoint import Checkpoints
-from sk_easytensor.training.distributed import Alone, Group, LostWorkerError, SharedCheckpoints
+from sk_easytensor.training.distributed import (
+    LostWorkerError,
+    ProcessGroup,
+    SharedCheckpoints,
+    SingleProcess,
+)
 from sk_easytensor.training.train import resolve_device, train_network
 from sk_easytensor.trees.forest import TreesModule
 
@@ -237,13 +242,13 @@ def train_worker(config):
         None if an error of the user's data or code was collected.
     """
     rank = ray.train.get_context().get_world_rank()
-    group = Alone()
+    group = SingleProcess()
     if _collected(config["errors"]):
         # These workers were started in place of those that left it: there is nothing to try again.
         return None
     try:
         if distributed.is_initialized() and distributed.get_world_size() > 1:
-            group = Group("cuda" if distributed.get_backend() == "nccl" else "cpu")
+            group = ProcessGroup("cuda" if distributed.get_backend() == "nccl" else "cpu")
         job = ray.get(config["job"])
         with limited_threads(job.threads):
             return _train(job, group, rank)
@@ -255,7 +260,7 @@ def train_worker(config):
     except BaseException as error:
         mask_error(error)
         _add(config["errors"], (rank, _pickled(error), traceback.format_exc()))
-        if isinstance(group, Group) and not group.leave():
+        if isinstance(group, ProcessGroup) and not group.leave():
             # Others may wait for this worker. Ray Train ends them when one fails.
             raise
         return None
@@ -268,7 +273,7 @@ def _train(job, group, rank):
         verbose=job.settings.verbose if rank == 0 else 0,
         group=group,
     )
-    if isinstance(group, Group) and settings.checkpoints is not None:
+    if isinstance(group, ProcessGroup) and settings.checkpoints is not None:
         settings.checkpoints = SharedCheckpoints(settings.checkpoints, group)
     rows = job.shares[rank].rows(job.memory)
     evals = [shares[rank].rows(job.memory) for shares in job.valid_shares]

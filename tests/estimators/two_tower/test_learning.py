@@ -35,7 +35,7 @@ from sk_easytensor import (
     VectorBlock,
 )
 from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.training.dataset import EncodedRows
+from sk_easytensor.training.dataset import EncodedDataset
 from sk_easytensor.two_tower.targets import PairTarget, few_values, target_values
 
 # ---------------------------------------------------------------------- what is learned
@@ -214,7 +214,7 @@ def test_numbers(scale, rated):
 def test_numbers_of_any_size(size):
     y = size * np.random.default_rng(0).normal(size=200)
     target = PairTarget.learn(few_values(target_values(y)))
-    rows = EncodedRows(TensorFrame({}, 200), target.encode(y), torch.ones(200))
+    rows = EncodedDataset(TensorFrame({}, 200), target.encode(y), torch.ones(200))
     target.learn_scale(rows)
     assert target.scale / size == pytest.approx(1, rel=0.1)
     assert target.scaled(rows).target.std().item() == pytest.approx(1, abs=0.01)

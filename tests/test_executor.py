@@ -10,7 +10,7 @@ from sk_easytensor.executor import ITEMS, ROW_MULTIPLE, batch_sizes
 from sk_easytensor.networks.block_module import BlockModule
 from sk_easytensor.networks.block_network import BlockNetwork
 from sk_easytensor.tensors import Ragged, TensorFrame
-from sk_easytensor.training.dataset import WINDOW, BatchIterator, EncodedRows
+from sk_easytensor.training.dataset import WINDOW, BatchIterator, EncodedDataset
 
 
 def rows_of(lengths):
@@ -20,7 +20,7 @@ def rows_of(lengths):
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     lists = Ragged(numbers.repeat_interleave(lengths), offsets)
     frame = TensorFrame({"b": {"lists": lists, "row": numbers[:, None]}})
-    return EncodedRows(frame, numbers, torch.ones(len(lengths)))
+    return EncodedDataset(frame, numbers, torch.ones(len(lengths)))
 
 
 def skewed(n_rows=1000, longest=50):

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sk_easytensor.embedder.objectives import OBJECTIVES, PairDraw, ViewSettings
+from sk_easytensor.embedder.objectives import OBJECTIVES, PairSampler, ViewSettings
 from sk_easytensor.embedder.slices import (
     Sequences,
-    Stretches,
-    consecutive_stretches,
+    Slices,
+    consecutive_slices,
     cut_sessions,
     gap_seconds,
-    random_stretches,
+    random_slices,
 )
-from sk_easytensor.training.dataset import BatchIterator, EncodedRows, FreshRows
+from sk_easytensor.training.dataset import BatchIterator, EncodedDataset, ResampledDataset
 
 
 def lists_of(rows, kind=None):
@@ -33,14 +33,14 @@ def numbered(lengths):
     return Sequences(pa.table({"event": lists_of(rows, pa.int64())}), "a test"), rows
 
 
-def events_of(sequences, stretches):
-    return sequences.cut(stretches).column("event").to_pylist()
+def events_of(sequences, slices):
+    return sequences.cut(slices).column("event").to_pylist()
 
 
 LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=12)
 
 
-# ---------------------------------------------------------------------- stretches
+# ---------------------------------------------------------------------- slices
 
 
 def test_cut_takes_parallel_columns_alike():
@@ -55,8 +55,8 @@ def test_cut_takes_parallel_columns_alike():
     sequences = Sequences(table, "a test")
     assert len(sequences) == 3
     assert sequences.lengths.tolist() == [3, 0, 2]
-    stretches = Stretches(np.array([1, 3, 4]), np.array([3, 3, 5]))
-    assert sequences.cut(stretches).to_pydict() == {
+    slices = Slices(np.array([1, 3, 4]), np.array([3, 3, 5]))
+    assert sequences.cut(slices).to_pydict() == {
         "page": [["b", "c"], [], ["e"]],
         "time": [[2, 3], [], [None]],
         "event": [[{"x": None}, {"x": 3.0}], [], [{"x": 5.0}]],
@@ -96,13 +96,13 @@ def test_lists_of_unlike_length():
     more=st.one_of(st.none(), st.integers(0, 5), st.floats(0, 1)),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_random_stretches_are_contiguous_and_of_their_row(lengths, low, more, seed):
+def test_random_slices_are_contiguous_and_of_their_row(lengths, low, more, seed):
     sequences, rows = numbered(lengths)
     filled = np.flatnonzero(sequences.lengths > 0)
     high = None if more is None else type(low)(low + more)
     if isinstance(high, float):
         high = min(high, 1.0)
-    drawn = random_stretches(sequences, filled, low, high, np.random.default_rng(seed))
+    drawn = random_slices(sequences, filled, low, high, np.random.default_rng(seed))
     for row, part in zip(filled, events_of(sequences, drawn), strict=True):
         first = rows[row].index(part[0])
         assert part == rows[row][first : first + len(part)]
@@ -113,11 +113,11 @@ def test_random_stretches_are_contiguous_and_of_their_row(lengths, low, more, se
             assert len(part) <= max(longest, shortest + 1, 1)
 
 
-def test_random_stretches_are_even():
+def test_random_slices_are_even():
     """All lengths are as frequent as each other, and so are all places of a length."""
     sequences, _ = numbered([4])
     rows = np.zeros(12_000, dtype=np.int64)
-    drawn = random_stretches(sequences, rows, 2, 3, np.random.default_rng(0))
+    drawn = random_slices(sequences, rows, 2, 3, np.random.default_rng(0))
     pairs, counts = np.unique(
         [drawn.starts, drawn.stops - drawn.starts], axis=1, return_counts=True
     )
@@ -126,9 +126,9 @@ def test_random_stretches_are_even():
 
 
 @given(lengths=LENGTHS, length=st.integers(1, 10))
-def test_consecutive_stretches_hold_every_event_once(lengths, length):
+def test_consecutive_slices_hold_every_event_once(lengths, length):
     sequences, rows = numbered(lengths)
-    parts = events_of(sequences, consecutive_stretches(sequences, length))
+    parts = events_of(sequences, consecutive_slices(sequences, length))
     assert list(chain(*parts)) == list(chain(*rows))
     assert all(len(part) <= length for part in parts)
     assert sum(not part for part in parts) == lengths.count(0)
@@ -138,7 +138,7 @@ def test_consecutive_stretches_hold_every_event_once(lengths, length):
 
 
 def sessions_of(sequences, sessions, name):
-    parts = sequences.cut(Stretches(sessions.starts, sessions.stops))[name].to_pylist()
+    parts = sequences.cut(Slices(sessions.starts, sessions.stops))[name].to_pylist()
     bounds = sessions.offsets
     return [parts[bounds[i] : bounds[i + 1]] for i in range(len(bounds) - 1)]
 
@@ -244,9 +244,9 @@ def test_a_session_follows_its_history_and_the_other_user_is_another(data, seed)
     owner = np.repeat(np.arange(len(sizes)), [sum(row) for row in sizes])
     label = np.concatenate([np.repeat(np.arange(len(row)), row) for row in sizes])
     left, right = events_of(sequences, pairs.left), events_of(sequences, pairs.right)
-    made = np.flatnonzero(objective.has_pair)
+    made = np.flatnonzero(objective.is_eligible)
     expected = sum(user in made for user in users)
-    assert objective.has_pair.tolist() == [len(row) > 1 for row in sizes]
+    assert objective.is_eligible.tolist() == [len(row) > 1 for row in sizes]
     assert len(pairs.target) == 2 * expected
     assert pairs.target.sum() == expected
     users_met = []
@@ -275,10 +275,10 @@ def test_a_session_follows_its_history_and_the_other_user_is_another(data, seed)
 def test_contrastive_pairs_are_parts_of_one_user(data, seed):
     sequences, sizes, users = data
     objective = OBJECTIVES["contrastive"](sequences, ViewSettings(0.25, 0.75))
-    assert objective.has_pair.tolist() == [sum(row) > 1 for row in sizes]
+    assert objective.is_eligible.tolist() == [sum(row) > 1 for row in sizes]
     pairs = objective.draw(users, np.random.default_rng(seed))
     owner = np.repeat(np.arange(len(sizes)), [sum(row) for row in sizes])
-    kept = [user for user in users if objective.has_pair[user]]
+    kept = [user for user in users if objective.is_eligible[user]]
     for side, rows in ((pairs.left, pairs.left_rows), (pairs.right, pairs.right_rows)):
         parts = events_of(sequences, side)
         for user, part in zip(kept, (parts[row] for row in rows), strict=True):
@@ -312,13 +312,13 @@ def drawing(seed=0):
         taken.append(table.column("event").to_pylist())
         return TableEncoder([("event", NumericSequenceBlock(), "event")]).fit(table).encode(table)
 
-    return PairDraw(objective, np.arange(40), encode, [seed, 7]), taken
+    return PairSampler(objective, np.arange(40), encode, [seed, 7]), taken
 
 
 def test_draws_repeat_for_a_seed_and_an_epoch():
     draw, taken = drawing()
     rows = draw(3)
-    assert isinstance(rows, EncodedRows)
+    assert isinstance(rows, EncodedDataset)
     assert len(rows) == 40
     draw(3)
     assert taken[:2] == taken[2:4]
@@ -337,7 +337,7 @@ def test_fresh_rows_are_drawn_for_each_epoch():
         drawn.append(epoch)
         return drawing()[0](epoch)
 
-    rows = FreshRows(draw)
+    rows = ResampledDataset(draw)
     assert rows.refreshed(0) is rows
     assert rows.refreshed(1) is not rows
     assert drawn == [0, 1]

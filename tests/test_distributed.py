@@ -8,14 +8,14 @@ import torch
 import torch.distributed as distributed
 import torch.multiprocessing as multiprocessing
 
-from sk_easytensor.training.distributed import Group, LostWorkerError
+from sk_easytensor.training.distributed import LostWorkerError, ProcessGroup
 
 N_WORKERS = 3
 WAITING = {
     "gradients": lambda group: group.average_gradients([torch.nn.Parameter(torch.ones(3))], 1),
     "sum": lambda group: group.sum([1.0]),
     "gather": lambda group: group.gather("here"),
-    "broadcast": lambda group: [group.from_first(lambda: 1) for _ in range(3)],
+    "broadcast": lambda group: [group.broadcast_from_rank0(lambda: 1) for _ in range(3)],
 }
 
 
@@ -32,7 +32,7 @@ def work(rank, where):
         )
         # As training does, by and by: what it imports keeps the default group for ever.
         import_module("torch.distributed.nn.functional")
-        group = Group()
+        group = ProcessGroup()
         assert group.gather(rank) == [0, 1, 2]
         if rank == leaving:
             assert group.leave()
