@@ -160,7 +160,7 @@ def main():
     # It is registered: without blocks=..., estimators choose it for columns of paths.
     model = EasyTensorRegressor(max_epochs=1, trees=None, random_state=0).fit(sales, price)
     chosen = {name: list(block.feature_names_in_) for name, block in model.blocks_.items()}
-    print(f"Chosen automatically: {chosen}")
+    print(f"EngineChoice automatically: {chosen}")
 
 
 if __name__ == "__main__":
