@@ -22,7 +22,7 @@ from turns import median_ratio, time_by_turns
 
 from sk_easytensor import CategorySequenceBlock, EventSequenceBlock, NumericSequenceBlock
 from sk_easytensor.compose import TableEncoder
-from sk_easytensor.networks import TabM
+from sk_easytensor.networks import BlockModule, TabM
 from sk_easytensor.networks.block_network import make_network
 from sk_easytensor.networks.heads import BinaryHead
 from sk_easytensor.tensors import TensorFrame
@@ -234,12 +234,13 @@ def dense(batch):
     return frame, batch.target
 
 
-class DenseEvents(nn.Module):
+class DenseEvents(BlockModule):
     """The network of an :class:`EventSequenceBlock` for events that are padded already."""
 
     def __init__(self, module):
         super().__init__()
         self.module = module
+        self.out_features = module.out_features
 
     def forward(self, codes, values, lengths):
         """Return a vector for each row of (n_rows, longest, fields)."""

@@ -1,11 +1,16 @@
 # ci: quick
 """Write a block of your own: categories that lie on paths, such as "home/kitchen/knives".
 
-A category block would see a path that training did not have as just unknown. This block gives each
+A category block reads a path that training did not have as just unknown. This block gives each
 prefix of a path ("home", "home/kitchen", "home/kitchen/knives") a vector and adds them up, so that
-an unknown leaf still counts as what lies above it. Four methods make a block: `summarize` looks at
-a chunk of rows, `finish` learns from the merged summaries, `encode` makes tensors and
-`make_module` the part of the network that reads them. The estimators do everything else.
+an unknown leaf still has the meaning of its known prefixes.
+
+Every block has three methods: `accepts` says which types of columns it reads, `encode` makes
+tensors, and `make_module` makes the part of the network that reads them. This one learns which
+prefixes there are, with two more: `summarize` reads a chunk of rows, `finish` sets the fitted
+attributes from the merged summaries. `check_parameters` refuses invalid parameters, and `detects`
+makes it possible to register the block, so that estimators choose it for columns of paths. The
+estimators do everything else.
 """
 
 import numpy as np
@@ -16,10 +21,18 @@ import torch
 from sklearn.metrics import r2_score
 from torch import nn
 
-from sk_easytensor import Block, CategoryBlock, EasyTensorRegressor
+from sk_easytensor import (
+    Block,
+    BlockModule,
+    CategoryBlock,
+    EasyTensorRegressor,
+    register_block,
+)
 from sk_easytensor.data.summaries import SummaryMap, ValueCounts
+from sk_easytensor.testing import check_block
 
 
+@register_block
 class PathBlock(Block):
     """Paths of categories, separated by slashes.
 
@@ -38,9 +51,24 @@ class PathBlock(Block):
         self.depth = depth
         self.width = width
 
+    def check_parameters(self):
+        """Refuse invalid parameters, before any row is read."""
+        for name in ("depth", "width"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"PathBlock: {name} must be a positive integer, got {value!r}")
+
     @classmethod
     def accepts(cls, column_type):
+        """Read strings."""
         return pa.types.is_string(column_type) or pa.types.is_large_string(column_type)
+
+    @classmethod
+    def detects(cls, column):
+        """Choose columns of strings with a slash in each."""
+        if not cls.accepts(column.type) or column.null_count == len(column):
+            return False
+        return pc.all(pc.match_substring(column, "/")).as_py()
 
     def summarize(self, table):
         """Count the prefixes of each column."""
@@ -52,12 +80,12 @@ class PathBlock(Block):
         )
 
     def finish(self, summary):
-        """Keep the prefixes that were seen."""
-        self.prefixes_ = [summary[name].values for name in self.feature_names_in_]
+        """Keep the prefixes of the training rows, in an order that does not depend on chunks."""
+        self.prefixes_ = [summary[name].most_common()[0] for name in self.feature_names_in_]
         return self
 
     def encode(self, table):
-        """Number the prefixes of each path, from 1; 0 is what is unknown or not there."""
+        """Number the prefixes of each path from 1; 0 is an unknown or missing one."""
         codes = np.zeros((table.num_rows, table.num_columns, self.depth), dtype=np.int64)
         for index, column in enumerate(table.columns):
             for level, values in enumerate(prefixes(column, self.depth)):
@@ -66,14 +94,11 @@ class PathBlock(Block):
         return {"codes": torch.from_numpy(codes)}
 
     def make_module(self):
+        """Make the part of the network that reads the codes."""
         return PathModule([len(values) for values in self.prefixes_], self.width)
 
-    def get_feature_names_out(self, input_features=None):
-        names = [f"{name}_{n}" for name in self.feature_names_in_ for n in range(self.depth)]
-        return np.asarray(names, dtype=object)
 
-
-class PathModule(nn.Module):
+class PathModule(BlockModule):
     """Add up the vectors of a path's prefixes."""
 
     def __init__(self, n_prefixes, width):
@@ -119,8 +144,10 @@ def make_sales(n_rows, seed=0):
 
 
 def main():
-    """Compare the block with CategoryBlock on articles that training has not seen."""
+    """Check the block, and compare it with CategoryBlock on articles that training has not seen."""
     sales, price = make_sales(3000)
+    check_block(PathBlock(), {"article": ["a/b/c", None, "a/b", "d", "", "a/b/c", "a/x/c/y"]})
+    print("PathBlock follows the contract of blocks")
     unseen = sales["article"].str.endswith(("1", "5", "8"))
     for block in (CategoryBlock(), PathBlock(depth=3)):
         model = EasyTensorRegressor(
@@ -129,6 +156,11 @@ def main():
         model.fit(sales[~unseen], price[~unseen])
         score = r2_score(price[unseen], model.predict(sales[unseen]))
         print(f"{type(block).__name__:14} R2 on articles never seen: {score:.2f}")
+
+    # It is registered: without blocks=..., estimators choose it for columns of paths.
+    model = EasyTensorRegressor(max_epochs=1, trees=None, random_state=0).fit(sales, price)
+    chosen = {name: list(block.feature_names_in_) for name, block in model.blocks_.items()}
+    print(f"EngineChoice automatically: {chosen}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from sk_easytensor._utils.lazy import lazy_names
 if TYPE_CHECKING:
     from sk_easytensor.blocks import (
         Block,
+        BlockModule,
         CategoryBlock,
         CategorySequenceBlock,
         DatetimeBlock,
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         SparseBlock,
         TextBlock,
         VectorBlock,
+        register_block,
     )
     from sk_easytensor.compose import TableEncoder
     from sk_easytensor.estimators import (
@@ -35,6 +37,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MLP",
     "Block",
+    "BlockModule",
     "BoostedTrees",
     "CategoryBlock",
     "CategorySequenceBlock",
@@ -55,12 +58,13 @@ __all__ = [
     "TableEncoder",
     "TextBlock",
     "VectorBlock",
+    "register_block",
 ]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        ".blocks": [name for name in __all__ if name.endswith("Block")],
+        ".blocks": [name for name in __all__ if "block" in name.lower()],
         ".compose": ["TableEncoder"],
         ".estimators": [name for name in __all__ if name.startswith("EasyTensor")],
         ".networks": ["MLP", "Sum", "TabM"],
@@ -85,6 +89,7 @@ __getattr__, __dir__ = lazy_names(
         "safe_loading",
         "search_spaces",
         "serving",
+        "testing",
         "tracking",
         "trees",
     ),

@@ -433,7 +433,7 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
         readers = [
             (block.feature_shares(frame[name], network.effects(name)), name)
             for name, block in self.blocks_.items()
-            if hasattr(block, "feature_shares") and layout.column in block.feature_names_in_
+            if block.feature_shares is not None and layout.column in block.feature_names_in_
         ]
         for shares, _ in readers:
             found += np.multiply.outer(shares, importances[-1]) / len(readers)

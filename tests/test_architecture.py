@@ -29,7 +29,7 @@ LAYERS = [
     ["estimators"],
     ["two_tower"],
     ["embedder"],
-    ["inference", "search_spaces", "serving", "datasets"],
+    ["inference", "search_spaces", "serving", "datasets", "testing"],
 ]
 """Parts of the package from the lowest to the highest, as docs/architecture.md draws them."""
 RANKS = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}

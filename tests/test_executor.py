@@ -7,6 +7,7 @@ import torch
 
 from sk_easytensor.backends import LocalBackend
 from sk_easytensor.executor import ITEMS, ROW_MULTIPLE, batch_sizes
+from sk_easytensor.networks.block_module import BlockModule
 from sk_easytensor.networks.block_network import BlockNetwork
 from sk_easytensor.tensors import Ragged, TensorFrame
 from sk_easytensor.training.dataset import WINDOW, BatchIterator, EncodedDataset
@@ -184,7 +185,7 @@ def test_batches_of_few_long_lists():
 
 
 def module(**attributes):
-    made = torch.nn.Identity()
+    made = BlockModule()
     for name, value in attributes.items():
         setattr(made, name, value)
     return made

@@ -12,6 +12,7 @@ import sk_easytensor
 MODULES = {
     "sk_easytensor": sk_easytensor.__all__,
     "sk_easytensor.backends": ["LocalBackend", "RayBackend", "resolve_backend"],
+    "sk_easytensor.blocks": ["BlockModule", "register_block", "unregister_block"],
     "sk_easytensor.compose": ["BlockParametersMixin", "TableEncoder", "select_columns"],
     "sk_easytensor.datasets": ["load_clothing_reviews", "load_flights", "make_interactions"],
     "sk_easytensor.events": ["collect_sequences"],
@@ -29,6 +30,7 @@ MODULES = {
     "sk_easytensor.retrieval": ["ApproximateIndex", "top_k"],
     "sk_easytensor.safe_loading": ["trusted_types"],
     "sk_easytensor.serving": ["Limits", "make_app", "serve"],
+    "sk_easytensor.testing": ["check_block", "registered_block"],
     "sk_easytensor.tracking": ["MLflowTracker", "upload"],
     "sk_easytensor.trees": ["BoostedTrees"],
 }
@@ -37,6 +39,7 @@ MODULES = {
 NAMES = [
     "MLP",
     "Block",
+    "BlockModule",
     "BoostedTrees",
     "CategoryBlock",
     "CategorySequenceBlock",
@@ -57,6 +60,7 @@ NAMES = [
     "TableEncoder",
     "TextBlock",
     "VectorBlock",
+    "register_block",
 ]
 EXTRAS = ["ray", "mlflow", "onnx", "onnxruntime", "tensorrt", "fastapi", "usearch", "torch"]
 
@@ -75,7 +79,7 @@ def test_names_of_modules(module):
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "StopTraining"])
 def test_docstrings_have_an_example(name):
     text = inspect.getdoc(getattr(sk_easytensor, name))
-    assert "Parameters\n----------" in text or name == "Block"
+    assert "Parameters\n----------" in text or name in ("Block", "BlockModule")
     assert "Examples\n--------" in text or name == "Block"
 
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from sk_easytensor.blocks.category import CategoryBlock
     from sk_easytensor.blocks.category_sequence import CategorySequenceBlock
     from sk_easytensor.blocks.datetime import DatetimeBlock
-    from sk_easytensor.blocks.detection import BLOCKS
+    from sk_easytensor.blocks.detection import BLOCKS, register_block, unregister_block
     from sk_easytensor.blocks.event_sequence import EventSequenceBlock
     from sk_easytensor.blocks.numeric import NumericBlock
     from sk_easytensor.blocks.numeric_sequence import NumericSequenceBlock
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from sk_easytensor.blocks.sparse import SparseBlock
     from sk_easytensor.blocks.text import TextBlock
     from sk_easytensor.blocks.vector import VectorBlock
+    from sk_easytensor.networks.block_module import BlockModule
 
 __all__ = [
     "BLOCKS",
     "Block",
+    "BlockModule",
     "CategoryBlock",
     "CategorySequenceBlock",
     "DatetimeBlock",
@@ -31,13 +33,16 @@ __all__ = [
     "SparseBlock",
     "TextBlock",
     "VectorBlock",
+    "register_block",
+    "unregister_block",
 ]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         ".base": ["Block"],
-        ".detection": ["BLOCKS"],
+        "..networks.block_module": ["BlockModule"],
+        ".detection": ["BLOCKS", "register_block", "unregister_block"],
         ".category": ["CategoryBlock"],
         ".category_sequence": ["CategorySequenceBlock"],
         ".datetime": ["DatetimeBlock"],

@@ -1,39 +1,44 @@
 """The block contract: one object that learns an encoding and makes the module that reads it.
 
-Writing a block means writing four methods:
+A block needs three methods:
+
+``accepts(column_type)``, a class method
+    Return whether the block reads columns of a :class:`pyarrow.DataType`.
+``encode(table)``
+    Return the encoding of a :class:`pyarrow.Table` with the block's columns: a dictionary of
+    tensors of shape ``(n_rows, n_columns, ...)`` or :class:`~sk_easytensor.tensors.Ragged` with
+    ``n_columns`` lists per row. A row's encoding depends on that row alone.
+``make_module()``
+    Return a new :class:`~sk_easytensor.BlockModule`. Its ``forward`` takes the entries of the
+    encoding as keyword arguments and returns a tensor of shape ``(n_rows, out_features)``.
+
+A block that learns from training rows, as most do, has two more:
 
 ``summarize(table)``
-    Look at a chunk of rows (a :class:`pyarrow.Table` with the block's columns) and return a
-    :class:`~sk_easytensor.data.summaries.Summary`. Pure: it reads hyper-parameters only and sets
-    nothing, so that it can run anywhere and in any order.
+    Return the :class:`~sk_easytensor.data.summaries.Summary` of a chunk of rows. It reads
+    parameters only and sets nothing, so that chunks are summarised anywhere and in any order.
 ``finish(summary)``
-    Turn the merged summary of all chunks into fitted attributes (names ending in ``_``, holding
-    NumPy arrays, Arrow arrays and plain Python values: they are pickled).
-``encode(table)``
-    Return the encoding: a dictionary of tensors of shape ``(n_rows, n_columns, ...)`` or
-    :class:`~sk_easytensor.tensors.Ragged` with ``n_columns`` lists per row. A row's encoding
-    depends on that row alone.
-``make_module()``
-    Return a new :class:`torch.nn.Module` with an attribute ``out_features`` and a ``forward``
-    that takes the encoding's entries as keyword arguments and returns a tensor of shape
-    ``(n_rows, out_features)``. Further attributes are heeded where a module has them: a true
-    ``wide`` sends the output past the trunk, straight to the head, for sparse features, which a
-    trunk would memorise; a true ``padded`` asks for batches of rows whose lists are of like
-    length; ``learning_rate_scale`` multiplies the learning rate of its parameters; a method
-    ``configure_for_embedding()`` is called where the network is to end in an embedding; a method
-    ``tree_inputs``, called as ``forward`` is, returns what boosted trees may split on, codes from 0
-    for missing as int32 of shape ``(n_rows, k)``, and the attribute ``tree_codes`` then says of
-    each of its columns how many there are, which all codes are below, at most 16,777,216, and
-    whether they are in order; ``output_columns``, an array of shape ``(out_features,)``, has the
-    position of the one input column that each output depends on, and ``tree_columns`` the same for
-    ``tree_inputs``: inspection of an encoding with a single entry then replaces a column without
-    another forward pass of the module.
+    Set the fitted attributes from the merged summary of all chunks and return ``self``. Their
+    names end in ``_``; they hold NumPy arrays, Arrow arrays and plain Python values, because they
+    are pickled.
 
-Two class attributes complete it: ``kind``, the name it gets when chosen automatically, and
-``accepts(type)``, which says which Arrow types it can read. ``detects(column)``,
-``groups(table, columns)``, ``takes(table)``, ``flatten`` and ``to_onnx(graph)`` have defaults.
-Everything else (reading pandas, polars and the rest, aligning columns, fitting in one pass with
-other blocks, training, pickling, importances) is done for the block.
+Everything else has a default:
+
+- ``check_parameters()`` raises ``ValueError`` for the first parameter that is invalid, by name.
+- ``kind`` and ``detects(column)``, or ``assign_columns(table, columns)``, make a block part of the
+  automatic choice: see :func:`~sk_easytensor.blocks.register_block`.
+- ``flatten(encoding)`` and ``get_feature_names_out()`` give the encoding as one matrix, for use
+  without a network. A block with ragged entries defines both.
+- ``encoding_columns(encoding)`` names the input column of each part of the encoding. A block
+  defines it if its entries do not have one position for each of its columns, in their order.
+- ``renamed(names)`` is extended by a block that stores names of columns.
+- ``claimed_columns(table)`` returns the columns that no other block gets, all of them by default.
+- ``unseen_columns(table, encoding)`` lists the columns to warn of.
+- ``to_onnx(graph)`` writes the encoding in ONNX operators, for export with raw columns.
+
+Reading pandas, polars and other tables, aligning columns, fitting in one pass with other blocks,
+training, pickling and importances are done for the block.
+:func:`sk_easytensor.testing.check_block` checks the contract.
 """
 
 from __future__ import annotations
@@ -52,6 +57,7 @@ from sk_easytensor._utils.skops import ArrowStateMixin
 from sk_easytensor._utils.validation import ParametersMixin
 from sk_easytensor.data.columns import in_words, show_value, type_name
 from sk_easytensor.data.lists import is_list
+from sk_easytensor.data.summaries import SummaryMap
 from sk_easytensor.data.tables import as_table, has_column_names, read_like_fit
 from sk_easytensor.tensors import Ragged
 
@@ -61,14 +67,58 @@ __all__ = [
 
 
 class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, ABC):
-    """Base class of all blocks; see the module's description for what to implement.
+    """Base class of all blocks.
+
+    A subclass defines :meth:`accepts`, :meth:`encode` and :meth:`make_module`; one that learns from
+    training rows also :meth:`summarize` and :meth:`finish`. Parameters are the keywords of
+    ``__init__``, which only assigns them, as for every estimator of scikit-learn.
 
     Attributes
     ----------
     feature_names_in_ : ndarray of str
         Columns the block was fitted on.
     n_features_in_ : int
-        How many they are.
+        Number of these columns.
+
+    See Also
+    --------
+    BlockModule : Base class of the modules that blocks make.
+    sk_easytensor.blocks.register_block : Makes a block part of the automatic choice.
+    sk_easytensor.testing.check_block : Checks of a block.
+
+    Examples
+    --------
+    A block without anything to learn: lengths of strings.
+
+    >>> import pyarrow as pa
+    >>> import pyarrow.compute as pc
+    >>> import torch
+    >>> from sk_easytensor import Block, BlockModule
+    >>> class LengthBlock(Block):
+    ...     @classmethod
+    ...     def accepts(cls, column_type):
+    ...         return pa.types.is_string(column_type) or pa.types.is_null(column_type)
+    ...
+    ...     def encode(self, table):
+    ...         columns = [pc.fill_null(pc.utf8_length(c.cast("str")), 0) for c in table.columns]
+    ...         lengths = [torch.tensor(column.to_numpy()) for column in columns]
+    ...         return {"lengths": torch.stack(lengths, dim=1)}
+    ...
+    ...     def make_module(self):
+    ...         return LengthModule(self.n_features_in_)
+    >>> class LengthModule(BlockModule):
+    ...     def __init__(self, n_columns):
+    ...         super().__init__()
+    ...         self.out_features = 4
+    ...         self.linear = torch.nn.Linear(n_columns, 4)
+    ...
+    ...     def forward(self, lengths):
+    ...         return self.linear(lengths.float().log1p())
+    >>> block = LengthBlock().fit({"title": ["one", "three", None, ""]})
+    >>> block.transform({"title": ["four", None]})["lengths"].tolist()
+    [[4], [0]]
+    >>> block.get_feature_names_out().tolist()
+    ['title']
     """
 
     kind = "block"
@@ -85,6 +135,10 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
     """Whether the encoding has an entry for each column, in their order, rather than entries that
     all columns stand in side by side."""
 
+    feature_shares = None
+    """A method ``feature_shares(encoding, effects)`` of blocks that read a sparse matrix as one
+    column: which part of the column's importance each feature has."""
+
     monotonic_cst = None
     """Of each column the sign of its constraint, 1 or -1, as a list of int, where columns have
     one."""
@@ -92,24 +146,84 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
     @classmethod
     @abstractmethod
     def accepts(cls, column_type):
-        """Tell whether the block reads columns of this :class:`pyarrow.DataType`."""
+        """Return whether the block reads columns of a type.
+
+        Parameters
+        ----------
+        column_type : pyarrow.DataType
+            Type of a column.
+
+        Returns
+        -------
+        bool
+        """
 
     @classmethod
     def detects(cls, column):
-        """Tell whether this block is the natural choice for a :class:`pyarrow.ChunkedArray`."""
+        """Return whether a column is for this block when blocks are chosen automatically.
+
+        Parameters
+        ----------
+        column : pyarrow.ChunkedArray
+            Values of the column in a sample of the training rows.
+
+        Returns
+        -------
+        bool
+            By default False.
+        """
         return False
 
-    @abstractmethod
     def summarize(self, table):
-        """Return the summary of a chunk of rows."""
+        """Return the summary of a chunk of rows.
 
-    @abstractmethod
+        Parameters
+        ----------
+        table : pyarrow.Table
+            Some of the training rows, with exactly the block's columns; it may be empty.
+
+        Returns
+        -------
+        Summary
+            By default an empty one, for blocks that learn nothing.
+        """
+        return SummaryMap()
+
     def finish(self, summary):
-        """Set the fitted attributes from the merged summary and return ``self``."""
+        """Set the fitted attributes from the merged summary.
+
+        Parameters
+        ----------
+        summary : Summary
+            That of all chunks, merged.
+
+        Returns
+        -------
+        self
+        """
+        if summary:
+            raise NotImplementedError(
+                f"{type(self).__name__} defines summarize, and so has to define finish(summary), "
+                "which sets the fitted attributes and returns self"
+            )
+        return self
 
     @abstractmethod
     def encode(self, table):
-        """Return the encoding of a table with exactly the block's columns."""
+        """Return the encoding of rows.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            Rows with exactly the block's columns, in the order of fit. Columns may be of another
+            type than in fit, of type null if all their values are missing, and have any chunks.
+
+        Returns
+        -------
+        dict of {str: torch.Tensor or Ragged}
+            Tensors of shape (n_rows, n_columns, ...), ragged entries with ``n_columns`` lists a
+            row. A row's encoding depends on that row alone.
+        """
 
     def example(self, n_rows):
         """Return an encoding of rows without values, for its form."""
@@ -118,7 +232,13 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
 
     @abstractmethod
     def make_module(self):
-        """Return a new module that reads the encoding."""
+        """Return a new module that reads the encoding.
+
+        Returns
+        -------
+        BlockModule
+            With random weights of its own.
+        """
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -255,15 +375,17 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
         -------
         numpy.ndarray of float32, shape (n_rows, len(get_feature_names_out()))
         """
-        parts = []
+        self._check_dense(encoding)
+        parts = [entry.numpy().reshape(len(entry), -1) for entry in encoding.values()]
+        return np.concatenate(parts, axis=1, dtype=np.float32)
+
+    def _check_dense(self, encoding):
         for name, entry in encoding.items():
             if isinstance(entry, Ragged):
                 raise TypeError(
                     f"{type(self).__name__} has a ragged entry {name!r}; a block with ragged "
                     "entries has to define flatten and get_feature_names_out"
                 )
-            parts.append(entry.numpy().reshape(len(entry), -1))
-        return np.concatenate(parts, axis=1, dtype=np.float32)
 
     def to_onnx(self, graph):
         """Write the encoding into an ONNX graph, for models that are exported with raw columns.
@@ -292,9 +414,31 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
             "inputs='encoded', and encode rows with model.blocks_ before they are given to it"
         )
 
-    @abstractmethod
     def get_feature_names_out(self, input_features=None):
-        """Return the names of the columns of :meth:`flatten`, as an ndarray of str."""
+        """Return the names of the columns of :meth:`flatten`.
+
+        Parameters
+        ----------
+        input_features : None
+            Ignored.
+
+        Returns
+        -------
+        ndarray of str
+            By default the input column, the entry of the encoding if there are several, and a
+            number if a column has several values in it, joined by ``_``.
+        """
+        check_is_fitted(self)
+        encoding = self.example(1)
+        self._check_dense(encoding)
+        several, names = len(encoding) > 1 and not self.entry_a_column, []
+        for entry, sources in self.encoding_columns(encoding).items():
+            size = encoding[entry].shape[2:].numel()
+            for source in sources:
+                parts = [*(source if isinstance(source, tuple) else (source,))]
+                name = "_".join([*parts, entry] if several else parts)
+                names += [name] if size == 1 else [f"{name}_{index}" for index in range(size)]
+        return np.asarray(names, dtype=object)
 
     def _sk_visual_block_(self):
         from sklearn.utils._repr_html.estimator import _VisualBlock

@@ -27,6 +27,7 @@ from sk_easytensor.data.keys import (
 )
 from sk_easytensor.data.summaries import Summary, SummaryMap, ValueCounts, cached_slices
 from sk_easytensor.data.type_names import type_name
+from sk_easytensor.networks.block_module import BlockModule
 from sk_easytensor.onnx.readers import MISSING_STRING
 
 __all__ = [
@@ -503,7 +504,7 @@ def default_width(n_categories):
     return 32
 
 
-class CategoryModule(nn.Module):
+class CategoryModule(BlockModule):
     """Look up all category columns, one gather for each embedding width.
 
     Parameters

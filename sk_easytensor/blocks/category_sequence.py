@@ -13,6 +13,7 @@ from sk_easytensor.blocks.category import CategoryBlock, nothing_known
 from sk_easytensor.blocks.sequences import SequenceBlock, code_names, count_codes, ragged
 from sk_easytensor.data.lists import is_list
 from sk_easytensor.data.summaries import SummaryMap
+from sk_easytensor.networks.block_module import BlockModule
 
 __all__ = [
     "CategorySequenceBlock",
@@ -220,7 +221,7 @@ class CategorySequenceBlock(SequenceBlock):
         return np.asarray(names, dtype=object)
 
 
-class CategorySequenceModule(nn.Module):
+class CategorySequenceModule(BlockModule):
     """Embed the items of each column and read them as a list.
 
     Parameters

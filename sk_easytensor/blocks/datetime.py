@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +30,7 @@ from sk_easytensor.data.datetimes import (
     zone_shifts,
 )
 from sk_easytensor.data.summaries import Quantiles, Summary, SummaryMap
+from sk_easytensor.networks.block_module import BlockModule
 
 __all__ = [
     "DatetimeBlock",
@@ -148,7 +150,8 @@ class DatetimeBlock(BinnedMixin, Block):
         check_number("DatetimeBlock", "harmonics", self.harmonics, low=1, integer=True)
         check_number("DatetimeBlock", "width", self.width, low=1, integer=True)
         check_number("DatetimeBlock", "bins", self.bins, low=1, integer=True)
-        if isinstance(self.cycles, str) or not set(self.cycles) <= set(CYCLES):
+        listed = isinstance(self.cycles, Iterable) and not isinstance(self.cycles, str)
+        if not listed or not all(cycle in CYCLES for cycle in self.cycles):
             raise ValueError(
                 f"DatetimeBlock: cycles must be a list of some of {list(CYCLES)}, got "
                 f"{self.cycles!r}"
@@ -320,7 +323,7 @@ class DatetimeSummary(Summary):
         )
 
 
-class DatetimeModule(nn.Module):
+class DatetimeModule(BlockModule):
     """Embed every date column: a trend plus a linear layer over its cycles.
 
     Parameters

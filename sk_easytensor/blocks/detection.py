@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 
@@ -23,9 +25,11 @@ __all__ = [
     "check_blocks",
     "detect_blocks",
     "listed",
+    "register_block",
     "resolve_columns",
     "select_columns",
     "selectable_names",
+    "unregister_block",
 ]
 
 
@@ -40,7 +44,9 @@ BLOCKS = [
     CategoryBlock,
     NumericBlock,
 ]
-"""Blocks that are chosen automatically; the first whose ``groups`` names a column takes it."""
+"""Blocks of the automatic choice; a column goes to the first whose ``assign_columns`` names it."""
+
+BUILT_IN = tuple(BLOCKS)
 
 
 BOOLS = (bool, np.bool_)
@@ -80,6 +86,158 @@ def check_blocks(blocks):
     return blocks
 
 
+def register_block(block_class=None, *, before=None):
+    """Make a block part of the automatic choice, in this process.
+
+    Each column is read by the first block whose ``detects`` is true of it. Registered blocks come
+    before the built-in ones, in the order of their registration.
+
+    Parameters
+    ----------
+    block_class : type
+        Subclass of :class:`~sk_easytensor.Block` that defines ``detects`` (or ``assign_columns``)
+        and has a ``kind`` of its own. It is created without arguments. A class of the same module
+        and name that was registered earlier is replaced.
+    before : type, optional
+        A class of the automatic choice to come directly before.
+
+    Returns
+    -------
+    type
+        `block_class`, so that the function can decorate it.
+
+    Raises
+    ------
+    TypeError
+        If `block_class` is no subclass of ``Block``, is abstract (the message names the methods
+        that are missing), or cannot be created without arguments.
+    ValueError
+        If it defines neither ``detects`` nor ``assign_columns``, if its ``kind`` is that of another
+        block, or if `before` is not part of the automatic choice.
+
+    See Also
+    --------
+    sk_easytensor.blocks.unregister_block : The inverse.
+    sk_easytensor.testing.check_block : Checks of a block.
+
+    Notes
+    -----
+    Blocks are chosen in ``fit`` alone, by the process that calls it. Fitted models hold the blocks
+    themselves: pickling, cloning, loading and predicting need the module that defines the class,
+    but no registration, and so do the workers of a Ray backend. Processes that call ``fit``
+    themselves, such as those of ``GridSearchCV(n_jobs=2)``, have to register the block too.
+    Naming it in the parameter ``blocks`` of the estimator makes that unnecessary.
+
+    Examples
+    --------
+    >>> import pyarrow as pa
+    >>> from sk_easytensor import CategoryBlock, EasyTensorRegressor
+    >>> from sk_easytensor.blocks import register_block, unregister_block
+    >>> @register_block
+    ... class CodeBlock(CategoryBlock):
+    ...     kind = "code"
+    ...
+    ...     @classmethod
+    ...     def detects(cls, column):
+    ...         return pa.types.is_int8(column.type)
+    >>> table = pa.table({"code": pa.array([1, 2, 1, 2] * 5, pa.int8())})
+    >>> model = EasyTensorRegressor(max_epochs=1, trees=None).fit(table, list(range(20)))
+    >>> list(model.blocks_)
+    ['code']
+    >>> unregister_block(CodeBlock)
+    """
+    if block_class is None:
+        return partial(register_block, before=before)
+    _check_registrable(block_class)
+    older = [cls for cls in BLOCKS if _full_name(cls) == _full_name(block_class)]
+    if before is not None and (before not in BLOCKS or before in older):
+        names = ", ".join(cls.__name__ for cls in BLOCKS if cls not in older)
+        raise ValueError(
+            f"register_block: before must be one of {names}, "
+            f"got {getattr(before, '__name__', before)!r:.60}"
+        )
+    if older and before is None:
+        BLOCKS[BLOCKS.index(older[0])] = block_class
+        return block_class
+    for cls in older:
+        BLOCKS.remove(cls)
+    BLOCKS.insert(BLOCKS.index(before or BUILT_IN[0]), block_class)
+    return block_class
+
+
+def unregister_block(block_class):
+    """Remove a block from the automatic choice.
+
+    Parameters
+    ----------
+    block_class : type
+        A class that :func:`register_block` was called with.
+
+    Raises
+    ------
+    ValueError
+        If it is not registered, or is one of the built-in blocks.
+    """
+    if block_class in BUILT_IN or block_class not in BLOCKS:
+        names = [cls.__name__ for cls in BLOCKS if cls not in BUILT_IN]
+        raise ValueError(
+            f"unregister_block: {getattr(block_class, '__name__', block_class)!r:.60} is not "
+            f"registered; registered are {', '.join(names) or 'none'}"
+        )
+    BLOCKS.remove(block_class)
+
+
+def _check_registrable(block_class):
+    """Raise if a class cannot be chosen automatically."""
+    if not isinstance(block_class, type) or not issubclass(block_class, Block):
+        hint = (
+            "; register the class rather than an instance" if isinstance(block_class, Block) else ""
+        )
+        raise TypeError(
+            "register_block: block_class must be a subclass of sk_easytensor.Block, "
+            f"got {block_class!r:.60}{hint}"
+        )
+    name = block_class.__name__
+    if block_class in BUILT_IN:
+        raise ValueError(f"register_block: {name} is built in and always part of the choice")
+    missing = sorted(block_class.__abstractmethods__)
+    if missing:
+        raise TypeError(f"register_block: {name} has to define {', '.join(missing)}")
+    needed = [
+        parameter.name
+        for parameter in inspect.signature(block_class).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if needed:
+        raise TypeError(
+            f"register_block: {name} is created without arguments when it is chosen, so that each "
+            f"parameter needs a default; {needed[0]!r} has none"
+        )
+    detects = block_class.detects.__func__ is not Block.detects.__func__
+    if not detects and block_class.assign_columns.__func__ is Block.assign_columns.__func__:
+        raise ValueError(
+            f"register_block: {name} defines neither detects nor assign_columns, and so would "
+            "never be chosen. Define a class method detects(column), true of its columns"
+        )
+    kind = block_class.kind
+    if not isinstance(kind, str) or not kind or "__" in kind or kind == Block.kind:
+        raise ValueError(
+            f"register_block: {name}.kind must be a name of its own, a string without '__' such as "
+            f"'color', got {kind!r:.60}"
+        )
+    for cls in BLOCKS:
+        if cls.kind == kind and _full_name(cls) != _full_name(block_class):
+            raise ValueError(
+                f"register_block: {name}.kind is {kind!r}, which is that of {cls.__name__}; it "
+                "needs one of its own"
+            )
+
+
+def _full_name(cls):
+    return cls.__module__, cls.__qualname__
+
+
 def detect_blocks(table, columns, categories=()):
     """Choose a block for each column by its type and values.
 
@@ -104,7 +262,7 @@ def detect_blocks(table, columns, categories=()):
         Naming a column that no block takes.
     """
     found, rest = [], list(columns)
-    for block_class in BLOCKS:
+    for block_class in tuple(BLOCKS):
         groups = list(block_class.assign_columns(table, rest))
         rest = [name for name in rest if not any(name in group for group in groups)]
         if block_class is CategoryBlock and categories:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import nn
 
+from sk_easytensor._utils.validation import check_number
 from sk_easytensor.blocks.base import unsupported_column
 from sk_easytensor.blocks.category import CategoryBlock, nothing_known
 from sk_easytensor.blocks.events import (
@@ -35,6 +36,7 @@ from sk_easytensor.blocks.sequences import (
 from sk_easytensor.blocks.vector import VectorBlock
 from sk_easytensor.data.lists import is_list, list_lengths, same_lengths
 from sk_easytensor.data.summaries import SummaryMap
+from sk_easytensor.networks.block_module import BlockModule
 from sk_easytensor.tensors import Ragged
 
 __all__ = [
@@ -213,12 +215,14 @@ class EventSequenceBlock(SequenceBlock):
 
     def check_parameters(self):
         super().check_parameters()
+        check_number("EventSequenceBlock", "number_width", self.number_width, low=1, integer=True)
         for block in self._item_blocks([], []):
             block.check_parameters()
-        if isinstance(self.categories, str):
+        if isinstance(self.categories, str) or not isinstance(self.categories, Iterable):
+            kind = "the string " if isinstance(self.categories, str) else ""
             raise ValueError(
-                "EventSequenceBlock: categories must be a list of fields, got the string "
-                f"{self.categories!r}"
+                "EventSequenceBlock: categories must be a list of fields, got "
+                f"{kind}{self.categories!r}"
             )
 
     def claimed_columns(self, table):
@@ -368,7 +372,7 @@ class EventSequenceBlock(SequenceBlock):
         values = self.number_block_.make_module() if self._number_columns() else None
         if values is not None:
             # Lists have many more values than there are rows.
-            del values.learning_rate_scale
+            values.learning_rate_scale = None
         return EventSequenceModule(codes, values, self.make_encoder)
 
     def to_onnx(self, graph):
@@ -438,7 +442,7 @@ def signed_log(numbers):
     return np.sign(numbers) * np.log1p(np.abs(numbers))
 
 
-class EventSequenceModule(nn.Module):
+class EventSequenceModule(BlockModule):
     """Embed the fields of each event and read the events as a list.
 
     Parameters

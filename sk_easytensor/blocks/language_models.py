@@ -26,6 +26,7 @@ from sk_easytensor.blocks.text_encoders import (
 from sk_easytensor.blocks.vector import VectorProjection
 from sk_easytensor.data.ngrams import distinct_texts
 from sk_easytensor.data.summaries import SummaryMap
+from sk_easytensor.networks.block_module import BlockModule
 from sk_easytensor.tensors import Ragged
 
 __all__ = [
@@ -466,7 +467,7 @@ def pretrained_encoder(block):
     return FineTunedEncoder(block) if block.trainable else FrozenEncoder(block)
 
 
-class FineTunedModule(nn.Module):
+class FineTunedModule(BlockModule):
     """Read tokens with a language model and project its vectors.
 
     Parameters

@@ -14,6 +14,7 @@ from sk_easytensor.blocks.base import Block
 from sk_easytensor.data.bin_edges import BinnedMixin
 from sk_easytensor.data.columns import to_float64
 from sk_easytensor.data.summaries import Quantiles, SummaryMap
+from sk_easytensor.networks.block_module import BlockModule
 
 __all__ = [
     "NumericBlock",
@@ -219,7 +220,7 @@ class NumericBlock(BinnedMixin, Block):
         return np.asarray(names, dtype=object)
 
 
-class NumericCodes(nn.Module):
+class NumericCodes(BlockModule):
     """Base of modules that read numbers: the codes that trees see.
 
     Parameters

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import nn
 
 from sk_easytensor.blocks.numeric import NumericBlock
 from sk_easytensor.blocks.sequences import (
@@ -18,6 +17,7 @@ from sk_easytensor.data.bin_edges import bounded_numbers, centers_and_scales
 from sk_easytensor.data.columns import to_float64
 from sk_easytensor.data.lists import is_list, same_lengths
 from sk_easytensor.data.summaries import Quantiles, SummaryMap, merge_all
+from sk_easytensor.networks.block_module import BlockModule
 
 __all__ = [
     "NumericSequenceBlock",
@@ -197,7 +197,7 @@ def _pieces(column, name):
         yield to_float64(column.slice(start, PIECE), name, block="NumericSequenceBlock")
 
 
-class NumericSequenceModule(nn.Module):
+class NumericSequenceModule(BlockModule):
     """Read the channels of a series together.
 
     Parameters

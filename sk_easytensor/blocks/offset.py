@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import nn
 
 from sk_easytensor.blocks.base import Block
 from sk_easytensor.data.arrow_columns import column_of
 from sk_easytensor.data.columns import RowError, show_value, to_float64, type_name
 from sk_easytensor.data.summaries import SummaryMap
+from sk_easytensor.networks.block_module import BlockModule
 
 __all__ = [
     "BASE_MARGIN",
@@ -94,7 +94,7 @@ class OffsetBlock(Block):
         return self.feature_names_in_
 
 
-class OffsetModule(nn.Module):
+class OffsetModule(BlockModule):
     """Bring offsets to the scale of the network's outputs.
 
     Attributes

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
-from torch import nn
 
 from sk_easytensor._utils.forking import ForkSafeLock
 from sk_easytensor._utils.runtime import seeded
@@ -20,7 +19,8 @@ from sk_easytensor.blocks.vector import UnitScale, VectorProjection
 from sk_easytensor.data.summaries import SummaryMap
 from sk_easytensor.data.tables import read_like_fit
 from sk_easytensor.executor import LocalExecutor
-from sk_easytensor.networks.block_network import BlockNetwork, make_network, padded_lengths
+from sk_easytensor.networks.block_module import BlockModule, learning_rates
+from sk_easytensor.networks.block_network import BlockNetwork, make_network
 from sk_easytensor.networks.two_tower import embed
 from sk_easytensor.tensors import TensorFrame
 
@@ -196,7 +196,7 @@ class ModelSnapshot:
             found = backend.forward(
                 lambda rows: module(**rows["part"]).float(),
                 frame,
-                lengths=padded_lengths(module, encoding),
+                lengths=module.padded_lengths(encoding),
             )
         # A tensor that may be written to and trained on, as others are.
         return torch.from_numpy(found.numpy())
@@ -223,7 +223,7 @@ class ModelSnapshot:
         return {name: tensor.cpu() for name, tensor in state.items()}
 
 
-class RepresentationModule(nn.Module):
+class RepresentationModule(BlockModule):
     """A network as the module of one block.
 
     Parameters
@@ -241,7 +241,7 @@ class RepresentationModule(nn.Module):
         self.network = network
         self.out_features = out_features
         self.normalized = normalized
-        self.padded = any(getattr(block, "padded", False) for block in network.blocks)
+        self.padded = any(block.padded for block in network.blocks)
 
     def padded_lengths(self, encoding):
         """Return how long each row's lists become where they are padded, or None."""
@@ -538,6 +538,9 @@ class PretrainedBlock(Block):
         return self
 
     def encode(self, table):
+        if table.num_rows == 0:
+            # Networks and readers of tables need a row.
+            return TensorFrame({"block": self.example(1)}).take(slice(0, 0))["block"]
         encoding = self._inner_encoding(table)
         if self.trainable:
             return encoding
@@ -566,7 +569,7 @@ class PretrainedBlock(Block):
             return projection
         inner = self.part_.make_module()
         scale_learning_rate(inner, self.learning_rate_scale)
-        return inner if getattr(inner, "wide", False) else TrainedOnModule(inner, projection)
+        return inner if inner.wide else TrainedOnModule(inner, projection)
 
     def flatten(self, encoding):
         """Return the vectors as the estimator gave them, whether they are trained on or not."""
@@ -602,13 +605,13 @@ class Named:
         return f"<fitted {self.name}>"
 
 
-class TrainedOnModule(nn.Module):
+class TrainedOnModule(BlockModule):
     """Project the outputs of a module that is trained on.
 
     Parameters
     ----------
-    inner : torch.nn.Module
-        With ``out_features``.
+    inner : BlockModule
+        The module that is trained on.
     projection : VectorProjection
         Of one vector a row.
     """
@@ -618,11 +621,11 @@ class TrainedOnModule(nn.Module):
         self.inner = inner
         self.projection = projection
         self.out_features = projection.out_features
-        self.padded = getattr(inner, "padded", False)
+        self.padded = inner.padded
 
     def padded_lengths(self, encoding):
         """Return how long each row's lists become where they are padded, or None."""
-        return padded_lengths(self.inner, encoding)
+        return self.inner.padded_lengths(encoding)
 
     def forward(self, **encoding):
         """Return the projections, a tensor of shape (batch, out_features)."""
@@ -647,11 +650,7 @@ def scale_learning_rate(module, scale):
         Factor.
     """
     own = getattr(module, "learning_rate_scale", None)
-    within = [
-        inner.learning_rate_scale
-        for inner in module.modules()
-        if hasattr(inner, "learning_rate_scale")
-    ]
+    within = [rate for _, rate in learning_rates(module)]
     if own is not None:
         module.learning_rate_scale = own * scale
     elif within and next(module.parameters(recurse=False), None) is None:

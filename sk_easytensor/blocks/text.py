@@ -206,6 +206,11 @@ class TextBlock(Block):
                 f'{name}: encoder="pretrained" needs model, the folder or name of a language '
                 f"model, got {self.model!r}"
             )
+        if self.model is not None and not isinstance(self.model, (str, os.PathLike)):
+            raise ValueError(
+                f"{name}: model must be the folder or name of a language model, or None, got "
+                f"{self.model!r}"
+            )
         self._encoder.check_parameters()
 
     @property

@@ -18,6 +18,7 @@ from sk_easytensor.data.ngrams import (
     project,
 )
 from sk_easytensor.data.summaries import ValueCounts
+from sk_easytensor.networks.block_module import BlockModule
 from sk_easytensor.networks.block_network import WIDE_RATE
 from sk_easytensor.networks.sequences import TransformerLayer
 from sk_easytensor.tensors import Padded, Ragged
@@ -240,7 +241,7 @@ def project_tokens(tokens):
     return project_lists(tokens, np.repeat(lengths, lengths) ** -0.5)
 
 
-class NgramModule(nn.Module):
+class NgramModule(BlockModule):
     """Sum the weighted vectors of each list's n-grams.
 
     Parameters
@@ -392,7 +393,7 @@ def encode_subwords(tokenizer, words, max_length):
     return Ragged(lists.values[kept], offsets)
 
 
-class TransformerModule(nn.Module):
+class TransformerModule(BlockModule):
     """Read each text with a small pre-norm transformer and pool it by attention.
 
     Parameters

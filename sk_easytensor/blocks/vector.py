@@ -12,6 +12,7 @@ from sk_easytensor._utils.validation import check_number
 from sk_easytensor.blocks.base import Block, unsupported_column
 from sk_easytensor.data.columns import RowError, sample_values
 from sk_easytensor.data.summaries import Moments, SummaryMap, merge_all
+from sk_easytensor.networks.block_module import BlockModule
 
 __all__ = [
     "UnitScale",
@@ -21,7 +22,7 @@ __all__ = [
 ]
 
 
-class VectorProjection(nn.Module):
+class VectorProjection(BlockModule):
     """Bring vectors to a scale and project them linearly, column by column.
 
     Parameters
@@ -278,7 +279,7 @@ def _chunks(column, name, length):
         yield slice(start, start + len(chunk)), vectors
 
 
-class VectorModule(nn.Module):
+class VectorModule(BlockModule):
     """Project each vector column linearly.
 
     Parameters

@@ -10,7 +10,6 @@ import torch
 
 from sk_easytensor._utils.runtime import limited_threads
 from sk_easytensor.inspection.explanation import MixedRows, NetworkParts
-from sk_easytensor.networks.block_network import padded_lengths
 from sk_easytensor.tensors import Ragged, TensorFrame
 
 __all__ = [
@@ -244,7 +243,7 @@ class EncodedModel:
         return self._backend.forward(
             lambda batch: module(**batch[block]),
             TensorFrame({block: frame[block]}, len(frame)),
-            lengths=padded_lengths(module, frame[block]),
+            lengths=module.padded_lengths(frame[block]),
         )
 
     def _outputs(self, parts):

@@ -13,7 +13,6 @@ from sklearn.utils import check_random_state
 from sk_easytensor._utils.validation import check_number
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.executor import LocalExecutor
-from sk_easytensor.networks.block_network import is_added, is_offset, is_wide
 from sk_easytensor.tensors import Ragged, TensorFrame
 from sk_easytensor.trees.forest import places_of_bits
 
@@ -70,14 +69,14 @@ class NetworkParts:
             True: None if network.wide is None else network.wide.weight.t(),
         }
         self.blocks, first_added = {}, 0
-        added = [module.out_features for module in network.blocks if is_added(module)]
+        added = [module.out_features for module in network.blocks if module.is_added]
         n_added = sum(added)
         for name, module in zip(network.names, network.blocks, strict=True):
-            wide, width = is_wide(module), module.out_features
+            wide, width = module.wide, module.out_features
             weight = weights[wide]
-            if is_offset(module):
+            if module.is_offset:
                 weight = torch.ones(1, 1)
-            elif is_added(module):
+            elif module.is_added:
                 # Where its outputs stand among those that gates multiply.
                 weight = torch.eye(n_added)[first_added : first_added + width]
                 first_added += width
@@ -187,9 +186,9 @@ class BlockParts:
     """
 
     def __init__(self, model, name, module, weight, first_code):
-        self.wide = is_wide(module)
-        self.is_added = is_added(module)
-        self.is_offset = is_offset(module)
+        self.wide = module.wide
+        self.is_added = module.is_added
+        self.is_offset = module.is_offset
         self.weight = weight
         self.first_code = first_code
         self.width = module.out_features
@@ -199,7 +198,7 @@ class BlockParts:
             entry.n_columns if isinstance(entry, Ragged) else entry.shape[1]
             for entry in entries.values()
         )
-        self.column_wise = hasattr(module, "output_columns") and len(entries) == 1
+        self.column_wise = module.output_columns is not None and len(entries) == 1
         if self.column_wise:
             ((self.entry, entry),) = entries.items()
             self._outputs_of = by_column(module.output_columns, entry.shape[1])

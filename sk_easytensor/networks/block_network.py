@@ -9,15 +9,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from sk_easytensor.networks.block_module import BlockModule, check_module, longest_of
 from sk_easytensor.networks.heads import MemberLinear
-from sk_easytensor.tensors import Ragged
 
 __all__ = [
     "WIDE_RATE",
     "BlockNetwork",
     "copy_network",
     "make_network",
-    "padded_lengths",
 ]
 
 
@@ -34,7 +33,7 @@ class BlockNetwork(nn.Module):
 
     Parameters
     ----------
-    blocks : dict of {str: torch.nn.Module}
+    blocks : dict of {str: BlockModule}
         Modules made by the blocks. Those with a true attribute ``wide`` are joined to the head
         by a linear layer; those with a true attribute ``is_added`` are multiplied by gates, which
         are positive, and added to the outputs; one with a true attribute ``is_offset`` is added to
@@ -73,15 +72,14 @@ class BlockNetwork(nn.Module):
         self.wide = wide
         self.gate = gate
         self.trees = None
-        # Looked for once: that a module lacks an attribute takes it long to find out.
-        offsets = [name for name, block in blocks.items() if is_offset(block)]
+        offsets = [name for name, block in blocks.items() if block.is_offset]
         self.offset_name = offsets[0] if offsets else None
-        self.added_names = [name for name, block in blocks.items() if is_added(block)]
+        self.added_names = [name for name, block in blocks.items() if block.is_added]
 
     @property
     def representation_features(self):
         """Width of :meth:`represent`."""
-        past = [block.out_features for block in self.blocks if is_wide(block)]
+        past = [block.out_features for block in self.blocks if block.wide]
         return self.trunk.out_features + sum(past)
 
     def forward(self, frame):
@@ -147,7 +145,7 @@ class BlockNetwork(nn.Module):
         pairs = zip(self.names, self.blocks, strict=True)
         if not self._with_trees:
             return dict(pairs)
-        return {name: Showing(block) if shows(block) else block for name, block in pairs}
+        return {name: Showing(block) if block.has_tree_inputs else block for name, block in pairs}
 
     def average_read(self, read, head):
         """Return what :meth:`average_members` does, given what each of :meth:`readers` gave."""
@@ -155,7 +153,7 @@ class BlockNetwork(nn.Module):
         if self._with_trees:
             columns = []
             for name, block in zip(self.names, self.blocks, strict=True):
-                if shows(block):
+                if block.has_tree_inputs:
                     parts[name], each = read[name].tensor_split([block.out_features], dim=1)
                     columns.append(each)
             # They came beside floats, which hold them exactly.
@@ -212,28 +210,30 @@ class BlockNetwork(nn.Module):
         torch.Tensor of int32, shape (batch, len(tree_feature_codes))
         """
         pairs = zip(self.names, self.blocks, strict=True)
-        return torch.cat([b.tree_inputs(**frame[name]) for name, b in pairs if shows(b)], dim=1)
+        found = [b.tree_inputs(**frame[name]) for name, b in pairs if b.has_tree_inputs]
+        return torch.cat(found, dim=1)
 
     @property
     def tree_feature_names(self):
         """Names of the blocks that show trees anything."""
         pairs = zip(self.names, self.blocks, strict=True)
-        return [name for name, block in pairs if shows(block)]
+        return [name for name, block in pairs if block.has_tree_inputs]
 
     @property
     def tree_feature_signs(self):
         """For each column of :meth:`shown` its monotonic constraint: 1, -1 or 0 for none."""
         found = []
         for block in self.blocks:
-            if shows(block):
-                signs = getattr(block, "tree_signs", None)
+            if block.has_tree_inputs:
+                signs = block.tree_signs
                 found += [0] * len(block.tree_codes) if signs is None else signs
         return found
 
     @property
     def tree_feature_codes(self):
         """For each column of :meth:`shown` how many codes there are, and if they are in order."""
-        return [codes for block in self.blocks if shows(block) for codes in block.tree_codes]
+        showing = [block for block in self.blocks if block.has_tree_inputs]
+        return [codes for block in showing for codes in block.tree_codes]
 
     def padded_lengths(self, frame):
         """Return how long each row's lists become where they are padded.
@@ -250,7 +250,7 @@ class BlockNetwork(nn.Module):
             ``padded``; None without any.
         """
         pairs = zip(self.names, self.blocks, strict=True)
-        return longest_of(padded_lengths(block, frame[name]) for name, block in pairs)
+        return longest_of(block.padded_lengths(frame[name]) for name, block in pairs)
 
     def effects(self, name):
         """Return what each vector of a block's embedding table does to the network.
@@ -267,8 +267,8 @@ class BlockNetwork(nn.Module):
         """
         module = self.blocks[self.names.index(name)]
         vectors = module.table.weight.detach()
-        if is_wide(module) and self.wide is not None:
-            before = [b for b in self.blocks[: self.names.index(name)] if is_wide(b)]
+        if module.wide and self.wide is not None:
+            before = [b for b in self.blocks[: self.names.index(name)] if b.wide]
             first = sum(block.out_features for block in before)
             weight = self.wide.weight.detach()[:, first : first + module.out_features]
             vectors = vectors @ weight.T
@@ -328,7 +328,7 @@ class BlockNetwork(nn.Module):
         parts = {False: [], True: []}
         for name, block in zip(self.names, self.blocks, strict=True):
             if name != self.offset_name and name not in self.added_names:
-                parts[is_wide(block)].append(read[name])
+                parts[block.wide].append(read[name])
         wide = torch.cat(parts[True], dim=1) if parts[True] else None
         if parts[False]:
             deep = torch.cat(parts[False], dim=1)
@@ -344,69 +344,16 @@ class Showing:
 
     Parameters
     ----------
-    module : torch.nn.Module
+    module : BlockModule
         Made by the block.
     """
 
     def __init__(self, module):
         self.module = module
-        self.padded = getattr(module, "padded", False)
-        if hasattr(module, "padded_lengths"):
-            self.padded_lengths = module.padded_lengths
+        self.padded_lengths = module.padded_lengths
 
     def __call__(self, **encoding):
         return torch.cat([self.module(**encoding), self.module.tree_inputs(**encoding)], dim=1)
-
-
-def shows(module):
-    """Tell whether a block's module shows trees what they may split on."""
-    return hasattr(module, "tree_inputs")
-
-
-def is_wide(module):
-    """Tell whether a block's module goes past the trunk."""
-    return getattr(module, "wide", False)
-
-
-def is_added(module):
-    """Tell whether what a block's module gives is multiplied by gates and added to the outputs."""
-    return getattr(module, "is_added", False)
-
-
-def is_offset(module):
-    """Tell whether what a block's module gives is added to the outputs."""
-    return getattr(module, "is_offset", False)
-
-
-def padded_lengths(module, encoding):
-    """Return how long each row's lists become where a block's module pads them.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        Made by a block. One that pads some entries only has a method ``padded_lengths(encoding)``.
-    encoding : dict of {str: torch.Tensor or Ragged}
-        The block's encoding.
-
-    Returns
-    -------
-    torch.Tensor of int64, shape (n_rows,), or None
-    """
-    if not getattr(module, "padded", False):
-        return None
-    if hasattr(module, "padded_lengths"):
-        return module.padded_lengths(encoding)
-    return longest_of(
-        entry.lengths.reshape(len(entry), -1).amax(1)
-        for entry in encoding.values()
-        if isinstance(entry, Ragged)
-    )
-
-
-def longest_of(lengths):
-    """Return the largest of several lengths of each row, or None where there are none."""
-    found = [each for each in lengths if each is not None]
-    return torch.stack(found).amax(0) if found else None
 
 
 def copy_network(network):
@@ -447,13 +394,16 @@ def make_network(blocks, trunk, head=None):
     -------
     BlockNetwork
     """
-    modules = {name: block.make_module() for name, block in blocks.items()}
+    modules = {
+        name: check_module(block.make_module(), f"block {name!r} ({type(block).__name__})")
+        for name, block in blocks.items()
+    }
     widths = {False: [], True: []}
     for module in modules.values():
-        if is_offset(module):
+        if module.is_offset:
             module.scale_for(head)
-        elif not is_added(module):
-            widths[is_wide(module)].append(module.out_features)
+        elif not module.is_added:
+            widths[module.wide].append(module.out_features)
     # Without any deep block the trunk reads a constant: it is then a bias.
     deep, wide_features = widths[False] or [1], sum(widths[True])
     if hasattr(trunk, "make_module_for"):
@@ -465,7 +415,7 @@ def make_network(blocks, trunk, head=None):
         return BlockNetwork(modules, trunk_module, None, None)
     if head.of_tower:
         for module in nn.ModuleList(modules.values()).modules():
-            if hasattr(module, "configure_for_embedding"):
+            if isinstance(module, BlockModule):
                 module.configure_for_embedding()
     head_module = head.make_module(trunk_module.out_features, members)
     wide = None
@@ -475,7 +425,7 @@ def make_network(blocks, trunk, head=None):
         if head.zero_init:
             nn.init.zeros_(wide.weight)
     gate = None
-    n_added = sum(module.out_features for module in modules.values() if is_added(module))
+    n_added = sum(module.out_features for module in modules.values() if module.is_added)
     if n_added:
         gate = MemberLinear(members, trunk_module.out_features, n_added)
         nn.init.zeros_(gate.weight)

@@ -17,6 +17,7 @@ from skorch.callbacks import (
     PrintLog,
 )
 
+from sk_easytensor.networks.block_module import learning_rates
 from sk_easytensor.training.blend import fit_trees
 from sk_easytensor.training.checkpoint import describe_data
 from sk_easytensor.training.distributed import SingleProcess
@@ -388,11 +389,7 @@ def _parameter_groups(network, learning_rate):
     They are those of modules with an attribute ``learning_rate_scale``, which multiplies the
     learning rate for the module's parameters.
     """
-    return [
-        (f"{name}.*", {"lr": learning_rate * module.learning_rate_scale})
-        for name, module in network.named_modules()
-        if hasattr(module, "learning_rate_scale")
-    ]
+    return [(f"{name}.*", {"lr": learning_rate * scale}) for name, scale in learning_rates(network)]
 
 
 def _optimizer_arguments(optimizer, weight_decay):

@@ -482,7 +482,9 @@ def test_events_are_chosen_for_parallel_lists():
 )
 def test_what_is_chosen(columns, chosen):
     table = as_table(columns)
-    assert EventSequenceBlock.assign_columns(table, list(columns)) == ([list(columns)] if chosen else [])
+    assert EventSequenceBlock.assign_columns(table, list(columns)) == (
+        [list(columns)] if chosen else []
+    )
 
 
 def test_vectors_of_one_length_are_no_events():

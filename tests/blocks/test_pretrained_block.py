@@ -34,7 +34,7 @@ from sk_easytensor import (
 from sk_easytensor.blocks import BLOCKS
 from sk_easytensor.blocks.numeric import RATE
 from sk_easytensor.blocks.pretrained import ModelSnapshot, scale_learning_rate
-from sk_easytensor.networks.block_network import WIDE_RATE, padded_lengths
+from sk_easytensor.networks.block_network import WIDE_RATE
 from sk_easytensor.tensors import TensorFrame
 
 ROOT = Path(__file__).parents[2]
@@ -236,7 +236,7 @@ def test_flags_of_inner_modules_are_kept(donor, rows):
     town = PretrainedBlock(donor, "category", trainable=True).fit(rows)
     note = PretrainedBlock(donor, "note", trainable=True).fit(rows)
     flags = {
-        name: [bool(getattr(module, flag, False)) for flag in ("padded", "wide")]
+        name: [module.padded, module.wide]
         for name, module in {
             "frozen": frozen,
             "whole": whole.make_module(),
@@ -255,7 +255,7 @@ def test_flags_of_inner_modules_are_kept(donor, rows):
     # Texts are lists too, but are not padded: their lengths do not count.
     lengths = torch.tensor(rows["kind"].map(len).to_numpy())
     for block in (whole, events):
-        assert padded_lengths(block.make_module(), block.transform(rows)).equal(lengths)
+        assert block.make_module().padded_lengths(block.transform(rows)).equal(lengths)
 
 
 def test_widths(donor, rows):

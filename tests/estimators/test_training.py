@@ -620,7 +620,9 @@ def test_going_on_refuses_another_network(params, name, resuming, mixed):
     before = resuming.predict(mixed[0])
     resuming.set_params(**params)
     for again in ("fit", "partial_fit"):
-        with pytest.raises(ValueError, match=f"EasyTensorRegressor: {name} changed since the last fit"):
+        with pytest.raises(
+            ValueError, match=f"EasyTensorRegressor: {name} changed since the last fit"
+        ):
             getattr(resuming, again)(*mixed)
     np.testing.assert_array_equal(resuming.predict(mixed[0]), before)
     assert resuming.set_params(warm_start=False).fit(*mixed).n_iter_ == 3

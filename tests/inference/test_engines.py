@@ -13,6 +13,7 @@ from sklearn.base import clone
 
 from sk_easytensor import (
     MLP,
+    BlockModule,
     BoostedTrees,
     CategoryBlock,
     CategorySequenceBlock,
@@ -187,7 +188,7 @@ def test_what_is_missing_is_told_before_training(rows, target, monkeypatch):
     assert model.inference_engine_ == "torch"
 
 
-class Unruly(torch.nn.Module):
+class Unruly(BlockModule):
     """Does one thing or another, whatever the numbers are."""
 
     out_features = 1

@@ -12,10 +12,10 @@ import onnxruntime
 import pandas as pd
 import pyarrow as pa
 import pytest
-import torch
 
 from sk_easytensor import (
     MLP,
+    BlockModule,
     BoostedTrees,
     CategoryBlock,
     CategorySequenceBlock,
@@ -406,7 +406,7 @@ def test_texts_read_by_a_language_model_need_encoded_rows(rows, hard_rows, targe
     assert (np.abs(found - expected) / np.maximum(1, np.abs(expected))).max() < 1e-5
 
 
-class Unruly(torch.nn.Module):
+class Unruly(BlockModule):
     """Does one thing or another, whatever the numbers are."""
 
     out_features = 1
