@@ -641,7 +641,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
             return
         owner = type(self).__name__
         check = partial(probe_loss, bare=self._bare(), head=self._head, owner=owner)
-        found = [sums for sums in rows.each(check) if sums is not None]
+        found = [sums for sums in rows.map_chunks(check) if sums is not None]
         if found:
             self._head.learn_loss_unit(*np.sum(found, axis=0))
 

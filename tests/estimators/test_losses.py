@@ -236,7 +236,7 @@ def test_trees_are_left_out_beside_a_loss_that_they_cannot_learn(skewed, classes
         (EasyTensorClassifier(loss="focal", **params), classes),
     ):
         model = estimator.fit(X, y)
-        assert model.trees_share_ == 0
+        assert model.tree_weight_ == 0
         assert model.network_.trees is None
 
 
@@ -400,7 +400,7 @@ def test_a_model_under_tweedie(quick):
     assert mean_tweedie_deviance(y[200:], predicted, power=1.3) < constant
     expected = predicted**0.7 / 0.7 + y[200:] * predicted**-0.3 / 0.3
     assert model.best_score_ == pytest.approx(expected.mean(), rel=1e-3)
-    assert model.trees_share_ > 0
+    assert model.tree_weight_ > 0
     with pytest.raises(ValueError, match="loss='tweedie' needs y >= 0, got -1"):
         model.fit(X, np.r_[-1, y[1:]])
     with pytest.raises(ValueError, match="loss='tweedie' needs at least one value above 0, and y"):
@@ -497,7 +497,7 @@ def test_several_quantiles_cover_and_do_not_cross(trees):
         for i, level in enumerate(LEVELS)
     ]
     assert model.best_score_ == pytest.approx(np.mean(losses), rel=1e-4)
-    assert (model.trees_share_ > 0) == (trees is not None)
+    assert (model.tree_weight_ > 0) == (trees is not None)
     spread = predicted[:, 2] - predicted[:, 0]
     assert spread[X[:, 1] > 0].mean() > 1.5 * spread[X[:, 1] < 0].mean()
     if trees is not None:
