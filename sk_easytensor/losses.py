@@ -4,8 +4,6 @@ A new loss is one subclass of :class:`Loss`. An estimator takes it as ``loss=``,
 ``torch.nn.Module`` or another callable on raw outputs and targets.
 """
 
-# ruff: noqa: D102 - what is overridden is documented in Loss
-
 from __future__ import annotations
 
 import math
