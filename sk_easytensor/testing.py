@@ -25,6 +25,7 @@ from sk_easytensor.blocks.detection import register_block, unregister_block
 from sk_easytensor.data.lists import is_list, list_lengths
 from sk_easytensor.data.summaries import Summary, merge_all
 from sk_easytensor.data.tables import as_table
+from sk_easytensor.data.type_names import type_name
 from sk_easytensor.networks.block_module import check_module
 from sk_easytensor.tensors import Ragged, TensorFrame
 
@@ -282,7 +283,7 @@ def _check_types(case):
     for field in case.table.schema:
         assert case.block.accepts(field.type) in (True, False), "accepts must return True or False"
         assert case.block.accepts(field.type), (
-            f"accepts is false of column {field.name!r} of type {field.type}"
+            f"accepts is false of column {field.name!r} of type {type_name(field.type)}"
         )
     foreign = [kind for kind in FOREIGN if not case.block.accepts(kind)]
     if foreign:

@@ -340,7 +340,9 @@ def test_decimals_are_categories_with_all_their_digits(values):
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(
-        st.decimals(-(10**22), 10**22, allow_nan=False, places=3) | st.floats(-1e22, 1e22),
+        st.decimals(-(10**22), 10**22, allow_nan=False, places=3)
+        # More than 76 digits in one column are no decimals for Arrow.
+        | st.floats(-1e22, 1e22).map(lambda value: repr(round(value, 3))),
         min_size=1,
         max_size=6,
     )
