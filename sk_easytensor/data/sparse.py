@@ -15,6 +15,8 @@ from contextlib import suppress
 import numpy as np
 import pyarrow as pa
 
+from sk_easytensor.data.type_names import in_words
+
 __all__ = [
     "NARROW",
     "SparseLayout",
@@ -329,6 +331,11 @@ def encode_sparse(column, name, n_features, features, scale):
         Positions among `features`.
     weights : ndarray of float32
     """
+    if not isinstance(column.type, SparseRows) and not pa.types.is_null(column.type):
+        raise TypeError(
+            f"column {name!r} holds {in_words(column.type)} where SparseBlock was fitted to sparse "
+            "vectors; give the rows of a sparse matrix"
+        )
     size = getattr(column.type, "n_features", n_features)
     if n_features and size != n_features:
         raise ValueError(

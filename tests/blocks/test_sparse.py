@@ -160,3 +160,13 @@ def test_dense_and_sparse_rows_become_one_table(seed, density, rows):
     X = matrix(rows, density=density, seed=seed)
     layout = layout_of(as_table(matrix(density=0.3)))
     assert layout.table(X).equals(layout.table_of_dense(as_table(X.toarray())))
+
+
+@pytest.mark.parametrize("column", [["a", "b"], [1.0, 2.0], [[1.0], [2.0]]])
+def test_columns_that_are_not_sparse(column):
+    random = np.random.default_rng(0)
+    table = as_table(csr_matrix(random.random((20, 90)) * (random.random((20, 90)) < 0.05)))
+    name = table.column_names[-1]
+    block = SparseBlock().fit(table.select([name]))
+    with pytest.raises(TypeError, match=rf"'{name}' holds .* where SparseBlock was fitted to"):
+        block.encode(pa.table({name: column}))

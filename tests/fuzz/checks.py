@@ -219,7 +219,14 @@ class Run:
             if isinstance(model, EasyTensorEmbedder) and model._user is not None:
                 # Files read lists, not logs.
                 X = model.collect(X)
-            self.compare("onnx", expected, outputs(predictor, X), ONNX_TOLERANCE)
+            try:
+                found = outputs(predictor, X)
+            except ValueError as error:
+                # Columns of items that the estimator looks up in its catalogue.
+                if classify(error, self.case.named) != "refused":
+                    raise
+                return
+            self.compare("onnx", expected, found, ONNX_TOLERANCE)
 
     def compare_bits(self, name, model, other, X):
         self.step(name)
