@@ -49,7 +49,7 @@ def test_workers_that_are_killed_are_replaced(classifier, files, shop, tmp_path,
     assert model._validation["measures"]["log loss"] == pytest.approx(model.best_score_, rel=0.05)
 
 
-def test_a_loss_of_the_user_is_sent_to_workers(regressor, files):
+def test_a_loss_of_the_user_is_sent_to_tasks(regressor, files):
     factor = 3.0
 
     def asymmetric(outputs, targets):
@@ -57,7 +57,7 @@ def test_a_loss_of_the_user_is_sent_to_workers(regressor, files):
         return torch.where(error > 0, factor * error, -error)
 
     params = {"trees": None, "max_epochs": 2, "loss": asymmetric}
-    model = regressor(1, **params).fit(files, "score")
+    model = regressor(0, **params).fit(files, "score")
     first, last = model.evals_result_["valid_0"]["asymmetric"]
     assert last < first
     assert model.best_score_ == last
@@ -68,9 +68,13 @@ def test_errors_of_the_user_end_training_at_once(classifier, shop, tmp_path, mon
     by, when = 0, "on_epoch_end"
     starts = Starts(tmp_path / "starts", ray_train.train_worker)
     monkeypatch.setattr(ray_train, "train_worker", starts.__call__)
-    callbacks = [Epochs(tmp_path / "epochs"), Mistake(by, when)]
+    # Its workers learn a loss of the user's until then.
+    params = {
+        "loss": torch.nn.BCEWithLogitsLoss(),
+        "callbacks": [Epochs(tmp_path / "epochs"), Mistake(by, when)],
+    }
     with pytest.raises(LookupError, match=f"no such thing on worker {by}") as found:
-        classifier(2, callbacks=callbacks).fit(shop[FEATURES], shop["label"])
+        classifier(2, **params).fit(shop[FEATURES], shop["label"])
     assert when in str(found.value.__cause__)
     assert f"worker {by}:" in str(found.value.__cause__)
     assert f"worker {1 - by}:" not in str(found.value.__cause__)
