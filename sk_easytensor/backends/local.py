@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sk_easytensor._utils.runtime import limited_threads, resolve_threads
 from sk_easytensor.executor import LocalExecutor, keep_freed_memory
-from sk_easytensor.training.dataset import hold_out, merge_duplicates
+from sk_easytensor.training.dataset import hold_out, merge_duplicates, read_dataset, take_columns
 from sk_easytensor.training.train import resolve_device, train_network
 
 __all__ = [
@@ -44,8 +44,6 @@ class LocalBackend(LocalExecutor):
         -------
         TableDataset
         """
-        from sk_easytensor.training.dataset import read_dataset
-
         return read_dataset(X, y, sample_weight, read, check_target, where)
 
     def merged(self, rows, batch_size):
@@ -131,7 +129,5 @@ class LocalBackend(LocalExecutor):
         list
             What the function returned for each chunk.
         """
-        from sk_easytensor.training.dataset import take_columns
-
         X, y, sample_weight = take_columns(X, y, sample_weight)
         return [function(X, y, sample_weight, random_state, None)]

@@ -36,6 +36,9 @@ UNREADABLE = (*CAST_ERRORS, OverflowError)
 UNLIKE = (*UNREADABLE, TypeError, ValueError)
 """What it raises for Python values of unlike types, some of which it takes for one another."""
 
+NO_TIMES = (TypeError, ValueError, OverflowError)
+"""What pandas raises for values that are no dates or durations of any of its units."""
+
 CALENDAR_UNITS = ("Y", "M", "W", "D", "h", "m")
 """Units of NumPy's dates and durations that Arrow does not have, or (days) not for both."""
 
@@ -457,7 +460,7 @@ def _dates(found, kinds, name, rows, places):
         unit = "ns" if finer else "us"
         for place, _ in moments:
             values[place] = values[place].as_unit(unit)
-    except (TypeError, ValueError, OverflowError) as error:
+    except NO_TIMES as error:
         raise TypeError(
             f"column {name!r} holds dates that cannot be read, the first of them in row "
             f"{rows[place]}: {error}"
@@ -475,22 +478,12 @@ def _durations(values, name, rows):
             array[place] = value.astype("m8[s]")
     try:
         return column_of(pd.Series(pd.to_timedelta(array)), name)
-    except (TypeError, ValueError, OverflowError) as error:
-        largest = max(range(len(array)), key=lambda row: _seconds_of(array[row]))
+    except NO_TIMES as error:
+        row = rows[first_unlike(array, NO_TIMES, pd.to_timedelta)]
         raise TypeError(
-            f"column {name!r} holds durations that cannot be read, such as that in row "
-            f"{rows[largest]}: {error}"
+            f"column {name!r} holds durations that cannot be read, such as that in row {row}: "
+            f"{error}"
         ) from error
-
-
-def _seconds_of(value):
-    """Return about how many seconds a duration has, 0 if it is missing."""
-    if isinstance(value, np.timedelta64):
-        count = value.astype(np.int64)
-        one = np.timedelta64(1, np.datetime_data(value.dtype))
-        seconds = float(one / np.timedelta64(1, "s"))
-        return 0.0 if np.isnat(value) else abs(float(count) * seconds)
-    return abs(value.total_seconds()) if isinstance(value, dt.timedelta) and value == value else 0.0
 
 
 def _object_array(values):

@@ -15,6 +15,7 @@ from contextlib import suppress
 import numpy as np
 import pyarrow as pa
 
+from sk_easytensor.data.columns import to_float64
 from sk_easytensor.data.type_names import in_words
 
 __all__ = [
@@ -159,8 +160,6 @@ class SparseLayout:
 
     def table_of_dense(self, table):
         """Return a table of all features, one dense column each, as a table of this layout."""
-        from sk_easytensor.data.columns import to_float64
-
         inner, indices, values = [], [], []
         dense = set(self.dense)
         for index, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True)):

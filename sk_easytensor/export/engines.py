@@ -73,8 +73,6 @@ class EngineMixin:
         backend : LocalBackend
             Where forward passes run.
         """
-        from sk_easytensor.export.engines import choose
-
         self._use_torch()
         rows = np.linspace(0, len(table) - 1, min(len(table), ROWS)).astype(np.int64)
         table = self._encoder.read(table.take(rows), owner=type(self).__name__)
@@ -95,8 +93,6 @@ class EngineMixin:
         engine = getattr(self, UNPICKLED, None)
         if hasattr(self, UNPICKLED) and (engine is None or engine.threads == threads):
             return engine
-        from sk_easytensor.export.engines import start
-
         try:
             engine = start(name, self._program, self.blocks_, threads)
         except Exception as error:
