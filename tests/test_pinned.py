@@ -12,5 +12,6 @@ def found():
 
 @pytest.mark.parametrize("name", sorted(pinned.kept()))
 def test_predictions_stay_what_they_are(name, found):
-    # Processors of other kinds round otherwise.
-    np.testing.assert_allclose(found[name], pinned.kept()[name], rtol=1e-3, atol=1e-4)
+    expected = pinned.kept()[name]
+    # Processors of other kinds round otherwise, which training amplifies.
+    np.testing.assert_allclose(found[name], expected, rtol=0, atol=2e-3 * np.abs(expected).max())

@@ -242,7 +242,8 @@ def test_load(served, rows):
         statuses[kind].add(status)
     assert statuses["good"] == {200}
     assert statuses["invalid"] == {422}
-    assert statuses["oversize"] == {413}
+    # Who is still sending when the connection ends may miss the answer.
+    assert {413} <= statuses["oversize"] <= {413, "closed"}
     assert statuses["slow body"] == {408}
     assert statuses["slow head"] == {"closed"}
     assert memory(client.process) - before < 400_000  # A body has 150 MB.
