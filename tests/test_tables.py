@@ -171,7 +171,7 @@ def test_numpy_dates(unit):
         # Of more digits than floats hold.
         (pa.array([decimal.Decimal("1.5"), None], pa.decimal128(16, 3)), pa.decimal128(16, 3)),
         (pa.array([decimal.Decimal("1.5"), None], pa.decimal256(60, 3)), pa.decimal256(60, 3)),
-        (pa.array([1.5, None], pa.float16()), pa.float32()),
+        (pa.array([1.5, None]).cast(pa.float16()), pa.float32()),
         (pa.array(["x", None]).dictionary_encode(), pa.dictionary(pa.int32(), pa.string())),
         (
             pa.DictionaryArray.from_arrays(pa.array([0, None], pa.int8()), ["x"]),
@@ -206,7 +206,10 @@ def test_numpy_dates(unit):
                 (pa.large_list(pa.int8()), pa.large_list(pa.int8())),
             ]
         ),
-        (pa.array([[1.5, None], None], pa.list_(pa.float16())), pa.large_list(pa.float32())),
+        (
+            pa.array([[1.5, None], None]).cast(pa.list_(pa.float16())),
+            pa.large_list(pa.float32()),
+        ),
         (
             pa.array([["x", "y"], None], pa.list_(pa.string_view(), 2)),
             pa.list_(pa.large_string(), 2),
@@ -264,7 +267,7 @@ def test_views_of_lists_in_any_order(kind):
         ),
         (
             pl.Series([["x", None], None, []], dtype=pl.List(pl.Enum(["y", "x"]))),
-            pa.dictionary(pa.int32(), pa.large_string(), ordered=True),
+            pa.dictionary(pa.int32(), pa.large_string()),
         ),
         (pl.Series([[1, None], None, []], dtype=pl.List(pl.Decimal(9, 2))), pa.float64()),
         (
@@ -275,7 +278,13 @@ def test_views_of_lists_in_any_order(kind):
 )
 def test_lists_of_polars(series, item):
     table = as_table(pl.DataFrame({"a": series}))
-    assert table.schema.field("a").type == pa.large_list(item)
+    found = table.schema.field("a").type
+    assert found.value_type == item or pa.types.is_dictionary(item)
+    if pa.types.is_dictionary(item):
+        # Whether those of Enum are ordered depends on the version of polars.
+        kind = found.value_type
+        assert (kind.index_type, kind.value_type) == (item.index_type, item.value_type)
+    assert pa.types.is_large_list(found)
     table.validate(full=True)
     first, *rest = table.column("a").to_pylist()
     value = first[0] if isinstance(first[0], dict) else {"a": first[0]}
@@ -365,17 +374,22 @@ def test_categoricals():
 def test_intervals_are_the_same_categories_whatever_holds_them(breaks, first, tmp_path):
     intervals = pd.Series(pd.arrays.IntervalArray.from_breaks(breaks)).reindex([0, 2, 1, 0])
     frame = intervals.to_frame("a")
-    frame.to_parquet(tmp_path / "a.parquet")
-    arrow = pa.Table.from_pandas(frame)
+    if int(pd.__version__.split(".")[0]) < 3 and getattr(breaks, "tz", None) is not None:
+        for X in (frame, frame.astype(object), frame.astype("category")):
+            with pytest.raises(ValueError, match="column 'a': this version of pandas"):
+                as_table(X)
+        return
     tables = {
         "dtype": frame,
         "categories": frame.astype("category"),
         "objects": frame.astype(object),
         "rows": [{"a": value} for value in intervals],
-        "Parquet": tmp_path / "a.parquet",
-        "Arrow": arrow,
-        "Arrow, in parts": pa.concat_tables([arrow[:1], arrow[1:]]),
     }
+    frame.to_parquet(tmp_path / "a.parquet")
+    arrow = pa.Table.from_pandas(frame)
+    tables["Parquet"] = tmp_path / "a.parquet"
+    tables["Arrow"] = arrow
+    tables["Arrow, in parts"] = pa.concat_tables([arrow[:1], arrow[1:]])
     for X in tables.values():
         table = as_table(X)
         assert pa.types.is_dictionary(table.schema.field("a").type)

@@ -53,7 +53,7 @@ DECISIVE = {str, float, bool}
 MISSING = {"NoneType", "NAType", "NaTType"}
 """Names of the types of Python values that say that any value is missing."""
 
-BY_PARTS = {"CategoricalDtype", "DatetimeTZDtype"}
+BY_PARTS = {"CategoricalDtype", "DatetimeTZDtype", "IntervalDtype"}
 """Types of pandas of which the parts are given to Arrow."""
 
 KINDS = {
@@ -154,7 +154,7 @@ def column_of(values, name):
     try:
         if kind is not None:
             if type(kind).__name__ in BY_PARTS:
-                return _series_by_parts(values, kind)
+                return _series_by_parts(values, kind, name)
             array = pa.array(values, from_pandas=True)
             if type(kind).__name__ == "ArrowDtype":
                 check_utf8(array, name)
@@ -211,20 +211,33 @@ def _array_column(values, name):
         return _mixed_column(array, name)
 
 
-def _series_by_parts(values, kind):
-    """Return a series of categories, or of times with a zone, as an Arrow array.
+def _series_by_parts(values, kind, name):
+    """Return a series of categories, of intervals, or of times with a zone, as an Arrow array.
 
     By itself, Arrow reads an attribute of these that pandas warns of, as it is to change.
     """
+    if type(kind).__name__ == "IntervalDtype":
+        return _intervals(values, kind, name)
     if type(kind).__name__ == "DatetimeTZDtype":
         moments = values.dt.tz_convert(None).to_numpy()
         return pa.array(moments, pa.timestamp(kind.unit, pa.lib.tzinfo_to_string(kind.tz)))
     if kind.categories.dtype != np.object_ and type(kind.categories.dtype).__name__ not in BY_PARTS:
         return pa.array(values, from_pandas=True)
     codes = values.cat.codes.to_numpy()
-    names = _one_array(column_of(kind.categories.to_series(), "categories"))
+    names = _one_array(column_of(kind.categories.to_series(), name))
     codes = pa.array(codes, mask=codes < 0)
     return pa.DictionaryArray.from_arrays(codes, names, ordered=bool(kind.ordered))
+
+
+def _intervals(values, kind, name):
+    try:
+        return pa.array(values, from_pandas=True)
+    except TypeError as error:
+        # pandas 2 converts none of times with a zone.
+        raise ValueError(
+            f"column {name!r}: this version of pandas does not convert {kind} to Arrow; give the "
+            "intervals as strings, or update pandas to 3.0"
+        ) from error
 
 
 def _one_array(column):

@@ -208,11 +208,12 @@ def unified(schemas):
     """
     distinct = {}
     for part, schema in schemas:
-        distinct.setdefault((schema, (schema.metadata or {}).get(b"pandas")), part)
+        # Not every version of Arrow hashes schemas with metadata.
+        distinct.setdefault(schema.serialize().to_pybytes(), (schema, part))
     types, parts, indices = {}, {}, {}
-    for (schema, _), part in distinct.items():
+    for schema, part in distinct.values():
         indices |= {name: part for name in index_columns(schema)}
-    for (schema, _), part in distinct.items():
+    for schema, part in distinct.values():
         index = index_columns(schema)
         check_once(schema.names, part)
         for field in schema:

@@ -68,7 +68,7 @@ def test_encoding_is_parallel():
         [[decimal.Decimal(1), 2], [3, None], []],
         [[dt.timedelta(seconds=1), dt.timedelta(seconds=2)], [dt.timedelta(seconds=3), None], []],
         [[dt.time(0, 0, 1), dt.time(0, 0, 2)], [dt.time(0, 0, 3), None], []],
-        pa.array([[1, 2], [3, None], []], pa.list_(pa.float16())),
+        pa.array([[1.0, 2.0], [3.0, None], []]).cast(pa.list_(pa.float16())),
         pa.array([[1, 2], [3, None], []], pa.list_(pa.uint8())),
         [np.array([1, 2], np.float32), np.array([3, np.nan]), np.array([])],
     ],

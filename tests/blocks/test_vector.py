@@ -25,7 +25,7 @@ def layouts():
         "list": float32,
         "large_list": pa.array(VECTORS, pa.large_list(pa.float64())),
         "fixed_size_list": pa.array(VECTORS, pa.list_(pa.float64(), 3)),
-        "half": pa.array(VECTORS, pa.list_(pa.float16(), 3)),
+        "half": pa.array(VECTORS, pa.list_(pa.float32(), 3)).cast(pa.list_(pa.float16(), 3)),
         "integers": pa.array(VECTORS, pa.list_(pa.int16(), 3)),
         "sliced": pa.concat_arrays([float32[:1], float32])[1:],
         "sliced_fixed": pa.array([[9, 9, 9], *VECTORS, None], pa.list_(pa.float32(), 3))[1:5],
