@@ -418,31 +418,6 @@ def test_the_sign_of_missing_strings_is_no_category_in_exported_graphs():
             session_of(CategoryBlock().fit({"c": ["a", value]}))
 
 
-def test_blocks_and_files_of_earlier_versions():
-    block = CategoryBlock().fit({"c": ["True", "False", "True", "x"]})
-    state = block.__getstate__()
-    state.pop("types_")
-    state["categories_"] = [type(state["categories_"][0])(pa.array(["True", "False", "x"]))]
-    old = CategoryBlock.__new__(CategoryBlock)
-    old.__setstate__(state)
-    assert codes(old, ["True", "x", "False", "1"]) == [2, 4, 3, 2]
-    assert codes(old, [True, False]) == [2, 3]
-    # Their files hold the texts as they are, and no types.
-    graph = Graph()
-    column = graph.column("c", "category")
-    graph.output(graph.codes(column, ["True", "False"]), "codes", np.int64, ["rows"])
-    (read,) = readers(graph.readers)
-    assert read(as_table({"c": ["True", None]}))["c"].tolist() == ["True", "\uffff"]
-    with pytest.raises(TypeError, match=r"type datetime64.*earlier version.*fit it again"):
-        read(as_table({"c": [dt.datetime(2024, 1, 1)]}))
-    with pytest.raises(TypeError, match="earlier version"):
-        codes(old, [dt.date(2024, 1, 1)])
-    hashed = CategoryBlock(hash_buckets=10**6).fit({"c": ["True"]})
-    new = codes(hashed, ["True"])
-    del hashed.types_
-    assert codes(hashed, ["True"]) != new
-
-
 def test_numbers_read_as_text_are_written_as_in_mixed_columns():
     values = [1.0, 2.5, True, 2.0**60, "words"]
     together = as_table({"c": values})["c"]

@@ -230,18 +230,6 @@ def test_what_does_not_apply_says_why(models, table, tmp_path):
     assert "always missing" in sections["data"]
 
 
-def test_earlier_models_are_reported(models, tmp_path):
-    import copy
-
-    model = copy.copy(models["binary"])
-    for name in ("_data_summary", "_target_summary", "_validation", "fit_times_"):
-        delattr(model, name)
-    sections = read(model, tmp_path)[1].sections
-    for name in ("data", "validation", "timings"):
-        assert "fitted by an earlier version" in sections[name]
-    assert "size" in sections["importances"]
-
-
 def test_after_loading_it_is_the_same(models, tmp_path):
     import pickle
 

@@ -241,8 +241,8 @@ class CategoryBlock(Block):
 
     def _check_type(self, field, index):
         """Refuse values that are none of what fit saw in a column."""
-        types = self.types_[index] if hasattr(self, "types_") else None
-        if types is None or (value_family(field.type) not in types and types):
+        types = self.types_[index]
+        if types and value_family(field.type) not in types:
             check_family(field.type, types, field.name, type(self).__name__)
 
     def unseen_columns(self, table, encoding):
@@ -286,9 +286,7 @@ class CategoryBlock(Block):
             if column.null_count:
                 codes[column.is_null().to_numpy()] = MISSING
             return codes
-        # Versions that recorded no types hashed the texts of booleans as they are.
-        boolean_texts = self.hash_buckets is None or hasattr(self, "types_")
-        keys = category_keys(column, boolean_texts=boolean_texts)
+        keys = category_keys(column)
         dictionary = self._dictionary_codes(keys.dictionary, index)
         # A missing value has no index; give it one past the end.
         lookup = np.append(dictionary, np.int32(MISSING))
@@ -306,12 +304,6 @@ class CategoryBlock(Block):
             return few_codes(values.cast(known.type), known)
         found = pc.index_in(values, value_set=known.cast(values.type))
         return filled(found, UNSEEN - KNOWN) + np.int32(KNOWN)
-
-    def __setstate__(self, state):
-        """Restore a pickled state, also of versions that told booleans from their texts."""
-        super().__setstate__(state)
-        if not hasattr(self, "types_") and hasattr(self, "categories_"):
-            self.categories_ = [_respelled(values) for values in self.categories_]
 
     def make_module(self):
         widths = [self.width or default_width(size) for size in self._sizes()]
@@ -378,10 +370,10 @@ class CategoryBlock(Block):
 
     def onnx_column(self, index=0):
         """Return how an exported graph is given a column: as strings, or hashed."""
-        types = {"types": self.types_[index]} if hasattr(self, "types_") else {}
+        types = self.types_[index]
         if self.hash_buckets is None:
-            return {"kind": "category", **types}
-        return {"kind": "hashed", "buckets": int(self.hash_buckets), **types}
+            return {"kind": "category", "types": types}
+        return {"kind": "hashed", "buckets": int(self.hash_buckets), "types": types}
 
     def onnx_codes(self, graph, values, index):
         """Add what turns values of a column into codes to a graph."""
@@ -463,12 +455,6 @@ def nothing_known(codes):
     bool
     """
     return len(codes) >= SEVERAL and bool((codes.amax(0) == UNSEEN).any())
-
-
-def _respelled(values):
-    """Spell the texts of booleans as booleans, unless that would make two categories one."""
-    spelled = canonical_texts(values)
-    return values if len(spelled.unique()) < len(spelled) else spelled
 
 
 def few_codes(values, known):

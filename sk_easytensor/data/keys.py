@@ -293,9 +293,8 @@ def check_family(kind, fitted, name, owner):
     ----------
     kind : pyarrow.DataType
         Of the column.
-    fitted : dict of {str: str} or None
-        The families that fit saw and a type of each; None if it was not recorded, as in versions
-        that spelled dates by their unit.
+    fitted : dict of {str: str}
+        The families that fit saw and a type of each.
     name : str
         Of the column.
     owner : str
@@ -307,14 +306,6 @@ def check_family(kind, fitted, name, owner):
         Naming the column, both types and what would be accepted.
     """
     family = value_family(kind)
-    if fitted is None:
-        if family in (DATES, INSTANTS):
-            raise TypeError(
-                f"column {name!r} is of type {type_name(kind)}, and {owner} was fitted by an "
-                "earlier version, in which a category's name depended on the unit of a date; fit "
-                "it again"
-            )
-        return
     if family is None or not fitted or family in fitted or TEXT in (family, *fitted):
         return
     accepted = " or ".join(ACCEPTED[each] for each in fitted)

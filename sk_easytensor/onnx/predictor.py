@@ -181,8 +181,7 @@ class OnnxPredictor:
             self._columns = [each["name"] for each in features if each["blocks"]]
         if self._sparse is not None:
             self.feature_names_in_ = np.array(self._sparse.features, dtype=object)
-        # Files of earlier versions have none.
-        self._watched = self.metadata_.get("watched")
+        self._watched = self.metadata_["watched"]
         answer = self.metadata_["answer"]
         self.kind = answer["kind"]
         if answer.get("classes") is not None:

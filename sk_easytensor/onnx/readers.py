@@ -69,8 +69,8 @@ def numbers(column, spec):
 
 def strings(column, spec):
     """Return categories as objects that are strings."""
-    check_family(column.type, spec.get("types"), spec["column"], "CategoryBlock")
-    # The graph knows the texts of booleans, and those of earlier versions hold them as they are.
+    check_family(column.type, spec["types"], spec["column"], "CategoryBlock")
+    # The graph spells the texts of booleans.
     keys = category_keys(column, boolean_texts=False)
     words = keys.dictionary.to_numpy(zero_copy_only=False).astype(object)
     if MISSING_STRING in words.tolist():
@@ -127,9 +127,8 @@ def vectors(column, spec):
 
 def hashed(column, spec):
     """Return the codes of categories that are hashed, int64."""
-    types = spec.get("types")
-    check_family(column.type, types, spec["column"], "CategoryBlock")
-    keys = category_keys(column, boolean_texts=types is not None)
+    check_family(column.type, spec["types"], spec["column"], "CategoryBlock")
+    keys = category_keys(column)
     codes = hash_strings(keys.dictionary) % np.uint64(spec["buckets"])
     codes = np.append(codes.astype(np.int64) + HASHED, 0)
     return codes[pc.fill_null(keys.indices, len(codes) - 1).to_numpy(zero_copy_only=False)]

@@ -211,7 +211,6 @@ def _categories(values, counts):
 
 SHOWN_BARS = 20
 LONGEST = 300
-EARLIER = "the model was fitted by an earlier version, which did not record it"
 
 
 def write_report(model, path):
@@ -258,9 +257,7 @@ def write_report(model, path):
 
 def data(model):
     """Return rows, target and columns."""
-    summary = getattr(model, "_data_summary", None)
-    if summary is None:
-        raise LeftOut(EARLIER)
+    summary = model._data_summary
     counts = {"rows": summary["rows"], "columns": len(summary["columns"])}
     for name in ("n_users_", "n_users_without_pair_"):
         if hasattr(model, name):
@@ -386,8 +383,6 @@ def validation(model):
         raise LeftOut("a model of this kind gives no prediction of its own for a row")
     # Both are found when importances are, from the same rows.
     model.feature_importances_  # noqa: B018
-    if not hasattr(model, "_validation"):
-        raise LeftOut(EARLIER)
     found = model._validation
     if found is None:
         raise LeftOut(
@@ -416,9 +411,7 @@ def validation(model):
 
 def timings(model):
     """Return the seconds of the parts of a fit."""
-    found = getattr(model, "fit_times_", None)
-    if not found:
-        raise LeftOut(EARLIER)
+    found = model.fit_times_
     names = {"blocks": "fitting the blocks", "encoding": "encoding", "training": "training"}
     rows = [(text, f"{found[name]:.3g}") for name, text in names.items() if name in found]
     epochs = found.get("epochs", [])

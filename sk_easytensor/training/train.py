@@ -365,8 +365,7 @@ def load_moments(net, kept):
     net : TensorNet
         Initialised.
     kept : dict of {str: dict}
-        What :func:`moments` returned. Of earlier versions, which kept positions instead of names,
-        nothing is used: groups of parameters have changed since.
+        What :func:`moments` returned.
     """
     state = net.optimizer_.state_dict()
     grouped = [each for group in net.optimizer_.param_groups for each in group["params"]]

@@ -77,7 +77,7 @@ class KeyIndex(ArrowStateMixin):
 
     def rows(self, column):
         """Return the row that each value names, -1 where there is none."""
-        check_family(column.type, vars(self).get("types"), self.name, OWNER)
+        check_family(column.type, self.types, self.name, OWNER)
         keys = category_keys(column)
         found = pc.index_in(keys.dictionary, value_set=self._strings)
         found = pc.fill_null(found, -1).to_numpy(zero_copy_only=False)

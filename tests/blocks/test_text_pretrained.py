@@ -400,7 +400,7 @@ def test_another_model_in_its_place_is_refused(moving, make_tiny, reviews):
         model.predict(X)
 
 
-def test_pickles_of_earlier_versions_have_no_model():
+def test_parameters_that_a_pickle_lacks_get_their_defaults():
     block = TextBlock(min_frequency=1).fit(table_of(["a b"]))
     for name in ("model", "trainable"):
         vars(block).pop(name)

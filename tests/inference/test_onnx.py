@@ -126,14 +126,6 @@ def test_a_known_category_in_a_later_batch_is_found(everything, rows, monkeypatc
 
 
 @one_process
-def test_files_of_earlier_versions_do_not_warn(everything, rows):
-    _, path = everything
-    predictor = load(path)
-    predictor._watched = None
-    assert messages(predictor.predict, rows.assign(city=rows["city"] + "!")) == []
-
-
-@one_process
 def test_graph_is_a_checked_model_with_open_sizes(everything):
     _, path = everything
     model = onnx.load(path)
