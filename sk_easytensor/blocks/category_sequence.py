@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
+from sk_easytensor._utils.docstrings import documented_like
 from sk_easytensor.blocks.category import CategoryBlock, nothing_known
 from sk_easytensor.blocks.sequences import SequenceBlock, code_names, count_codes, ragged
 from sk_easytensor.data.lists import is_list
@@ -20,6 +21,7 @@ __all__ = [
 ]
 
 
+@documented_like(CategoryBlock)
 class CategorySequenceBlock(SequenceBlock):
     """Columns that hold a list of categories a row: strings, integers, booleans.
 
@@ -48,8 +50,10 @@ class CategorySequenceBlock(SequenceBlock):
         Items read of each list.
     keep : {"last", "first"}, default="last"
         Which end of a longer list is read. Positions are counted from there.
-    min_frequency, max_categories, hash_buckets, unseen_probability, shrinkage
-        As for :class:`~sk_easytensor.CategoryBlock`, counting items rather than rows.
+    min_frequency : int, default=1
+        Categories in fewer items than this share one embedding.
+    max_categories, hash_buckets, unseen_probability, shrinkage
+        As in :class:`~sk_easytensor.CategoryBlock`.
 
     Attributes
     ----------

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from sk_easytensor._utils.docstrings import documented_like
 from sk_easytensor._utils.validation import check_number
 from sk_easytensor.blocks.base import unsupported_column
 from sk_easytensor.blocks.category import CategoryBlock, nothing_known
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 
+@documented_like(CategoryBlock)
 class EventSequenceBlock(SequenceBlock):
     """Parallel list columns, or a column of lists of structs, that describe one event an item.
 
@@ -86,8 +88,10 @@ class EventSequenceBlock(SequenceBlock):
         Size of each numeric field's vector.
     bins : int, default=64
         At most so many quantile bins a numeric field.
-    min_frequency, max_categories, hash_buckets, unseen_probability, shrinkage
-        As for :class:`~sk_easytensor.CategoryBlock`, counting events rather than rows.
+    min_frequency : int, default=1
+        Categories in fewer events than this share one embedding.
+    max_categories, hash_buckets, unseen_probability, shrinkage
+        As in :class:`~sk_easytensor.CategoryBlock`.
 
     Attributes
     ----------

@@ -12,6 +12,7 @@ from sklearn.base import TransformerMixin, clone
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_is_fitted
 
+from sk_easytensor._utils.docstrings import documented_like
 from sk_easytensor._utils.runtime import seeded, with_library_settings
 from sk_easytensor._utils.validation import check_choice, check_number, warn_user
 from sk_easytensor.backends import resolve_backend
@@ -36,6 +37,7 @@ from sk_easytensor.embedder.tables import (
     list_names,
     view_settings,
 )
+from sk_easytensor.estimators.classifier import EasyTensorClassifier
 from sk_easytensor.estimators.inputs import deciding_first, eval_names
 from sk_easytensor.estimators.stored import Vectors, of_stored_rows
 from sk_easytensor.estimators.trained import TrainedEstimator, restored_on_error
@@ -142,6 +144,7 @@ class EmbeddingMixin(TransformerMixin):
         return self._user is not None and not read.intersection(list_names(table))
 
 
+@documented_like(EasyTensorClassifier)
 class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator):
     """Embeddings of users, learned without labels from what they did.
 
@@ -176,18 +179,22 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
         duration such as ``"6h"``. Only ``"session_pair"`` has sessions.
     session : str or None, default=None
         Instead of a gap: the column that names the session of each event.
-    min_length, max_length : int, float or None, default=0.1, 0.75
-        For ``"contrastive"``: bounds of a part's length, which is drawn evenly between them. A
-        number of events, or a fraction of the user's; None, for `max_length`, is all of them.
+    min_length : int or float, default=0.1
+        For ``"contrastive"``: least length of a slice, whose length is drawn uniformly between
+        `min_length` and `max_length`. A number of events, or a fraction of the user's.
+    max_length : int, float or None, default=0.75
+        For ``"contrastive"``: greatest length of a slice, in the same units; None for all events.
     learning_rate : float, default=3e-3
-        Largest step size.
+        Highest learning rate of the schedule.
     batch_size : int or None, default=None
         Pairs a batch; by default by the number of users, at least 128.
     max_epochs : int or None, default=None
         Epochs at most; by default by the number of users. Each has parts of its own.
     validation_fraction : float or None, default=0.1
         Part of the users that validates if `fit` gets no `eval_set`.
-    optimizer, weight_decay, early_stopping_rounds, random_state, n_jobs, device, verbose
+    weight_decay : float, default=0.01
+        Weight decay of the optimizer.
+    optimizer, early_stopping_rounds, random_state, n_jobs, device, verbose
         As in :class:`~sk_easytensor.EasyTensorClassifier`.
     callbacks, backend, checkpoint_dir, tracker
         As in :class:`~sk_easytensor.EasyTensorClassifier`.
@@ -208,7 +215,10 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
     n_users_without_pair_ : int
         Those of them with too few events or sessions to be trained on. The blocks have seen their
         events, and others may have been told from them.
-    evals_result_, n_iter_, best_iteration_, best_score_
+    evals_result_ : dict of {str: dict of {str: list of float}}
+        Losses by epoch, such as ``{"training": {"softmax_loss": [...]}, "valid_0": {...}}``. The
+        training loss is the mean over an epoch's batches.
+    n_iter_, best_iteration_, best_score_
         As in :class:`~sk_easytensor.EasyTensorClassifier`.
     n_features_in_, feature_names_in_
         Columns of the table or the log.

@@ -89,7 +89,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     optimizer : str or torch.optim.Optimizer class, default="adamw"
         ``"adamw"``, ``"adam"``, ``"sgd"`` or a class.
     weight_decay : float, default=5e-2
-        Of the optimizer.
+        Weight decay of the optimizer.
     early_stopping_rounds : int, "auto" or None, default="auto"
         Epochs without a better validation loss after which training stops; ``"auto"`` is 4, or 6
         from 20,000 training rows on, or as many as have 64 steps if that is more, and None never
@@ -112,8 +112,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     warm_start : bool, default=False
         Whether another `fit` goes on from the present blocks, weights and optimizer state.
     random_state : int, RandomState or None, default=None
-        Of initial weights, batches and the validation part. With an int, fits on the same
-        machine are equal bit for bit.
+        Seed of the initial weights, the batches and the validation split. With an int, fits on the
+        same machine are equal bit for bit.
     n_jobs : int or None, default=None
         Threads at most: None for one (unless in a joblib context), -1 for all cores. Training uses
         fewer where batches are small.
@@ -128,7 +128,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         ``EarlyStopping`` the automatic `early_stopping_rounds`. ``EpochScoring`` sees encoded
         targets.
     backend : "local", "ray", LocalBackend or RayBackend, default="local"
-        Where work runs.
+        Where blocks are fitted, rows encoded and predicted, and the network trained: in this
+        process, or on a Ray cluster.
     checkpoint_dir : str, path-like or None, default=None
         Directory, or URL that fsspec knows such as ``s3://bucket/fits``. After each epoch the
         whole state of the training is written to a subdirectory, whose name is a digest of
@@ -137,7 +138,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         is refused. Files of other names are neither read nor removed. See the user guide,
         "Interrupted fits".
     tracker : "mlflow", MLflowTracker or None, default=None
-        Where each `fit` is recorded: a run in MLflow. See the user guide, "Tracking runs with
+        Where each `fit` is recorded, as a run in MLflow. See the user guide, "Tracking runs with
         MLflow". Saved models hold neither `tracker` nor `checkpoint_dir`.
     inference_engine : {"torch", "auto", "onnxruntime", "tensorrt"}, default="torch"
         What runs the network when the fitted model predicts or transforms; blocks encode rows as

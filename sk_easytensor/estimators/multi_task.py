@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 from sklearn.metrics import accuracy_score, r2_score
 
+from sk_easytensor._utils.docstrings import documented_like
 from sk_easytensor._utils.runtime import with_library_settings
 from sk_easytensor._utils.validation import check_number
 from sk_easytensor.data.tables import as_table, is_source
@@ -48,6 +49,7 @@ NUMBERS = {
 """Kinds of tasks that are numbers, and their losses."""
 
 
+@documented_like(EasyTensorClassifier)
 class EasyTensorMultiTask(BaseEasyTensor):
     """One model for several targets of different kinds, such as a click and a rating.
 
@@ -56,11 +58,11 @@ class EasyTensorMultiTask(BaseEasyTensor):
 
     Parameters
     ----------
-    tasks : dict of {str: str}
+    tasks : dict of {str: str}, default=None
         The targets, which are columns of `y`, and their kinds: ``"binary"``, ``"multiclass"``,
         ``"regression"``, or a loss of :class:`EasyTensorRegressor` such as ``"poisson"`` or
         ``"gamma"``.
-    blocks : list of (str, Block, columns) or None, default=None
+    blocks
         As in :class:`EasyTensorClassifier`.
     loss_weights : dict of {str: float} or None, default=None
         What the loss of each task is multiplied by; 1 for those that are not named. Losses are
@@ -86,8 +88,8 @@ class EasyTensorMultiTask(BaseEasyTensor):
     classes_ : dict of {str: ndarray}
         Class labels of each task that has classes.
     evals_result_ : dict of {str: dict of {str: list of float}}
-        As in :class:`EasyTensorClassifier`: the weighted sum of the losses as ``"loss"``, and the
-        loss of each task in its units, such as ``"clicked_log_loss"``.
+        Losses and metrics by epoch, of network and trees together: the weighted sum of the losses
+        as ``"loss"``, and the loss of each task in its units, such as ``"clicked_log_loss"``.
     tree_weight_ : dict of {str: float}
         Weight of the trees, for each task.
     n_features_in_, feature_names_in_, blocks_, network_, best_iteration_, best_score_, n_iter_

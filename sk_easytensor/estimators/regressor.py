@@ -20,9 +20,11 @@ from sklearn.utils.validation import (
     column_or_1d,
 )
 
+from sk_easytensor._utils.docstrings import documented_like
 from sk_easytensor._utils.runtime import with_library_settings
 from sk_easytensor.data.summaries import WeightedMoments, merge_all, power_of_two
 from sk_easytensor.estimators.base import BaseEasyTensor
+from sk_easytensor.estimators.classifier import EasyTensorClassifier
 from sk_easytensor.estimators.inputs import check_no_missing, check_size, first_text
 from sk_easytensor.estimators.rows import bounded_targets, target_range
 from sk_easytensor.estimators.stored import Values, of_stored_rows
@@ -41,6 +43,7 @@ SHOWN_OUTPUTS = 8
 """Of a target of more columns, reports show the residuals of the first."""
 
 
+@documented_like(EasyTensorClassifier)
 class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
     """Regressor for tables of numbers, categories, dates, texts and vectors.
 
@@ -80,8 +83,16 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         As in :class:`EasyTensorClassifier`.
     optimizer, weight_decay
         As in :class:`EasyTensorClassifier`.
-    early_stopping_rounds, eval_metric, stopping_metric, validation_fraction
-        As in :class:`EasyTensorClassifier`; functions in `eval_metric` get numbers in their units.
+    early_stopping_rounds
+        As in :class:`EasyTensorClassifier`.
+    eval_metric : str, callable, list of them or None, default=None
+        Metrics that are computed on validation rows after each epoch, beside the loss: names of
+        scikit-learn's scorers, LightGBM's and XGBoost's names such as ``"rmse"``, or functions of
+        targets and predictions, both in units of `y`, that return a number or, as for LightGBM,
+        ``(name, value, greater_is_better)``. A number is to be high if the function's name ends in
+        ``_score``, and low otherwise.
+    stopping_metric, validation_fraction
+        As in :class:`EasyTensorClassifier`.
     warm_start, random_state, n_jobs, device
         As in :class:`EasyTensorClassifier`.
     verbose, callbacks, backend, checkpoint_dir, tracker, inference_engine
@@ -92,9 +103,10 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
     n_outputs_ : int
         Columns of `y`.
     evals_result_ : dict of {str: dict of {str: list of float}}
-        Losses and metrics by epoch, as in :class:`EasyTensorClassifier`, in units of `y` (squared
-        ones for squared error). With several targets they are means over these, whereas epochs
-        are chosen by the mean over standardised targets.
+        Losses and metrics by epoch, of network and trees together, in units of `y` (squared ones
+        for squared error): ``{"training": {"squared_error": [...]}, "valid_0": {...}}``.
+        With several targets they are means over these, whereas epochs are chosen by the mean over
+        standardised targets.
     n_features_in_, feature_names_in_, blocks_, network_, best_iteration_, best_score_, n_iter_
         As in :class:`EasyTensorClassifier`.
     tree_weight_, fit_times_

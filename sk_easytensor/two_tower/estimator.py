@@ -10,12 +10,14 @@ from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor._utils.digests import table_digest
+from sk_easytensor._utils.docstrings import documented_like
 from sk_easytensor._utils.runtime import seeded, with_library_settings
 from sk_easytensor._utils.validation import check_choice, check_number
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.compose import BlockParametersMixin, blocks_diagram
 from sk_easytensor.data.tables import as_table, has_column_names
 from sk_easytensor.data.validation import errors_name
+from sk_easytensor.estimators.classifier import EasyTensorClassifier
 from sk_easytensor.estimators.inputs import deciding_first, eval_names
 from sk_easytensor.estimators.rows import divided, total_weight
 from sk_easytensor.estimators.stored import Vectors, of_stored_rows
@@ -141,6 +143,7 @@ class TowerTrainingMixin:
         self._record_training(result)
 
 
+@documented_like(EasyTensorClassifier)
 class EasyTensorTwoTower(
     RecommendingMixin,
     PairScoringMixin,
@@ -179,7 +182,7 @@ class EasyTensorTwoTower(
         Network between blocks and embedding, one of its kind in each tower; by default
         :class:`~sk_easytensor.Sum`, which adds up what the blocks give.
     learning_rate : float, default=1e-2
-        Largest step size.
+        Highest learning rate of the schedule.
     batch_size : int or None, default=None
         Pairs a batch; by default by the number of pairs, at least 512.
     max_epochs : int or None, default=None
@@ -209,7 +212,10 @@ class EasyTensorTwoTower(
         The same of users, if `fit` was given `user_key`.
     classes_ : ndarray
         With a `y` of two classes.
-    evals_result_, n_iter_, best_iteration_, best_score_
+    evals_result_ : dict of {str: dict of {str: list of float}}
+        Losses by epoch, such as ``{"training": {"softmax_loss": [...]}, "valid_0": {...}}``. The
+        training loss is the mean over an epoch's batches.
+    n_iter_, best_iteration_, best_score_
         As in :class:`~sk_easytensor.EasyTensorClassifier`.
 
     Notes

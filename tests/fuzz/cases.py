@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import polars as pl
+import torch
 
 from sk_easytensor import (
     MLP,
@@ -50,7 +51,10 @@ BLOCKS = (
     NumericSequenceBlock, EventSequenceBlock, SparseBlock,
 )  # fmt: skip
 
-LOSSES = ("squared_error", "absolute_error", "huber", "quantile", "poisson", "gamma")
+LOSSES = (
+    "squared_error", "absolute_error", "huber", "quantile", "several quantiles", "poisson",
+    "gamma", "expectile", "tweedie", torch.nn.L1Loss(reduction="none"),
+)  # fmt: skip
 
 
 @dataclass
@@ -150,12 +154,16 @@ def classifier_or_regressor(random, n, odd=False, **params):
     """Return an estimator and a target, with a note about it."""
     if random.random() < 0.5:
         note, y = (targets.odd_classes if odd else targets.classes)(random, n)
+        if odd and random.random() < 0.3:
+            params = {**params, "loss": "focal"}
         return model_for(random, EasyTensorClassifier, **params), y, f"y: {note}"
     note, y = (targets.odd_numbers if odd else targets.numbers)(random, n)
     if odd and random.random() < 0.3:
-        params = {**params, "loss": str(random.choice(LOSSES))}
+        params = {**params, "loss": LOSSES[random.integers(len(LOSSES))]}
         if params["loss"] == "quantile":
             params["quantile"] = 0.7
+        if params["loss"] == "several quantiles":
+            params = {**params, "loss": "quantile", "quantile": [0.1, 0.5, 0.9]}
     return model_for(random, EasyTensorRegressor, **params), y, f"y: {note}"
 
 
