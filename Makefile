@@ -47,22 +47,22 @@ docs: venv $(VENV)/.installed-docs ## Build the HTML documentation into docs/_bu
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 bench: venv $(VENV)/.installed-bench ## Run the benchmarks; DATA=directory holds their data sets
-ifdef DATA
-	$(BIN)/python benchmarks/tabular.py --data "$(DATA)"
-	$(BIN)/python benchmarks/sequences.py --data "$(DATA)"
-	$(BIN)/python benchmarks/two_tower.py --data "$(DATA)"
-else
-	@echo "benchmarks/tabular.py and most of sequences.py and two_tower.py are left out:"
-	@echo "they need DATA=directory with data sets"
-	$(BIN)/python benchmarks/sequences.py --parts encode
-	$(BIN)/python benchmarks/two_tower.py --parts ranking
-endif
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/encode.py
+	$(BIN)/python benchmarks/sequence_speed.py
+	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/importances.py
+	$(BIN)/python benchmarks/ranking.py
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/serving.py
-	$(BIN)/python benchmarks/importances.py
 	$(BIN)/python benchmarks/tracking.py
+ifdef DATA
+	$(BIN)/python benchmarks/data_sets/tabular.py --data "$(DATA)"
+	$(BIN)/python benchmarks/data_sets/sequences.py --data "$(DATA)"
+	$(BIN)/python benchmarks/data_sets/two_tower.py --data "$(DATA)"
+else
+	@echo "benchmarks/data_sets is left out: it needs DATA=directory with data sets"
+endif
 
 clean: ## Remove the virtual environment, caches and build output
 	rm -rf $(VENV) build dist *.egg-info docs/_build docs/generated

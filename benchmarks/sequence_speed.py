@@ -1,4 +1,4 @@
-"""How fast sequences are encoded and trained on; run by ``sequences.py``.
+"""How fast sequences are encoded and trained on.
 
 Encoding is measured on made-up lists, on one thread, in million items a second, where a list column
 has so many items in all. Reported are medians over turns.
@@ -6,11 +6,16 @@ has so many items in all. Reported are medians over turns.
 A training epoch is compared with the plainest loop over the same network: dense batches, padded and
 in memory before the clock starts, of the very rows that our batches have, with the same optimizer,
 clipping and autocast. What the library adds is the choice of rows for each batch, reading their
-lists out of the flat ones, padding them, and the bookkeeping of an epoch.
+lists out of the flat ones, padding them, and the bookkeeping of an epoch. Epochs are measured on
+flights, by ``data_sets/sequences.py``; run by itself, this script measures the encoding::
+
+    python benchmarks/sequence_speed.py
+    python benchmarks/sequence_speed.py --items 1000000
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 
 import numpy as np
@@ -33,6 +38,18 @@ from sk_easytensor.training.train import TrainingSettings, default_batch_size, t
 MEAN_LENGTH = 20
 RAW, PLAIN, AVERAGED = "bare loop", "EasyTensor", "EasyTensor, weights averaged"
 CLIP = 1.0
+
+
+def main():
+    """Measure the encoding and compare it with the target of 20 million items a second."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--items", type=int, default=10_000_000, help="items to encode")
+    add("--repeats", type=int, default=3, help="turns of what is timed, after one that is not")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for name, rate in measure_encoding(options.items, options.repeats):
+        print(f"{name:40}{rate:10.1f} million items a second, target 20")
 
 
 # Encoding
@@ -278,3 +295,7 @@ def padding(lengths, batch_size, given):
         for batch in BatchIterator(rows, batch_size, shuffle=True, lengths=given)
     )
     return 1 - int(lengths.sum()) / total
+
+
+if __name__ == "__main__":
+    main()

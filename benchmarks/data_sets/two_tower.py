@@ -1,13 +1,12 @@
-"""Two towers against popularity and EASE on MovieLens, and what ranking costs.
+"""Two towers against popularity and EASE on MovieLens.
 
 Interactions are split at random for each user, eight parts to train on, one to validate and one
 to test; all movies are ranked, but for those the user is known to have rated, and recall and NDCG
 are taken of the first ten. Two towers read identifiers only, or what is known of users and movies
 and what users rated as well. Cold start: a tenth of the movies has no interaction to train on and
-is ranked among themselves, by features alone. Ranking: the time of `recommend` over that of
-`torch.topk` over products of the same blocks of users.
+is ranked among themselves, by features alone. ``rec_ml100k.parquet`` has the ratings.
 
-    python benchmarks/two_tower.py --data directory --seeds 3
+    python benchmarks/data_sets/two_tower.py --data directory --seeds 3
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from turns import median_ratio, time_by_turns
 
 from sk_easytensor import (
     CategoryBlock,
@@ -29,9 +27,8 @@ from sk_easytensor import (
     TextBlock,
 )
 from sk_easytensor.ranking import ndcg_at_k, recall_at_k
-from sk_easytensor.retrieval import ApproximateIndex, top_k
 
-PARTS = ["movies", "cold", "ranking"]
+PARTS = ["movies", "cold"]
 USER_COLUMNS = ["user_id", "age", "gender", "occupation"]
 ITEM_COLUMNS = ["movie_id", "movie_title", "release_year", "genres"]
 RIDGE = 300.0
@@ -41,20 +38,17 @@ def main():
     """Run the parts asked for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("--data", help="directory of rec_ml100k.parquet")
+    add("--data", required=True, help="directory of rec_ml100k.parquet")
     add("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     add("--seeds", type=int, default=3, help="splits and fits of each model")
     add("--threads", type=int, default=1, help="threads")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if options.data is not None:
-        ratings = pd.read_parquet(Path(options.data) / "rec_ml100k.parquet")
-        if "movies" in options.parts:
-            compare(ratings, options)
-        if "cold" in options.parts:
-            cold_start(ratings, options)
-    if "ranking" in options.parts:
-        measure_ranking(options)
+    ratings = pd.read_parquet(Path(options.data) / "rec_ml100k.parquet")
+    if "movies" in options.parts:
+        compare(ratings, options)
+    if "cold" in options.parts:
+        cold_start(ratings, options)
 
 
 def split(ratings, seed):
@@ -236,42 +230,6 @@ def cold_start(ratings, options):
     print(f"\ncold start: {cold.sum()} movies without interactions, ranked among themselves")
     for name, keys in {"two towers, features": found, "at random": chance}.items():
         print(f"{name:24}{recall_at_k(wanted, keys):10.4f}{ndcg_at_k(wanted, keys):10.4f}")
-
-
-def measure_ranking(options, n_users=10_000, n_items=100_000, width=64):
-    """Print the time to rank all items for many users, and that of the approximate index."""
-    random = np.random.default_rng(0)
-    # Embeddings that are learned are not spread evenly: they lie about a few tastes.
-    tastes = random.normal(size=(50, width))
-    users, items = (
-        (tastes[random.integers(0, 50, n)] + random.normal(size=(n, width))).astype(np.float32)
-        for n in (n_users, n_items)
-    )
-
-    def bare():
-        left, right = torch.from_numpy(users), torch.from_numpy(items).T
-        for part in left.split((1 << 24) // n_items):
-            torch.topk(part @ right, 10, dim=1)
-
-    contestants = {"bare torch.topk": bare, "exact": lambda: top_k(users, items, 10)}
-    wall, _ = time_by_turns(contestants, 3)
-    print(f"\nranking {n_items:,} items for {n_users:,} users, width {width}")
-    for name, times in wall.items():
-        ratio = median_ratio(times, wall["bare torch.topk"])
-        print(f"{name:24}{np.median(times):8.2f} s{ratio:8.2f}", flush=True)
-    begun = time.perf_counter()
-    index = ApproximateIndex(items, users[::40])
-    built = time.perf_counter() - begun
-    begun = time.perf_counter()
-    found, _ = index.search(users, 10)
-    seconds = time.perf_counter() - begun
-    exact, _ = top_k(users, items, 10)
-    recall = np.mean([np.isin(a, b).mean() for a, b in zip(exact, found, strict=True)])
-    ratio = np.median(wall["exact"]) / seconds
-    print(
-        f"{'usearch':24}{seconds:8.2f} s  {ratio:.1f} times as fast as exact, recall {recall:.3f}"
-    )
-    print(f"{'building its graph':24}{built:8.2f} s")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ and smallest on one set, the rank among the variants and the time of a fit over 
 
 For example::
 
-    python benchmarks/ablation.py --data DIR --rows 10000 --seeds 2
+    python benchmarks/data_sets/ablation.py --data DIR --rows 10000 --seeds 2
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ pytabkit is no dependency of this library, not even of its benchmarks: install i
 environment of its own and name the models there::
 
     pip install pytabkit -e .
-    python benchmarks/tabular.py --data DIR --models EasyTensor,RealMLP,TabM --seeds 1
+    python benchmarks/data_sets/tabular.py --data DIR --models EasyTensor,RealMLP,TabM --seeds 1
 """
 
 from __future__ import annotations

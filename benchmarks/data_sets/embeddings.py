@@ -10,8 +10,8 @@ not installed). Networks read the events themselves: trained from scratch, and w
 block, frozen or fine-tuned. Figures are means over folds; ``--plot`` draws them over the share of
 labels::
 
-    python benchmarks/embeddings.py --data DIR --plot labels.png --peers
-    python benchmarks/embeddings.py --data DIR --folds 2 --shares 0.1 --sets movies
+    python benchmarks/data_sets/embeddings.py --data DIR --plot labels.png --peers
+    python benchmarks/data_sets/embeddings.py --data DIR --folds 2 --shares 0.1 --sets movies
 """
 
 from __future__ import annotations

