@@ -545,7 +545,7 @@ class BaseEasyTensor(EngineMixin, PortablePickleMixin, BlockParametersMixin, Tra
         if not resuming:
             self._check_returned_losses(rows)
         bare = self._bare()
-        plan = EvalPlan([], decides=False)
+        plan = EvalPlan()
         if not keep:
             plan = self._eval_plan(evals, *self._metrics())
         # One epoch at a time, nobody knows how many will follow.

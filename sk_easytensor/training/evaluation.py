@@ -31,7 +31,7 @@ class EvalPlan:
     Attributes
     ----------
     names : list of str
-        Of the sets, as in ``evals_result_``.
+        Names of the sets, as in ``evals_result_``; none by default.
     decides : bool
         Whether the first set decides about epochs, trees and blend. If not, none does.
     metrics : list of Metric
@@ -43,8 +43,8 @@ class EvalPlan:
         Decides which epoch is best; None for the loss.
     """
 
-    names: list = field(default_factory=lambda: ["valid_0"])
-    decides: bool = True
+    names: list = field(default_factory=list)
+    decides: bool = False
     metrics: list = field(default_factory=list)
     scores: object = None
     stopping_metric: object = None
