@@ -21,7 +21,8 @@ exclude_patterns = ["_build"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 
 autosummary_generate = True
-autodoc_default_options = {"members": True, "inherited-members": True}
+# Members of torch's own modules are documented by torch.
+autodoc_default_options = {"members": True, "inherited-members": "Module"}
 numpydoc_show_class_members = False
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3

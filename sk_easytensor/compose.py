@@ -421,7 +421,7 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
 
         Returns
         -------
-        ndarray of float64, shape (n_features_in_,) or (n_features_in_, n_repeats)
+        ndarray of float64, shape (n_features,) or (n_features, n_repeats)
             Each feature of a sparse column gets a part that is proportional to the variance of
             what it adds to the outputs, or to the trunk's inputs.
         """
