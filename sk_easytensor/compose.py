@@ -141,6 +141,8 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
         Columns seen during fit.
     feature_names_in_ : ndarray of str
         Their names, if they had any.
+    column_names : list of str
+        Names of the columns of the table that is read, ``x0``, ``x1`` and so on if it had none.
 
     Examples
     --------
@@ -153,10 +155,10 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
 
     _sparse = None
 
-    _offset = None
+    offset_column = None
     """Name of the column of offsets, if there is one."""
 
-    _with_margin = False
+    with_margin = False
     """Whether the offsets were an array, and are no feature."""
 
     def __init__(self, blocks=None, *, remainder="auto", categorical_features=None, n_jobs=None):
@@ -253,18 +255,20 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
         """
         sample = backend.sample_rows(table)
         self._named = has_column_names(X)
-        self._columns = [n for n in table.column_names if not (with_margin and n == BASE_MARGIN)]
+        self.column_names = [
+            name for name in table.column_names if not (with_margin and name == BASE_MARGIN)
+        ]
         self._sparse = layout_of(sample)
         self.n_features_in_ = len(self.features)
         if self._named:
             self.feature_names_in_ = np.asarray(self.features, dtype=object)
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
-        features = sample.select(self._columns)
-        self._with_margin = with_margin
-        self._offset = BASE_MARGIN if with_margin else None
+        features = sample.select(self.column_names)
+        self.with_margin = with_margin
+        self.offset_column = BASE_MARGIN if with_margin else None
         if offset is not None:
-            self._offset = select_columns([offset], features, X, owner="offset")[0]
+            self.offset_column = select_columns([offset], features, X, owner="offset")[0]
         chosen = self._choose(features, X, monotonic_cst)
         for block, columns in chosen.values():
             block.fit_columns(sample.select(columns), named=self._named)
@@ -323,10 +327,10 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
         check_is_fitted(self)
         owner = owner or type(self).__name__
         column = None
-        if base_margin is not None or self._with_margin:
+        if base_margin is not None or self.with_margin:
             X, column = self._take_margin(X, owner, base_margin)
         table = read_like_fit(
-            X, self._columns, fitted_with_names=self._named, owner=owner, sparse=self._sparse
+            X, self.column_names, fitted_with_names=self._named, owner=owner, sparse=self._sparse
         )
         if base_margin is not None:
             column = margin_column(base_margin, len(table))
@@ -334,8 +338,9 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
 
     def _take_margin(self, X, owner, base_margin):
         """Return a table without its column of offsets, and that column."""
-        if not self._with_margin:
-            named = f", but with offset={self._offset!r}" if self._offset is not None else ""
+        if not self.with_margin:
+            offset = self.offset_column
+            named = f", but with offset={offset!r}" if offset is not None else ""
             raise ValueError(f"{owner} was fitted without base_margin{named}")
         if base_margin is not None:
             return X, None
@@ -350,7 +355,7 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
     @property
     def features(self):
         """Names of the features: those of the table's columns, or of a sparse matrix's."""
-        return self._columns if self._sparse is None else self._sparse.features
+        return self.column_names if self._sparse is None else self._sparse.features
 
     def encode_table(self, table, backend, *, new_values=False):
         """Encode an aligned table.
@@ -395,9 +400,9 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
 
     def places(self, frame):
         """Return :meth:`column_positions` of every input column, by column."""
-        found = {column: {} for column in self._columns}
+        found = {column: {} for column in self.column_names}
         for name, block in self.blocks_.items():
-            if self._with_margin and name == self.offset_block:
+            if self.with_margin and name == self.offset_block:
                 continue
             for column in block.feature_names_in_:
                 found[column][name] = {}
@@ -470,7 +475,7 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
         categories = self._categories(table, X, chosen)
         used.update(categories)
         if self.remainder == "auto" or categories:
-            rest = [n for n in table.column_names if n not in used and n != self._offset]
+            rest = [n for n in table.column_names if n not in used and n != self.offset_column]
             named = set(chosen)
             rest = rest if self.remainder == "auto" else []
             for block_class, columns in detect_blocks(table, rest, categories):
@@ -491,8 +496,8 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
             signs = constraint_signs(monotonic_cst, *selectable_names(table))
             select_columns(list(signs), table, owner="monotonic_cst")
             chosen = constrained_blocks(chosen, signs)
-        if self._offset is not None:
-            chosen[free_name(OffsetBlock.kind, chosen)] = (OffsetBlock(), [self._offset])
+        if self.offset_column is not None:
+            chosen[free_name(OffsetBlock.kind, chosen)] = (OffsetBlock(), [self.offset_column])
         return chosen
 
     def _categories(self, table, X, chosen):
@@ -512,7 +517,7 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
     @property
     def offset_block(self):
         """Name of the block of offsets, or None."""
-        return None if self._offset is None else list(self.blocks_)[-1]
+        return None if self.offset_column is None else list(self.blocks_)[-1]
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -11,7 +11,6 @@ import torch
 from sklearn.base import is_classifier
 from sklearn.metrics import get_scorer, get_scorer_names
 
-from sk_easytensor.inspection.encoded_model import GivenOutputs
 from sk_easytensor.losses import LogLoss
 
 __all__ = [
@@ -62,7 +61,7 @@ class Metric:
     name : str
         As in ``evals_result_``.
     function : callable
-        Takes estimator, outputs, targets and weights, and returns a number.
+        Takes target, outputs, true values and weights, and returns a number.
     greater_is_better : bool
         Whether a greater value is better.
     given : object
@@ -74,13 +73,13 @@ class Metric:
     greater_is_better: bool
     given: object = None
 
-    def __call__(self, estimator, outputs, y, weight):
+    def __call__(self, target, outputs, y, weight):
         """Return the metric as a float.
 
         Parameters
         ----------
-        estimator : estimator
-            Knows the target; its classes are 0, 1, 2 and so on.
+        target : Target
+            Predicts from outputs; its classes are 0, 1, 2 and so on.
         outputs : torch.Tensor of shape (n_rows, out_features)
             Of the model.
         y : ndarray of shape (n_rows,) or (n_rows, n_outputs)
@@ -88,22 +87,22 @@ class Metric:
         weight : ndarray of shape (n_rows,) or None
             Row weights; None for equal ones.
         """
-        value = self.function(estimator, outputs, y, weight)
+        value = self.function(target, outputs, y, weight)
         if isinstance(value, tuple):
             # As LightGBM's: name, value, whether greater is better.
             self.name, value, self.greater_is_better = value
         return float(value)
 
 
-def resolve_metrics(eval_metric, estimator):
+def resolve_metrics(eval_metric, target):
     """Return the metrics that an ``eval_metric`` parameter names.
 
     Parameters
     ----------
     eval_metric : str, callable, list of them, or None
         The parameter.
-    estimator : BaseEstimator
-        Whose parameter it is.
+    target : Target
+        What is predicted; names the estimator in errors.
 
     Returns
     -------
@@ -117,11 +116,11 @@ def resolve_metrics(eval_metric, estimator):
     if eval_metric is None:
         return []
     entries = eval_metric if isinstance(eval_metric, (list, tuple)) else [eval_metric]
-    metrics = [_metric(entry, estimator) for entry in entries]
+    metrics = [_metric(entry, target) for entry in entries]
     names = [metric.name for metric in metrics]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"{type(estimator).__name__}: eval_metric names {twice} more than once")
+        raise ValueError(f"{target.owner}: eval_metric names {twice} more than once")
     return metrics
 
 
@@ -157,8 +156,8 @@ def resolve_stopping_metric(stopping_metric, metrics, loss_name, owner):
     )
 
 
-def _metric(entry, estimator):
-    owner = type(estimator).__name__
+def _metric(entry, target):
+    owner = target.owner
     if callable(entry):
         name = getattr(entry, "__name__", type(entry).__name__)
         # The convention of sklearn.metrics: scores are to be high, errors and losses low.
@@ -167,7 +166,7 @@ def _metric(entry, estimator):
         raise ValueError(
             f"{owner}: eval_metric must be a name, a callable or a list of them, got {entry!r}"
         )
-    if entry in LOSS_NAMES and is_classifier(estimator):
+    if entry in LOSS_NAMES and is_classifier(target):
         return Metric(entry, log_loss, False, entry)
     if entry == "auc":
         return Metric(entry, area_under_curve, True, entry)
@@ -193,10 +192,10 @@ class Scorer:
     factor: float
     constant: float
 
-    def __call__(self, estimator, outputs, y, weight):
+    def __call__(self, target, outputs, y, weight):
         """Return the score."""
         weights = {} if weight is None else {"sample_weight": weight}
-        found = get_scorer(self.name)(estimator, GivenOutputs(outputs), y, **weights)
+        found = get_scorer(self.name)(target, outputs, y, **weights)
         return self.constant + self.factor * found
 
 
@@ -206,14 +205,14 @@ class Function:
 
     function: Callable
 
-    def __call__(self, estimator, outputs, y, weight):
+    def __call__(self, target, outputs, y, weight):
         """Return what the function does."""
-        if is_classifier(estimator):
-            predicted = estimator.predict_proba(GivenOutputs(outputs))
+        if is_classifier(target):
+            predicted = target.predict_proba(outputs)
             if y.ndim == 1 and predicted.shape[1] == 2:
                 predicted = predicted[:, 1]
         else:
-            predicted = estimator.predict(GivenOutputs(outputs))
+            predicted = target.predict(outputs)
         if weight is None:
             return self.function(y, predicted)
         names = list(inspect.signature(self.function).parameters)
@@ -224,18 +223,18 @@ class Function:
         raise TypeError("it takes no sample_weight, but the rows have weights")
 
 
-def log_loss(estimator, outputs, y, weight):
+def log_loss(target, outputs, y, weight):
     """Return the log loss of a classifier, whatever loss it is trained with."""
-    head = estimator._head.with_loss(LogLoss())
-    target = torch.from_numpy(y)
-    target = target if outputs.shape[1] > 1 and y.ndim == 1 else target.to(outputs.dtype)
-    return np.average(head.loss(outputs[:, None], target)[:, 0].double().numpy(), weights=weight)
+    head = target.head_.with_loss(LogLoss())
+    codes = torch.from_numpy(y)
+    codes = codes if outputs.shape[1] > 1 and y.ndim == 1 else codes.to(outputs.dtype)
+    return np.average(head.loss(outputs[:, None], codes)[:, 0].double().numpy(), weights=weight)
 
 
-def area_under_curve(estimator, outputs, y, weight):
+def area_under_curve(target, outputs, y, weight):
     """Return the area under the ROC curve; of several classes the mean of one against the rest."""
     several = y.ndim == 1 and outputs.shape[1] > 1
-    return Scorer("roc_auc_ovr" if several else "roc_auc", 1.0, 0.0)(estimator, outputs, y, weight)
+    return Scorer("roc_auc_ovr" if several else "roc_auc", 1.0, 0.0)(target, outputs, y, weight)
 
 
 class MetricScores:
@@ -243,17 +242,16 @@ class MetricScores:
 
     Parameters
     ----------
-    estimator : BaseEasyTensor
-        Has learned its target; a copy that is not used otherwise.
+    target : Target
+        Predicts from the outputs.
     metrics : list of Metric
         What to compute.
     """
 
-    def __init__(self, estimator, metrics):
-        self.estimator = estimator
+    def __init__(self, target, metrics):
+        # Targets that are evaluated are numbers of classes.
+        self.target = target.numbered()
         self.metrics = metrics
-        if hasattr(estimator, "classes_"):
-            estimator.classes_ = np.arange(len(estimator.classes_))
 
     def __call__(self, outputs, target, weight):
         """Return the metrics by name.
@@ -271,13 +269,13 @@ class MetricScores:
         -------
         dict of {str: float}
         """
-        y = self.estimator._decoded_target(target)
+        y = self.target.decode(target)
         weight = weight.numpy()
         weight = None if (weight == weight[0]).all() else weight
         found = {}
         for metric in self.metrics:
             try:
-                value = metric(self.estimator, outputs, y, weight)
+                value = metric(self.target, outputs, y, weight)
             except (ValueError, TypeError, AttributeError) as error:
                 raise ValueError(
                     f"eval_metric {metric.name!r} cannot be computed on the validation rows: "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -38,9 +37,10 @@ from sk_easytensor.embedder.tables import (
     view_settings,
 )
 from sk_easytensor.estimators.classifier import EasyTensorClassifier
-from sk_easytensor.estimators.inputs import deciding_first, eval_names
+from sk_easytensor.estimators.eval_sets import deciding_first, eval_names
+from sk_easytensor.estimators.state import restored_on_error
 from sk_easytensor.estimators.stored import Vectors, of_stored_rows
-from sk_easytensor.estimators.trained import TrainedEstimator, restored_on_error
+from sk_easytensor.estimators.trained import TrainedEstimator
 from sk_easytensor.events import collect_sequences
 from sk_easytensor.export.adapters import EmbedderAdapter
 from sk_easytensor.networks import Sum
@@ -473,7 +473,7 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
             if held_out and min(usable) >= AT_LEAST:
                 rows, evals = parts, {"valid_0": held_out[0], **evals}
         seed = int(random_state.randint(np.iinfo(np.int32).max))
-        encode = partial(self.tower_.without_network().encode, backend=backend)
+        encode = self.tower_.encoding(backend)
         counts = [sum(part.map_chunks(count_pairs)) for part in (rows, *evals.values())]
         rows = rows.map(PairSampling(encode, [seed, 0], fresh=True))
         # Validation pairs are drawn once, so that epochs can be compared.

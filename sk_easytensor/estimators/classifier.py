@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from scipy.sparse import issparse
 from sklearn.base import ClassifierMixin
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
-from sklearn.utils.validation import check_array, column_or_1d
 
 from sk_easytensor._utils.runtime import with_library_settings
-from sk_easytensor._utils.validation import check_number, shortened
-from sk_easytensor.data.summaries import power_of_two
 from sk_easytensor.estimators.base import BaseEasyTensor
-from sk_easytensor.estimators.inputs import (
-    check_classes,
-    check_labels,
-    check_no_missing,
-    labels_like,
-    plain_labels,
-)
 from sk_easytensor.estimators.stored import Values, of_stored_rows
+from sk_easytensor.estimators.targets.classification import ClassificationTarget
 from sk_easytensor.export.adapters import ClassifierAdapter
-from sk_easytensor.inspection.sample import calibration
-from sk_easytensor.losses import LogLoss, describe_loss
-from sk_easytensor.networks.heads import BinaryHead, MulticlassHead, MultilabelHead
+from sk_easytensor.losses import describe_loss, resolve_loss
 
 __all__ = [
     "EasyTensorClassifier",
@@ -212,7 +197,6 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     """
 
     _export_adapter = ClassifierAdapter
-    _loss_kind = "classifier"
 
     def __init__(
         self,
@@ -297,7 +281,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         -------
         self
         """
-        return self._partial_fit(X, y, sample_weight, classes, base_margin)
+        return self._partial_fit(X, y, sample_weight, base_margin, classes=classes)
 
     @with_library_settings
     @of_stored_rows(Values("probability"), check="_read")
@@ -316,9 +300,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         ndarray of float64, shape (n_samples, n_classes)
             In the order of ``classes_``. For multilabel targets the probability of each label.
         """
-        # In double precision, because single precision cannot tell probabilities near 1 apart.
-        combined = self._raw_predict(X, base_margin).double()
-        return self._head.predict(combined).numpy()
+        outputs = self._raw_predict(X, base_margin)
+        return self._target.predict_proba(outputs)
 
     @with_library_settings
     @of_stored_rows(Values("log_probability"), check="_read")
@@ -339,8 +322,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         ndarray of float64, shape (n_samples, n_classes)
             In the order of ``classes_``. For multilabel targets of the probability of each label.
         """
-        combined = self._raw_predict(X, base_margin).double()
-        return self._head.log_predict(combined).numpy()
+        outputs = self._raw_predict(X, base_margin)
+        return self._target.predict_log_proba(outputs)
 
     @with_library_settings
     @of_stored_rows(Values("decision"), check="_read")
@@ -358,8 +341,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         -------
         ndarray of float32, shape (n_samples,) or (n_samples, n_classes)
         """
-        combined = self._raw_predict(X, base_margin).numpy()
-        return combined[:, 0] if self._head.kind == "binary" else combined
+        outputs = self._raw_predict(X, base_margin)
+        return self._target.decision_function(outputs)
 
     @with_library_settings
     @of_stored_rows(Values("prediction"), check="_read")
@@ -377,186 +360,21 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         -------
         ndarray of shape (n_samples,) or (n_samples, n_labels)
         """
-        probabilities = self.predict_proba(X, base_margin)
-        decided = self._head.decide(probabilities)
-        return decided if decided.ndim == 2 else self.classes_[decided]
-
-    def _raw_outputs(self, values, base):
-        return (values[..., 0], base[0]) if self._head.kind == "binary" else (values, base)
+        outputs = self._raw_predict(X, base_margin)
+        return self._target.predict(outputs)
 
     @property
     def n_classes_(self):
         """How many classes, or labels, there are."""
         return len(self.classes_)
 
-    # ------------------------------------------------------------------ target
-
     def _structure(self):
         return {**super()._structure(), "loss": describe_loss(self.loss)}
 
-    def _check_target(self, y):
-        check_labels(y)
-        y = plain_labels(y)
-        check_no_missing(y)
-        shape = getattr(y, "shape", ())
-        if len(shape) == 2 and shape[1] == 0:
-            raise ValueError(f"y has the shape {shape}; it must have at least one column")
-        # NaN and infinity are refused, but NumPy warns of them before.
-        with np.errstate(invalid="ignore"):
-            check_classification_targets(y)
-            kind = type_of_target(y, input_name="y", raise_unknown=True)
-        if kind.startswith("multilabel"):
-            y = check_array(y, accept_sparse="csr", dtype=None, input_name="y")
-            values = y.data if issparse(y) else y
-            wrong = values[(values != 0) & (values != 1)]
-            if len(wrong):
-                raise ValueError(
-                    f"y has several columns and holds {wrong[0]}; several labels a row must each "
-                    "be 0 or 1, or False or True"
-                )
-            return y
-        if kind == "multiclass-multioutput":
-            raise ValueError(
-                "y has several columns with more than two classes; several labels a row must "
-                "each be 0 or 1"
-            )
-        return column_or_1d(y, warn=True)
-
-    def _fit_target(self, y, classes=None):
-        if np.ndim(y) == 2:
-            self.classes_ = np.arange(y.shape[1])
-            return self._with_loss(MultilabelHead(y.shape[1]))
-        self.classes_ = np.unique(y if classes is None else plain_labels(classes))
-        check_classes(self.classes_)
-        if len(self.classes_) == 1:
-            raise ValueError(
-                f"Classifier can't train when only one class is present: y (where sample_weight "
-                f"is positive) holds only {self.classes_.tolist()[0]!r}; at least two classes are "
-                "needed"
-            )
-        n_classes = len(self.classes_)
-        return self._with_loss(BinaryHead() if n_classes == 2 else MulticlassHead(n_classes))
-
-    def _with_loss(self, head):
-        """Return a head with the loss of the parameters, if that fits the classes."""
-        criterion = self._loss()
-        criterion.check_classes(head.kind, len(self.classes_))
-        return head.with_loss(criterion)
-
-    def _encode_target(self, y):
-        if self._head.kind == "multilabel":
-            y = y.toarray() if hasattr(y, "toarray") else y
-            if np.ndim(y) != 2 or y.shape[1] != len(self.classes_):
-                raise ValueError(f"y must have {len(self.classes_)} columns, one for each label")
-            return torch.from_numpy(np.asarray(y, dtype=np.float32))
-        if np.ndim(y) == 2:
-            raise ValueError("y has several columns, but the classifier was fitted on one")
-        y = labels_like(self.classes_, y)
-        codes = np.searchsorted(self.classes_, y)
-        codes[codes == len(self.classes_)] = 0
-        unseen = self.classes_[codes] != y
-        if unseen.any():
-            raise ValueError(
-                f"y holds labels that were not seen before: {np.unique(y[unseen]).tolist()[:5]}; "
-                f"the classes are {self.classes_.tolist()[:20]}"
-            )
-        return self._head.encoded(torch.from_numpy(codes))
-
-    def _decoded_target(self, target):
-        return target.numpy().astype(np.int64)
-
-    def _check_same_classes(self, classes):
-        if classes is None:
-            return
-        classes = np.unique(np.asarray(plain_labels(classes)))
-        if not np.array_equal(classes, self.classes_):
-            raise ValueError(
-                f"{type(self).__name__}: classes={classes.tolist()[:20]} differs from the first "
-                f"call of partial_fit, which had {self.classes_.tolist()[:20]}"
-            )
-
-    def _target_sample(self, y):
-        if np.ndim(y) == 2:
-            return y[:1].toarray() if hasattr(y, "toarray") else y[:1]
-        return np.unique(y)
-
-    def _learn_class_weights(self, records):
-        self._factors = None
-        if self.class_weight is None:
-            return
-        if self._head.kind == "multilabel":
-            raise ValueError(
-                "class_weight is not defined for multilabel targets; use sample_weight"
-            )
-        if isinstance(self.class_weight, dict):
-            for label, weight in self.class_weight.items():
-                check_number(type(self).__name__, f"class_weight[{label!r}]", weight, low=0)
-        counts = sum(records.map_chunks(self._bare()._count_classes))
-        present = counts > 0
-        labels = self.classes_[present]
-        if self.class_weight == "balanced":
-            weights = counts.sum() / (len(labels) * counts[present])
-        else:
-            weights = self._given_weights(labels.tolist())
-        if not (weights > 0).any():
-            raise ValueError(f"class_weight is zero for every row: {self.class_weight}")
-        self._factors = np.ones(len(self.classes_))
-        # Only their ratios count, and products with the weights of rows stay finite.
-        self._factors[present] = weights / power_of_two(np.max(weights))
-
-    def _given_weights(self, classes):
-        """Return the weights of classes that a dictionary gives, 1 for those that it lacks."""
-        owner, given = type(self).__name__, self.class_weight
-        if not isinstance(given, dict):
-            raise ValueError(
-                f"{owner}: class_weight must be a dictionary, 'balanced' or None, got "
-                f"{shortened(given)}"
-            )
-        unknown = [label for label in given if label not in classes]
-        # Rows may lack a class that has a weight, as those of a fold do.
-        if unknown and not set(classes) <= set(given):
-            raise ValueError(
-                f"{owner}: class_weight has keys that are no class: {shortened(unknown)}; the "
-                f"classes are {shortened(classes)}"
-            )
-        return np.array([given.get(label, 1.0) for label in classes], dtype=np.float64)
-
-    def _count_classes(self, y):
-        codes = self._encode_target(y).numpy().astype(np.int64)
-        return np.bincount(codes, minlength=len(self.classes_))
-
-    def _class_weights(self, target):
-        if self._factors is None:
-            return 1.0
-        return self._factors[target.numpy().astype(np.int64)]
-
-    def _validation_measures(self, outputs, target, weight):
-        head = self._head.with_loss(LogLoss())
-        losses = head.loss(outputs[:, None], target)[:, 0].double().numpy()
-        probabilities = self._head.predict(outputs.double()).numpy()
-        target, weight = target.numpy(), weight.double().numpy()
-        hits = self._head.decide(probabilities) == target
-        hits_all = hits.reshape(len(hits), -1).all(axis=1)
-        measures = {
-            "log loss": np.average(losses, weights=weight),
-            "accuracy": np.average(hits_all, weights=weight),
-        }
-        if self._head.kind == "multilabel":
-            of, happened = "the probability of each label", target == 1
-            weight = np.repeat(weight, target.shape[1])
-        elif self._head.kind == "binary":
-            of, happened = f"the probability of {self.classes_.tolist()[1]!r}", target == 1
-            probabilities = probabilities[:, 1]
-        else:
-            of, happened = "the probability of the class predicted", hits
-            probabilities = probabilities.max(axis=1)
-        table = calibration(probabilities.ravel(), happened.ravel(), weight)
-        return {"measures": measures, "of": of, "calibration": table}
-
-    def _strata(self, target):
-        if target.ndim == 1:
-            return target.numpy().astype(np.int64)
-        return np.zeros(len(target), dtype=np.int64)
+    def _make_target(self, classes=None):
+        owner = type(self).__name__
+        loss = resolve_loss(self.loss, owner, "classifier")
+        return ClassificationTarget(loss, self.class_weight, classes, owner)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

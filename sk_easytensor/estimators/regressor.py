@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
-import torch
 from sklearn.base import RegressorMixin
-from sklearn.metrics import (
-    d2_pinball_score,
-    mean_absolute_error,
-    r2_score,
-    root_mean_squared_error,
-)
-from sklearn.utils.validation import (
-    assert_all_finite,
-    check_array,
-    check_is_fitted,
-    column_or_1d,
-)
+from sklearn.metrics import d2_pinball_score
+from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor._utils.docstrings import documented_like
 from sk_easytensor._utils.runtime import with_library_settings
-from sk_easytensor.data.summaries import WeightedMoments, merge_all, power_of_two
 from sk_easytensor.estimators.base import BaseEasyTensor
 from sk_easytensor.estimators.classifier import EasyTensorClassifier
-from sk_easytensor.estimators.inputs import check_no_missing, check_size, first_text
-from sk_easytensor.estimators.rows import bounded_targets, target_range
 from sk_easytensor.estimators.stored import Values, of_stored_rows
+from sk_easytensor.estimators.targets.regression import RegressionTarget
 from sk_easytensor.export.adapters import RegressorAdapter
-from sk_easytensor.inspection.sample import residual_bins
 from sk_easytensor.losses import describe_loss, resolve_loss
-from sk_easytensor.networks.heads import RegressionHead
-from sk_easytensor.training.dataset import EncodedDataset
 
 __all__ = [
     "EasyTensorRegressor",
 ]
-
-
-SHOWN_OUTPUTS = 8
-"""Of a target of more columns, reports show the residuals of the first."""
 
 
 @documented_like(EasyTensorClassifier)
@@ -138,7 +116,6 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
     """
 
     _export_adapter = RegressorAdapter
-    _loss_kind = "regressor"
 
     def __init__(
         self,
@@ -221,13 +198,8 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
             With the precision of float32. Of several quantiles, of shape (n_samples, n_quantiles)
             and increasing in each row.
         """
-        values = self._values(self._raw_predict(X, base_margin))
-        return values[:, 0] if self._predicts_one else values
-
-    @property
-    def _predicts_one(self):
-        """Whether predictions have one dimension."""
-        return self._one_dimensional and self._head.criterion.n_predictions == 1
+        outputs = self._raw_predict(X, base_margin)
+        return self._target.predict(outputs)
 
     def score(self, X, y, sample_weight=None):
         """Return R², or for several quantiles the mean fraction of pinball loss explained.
@@ -253,7 +225,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
             If a loss of your own makes several predictions for each row.
         """
         check_is_fitted(self)
-        criterion = self._head.criterion
+        criterion = self._target.loss
         if criterion.n_predictions == 1:
             return super().score(X, y, sample_weight)
         levels = getattr(criterion, "quantile", None)
@@ -268,31 +240,6 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         ]
         return float(np.mean(scores))
 
-    def _values(self, outputs):
-        scaled = self._head.predict(outputs).numpy().astype(np.float64)
-        scale, center = self._unscaling()
-        return scaled * scale + center
-
-    def _unscaling(self):
-        """Return what the head's predictions are multiplied by, and what is added then."""
-        # Models pickled by earlier versions have no such attribute.
-        constant = getattr(self, "_constant_target", None)
-        if constant is None:
-            return self._target_scale, self._target_center
-        varies = np.isnan(constant)
-        scale = np.where(varies, self._target_scale, 0.0)
-        return scale, np.where(varies, self._target_center, constant)
-
-    def _raw_outputs(self, values, base):
-        if self._head.log_link:
-            base = base + np.log(self._target_scale)
-        else:
-            scale, center = self._unscaling()
-            values, base = values * scale, base * scale + center
-        return (values[..., 0], base[0]) if self._predicts_one else (values, base)
-
-    # ------------------------------------------------------------------ target
-
     def _structure(self):
         return {
             **super()._structure(),
@@ -300,160 +247,14 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
             "quantile": repr(self.quantile),
         }
 
-    def _loss(self):
-        named = isinstance(self.loss, str) and self.loss == "quantile"
-        parameters = {"quantile": self.quantile} if named else {}
-        return resolve_loss(self.loss, "EasyTensorRegressor", self._loss_kind, **parameters)
-
-    def _check_loss(self):
-        super()._check_loss()
-        if self.quantile is not None and not (
-            isinstance(self.loss, str) and self.loss == "quantile"
-        ):
+    def _make_target(self):
+        owner = type(self).__name__
+        quantiles = isinstance(self.loss, str) and self.loss == "quantile"
+        parameters = {"quantile": self.quantile} if quantiles else {}
+        loss = resolve_loss(self.loss, owner, "regressor", **parameters)
+        if self.quantile is not None and not quantiles:
             raise ValueError(
-                f"EasyTensorRegressor: quantile={self.quantile!r} has no effect with "
+                f"{owner}: quantile={self.quantile!r} has no effect with "
                 f"loss={describe_loss(self.loss)}; set loss='quantile', or leave quantile at None"
             )
-
-    def _check_target(self, y):
-        check_no_missing(y)
-        y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
-        if y.dtype.kind in "Mm":
-            raise ValueError(f"y must be numbers, got {y.dtype}")
-        if y.dtype.kind not in "fiub":
-            try:
-                y = y.astype(np.float64)
-            except (TypeError, ValueError) as error:
-                found = first_text(y)
-                raise ValueError(f"y must be numbers, got {found or y.dtype}") from error
-            assert_all_finite(y, input_name="y")
-        if y.ndim == 2 and y.shape[1] == 1:
-            y = column_or_1d(y, warn=True)
-        check_size(y)
-        y = y.astype(np.float64)
-        self._loss().check_target(y)
-        return y
-
-    def _target_sample(self, y):
-        # A chunk of a stored table may have no row of positive weight.
-        return np.stack([y.min(axis=0), y.max(axis=0)]) if len(y) else y
-
-    def _fit_target(self, y, classes=None):
-        self._one_dimensional = y.ndim == 1
-        self.n_outputs_ = 1 if y.ndim == 1 else y.shape[1]
-        criterion = self._loss()
-        if criterion.n_predictions > 1 and self.n_outputs_ > 1:
-            raise ValueError(
-                f"loss={describe_loss(self.loss)} makes {criterion.n_predictions} predictions for "
-                f"each row, which needs a y of one column, got {self.n_outputs_}"
-            )
-        names = ["y"] if y.ndim == 1 else [f"column {i} of y" for i in range(y.shape[1])]
-        columns = y.reshape(len(y), -1)
-        criterion.check_range(columns.min(axis=0), columns.max(axis=0), names)
-        return RegressionHead(criterion, self.n_outputs_)
-
-    def _encode_target(self, y):
-        y = y.reshape(len(y), -1)
-        if y.shape[1] != self.n_outputs_:
-            raise ValueError(f"y has {y.shape[1]} columns; {self.n_outputs_} were expected")
-        return torch.from_numpy(y)
-
-    def _validation_measures(self, outputs, target, weight):
-        predicted, weight = self._values(outputs), weight.double().numpy()
-        actual = target.double().numpy() * self._target_scale + self._target_center
-        if self._head.criterion.n_predictions > 1:
-            return self._several_measures(predicted, actual, weight)
-        measures = {
-            "R²": r2_score(actual, predicted, sample_weight=weight),
-            "mean absolute error": mean_absolute_error(actual, predicted, sample_weight=weight),
-            "root mean squared error": root_mean_squared_error(
-                actual, predicted, sample_weight=weight
-            ),
-        }
-        residuals = [
-            residual_bins(*columns, weight)
-            for columns in zip(predicted.T[:SHOWN_OUTPUTS], actual.T[:SHOWN_OUTPUTS], strict=True)
-        ]
-        return {"measures": measures, "residuals": residuals}
-
-    def _several_measures(self, predicted, actual, weight):
-        """Return how many targets are below each of several predictions of a row."""
-        below = np.average(actual <= predicted, axis=0, weights=weight)
-        levels = getattr(self._head.criterion, "quantile", range(len(below)))
-        measures = {
-            f"rows below prediction {level:g}": share
-            for level, share in zip(levels, below, strict=True)
-        }
-        middle = predicted[:, predicted.shape[1] // 2]
-        return {"measures": measures, "residuals": [residual_bins(middle, actual[:, 0], weight)]}
-
-    def _decoded_target(self, target):
-        y = target.double().numpy() * self._target_scale + self._target_center
-        return y[:, 0] if self._one_dimensional else y
-
-    def _scale_target(self, rows, resuming):
-        low, high = target_range(rows)
-        block, log_link = self._offset_block, self._head.log_link
-        # Beside offsets a constant target is no constant to learn.
-        constant = np.where((low == high) & (block is None), low, np.nan)
-        if resuming:
-            before = getattr(self, "_constant_target", None)
-            constant = np.where(constant == before, constant, np.nan)
-        # Rounding and dropout would keep a network from saying it exactly.
-        self._constant_target = None if np.isnan(constant).all() else constant
-        if resuming:
-            return
-        # Squares of very large or small numbers are not finite, or 0. Powers of two are exact.
-        unit = power_of_two(np.maximum(-low, high))
-        moments = merge_all(
-            rows.map_chunks(partial(_moments, unit=unit, block=block, log_link=log_link))
-        )
-        # The mean of equal numbers may be rounded.
-        mean = np.where(low < high, moments.mean[: len(unit)] * unit, low)
-        if self._head.log_link:
-            # Dividing by the mean starts the predictions at the right level.
-            self._target_center = np.zeros_like(mean)
-            self._target_scale = np.where(mean > 0, mean, 1.0)
-            self._head.scale, self._head.center = self._target_scale, self._target_center
-            if block is not None:
-                self._head.offset_center = self._log_of_mean(moments.mean[1])
-            return
-        squares, varies = moments.squares, low < high
-        if block is not None:
-            # The spread of what offsets leave of the target, which is not that of rounding.
-            squares = np.maximum(squares[2:], 1e-12 * squares[1:2])
-            varies = True
-        deviation = np.sqrt(squares / moments.weight) * unit
-        self._target_center = mean
-        self._target_scale = np.where((deviation > 0) & varies, deviation, 1.0)
-        self._head.scale, self._head.center = self._target_scale, self._target_center
-        if block is not None:
-            # With its mean taken out, losses in units are what they are without offsets.
-            self._head.offset_center = float(moments.mean[1] * unit[0])
-            self._head.offset_scale = float(self._target_scale[0])
-
-    def _log_of_mean(self, factor):
-        """Return the logarithm of the mean of the exponentials of offsets, if it is finite."""
-        if not np.isfinite(factor) or factor <= 0:
-            raise ValueError(
-                f"offset: the mean of exp({self._encoder._offset!r}) is {factor:g}; offsets for "
-                f"loss={describe_loss(self.loss)} are logarithms, such as np.log(exposure)"
-            )
-        return float(np.log(factor))
-
-    def _scaled(self, rows):
-        with np.errstate(over="ignore"):
-            target = (rows.target.numpy() - self._target_center) / self._target_scale
-        return EncodedDataset(rows.frame, bounded_targets(torch.from_numpy(target)), rows.weight)
-
-
-def _moments(rows, unit, block, log_link):
-    """Return the moments of targets, and of offsets and what these leave of the targets."""
-    target = rows.target.numpy() / unit
-    if block is not None:
-        offset = rows.frame[block]["values"].double().numpy()
-        with np.errstate(over="ignore"):
-            others = [np.exp(offset)] if log_link else [offset / unit, target - offset / unit]
-        target = np.hstack([target, *others])
-    with np.errstate(invalid="ignore"):
-        return WeightedMoments.of(target, rows.weight.double().numpy())
+        return RegressionTarget(loss, owner)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from copy import deepcopy
-from functools import wraps
 from time import perf_counter
 
 import numpy as np
@@ -16,12 +14,13 @@ from sk_easytensor._utils.runtime import with_library_settings
 from sk_easytensor._utils.storage import check_store
 from sk_easytensor._utils.validation import ParametersMixin, check_number, warn_user
 from sk_easytensor.backends import resolve_backend
+from sk_easytensor.estimators.state import FittedStateMixin
 from sk_easytensor.export.engines import check_engine
 from sk_easytensor.export.mixin import ExportMixin
 from sk_easytensor.networks import TabM
 from sk_easytensor.report import write_report
 from sk_easytensor.tracking.artifacts import MLflowStore, is_in_mlflow
-from sk_easytensor.tracking.tracker import RUN, check_tracker, with_active_run
+from sk_easytensor.tracking.tracker import RUN, check_tracker
 from sk_easytensor.training.checkpoint import Checkpoints, describe_parameters
 from sk_easytensor.training.evaluation import EvalPlan
 from sk_easytensor.training.train import (
@@ -33,35 +32,11 @@ from sk_easytensor.training.train import (
 
 __all__ = [
     "TrainedEstimator",
-    "restored_on_error",
 ]
 
 
-def restored_on_error(fit):
-    """Have an estimator be what it was before a ``fit`` that raises.
-
-    What was fitted before is intact then, and an estimator that never was is not fitted. The
-    method replaces fitted attributes and changes none in place.
-    """
-
-    @wraps(fit)
-    def restoring(self, *args, **kwargs):
-        before = dict(vars(self))
-        try:
-            return fit(self, *args, **kwargs)
-        except BaseException:
-            vars(self).clear()
-            vars(self).update(before)
-            raise
-
-    return restoring
-
-
-LOCATIONS = ("checkpoint_dir", "tracker")
-"""Parameters that say where a fit leaves something, which fitted models do not hold."""
-
-
 class TrainedEstimator(
+    FittedStateMixin,
     ExportMixin,
     ParametersMixin,
     ClassNamePrefixFeaturesOutMixin,
@@ -165,20 +140,6 @@ class TrainedEstimator(
                 f"workers of {self.backend!r} do not reach; give a directory or URL that they reach"
             )
 
-    def _clear_state(self):
-        """Drop what an earlier fit learned."""
-        for name in [name for name in vars(self) if name.endswith("_") and name[0] != "_"]:
-            delattr(self, name)
-
-    def _predict_copy(self):
-        """Return a copy of a fitted estimator that predicts in the process it is sent to."""
-        light = object.__new__(type(self))
-        left_out = {"_importance_sample", "_optimizer_state", RUN}
-        vars(light).update({k: value for k, value in vars(self).items() if k not in left_out})
-        light.backend = "local"
-        light.callbacks = light.checkpoint_dir = light.tracker = None
-        return light
-
     def _open_checkpoints(self, opened, source):
         """Return the checkpoints to resume from and to write, if any, and the random state.
 
@@ -244,40 +205,6 @@ class TrainedEstimator(
         """Return the callbacks that record a fit that is tracked."""
         run = getattr(self, RUN, None)
         return [] if run is None else [run.callback]
-
-    def __getstate__(self):
-        """Return what is pickled: of a fitted model neither tracker nor places of files."""
-        state = with_active_run(super().__getstate__())
-        if "n_iter_" not in state:
-            return state
-        state = {**state, **dict.fromkeys(LOCATIONS)}
-        if hasattr(state.get("backend"), "without_secrets"):
-            state["backend"] = state["backend"].without_secrets()
-        return state
-
-    def __setstate__(self, state):
-        """Restore what was pickled."""
-        super().__setstate__(state)
-        if "checkpoint_dir" in vars(self):
-            # Formats other than pickle know no strings but plain ones.
-            self.checkpoint_dir = vars(self)["checkpoint_dir"]
-
-    def __copy__(self):
-        return self._copied(lambda value: value)
-
-    def __deepcopy__(self, memo):
-        return self._copied(lambda value: deepcopy(value, memo), memo)
-
-    def _copied(self, copy_of, memo=None):
-        """Return a copy, which has the parameters that pickles lack."""
-        copied = object.__new__(type(self))
-        if memo is not None:
-            memo[id(self)] = copied
-        copied.__setstate__(copy_of(self.__getstate__()))
-        for name in (*LOCATIONS, "backend"):
-            if name in vars(self):
-                vars(copied)[name] = copy_of(vars(self)[name])
-        return copied
 
     def _choose_engines(self, models, backend):
         """Choose what runs fitted networks.

@@ -6,6 +6,7 @@ from copy import deepcopy
 
 import numpy as np
 import torch
+from sklearn.base import is_classifier
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
@@ -151,8 +152,13 @@ class NetworkAdapter(ExportAdapter):
 
     outputs = ("combined", "representation")
 
+    @property
+    def target(self):
+        """The fitted target of the model."""
+        return self.model._target
+
     def compute(self, networks, frames, precise):
-        combined, representation = networks[0].forward_all(frames[0], self.model._head)
+        combined, representation = networks[0].forward_all(frames[0], self.target.head_)
         return combined[:, 0], representation
 
 
@@ -164,15 +170,15 @@ class ClassifierAdapter(NetworkAdapter):
 
     def compute(self, networks, frames, precise):
         combined, representation = super().compute(networks, frames, precise)
-        adapter = self.model._head.predict(combined.double() if precise else combined)
-        return adapter, representation
+        probabilities = self.target.head_.predict(combined.double() if precise else combined)
+        return probabilities, representation
 
     def finish(self, graph, values):
         labels = labels_of(graph, values["probabilities"], *self._classes())
         return {"label": labels, **values}
 
     def _classes(self):
-        return self.model.classes_, self.model._head.kind == "multilabel"
+        return self.target.classes_, self.target.head_.kind == "multilabel"
 
     def described(self):
         classes, multilabel = self._classes()
@@ -187,7 +193,7 @@ class RegressorAdapter(NetworkAdapter):
 
     def __init__(self, model):
         super().__init__(model)
-        parts = model._unscaling()
+        parts = self.target.unscaling()
         self._scale, self._center = (torch.from_numpy(np.array(part)).double() for part in parts)
 
     def scales(self):
@@ -196,9 +202,9 @@ class RegressorAdapter(NetworkAdapter):
     def compute(self, networks, frames, precise):
         combined, representation = super().compute(networks, frames, precise)
         kind = torch.float64 if precise else torch.float32
-        values = self.model._head.predict(combined).to(kind)
+        values = self.target.head_.predict(combined).to(kind)
         values = values * self._scale.to(kind) + self._center.to(kind)
-        return values[:, 0] if self.model._predicts_one else values, representation
+        return values[:, 0] if self.target.predicts_one else values, representation
 
 
 class MultiTaskAdapter(NetworkAdapter):
@@ -208,15 +214,16 @@ class MultiTaskAdapter(NetworkAdapter):
 
     def __init__(self, model):
         super().__init__(model)
+        columns = self.target.head_.columns()
         self._parts = [
-            (NUMBER if not hasattr(part, "classes_") else CLASSES, part, own)
-            for part, own in zip(model._parts.values(), model._head.columns(), strict=True)
+            (CLASSES if is_classifier(part) else NUMBER, part, own)
+            for part, own in zip(self.target.parts_.values(), columns, strict=True)
         ]
         self.outputs = [f"{kind}_{i}" for i, (kind, _, _) in enumerate(self._parts)]
         self.outputs.append("representation")
 
     def scales(self):
-        numbers = [part._unscaling() for kind, part, _ in self._parts if kind == NUMBER]
+        numbers = [part.unscaling() for kind, part, _ in self._parts if kind == NUMBER]
         return np.concatenate([np.ones(1), *(np.concatenate(pair) for pair in numbers)])
 
     def compute(self, networks, frames, precise):
@@ -225,11 +232,11 @@ class MultiTaskAdapter(NetworkAdapter):
         for kind, part, own in self._parts:
             outputs = combined[:, own]
             if kind == CLASSES:
-                found.append(part._head.predict(outputs.to(dtype)))
+                found.append(part.head_.predict(outputs.to(dtype)))
                 continue
-            pair = (torch.from_numpy(np.array(each)) for each in part._unscaling())
+            pair = (torch.from_numpy(np.array(each)) for each in part.unscaling())
             scale, center = (each.to(dtype) for each in pair)
-            found.append((part._head.predict(outputs).to(dtype) * scale + center)[:, 0])
+            found.append((part.head_.predict(outputs).to(dtype) * scale + center)[:, 0])
         return *found, representation
 
     def described(self):
@@ -281,7 +288,7 @@ class PairAdapter(ExportAdapter):
     @property
     def outputs(self):
         """Probabilities with two classes, predictions without."""
-        second = "predictions" if self.model._target.classes is None else "probabilities"
+        second = "predictions" if self.model._target.classes_ is None else "probabilities"
         return ("scores", second)
 
     def compute(self, networks, frames, precise):
@@ -292,22 +299,22 @@ class PairAdapter(ExportAdapter):
             users, items = users.double(), items.double()
         scores = (users * items).sum(1) / model._temperature + model._bias
         target = model._target
-        if target.classes is None:
-            return scores, scores * target.scale + target.center
+        if target.classes_ is None:
+            return scores, scores * target.scale_ + target.center_
         positive = torch.sigmoid(scores)
         return scores, torch.stack([1 - positive, positive], dim=1)
 
     def scales(self):
-        return np.array([self.model._target.scale, self.model._target.center])
+        return np.array([self.model._target.scale_, self.model._target.center_])
 
     def finish(self, graph, values):
-        classes = self.model._target.classes
+        classes = self.model._target.classes_
         if classes is None:
             return values
         return {"label": labels_of(graph, values["probabilities"], classes, False), **values}
 
     def described(self):
-        classes = self.model._target.classes
+        classes = self.model._target.classes_
         return {"kind": self.kind, "classes": None if classes is None else plain(classes)}
 
 

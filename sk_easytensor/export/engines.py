@@ -32,7 +32,7 @@ TORCH = "torch"
 ROWS = 2048
 """At most so many rows tell whether an engine agrees with torch, and how fast it is."""
 
-UNPICKLED = "_engine"
+RUNNING_ENGINE = "_engine"
 """The attribute that holds what runs the network, and is made anew where it is missing."""
 
 
@@ -57,7 +57,7 @@ class EngineMixin:
 
     def _use_torch(self):
         """Forget an engine that was chosen for other weights."""
-        for name in (UNPICKLED, "inference_report_"):
+        for name in (RUNNING_ENGINE, "inference_report_"):
             vars(self).pop(name, None)
         self.inference_engine_, self._program = TORCH, None
 
@@ -81,17 +81,17 @@ class EngineMixin:
         self.inference_report_ = chosen.report
         if chosen.engine is not None:
             self.inference_engine_, self._program = chosen.engine.name, chosen.program
-            setattr(self, UNPICKLED, chosen.engine)
+            setattr(self, RUNNING_ENGINE, chosen.engine)
 
     def _started_engine(self):
         """Return the engine, started if it is not yet; None for torch."""
-        # Models that were pickled by version 0.1.0 or are being fitted have none.
+        # Models that are being fitted have none.
         name = getattr(self, "inference_engine_", TORCH)
         if name == TORCH:
             return None
         threads = resolve_threads(self.n_jobs)
-        engine = getattr(self, UNPICKLED, None)
-        if hasattr(self, UNPICKLED) and (engine is None or engine.threads == threads):
+        engine = getattr(self, RUNNING_ENGINE, None)
+        if hasattr(self, RUNNING_ENGINE) and (engine is None or engine.threads == threads):
             return engine
         try:
             engine = start(name, self._program, self.blocks_, threads)
@@ -103,13 +103,8 @@ class EngineMixin:
                 UserWarning,
                 stacklevel=2,
             )
-        setattr(self, UNPICKLED, engine)
+        setattr(self, RUNNING_ENGINE, engine)
         return engine
-
-    def __getstate__(self):
-        """Return what is pickled or copied: no engine that runs."""
-        state = super().__getstate__()
-        return {name: value for name, value in state.items() if name != UNPICKLED}
 
 
 RELATIVE, ABSOLUTE = 1e-4, 1e-5

@@ -403,7 +403,7 @@ def features_of(adapter):
     """Return the columns of fit with the kinds of the blocks that read them."""
     features = {}
     for prefix, (blocks, _, encoder) in adapter.towers.items():
-        for column in encoder._columns:
+        for column in encoder.column_names:
             features.setdefault(str(column), {"name": str(column), "blocks": []})
         for name, block in blocks.items():
             for column in block.feature_names_in_:

@@ -100,6 +100,35 @@ class EncodedModel:
         self._parts = TensorFrame(read, len(frame))
         self.outputs = self._outputs(self._parts)
 
+    @classmethod
+    def of_network(cls, network, head, encoder, frame, backend):
+        """Return the model of one network.
+
+        Parameters
+        ----------
+        network : BlockNetwork
+            Trained.
+        head : Head
+            Of the network.
+        encoder : TableEncoder
+            Has encoded the rows.
+        frame : TensorFrame
+            Encoded rows.
+        backend : LocalBackend
+            Where forward passes run.
+        """
+        return cls(
+            frame,
+            modules=network.readers(),
+            join=lambda read: network.average_read(read, head),
+            places=encoder.places(frame),
+            backend=backend,
+            network=network,
+            head=head,
+            features=encoder.features,
+            by_feature=lambda found: encoder.by_feature(found, network, frame),
+        )
+
     def columns(self):
         """Return, for each group of columns that can only be shuffled together, where they stand.
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from sk_easytensor.executor import LocalExecutor
-from sk_easytensor.inspection.encoded_model import MANY_COLUMNS
+from sk_easytensor.inspection.encoded_model import MANY_COLUMNS, EncodedModel
 from sk_easytensor.inspection.importance import draw_orders, permuted_scores
 from sk_easytensor.training.dataset import bounded_sample
 from sk_easytensor.training.distributed import SingleProcess
@@ -107,17 +107,17 @@ class Inspection:
 
     Parameters
     ----------
-    estimator : BaseEasyTensor
-        Has learned target and blocks; its network is the one that was trained.
-    n_columns : int
-        Input columns.
+    target : Target
+        Has learned its scale.
+    encoder : TableEncoder
+        Has encoded the rows.
     seed : int
-        Of the sample and the permutations.
+        Seed of the sample and of the permutations.
     """
 
-    def __init__(self, estimator, n_columns, seed):
-        self.estimator = estimator
-        self.n_columns = n_columns
+    def __init__(self, target, encoder, seed):
+        self.target = target
+        self.encoder = encoder
         self.seed = seed
 
     def later(self, rows, evals):
@@ -135,7 +135,7 @@ class Inspection:
         dict
             Attributes of the estimator.
         """
-        return {"_importance_sample": ImportanceSample(rows, evals, self.n_columns, self.seed)}
+        return {"_importance_sample": ImportanceSample(rows, evals, self._n_columns, self.seed)}
 
     def now(self, network, rows, evals, group):
         """Compute importances, each worker its part, from a sample of the rows of all.
@@ -155,14 +155,19 @@ class Inspection:
             Attributes of the estimator, none of which holds a row. The validation is None in all
             workers but the first.
         """
-        self.estimator.network_ = network
-        sample = ImportanceSample(rows, evals, self.n_columns, self.seed, group)
-        importances, validation = sample.found(self.estimator, LocalExecutor(), group)
+        sample = ImportanceSample(rows, evals, self._n_columns, self.seed, group)
+        importances, validation = sample.found(
+            network, self.encoder, self.target, LocalExecutor(), group
+        )
         return {
             "_importances": importances,
             "_validation": validation,
             "_importance_sample": None,
         }
+
+    @property
+    def _n_columns(self):
+        return len(self.encoder.column_names)
 
 
 class ImportanceSample:
@@ -201,13 +206,17 @@ class ImportanceSample:
         share = len(rows) / group.sum([len(rows)])[0]
         self.rows = bounded_sample(rows, int(np.ceil(size * share)), self.seed)
 
-    def found(self, estimator, backend, group=None):
+    def found(self, network, encoder, target, backend, group=None):
         """Return importances, and how good predictions are if these are validation rows.
 
         Parameters
         ----------
-        estimator : BaseEasyTensor
-            Whose network is evaluated.
+        network : BlockNetwork
+            Is evaluated.
+        encoder : TableEncoder
+            Has encoded the rows.
+        target : Target
+            Has the head of the network, and measures its predictions.
         backend : LocalBackend
             Where forward passes run.
         group : SingleProcess or ProcessGroup, optional
@@ -221,21 +230,22 @@ class ImportanceSample:
             Of the rows of all workers, in the first of them.
         """
         group = SingleProcess() if group is None else group
-        model = estimator._inspection_model(self.rows.frame, backend)
+        head = target.head_
+        model = EncodedModel.of_network(network, head, encoder, self.rows.frame, backend)
         evaluated, rows = model, self.rows
         if not (self.quick or model.linear):
             few = slice(bounded_rows(MOST_VALUES // len(model.places)))
             rows = rows.take(few)
-            evaluated = estimator._inspection_model(rows.frame, backend)
-        importances = self.importances(evaluated, rows, estimator._head, group)
-        importances = estimator._encoder.by_feature(importances, estimator.network_, rows.frame)
+            evaluated = EncodedModel.of_network(network, head, encoder, rows.frame, backend)
+        importances = self.importances(evaluated, rows, head, group)
+        importances = encoder.by_feature(importances, network, rows.frame)
         if not self.held_out:
             return importances, None
         told = group.gather((model.outputs[:, 0], self.rows.target, self.rows.weight))
         if group.rank > 0:
             return importances, None
-        outputs, target, weight = (torch.cat(parts) for parts in zip(*told, strict=True))
-        found = estimator._validation_measures(outputs, target, weight)
+        outputs, actual, weight = (torch.cat(parts) for parts in zip(*told, strict=True))
+        found = target.validation_measures(outputs, actual, weight)
         return importances, {"rows": len(weight), **found}
 
     def importances(self, model, rows, head, group):

@@ -117,7 +117,7 @@ def table_and_rows(estimator, X):
         table = as_table(X[:EXAMPLE_ROWS], densify=True)
     if has_column_names(X) and hasattr(estimator, "feature_names_in_"):
         table = align_table(table, estimator.feature_names_in_)
-    if getattr(getattr(estimator, "_encoder", None), "_with_margin", False):
+    if getattr(getattr(estimator, "_encoder", None), "with_margin", False):
         # Served rows bring offsets in a column: MLflow passes nothing but the table.
         table = table.append_column(BASE_MARGIN, pa.array(np.zeros(len(table))))
     elif isinstance(X, np.ndarray):

@@ -13,6 +13,8 @@ from sk_easytensor.networks.heads import weighted_mean
 __all__ = [
     "TreeTables",
     "TreesModule",
+    "load_network_state",
+    "network_state",
 ]
 
 
@@ -370,6 +372,42 @@ class TreesModule(nn.Module):
         """Give each leaf a number instead of a bit, for runtimes that cannot look at bits."""
         for forest in self.forests:
             forest.unpack()
+
+
+def network_state(network):
+    """Return the weights of a network and the trees beside it, as arrays and numbers.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        On the CPU.
+
+    Returns
+    -------
+    dict
+        For :func:`load_network_state`, in any process.
+    """
+    trees = getattr(network, "trees", None)
+    return {
+        "weights": {name: tensor.numpy() for name, tensor in network.state_dict().items()},
+        "trees": None if trees is None else trees.state(),
+    }
+
+
+def load_network_state(network, state):
+    """Give a network of the same structure the weights and trees of another.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Changed in place.
+    state : dict
+        What :func:`network_state` returned; nothing of it is shared.
+    """
+    weights = state["weights"].items()
+    network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights})
+    if state["trees"] is not None:
+        network.trees = TreesModule.of_state(state["trees"])
 
 
 class ForestModule(nn.Module):

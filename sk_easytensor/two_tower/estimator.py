@@ -18,10 +18,11 @@ from sk_easytensor.compose import BlockParametersMixin, blocks_diagram
 from sk_easytensor.data.tables import as_table, has_column_names
 from sk_easytensor.data.validation import errors_name
 from sk_easytensor.estimators.classifier import EasyTensorClassifier
-from sk_easytensor.estimators.inputs import deciding_first, eval_names
+from sk_easytensor.estimators.eval_sets import deciding_first, eval_names
 from sk_easytensor.estimators.rows import divided, total_weight
+from sk_easytensor.estimators.state import restored_on_error
 from sk_easytensor.estimators.stored import Vectors, of_stored_rows
-from sk_easytensor.estimators.trained import TrainedEstimator, restored_on_error
+from sk_easytensor.estimators.trained import TrainedEstimator
 from sk_easytensor.export.adapters import PairAdapter
 from sk_easytensor.networks import Sum
 from sk_easytensor.networks.two_tower import TwoTowerNetwork
@@ -39,7 +40,7 @@ from sk_easytensor.two_tower.pairs import (
     pair_sets,
 )
 from sk_easytensor.two_tower.recommend import PairScoringMixin, RecommendingMixin
-from sk_easytensor.two_tower.targets import PairTarget, few_values, target_values
+from sk_easytensor.two_tower.targets import PairTarget
 from sk_easytensor.two_tower.tower import Tower
 
 __all__ = [
@@ -51,8 +52,7 @@ __all__ = [
 class TowerTrainingMixin:
     """Fits the blocks of both towers, encodes pairs and trains the network."""
 
-    def _fit_towers(self, table, backend, checkpoints):
-        catalogue = self._catalogue
+    def _fit_towers(self, table, catalogue, backend, checkpoints):
         trunk = self._default_trunk() if self.trunk is None else self.trunk
         how = {
             "embedding_dim": self.embedding_dim,
@@ -60,7 +60,7 @@ class TowerTrainingMixin:
             "n_jobs": self.n_jobs,
         }
         users = key_blocks(self.user_blocks, self._user_key, self.embedding_dim)
-        items = key_blocks(self.item_blocks, catalogue.key, self.embedding_dim)
+        items = key_blocks(self.item_blocks, catalogue.index.key, self.embedding_dim)
         self.user_tower_ = Tower(users, clone(trunk), **how)
         self.item_tower_ = Tower(items, clone(trunk), **how)
         user_columns = catalogue.user_columns(table) if self.user_blocks is None else None
@@ -83,10 +83,10 @@ class TowerTrainingMixin:
             backend,
         )
 
-    def _read_pairs(self, records, evals, backend):
+    def _read_pairs(self, records, evals, catalogue, backend):
         """Return rows of encoded pairs, the same of each evaluation set, and the items."""
         maker = PairEncoder(
-            self.user_tower_, self.item_tower_, self._catalogue, self._target, backend
+            self.user_tower_, self.item_tower_, catalogue.index, self._target, backend
         )
         rows, validation = records.encoded(maker), []
         for where, valid in evals:
@@ -95,7 +95,7 @@ class TowerTrainingMixin:
                 first = valid.sample()
                 maker.make_rows(first.table.slice(0, 1), first.y[:1], first.weight[:1])
                 validation.append(valid.encoded(maker))
-        items = self._catalogue.encoded(self.item_tower_, [rows, *validation], backend)
+        items = catalogue.encoded(self.item_tower_, [rows, *validation], backend)
         pairs = PairResampling(items)
         validation = [valid.map(pairs) for valid in validation]
         for (where, _), valid in zip(evals, validation, strict=True):
@@ -118,7 +118,6 @@ class TowerTrainingMixin:
         if temperature is None:
             temperature = 0.1 if self.similarity == "cosine" else 1.0
         self._target.learn_scale(rows)
-        self._target.head.scale = self._target.scale_of_loss
         with seeded(seed):
             user, item = self.user_tower_.make_network(), self.item_tower_.make_network()
             for name in self.shared_blocks:
@@ -137,7 +136,7 @@ class TowerTrainingMixin:
             plan = self._eval_plan(evals)
             evals = [valid.map(self._target.scaled) for valid in evals.values()]
             settings = self._settings(batch_size, epochs, plan, checkpoints=checkpoints)
-            result = backend.train(network, self._target.head, rows, evals, settings)
+            result = backend.train(network, self._target.head_, rows, evals, settings)
         self._temperature = temperature
         self._bias = 0.0 if network.popularity is not None else float(network.bias.detach())
         self._record_training(result)
@@ -389,11 +388,13 @@ class EasyTensorTwoTower(
         backend = resolve_backend(self.backend, self.n_jobs)
         self._check_parameters()
         with backend.running(), ExitStack() as opened:
-            records = backend.records(X, y, sample_weight, as_table, target_values)
+            target = PairTarget(type(self).__name__)
+            records = backend.records(X, y, sample_weight, as_table, target.check)
             sample = records.sample()
             catalogue = ItemCatalogue(records.table, items, item_key, self.item_blocks, backend)
-            values = None if y is None else np.concatenate(records.map_chunks(few_values))
-            target = PairTarget.learn(values)
+            # Rows that are read later are checked as these were.
+            sampled = None if y is None else records.map_chunks(target.sample)
+            target = clone(target).fit(None if y is None else target.join_samples(sampled))
             self._check_user_key(user_key, sample.table)
             pairs = pair_sets(eval_set, eval_sample_weight)
             evals = [
@@ -412,15 +413,14 @@ class EasyTensorTwoTower(
 
             checkpoints, random_state = self._open_checkpoints(opened, source)
             self._clear_state()
-            self._catalogue, self._target, self._user_key = catalogue, target, user_key
-            if target.classes is not None:
-                self.classes_ = target.classes
+            self._items, self._target, self._user_key = catalogue.index, target, user_key
+            vars(self).update(target.fitted_attributes())
             with self._timed("blocks"):
-                self._fit_towers(records.table, backend, checkpoints)
+                self._fit_towers(records.table, catalogue, backend, checkpoints)
             self._data_summary = summarize_table(sample.table)
             with self._timed("encoding"):
                 users = self._read_users(records.table, backend)
-                rows, evals, items = self._read_pairs(records, evals, backend)
+                rows, evals, items = self._read_pairs(records, evals, catalogue, backend)
             evals = {names[index]: evals[index] for index in deciding_first(names)}
             if set(evals) <= {"training"} and self.validation_fraction is not None:
                 rows, held_out = backend.hold_out(
@@ -434,7 +434,6 @@ class EasyTensorTwoTower(
             self._keep_items(items, sample.table, backend)
             if users is not None:
                 self._keep_users(*users, backend)
-        self._catalogue = catalogue.without_rows()
         self._n_features_out = self.embedding_dim
         self.n_features_in_ = sample.table.num_columns
         if has_column_names(X):

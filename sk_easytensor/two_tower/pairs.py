@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
-
 import numpy as np
 import pyarrow as pa
 import torch
@@ -13,7 +11,7 @@ from sk_easytensor.blocks.category import CategoryBlock, category_keys
 from sk_easytensor.data.columns import RowError, show_value
 from sk_easytensor.data.summaries import Summary, merge_all
 from sk_easytensor.data.tables import as_table
-from sk_easytensor.estimators.inputs import eval_pairs
+from sk_easytensor.estimators.eval_sets import eval_pairs
 from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.dataset import EncodedDataset, materialize
 from sk_easytensor.training.pairs import (
@@ -28,6 +26,7 @@ from sk_easytensor.two_tower.keys import KeyIndex, key_values, rows_of_keys
 __all__ = [
     "InteractionReading",
     "ItemCatalogue",
+    "ItemIndex",
     "PairEncoder",
     "fit_shared",
     "key_blocks",
@@ -56,19 +55,15 @@ class ItemCatalogue:
 
     Attributes
     ----------
-    table : pyarrow.Table, table of a backend or None
-        A row for each item; without a key one for each interaction. None after the fit.
-    keyed : bool
-        Whether items have keys.
-    keys : ndarray
-        The items' keys.
-    lookup : KeyIndex
-        Finds an item by its key.
+    table : pyarrow.Table or table of a backend
+        A row for each item; without a key one for each interaction.
+    item_columns : list of str
+        Columns that may be the item's.
+    index : ItemIndex
+        Finds the items of pairs.
     """
 
     def __init__(self, table, items, key, item_blocks, backend):
-        self.key = key
-        self.keyed = key is not None
         self.given = items is not None
         if items is not None and key is None:
             raise ValueError(f"{OWNER}: items needs item_key, the column that names an item")
@@ -79,7 +74,8 @@ class ItemCatalogue:
             )
         self.table = as_table(items) if self.given else table
         self.item_columns = self.table.column_names
-        if not self.keyed:
+        self.index = ItemIndex()
+        if key is None:
             return
         for where, columns in (("X", table.column_names), ("items", self.item_columns)):
             if key not in columns:
@@ -89,11 +85,7 @@ class ItemCatalogue:
                 )
         if not self.given:
             self.table = rows_of_keys(table, key, self.item_columns, backend, keep="first")
-        self.lookup = KeyIndex(self.table.column(key), key)
-        if self.given:
-            self.lookup.check_distinct(self.table.column(key))
-        self.lookup.forget_rows()
-        self.keys = key_values(self.table.column(key))
+        self.index = ItemIndex(key, self.table.column(key), given=self.given)
 
     def user_columns(self, table):
         """Return the columns of the interactions that are none of the item's."""
@@ -106,6 +98,61 @@ class ItemCatalogue:
         if not names:
             raise ValueError(f"{OWNER}: X has no column that items does not have")
         return names
+
+    def encoded(self, tower, sets, backend):
+        """Return all items, encoded.
+
+        Parameters
+        ----------
+        tower : Tower
+            Of the items.
+        sets : list of EncodedDataset
+            Flat rows of pairs, whose items these are if they have no keys.
+        backend : LocalBackend
+            Encodes the catalogue.
+
+        Returns
+        -------
+        TensorFrame
+        """
+        if self.index.keyed:
+            return tower.encode(self.table, backend)
+        found = [items for rows in sets for items in rows.map_chunks(distinct_items)]
+        return distinct_rows(TensorFrame.concatenate(found))[0]
+
+
+class ItemIndex:
+    """Finds the items of pairs by their keys; small, and all that predictions need of them.
+
+    Parameters
+    ----------
+    key : str or None, default=None
+        Column that names the item.
+    column : pyarrow.ChunkedArray, optional
+        The key of each item.
+    given : bool, default=False
+        Whether there was a catalogue, whose keys have to be distinct.
+
+    Attributes
+    ----------
+    keyed : bool
+        Whether items have keys.
+    keys : ndarray
+        The items' keys.
+    lookup : KeyIndex
+        Finds an item by its key.
+    """
+
+    def __init__(self, key=None, column=None, *, given=False):
+        self.key = key
+        self.keyed = key is not None
+        self.given = given
+        if self.keyed:
+            self.lookup = KeyIndex(column, key)
+            if given:
+                self.lookup.check_distinct(column)
+            self.lookup.forget_rows()
+            self.keys = key_values(column)
 
     def rows(self, table, *, all_known=True):
         """Return the item of each interaction as a tensor; None if items have no keys.
@@ -134,33 +181,6 @@ class ItemCatalogue:
                 row,
             )
         return torch.from_numpy(rows.astype(np.int64))
-
-    def encoded(self, tower, sets, backend):
-        """Return all items, encoded.
-
-        Parameters
-        ----------
-        tower : Tower
-            Of the items.
-        sets : list of EncodedDataset
-            Flat rows of pairs, whose items these are if they have no keys.
-        backend : LocalBackend
-            Encodes the catalogue.
-
-        Returns
-        -------
-        TensorFrame
-        """
-        if self.keyed:
-            return tower.encode(self.table, backend)
-        found = [items for rows in sets for items in rows.map_chunks(distinct_items)]
-        return distinct_rows(TensorFrame.concatenate(found))[0]
-
-    def without_rows(self):
-        """Return a copy without what is only needed while fitting."""
-        other = copy(self)
-        other.table = None
-        return other
 
 
 def key_blocks(blocks, key, width):
@@ -246,7 +266,7 @@ class PairEncoder:
     ----------
     user_tower, item_tower : Tower
         With fitted blocks.
-    catalogue : ItemCatalogue
+    items : ItemIndex
         Gives the number of an item, if items have keys.
     target : PairTarget
         Encodes targets.
@@ -261,14 +281,12 @@ class PairEncoder:
 
     gather = staticmethod(materialize)
 
-    def __init__(self, user_tower, item_tower, catalogue, target, backend):
-        self.user_tower = user_tower.without_network()
-        self.item_tower = item_tower.without_network()
-        self.catalogue = catalogue.without_rows()
+    def __init__(self, user_tower, item_tower, items, target, backend):
+        self.encode_users = user_tower.encoding(backend)
+        self.encode_items = item_tower.encoding(backend)
+        self.items = items
         self.target = target
-        self.backend = backend
-        keyed = catalogue.keyed
-        self.columns = [catalogue.key] if keyed else list(item_tower.feature_names_in_)
+        self.columns = [items.key] if items.keyed else list(item_tower.feature_names_in_)
 
     def make_rows(self, table, y, weight):
         """Return encoded pairs, as flat rows.
@@ -286,18 +304,15 @@ class PairEncoder:
         -------
         EncodedDataset
         """
-        users = self.user_tower.encode(table, self.backend)
+        users = self.encode_users(table)
         rows = self.make_targets(table, y, weight)
         rows.frame = flat_frame(users, side_of(rows.frame, "item"))
         return rows
 
     def make_targets(self, table, y, weight):
         """Return pairs without the users' features."""
-        numbers = self.catalogue.rows(table)
-        if numbers is None:
-            items = self.item_tower.encode(table, self.backend)
-        else:
-            items = numbered_items(numbers)
+        numbers = self.items.rows(table)
+        items = self.encode_items(table) if numbers is None else numbered_items(numbers)
         frame = flat_frame(TensorFrame({}, len(items)), items)
         return EncodedDataset(frame, self.target.encode(y), torch.from_numpy(weight).float())
 
@@ -341,18 +356,18 @@ class InteractionReading:
     ----------
     user_key : str
         Column that names the user.
-    catalogue : ItemCatalogue
+    items : ItemIndex
         Gives the numbers of items.
     """
 
     column_wise = False
 
-    def __init__(self, user_key, catalogue):
+    def __init__(self, user_key, items):
         self.user_key = user_key
-        self.catalogue = catalogue.without_rows()
+        self.items = items
 
     def summarize(self, table):
         """Return the summary of a chunk of rows."""
         users = category_keys(table.column(self.user_key)).dictionary_decode()
-        items = pa.array(self.catalogue.rows(table).numpy())
+        items = pa.array(self.items.rows(table).numpy())
         return InteractionSet(pa.table({"user": users, "item": items}))

@@ -62,13 +62,13 @@ class PairScoringMixin:
     def _columns_read(self):
         """Return the columns of users and items, and those of their keys."""
         towers = (*self.user_tower_.feature_names_in_, *self.item_tower_.feature_names_in_)
-        keys = (self._user_key, self._catalogue.key)
+        keys = (self._user_key, self._items.key)
         return list(dict.fromkeys([*towers, *(key for key in keys if key is not None)]))
 
     def _check_pair_columns(self, table):
         """Raise ``ValueError`` if a table lacks columns of users or items."""
         self.user_tower_.read(table)
-        if not (self._catalogue.keyed and self._catalogue.key in table.column_names):
+        if not (self._items.keyed and self._items.key in table.column_names):
             self.item_tower_.read(table)
 
     def _scores(self, users, items):
@@ -100,9 +100,9 @@ class PairScoringMixin:
 
     def _item_vectors(self, table, backend):
         """Return embeddings, and for each pair which of them is its item's."""
-        if self._catalogue.keyed and self._catalogue.key in table.column_names:
+        if self._items.keyed and self._items.key in table.column_names:
             has_columns = set(self.item_tower_.feature_names_in_) <= set(table.column_names)
-            rows = self._catalogue.rows(table, all_known=not has_columns)
+            rows = self._items.rows(table, all_known=not has_columns)
             if (rows >= 0).all():
                 return as_tensor(self.item_embeddings_), rows
         items, rows = distinct_rows(self.item_tower_.encode(table, backend))
@@ -110,7 +110,7 @@ class PairScoringMixin:
 
     def _check_classes(self):
         check_is_fitted(self)
-        if self._target.classes is None:
+        if self._target.classes_ is None:
             raise AttributeError(
                 "predict_proba needs a y of two classes in fit; use decision_function"
             )
@@ -154,7 +154,7 @@ class PairScoringMixin:
         ndarray of shape (n_pairs,)
         """
         scores = self.decision_function(X)
-        return self._target.decode(scores)
+        return self._target.predict(torch.from_numpy(scores)[:, None])
 
     @with_library_settings
     def score(self, X, y=None):
@@ -178,7 +178,7 @@ class PairScoringMixin:
         if self._target.is_implicit:
             return self._hit_rate(X)
         y = self._target.check(y)
-        if self._target.classes is None:
+        if self._target.classes_ is None:
             return float(r2_score(y, self.predict(X)))
         return float(roc_auc_score(y == self.classes_[1], self.decision_function(X)))
 
@@ -238,7 +238,7 @@ class RecommendingMixin:
         if items is None:
             self._check_catalogue()
             candidates, keys = self.item_embeddings_, self.item_keys_
-            lookup = self._catalogue.lookup
+            lookup = self._items.lookup
         else:
             candidates, keys, lookup = self._candidates(
                 as_table(items, columns=self._columns_read())
@@ -297,10 +297,10 @@ class RecommendingMixin:
         rows = rows_of_keys(table, self._user_key, columns, backend, keep="last")
         users = KeyIndex(rows.column(self._user_key), self._user_key)
         users.forget_rows()
-        if not self._catalogue.keyed:
+        if not self._items.keyed:
             return rows, users, None
-        keys = list(dict.fromkeys([self._user_key, self._catalogue.key]))
-        reading = InteractionReading(self._user_key, self._catalogue)
+        keys = list(dict.fromkeys([self._user_key, self._items.key]))
+        reading = InteractionReading(self._user_key, self._items)
         seen = backend.summarize(table.select(keys), {"seen": (reading, keys)})["seen"]
         return rows, users, seen.numbered(users)
 
@@ -314,10 +314,10 @@ class RecommendingMixin:
     def _keep_items(self, frame, users, backend):
         """Embed the encoded catalogue, if there is one; some users help to adjust the index."""
         self._index = None
-        if not self._catalogue.keyed:
+        if not self._items.keyed:
             return
         self.item_embeddings_ = self.item_tower_.embed_frame(frame, backend).numpy()
-        self.item_keys_ = self._catalogue.keys
+        self.item_keys_ = self._items.keys
         if self.index != "exact":
             some = users.take(pa.array(some_places(len(users), ROWS_OF_QUERIES)))
             found, _ = distinct_rows(self.user_tower_.encode(some, backend))
@@ -354,7 +354,7 @@ class RecommendingMixin:
 
     def _candidates(self, items):
         vectors = self.item_tower_.embed(items)
-        key = self._catalogue.key
+        key = self._items.key
         if key is None or key not in items.column_names:
             return vectors, np.arange(len(items)), None
         lookup = KeyIndex(items.column(key), key)
@@ -411,7 +411,7 @@ class RecommendingMixin:
         return owner, self._seen[places, 1]
 
     def _check_catalogue(self):
-        if not self._catalogue.keyed:
+        if not self._items.keyed:
             raise ValueError(
                 "there is no catalogue: pass items, or give fit an item_key to make one of"
             )
@@ -425,7 +425,7 @@ class RecommendingMixin:
         self._check_catalogue()
         table = as_table(X, columns=self._columns_read())
         # Without a catalogue, items that fit did not meet cannot be found.
-        rows = self._catalogue.rows(table, all_known=self._catalogue.given).numpy()
+        rows = self._items.rows(table, all_known=self._items.given).numpy()
         vectors = self.user_tower_.embed(table)
         places, _ = self._best(vectors, self.item_embeddings_, min(k, len(self.item_embeddings_)))
         return float((places == rows[:, None]).any(axis=1).mean())

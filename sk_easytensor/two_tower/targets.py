@@ -10,7 +10,8 @@ from sklearn.utils import check_array, column_or_1d
 
 from sk_easytensor.data.summaries import power_of_two
 from sk_easytensor.data.validation import errors_mention, errors_name
-from sk_easytensor.estimators.inputs import (
+from sk_easytensor.estimators.targets.base import Target, bounded_targets, target_range
+from sk_easytensor.estimators.targets.checks import (
     check_classes,
     check_labels,
     check_no_missing,
@@ -18,121 +19,145 @@ from sk_easytensor.estimators.inputs import (
     labels_like,
     plain_labels,
 )
-from sk_easytensor.estimators.rows import bounded_targets, target_range
 from sk_easytensor.networks.heads import BinaryHead, RegressionHead, SampledSoftmaxHead
-from sk_easytensor.training.dataset import EncodedDataset
 
 __all__ = [
     "PairTarget",
-    "few_values",
-    "target_values",
 ]
 
 
-OWNER = "EasyTensorTwoTower"
+FEW_VALUES = 10
+"""So many of the distinct values of a chunk tell of which kind a target is."""
 
 
-class PairTarget:
+class PairTarget(Target):
     """Targets of pairs: that they met, one of two classes, or a number.
 
     Parameters
     ----------
-    head : Head
-        Gives the loss.
-    classes : ndarray or None
+    owner : str, default="EasyTensorTwoTower"
+        Class name of the estimator, for errors.
+
+    Attributes
+    ----------
+    classes_ : ndarray or None
         The two classes.
+    center_, scale_ : float
+        What is subtracted from numbers in training, and what they are divided by then.
     """
 
-    def __init__(self, head, classes=None):
-        self.head = head
-        self.classes = classes
-        self.center, self.scale = 0.0, 1.0
+    def __init__(self, owner="EasyTensorTwoTower"):
+        super().__init__(owner)
 
-    @classmethod
-    def learn(cls, values):
-        """Return the target that a `y` of fit is, or None, from its :func:`few_values`."""
-        if values is None:
-            return cls(SampledSoftmaxHead())
-        values = np.unique(values)
+    def check(self, y):
+        """Return a valid target as an array, of the kind that was learned if one was.
+
+        Returns
+        -------
+        ndarray of shape (n_pairs,), or None
+            None for None: every pair is an item that was chosen.
+        """
+        if not hasattr(self, "head_"):
+            return self._values(y)
+        if self.is_implicit:
+            if y is not None:
+                raise ValueError(f"{self.owner} was fitted without y, and takes none")
+            return None
+        if y is None:
+            raise ValueError(f"{self.owner} was fitted with y and requires y to be passed")
+        y = self._values(y)
+        if self.classes_ is None:
+            if y.dtype.kind not in "fiu":
+                raise ValueError(f"{self.owner}: y must be numbers, as in fit, got {y.dtype}")
+            return y
+        y = labels_like(self.classes_, y)
+        known = np.isin(y, self.classes_)
+        if not known.all():
+            raise ValueError(
+                f"{self.owner}: y holds {y[~known][0]!r}; classes are {self.classes_.tolist()}"
+            )
+        return y
+
+    def _values(self, y):
+        """Return a `y` as an array of one dimension without missing values, or None for None."""
+        if y is None:
+            return None
+        check_labels(y)
+        y = plain_labels(y)
+        check_no_missing(y)
+        y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = column_or_1d(y, warn=True)
+        if y.ndim != 1:
+            raise ValueError(f"{self.owner}: y must be 1-D, got shape {y.shape}")
+        check_size(y)
+        return y
+
+    def sample(self, y):
+        with errors_mention("y"):
+            return np.unique(y)[:FEW_VALUES]
+
+    def fit(self, sample):
+        """Learn what kind of target it is; the sample is None if `y` was."""
+        self.classes_, self.center_, self.scale_ = None, 0.0, 1.0
+        if sample is None:
+            self.head_ = SampledSoftmaxHead()
+            return self
+        values = np.unique(sample)
         if len(values) == 1:
             raise ValueError(
-                f"{OWNER}: y holds nothing but {values.tolist()[0]!r}. Leave it out if every row "
-                "is an item that was chosen"
+                f"{self.owner}: y holds nothing but {values.tolist()[0]!r}. Leave it out if every "
+                "row is an item that was chosen"
             )
-        if values.dtype.kind in "OUSb" or set(values.tolist()) == {0, 1}:
-            if len(values) != 2:
-                raise ValueError(f"{OWNER}: y must have two classes or numbers, got {values!r}")
-            with errors_name(OWNER):
-                check_classes(values)
-            return cls(BinaryHead(), values)
-        return cls(RegressionHead())
+        if values.dtype.kind not in "OUSb" and set(values.tolist()) != {0, 1}:
+            self.head_ = RegressionHead()
+            return self
+        if len(values) != 2:
+            raise ValueError(f"{self.owner}: y must have two classes or numbers, got {values!r}")
+        with errors_name(self.owner):
+            check_classes(values)
+        self.head_, self.classes_ = BinaryHead(), values
+        return self
 
     @property
     def is_implicit(self):
         """Whether every pair is an item that was chosen."""
-        return self.head.kind == "choice"
+        return self.head_.kind == "choice"
 
-    def check(self, y):
-        """Return a `y` of the kind that fit was given, as an array; None if there was none."""
-        if self.is_implicit:
-            if y is not None:
-                raise ValueError(f"{OWNER} was fitted without y, and takes none")
-            return None
-        if y is None:
-            raise ValueError(f"{OWNER} was fitted with y and requires y to be passed")
-        y = target_values(y)
-        if self.classes is not None:
-            y = labels_like(self.classes, y)
-        if self.classes is not None and not np.isin(y, self.classes).all():
-            value = y[~np.isin(y, self.classes)][0]
-            raise ValueError(f"{OWNER}: y holds {value!r}; classes are {self.classes.tolist()}")
-        if self.classes is None and y.dtype.kind not in "fiu":
-            raise ValueError(f"{OWNER}: y must be numbers, as in fit, got {y.dtype}")
-        return y
+    def fitted_attributes(self):
+        return {} if self.classes_ is None else {"classes_": self.classes_}
 
     def encode(self, y):
-        """Return checked targets, or any array if there are none, as the head wants them."""
         if self.is_implicit:
             return torch.zeros(len(y))
-        if self.classes is not None:
-            return torch.from_numpy(y == self.classes[1]).float()
+        if self.classes_ is not None:
+            return torch.from_numpy(y == self.classes_[1]).float()
         return torch.from_numpy(y.astype(np.float64)).reshape(-1, 1)
 
     def strata(self, target):
-        """Return the groups that a validation part is drawn evenly from."""
-        if self.classes is None:
-            return np.zeros(len(target), dtype=np.int64)
-        return target.numpy().astype(np.int64)
+        return super().strata(target) if self.classes_ is None else target.numpy().astype(np.int64)
 
-    def learn_scale(self, rows):
-        """Learn mean and spread of numbers from the training part."""
-        if self.is_implicit or self.classes is not None:
+    def learn_scale(self, rows, *, resuming=False, offset=None):
+        if resuming or self.is_implicit or self.classes_ is not None:
             return
         low, high = target_range(rows)
         # Squares of very small numbers would be 0. Powers of two are exact.
         unit = float(power_of_two(np.maximum(-low, high))[0])
         center = float(weighted_mean(rows, unit, 0.0, 1))
         spread = float(weighted_mean(rows, unit, center, 2).sqrt())
-        self.center, self.scale = center * unit, spread * unit if spread > 0 else 1.0
+        self.center_, self.scale_ = center * unit, spread * unit if spread > 0 else 1.0
+        self.head_.scale = np.array([self.scale_])
 
-    @property
-    def scale_of_loss(self):
-        """What numbers are divided by, as heads take it; None for choices and classes."""
-        number = not self.is_implicit and self.classes is None
-        return np.array([self.scale]) if number else None
+    def scale(self, target):
+        if self.is_implicit or self.classes_ is not None:
+            return target
+        return bounded_targets((target - self.center_) / self.scale_)
 
-    def scaled(self, rows):
-        """Return rows with targets on the scale the network is trained on."""
-        if self.is_implicit or self.classes is not None:
-            return rows
-        target = bounded_targets((rows.target - self.center) / self.scale)
-        return EncodedDataset(rows.frame, target, rows.weight)
-
-    def decode(self, scores):
-        """Turn scores of pairs into predictions."""
-        if self.classes is not None:
-            return self.classes[(scores > 0).astype(np.int64)]
-        return scores * self.scale + self.center
+    def predict(self, outputs):
+        scores = outputs[:, 0].numpy()
+        if self.classes_ is not None:
+            return self.classes_[(scores > 0).astype(np.int64)]
+        return scores * self.scale_ + self.center_
 
 
 def weighted_mean(rows, unit, center, power):
@@ -146,25 +171,3 @@ def weighted_sums(rows, unit, center, power):
     weight = rows.weight.double()
     values = (rows.target[:, 0].double() / unit - center) ** power
     return torch.stack([(values * weight).sum(), weight.sum()])
-
-
-def few_values(y, n_values=10):
-    """Return the distinct values of a `y` if these are few, otherwise some of them."""
-    with errors_mention("y"):
-        return np.unique(y)[:n_values]
-
-
-def target_values(y):
-    """Return a `y` as an array of one dimension without missing values, or None for None."""
-    if y is None:
-        return None
-    check_labels(y)
-    y = plain_labels(y)
-    check_no_missing(y)
-    y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = column_or_1d(y, warn=True)
-    if y.ndim != 1:
-        raise ValueError(f"{OWNER}: y must be 1-D, got shape {y.shape}")
-    check_size(y)
-    return y

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
@@ -11,7 +13,7 @@ from sk_easytensor.backends import resolve_backend
 from sk_easytensor.blocks.detection import check_blocks, select_columns
 from sk_easytensor.blocks.pretrained import Representation
 from sk_easytensor.compose import BlockParametersMixin, TableEncoder
-from sk_easytensor.estimators.pickling import PortablePickleMixin
+from sk_easytensor.estimators.state import FittedStateMixin
 from sk_easytensor.export.adapters import EmbeddingAdapter
 from sk_easytensor.export.engines import EngineMixin
 from sk_easytensor.export.mixin import ExportMixin
@@ -27,8 +29,8 @@ __all__ = [
 
 class Tower(
     EngineMixin,
+    FittedStateMixin,
     ExportMixin,
-    PortablePickleMixin,
     BlockParametersMixin,
     ParametersMixin,
     ClassNamePrefixFeaturesOutMixin,
@@ -146,12 +148,6 @@ class Tower(
         """Put another fitted block, which reads the same columns, in the place of one."""
         self.blocks_[name] = block
 
-    def without_network(self):
-        """Return what reads and encodes tables, for use in other processes."""
-        other = object.__new__(type(self))
-        other._encoder, other._owner = self._encoder, self._owner
-        return other
-
     def make_network(self):
         """Make a new network that reads the fitted blocks' encodings."""
         self._network_trunk = self.trunk
@@ -167,7 +163,11 @@ class Tower(
 
     def encode(self, table, backend):
         """Encode the tower's columns of a table."""
-        return self._encoder.encode_table(self.read(table), backend, new_values=True)
+        return self.encoding(backend)(table)
+
+    def encoding(self, backend):
+        """Return :meth:`encode` as a function that can be sent: it knows blocks and no network."""
+        return partial(encode_table, encoder=self._encoder, owner=self._owner, backend=backend)
 
     @with_library_settings
     def transform(self, X):
@@ -224,3 +224,9 @@ class Tower(
     def _network_functions(self):
         network = self.network_.eval()
         return {"embedding": lambda rows: embed(network, rows, self.normalized)}
+
+
+def encode_table(table, encoder, owner, backend):
+    """Read the columns of a table that an encoder was fitted on, and encode them."""
+    table = encoder.read(table, owner=owner)
+    return encoder.encode_table(table, backend, new_values=True)

@@ -11,8 +11,10 @@ from sklearn.exceptions import NotFittedError
 
 from sk_easytensor import EasyTensorClassifier, TabM
 from sk_easytensor.estimators.stored import StoredCall, Values
+from sk_easytensor.estimators.targets.classification import ClassificationTarget
 from sk_easytensor.inspection import GivenOutputs
-from sk_easytensor.two_tower.targets import few_values, target_values
+from sk_easytensor.losses import LogLoss
+from sk_easytensor.two_tower.targets import PairTarget
 
 LEARNS = {"max_epochs": 15, "learning_rate": 0.02}
 
@@ -73,15 +75,15 @@ def test_integers_and_booleans_stay_what_they_are(kind, labels):
             if kind == "array"
             else (lambda y: pd.Series(y, dtype=name))
         )
-    model = EasyTensorClassifier()
-    y = model._check_target(make(labels * 2))
-    model._head = model._fit_target(y)
-    assert model.classes_.dtype == np.array(labels).dtype
-    assert model.classes_.tolist() == labels
-    assert model._encode_target(y).tolist() == [0, 1, 0, 1]
-    values = few_values(target_values(make(labels * 2)))
-    assert values.dtype == model.classes_.dtype
-    assert values.tolist() == labels
+    for target in (ClassificationTarget(LogLoss()), PairTarget()):
+        y = target.check(make(labels * 2))
+        values = target.sample(y)
+        assert values.dtype == np.array(labels).dtype
+        assert values.tolist() == labels
+    target = ClassificationTarget(LogLoss()).fit(values)
+    assert target.classes_.dtype == values.dtype
+    assert target.classes_.tolist() == labels
+    assert target.encode(y).tolist() == [0, 1, 0, 1]
 
 
 def test_nullable_labels_are_predicted_as_they_are(classifier, numbers, tmp_path):
@@ -102,10 +104,10 @@ def test_large_labels_of_another_integer_type_do_not_merge(classifier, numbers):
     model = classifier(max_epochs=1, trees=None)
     y = np.array(LARGE)[(numbers[:, 0] > 0).astype(int)]
     model.fit(numbers, y, eval_set=[(numbers, y.astype(np.uint64))])
-    assert model._encode_target(np.array(LARGE, dtype=np.uint64)).tolist() == [0, 1]
-    assert model._encode_target(np.array([2.0**53])).tolist() == [0]
+    assert model._target.encode(np.array(LARGE, dtype=np.uint64)).tolist() == [0, 1]
+    assert model._target.encode(np.array([2.0**53])).tolist() == [0]
     with pytest.raises(ValueError, match="not seen before"):
-        model._encode_target(np.array([2**53 + 2], dtype=np.uint64))
+        model._target.encode(np.array([2**53 + 2], dtype=np.uint64))
 
 
 def test_multiclass_labels(classifier, numbers):
@@ -219,7 +221,7 @@ def test_bad_class_weights(weights, classifier, unbalanced, recorder):
 def test_class_weights_of_what_is_no_class(classifier, numbers, recorder):
     labels = np.tile(["0", "1"], len(numbers) // 2)
     by_label = classifier(class_weight={"0": 1.0, "1": 5.0}).fit(numbers, labels)
-    assert by_label._factors[1] == 5 * by_label._factors[0]
+    assert by_label._target.class_weights_.tolist() == [1 / 8, 5 / 8]
     model = classifier(class_weight={"0": 1.0, "1": 5.0}, callbacks=[recorder])
     message = r"keys that are no class: \['0', '1'\]; the classes are \[0, 1\]"
     with pytest.raises(ValueError, match=message):

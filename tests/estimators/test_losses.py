@@ -209,8 +209,8 @@ def test_several_numbers(loss):
     y = X * [1, 1000]
     model = EasyTensorRegressor(loss=loss, max_epochs=2, validation_fraction=None, **LEARNS)
     model.fit(X, y, eval_set=[(X, y)])
-    found = row_losses(model._loss(), *map(torch.from_numpy, (model.predict(X), y)))
-    assert model.evals_result_["training"][model._loss().name][-1] == pytest.approx(
+    found = row_losses(model._target.loss, *map(torch.from_numpy, (model.predict(X), y)))
+    assert model.evals_result_["training"][model._target.loss.name][-1] == pytest.approx(
         found.mean().item(), rel=1e-4
     )
 

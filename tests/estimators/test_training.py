@@ -227,7 +227,7 @@ def test_callbacks_may_be_named_and_monitor_losses(regressor, data):
 
     model = regressor(callbacks=[("monitor", Monitor())]).fit(*data)
     training, valid = zip(*losses, strict=True)
-    units = model._target_scale[0] ** 2
+    units = model._target.scale_[0] ** 2
     for losses, name in ((training, "training"), (valid, "valid_0")):
         assert model.evals_result_[name]["squared_error"] == pytest.approx(units * np.array(losses))
 

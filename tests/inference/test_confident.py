@@ -176,7 +176,7 @@ def test_separable_targets_of_other_kinds(kind, tmp_path, assert_same):
 
 
 def test_pairs_of_two_classes():
-    target = SimpleNamespace(classes=np.array([0, 1]))
+    target = SimpleNamespace(classes_=np.array([0, 1]))
     tower = SimpleNamespace(normalized=False, blocks_={}, network_=None, _encoder=None)
     model = SimpleNamespace(
         _target=target, user_tower_=tower, item_tower_=tower, _temperature=1e-4, _bias=0.0

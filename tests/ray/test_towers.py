@@ -45,7 +45,7 @@ def same_towers(model, expected):
         (metric, curve), *_ = losses.items()
         assert model.evals_result_[part][metric] == pytest.approx(curve, abs=1e-6)
     assert list(model.feature_names_in_) == list(expected.feature_names_in_)
-    if model._catalogue.keyed:
+    if model._items.keyed:
         np.testing.assert_array_equal(model.item_keys_, expected.item_keys_)
         np.testing.assert_allclose(model.item_embeddings_, expected.item_embeddings_, atol=1e-6)
     if expected._users is not None:

@@ -201,7 +201,7 @@ class RayBackend(LocalBackend):
 
     def hold_out(self, rows, strata, fraction, random_state):
         """Take a validation part out of rows, evenly over the strata of each chunk."""
-        return rows.hold_out(_bound(strata), fraction, random_state)
+        return rows.hold_out(strata, fraction, random_state)
 
     def summarize(self, table, blocks):
         """Summarise a table for all blocks in one pass."""
@@ -249,12 +249,6 @@ class RayBackend(LocalBackend):
         from sk_easytensor.backends.ray.train import train_on_workers
 
         return train_on_workers(self, network, head, rows, valid_rows, settings, inspection)
-
-
-def _bound(method):
-    """Return a method of an estimator, bound to a copy that is light enough to be sent."""
-    owner = getattr(method, "__self__", None)
-    return getattr(owner._bare(), method.__name__) if hasattr(owner, "_bare") else method
 
 
 def ray_variables():

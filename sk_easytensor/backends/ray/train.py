@@ -33,7 +33,7 @@ from sk_easytensor.training.distributed import (
     SingleProcess,
 )
 from sk_easytensor.training.train import resolve_device, train_network
-from sk_easytensor.trees.forest import TreesModule
+from sk_easytensor.trees.forest import load_network_state, network_state
 
 __all__ = [
     "train_on_workers",
@@ -105,10 +105,8 @@ def train_on_workers(backend, network, head, rows, valid_rows, settings, inspect
             n_threads(backend),
             inspection,
         )
-        weights, trees, result = run_workers(backend, job, place)
-    network.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
-    if trees is not None:
-        network.trees = TreesModule.of_state(trees)
+        state, result = run_workers(backend, job, place)
+    load_network_state(network, state)
     network.to("cpu").eval()
     return result
 
@@ -238,7 +236,7 @@ def train_worker(config):
     Returns
     -------
     tuple or None
-        Weights as arrays, state of the trees and :class:`TrainingResult`, of the first worker.
+        State of the network and :class:`TrainingResult`, of the first worker.
         None if an error of the user's data or code was collected.
     """
     rank = ray.train.get_context().get_world_rank()
@@ -286,9 +284,7 @@ def _train(job, group, rank):
         result.inspected = job.inspection.now(job.network, rows, evals, group)
     if rank > 0:
         return None
-    weights = {name: tensor.numpy().copy() for name, tensor in job.network.state_dict().items()}
-    trees = getattr(job.network, "trees", None)
-    return weights, None if trees is None else trees.state(), result
+    return network_state(job.network), result
 
 
 def _pickled(error):

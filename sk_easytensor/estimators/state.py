@@ -1,0 +1,140 @@
+"""The state of fitted estimators: what is pickled, copied, sent to workers or restored."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import wraps
+
+import numpy as np
+import torch
+
+from sk_easytensor._utils.runtime import seeded, with_library_settings
+from sk_easytensor.export.engines import RUNNING_ENGINE
+from sk_easytensor.networks.block_network import make_network
+from sk_easytensor.tracking.tracker import RUN, with_active_run
+from sk_easytensor.trees.forest import load_network_state, network_state
+
+__all__ = [
+    "FittedStateMixin",
+    "restored_on_error",
+]
+
+
+LOCATIONS = ("checkpoint_dir", "tracker")
+"""Parameters that say where a fit leaves something, which fitted models do not hold."""
+
+ONLY_TRAINING = ("_importance_sample", "_optimizer_state", RUN)
+"""Attributes that predictions do not need."""
+
+
+class FittedStateMixin:
+    """The state of what has a network: arrays in place of torch objects, and hardly a row of data.
+
+    Pickles load anywhere. Of a fitted model they hold neither the tracker nor places of files, and
+    the optimizer's state only if ``warm_start`` asks to resume from it. The network is rebuilt on
+    loading, and an engine is started again when it is needed.
+    """
+
+    def __getstate__(self):
+        """Return what is pickled."""
+        sample = getattr(self, "_importance_sample", None)
+        if sample is not None and sample.quick:
+            self.feature_importances_  # noqa: B018 - so that no training row is pickled
+        state = dict(with_active_run(super().__getstate__()))
+        state.pop(RUNNING_ENGINE, None)
+        if "network_" in state:
+            state["_network"] = network_state(state.pop("network_"))
+            optimizer_state = state.pop("_optimizer_state", None)
+            if getattr(self, "warm_start", False):
+                state["_optimizer_state"] = to_numpy(optimizer_state)
+        if "n_iter_" in state:
+            state.update(dict.fromkeys(LOCATIONS))
+            if hasattr(state.get("backend"), "without_secrets"):
+                state["backend"] = state["backend"].without_secrets()
+        return state
+
+    @with_library_settings
+    def __setstate__(self, state):
+        """Restore what was pickled."""
+        state = dict(state)
+        network = state.pop("_network", None)
+        super().__setstate__(state)
+        if "checkpoint_dir" in vars(self):
+            # Formats other than pickle know no strings but plain ones.
+            self.checkpoint_dir = vars(self)["checkpoint_dir"]
+        if network is None:
+            return
+        if getattr(self, "_optimizer_state", None) is not None:
+            self._optimizer_state = to_torch(self._optimizer_state)
+        with seeded(0):
+            self.network_ = make_network(self.blocks_, self._network_trunk, self._head)
+        load_network_state(self.network_, network)
+        self.network_.eval()
+
+    def __copy__(self):
+        return self._copied(lambda value: value)
+
+    def __deepcopy__(self, memo):
+        return self._copied(lambda value: deepcopy(value, memo), memo)
+
+    def _copied(self, copy_of, memo=None):
+        """Return a copy, which has the parameters that pickles lack."""
+        copied = object.__new__(type(self))
+        if memo is not None:
+            memo[id(self)] = copied
+        copied.__setstate__(copy_of(self.__getstate__()))
+        for name in (*LOCATIONS, "backend"):
+            if name in vars(self):
+                vars(copied)[name] = copy_of(vars(self)[name])
+        return copied
+
+    def _predict_copy(self):
+        """Return the fitted estimator as it predicts in a process that it is sent to."""
+        copied = object.__new__(type(self))
+        vars(copied).update({k: v for k, v in vars(self).items() if k not in ONLY_TRAINING})
+        copied.backend = "local"
+        copied.callbacks = copied.checkpoint_dir = copied.tracker = None
+        return copied
+
+    def _clear_state(self):
+        """Drop what an earlier fit learned."""
+        for name in [name for name in vars(self) if name.endswith("_") and name[0] != "_"]:
+            delattr(self, name)
+
+
+def restored_on_error(fit):
+    """Have an estimator be what it was before a ``fit`` that raises.
+
+    What was fitted before is intact then, and an estimator that never was is not fitted. The
+    method replaces fitted attributes and changes none in place.
+    """
+
+    @wraps(fit)
+    def restoring(self, *args, **kwargs):
+        before = dict(vars(self))
+        try:
+            return fit(self, *args, **kwargs)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    return restoring
+
+
+def to_numpy(state):
+    """Replace the tensors in nested dictionaries and lists by arrays."""
+    if isinstance(state, dict):
+        return {key: to_numpy(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [to_numpy(value) for value in state]
+    return state.cpu().numpy() if isinstance(state, torch.Tensor) else state
+
+
+def to_torch(state):
+    """Replace the arrays in nested dictionaries and lists by tensors."""
+    if isinstance(state, dict):
+        return {key: to_torch(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [to_torch(value) for value in state]
+    return torch.from_numpy(np.array(state)) if isinstance(state, np.ndarray) else state
