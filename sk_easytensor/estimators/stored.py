@@ -149,7 +149,8 @@ class Values:
     def names(self, call):
         """Return the names of the columns."""
         estimator = call.estimator
-        width = estimator._head.out_features if hasattr(estimator, "_head") else 1
+        # Of pairs there is a score, whatever the head compares it with.
+        width = estimator._target.head_.out_features or 1
         example = call(GivenOutputs(torch.zeros(1, width)))
         if example.ndim == 1:
             return [self.name]
