@@ -645,3 +645,10 @@ def blocks_diagram(estimator):
         if estimator.remainder == "auto":
             names, blocks, details = [*names, "remainder"], [*blocks, "auto"], [*details, ""]
     return _VisualBlock("parallel", blocks, names=names, name_details=details)
+
+
+def describe_selector(columns):
+    """Return a selector of columns as what can be compared with another, after pickling too."""
+    if callable(columns):
+        return "callable"
+    return columns.tolist() if isinstance(columns, np.ndarray) else columns

@@ -18,7 +18,12 @@ from sk_easytensor.backends import resolve_backend
 from sk_easytensor.blocks.detection import check_blocks
 from sk_easytensor.blocks.offset import BASE_MARGIN
 from sk_easytensor.blocks.pretrained import Representation
-from sk_easytensor.compose import BlockParametersMixin, TableEncoder, blocks_diagram
+from sk_easytensor.compose import (
+    BlockParametersMixin,
+    TableEncoder,
+    blocks_diagram,
+    describe_selector,
+)
 from sk_easytensor.data.sparse import layout_of
 from sk_easytensor.data.tables import has_column_names, read_like_fit
 from sk_easytensor.data.validation import errors_name
@@ -132,15 +137,15 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
     def _structure(self):
         """Describe the parameters that cannot change while training goes on."""
         blocks = {
-            name: (block, described_columns(columns))
+            name: (block, describe_selector(columns))
             for name, block, columns in check_blocks(self.blocks)
         }
         return {
             "blocks": repr(blocks),
             "remainder": self.remainder,
-            "categorical_features": described_columns(self.categorical_features),
+            "categorical_features": describe_selector(self.categorical_features),
             "offset": self.offset,
-            "monotonic_cst": described_columns(self.monotonic_cst),
+            "monotonic_cst": describe_selector(self.monotonic_cst),
             "trunk": repr(self.trunk),
             "trees": repr(self.trees),
         }
@@ -605,10 +610,3 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
 
     def _sk_visual_block_(self):
         return blocks_diagram(self)
-
-
-def described_columns(columns):
-    """Return a selector of columns as what can be compared with another, after pickling too."""
-    if callable(columns):
-        return "callable"
-    return columns.tolist() if isinstance(columns, np.ndarray) else columns

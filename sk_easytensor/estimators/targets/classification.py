@@ -256,7 +256,7 @@ class ClassificationTarget(ClassifierMixin, Target):
     def decision_function(self, outputs):
         """Return log-odds, or for three classes or more log-probabilities."""
         values = outputs.numpy()
-        return values[:, 0] if self.head_.kind == "binary" else values
+        return values[:, 0] if self.head_.single_output else values
 
     def explained(self, values, base):
-        return (values[..., 0], base[0]) if self.head_.kind == "binary" else (values, base)
+        return (values[..., 0], base[0]) if self.head_.single_output else (values, base)
