@@ -138,9 +138,11 @@ def one_pass(directory, strings, numbers):
     # The first number stands in for a target, which is read apart.
     target, *rest = numbers
     backend = RayBackend(num_workers=2)
-    records = backend.records(directory, target, None, as_table, np.asarray)
+    records = backend.read_dataset(directory, target, None, as_table, np.asarray)
     encoder = TableEncoder(blocks_for(strings, rest), remainder="drop")
-    encoder.fit_table(records.table, records.source, backend)
+    encoder.fit_table(
+        records.sample().table, records.source, partial(records.summarize, executor=backend)
+    )
 
 
 def pass_a_column(directory, strings, numbers):

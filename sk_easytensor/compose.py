@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin, clone
@@ -182,7 +183,8 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
         -------
         self
         """
-        return self.fit_table(self.read_training(X), X, LocalExecutor(self.n_jobs))
+        table = self.read_training(X)
+        return self.fit_table(table, X, partial(LocalExecutor(self.n_jobs).summarize, table))
 
     def read_training(self, X, offset=None, monotonic_cst=None):
         """Read the table to fit on, with features of a sparse matrix that are named as columns.
@@ -231,17 +233,20 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
         if monotonic_cst is not None:
             yield "monotonic_cst", list(constraint_signs(monotonic_cst, *selectable_names(table)))
 
-    def fit_table(self, table, X, backend, offset=None, *, with_margin=False, monotonic_cst=None):
+    def fit_table(
+        self, sample, X, summarize, offset=None, *, with_margin=False, monotonic_cst=None
+    ):
         """Fit on a table already read.
 
         Parameters
         ----------
-        table : pyarrow.Table or table of a backend
-            Training rows.
+        sample : pyarrow.Table
+            Some training rows, or all of them, with all columns.
         X : table-like
             What the user gave, for callables that select columns.
-        backend : LocalBackend
-            Where the table is summarised.
+        summarize : callable
+            Takes blocks with their columns, a dictionary of {str: (Block, list of str)}, and
+            returns the blocks' summaries over all training rows by the same names.
         offset : str or int, optional
             Name or position of the column of offsets. It is a feature only if `blocks` names it.
         with_margin : bool, default=False
@@ -253,10 +258,9 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
         -------
         self
         """
-        sample = backend.sample_rows(table)
         self._named = has_column_names(X)
         self.column_names = [
-            name for name in table.column_names if not (with_margin and name == BASE_MARGIN)
+            name for name in sample.column_names if not (with_margin and name == BASE_MARGIN)
         ]
         self._sparse = layout_of(sample)
         self.n_features_in_ = len(self.features)
@@ -272,7 +276,7 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
         chosen = self._choose(features, X, monotonic_cst)
         for block, columns in chosen.values():
             block.fit_columns(sample.select(columns), named=self._named)
-        summaries = backend.summarize(table, chosen)
+        summaries = summarize(chosen)
         self.blocks_ = {name: block.finish(summaries[name]) for name, (block, _) in chosen.items()}
         return self
 
@@ -357,15 +361,15 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
         """Names of the features: those of the table's columns, or of a sparse matrix's."""
         return self.column_names if self._sparse is None else self._sparse.features
 
-    def encode_table(self, table, backend, *, new_values=False):
+    def encode_table(self, table, executor, *, new_values=False):
         """Encode an aligned table.
 
         Parameters
         ----------
         table : pyarrow.Table
             With the columns of fit.
-        backend : LocalBackend
-            Where it is encoded.
+        executor : LocalExecutor
+            Encodes it.
         new_values : bool, default=False
             Whether it is usual that no category is known, as of the keys of new users.
 
@@ -374,7 +378,7 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
         UserWarning
             Naming a column of which no value is a category that fit saw.
         """
-        frame = backend.encode(table, self.block_columns())
+        frame = executor.encode(table, self.block_columns())
         if new_values:
             return frame
         for name, block in self.blocks_.items():

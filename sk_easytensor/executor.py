@@ -12,7 +12,7 @@ import torch
 
 from sk_easytensor._utils.runtime import limited_threads, resolve_threads
 from sk_easytensor._utils.validation import check_number
-from sk_easytensor.data.columns import RowError
+from sk_easytensor.data.columns import row_errors_from
 from sk_easytensor.data.summaries import SummaryMap, merge_all
 from sk_easytensor.tensors import TensorFrame
 
@@ -51,9 +51,6 @@ class LocalExecutor:
         column by column.
     """
 
-    distributed = False
-    """Whether networks are trained by processes that may be on other machines."""
-
     def __init__(self, n_jobs=None, chunk_rows=262_144):
         if n_jobs is not None:
             check_number(type(self).__name__, "n_jobs", n_jobs, integer=True)
@@ -64,15 +61,6 @@ class LocalExecutor:
         check_number(type(self).__name__, "chunk_rows", chunk_rows, low=1, integer=True)
         self.n_jobs = n_jobs
         self.chunk_rows = chunk_rows
-
-    @contextmanager
-    def running(self):
-        """Have what work needs within the context."""
-        yield
-
-    def sample_rows(self, table):
-        """Return rows by which blocks may be chosen."""
-        return table
 
     def summarize(self, table, blocks):
         """Summarise a table for all blocks in one pass.
@@ -87,6 +75,12 @@ class LocalExecutor:
         Returns
         -------
         dict of {str: Summary}
+            By name of block; merged in the order of the rows.
+
+        Raises
+        ------
+        RowError
+            That a block raised, with the number of the row in `table`.
         """
         work = {}
         for name, (block, columns) in blocks.items():
@@ -103,12 +97,49 @@ class LocalExecutor:
             summaries[name] = summary
         return summaries
 
+    def map_reduce(self, table, function):
+        """Apply a function to chunks of a table, and merge the summaries that it returns.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            All rows.
+        function : callable
+            Takes consecutive rows as a table and returns a
+            :class:`~sk_easytensor.data.summaries.Summary`.
+
+        Returns
+        -------
+        Summary
+            Of all rows, merged in their order.
+
+        Raises
+        ------
+        RowError
+            That the function raised, with the number of the row in `table`.
+        """
+        chunks = slices(table, self.chunk_rows)
+        return merge_all(self._run(table, {"": (function, chunks)})[""])
+
     def encode(self, table, blocks):
         """Encode a table with fitted blocks.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            All columns.
+        blocks : dict of {str: tuple of (Block, list of str)}
+            Fitted blocks and the columns each reads.
 
         Returns
         -------
         TensorFrame
+            Of as many rows, with an entry for each block.
+
+        Raises
+        ------
+        RowError
+            That a block raised, with the number of the row in `table`.
         """
         work = {}
         for name, (block, columns) in blocks.items():
@@ -192,10 +223,8 @@ class LocalExecutor:
 
 def _apply(function, chunk, start):
     """Call a function on the chunk of a table that begins at row `start`."""
-    try:
+    with row_errors_from(start):
         return function(chunk)
-    except RowError as error:
-        raise error.shifted(int(start)) from None
 
 
 def slices(table, n_rows):

@@ -1,6 +1,7 @@
 """Which block reads which columns, nested parameters, and the encoder as a transformer."""
 
 import pickle
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -476,7 +477,8 @@ def test_chunks_and_threads_give_the_same_encoder(n_jobs, frame):
 
     whole = TableEncoder().fit(frame)
     backend = LocalBackend(n_jobs, chunk_rows=1)
-    chunked = TableEncoder().fit_table(as_table(frame), frame, backend)
+    table = as_table(frame)
+    chunked = TableEncoder().fit_table(table, frame, partial(backend.summarize, table))
     encoded = chunked.encode_table(as_table(frame), backend)
     assert encoded.equals(whole.encode(frame))
 

@@ -11,7 +11,7 @@ import sk_easytensor
 
 MODULES = {
     "sk_easytensor": sk_easytensor.__all__,
-    "sk_easytensor.backends": ["LocalBackend", "RayBackend", "resolve_backend"],
+    "sk_easytensor.backends": ["Backend", "LocalBackend", "RayBackend", "resolve_backend"],
     "sk_easytensor.blocks": ["BlockModule", "register_block", "unregister_block"],
     "sk_easytensor.compose": ["BlockParametersMixin", "TableEncoder", "select_columns"],
     "sk_easytensor.datasets": ["load_clothing_reviews", "load_flights", "make_interactions"],

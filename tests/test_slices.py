@@ -338,9 +338,9 @@ def test_fresh_rows_are_drawn_for_each_epoch():
         return drawing()[0](epoch)
 
     rows = ResampledDataset(draw)
-    assert rows.refreshed(0) is rows
-    assert rows.refreshed(1) is not rows
+    assert rows.for_epoch(0) is rows
+    assert rows.for_epoch(1) is not rows
     assert drawn == [0, 1]
     assert len(list(BatchIterator(rows, 10))) == 4
     plain = rows.take(slice(0, 5))
-    assert plain.refreshed(3) is plain
+    assert plain.for_epoch(3) is plain

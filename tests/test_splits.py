@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.training.dataset import EncodedDataset, merge_duplicates, validation_rows
+from sk_easytensor.training.dataset import EncodedDataset, validation_rows
 
 
 def split(sizes, fraction, seed=0):
@@ -78,20 +78,20 @@ def rows_of(values):
 
 
 def test_equal_rows_are_merged_up_to_four_copies():
-    merged = merge_duplicates(rows_of([3, 1, 2, 1] * 2), batch_size=10)
+    merged = rows_of([3, 1, 2, 1] * 2).merge_duplicates(batch_size=10)
     assert sorted(zip(merged.target.tolist(), merged.weight.tolist(), strict=True)) == [
         (1, 4),
         (2, 2),
         (3, 2),
     ]
     many = rows_of([1, 2, 3] * 4)
-    assert len(merge_duplicates(many, batch_size=10)) == 3
+    assert len(many.merge_duplicates(batch_size=10)) == 3
     more = rows_of([1, 2, 3] * 4 + [1])
-    assert merge_duplicates(more, batch_size=10) is more
-    assert merge_duplicates(many, batch_size=2) is many
+    assert more.merge_duplicates(batch_size=10) is more
+    assert many.merge_duplicates(batch_size=2) is many
 
 
 def test_rows_of_unlike_targets_stay_apart():
     rows = rows_of([1, 1, 2])
     rows.target = torch.tensor([0.0, 1.0, 0.0])
-    assert len(merge_duplicates(rows, batch_size=10)) == 3
+    assert len(rows.merge_duplicates(batch_size=10)) == 3

@@ -17,11 +17,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sk_easytensor.data.arrow_columns import pandas_columns
-from sk_easytensor.data.columns import RowError, cast_column, sample_values, show_value, to_float64
+from sk_easytensor.data.columns import (
+    RowError,
+    cast_column,
+    row_errors_from,
+    sample_values,
+    show_value,
+    to_float64,
+)
+from sk_easytensor.data.sources import is_source
 from sk_easytensor.data.sparse import SparseRows, layout_of, read_sparse
 from sk_easytensor.data.tables import (
     align_table,
     as_table,
+    first_rows,
     has_column_names,
     read_like_fit,
 )
@@ -935,11 +944,48 @@ def test_tables_without_columns_say_how_many_rows_they_have():
         as_table({"a": np.zeros((3, 0))})
 
 
+# ---------------------------------------------------------------------- stored data sets
+
+
+class Blocks:
+    """Blocks of rows, with the methods by which data sets such as Ray's are read."""
+
+    def __init__(self, *blocks):
+        self.blocks = blocks
+
+    def schema(self):
+        return self.blocks[0].schema
+
+    def limit(self, n_rows):
+        return Blocks(self.blocks[0].slice(0, n_rows))
+
+    def iter_batches(self, *, batch_size, batch_format):
+        assert (batch_size, batch_format) == (None, "pyarrow")
+        yield from self.blocks
+
+
+def test_data_sets_of_other_libraries_are_read_block_by_block():
+    blocks = Blocks(pa.table({"a": [1, 2], "b": ["x", "y"]}), pa.table({"a": [0.5]}))
+    assert is_source(blocks)
+    assert has_column_names(blocks)
+    assert as_table(blocks).to_pydict() == {"a": [1.0, 2.0, 0.5], "b": ["x", "y", None]}
+    assert first_rows(blocks, 1).to_pydict() == {"a": [1], "b": ["x"]}
+
+
+def test_data_sets_without_rows_and_other_objects_are_no_source():
+    with pytest.raises(ValueError, match="the data set holds no row"):
+        as_table(Blocks())
+    for X in (pd.DataFrame({"limit": [1]}), pl.LazyFrame({"a": [1]}), pa.table({"a": [1]}), None):
+        assert not is_source(X)
+
+
 # ---------------------------------------------------------------------- messages
 
 
 def test_errors_of_rows_are_what_they_say():
-    error = RowError("row {row} is wrong", 3).shifted(10)
+    with pytest.raises(RowError) as raised, row_errors_from(10):
+        raise RowError("row {row} is wrong", 3)
+    error = raised.value
     assert repr(error) == "RowError('row 13 is wrong')"
     assert str(pickle.loads(pickle.dumps(error))) == "row 13 is wrong"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +17,7 @@ __all__ = [
     "RowTypeError",
     "cast_column",
     "in_words",
+    "row_errors_from",
     "sample_values",
     "show_value",
     "to_float64",
@@ -31,8 +34,8 @@ TEXTS = (pa.string(), pa.large_string())
 class RowError(ValueError):
     """A row that cannot be read.
 
-    Blocks see a chunk of the table: the row is counted from the table's beginning once the
-    chunk's place is known.
+    Blocks see a chunk of the table and count from its beginning; :func:`row_errors_from` makes it
+    the number of the row in the table.
 
     Parameters
     ----------
@@ -53,13 +56,24 @@ class RowError(ValueError):
     def __repr__(self):
         return f"{type(self).__name__}({str(self)!r})"
 
-    def shifted(self, rows):
-        """Return the error for a chunk that begins so many rows into the table."""
-        return type(self)(self.message, self.row + rows)
-
 
 class RowTypeError(RowError, TypeError):
     """A row that holds a value of a type that cannot be read."""
+
+
+@contextmanager
+def row_errors_from(first):
+    """Have errors of rows of a chunk name the rows of the table.
+
+    Parameters
+    ----------
+    first : int
+        Number of the chunk's first row in the table.
+    """
+    try:
+        yield
+    except RowError as error:
+        raise type(error)(error.message, int(first + error.row)) from None
 
 
 def show_value(scalar):

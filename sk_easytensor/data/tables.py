@@ -26,6 +26,7 @@ from sk_easytensor.data.arrow_columns import (
     is_pandas,
     pandas_columns,
 )
+from sk_easytensor.data.sources import is_source, read_source
 from sk_easytensor.data.sparse import (
     NARROW,
     are_sparse,
@@ -168,7 +169,7 @@ def as_table(X, *, minimum_rows=1, columns=None, densify=False):
     if isinstance(X, pa.Table):
         table = valid_texts(X)
     elif is_source(X):
-        table = valid_texts(_from_source(X))
+        table = valid_texts(read_source(X))
     elif isinstance(X, pa.RecordBatch):
         table = valid_texts(pa.Table.from_batches([X]))
     elif is_sparse(X):
@@ -390,37 +391,13 @@ def is_lazy(X):
     return type(X).__name__ == "LazyFrame" and hasattr(X, "collect")
 
 
-def is_source(X):
-    """Tell whether X says where a table is: a path or URL of Parquet files, or a Ray Dataset."""
-    return isinstance(X, (str, os.PathLike)) or _is_dataset(X)
-
-
-def _is_dataset(X):
-    return type(X).__module__.startswith("ray.data") and hasattr(X, "to_arrow_refs")
-
-
-def _from_source(X):
-    if _is_dataset(X):
-        import ray
-
-        from sk_easytensor.data.parquet import unified
-
-        blocks = [plain_types(block) for block in ray.get(X.to_arrow_refs())]
-        schema = unified([(f"block {i}", block.schema) for i, block in enumerate(blocks)])
-        blocks = [block.cast(_part(schema, block.column_names)) for block in blocks]
-        return pa.concat_tables(blocks, promote_options="default").select(schema.names)
-    from sk_easytensor.data.parquet import read_parquet
-
-    return read_parquet(X)
-
-
 def first_rows(X, n_rows):
     """Return the first rows of a stored table, and read no more than is needed for that.
 
     Parameters
     ----------
     X : str, os.PathLike or Dataset
-        A path or URL of Parquet files, or a Ray Dataset.
+        A path or URL of Parquet files, or a data set such as ``ray.data.Dataset``.
     n_rows : int
         How many rows, at most.
 
@@ -428,15 +405,7 @@ def first_rows(X, n_rows):
     -------
     pyarrow.Table
     """
-    if _is_dataset(X):
-        return as_table(_from_source(X.limit(n_rows)))
-    from sk_easytensor.data.parquet import open_parquet
-
-    return as_table(open_parquet(X).head(n_rows, batch_size=n_rows, fragment_readahead=1))
-
-
-def _part(schema, names):
-    return pa.schema([schema.field(name) for name in names])
+    return as_table(read_source(X, n_rows))
 
 
 def _is_list_of_mappings(X):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,7 @@ from sk_easytensor.embedder.objectives import (
     count_pairs,
     count_users,
 )
-from sk_easytensor.embedder.slices import WindowedBackend
+from sk_easytensor.embedder.slices import sample_windows, summarize_windows
 from sk_easytensor.embedder.tables import (
     check_length,
     check_pairs,
@@ -389,26 +390,26 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
                 f"got {user!r}"
             )
         with backend.running(), ExitStack() as opened:
-            given, lists = self._read_records(X, user, time, backend)
-            some = backend.sample_rows(lists.table)
+            given, lists = self._read_lists(X, user, time, backend)
+            some = lists.sample().table
             settings = view_settings(self, some, time)
             blocks = list_blocks(self, some, X if user is None else None, time)
             read = [name for _, _, columns in blocks for name in columns]
             cut_by = [name for name in (settings.label, settings.gap and time) if name]
             needed = [name for name in some.column_names if name in {*read, *cut_by}]
-            maker = UserEncoder(OBJECTIVES[self.objective], settings, needed, type(self).__name__)
-            lists, rows, counts = self._read_users(lists, maker, backend)
+            encoder = UserEncoder(OBJECTIVES[self.objective], settings, needed, type(self).__name__)
+            lists, rows, counts = self._read_users(lists, encoder)
             evals, sources = [], {"X": lists}
             tables = eval_tables(eval_set)
             for where, X_eval in tables:
                 with errors_name(where):
-                    _, valid = self._read_records(X_eval, user, time, backend)
-                    sources[where], valid, _ = self._read_users(valid, maker, backend)
+                    _, valid = self._read_lists(X_eval, user, time, backend)
+                    sources[where], valid, _ = self._read_users(valid, encoder)
                     evals.append(valid)
             checkpoints, random_state = self._open_checkpoints(
                 opened,
                 lambda: (
-                    {name: each.content() for name, each in sources.items()}
+                    {name: each.digest() for name, each in sources.items()}
                     | {"user": repr(user), "time": repr(time)}
                 ),
             )
@@ -420,12 +421,12 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
             if self.n_users_without_pair_:
                 warn_user(
                     f"{type(self).__name__}: {self.n_users_without_pair_} of {self.n_users_} users "
-                    f"have {maker.objective.lack} and make no pair of their own to train on",
+                    f"have {encoder.objective.lack} and make no pair of their own to train on",
                 )
             self._user, self._time = user, time
             self._data_summary = summarize_table(given)
             with self._timed("blocks"):
-                self._fit_tower(lists.table, blocks, backend)
+                self._fit_tower(lists, blocks, backend)
             self._train(rows, evals, random_state, backend, checkpoints)
             self._choose_engines([(self.tower_, some)], backend)
         self._n_features_out = self.embedding_dim
@@ -434,23 +435,23 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
             self.feature_names_in_ = np.asarray(given.column_names, dtype=object)
         return self
 
-    def _read_records(self, X, user, time, backend):
+    def _read_lists(self, X, user, time, backend):
         """Return some of the rows that the user gave, and sequences with a row for each user."""
-        records = backend.records(X, None, None, as_table, no_target)
-        given = backend.sample_rows(records.table)
-        return given, records if user is None else records.collected(user, time)
+        dataset = backend.read_dataset(X, None, None, as_table, no_target)
+        given = dataset.sample().table
+        return given, dataset if user is None else dataset.collect_sequences(user, time)
 
-    def _read_users(self, lists, maker, backend):
+    def _read_users(self, lists, encoder):
         """Return the columns that are read, users with their sequences, and how many they are."""
         # Columns that are missing are named.
-        align_table(backend.sample_rows(lists.table), maker.columns, owner=type(self).__name__)
-        lists = lists.select(maker.columns)
-        rows = lists.encoded(maker)
+        align_table(lists.sample().table, encoder.columns, owner=type(self).__name__)
+        lists = lists.select(encoder.columns)
+        rows = lists.encode(encoder)
         n_users, usable = map(int, sum(rows.map_chunks(count_users)))
-        check_pairs(n_users, usable, maker.objective.lack)
+        check_pairs(n_users, usable, encoder.objective.lack)
         return lists, rows, (n_users, usable)
 
-    def _fit_tower(self, table, blocks, backend):
+    def _fit_tower(self, lists, blocks, executor):
         trunk = self._default_trunk() if self.trunk is None else self.trunk
         self.tower_ = Tower(
             blocks,
@@ -461,14 +462,17 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
         )
         lengths = [getattr(block, "max_length", None) for _, block, _ in blocks]
         shortest = min((length for length in lengths if length is not None), default=None)
-        pieces = WindowedBackend(backend, table, shortest, type(self).__name__)
-        self.tower_.fit_blocks(table, None, pieces, "user")
+        owner = type(self).__name__
+        self.tower_.fit_blocks(
+            sample_windows(lists.sample().table, shortest, owner),
+            None,
+            partial(summarize_windows, lists, shortest, owner, executor),
+            "user",
+        )
 
     def _train(self, rows, evals, random_state, backend, checkpoints):
         if set(evals) <= {"training"} and self.validation_fraction is not None:
-            parts, held_out = backend.hold_out(
-                rows, is_eligible, self.validation_fraction, random_state
-            )
+            parts, held_out = rows.hold_out(is_eligible, self.validation_fraction, random_state)
             usable = [sum(part.map_chunks(count_users))[1] for part in (parts, *held_out)]
             if held_out and min(usable) >= AT_LEAST:
                 rows, evals = parts, {"valid_0": held_out[0], **evals}

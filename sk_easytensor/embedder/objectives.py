@@ -11,7 +11,12 @@ import torch
 from sk_easytensor.embedder.slices import Sequences, Slices, cut_sessions, random_slices
 from sk_easytensor.networks.heads import BinaryHead, SampledSoftmaxHead
 from sk_easytensor.networks.two_tower import TwoTowerNetwork
-from sk_easytensor.training.dataset import EncodedDataset, ResampledDataset
+from sk_easytensor.training.dataset import (
+    BaseRowEncoder,
+    EncodedDataset,
+    InMemoryDataset,
+    ResampledDataset,
+)
 from sk_easytensor.training.pairs import PairFrame
 
 __all__ = [
@@ -289,11 +294,8 @@ AT_LEAST = 2
 """Users that make a pair: fewer have nobody to be told from."""
 
 
-class UserDataset:
-    """Users with their sequences.
-
-    Has the methods of :class:`~sk_easytensor.training.dataset.EncodedDataset` that estimators call
-    before pairs are drawn; see :class:`PairSampling`.
+class UserDataset(InMemoryDataset):
+    """Users with their sequences, of whom :class:`PairSampling` draws pairs.
 
     Parameters
     ----------
@@ -325,20 +327,13 @@ class UserDataset:
         return len(self.users)
 
     def take(self, rows):
-        """Return some of the users, given by an int64 tensor."""
-        return UserDataset(self.objective, self.users[rows.numpy()])
-
-    def map(self, function):
-        """Apply a function to the rows."""
-        return function(self)
-
-    def map_chunks(self, function):
-        """Return what a function gives for the rows, as a list."""
-        return [function(self)]
+        """Return some of the users."""
+        rows = rows if isinstance(rows, slice) else rows.numpy()
+        return UserDataset(self.objective, self.users[rows])
 
 
-class UserEncoder:
-    """Makes :class:`UserDataset` of a table of lists; picklable, so that any process can do it.
+class UserEncoder(BaseRowEncoder):
+    """Makes :class:`UserDataset` of a table of lists.
 
     Parameters
     ----------
@@ -358,13 +353,13 @@ class UserEncoder:
         self.columns = columns
         self.owner = owner
 
-    def make_rows(self, table, y, weight):
+    def encode(self, table, y, weight):
         """Return the users of a table of lists; targets and weights have no part in it."""
         return self._rows(Sequences(table, self.owner))
 
-    make_targets = make_rows
+    encode_targets = encode
 
-    def gather(self, pieces, memory):
+    def concatenate(self, parts, memory):
         """Join the users of several tables.
 
         Raises
@@ -373,10 +368,10 @@ class UserEncoder:
             If their sequences take more than half of so many bytes.
         """
         kept, size = [], 0
-        for piece in pieces:
-            kept.append(piece)
-            size += piece.nbytes
-            # Joining the pieces takes as much memory again.
+        for part in parts:
+            kept.append(part)
+            size += part.nbytes
+            # Joining the parts takes as much memory again.
             if 2 * size > memory:
                 raise ValueError(
                     f"{self.owner}: the sequences of a worker's users take more than half of the "
@@ -385,7 +380,7 @@ class UserEncoder:
                 )
         if len(kept) == 1:
             return kept[0]
-        return self._rows(Sequences.joined([piece.objective.sequences for piece in kept]))
+        return self._rows(Sequences.joined([part.objective.sequences for part in kept]))
 
     def _rows(self, sequences):
         return UserDataset(self.objective(sequences, self.settings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 
 import numpy as np
@@ -12,22 +13,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sk_easytensor._utils.validation import check_number
-from sk_easytensor.backends.local import LocalBackend
 from sk_easytensor.blocks.events import is_time, seconds
 from sk_easytensor.data.columns import RowError, type_name
 from sk_easytensor.data.lists import read_lists
 from sk_easytensor.data.summaries import SummaryMap
 from sk_easytensor.events import contiguous, decoded, materialize
+from sk_easytensor.executor import LocalExecutor
 
 __all__ = [
     "Sequences",
     "Sessions",
     "Slices",
-    "WindowedBackend",
     "consecutive_slices",
     "cut_sessions",
     "gap_seconds",
     "random_slices",
+    "sample_windows",
+    "summarize_windows",
 ]
 
 
@@ -343,79 +345,66 @@ def gap_seconds(owner, gap):
     return float(number)
 
 
-LOOKED_AT = 1000
-"""Users whose pieces say which types there are."""
+SAMPLED_USERS = 1000
+"""Users whose windows say which types there are."""
 
 
-class WindowedBackend:
-    """A backend for fitting blocks, which sees pieces of the sequences of a table.
+def sample_windows(table, length, owner):
+    """Return the windows of the sequences of some users.
 
-    Blocks read one end of long lists, whereas parts are cut from anywhere: in pieces as short as
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Some users, with columns of lists, those that decide about the length of a row included.
+    length : int or None
+        Events of a window; None for sequences as they are.
+    owner : str
+        Name of the estimator, for errors.
+
+    Returns
+    -------
+    pyarrow.Table
+        Of the same columns.
+    """
+    return read_windows(table.slice(0, SAMPLED_USERS), length, owner, lambda windows: windows)
+
+
+def summarize_windows(dataset, length, owner, executor, blocks):
+    """Summarise the windows of all sequences for blocks.
+
+    Blocks read one end of long lists, whereas parts are cut from anywhere: in windows as short as
     that, they see all events.
 
     Parameters
     ----------
-    backend : LocalBackend
-        Where tables are summarised.
-    table : pyarrow.Table or table of a backend
-        Columns of lists, those that decide about the length of a row included.
-    length : int or None
-        Events of a piece; None for sequences as they are.
-    owner : str
-        Who asks, for errors.
-    """
-
-    def __init__(self, backend, table, length, owner):
-        self.backend = backend
-        self.table = table
-        self.length = length
-        self.owner = owner
-
-    def sample_rows(self, table):
-        """Return pieces of some sequences, with the columns of a table."""
-        some = self.backend.sample_rows(self.table).slice(0, LOOKED_AT)
-        pieces = read_windows(some, self.length, self.owner, lambda pieces: pieces)
-        return pieces.select(table.column_names)
-
-    def summarize(self, table, blocks):
-        """Summarise the pieces of all sequences for all blocks in one pass."""
-        reading = WindowReading(self.length, self.owner, blocks, self.backend)
-        columns = list(self.table.column_names)
-        return self.backend.summarize(self.table, {"pieces": (reading, columns)})["pieces"]
-
-
-class WindowReading:
-    """Summarises the pieces of a table of lists for some blocks.
-
-    Parameters
-    ----------
+    dataset : BaseTableDataset
+        A row for each user, with columns of lists.
     length, owner
-        As of :class:`WindowedBackend`.
+        As of :func:`sample_windows`.
+    executor : LocalExecutor
+        Says how many threads there are, and how many rows a block gets at a time.
     blocks : dict of {str: tuple of (Block, list of str)}
         Blocks and the columns each reads.
-    backend : LocalBackend
-        Says how many threads there are, and how many rows a block gets at a time.
+
+    Returns
+    -------
+    SummaryMap of {str: Summary}
+        By name of block.
     """
+    inner = LocalExecutor(executor.n_jobs, executor.chunk_rows)
+    summarize = partial(_summarize_chunk, length, owner, inner, blocks)
+    return dataset.map_reduce(summarize, executor)
 
-    column_wise = False
 
-    def __init__(self, length, owner, blocks, backend):
-        self.length = length
-        self.owner = owner
-        self.blocks = blocks
-        self.inner = LocalBackend(backend.n_jobs, backend.chunk_rows)
-
-    def summarize(self, table):
-        """Return the summaries of a chunk of rows, by name of block."""
-        return SummaryMap(read_windows(table, self.length, self.owner, self._summaries))
-
-    def _summaries(self, pieces):
-        return self.inner.summarize(pieces, self.blocks)
+def _summarize_chunk(length, owner, executor, blocks, table):
+    return SummaryMap(
+        read_windows(table, length, owner, partial(executor.summarize, blocks=blocks))
+    )
 
 
 def read_windows(table, length, owner, function):
-    """Call a function with a table of the pieces of sequences; errors name rows of `table`."""
+    """Call a function with a table of the windows of sequences; errors name rows of `table`."""
     sequences = Sequences(table, owner)
     whole = sequences.whole
-    pieces = whole if length is None else consecutive_slices(sequences, length)
-    return sequences.read(pieces, function)
+    windows = whole if length is None else consecutive_slices(sequences, length)
+    return sequences.read(windows, function)

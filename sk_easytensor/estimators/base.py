@@ -258,8 +258,8 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             ]
 
             def source():
-                digests = {"X": records.content()}
-                digests |= {f"eval_set[{i}]": each.content() for i, each in enumerate(evals)}
+                digests = {"X": records.digest()}
+                digests |= {f"eval_set[{i}]": each.digest() for i, each in enumerate(evals)}
                 if resuming:
                     weights = digest(*self.network_.state_dict().values())
                     digests["network"] = f"{weights} after {self.n_iter_} epochs"
@@ -281,10 +281,10 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             names, encoded = [names[i] for i in order], [encoded[i] for i in order]
             validation = evals[order[0]] if evals else records
             batch_size = self.batch_size or default_batch_size(len(rows))
-            rows = backend.merged(rows, batch_size)
+            rows = rows.merge_duplicates(batch_size)
             if set(names) <= {"training"} and self.validation_fraction is not None:
-                rows, held_out = backend.hold_out(
-                    rows, target.strata, self.validation_fraction, random_state
+                rows, held_out = rows.hold_out(
+                    target.strata, self.validation_fraction, random_state
                 )
                 names = [*["valid_0"] * len(held_out), *names]
                 encoded = [*held_out, *encoded]
@@ -388,7 +388,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             )
             read = partial(read_with_margin, read=read, base_margin=base_margin)
         y = target.column_order(X, y)
-        records = backend.records(X, y, sample_weight, read, target.check)
+        records = backend.read_dataset(X, y, sample_weight, read, target.check)
         if not resuming:
             self._clear_state()
             target.fit(target.join_samples(records.map_chunks(target.sample)))
@@ -402,7 +402,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
 
     def _eval_records(self, where, X_eval, y_eval, weight, base_margin, records, backend):
         target, y_eval = self._target, self._target.column_order(X_eval, y_eval)
-        names = list(records.table.column_names)
+        names = list(records.column_names)
         if base_margin is not None:
             names.remove(BASE_MARGIN)
         read = partial(
@@ -410,10 +410,10 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             names=names,
             fitted_with_names=has_column_names(records.source),
             owner=type(self).__name__,
-            sparse=layout_of(backend.sample_rows(records.table)),
+            sparse=layout_of(records.sample().table),
         )
         read = partial(read_with_margin, read=read, base_margin=base_margin)
-        found = backend.records(X_eval, y_eval, weight, read, target.check, where)
+        found = backend.read_dataset(X_eval, y_eval, weight, read, target.check, where)
         with errors_name(where):
             # Labels that training rows lack are refused before anything is trained.
             target.check_known(target.join_samples(found.map_chunks(target.sample)))
@@ -421,7 +421,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
 
     def _encoded(self, records, backend, *, weighted=True):
         with self._timed("encoding"):
-            return records.encoded(RowEncoder(self._target, self._encoder, backend, weighted))
+            return records.encode(RowEncoder(self._target, self._encoder, backend, weighted))
 
     def _new_encoder(self):
         return TableEncoder(
@@ -431,9 +431,9 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
     def _fit_encoder(self, records, backend, checkpoints=None, with_margin=False):
         def make():
             return self._new_encoder().fit_table(
-                records.table,
+                records.sample().table,
                 records.source,
-                backend,
+                partial(records.summarize, executor=backend),
                 self.offset,
                 with_margin=with_margin,
                 monotonic_cst=self.monotonic_cst,

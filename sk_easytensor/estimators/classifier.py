@@ -112,9 +112,9 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         the learning rate, a callback with ``load_best=True`` the choice of weights, and an
         ``EarlyStopping`` the automatic `early_stopping_rounds`. ``EpochScoring`` sees encoded
         targets.
-    backend : "local", "ray", LocalBackend or RayBackend, default="local"
+    backend : "local", "ray" or Backend, default="local"
         Where blocks are fitted, rows encoded and predicted, and the network trained: in this
-        process, or on a Ray cluster.
+        process, on a Ray cluster, or as a :class:`~sk_easytensor.backends.Backend` says.
     checkpoint_dir : str, path-like or None, default=None
         Directory, or URL that fsspec knows such as ``s3://bucket/fits``. After each epoch the
         whole state of the training is written to a subdirectory, whose name is a digest of

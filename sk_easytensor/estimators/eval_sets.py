@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sk_easytensor.training.dataset import TableDataset
+
 __all__ = [
     "deciding_first",
     "eval_names",
@@ -98,9 +100,9 @@ def eval_names(pairs, X, y=None, found=(), records=None):
         Table and target of each set, as the user gave them.
     X, y : object
         Table and target of the training rows, as the user gave them.
-    found : list of TableDataset
+    found : list of BaseTableDataset
         What was read of each set.
-    records : TableDataset, optional
+    records : BaseTableDataset, optional
         What was read of the training rows.
 
     Returns
@@ -130,12 +132,12 @@ def same_rows(found, records):
 
     Parameters
     ----------
-    found, records : TableDataset
+    found, records : BaseTableDataset
         Of the set and of the training rows, which lack those of weight zero.
     """
-    tables = [each.table for each in (found, records)]
-    if not all(isinstance(table, pa.Table) for table in tables):
+    if not (isinstance(found, TableDataset) and isinstance(records, TableDataset)):
         return False
+    tables = [found.table, records.table]
     y = found.y
     if records.kept is not None and len(found) == records.n_given:
         tables[0], y = tables[0].take(pa.array(records.kept)), y[records.kept]

@@ -8,7 +8,7 @@ from numbers import Integral
 import numpy as np
 
 from sk_easytensor.blocks.offset import BASE_MARGIN, margin_column
-from sk_easytensor.data.tables import is_source
+from sk_easytensor.data.sources import is_source
 
 __all__ = [
     "add_offset",
@@ -43,7 +43,7 @@ def check_margin(owner, offset, base_margin, X, backend):
         Offsets.
     X : table-like
         Rows that they belong to.
-    backend : LocalBackend
+    backend : Backend
         Reads the rows.
     """
     if base_margin is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.training.dataset import EncodedDataset, materialize
+from sk_easytensor.training.dataset import BaseRowEncoder, EncodedDataset
 
 __all__ = [
     "RowEncoder",
@@ -14,8 +14,8 @@ __all__ = [
 ]
 
 
-class RowEncoder:
-    """Encodes rows with their targets; picklable, so that any process can do it.
+class RowEncoder(BaseRowEncoder):
+    """Encodes rows with their targets.
 
     Parameters
     ----------
@@ -23,47 +23,31 @@ class RowEncoder:
         Fitted; encodes targets.
     encoder : TableEncoder
         Fitted; encodes tables.
-    backend : LocalBackend
-        Where tables are encoded.
+    executor : LocalExecutor
+        Encodes tables.
     weighted : bool
         Whether weights are multiplied by those of the classes.
     """
 
-    gather = staticmethod(materialize)
-
-    def __init__(self, target, encoder, backend, weighted):
+    def __init__(self, target, encoder, executor, weighted):
         self.target = target
         self.encoder = encoder
-        self.backend = backend
+        self.executor = executor
         self.weighted = weighted
 
     @property
     def columns(self):
-        """Columns that :meth:`make_targets` reads: offsets are subtracted from targets."""
+        """The column of offsets, if there is one: these are subtracted from targets."""
         offset = self.encoder.offset_column
         return [] if offset is None else [offset]
 
-    def make_rows(self, table, y, weight):
-        """Return encoded rows.
-
-        Parameters
-        ----------
-        table : pyarrow.Table
-            Features.
-        y : ndarray
-            Valid targets.
-        weight : ndarray of float64, shape (n_rows,)
-            Row weights.
-
-        Returns
-        -------
-        EncodedDataset
-        """
-        rows = self.make_targets(table, y, weight)
-        rows.frame = self.encoder.encode_table(table, self.backend)
+    def encode(self, table, y, weight):
+        """Return encoded rows."""
+        rows = self.encode_targets(table, y, weight)
+        rows.frame = self.encoder.encode_table(table, self.executor)
         return rows
 
-    def make_targets(self, table, y, weight):
+    def encode_targets(self, table, y, weight):
         """Return rows without features, but for offsets."""
         target = self.target.encode(y)
         if self.weighted:

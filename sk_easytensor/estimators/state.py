@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from sk_easytensor._utils.runtime import seeded, with_library_settings
+from sk_easytensor.backends import Backend
 from sk_easytensor.export.engines import RUNNING_ENGINE
 from sk_easytensor.networks.block_network import make_network
 from sk_easytensor.tracking.tracker import RUN, with_active_run
@@ -49,7 +50,7 @@ class FittedStateMixin:
                 state["_optimizer_state"] = to_numpy(optimizer_state)
         if "n_iter_" in state:
             state.update(dict.fromkeys(LOCATIONS))
-            if hasattr(state.get("backend"), "without_secrets"):
+            if isinstance(state.get("backend"), Backend):
                 state["backend"] = state["backend"].without_secrets()
         return state
 

@@ -13,7 +13,7 @@ from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor.backends import resolve_backend
-from sk_easytensor.data.tables import is_source
+from sk_easytensor.data.sources import is_source
 from sk_easytensor.inspection import GivenOutputs
 
 __all__ = [
@@ -57,7 +57,7 @@ def of_stored_rows(results, check):
             # But for the estimator and the rows.
             others = dict(list(signature(method).bind(self, *args, **params).arguments.items())[2:])
             call = StoredCall(self, method.__name__, others, results, check)
-            return resolve_backend(self.backend, self.n_jobs).map_rows(call, X)
+            return resolve_backend(self.backend, self.n_jobs).map_batches(call, X)
 
         return of_rows
 
@@ -188,8 +188,8 @@ class Vectors:
         kind = _get_output_config("transform", call.estimator)["dense"]
         if kind != "default":
             raise ValueError(
-                f"{type(call.estimator).__name__}.{call.method}: of stored rows a Ray Dataset is "
-                f"returned, of which set_output cannot make {kind!r}; use "
+                f"{type(call.estimator).__name__}.{call.method}: stored rows are returned as a "
+                f"data set, of which set_output cannot make {kind!r}; use "
                 "set_output(transform='default')"
             )
         return [self.name]

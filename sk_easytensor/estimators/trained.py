@@ -121,7 +121,7 @@ class TrainedEstimator(
             if hasattr(self.trunk, "check_parameters"):
                 self.trunk.check_parameters()
         resolve_optimizer(self.optimizer, owner)
-        resolve_backend(self.backend, self.n_jobs).device(self.device, owner)
+        resolve_backend(self.backend, self.n_jobs).resolve_device(self.device, owner)
         if not isinstance(self.verbose, (bool, np.bool_)):
             check_number(owner, "verbose", self.verbose, low=-1, integer=True)
         distributed = resolve_backend(self.backend, None).distributed
@@ -191,7 +191,7 @@ class TrainedEstimator(
             optimizer=resolve_optimizer(self.optimizer, owner),
             weight_decay=self.weight_decay,
             early_stopping_rounds=patience,
-            device=resolve_backend(self.backend, self.n_jobs).device(self.device, owner),
+            device=resolve_backend(self.backend, self.n_jobs).resolve_device(self.device, owner),
             # -1 is how LightGBM is kept silent.
             verbose=max(0, self.verbose),
             callbacks=[*(self.callbacks or []), *self._notes()],
@@ -213,7 +213,7 @@ class TrainedEstimator(
         ----------
         models : list of (EngineMixin, pyarrow.Table)
             What has the networks, and rows for each by which engines are compared and timed.
-        backend : LocalBackend
+        backend : LocalExecutor
             Where forward passes run.
         """
         if self.inference_engine == "torch":

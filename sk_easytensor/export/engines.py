@@ -70,7 +70,7 @@ class EngineMixin:
             What the user asked for.
         table : pyarrow.Table
             Some of its rows, evenly spread, are what engines are compared and timed with.
-        backend : LocalBackend
+        backend : LocalExecutor
             Where forward passes run.
         """
         self._use_torch()
@@ -315,7 +315,7 @@ def choose(model, wanted, frame, backend):
         fastest that agrees.
     frame : TensorFrame
         Encoded rows by which engines are compared and timed.
-    backend : LocalBackend
+    backend : LocalExecutor
         Where forward passes run.
 
     Returns

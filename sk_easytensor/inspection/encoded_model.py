@@ -57,7 +57,7 @@ class EncodedModel:
     places : dict of {str: dict of {str: dict of {str: list of int}}}
         For each input column the places of the frame where it stands: block to entry to positions
         in the entry's second dimension.
-    backend : LocalBackend
+    backend : LocalExecutor
         Where forward passes run.
     network : BlockNetwork, optional
         Where the outputs are those of one network. With it, a column of a wide table is replaced
@@ -114,7 +114,7 @@ class EncodedModel:
             Has encoded the rows.
         frame : TensorFrame
             Encoded rows.
-        backend : LocalBackend
+        backend : LocalExecutor
             Where forward passes run.
         """
         return cls(

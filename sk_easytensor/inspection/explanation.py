@@ -12,7 +12,6 @@ from sklearn.utils import check_random_state
 
 from sk_easytensor._utils.validation import check_number
 from sk_easytensor.backends import resolve_backend
-from sk_easytensor.executor import LocalExecutor
 from sk_easytensor.tensors import Ragged, TensorFrame
 from sk_easytensor.trees.forest import places_of_bits
 
@@ -537,8 +536,7 @@ def shapley_values(estimator, X, background, n_permutations, max_background, ran
             f"{owner}: offsets given as base_margin are no column, so that their contribution has "
             "no entry; fit with the parameter offset, which names a column"
         )
-    resolved = resolve_backend(estimator.backend, estimator.n_jobs)
-    backend = LocalExecutor(estimator.n_jobs) if resolved.distributed else resolved
+    backend = resolve_backend(estimator.backend, estimator.n_jobs)
     table = estimator._read(X)
     if background is None and len(table) < 2:
         raise ValueError(

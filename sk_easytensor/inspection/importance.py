@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-def pair_model(towers, table, score, backend):
+def pair_model(towers, table, score, executor):
     """Encode pairs for both towers.
 
     Parameters
@@ -39,7 +39,7 @@ def pair_model(towers, table, score, backend):
     score : callable
         Takes users and items, tensors of shape (n_pairs, embedding_dim), and returns tensors of
         shape (n_pairs,).
-    backend : LocalBackend
+    executor : LocalExecutor
         Where forward passes run.
 
     Returns
@@ -49,7 +49,7 @@ def pair_model(towers, table, score, backend):
     """
     encodings, modules, places = {}, {}, {}
     for side, tower in towers.items():
-        frame, network = tower.encode(table, backend), tower.network_
+        frame, network = tower.encode(table, executor), tower.network_
         encodings |= {_joint(side, name): frame[name] for name in network.names}
         pairs = zip(network.names, network.blocks, strict=True)
         modules |= {_joint(side, name): module for name, module in pairs}
@@ -68,7 +68,7 @@ def pair_model(towers, table, score, backend):
     frame = TensorFrame(encodings, len(table))
     # In the order of the table's columns; those that no tower reads are in no place.
     places = {column: places.get(column, {}) for column in table.column_names}
-    return EncodedModel(frame, modules, join, places, backend)
+    return EncodedModel(frame, modules, join, places, executor)
 
 
 def _joint(side, name):
@@ -192,7 +192,7 @@ def permutation_importance(
     )
     backend = resolve_backend(estimator.backend, estimator.n_jobs)
     check = estimator._check_encodable
-    return _mean(backend.map_chunks(X, y, sample_weight, evaluate, random_state, check))
+    return _mean(backend.evaluate(X, y, sample_weight, evaluate, random_state, check))
 
 
 def chunk_importances(

@@ -125,9 +125,9 @@ class Inspection:
 
         Parameters
         ----------
-        rows : EncodedDataset
+        rows : TrainingDataset
             Training rows.
-        evals : list of EncodedDataset
+        evals : list of TrainingDataset
             Validation rows.
 
         Returns
@@ -175,9 +175,9 @@ class ImportanceSample:
 
     Parameters
     ----------
-    rows : EncodedDataset
+    rows : TrainingDataset
         Training rows.
-    evals : list of EncodedDataset
+    evals : list of TrainingDataset
         Validation rows; the first are sampled if they are enough for validation.
     n_columns : int
         Input columns.
@@ -217,7 +217,7 @@ class ImportanceSample:
             Has encoded the rows.
         target : Target
             Has the head of the network, and measures its predictions.
-        backend : LocalBackend
+        backend : LocalExecutor
             Where forward passes run.
         group : SingleProcess or ProcessGroup, optional
             Workers that have a sample each.
@@ -255,7 +255,7 @@ class ImportanceSample:
         ----------
         model : EncodedModel
             Of the rows.
-        rows : EncodedDataset
+        rows : TrainingDataset
             All rows of the sample, or the first of them.
         head : Head
             Gives the loss.

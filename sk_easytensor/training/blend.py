@@ -165,9 +165,9 @@ def fit_trees(network, head, rows, valid_rows, settings):
         Its blocks say which columns trees see.
     head : Head
         Says what the target is.
-    rows : EncodedDataset
+    rows : TrainingDataset
         Training rows.
-    valid_rows : list of EncodedDataset
+    valid_rows : list of TrainingDataset
         The first decides how many trees there are.
     settings : TrainingSettings
         Has the parameters of the trees, the seed and the group of workers: the first one's share of
@@ -209,7 +209,7 @@ def tree_rows(network, rows, most, seed, head=None):
     ----------
     network : BlockNetwork
         Its blocks show them columns.
-    rows : EncodedDataset
+    rows : TrainingDataset
         Of which only what is shown is brought into memory.
     most : int
         Rows at most.

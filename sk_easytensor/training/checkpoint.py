@@ -571,9 +571,9 @@ def describe_data(network, rows, valid_rows):
     ----------
     network : torch.nn.Module
         Before training.
-    rows : EncodedDataset
+    rows : TrainingDataset
         Training rows.
-    valid_rows : list of EncodedDataset
+    valid_rows : list of TrainingDataset
         Those for validation.
 
     Returns

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from abc import ABC, abstractmethod
 
 import numpy as np
 import pyarrow as pa
@@ -12,23 +13,27 @@ from sklearn.utils import check_consistent_length
 
 from sk_easytensor._utils.digests import array_digest, table_digest
 from sk_easytensor._utils.storage import make_temporary_directory, remove_temporary_directory
-from sk_easytensor.data.tables import as_table, is_source
+from sk_easytensor.data.sources import is_source
+from sk_easytensor.data.tables import as_table
 from sk_easytensor.data.validation import Sized, check_weight, errors_mention, errors_name
 from sk_easytensor.events import collect_sequences
 from sk_easytensor.tensors import TensorFrame
 
 __all__ = [
+    "BaseRowEncoder",
+    "BaseTableDataset",
     "BatchIterator",
+    "Dataset",
     "EncodedDataset",
+    "InMemoryDataset",
     "MemoryMappedDataset",
     "ResampledDataset",
     "TableDataset",
+    "TrainingDataset",
     "bounded_sample",
     "column_values",
-    "hold_out",
     "join_rows",
     "materialize",
-    "merge_duplicates",
     "read_dataset",
     "sampled_parts",
     "take_columns",
@@ -38,59 +43,125 @@ __all__ = [
 ]
 
 
-class TableDataset:
-    """Rows of positive weight, in memory.
+# ---------------------------------------------------------------------- rows of tables
 
-    Parameters
+
+class BaseTableDataset(ABC):
+    """Rows of a table with targets and weights, before they are encoded.
+
+    What a backend's ``read_dataset`` returns. Rows are in memory, in files or on many machines;
+    estimators use no more of them than the methods below. Rows of weight zero are left out.
+
+    Attributes
     ----------
-    table : pyarrow.Table
-        The columns to learn from.
-    y : ndarray
-        Their targets, valid; zeros if there is nothing to learn but the rows themselves.
-    weight : ndarray of float64, shape (n_rows,)
-        Their weights.
     source : object
         What the user gave, without columns that hold targets or weights.
-    kept : ndarray of int64 or None
-        Which of the given rows these are; None for all.
-    n_given : int or None
-        How many were given; None for as many.
-
-    Notes
-    -----
-    What is asked of the rows is asked in a way that can be answered chunk by chunk, so that the
-    estimators need not know whether rows are in memory or on many machines.
     """
 
-    def __init__(self, table, y, weight, source, kept=None, n_given=None):
-        self.kept = kept
-        self.n_given = n_given
-        self.table = table
-        self.y = y
-        self.weight = weight
-        self.source = source
+    source = None
 
+    @abstractmethod
     def __len__(self):
-        return len(self.table)
+        """Return the number of rows."""
 
-    def content(self):
-        """Return a digest of columns, targets and weights."""
-        return f"{table_digest(self.table)} {array_digest(self.y, self.weight)}"
+    @property
+    def column_names(self):
+        """Names of the columns to learn from, as a list."""
+        return self.sample().table.column_names
 
-    def map_chunks(self, function):
-        """Return what a function gives for the targets of each chunk, as a list."""
-        return [function(self.y)]
+    @abstractmethod
+    def digest(self):
+        """Return a string that differs for other rows, by which checkpoints are recognized."""
 
+    @abstractmethod
     def sample(self):
-        """Return some of the rows, as :class:`TableDataset` in memory."""
-        return self
+        """Return some of the rows, or all of them.
 
+        Returns
+        -------
+        TableDataset
+            In memory, with all columns. Column types and default blocks are chosen by these rows.
+        """
+
+    @abstractmethod
     def select(self, columns):
-        """Return the rows with some of the columns only."""
-        return TableDataset(self.table.select(columns), self.y, self.weight, self.source)
+        """Return the rows with some of the columns only.
 
-    def collected(self, by, order_by):
-        """Return the sequences of a log, a row for each user.
+        Parameters
+        ----------
+        columns : list of str
+            Names of columns; what the others hold is not read.
+
+        Returns
+        -------
+        BaseTableDataset
+        """
+
+    @abstractmethod
+    def map_chunks(self, function):
+        """Apply a function to the targets of each chunk of rows.
+
+        Parameters
+        ----------
+        function : callable
+            Takes an ndarray with the checked targets of a chunk. It is pickled if chunks are
+            elsewhere.
+
+        Returns
+        -------
+        list
+            What the function returned, in the order of the chunks. Each row is in one chunk.
+        """
+
+    @abstractmethod
+    def summarize(self, blocks, executor):
+        """Summarise all rows for blocks in one pass.
+
+        Parameters
+        ----------
+        blocks : dict of {str: tuple of (Block, list of str)}
+            Blocks that know their columns, and the columns each reads.
+        executor : LocalExecutor
+            Threads for rows that are in this process.
+
+        Returns
+        -------
+        Mapping of {str: Summary}
+            By name of block, what ``Block.summarize`` returns for all rows. Summaries of chunks
+            are merged in the order of the rows.
+
+        Raises
+        ------
+        RowError
+            If a block cannot read a value; it has the number of the row among all rows.
+        """
+
+    @abstractmethod
+    def map_reduce(self, function, executor):
+        """Apply a function to chunks of the table, and merge the summaries that it returns.
+
+        Parameters
+        ----------
+        function : callable
+            Takes a :class:`pyarrow.Table` with some consecutive rows, and returns a
+            :class:`~sk_easytensor.data.summaries.Summary`. It is pickled if rows are elsewhere.
+        executor : LocalExecutor
+            Threads for rows that are in this process.
+
+        Returns
+        -------
+        Summary
+            Of all rows, merged in their order.
+
+        Raises
+        ------
+        RowError
+            That the function raised, with the number of the row among all rows.
+        """
+
+    @abstractmethod
+    def collect_sequences(self, by, order_by):
+        """Return the event sequences of a log, a row for each user.
 
         Parameters
         ----------
@@ -101,22 +172,150 @@ class TableDataset:
 
         Returns
         -------
-        TableDataset
+        BaseTableDataset
+            Of list columns. What :func:`~sk_easytensor.events.collect_sequences` raises is raised
+            here, or when columns are selected.
         """
-        lists = as_table(collect_sequences(self.table, by=by, order_by=order_by, prefix=""))
-        return TableDataset(lists, np.zeros(len(lists)), np.ones(len(lists)), self.source)
 
-    def encoded(self, maker):
-        """Return the rows encoded.
+    @abstractmethod
+    def encode(self, encoder):
+        """Return the rows encoded, now or when they are read.
 
         Parameters
         ----------
-        maker : object
-            Has ``make_rows(table, y, weight)``, which gives rows such as :class:`EncodedDataset`;
-            ``make_targets(table, y, weight)``, which gives them with no more features than the
-            table's ``columns`` tell; and ``gather(pieces, memory)``, which joins pieces of them.
+        encoder : BaseRowEncoder
+            Encodes chunks of rows.
+
+        Returns
+        -------
+        Dataset
         """
-        return maker.make_rows(self.table, self.y, self.weight)
+
+
+class BaseRowEncoder(ABC):
+    """Encodes chunks of tables with targets and weights; picklable, to be sent to other processes.
+
+    Attributes
+    ----------
+    columns : list of str
+        Columns that :meth:`encode_targets` reads.
+    """
+
+    columns = ()
+
+    @abstractmethod
+    def encode(self, table, y, weight):
+        """Return encoded rows.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            All columns of some rows.
+        y : ndarray of shape (n_rows,) or (n_rows, n_outputs)
+            Checked targets.
+        weight : ndarray of float64, shape (n_rows,)
+            Row weights.
+
+        Returns
+        -------
+        InMemoryDataset
+        """
+
+    @abstractmethod
+    def encode_targets(self, table, y, weight):
+        """Return rows with targets and weights, and no more features than `columns` tell.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            At least the columns in `columns`.
+        y, weight
+            As of :meth:`encode`.
+
+        Returns
+        -------
+        InMemoryDataset
+        """
+
+    def concatenate(self, parts, memory):
+        """Join encoded rows of several chunks.
+
+        Parameters
+        ----------
+        parts : iterable of InMemoryDataset
+            What :meth:`encode` returned, in the order of the rows.
+        memory : int
+            Bytes that the rows may take; what needs more is written to files, or refused.
+
+        Returns
+        -------
+        InMemoryDataset or MemoryMappedDataset
+        """
+        return materialize(parts, memory)
+
+
+class TableDataset(BaseTableDataset):
+    """Rows of positive weight, in memory.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        The columns to learn from.
+    y : ndarray, optional
+        Their targets, valid; by default zeros, if there is nothing to learn but the rows.
+    weight : ndarray of float64, shape (n_rows,), optional
+        Their weights; by default ones.
+    source : object, optional
+        What the user gave, without columns that hold targets or weights.
+    kept : ndarray of int64 or None
+        Which of the given rows these are; None for all.
+    n_given : int or None
+        How many were given; None for as many.
+    """
+
+    def __init__(self, table, y=None, weight=None, source=None, kept=None, n_given=None):
+        self.kept = kept
+        self.n_given = n_given
+        self.table = table
+        self.y = np.zeros(len(table)) if y is None else y
+        self.weight = np.ones(len(table)) if weight is None else weight
+        self.source = source
+
+    def __len__(self):
+        return len(self.table)
+
+    def digest(self):
+        """Return a digest of columns, targets and weights."""
+        return f"{table_digest(self.table)} {array_digest(self.y, self.weight)}"
+
+    def map_chunks(self, function):
+        """Apply a function to the targets, which are one chunk."""
+        return [function(self.y)]
+
+    def sample(self):
+        """Return all rows."""
+        return self
+
+    def select(self, columns):
+        """Return the rows with some of the columns only."""
+        return TableDataset(self.table.select(columns), self.y, self.weight, self.source)
+
+    def summarize(self, blocks, executor):
+        """Summarise the table in the threads of this process."""
+        return executor.summarize(self.table, blocks)
+
+    def map_reduce(self, function, executor):
+        """Apply a function to chunks in the threads of this process, and merge the summaries."""
+        return executor.map_reduce(self.table, function)
+
+    def collect_sequences(self, by, order_by):
+        """Return the event sequences of a log, a row for each user."""
+        lists = collect_sequences(self.table, by=by, order_by=order_by, prefix="")
+        return TableDataset(as_table(lists), source=self.source)
+
+    def encode(self, encoder):
+        """Encode all rows."""
+        return encoder.encode(self.table, self.y, self.weight)
 
 
 def read_dataset(X, y, sample_weight, read, check_target, where=""):
@@ -209,6 +408,12 @@ def without_decimals(column):
     return column.cast(pa.float64()) if pa.types.is_decimal(column.type) else column
 
 
+MERGE_AT_MOST = 10_000
+"""Rows among which equal ones are looked for."""
+
+COPIES_AT_MOST = 4
+"""Rows that are merged into one, on average."""
+
 WINDOW = 16
 """Batches among whose rows those of like length are put together."""
 
@@ -216,7 +421,177 @@ MUCH_PADDING = 0.2
 """Fraction of padding up to which batches are left random."""
 
 
-class EncodedDataset:
+# ---------------------------------------------------------------------- encoded rows
+
+
+class Dataset(ABC):
+    """Encoded rows with targets and weights, as estimators see them before training.
+
+    Rows are in memory, or wherever a backend keeps or makes them. Functions that are given to the
+    methods below are pickled if rows are elsewhere.
+    """
+
+    @abstractmethod
+    def __len__(self):
+        """Return the number of rows."""
+
+    @abstractmethod
+    def map(self, function):
+        """Return rows that a function makes of these.
+
+        Parameters
+        ----------
+        function : callable
+            Takes an :class:`InMemoryDataset` and returns another. It may be applied later, in
+            another process, and to some rows at a time.
+
+        Returns
+        -------
+        Dataset
+        """
+
+    @abstractmethod
+    def map_chunks(self, function):
+        """Apply a function to targets and weights of each chunk of rows.
+
+        Parameters
+        ----------
+        function : callable
+            Takes an :class:`InMemoryDataset` with ``target``, ``weight`` and the features that
+            :attr:`BaseRowEncoder.columns` tell, which are none in most cases.
+
+        Returns
+        -------
+        list
+            What the function returned, in the order of the chunks. Each row is in one chunk.
+        """
+
+    @abstractmethod
+    def hold_out(self, strata, fraction, random_state):
+        """Take validation rows out.
+
+        Parameters
+        ----------
+        strata : callable
+            Takes the targets of some rows, a tensor, and returns the group of each row, an ndarray
+            of int64 of shape (n_rows,); validation rows are drawn evenly from the groups.
+        fraction : float
+            Of the rows that are held out; see :func:`validation_rows`.
+        random_state : numpy.random.RandomState
+            Decides which rows.
+
+        Returns
+        -------
+        train : Dataset
+            The other rows.
+        valid : list of Dataset
+            The validation rows; empty if there are too few rows for one. Each row is either in
+            `train` or in `valid`.
+        """
+
+    def merge_duplicates(self, batch_size):
+        """Return the rows, of which equal ones may be merged where only time depends on it.
+
+        Parameters
+        ----------
+        batch_size : int
+            Rows a batch of the training.
+
+        Returns
+        -------
+        Dataset
+            By default the rows as they are.
+        """
+        return self
+
+
+class TrainingDataset(ABC):
+    """Encoded rows of this process as the training loop reads them, in memory or in files."""
+
+    @abstractmethod
+    def __len__(self):
+        """Return the number of rows."""
+
+    @abstractmethod
+    def map(self, function):
+        """Return rows that a function makes of these, now or when they are read.
+
+        Parameters
+        ----------
+        function : callable
+            Takes an :class:`EncodedDataset` and returns another of as many rows.
+
+        Returns
+        -------
+        TrainingDataset
+        """
+
+    @abstractmethod
+    def parts(self):
+        """Return an iterable of :class:`EncodedDataset`, which together are all rows in order."""
+
+    @abstractmethod
+    def batches(self, batch_size, *, shuffle=False, lengths=None, n_batches=None):
+        """Return an iterable of batches, which has a length and can be iterated over repeatedly.
+
+        Parameters
+        ----------
+        batch_size : int
+            Rows a batch, at most.
+        shuffle : bool, default=False
+            Whether each pass has an order of its own, drawn from torch's global generator.
+        lengths : callable, optional
+            Takes a frame and returns how long each row's lists are, an int64 tensor of shape
+            (n_rows,), or None. Rows of like length are put together.
+        n_batches : int, optional
+            Batches of a pass if shuffled, whatever `batch_size`.
+
+        Returns
+        -------
+        iterable of EncodedDataset
+        """
+
+    def to(self, device):
+        """Return the rows on another torch device, by default part by part as they are read."""
+        return self.map(lambda rows: rows.to(device))
+
+    def for_epoch(self, epoch):
+        """Return the rows of an epoch, counted from 0: by default always the same."""
+        return self
+
+
+class InMemoryDataset(Dataset):
+    """Encoded rows that are one chunk in memory.
+
+    Attributes
+    ----------
+    target : torch.Tensor
+        Targets as the head wants them, a row for each.
+    """
+
+    target = None
+
+    @abstractmethod
+    def take(self, rows):
+        """Return the given rows: a slice or an int64 tensor."""
+
+    def map(self, function):
+        """Apply a function from rows to rows."""
+        return function(self)
+
+    def map_chunks(self, function):
+        """Apply a function to all rows."""
+        return [function(self)]
+
+    def hold_out(self, strata, fraction, random_state):
+        """Take validation rows out; see :func:`validation_rows`."""
+        train, valid = validation_rows(strata(self.target), fraction, random_state)
+        if len(valid) == 0:
+            return self, []
+        return self.take(torch.from_numpy(train)), [self.take(torch.from_numpy(valid))]
+
+
+class EncodedDataset(InMemoryDataset, TrainingDataset):
     """A table ready for training: encodings, targets and weights.
 
     Parameters
@@ -260,32 +635,43 @@ class EncodedDataset:
         """Return the rows on another device."""
         return EncodedDataset(self.frame.to(device), self.target.to(device), self.weight.to(device))
 
-    def refreshed(self, epoch):
-        """Return the rows to train on in an epoch, counted from 0: by default always the same."""
-        return self
-
-    def map(self, function):
-        """Apply a function from rows to rows, which may be done later and piece by piece."""
-        return function(self)
-
-    def map_chunks(self, function):
-        """Return what a function gives for targets and weights of each piece, as a list."""
-        return [function(self)]
-
     def parts(self):
-        """Return the rows as an iterable of rows that are in memory."""
+        """Return the rows, which are one part."""
         return [self]
 
     def batches(self, batch_size, *, shuffle=False, lengths=None, n_batches=None):
-        """Return an iterable of batches; see :class:`BatchIterator`.
+        """Return an iterable of batches; see :class:`BatchIterator`."""
+        found = None if lengths is None else lengths(self.frame)
+        return BatchIterator(self, batch_size, shuffle, found, n_batches)
+
+    def merge_duplicates(self, batch_size):
+        """Merge equal rows, adding their weights, if what is left fits into one batch.
+
+        With one batch a step sees all rows, so that a row of weight two then counts exactly as the
+        same row given twice, in whatever order rows come. Other tables are returned as they are,
+        and so are those that consist of copies for the most part, more than four a row on average:
+        an epoch would be too short.
 
         Parameters
         ----------
-        lengths : callable, optional
-            Takes a frame and returns how long each row's lists are, or None.
+        batch_size : int
+            Rows a batch.
+
+        Returns
+        -------
+        EncodedDataset
+            In an order that depends on their content only, if merged.
         """
-        found = None if lengths is None else lengths(self.frame)
-        return BatchIterator(self, batch_size, shuffle, found, n_batches)
+        if len(self) > MERGE_AT_MOST:
+            return self
+        target = self.target.reshape(len(self), -1).double().numpy()
+        key = np.column_stack([self.frame.row_hashes().astype(np.float64), target])
+        _, first, inverse = np.unique(key, axis=0, return_index=True, return_inverse=True)
+        if len(first) > batch_size or len(self) > COPIES_AT_MOST * len(first):
+            return self
+        weight = np.bincount(inverse.reshape(-1), weights=self.weight.double().numpy())
+        merged = self.take(torch.from_numpy(first))
+        return EncodedDataset(merged.frame, merged.target, torch.from_numpy(weight).float())
 
 
 class ResampledDataset(EncodedDataset):
@@ -311,7 +697,7 @@ class ResampledDataset(EncodedDataset):
         """Restore what was pickled."""
         self.__init__(draw)
 
-    def refreshed(self, epoch):
+    def for_epoch(self, epoch):
         """Return the rows to train on in an epoch, counted from 0."""
         return self if epoch == 0 else self.draw(epoch)
 
@@ -451,10 +837,9 @@ def sampled_parts(rows, size, seed):
         yield part
 
 
-class MemoryMappedDataset:
+class MemoryMappedDataset(TrainingDataset):
     """Encoded rows in files of a temporary directory, read by mapping them into memory.
 
-    Has what the training loop asks of :class:`~sk_easytensor.training.dataset.EncodedDataset`.
     Batches are drawn from windows: some pieces, chosen at random, are read and their rows
     shuffled together.
 
@@ -486,24 +871,12 @@ class MemoryMappedDataset:
     def __len__(self):
         return sum(self.sizes)
 
-    def refreshed(self, epoch):
-        """Return the rows to train on in an epoch: always the same."""
-        return self
-
     def map(self, function):
         """Return the rows with a function applied to those that are read together."""
         other = object.__new__(MemoryMappedDataset)
         # The first keeps the directory alive.
         vars(other).update(vars(self), functions=(*self.functions, function), origin=self)
         return other
-
-    def to(self, device):
-        """Return the rows on another device, where each piece comes when it is read."""
-        return self.map(lambda rows: rows.to(device))
-
-    def map_chunks(self, function):
-        """Return what a function gives for each piece, as a list."""
-        return [function(piece) for piece in self.parts()]
 
     def parts(self):
         """Yield the pieces, one at a time."""
@@ -586,10 +959,6 @@ class MemoryMappedBatches:
             given = until
 
 
-MERGE_AT_MOST = 10_000
-COPIES_AT_MOST = 4
-
-
 def validation_rows(strata, fraction, random_state):
     """Split rows into a training and a validation part, evenly over strata.
 
@@ -628,51 +997,3 @@ def validation_rows(strata, fraction, random_state):
     taken[moved[moved < len(strata)]] = True
     taken &= ~first[:-1]
     return np.sort(order[~taken]), np.sort(order[taken])
-
-
-def hold_out(rows, strata, fraction, random_state):
-    """Take a validation part out of encoded rows; see :func:`validation_rows`.
-
-    Returns
-    -------
-    rows : EncodedDataset
-        Those left to train on.
-    evals : list of EncodedDataset
-        The validation part; empty if there are too few rows for one.
-    """
-    train, valid = validation_rows(strata, fraction, random_state)
-    if len(valid) == 0:
-        return rows, []
-    return rows.take(torch.from_numpy(train)), [rows.take(torch.from_numpy(valid))]
-
-
-def merge_duplicates(rows, batch_size):
-    """Merge equal rows, adding their weights, if what is left fits into one batch.
-
-    With one batch a step sees all rows, so that a row of weight two then counts exactly as the
-    same row given twice, in whatever order rows come. Other tables are returned as they are, and
-    so are those that consist of copies for the most part, more than four a row on average: an
-    epoch would be too short.
-
-    Parameters
-    ----------
-    rows : EncodedDataset
-        Training rows.
-    batch_size : int
-        Rows a batch.
-
-    Returns
-    -------
-    EncodedDataset
-        In an order that depends on their content only, if merged.
-    """
-    if len(rows) > MERGE_AT_MOST:
-        return rows
-    target = rows.target.reshape(len(rows), -1).double().numpy()
-    key = np.column_stack([rows.frame.row_hashes().astype(np.float64), target])
-    _, first, inverse = np.unique(key, axis=0, return_index=True, return_inverse=True)
-    if len(first) > batch_size or len(rows) > COPIES_AT_MOST * len(first):
-        return rows
-    weight = np.bincount(inverse.reshape(-1), weights=rows.weight.double().numpy())
-    merged = rows.take(torch.from_numpy(first))
-    return EncodedDataset(merged.frame, merged.target, torch.from_numpy(weight).float())

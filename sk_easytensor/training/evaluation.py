@@ -59,7 +59,7 @@ class Evaluator:
         The network that is trained.
     head : Head
         Gives the loss.
-    sets : list of EncodedDataset
+    sets : list of TrainingDataset
         Rows on the device of the network, the deciding set first.
     trees : TreesModule or None
         Trees that are averaged with the network.
@@ -156,7 +156,7 @@ class EvalSet:
     ----------
     network : BlockNetwork
         Gives trees their columns.
-    rows : EncodedDataset
+    rows : TrainingDataset
         On the device of the network.
     trees : TreesModule or None
         Are evaluated once.

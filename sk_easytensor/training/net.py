@@ -179,7 +179,7 @@ class WeightedLoss(nn.Module):
 
 
 class TensorNet(NeuralNet):
-    """A skorch net over :class:`~sk_easytensor.training.dataset.EncodedDataset`.
+    """A skorch net over :class:`~sk_easytensor.training.dataset.TrainingDataset`.
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ class TensorNet(NeuralNet):
         Trained in place.
     head : Head
         For the loss.
-    valid_rows : list of EncodedDataset
+    valid_rows : list of TrainingDataset
         Evaluated after each epoch; the loss of the first is recorded as ``valid_loss``, which
         callbacks may monitor, the others as ``valid_1_loss`` and so on.
     trees : TreesModule or None
@@ -347,7 +347,7 @@ class TensorNet(NeuralNet):
 
         Parameters
         ----------
-        X : EncodedDataset
+        X : TrainingDataset
             Training rows.
         y : None
             Unused; targets are in `X`.
@@ -373,7 +373,7 @@ class TensorNet(NeuralNet):
             epochs = 0 if state["ended"] else epochs - len(self.history)
         try:
             for _ in range(epochs):
-                fresh = X.refreshed(len(self.history))
+                fresh = X.for_epoch(len(self.history))
                 if fresh is not X:
                     about["dataset_train"] = fresh.to(self.device)
                     iterator = self.get_iterator(about["dataset_train"], training=True)

@@ -209,9 +209,9 @@ def train_network(network, head, rows, valid_rows, settings):
         if the settings have any, and averaged with it when it is evaluated.
     head : Head
         Gives the loss.
-    rows : EncodedDataset
+    rows : TrainingDataset
         Training rows.
-    valid_rows : list of EncodedDataset
+    valid_rows : list of TrainingDataset
         The first decides about early stopping.
     settings : TrainingSettings
         How to train.

@@ -38,6 +38,7 @@ from sk_easytensor.two_tower.pairs import (
     fit_shared,
     key_blocks,
     pair_sets,
+    summarize_side,
 )
 from sk_easytensor.two_tower.recommend import PairScoringMixin, RecommendingMixin
 from sk_easytensor.two_tower.targets import PairTarget
@@ -52,7 +53,7 @@ __all__ = [
 class TowerTrainingMixin:
     """Fits the blocks of both towers, encodes pairs and trains the network."""
 
-    def _fit_towers(self, table, catalogue, backend, checkpoints):
+    def _fit_towers(self, interactions, catalogue, executor, checkpoints):
         trunk = self._default_trunk() if self.trunk is None else self.trunk
         how = {
             "embedding_dim": self.embedding_dim,
@@ -63,39 +64,48 @@ class TowerTrainingMixin:
         items = key_blocks(self.item_blocks, catalogue.index.key, self.embedding_dim)
         self.user_tower_ = Tower(users, clone(trunk), **how)
         self.item_tower_ = Tower(items, clone(trunk), **how)
-        user_columns = catalogue.user_columns(table) if self.user_blocks is None else None
+        user_columns = catalogue.user_columns(interactions) if self.user_blocks is None else None
         item_columns = catalogue.item_columns if self.item_blocks is None else None
         with errors_name("user_blocks"):
             self.user_tower_.fit_blocks(
-                table, user_columns, backend, "user", checkpoints=checkpoints
+                interactions.sample().table,
+                user_columns,
+                partial(summarize_side, interactions, executor),
+                "user",
+                checkpoints=checkpoints,
             )
         with errors_name("item_blocks"):
             source = "items" if catalogue.given else "X"
             self.item_tower_.fit_blocks(
-                catalogue.table, item_columns, backend, "item", source, checkpoints
+                catalogue.dataset.sample().table,
+                item_columns,
+                partial(summarize_side, catalogue.dataset, executor),
+                "item",
+                source,
+                checkpoints,
             )
         fit_shared(
             self.shared_blocks,
             self.user_tower_,
-            table,
+            interactions,
             self.item_tower_,
-            catalogue.table,
-            backend,
+            catalogue.dataset,
+            executor,
         )
 
-    def _read_pairs(self, records, evals, catalogue, backend):
+    def _read_pairs(self, interactions, evals, catalogue, executor):
         """Return rows of encoded pairs, the same of each evaluation set, and the items."""
-        maker = PairEncoder(
-            self.user_tower_, self.item_tower_, catalogue.index, self._target, backend
+        encoder = PairEncoder(
+            self.user_tower_, self.item_tower_, catalogue.index, self._target, executor
         )
-        rows, validation = records.encoded(maker), []
+        rows, validation = interactions.encode(encoder), []
         for where, valid in evals:
             with errors_name(where):
                 # What columns there are can be told by a row, wherever the others are.
                 first = valid.sample()
-                maker.make_rows(first.table.slice(0, 1), first.y[:1], first.weight[:1])
-                validation.append(valid.encoded(maker))
-        items = catalogue.encoded(self.item_tower_, [rows, *validation], backend)
+                encoder.encode(first.table.slice(0, 1), first.y[:1], first.weight[:1])
+                validation.append(valid.encode(encoder))
+        items = catalogue.encoded(self.item_tower_, [rows, *validation], executor)
         pairs = PairResampling(items)
         validation = [valid.map(pairs) for valid in validation]
         for (where, _), valid in zip(evals, validation, strict=True):
@@ -389,26 +399,26 @@ class EasyTensorTwoTower(
         self._check_parameters()
         with backend.running(), ExitStack() as opened:
             target = PairTarget(type(self).__name__)
-            records = backend.records(X, y, sample_weight, as_table, target.check)
-            sample = records.sample()
-            catalogue = ItemCatalogue(records.table, items, item_key, self.item_blocks, backend)
+            interactions = backend.read_dataset(X, y, sample_weight, as_table, target.check)
+            sample = interactions.sample()
+            catalogue = ItemCatalogue(interactions, items, item_key, self.item_blocks, backend)
             # Rows that are read later are checked as these were.
-            sampled = None if y is None else records.map_chunks(target.sample)
+            sampled = None if y is None else interactions.map_chunks(target.sample)
             target = clone(target).fit(None if y is None else target.join_samples(sampled))
             self._check_user_key(user_key, sample.table)
             pairs = pair_sets(eval_set, eval_sample_weight)
             evals = [
-                (where, backend.records(X_eval, y_eval, weight, as_table, target.check, where))
+                (where, backend.read_dataset(X_eval, y_eval, weight, as_table, target.check, where))
                 for where, X_eval, y_eval, weight in pairs
             ]
             given = [(X_eval, y_eval) for _, X_eval, y_eval, _ in pairs]
-            names = eval_names(given, X, y, [valid for _, valid in evals], records)
+            names = eval_names(given, X, y, [valid for _, valid in evals], interactions)
 
             def source():
-                digests = {"X": records.content()}
-                digests |= {where: valid.content() for where, valid in evals}
+                digests = {"X": interactions.digest()}
+                digests |= {where: valid.digest() for where, valid in evals}
                 if items is not None:
-                    digests["items"] = table_digest(catalogue.table)
+                    digests["items"] = table_digest(catalogue.dataset.table)
                 return digests | {"item_key": repr(item_key), "user_key": repr(user_key)}
 
             checkpoints, random_state = self._open_checkpoints(opened, source)
@@ -416,20 +426,20 @@ class EasyTensorTwoTower(
             self._items, self._target, self._user_key = catalogue.index, target, user_key
             vars(self).update(target.fitted_attributes())
             with self._timed("blocks"):
-                self._fit_towers(records.table, catalogue, backend, checkpoints)
+                self._fit_towers(interactions, catalogue, backend, checkpoints)
             self._data_summary = summarize_table(sample.table)
             with self._timed("encoding"):
-                users = self._read_users(records.table, backend)
-                rows, evals, items = self._read_pairs(records, evals, catalogue, backend)
+                users = self._read_users(interactions, backend)
+                rows, evals, items = self._read_pairs(interactions, evals, catalogue, backend)
             evals = {names[index]: evals[index] for index in deciding_first(names)}
             if set(evals) <= {"training"} and self.validation_fraction is not None:
-                rows, held_out = backend.hold_out(
-                    rows, target.strata, self.validation_fraction, random_state
+                rows, held_out = rows.hold_out(
+                    target.strata, self.validation_fraction, random_state
                 )
                 evals = {**dict(zip(["valid_0"], held_out, strict=False)), **evals}
             self._train_towers(rows, evals, random_state, backend, checkpoints)
             towers = [(self.user_tower_, sample.table)]
-            towers.append((self.item_tower_, backend.sample_rows(catalogue.table)))
+            towers.append((self.item_tower_, catalogue.dataset.sample().table))
             self._choose_engines(towers, backend)
             self._keep_items(items, sample.table, backend)
             if users is not None:

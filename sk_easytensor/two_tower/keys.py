@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -149,33 +151,19 @@ class KeyedRows(Summary):
         return self.of(pa.concat_tables([self.table, other.table]), self.key, self.keep)
 
 
-class KeyedReading:
-    """Summarises tables as :class:`KeyedRows`, as blocks summarise them in their ways."""
-
-    column_wise = False
-
-    def __init__(self, key, keep):
-        self.key = key
-        self.keep = keep
-
-    def summarize(self, table):
-        """Return the summary of a chunk of rows."""
-        return KeyedRows.of(table, self.key, self.keep)
-
-
-def rows_of_keys(table, key, columns, backend, keep):
-    """Return the first or the last row of each key of a table.
+def rows_of_keys(dataset, key, columns, executor, keep):
+    """Return the first or the last row of each key of a data set.
 
     Parameters
     ----------
-    table : pyarrow.Table or table of a backend
+    dataset : BaseTableDataset
         Rows.
     key : str
         Column that names rows.
     columns : list of str
         What to return of each row.
-    backend : LocalBackend
-        Where the table is read.
+    executor : LocalExecutor
+        Reads rows in memory.
     keep : {"first", "last"}
         Which row of a key.
 
@@ -192,7 +180,8 @@ def rows_of_keys(table, key, columns, backend, keep):
         If keys cannot be of their type.
     """
     columns = list(dict.fromkeys([key, *columns]))
-    found = backend.summarize(table.select(columns), {"keys": (KeyedReading(key, keep), columns)})
-    rows = found["keys"].table
-    rows = rows.select([name for name in table.column_names if name in columns])
+    reduced = dataset.select(columns).map_reduce(
+        partial(KeyedRows.of, key=key, keep=keep), executor
+    )
+    rows = reduced.table.select([name for name in dataset.column_names if name in columns])
     return rows.unify_dictionaries().combine_chunks()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -13,7 +15,7 @@ from sk_easytensor.data.summaries import Summary, merge_all
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.estimators.eval_sets import eval_pairs
 from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.training.dataset import EncodedDataset, materialize
+from sk_easytensor.training.dataset import BaseRowEncoder, EncodedDataset, TableDataset
 from sk_easytensor.training.pairs import (
     distinct_items,
     distinct_rows,
@@ -24,13 +26,14 @@ from sk_easytensor.training.pairs import (
 from sk_easytensor.two_tower.keys import KeyIndex, key_values, rows_of_keys
 
 __all__ = [
-    "InteractionReading",
     "ItemCatalogue",
     "ItemIndex",
     "PairEncoder",
     "fit_shared",
     "key_blocks",
     "pair_sets",
+    "summarize_interactions",
+    "summarize_side",
 ]
 
 
@@ -42,28 +45,28 @@ class ItemCatalogue:
 
     Parameters
     ----------
-    table : pyarrow.Table or table of a backend
-        Interactions.
+    interactions : BaseTableDataset
+        A row for each interaction.
     items : table-like or None
         The catalogue.
     key : str or None
         Column of both that names the item.
     item_blocks : list or None
         Blocks of the item tower.
-    backend : LocalBackend
-        Where the first row of each key is found, if there is no catalogue.
+    executor : LocalExecutor
+        Finds the first row of each key among interactions in memory, if there is no catalogue.
 
     Attributes
     ----------
-    table : pyarrow.Table or table of a backend
-        A row for each item; without a key one for each interaction.
+    dataset : BaseTableDataset
+        A row for each item, in memory; without a key the interactions.
     item_columns : list of str
         Columns that may be the item's.
     index : ItemIndex
         Finds the items of pairs.
     """
 
-    def __init__(self, table, items, key, item_blocks, backend):
+    def __init__(self, interactions, items, key, item_blocks, executor):
         self.given = items is not None
         if items is not None and key is None:
             raise ValueError(f"{OWNER}: items needs item_key, the column that names an item")
@@ -72,43 +75,44 @@ class ItemCatalogue:
                 f"{OWNER}: item_blocks is needed to say which columns are the item's, unless fit "
                 "is given a catalogue: fit(X, items=catalogue, item_key=column)"
             )
-        self.table = as_table(items) if self.given else table
-        self.item_columns = self.table.column_names
+        self.dataset = TableDataset(as_table(items)) if self.given else interactions
+        self.item_columns = self.dataset.column_names
         self.index = ItemIndex()
         if key is None:
             return
-        for where, columns in (("X", table.column_names), ("items", self.item_columns)):
+        for where, columns in (("X", interactions.column_names), ("items", self.item_columns)):
             if key not in columns:
                 raise ValueError(
                     f"{OWNER}: item_key names column {key!r}, which {where} does not have; it has "
                     f"{columns}"
                 )
         if not self.given:
-            self.table = rows_of_keys(table, key, self.item_columns, backend, keep="first")
-        self.index = ItemIndex(key, self.table.column(key), given=self.given)
+            rows = rows_of_keys(interactions, key, self.item_columns, executor, keep="first")
+            self.dataset = TableDataset(rows)
+        self.index = ItemIndex(key, self.dataset.table.column(key), given=self.given)
 
-    def user_columns(self, table):
+    def user_columns(self, interactions):
         """Return the columns of the interactions that are none of the item's."""
         if not self.given:
             raise ValueError(
                 f"{OWNER}: user_blocks is needed to say which columns are the user's, unless fit "
                 "is given a catalogue: fit(X, items=catalogue, item_key=column)"
             )
-        names = [name for name in table.column_names if name not in self.item_columns]
+        names = [name for name in interactions.column_names if name not in self.item_columns]
         if not names:
             raise ValueError(f"{OWNER}: X has no column that items does not have")
         return names
 
-    def encoded(self, tower, sets, backend):
+    def encoded(self, tower, sets, executor):
         """Return all items, encoded.
 
         Parameters
         ----------
         tower : Tower
             Of the items.
-        sets : list of EncodedDataset
+        sets : list of Dataset
             Flat rows of pairs, whose items these are if they have no keys.
-        backend : LocalBackend
+        executor : LocalExecutor
             Encodes the catalogue.
 
         Returns
@@ -116,7 +120,7 @@ class ItemCatalogue:
         TensorFrame
         """
         if self.index.keyed:
-            return tower.encode(self.table, backend)
+            return tower.encode(self.dataset.table, executor)
         found = [items for rows in sets for items in rows.map_chunks(distinct_items)]
         return distinct_rows(TensorFrame.concatenate(found))[0]
 
@@ -206,8 +210,40 @@ def pair_sets(eval_set, eval_sample_weight):
     return [(where, *pair, weight) for where, pair, weight in pairs]
 
 
-def fit_shared(names, user_tower, users, item_tower, items, backend):
+def summarize_side(dataset, executor, blocks):
+    """Summarise the rows of one side for blocks, of whose columns no others are read.
+
+    Parameters
+    ----------
+    dataset : BaseTableDataset
+        Rows of the side, with other columns too.
+    executor : LocalExecutor
+        Summarises rows in memory.
+    blocks : dict of {str: tuple of (Block, list of str)}
+        As of :meth:`~sk_easytensor.training.dataset.BaseTableDataset.summarize`.
+
+    Returns
+    -------
+    Mapping of {str: Summary}
+    """
+    read = {column for _, columns in blocks.values() for column in columns}
+    columns = [name for name in dataset.column_names if name in read]
+    return dataset.select(columns).summarize(blocks, executor)
+
+
+def fit_shared(names, user_tower, users, item_tower, items, executor):
     """Fit the blocks that two towers share on the columns of both.
+
+    Parameters
+    ----------
+    names : list of str
+        The blocks.
+    user_tower, item_tower : Tower
+        With fitted blocks.
+    users, items : BaseTableDataset
+        Rows of either side.
+    executor : LocalExecutor
+        Summarises rows in memory.
 
     Raises
     ------
@@ -227,40 +263,24 @@ def fit_shared(names, user_tower, users, item_tower, items, backend):
         columns = list(ours.feature_names_in_), list(theirs.feature_names_in_)
         if len(columns[0]) != len(columns[1]):
             raise ValueError(f"{OWNER}: shared block {name!r} reads {columns[0]} and {columns[1]}")
-        block = clone(ours).fit_columns(backend.sample_rows(users).select(columns[0]))
+        block = clone(ours).fit_columns(users.sample().table.select(columns[0]))
+        summarize = partial(summarize_renamed, block, columns[0])
         both = [
-            backend.summarize(table, {name: (Renamed(block, columns[0]), own)})[name]
-            for table, own in zip((users, items), columns, strict=True)
+            dataset.select(own).map_reduce(summarize, executor)
+            for dataset, own in zip((users, items), columns, strict=True)
         ]
         block.finish(merge_all(both))
         user_tower.replace_block(name, block)
         item_tower.replace_block(name, block.renamed(columns[1]))
 
 
-class Renamed:
-    """A block that reads columns which have other names.
-
-    Parameters
-    ----------
-    block : Block
-        Reads the columns.
-    names : list of str
-        What it takes them for.
-    """
-
-    column_wise = False
-
-    def __init__(self, block, names):
-        self.block = block
-        self.names = names
-
-    def summarize(self, table):
-        """Return the block's summary of a chunk of rows."""
-        return self.block.summarize(table.rename_columns(self.names))
+def summarize_renamed(block, names, table):
+    """Return a block's summary of columns that have other names."""
+    return block.summarize(table.rename_columns(names))
 
 
-class PairEncoder:
-    """Encodes pairs for both towers; picklable, so that any process can do it.
+class PairEncoder(BaseRowEncoder):
+    """Encodes pairs for both towers.
 
     Parameters
     ----------
@@ -270,7 +290,7 @@ class PairEncoder:
         Gives the number of an item, if items have keys.
     target : PairTarget
         Encodes targets.
-    backend : LocalBackend
+    executor : LocalExecutor
         Encodes tables.
 
     Attributes
@@ -279,37 +299,21 @@ class PairEncoder:
         Those that say which item is a pair's.
     """
 
-    gather = staticmethod(materialize)
-
-    def __init__(self, user_tower, item_tower, items, target, backend):
-        self.encode_users = user_tower.encoding(backend)
-        self.encode_items = item_tower.encoding(backend)
+    def __init__(self, user_tower, item_tower, items, target, executor):
+        self.encode_users = user_tower.encoding(executor)
+        self.encode_items = item_tower.encoding(executor)
         self.items = items
         self.target = target
         self.columns = [items.key] if items.keyed else list(item_tower.feature_names_in_)
 
-    def make_rows(self, table, y, weight):
-        """Return encoded pairs, as flat rows.
-
-        Parameters
-        ----------
-        table : pyarrow.Table
-            Interactions.
-        y : ndarray
-            Valid targets, or anything of their length.
-        weight : ndarray of float64, shape (n_pairs,)
-            Weights of the pairs.
-
-        Returns
-        -------
-        EncodedDataset
-        """
+    def encode(self, table, y, weight):
+        """Return encoded pairs, as flat rows; there need not be targets, but an array."""
         users = self.encode_users(table)
-        rows = self.make_targets(table, y, weight)
+        rows = self.encode_targets(table, y, weight)
         rows.frame = flat_frame(users, side_of(rows.frame, "item"))
         return rows
 
-    def make_targets(self, table, y, weight):
+    def encode_targets(self, table, y, weight):
         """Return pairs without the users' features."""
         numbers = self.items.rows(table)
         items = self.encode_items(table) if numbers is None else numbered_items(numbers)
@@ -349,8 +353,8 @@ class InteractionSet(Summary):
         return np.unique(np.column_stack(pairs), axis=0)
 
 
-class InteractionReading:
-    """Summarises interactions as :class:`InteractionSet`.
+def summarize_interactions(user_key, items, table):
+    """Return the :class:`InteractionSet` of some interactions.
 
     Parameters
     ----------
@@ -358,16 +362,9 @@ class InteractionReading:
         Column that names the user.
     items : ItemIndex
         Gives the numbers of items.
+    table : pyarrow.Table
+        A row for each interaction, with the keys of both.
     """
-
-    column_wise = False
-
-    def __init__(self, user_key, items):
-        self.user_key = user_key
-        self.items = items
-
-    def summarize(self, table):
-        """Return the summary of a chunk of rows."""
-        users = category_keys(table.column(self.user_key)).dictionary_decode()
-        items = pa.array(self.items.rows(table).numpy())
-        return InteractionSet(pa.table({"user": users, "item": items}))
+    users = category_keys(table.column(user_key)).dictionary_decode()
+    numbers = pa.array(items.rows(table).numpy())
+    return InteractionSet(pa.table({"user": users, "item": numbers}))

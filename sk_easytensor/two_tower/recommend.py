@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,7 +24,7 @@ from sk_easytensor.inspection.importance import pair_model
 from sk_easytensor.retrieval import ApproximateIndex, as_tensor, top_k
 from sk_easytensor.training.pairs import distinct_rows
 from sk_easytensor.two_tower.keys import KeyIndex, key_values, rows_of_keys
-from sk_easytensor.two_tower.pairs import InteractionReading
+from sk_easytensor.two_tower.pairs import summarize_interactions
 
 __all__ = [
     "PairScoringMixin",
@@ -289,19 +291,19 @@ class RecommendingMixin:
 
     # ------------------------------------------------------------------ kept at the end of fit
 
-    def _read_users(self, table, backend):
+    def _read_users(self, dataset, executor):
         """Return each user's last row, and which items each user met, as numbers."""
         if self._user_key is None:
             return None
         columns = self.user_tower_.feature_names_in_
-        rows = rows_of_keys(table, self._user_key, columns, backend, keep="last")
+        rows = rows_of_keys(dataset, self._user_key, columns, executor, keep="last")
         users = KeyIndex(rows.column(self._user_key), self._user_key)
         users.forget_rows()
         if not self._items.keyed:
             return rows, users, None
         keys = list(dict.fromkeys([self._user_key, self._items.key]))
-        reading = InteractionReading(self._user_key, self._items)
-        seen = backend.summarize(table.select(keys), {"seen": (reading, keys)})["seen"]
+        summarize = partial(summarize_interactions, self._user_key, self._items)
+        seen = dataset.select(keys).map_reduce(summarize, executor)
         return rows, users, seen.numbered(users)
 
     def _keep_users(self, rows, users, seen, backend):

@@ -9,11 +9,11 @@ from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor._utils.runtime import with_library_settings
 from sk_easytensor._utils.validation import ParametersMixin
-from sk_easytensor.backends import resolve_backend
 from sk_easytensor.blocks.detection import check_blocks, select_columns
 from sk_easytensor.blocks.pretrained import Representation
 from sk_easytensor.compose import BlockParametersMixin, TableEncoder
 from sk_easytensor.estimators.state import FittedStateMixin
+from sk_easytensor.executor import LocalExecutor
 from sk_easytensor.export.adapters import EmbeddingAdapter
 from sk_easytensor.export.engines import EngineMixin
 from sk_easytensor.export.mixin import ExportMixin
@@ -103,17 +103,18 @@ class Tower(
         check_is_fitted(self, "network_")
         return self
 
-    def fit_blocks(self, table, columns, backend, side, source="X", checkpoints=None):
+    def fit_blocks(self, sample, columns, summarize, side, source="X", checkpoints=None):
         """Fit the blocks.
 
         Parameters
         ----------
-        table : pyarrow.Table or table of a backend
-            Rows of the tower's side.
+        sample : pyarrow.Table
+            Some rows of the tower's side.
         columns : list of str or None
             Columns for blocks to be chosen for; None for those that the blocks name.
-        backend : LocalBackend
-            Where the table is summarised.
+        summarize : callable
+            Takes blocks with their columns and returns their summaries over all rows, as
+            :meth:`~sk_easytensor.training.dataset.BaseTableDataset.summarize` does.
         side : {"user", "item"}
             For error messages.
         source : str
@@ -122,7 +123,6 @@ class Tower(
             Where the fitted blocks are kept.
         """
         self._owner = f"the {side} tower"
-        sample = backend.sample_rows(table)
         named = [
             (name, block, select_columns(selector, sample, owner=f"block {name!r}", source=source))
             for name, block, selector in check_blocks(self.blocks)
@@ -131,11 +131,11 @@ class Tower(
         if columns is None:
             remainder = "drop"
             wanted = {column for _, _, selected in named for column in selected}
-            columns = [column for column in table.column_names if column in wanted]
-        table, sample = table.select(columns), sample.select(columns)
+            columns = [column for column in sample.column_names if column in wanted]
+        sample = sample.select(columns)
 
         def make():
-            return TableEncoder(named, remainder=remainder).fit_table(table, sample, backend)
+            return TableEncoder(named, remainder=remainder).fit_table(sample, sample, summarize)
 
         self._encoder = make() if checkpoints is None else checkpoints.keep(side, make)
         self.blocks_ = self._encoder.blocks_
@@ -161,13 +161,13 @@ class Tower(
         """Return the tower's columns of a table; raise ``ValueError`` if it lacks some."""
         return self._encoder.read(table, owner=self._owner)
 
-    def encode(self, table, backend):
+    def encode(self, table, executor):
         """Encode the tower's columns of a table."""
-        return self.encoding(backend)(table)
+        return self.encoding(executor)(table)
 
-    def encoding(self, backend):
+    def encoding(self, executor):
         """Return :meth:`encode` as a function that can be sent: it knows blocks and no network."""
-        return partial(encode_table, encoder=self._encoder, owner=self._owner, backend=backend)
+        return partial(encode_table, encoder=self._encoder, owner=self._owner, executor=executor)
 
     @with_library_settings
     def transform(self, X):
@@ -198,8 +198,8 @@ class Tower(
         ndarray of float32, shape (n_rows, embedding_dim)
         """
         check_is_fitted(self, "network_")
-        backend = resolve_backend("local", self.n_jobs)
-        return self.embed_frame(self.encode(X, backend), backend).numpy()
+        executor = LocalExecutor(self.n_jobs)
+        return self.embed_frame(self.encode(X, executor), executor).numpy()
 
     def representation(self):
         """Return blocks and network up to what :meth:`transform` gives.
@@ -217,16 +217,16 @@ class Tower(
         """Say where columns stand in encoded rows; see :class:`~sk_easytensor.TableEncoder`."""
         return self._encoder.places(frame)
 
-    def embed_frame(self, frame, backend):
+    def embed_frame(self, frame, executor):
         """Return the embeddings of encoded rows, as a tensor."""
-        return self._run_network("embedding", frame, backend)
+        return self._run_network("embedding", frame, executor)
 
     def _network_functions(self):
         network = self.network_.eval()
         return {"embedding": lambda rows: embed(network, rows, self.normalized)}
 
 
-def encode_table(table, encoder, owner, backend):
+def encode_table(table, encoder, owner, executor):
     """Read the columns of a table that an encoder was fitted on, and encode them."""
     table = encoder.read(table, owner=owner)
-    return encoder.encode_table(table, backend, new_values=True)
+    return encoder.encode_table(table, executor, new_values=True)

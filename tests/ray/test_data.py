@@ -12,7 +12,6 @@ import pytest
 from sk_easytensor import EasyTensorClassifier, EasyTensorRegressor
 from sk_easytensor.backends.local import LocalBackend
 from sk_easytensor.backends.ray.dataset import hold_dataset
-from sk_easytensor.backends.ray.summarize import summarize_chunks
 from sk_easytensor.blocks import CategoryBlock, NumericBlock
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.training.dataset import read_dataset
@@ -148,7 +147,7 @@ def test_blocks_of_many_chunks_are_those_of_one(cluster):
     blocks = {"n": (NumericBlock(), ["x"]), "c": (CategoryBlock(), ["k"])}
     for block, columns in blocks.values():
         block.fit_columns(table.select(columns))
-    found = summarize_chunks(chunked, blocks)
+    found = chunked.summarize(blocks, LocalBackend())
     expected = LocalBackend().summarize(table, blocks)
     assert found["n"]["x"].n_rows == n_rows
     counts = [

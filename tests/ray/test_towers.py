@@ -298,7 +298,7 @@ def test_events_of_a_user_are_brought_together(cluster, events, log):
     from sk_easytensor.data.tables import as_table
 
     records = open_dataset(log, None, None, as_table, lambda y: y, "", n_chunks=1, chunk_rows=100)
-    found = records.collected(["user"], "time").select(["time", "kind", "amount"])
+    found = records.collect_sequences(["user"], "time").select(["time", "kind", "amount"])
     assert len(found.chunks) > 8
     rows = pd.concat(
         [

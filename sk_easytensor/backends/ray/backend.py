@@ -7,13 +7,11 @@ import os
 from contextlib import contextmanager
 from copy import copy
 
-import pyarrow as pa
 import torch
 
 from sk_easytensor._utils.masking import MaskedUrl, masked, with_mask
 from sk_easytensor._utils.validation import check_number
-from sk_easytensor.backends.local import LocalBackend
-from sk_easytensor.data.tables import is_source
+from sk_easytensor.backends.base import Backend
 from sk_easytensor.training.dataset import read_dataset
 
 __all__ = [
@@ -27,8 +25,8 @@ CHUNKS_A_WORKER = 4
 """Chunks that rows in memory are cut into, for each worker."""
 
 
-class RayBackend(LocalBackend):
-    """Runs the library's verbs on a Ray cluster.
+class RayBackend(Backend):
+    """Reads, trains and predicts on a Ray cluster.
 
     Blocks are fitted and rows encoded chunk by chunk in Ray tasks; the network is trained by
     workers of Ray Train, each with its share of the rows. A worker that dies is replaced, and
@@ -160,7 +158,7 @@ class RayBackend(LocalBackend):
         ray.init(address=where)
         return "disconnected"
 
-    def device(self, device, owner):
+    def resolve_device(self, device, owner):
         """Check the name of a device; whether a worker has it, only the worker knows."""
         if device == "auto":
             return device
@@ -172,12 +170,12 @@ class RayBackend(LocalBackend):
                 f"{device!r}: {error}"
             ) from error
 
-    def records(self, X, y, sample_weight, read, check_target, where=""):
+    def read_dataset(self, X, y, sample_weight, read, check_target, where=""):
         """Read rows with targets and weights: chunks in the object store, or where they lie."""
         from sk_easytensor.backends.ray.dataset import hold_dataset, open_dataset
 
         n_chunks = CHUNKS_A_WORKER * max(1, self.num_workers)
-        if is_source(X):
+        if has_chunks(X):
             return open_dataset(
                 X,
                 y,
@@ -188,57 +186,26 @@ class RayBackend(LocalBackend):
                 n_chunks=max(1, self.num_workers),
                 chunk_rows=self.chunk_rows,
             )
-        records = read_dataset(X, y, sample_weight, read, check_target, where)
-        return hold_dataset(records, max(n_chunks, -(-len(records) // self.chunk_rows)))
+        dataset = read_dataset(X, y, sample_weight, read, check_target, where)
+        return hold_dataset(dataset, max(n_chunks, -(-len(dataset) // self.chunk_rows)))
 
-    def sample_rows(self, table):
-        """Return rows by which blocks may be chosen: a sample of those in chunks."""
-        return table if isinstance(table, pa.Table) else table.sample().table
-
-    def merged(self, rows, batch_size):
-        """Return the rows: those in chunks are not compared with each other."""
-        return rows
-
-    def hold_out(self, rows, strata, fraction, random_state):
-        """Take a validation part out of rows, evenly over the strata of each chunk."""
-        return rows.hold_out(strata, fraction, random_state)
-
-    def summarize(self, table, blocks):
-        """Summarise a table for all blocks in one pass."""
-        if isinstance(table, pa.Table):
-            return super().summarize(table, blocks)
-        from sk_easytensor.backends.ray.summarize import summarize_chunks
-
-        return summarize_chunks(table, blocks)
-
-    def map_rows(self, call, X):
-        """Predict a stored table where its rows are.
-
-        Parameters
-        ----------
-        call : StoredCall
-            What to do with tables.
-        X : str, os.PathLike or ray.data.Dataset
-            Where the rows are.
-
-        Returns
-        -------
-        ray.data.Dataset
-            The columns of `X` and those of the results.
-        """
+    def map_batches(self, call, X):
+        """Apply a method to a stored table where its rows are, as a lazy ``ray.data.Dataset``."""
+        if not has_chunks(X):
+            return super().map_batches(call, X)
         if self._begin():
             LOGGER.warning(
                 "Ray is left running, for the Dataset that is returned is computed when it is "
                 "read; ray.shutdown() ends it"
             )
-        from sk_easytensor.backends.ray.predict import predict_rows
+        from sk_easytensor.backends.ray.predict import map_batches
 
-        return predict_rows(self, call, X)
+        return map_batches(self, call, X)
 
-    def map_chunks(self, X, y, sample_weight, function, random_state, check):
+    def evaluate(self, X, y, sample_weight, function, random_state, check):
         """Apply a function to chunks of stored rows in tasks, to others in this process."""
-        if not is_source(X):
-            return super().map_chunks(X, y, sample_weight, function, random_state, check)
+        if not has_chunks(X):
+            return super().evaluate(X, y, sample_weight, function, random_state, check)
         with self.running():
             from sk_easytensor.backends.ray.evaluate import evaluate_chunks
 
@@ -249,6 +216,12 @@ class RayBackend(LocalBackend):
         from sk_easytensor.backends.ray.train import train_on_workers
 
         return train_on_workers(self, network, head, rows, valid_rows, settings, inspection)
+
+
+def has_chunks(X):
+    """Tell whether X is read where it is, in chunks: Parquet files by path, or a Ray Dataset."""
+    # Ray is not imported for tables in memory.
+    return isinstance(X, (str, os.PathLike)) or hasattr(X, "to_arrow_refs")
 
 
 def ray_variables():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 
 import numpy as np
@@ -20,76 +20,75 @@ from sk_easytensor.backends.ray.chunks import (
     stored_chunks,
 )
 from sk_easytensor.backends.ray.progress import collect_users
+from sk_easytensor.backends.ray.summarize import summarize_chunks
 from sk_easytensor.backends.ray.tasks import n_cpus, remote, results
-from sk_easytensor.data.columns import RowError
+from sk_easytensor.data.columns import row_errors_from
 from sk_easytensor.data.validation import check_weight, errors_name
-from sk_easytensor.training.dataset import TableDataset, require_columns, validation_rows
+from sk_easytensor.training.dataset import (
+    BaseTableDataset,
+    Dataset,
+    TableDataset,
+    require_columns,
+    validation_rows,
+)
 
 __all__ = [
     "EncodePlan",
-    "RayRows",
+    "RayDataset",
     "RayTableDataset",
-    "Share",
+    "Shard",
     "hold_dataset",
     "open_dataset",
 ]
 
 
-class RayRows:
-    """Rows that are encoded by those who train on them.
-
-    Has what estimators ask of :class:`~sk_easytensor.training.dataset.EncodedDataset`.
+class RayDataset(Dataset):
+    """Rows that are encoded by the workers that train on them.
 
     Parameters
     ----------
-    records : RayTableDataset
+    table_dataset : RayTableDataset
         The rows.
-    maker : RowEncoder
+    encoder : BaseRowEncoder
         Encodes them.
     """
 
-    def __init__(self, records, maker):
-        self.records = records
-        self.maker = maker
+    def __init__(self, table_dataset, encoder):
+        self.table_dataset = table_dataset
+        self.encoder = encoder
         self.functions = ()
         self.split = None
-        self.counts = records.counts
+        self.counts = table_dataset.counts
 
     def __len__(self):
         return sum(self.counts)
 
     def map(self, function):
         """Apply a function from rows to rows when the rows are made."""
-        other = object.__new__(RayRows)
+        other = object.__new__(RayDataset)
         vars(other).update(vars(self), functions=(*self.functions, function))
         return other
 
     def map_chunks(self, function):
-        """Return what a function gives for targets and weights of each chunk, as a list."""
-        recipe = self._encode_plan()
-        found = self.records.each_chunk(
-            lambda number, *targets: function(recipe.targets(number, *targets)),
-            self.maker.columns,
+        """Apply a function to targets and weights of each chunk in tasks."""
+        plan = self._encode_plan()
+        found = self.table_dataset.each_chunk(
+            lambda number, *targets: function(plan.targets(number, *targets)),
+            self.encoder.columns,
         )
-        # A chunk too small for a validation row has nothing to say of them.
+        # A chunk may be too small for a validation row.
         return [part for part, count in zip(found, self.counts, strict=True) if count]
 
     def hold_out(self, strata, fraction, random_state):
-        """Take a part of each chunk's rows out, evenly over strata, for validation.
-
-        Returns
-        -------
-        rows : RayRows
-        evals : list of RayRows
-        """
+        """Take validation rows out of each chunk, evenly from the groups of its rows."""
         seed = int(random_state.randint(np.iinfo(np.int32).max))
         split = partial(chunk_split, strata=strata, fraction=fraction, seed=seed)
-        recipe = self._encode_plan()
-        sizes = self.records.each_chunk(
+        encoder = self.encoder
+        sizes = self.table_dataset.each_chunk(
             lambda number, *targets: [
-                len(part) for part in split(number, recipe.maker.make_targets(*targets))
+                len(part) for part in split(number, encoder.encode_targets(*targets))
             ],
-            self.maker.columns,
+            encoder.columns,
         )
         if not any(size[1] for size in sizes):
             return self, []
@@ -100,8 +99,8 @@ class RayRows:
             parts.append(other)
         return parts[0], parts[1:]
 
-    def shares(self, n_workers):
-        """Return each worker's share of the rows: as many rows for each as chunks allow."""
+    def shards(self, n_workers):
+        """Return each worker's :class:`Shard`: as many rows for each as chunks allow."""
         filled, numbers = [0] * n_workers, [[] for _ in range(n_workers)]
         for number in np.argsort(-np.array(self.counts), kind="stable"):
             worker = int(np.argmin(filled))
@@ -113,14 +112,14 @@ class RayRows:
                 f"{n_workers} workers"
             )
         return [
-            Share([(n, self.records.chunks[n]) for n in sorted(own)], self._encode_plan())
+            Shard([(n, self.table_dataset.chunks[n]) for n in sorted(own)], self._encode_plan())
             for own in numbers
         ]
 
     def _encode_plan(self):
-        records = self.records
+        dataset = self.table_dataset
         return EncodePlan(
-            records.reading, records.chunk_rows, self.maker, self.functions, self.split
+            dataset.reading, dataset.chunk_rows, self.encoder, self.functions, self.split
         )
 
 
@@ -140,19 +139,19 @@ class EncodePlan:
 
     reading: object
     chunk_rows: int
-    maker: object
+    encoder: object
     functions: tuple
     split: tuple | None
 
     def targets(self, number, table, y, weight):
         """Return rows without features, but for those that a few columns tell."""
-        rows = self.maker.make_targets(table, y, weight)
+        rows = self.encoder.encode_targets(table, y, weight)
         if self.split is not None:
             split, part = self.split
             rows = rows.take(torch.from_numpy(split(number, rows)[part]))
         return self.applied(rows)
 
-    def pieces(self, number, chunk):
+    def parts(self, number, chunk):
         """Yield the chunk's rows, encoded, some at a time; no function is applied to them."""
         chosen = self._chosen(number, chunk)
         first = 0
@@ -163,20 +162,18 @@ class EncodePlan:
                 rows = chosen[begin:end] - first
                 table, y, weight = table.take(pa.array(rows)), y[rows], weight[rows]
             if len(table):
-                try:
-                    made = self.maker.make_rows(table, y, weight)
-                except RowError as error:
-                    raise error.shifted(chunk.first + first) from None
-                yield made
+                with row_errors_from(chunk.first + first):
+                    encoded = self.encoder.encode(table, y, weight)
+                yield encoded
             first += n_rows
 
     def _chosen(self, number, chunk):
         """Return which of the chunk's rows are asked for; None for all."""
         if self.split is None:
             return None
-        targets = self.reading.targets_of(chunk, self.maker.columns)
+        targets = self.reading.targets_of(chunk, self.encoder.columns)
         split, part = self.split
-        return split(number, self.maker.make_targets(*targets))[part]
+        return split(number, self.encoder.encode_targets(*targets))[part]
 
     def applied(self, rows):
         """Apply the functions to rows, as soon as these are read."""
@@ -186,26 +183,24 @@ class EncodePlan:
 
 
 @dataclass
-class Share:
-    """A worker's chunks, and what it makes of them."""
+class Shard:
+    """A worker's chunks, and how it encodes them."""
 
     chunks: list
-    recipe: EncodePlan
+    plan: EncodePlan
 
     def rows(self, memory):
         """Return the encoded rows, in memory if they take at most so many bytes."""
-        pieces = (
-            piece for number, chunk in self.chunks for piece in self.recipe.pieces(number, chunk)
-        )
-        return self.recipe.applied(self.recipe.maker.gather(pieces, memory))
+        parts = (part for number, chunk in self.chunks for part in self.plan.parts(number, chunk))
+        return self.plan.applied(self.plan.encoder.concatenate(parts, memory))
 
 
 SAMPLE_CHUNKS, SAMPLE_ROWS = 8, 8_192
 """What is looked at to choose blocks: so many chunks, so many rows of each."""
 
 
-class RayTableDataset:
-    """Rows of positive weight in chunks; see :class:`~sk_easytensor.training.dataset.TableDataset`.
+class RayTableDataset(BaseTableDataset):
+    """Rows of positive weight in chunks: in the object store, a Ray Dataset or Parquet files.
 
     Parameters
     ----------
@@ -230,37 +225,22 @@ class RayTableDataset:
         self.counts = [len(chunk) for chunk in chunks]
         self._sample = memory
 
-    @property
-    def table(self):
-        """The columns to learn from, as a table of this backend."""
-        return self
-
-    @property
-    def column_names(self):
-        """Names of the columns."""
-        return self.sample().table.column_names
-
-    @property
-    def num_columns(self):
-        """How many columns there are."""
-        return len(self.column_names)
-
     def __len__(self):
         return sum(self.counts)
 
-    def content(self):
-        """Return a digest by which other rows can mostly be told, of what is known of them.
+    def digest(self):
+        """Return a digest that differs for other rows, as far as these are known.
 
         Of rows that no process has, that is their number, columns and the first of them.
         """
         if self.memory is not None:
-            return self.memory.content()
+            return self.memory.digest()
         columns = [*self.reading.features, *self.reading.targets, *self.reading.weights]
         first = table_digest(self.sample().table.slice(0, 1))
         return f"{len(self)} rows of {columns}, the first {first}"
 
     def map_chunks(self, function):
-        """Return what a function gives for the targets of each chunk, as a list."""
+        """Apply a function to the targets of each chunk, in tasks unless these are in memory."""
         return self.each_chunk(lambda number, table, y, weight: function(y))
 
     def each_chunk(self, function, columns=()):
@@ -304,10 +284,24 @@ class RayTableDataset:
         other._sample = self.sample().select(columns)
         return other
 
-    def collected(self, by, order_by):
-        """Return the sequences of a log, as ``TableDataset.collected`` does."""
+    def summarize(self, blocks, executor):
+        """Summarise chunks for blocks in tasks."""
+        return summarize_chunks(
+            self,
+            {
+                name: (block.summarize, [[c] for c in columns] if block.column_wise else [columns])
+                for name, (block, columns) in blocks.items()
+            },
+        )
+
+    def map_reduce(self, function, executor):
+        """Apply a function to chunks in tasks, and merge the summaries in tasks."""
+        return summarize_chunks(self, {"": (function, [self.column_names])})[""]
+
+    def collect_sequences(self, by, order_by):
+        """Return the event sequences of a log, a row for each user."""
         if self.memory is not None:
-            return hold_dataset(self.memory.collected(by, order_by), len(self.chunks))
+            return hold_dataset(self.memory.collect_sequences(by, order_by), len(self.chunks))
         return RayLog(self, by, order_by)
 
     def sample(self):
@@ -324,13 +318,15 @@ class RayTableDataset:
             )
         return self._sample
 
-    def encoded(self, maker):
-        """Return the rows as :class:`RayRows`, which are encoded by those who train on them."""
-        return RayRows(self, maker)
+    def encode(self, encoder):
+        """Return the rows as :class:`RayDataset`, which are encoded by the workers."""
+        return RayDataset(self, encoder)
 
 
-class RayLog:
-    """The users of a log in chunks, to be collected once their columns are known.
+class RayLog(BaseTableDataset):
+    """The users of a log in chunks, whose events are collected when they are needed.
+
+    Only the columns that are selected are collected: selecting some first saves time.
 
     Parameters
     ----------
@@ -344,28 +340,51 @@ class RayLog:
         self.log = log
         self.by = by
         self.order_by = order_by
-        self._sample = log.sample().collected(by, order_by)
+        self.source = log.source
+        self._sample = log.sample().collect_sequences(by, order_by)
 
-    @property
-    def table(self):
-        """The sequences, as a table of this backend."""
-        return self
+    @cached_property
+    def _collected(self):
+        return self.select(self.column_names)
 
-    def content(self):
-        """Return what :meth:`RayTableDataset.content` does of the log."""
-        return f"{self.log.content()} by {self.by} in the order of {self.order_by}"
+    def __len__(self):
+        return len(self._collected)
+
+    def digest(self):
+        """Return the digest of the log, with the columns that say how it is collected."""
+        return f"{self.log.digest()} by {self.by} in the order of {self.order_by}"
 
     def sample(self):
-        """Return some rows as a :class:`TableDataset` in memory; their lists are not whole."""
+        """Return some users in memory; their lists are not whole."""
         return self._sample
 
     def select(self, columns):
         """Collect the columns of all users, and return them as :class:`RayTableDataset`."""
         chunks = collect_users(self.log, self.by, self.order_by, list(columns))
         reading = Reading.of_held(list(columns))
-        records = RayTableDataset(chunks, reading, self.log.source, None, max(map(len, chunks)))
-        records._sample = self._sample.select(columns)
-        return records
+        dataset = RayTableDataset(chunks, reading, self.source, None, max(map(len, chunks)))
+        dataset._sample = self._sample.select(columns)
+        return dataset
+
+    def map_chunks(self, function):
+        """Apply a function to the users' targets, which are zeros."""
+        return self._collected.map_chunks(function)
+
+    def summarize(self, blocks, executor):
+        """Summarise the users' sequences for blocks in tasks."""
+        return self._collected.summarize(blocks, executor)
+
+    def map_reduce(self, function, executor):
+        """Apply a function to chunks of users in tasks, and merge the summaries."""
+        return self._collected.map_reduce(function, executor)
+
+    def collect_sequences(self, by, order_by):
+        """Collect the users' rows into lists."""
+        return self._collected.collect_sequences(by, order_by)
+
+    def encode(self, encoder):
+        """Return the users as :class:`RayDataset`."""
+        return self._collected.encode(encoder)
 
 
 def hold_dataset(records, n_chunks):
@@ -445,10 +464,8 @@ def look_at_targets(chunks, reading, function, columns):
 
 def apply_to_targets(function, number, chunk, targets):
     """Call a function with what is known of a chunk; errors name the row among all rows."""
-    try:
+    with row_errors_from(chunk.first):
         return function(number, *targets)
-    except RowError as error:
-        raise error.shifted(chunk.first) from None
 
 
 def first_rows(chunk, reading, n_rows):

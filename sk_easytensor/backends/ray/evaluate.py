@@ -37,7 +37,7 @@ def evaluate_chunks(backend, X, y, sample_weight, function, random_state, check)
     sample_weight : str or None
         Column of weights.
     function, random_state, check
-        As of :meth:`~sk_easytensor.backends.LocalBackend.map_chunks`.
+        As of :meth:`~sk_easytensor.backends.Backend.evaluate`.
 
     Returns
     -------

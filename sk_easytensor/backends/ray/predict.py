@@ -17,7 +17,7 @@ from sk_easytensor.data.parquet import parquet_chunks
 from sk_easytensor.executor import forward_on
 
 __all__ = [
-    "predict_rows",
+    "map_batches",
     "stored_schema",
 ]
 
@@ -26,8 +26,8 @@ ROWS = 16_384
 """Rows that an actor predicts at a time."""
 
 
-def predict_rows(backend, call, X):
-    """Predict Parquet files or a Ray Dataset.
+def map_batches(backend, call, X):
+    """Apply a method of a fitted estimator to Parquet files or a Ray Dataset.
 
     Parameters
     ----------

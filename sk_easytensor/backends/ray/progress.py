@@ -15,7 +15,7 @@ from skorch.callbacks import Callback
 from sk_easytensor.backends.ray.actors import ProgressActor
 from sk_easytensor.backends.ray.chunks import ObjectStoreChunk
 from sk_easytensor.backends.ray.tasks import n_cpus, remote, results
-from sk_easytensor.data.columns import RowError
+from sk_easytensor.data.columns import row_errors_from
 from sk_easytensor.data.keys import hash_strings
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.events import collect_sequences, decoded, refuse_missing
@@ -193,12 +193,10 @@ def collect_users(log, by, order_by, columns):
 def divide_events(chunk, reading, chunk_rows, by, order_by, n_parts):
     """Task: divide a chunk's events among parts by their users."""
     table = pa.concat_tables([piece for piece, _, _ in reading.pieces(chunk, chunk_rows)])
-    try:
+    with row_errors_from(chunk.first):
         for name in by:
             refuse_missing(table[name], name, "events", "entity")
         refuse_missing(table[order_by], order_by, "events", "time")
-    except RowError as error:
-        raise error.shifted(chunk.first) from None
     part = user_hashes(table, by) % np.uint64(n_parts)
     order = np.argsort(part, kind="stable")
     bounds = np.searchsorted(part[order], np.arange(n_parts + 1))

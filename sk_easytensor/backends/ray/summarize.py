@@ -5,7 +5,7 @@ from __future__ import annotations
 import ray
 
 from sk_easytensor.backends.ray.tasks import n_cpus, remote, results
-from sk_easytensor.data.columns import RowError
+from sk_easytensor.data.columns import row_errors_from
 from sk_easytensor.data.summaries import SummaryMap, merge_all
 
 __all__ = [
@@ -22,12 +22,12 @@ PACKS = 16
 
 
 class Summaries:
-    """Merged summaries by name of block, fetched when they are asked for.
+    """Merged summaries by name of block or function, fetched when they are asked for.
 
     Parameters
     ----------
     refs : list of ray.ObjectRef
-        Of dictionaries of summaries by block and columns.
+        Of dictionaries of summaries by name and columns.
     keys : list of list of tuple
         What each holds.
     """
@@ -48,8 +48,8 @@ class Summaries:
         return SummaryMap({column: part for each in parts for column, part in each.items()})
 
 
-def summarize_chunks(records, blocks):
-    """Summarise rows for all blocks in one pass.
+def summarize_chunks(dataset, work):
+    """Summarise rows in one pass.
 
     Each task reads a chunk and returns its summaries in a few packs. Packs are merged by tasks, as
     a tree whose shape depends on the number of chunks only, so that the result does not depend on
@@ -57,26 +57,24 @@ def summarize_chunks(records, blocks):
 
     Parameters
     ----------
-    records : RayTableDataset
+    dataset : RayTableDataset
         The rows.
-    blocks : dict of {str: tuple of (Block, list of str)}
-        Blocks and the columns each reads.
+    work : dict of {str: tuple of (callable, list of list of str)}
+        Functions from a table to a :class:`~sk_easytensor.data.summaries.Summary`, and the groups
+        of columns that each is called with; those of several groups are
+        :class:`~sk_easytensor.data.summaries.SummaryMap`.
 
     Returns
     -------
     Summaries
     """
-    keys = [
-        (name, *group)
-        for name, (block, columns) in blocks.items()
-        for group in ([[c] for c in columns] if block.column_wise else [columns])
-    ]
+    keys = [(name, *group) for name, (_, groups) in work.items() for group in groups]
     packs = [keys[start::PACKS] for start in range(min(PACKS, len(keys)))]
     summarize = remote(summarize_chunk).options(num_returns=len(packs))
     merge = remote(merge_packs)
-    how = ray.put((records.reading, {name: block for name, (block, _) in blocks.items()}, packs))
-    levels, running = [[] for _ in packs], []
-    levels = [[[] for _ in packs]]
+    functions = {name: function for name, (function, _) in work.items()}
+    how = ray.put((dataset.reading, functions, packs))
+    levels, running = [[[] for _ in packs]], []
 
     def add(level, found):
         if level == len(levels):
@@ -88,8 +86,8 @@ def summarize_chunks(records, blocks):
             levels[level] = [[] for _ in packs]
             add(level + 1, merged)
 
-    for chunk in records.chunks:
-        found = summarize.remote(chunk, how, records.chunk_rows)
+    for chunk in dataset.chunks:
+        found = summarize.remote(chunk, how, dataset.chunk_rows)
         found = found if isinstance(found, list) else [found]
         running.append(found[0])
         add(0, found)
@@ -103,18 +101,16 @@ def summarize_chunks(records, blocks):
 
 
 def summarize_chunk(chunk, how, chunk_rows):
-    """Task: summarise a chunk for all blocks, in packs."""
-    reading, blocks, packs = how
+    """Task: summarise a chunk by all functions, in packs."""
+    reading, functions, packs = how
     parts = {key: [] for pack in packs for key in pack}
     first = chunk.first
     for table, _, _ in reading.pieces(chunk, chunk_rows):
-        try:
+        with row_errors_from(first):
             for (name, *columns), found in parts.items():
-                found.append(blocks[name].summarize(table.select(columns)))
+                found.append(functions[name](table.select(columns)))
                 if len(found) == FAN_IN:
                     found[:] = [merge_all(found)]
-        except RowError as error:
-            raise error.shifted(first) from None
         first += len(table)
     merged = [{key: merge_all(parts[key]) for key in pack if parts[key]} for pack in packs]
     return merged if len(merged) > 1 else merged[0]

@@ -46,8 +46,8 @@ class Job:
 
     network: torch.nn.Module
     head: object
-    shares: list
-    valid_shares: list
+    shards: list
+    valid_shards: list
     settings: object
     random: torch.Tensor
     seed: int
@@ -96,8 +96,8 @@ def train_on_workers(backend, network, head, rows, valid_rows, settings, inspect
         job = Job(
             network,
             head,
-            rows.shares(n_workers),
-            [valid.shares(n_workers) for valid in valid_rows],
+            rows.shards(n_workers),
+            [valid.shards(n_workers) for valid in valid_rows],
             settings,
             torch.get_rng_state(),
             torch.initial_seed(),
@@ -231,7 +231,7 @@ def own_interrupts():
 
 
 def train_worker(config):
-    """Train with a share of the rows: what each worker does.
+    """Train with a shard of the rows: what each worker does.
 
     Returns
     -------
@@ -273,8 +273,8 @@ def _train(job, group, rank):
     )
     if isinstance(group, ProcessGroup) and settings.checkpoints is not None:
         settings.checkpoints = SharedCheckpoints(settings.checkpoints, group)
-    rows = job.shares[rank].rows(job.memory)
-    evals = [shares[rank].rows(job.memory) for shares in job.valid_shares]
+    rows = job.shards[rank].rows(job.memory)
+    evals = [shards[rank].rows(job.memory) for shards in job.valid_shards]
     if rank == 0:
         torch.set_rng_state(job.random)
     else:

@@ -13,7 +13,8 @@ import pyarrow as pa
 import torch
 from sklearn.base import is_classifier
 
-from sk_easytensor.data.tables import as_table, is_source
+from sk_easytensor.data.sources import is_source
+from sk_easytensor.data.tables import as_table
 from sk_easytensor.data.validation import errors_name
 from sk_easytensor.estimators.targets.base import Target
 from sk_easytensor.estimators.targets.checks import check_labels
