@@ -138,10 +138,10 @@ def one_pass(directory, strings, numbers):
     # The first number stands in for a target, which is read apart.
     target, *rest = numbers
     backend = RayBackend(num_workers=2)
-    records = backend.read_dataset(directory, target, None, as_table, np.asarray)
+    dataset = backend.read_dataset(directory, target, None, as_table, np.asarray)
     encoder = TableEncoder(blocks_for(strings, rest), remainder="drop")
     encoder.fit_table(
-        records.sample().table, records.source, partial(records.summarize, executor=backend)
+        dataset.sample().table, dataset.source, partial(dataset.summarize, executor=backend)
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 
 import pyarrow as pa
 
@@ -12,10 +13,6 @@ __all__ = [
     "is_source",
     "read_source",
 ]
-
-
-DATASET_METHODS = ("iter_batches", "limit", "schema")
-"""What a data set of another library is recognized by, and read with, as ``ray.data.Dataset``."""
 
 
 def is_source(X):
@@ -38,8 +35,13 @@ def is_source(X):
 
 def is_dataset(X):
     """Tell whether X is a data set of another library."""
-    kind = type(X)
-    return all(hasattr(kind, name) for name in DATASET_METHODS)
+    return _is_dataset_type(type(X))
+
+
+@lru_cache(maxsize=128)
+def _is_dataset_type(kind):
+    # To look for attributes that are not there takes a while, for each single row predicted.
+    return all(hasattr(kind, name) for name in ("iter_batches", "limit", "schema"))
 
 
 def read_source(X, n_rows=None):

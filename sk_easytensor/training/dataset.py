@@ -468,7 +468,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def hold_out(self, strata, fraction, random_state):
-        """Take validation rows out.
+        """Take validation rows out, once and before any function is applied by :meth:`map`.
 
         Parameters
         ----------

@@ -65,8 +65,8 @@ class RayDataset(Dataset):
 
     def map(self, function):
         """Apply a function from rows to rows when the rows are made."""
-        other = object.__new__(RayDataset)
-        vars(other).update(vars(self), functions=(*self.functions, function))
+        other = copy(self)
+        other.functions = (*self.functions, function)
         return other
 
     def map_chunks(self, function):
@@ -94,7 +94,7 @@ class RayDataset(Dataset):
             return self, []
         parts = []
         for part in range(2):
-            other = self.map(_same)
+            other = copy(self)
             other.split, other.counts = (split, part), [size[part] for size in sizes]
             parts.append(other)
         return parts[0], parts[1:]
@@ -121,10 +121,6 @@ class RayDataset(Dataset):
         return EncodePlan(
             dataset.reading, dataset.chunk_rows, self.encoder, self.functions, self.split
         )
-
-
-def _same(rows):
-    return rows
 
 
 def chunk_split(number, rows, strata, fraction, seed):
@@ -387,12 +383,12 @@ class RayLog(BaseTableDataset):
         return self._collected.encode(encoder)
 
 
-def hold_dataset(records, n_chunks):
+def hold_dataset(dataset, n_chunks):
     """Put rows that are in memory into the object store.
 
     Parameters
     ----------
-    records : TableDataset
+    dataset : TableDataset
         The rows.
     n_chunks : int
         How many chunks to make.
@@ -401,16 +397,16 @@ def hold_dataset(records, n_chunks):
     -------
     RayTableDataset
     """
-    n_chunks = min(n_chunks, len(records))
-    bounds = [len(records) * part // n_chunks for part in range(n_chunks + 1)]
+    n_chunks = min(n_chunks, len(dataset))
+    bounds = [len(dataset) * part // n_chunks for part in range(n_chunks + 1)]
     chunks = []
     for start, stop in pairwise(bounds):
         # Rows that are taken share no memory with those of other chunks.
-        table = records.table.take(pa.array(np.arange(start, stop))).combine_chunks()
-        ref = ray.put((table, records.y[start:stop], records.weight[start:stop]))
+        table = dataset.table.take(pa.array(np.arange(start, stop))).combine_chunks()
+        ref = ray.put((table, dataset.y[start:stop], dataset.weight[start:stop]))
         chunks.append(ObjectStoreChunk(ref, stop - start, start))
-    reading = Reading.of_held(records.table.column_names)
-    return RayTableDataset(chunks, reading, records.source, records, len(records))
+    reading = Reading.of_held(dataset.table.column_names)
+    return RayTableDataset(chunks, reading, dataset.source, dataset, len(dataset))
 
 
 def open_dataset(X, y, sample_weight, read, check_target, where, *, n_chunks, chunk_rows):
@@ -443,15 +439,15 @@ def open_dataset(X, y, sample_weight, read, check_target, where, *, n_chunks, ch
         require_columns(schema.names, [*targets, *weights])
         features = [name for name in schema.names if name not in {*targets, *weights}]
         reading = Reading(read, check_target, features, targets, weights)
-        records = RayTableDataset(chunks, reading, X, None, chunk_rows)
-        found = records.each_chunk(lambda number, table, y, w: (len(y), w.max(initial=0)))
-        records.counts = [count for count, _ in found]
-        if len(records) == 0:
+        dataset = RayTableDataset(chunks, reading, X, None, chunk_rows)
+        found = dataset.each_chunk(lambda number, table, y, w: (len(y), w.max(initial=0)))
+        dataset.counts = [count for count, _ in found]
+        if len(dataset) == 0:
             check_weight(np.zeros(1), 1)
         reading.most = max(most for _, most in found)
         # Columns that are missing are noticed here.
-        records.sample()
-    return records
+        dataset.sample()
+    return dataset
 
 
 def look_at_targets(chunks, reading, function, columns):
