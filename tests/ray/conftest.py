@@ -39,11 +39,8 @@ def cluster():
 def start_cluster(ray):
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
-    # Beside other tests, workers of low priority would hardly run. Idle ones have the package
-    # imported, which takes seconds.
+    # Beside other tests, workers of low priority would hardly run.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
-    os.environ["RAY_num_workers_soft_limit"] = "8"  # noqa: SIM112
-    os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "600000"  # noqa: SIM112
     ray.init(
         address="local",
         num_cpus=2,
