@@ -251,14 +251,14 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         resuming = self.warm_start and hasattr(self, "network_")
         target = self._new_target(resuming)
         with backend.running(), ExitStack() as opened:
-            records = self._training_records(X, y, sample_weight, base_margin, backend, target)
+            dataset = self._training_dataset(X, y, sample_weight, base_margin, backend, target)
             evals = [
-                self._eval_records(where, *pair, weight, margin, records, backend)
+                self._eval_dataset(where, *pair, weight, margin, dataset, backend)
                 for (where, pair, weight), margin in zip(pairs, margins, strict=True)
             ]
 
             def source():
-                digests = {"X": records.digest()}
+                digests = {"X": dataset.digest()}
                 digests |= {f"eval_set[{i}]": each.digest() for i, each in enumerate(evals)}
                 if resuming:
                     weights = digest(*self.network_.state_dict().values())
@@ -269,17 +269,17 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             if checkpoints is None:
                 random_state = self._same_split(random_state, resuming)
             if not resuming:
-                self._fit_encoder(records, backend, checkpoints, base_margin is not None)
-                self._summarize_data(records)
-            rows = self._encoded(records, backend)
+                self._fit_encoder(dataset, backend, checkpoints, base_margin is not None)
+                self._summarize_data(dataset)
+            rows = self._encoded(dataset, backend)
             encoded = []
             for index, valid in enumerate(evals):
                 with errors_name(f"eval_set[{index}]"):
                     encoded.append(self._encoded(valid, backend, weighted=False))
-            names = eval_names([pair for _, pair, _ in pairs], X, y, evals, records)
+            names = eval_names([pair for _, pair, _ in pairs], X, y, evals, dataset)
             order = deciding_first(names)
             names, encoded = [names[i] for i in order], [encoded[i] for i in order]
-            validation = evals[order[0]] if evals else records
+            validation = evals[order[0]] if evals else dataset
             batch_size = self.batch_size or default_batch_size(len(rows))
             rows = rows.merge_duplicates(batch_size)
             if set(names) <= {"training"} and self.validation_fraction is not None:
@@ -343,11 +343,11 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         resuming = hasattr(self, "network_")
         target = self._new_target(resuming, **about_target)
         with backend.running():
-            records = self._training_records(X, y, sample_weight, base_margin, backend, target)
+            dataset = self._training_dataset(X, y, sample_weight, base_margin, backend, target)
             if not resuming:
-                self._fit_encoder(records, backend, with_margin=base_margin is not None)
-                self._summarize_data(records)
-            rows = self._encoded(records, backend)
+                self._fit_encoder(dataset, backend, with_margin=base_margin is not None)
+                self._summarize_data(dataset)
+            rows = self._encoded(dataset, backend)
             batch_size = self.batch_size or default_batch_size(len(rows))
             random_state = check_random_state(self.random_state)
             return self._train(
@@ -373,7 +373,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             target.resume(self._target)
         return target
 
-    def _training_records(self, X, y, sample_weight, base_margin, backend, target):
+    def _training_dataset(self, X, y, sample_weight, base_margin, backend, target):
         """Read the training rows, and have the target learn from them what it has not yet."""
         owner, resuming = type(self).__name__, hasattr(target, "head_")
         if y is None:
@@ -388,29 +388,29 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             )
             read = partial(read_with_margin, read=read, base_margin=base_margin)
         y = target.column_order(X, y)
-        records = backend.read_dataset(X, y, sample_weight, read, target.check)
+        dataset = backend.read_dataset(X, y, sample_weight, read, target.check)
         if not resuming:
             self._clear_state()
-            target.fit(target.join_samples(records.map_chunks(target.sample)))
+            target.fit(target.join_samples(dataset.map_chunks(target.sample)))
             vars(self).update(target.fitted_attributes())
             if self.offset is not None or base_margin is not None:
                 add_offset(target.head_, owner, "base_margin" if self.offset is None else "offset")
             check_monotonic(target.head_, owner, self.monotonic_cst)
-        target.learn_class_weights(records)
+        target.learn_class_weights(dataset)
         self._target = target
-        return records
+        return dataset
 
-    def _eval_records(self, where, X_eval, y_eval, weight, base_margin, records, backend):
+    def _eval_dataset(self, where, X_eval, y_eval, weight, base_margin, dataset, backend):
         target, y_eval = self._target, self._target.column_order(X_eval, y_eval)
-        names = list(records.column_names)
+        names = list(dataset.column_names)
         if base_margin is not None:
             names.remove(BASE_MARGIN)
         read = partial(
             read_like_fit,
             names=names,
-            fitted_with_names=has_column_names(records.source),
+            fitted_with_names=has_column_names(dataset.source),
             owner=type(self).__name__,
-            sparse=layout_of(records.sample().table),
+            sparse=layout_of(dataset.sample().table),
         )
         read = partial(read_with_margin, read=read, base_margin=base_margin)
         found = backend.read_dataset(X_eval, y_eval, weight, read, target.check, where)
@@ -419,21 +419,21 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             target.check_known(target.join_samples(found.map_chunks(target.sample)))
         return found
 
-    def _encoded(self, records, backend, *, weighted=True):
+    def _encoded(self, dataset, backend, *, weighted=True):
         with self._timed("encoding"):
-            return records.encode(RowEncoder(self._target, self._encoder, backend, weighted))
+            return dataset.encode(RowEncoder(self._target, self._encoder, backend, weighted))
 
     def _new_encoder(self):
         return TableEncoder(
             self.blocks, remainder=self.remainder, categorical_features=self.categorical_features
         )
 
-    def _fit_encoder(self, records, backend, checkpoints=None, with_margin=False):
+    def _fit_encoder(self, dataset, backend, checkpoints=None, with_margin=False):
         def make():
             return self._new_encoder().fit_table(
-                records.sample().table,
-                records.source,
-                partial(records.summarize, executor=backend),
+                dataset.sample().table,
+                dataset.source,
+                partial(dataset.summarize, executor=backend),
                 self.offset,
                 with_margin=with_margin,
                 monotonic_cst=self.monotonic_cst,
@@ -587,9 +587,9 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         }
         return Representation(blocks, self.network_, self._network_trunk)
 
-    def _summarize_data(self, records):
+    def _summarize_data(self, dataset):
         """Keep what reports say of the data."""
-        sample = records.sample()
+        sample = dataset.sample()
         self._data_summary = summarize_table(sample.table)
         self._target_summary = self._target.summary(sample.y)
 

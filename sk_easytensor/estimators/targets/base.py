@@ -146,12 +146,12 @@ class Target(BaseEstimator, ABC):
 
     # ------------------------------------------------------------------ encoded targets
 
-    def learn_class_weights(self, records):
+    def learn_class_weights(self, dataset):
         """Learn what :meth:`class_weights` needs.
 
         Parameters
         ----------
-        records : TableDataset
+        dataset : BaseTableDataset
             Training rows.
         """
 
@@ -168,7 +168,7 @@ class Target(BaseEstimator, ABC):
 
         Parameters
         ----------
-        rows : EncodedDataset
+        rows : Dataset
             Training rows.
         resuming : bool, default=False
             Whether the scale is known already and only has to be confirmed.
@@ -198,7 +198,7 @@ class Target(BaseEstimator, ABC):
 
         Parameters
         ----------
-        rows : EncodedDataset
+        rows : Dataset
             Training rows, whose targets are not yet scaled.
         """
         check_returned_losses(self, rows)

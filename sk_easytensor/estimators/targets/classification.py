@@ -150,7 +150,7 @@ class ClassificationTarget(ClassifierMixin, Target):
 
     # ------------------------------------------------------------------ weights
 
-    def learn_class_weights(self, records):
+    def learn_class_weights(self, dataset):
         self.class_weights_ = None
         if self.class_weight is None:
             return
@@ -161,7 +161,7 @@ class ClassificationTarget(ClassifierMixin, Target):
         if isinstance(self.class_weight, dict):
             for label, weight in self.class_weight.items():
                 check_number(self.owner, f"class_weight[{label!r}]", weight, low=0)
-        counts = sum(records.map_chunks(self._count))
+        counts = sum(dataset.map_chunks(self._count))
         present = counts > 0
         labels = self.classes_[present]
         if self.class_weight == "balanced":

@@ -28,7 +28,7 @@ def check_returned_losses(target, rows):
     ----------
     target : Target
         Knows the scale, and has the loss.
-    rows : EncodedDataset
+    rows : Dataset
         Training rows.
 
     Raises
