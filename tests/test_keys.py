@@ -425,3 +425,9 @@ def test_numbers_read_as_text_are_written_as_in_mixed_columns():
     alone = [as_table({"c": [value]})["c"] for value in values]
     texts = [cast_column(one, "c", pa.large_string(), block="TextBlock") for one in alone]
     assert [text.to_pylist() for text in texts] == [[text] for text in together.to_pylist()]
+
+
+def test_dictionaries_of_any_type_without_rows():
+    for kind in (pa.timestamp("ns"), pa.date32(), pa.decimal128(20, 2), pa.large_string()):
+        column = pa.chunked_array([], pa.dictionary(pa.int32(), kind))
+        assert len(category_keys(column)) == 0

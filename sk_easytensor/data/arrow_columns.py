@@ -456,6 +456,8 @@ def _dates(found, kinds, name, rows, places):
             f"column {name!r} holds {shortened(value)} in row {rows[place]}, a time {own} a time "
             f"zone, among times {others} one; give all of them a time zone or none"
         )
+    if zoned[0]:
+        _check_one_zone(moments, name, rows)
     values = [None] * len(rows)
     for place, value in moments:
         values[place] = value
@@ -479,6 +481,18 @@ def _dates(found, kinds, name, rows, places):
             f"{rows[place]}: {error}"
         ) from error
     return column_of(pd.Series(pd.DatetimeIndex(values).as_unit(unit)), name)
+
+
+def _check_one_zone(moments, name, rows):
+    """Raise ``TypeError`` for times of several zones, whose wall clocks no column can hold."""
+    first, zone = moments[0][0], moments[0][1].tzinfo
+    for index, value in moments:
+        if value.tzinfo is not zone and str(value.tzinfo) != str(zone):
+            raise TypeError(
+                f"column {name!r} holds times in several time zones, {zone} in row {rows[first]} "
+                f"and {value.tzinfo} in row {rows[index]}; convert all of them to one, for "
+                "example with pandas.to_datetime(..., utc=True)"
+            )
 
 
 def _durations(values, name, rows):
@@ -688,16 +702,27 @@ def _is_list(kind):
     return pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
 
+def _decoded(column):
+    """Return categories that are text as text; Arrow takes none from a dictionary of views."""
+    if not pa.types.is_string_view(column.type.value_type):
+        return column.cast(column.type.value_type)
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    texts = [
+        pa.DictionaryArray.from_arrays(chunk.indices, chunk.dictionary.cast(pa.large_string()))
+        for chunk in chunks
+    ]
+    return pa.chunked_array([text.dictionary_decode() for text in texts], pa.large_string())
+
+
 def _is_utf8(column):
     kind = column.type
     if pa.types.is_struct(kind):
         return all(_is_utf8(part) for part in column.flatten() if _holds_text(part.type))
     if _is_list(kind):
         return _is_utf8(pc.list_flatten(column))
-    if pa.types.is_dictionary(kind):
-        column = column.cast(kind.value_type)
     try:
         column.validate(full=True)
     except pa.ArrowInvalid:
-        return False
+        # Categories that no row has may be what is wrong.
+        return pa.types.is_dictionary(kind) and _is_utf8(_decoded(column))
     return True

@@ -112,7 +112,7 @@ def category_keys(column, *, boolean_texts=True):
     if column.num_chunks == 1:
         array = column.chunk(0)
     else:
-        array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+        array = pa.concat_arrays(column.chunks or [pa.nulls(0, column.type)])
     if given and len(array.dictionary) > len(array):
         # Few rows of many levels: only those in use need a spelling.
         array = array.dictionary_decode().dictionary_encode()

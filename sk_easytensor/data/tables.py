@@ -510,7 +510,8 @@ def _from_polars(X):
     _check_text(names)
     _check_text([name for kind in kinds if kind.is_nested() for name in _field_names(kind)])
     if all(map(_is_exported, kinds)):
-        return pa.table(X)
+        # Polars does not check text that it was given by way of Arrow.
+        return valid_texts(pa.table(X))
     columns = [
         series if _is_exported(kind) else series.to_list()
         for series, kind in zip(X.get_columns(), kinds, strict=True)

@@ -13,6 +13,7 @@ from sk_easytensor import (
     DatetimeBlock,
     EasyTensorClassifier,
     EasyTensorMultiTask,
+    EasyTensorRegressor,
     EasyTensorTwoTower,
     NumericBlock,
     TextBlock,
@@ -163,3 +164,54 @@ def test_labels_that_are_no_text():
         EasyTensorTwoTower(*sides).fit(X, [half, "b"] * 10)
     with pytest.raises(ValueError, match=r"y\['kind'\]: .*surrogates not allowed"):
         EasyTensorMultiTask({"kind": "binary"}).fit(X, {"kind": [half, "b"] * 10})
+
+
+def objects(values):
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+@pytest.mark.parametrize("kind", [EasyTensorClassifier, EasyTensorRegressor, EasyTensorTwoTower])
+@pytest.mark.parametrize(
+    "y",
+    [
+        objects([1, 2, *[(3, 4), (1, 2)] * 9]),
+        [1, 2, *[[3], [1, 2]] * 9],
+        pd.Series([1, 2, *[[3], [1, 2]] * 9]),
+    ],
+    ids=["tuples", "ragged lists", "lists in a series"],
+)
+def test_targets_of_lists(kind, y):
+    X = {"x": [1.0, 2.0] * 10, "z": ["a", "b"] * 10}
+    sides = [("x", NumericBlock(), "x")], [("z", CategoryBlock(), "z")]
+    model = kind(*sides) if kind is EasyTensorTwoTower else kind()
+    with pytest.raises(ValueError, match=r"y holds [\[(]3.* in row 2; a target is one number or"):
+        model.fit(X, y)
+
+
+def test_texts_among_the_columns_of_a_target_are_named():
+    X, y = {"x": [1.0, 2.0] * 10}, pd.DataFrame({"u": [0.5, 1.0] * 10, "v": [1, "b"] * 10})
+    with pytest.raises(ValueError, match="y must be numbers, got 'b' in row 1"):
+        EasyTensorRegressor().fit(X, y)
+    with pytest.raises(ValueError, match="y has several columns and holds 'b' in row 1; several"):
+        EasyTensorClassifier().fit(X, y)
+
+
+def test_times_of_several_zones_in_one_column_name_two_rows():
+    utc, east = (dt.timezone(dt.timedelta(hours=hours)) for hours in (0, 1))
+    values = [dt.datetime(2024, 1, 1, tzinfo=zone) for zone in (utc, utc, east)]
+    message = r"column 'x' holds times in several time zones, UTC in row 0 and UTC\+01:00 in row 2"
+    for X in ({"x": values}, pd.DataFrame({"x": pd.Series(values, dtype=object)})):
+        with pytest.raises(TypeError, match=message):
+            as_table(X)
+    # The offset of one zone changes with the season.
+    berlin = pd.Timestamp("2024-01-01", tz="Europe/Berlin")
+    stamps = [berlin.to_pydatetime(), (berlin + pd.Timedelta("200D")).to_pydatetime()]
+    assert as_table({"x": stamps}).schema.field("x").type.tz == "Europe/Berlin"
+
+
+def test_polars_holding_text_that_is_not_utf8():
+    frame = pl.DataFrame({"x": pl.from_arrow(NOT_UTF8)})
+    with pytest.raises(ValueError, match=r"column 'x' holds text in row 2 that is not valid UTF-8"):
+        as_table(frame)

@@ -9,8 +9,10 @@ from sk_easytensor._utils.validation import shortened
 
 __all__ = [
     "check_classes",
+    "check_flags",
     "check_labels",
     "check_no_missing",
+    "check_scalars",
     "check_size",
     "first_text",
     "labels_like",
@@ -22,6 +24,10 @@ LARGEST = 1e150
 """Of a target that is a number: the sum of its squares over all rows is finite in any case."""
 
 
+CONTAINERS = (list, tuple, dict, set, frozenset, np.ndarray)
+"""Types of values that are no scalars."""
+
+
 def check_no_missing(y):
     """Raise ``ValueError`` for missing values that NumPy has no NaN for, such as None."""
     import pandas as pd
@@ -31,6 +37,38 @@ def check_no_missing(y):
     values = np.asarray(y)
     if values.dtype == object and pd.isna(values).any():
         raise ValueError(f"Input y contains NaN: {pd.isna(values).sum()} of its values are missing")
+
+
+def check_scalars(y):
+    """Raise ``ValueError`` for a target whose values are lists, tuples or arrays, naming a row.
+
+    Parameters
+    ----------
+    y : array-like
+        A list of lists of one length is an array of two dimensions, whose values are no lists.
+    """
+    if issparse(y):
+        return
+    if isinstance(y, (list, tuple)):
+        values = y
+        lengths = [len(value) if isinstance(value, CONTAINERS) else None for value in y]
+        if len(set(lengths)) < 2:
+            return
+        row = next(row for row, length in enumerate(lengths) if length is not None)
+    else:
+        values = np.asarray(y)
+        if values.dtype != object:
+            return
+        flat = values.reshape(-1)
+        found = [index for index, value in enumerate(flat) if isinstance(value, CONTAINERS)]
+        if not found:
+            return
+        row = found[0] * len(values) // len(flat)
+        values = flat[found[0] :][:1].repeat(row + 1)
+    raise ValueError(
+        f"y holds {shortened(values[row])} in row {row}; a target is one number or label a row, or "
+        "several columns of them"
+    )
 
 
 def check_classes(classes):
@@ -56,6 +94,7 @@ def check_labels(y):
     y : array-like
         NumPy makes texts of all values of a list that holds a text.
     """
+    check_scalars(y)
     if not isinstance(y, (list, tuple)) and getattr(getattr(y, "dtype", None), "kind", "") != "O":
         return
     if len(getattr(y, "shape", ())) > 1:
@@ -74,9 +113,21 @@ def check_labels(y):
     )
 
 
+def check_flags(y):
+    """Raise ``ValueError`` for text in an array of several labels a row, naming the row."""
+    if y.dtype.kind not in "OU":
+        return
+    found = first_text(y)
+    if found is not None:
+        raise ValueError(
+            f"y has several columns and holds {found}; several labels a row must each be 0 or 1"
+        )
+
+
 def first_text(y):
-    """Return in words which value of an array is no number, or None if it is not of one column."""
-    for row, value in enumerate(y if y.ndim == 1 else ()):
+    """Return in words which value of an array of one or two dimensions is no number, or None."""
+    for index, value in enumerate(y.reshape(-1)):
+        row = index * len(y) // y.size
         try:
             float(value)
         except (TypeError, ValueError):

@@ -16,6 +16,7 @@ from sk_easytensor.data.summaries import power_of_two
 from sk_easytensor.estimators.targets.base import Target
 from sk_easytensor.estimators.targets.checks import (
     check_classes,
+    check_flags,
     check_labels,
     check_no_missing,
     labels_like,
@@ -66,6 +67,8 @@ class ClassificationTarget(ClassifierMixin, Target):
         shape = getattr(y, "shape", ())
         if len(shape) == 2 and shape[1] == 0:
             raise ValueError(f"y has the shape {shape}; it must have at least one column")
+        if len(shape) == 2 and shape[1] > 1 and not issparse(y):
+            check_flags(np.asarray(y))
         # NaN and infinity are refused, but NumPy warns of them before.
         with np.errstate(invalid="ignore"):
             check_classification_targets(y)

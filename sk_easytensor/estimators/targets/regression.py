@@ -12,7 +12,12 @@ from sklearn.utils.validation import assert_all_finite, check_array, column_or_1
 
 from sk_easytensor.data.summaries import WeightedMoments, merge_all, power_of_two
 from sk_easytensor.estimators.targets.base import Target, bounded_targets, target_range
-from sk_easytensor.estimators.targets.checks import check_no_missing, check_size, first_text
+from sk_easytensor.estimators.targets.checks import (
+    check_no_missing,
+    check_scalars,
+    check_size,
+    first_text,
+)
 from sk_easytensor.inspection.sample import residual_bins
 from sk_easytensor.networks.heads import RegressionHead
 
@@ -53,6 +58,7 @@ class RegressionTarget(RegressorMixin, Target):
         self.loss = loss
 
     def check(self, y):
+        check_scalars(y)
         check_no_missing(y)
         y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
         if y.dtype.kind in "Mm":
