@@ -220,7 +220,7 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
                     f"{NAMED} can be read as dense columns. A SparseBlock reads the whole sparse "
                     f"part, column {layout.column!r}"
                 )
-        return layout.with_dense(more).table(compressed(X), kept=True) if more else table
+        return layout.with_dense(more).table(compressed(X), store_layout=True) if more else table
 
     def _selectors(self, table, offset, monotonic_cst):
         """Yield what selects columns, each with what it is called in errors."""

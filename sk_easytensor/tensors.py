@@ -384,7 +384,7 @@ class TensorFrame:
         return TensorFrame(encodings, batch.num_rows)
 
     def equals(self, other):
-        """Tell whether two frames hold the same tensors, NaN equal to NaN."""
+        """Return whether two frames hold the same tensors, NaN equal to NaN."""
         ours, theirs = self.to_arrow(), other.to_arrow()
         if ours.schema != theirs.schema or len(self) != len(other):
             return False

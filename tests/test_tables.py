@@ -538,11 +538,11 @@ def test_wide_frames_are_read_as_narrow_ones(monkeypatch):
     assert sum(isinstance(column, np.ndarray) for column in pandas_columns(frame)) == 75
     wide = as_table(frame)
     assert wide.column_names == list(frame.columns)
-    monkeypatch.setattr("sk_easytensor.data.arrow_columns.ALIKE", 1000)
+    monkeypatch.setattr("sk_easytensor.data.arrow_columns.MIN_COLUMNS_OF_DTYPE", 1000)
     assert wide.equals(as_table(frame))
     monkeypatch.undo()
     # Copies of large frames would take memory.
-    monkeypatch.setattr("sk_easytensor.data.arrow_columns.FEW", 10)
+    monkeypatch.setattr("sk_easytensor.data.arrow_columns.MAX_COPIED_VALUES", 10)
     assert wide.equals(as_table(frame))
     monkeypatch.undo()
     rows = frame.iloc[:0]
@@ -894,7 +894,9 @@ def test_fields_of_structs_are_columns():
         as_table({"s": [{"x": 1}], "s.x": [1]})
     twice = {"n": [1, 2], "s": [{"a.b": 1, "a": {"b": 2}}, None]}
     for X in (twice, pd.DataFrame(twice), pl.DataFrame(twice), pa.table(twice)):
-        with pytest.raises(ValueError, match=r"\['s.a.b'\], of fields of the structs in \['s'\]"):
+        with pytest.raises(
+            ValueError, match=r"\['s.a.b'\] among the fields of the structs in \['s'\]"
+        ):
             as_table(X)
         assert as_table(X, columns=["n"]).column_names == ["n"]
 

@@ -29,7 +29,7 @@ def generation():
 
 
 def is_forked():
-    """Tell whether this process was forked from one that had imported the library."""
+    """Return whether this process was forked from one that had imported the library."""
     return _GENERATION > 0
 
 

@@ -126,7 +126,7 @@ def described(data):
 
 
 def is_abandoned(found):
-    """Tell whether the process that wrote a lock can be known to have ended or left it."""
+    """Return whether the process that wrote a lock can be known to have ended or left it."""
     if not found or found["host"] != socket.gethostname():
         return False
     if found["pid"] == os.getpid() and found["started"] == started_at(os.getpid()):
@@ -136,7 +136,7 @@ def is_abandoned(found):
 
 
 def is_alive(process, started=None):
-    """Tell whether a process of this machine goes on.
+    """Return whether a process of this machine goes on.
 
     Parameters
     ----------

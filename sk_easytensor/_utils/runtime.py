@@ -194,7 +194,7 @@ def with_library_settings(function):
 
 
 def already_set():
-    """Tell whether the settings are the library's, and no thread is about to restore others."""
+    """Return whether the settings are the library's, and no thread is about to restore others."""
     # Asking for the default device takes ten times as long as making a tensor on it.
     found = torch.empty(())
     return (

@@ -157,7 +157,7 @@ def this_machine():
 
 
 def is_running(process):
-    """Tell whether there is a process of some number on this machine; POSIX only.
+    """Return whether there is a process of some number on this machine; POSIX only.
 
     Parameters
     ----------

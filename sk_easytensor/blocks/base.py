@@ -489,7 +489,7 @@ def _remedy(kind):
 
 
 def is_nested(kind):
-    """Tell whether a type is of lists that hold lists."""
+    """Return whether a type is of lists that hold lists."""
     if pa.types.is_struct(kind):
         return any(pa.types.is_nested(inner.type) for inner in kind)
     if not pa.types.is_nested(kind):

@@ -14,14 +14,14 @@ from sk_easytensor.data.keys import (
     BOOLEAN_TEXTS,
     DATES,
     INSTANTS,
+    MIN_VALUES_TO_WARN,
     MISSING,
     NUMBERS,
-    SEVERAL,
     UNSEEN,
-    are_several,
     canonical_texts,
     category_keys,
     check_family,
+    has_enough_values,
     hash_strings,
     value_family,
 )
@@ -166,7 +166,7 @@ class CategoryBlock(Block):
 
     @classmethod
     def detects_type(cls, kind):
-        """Tell whether values of a type are categories, whatever they are."""
+        """Return whether values of a type are categories, whatever they are."""
         # A column without any value may hold anything later, which only categories take.
         return (
             pa.types.is_null(kind)
@@ -265,12 +265,12 @@ class CategoryBlock(Block):
         found = []
         for index in np.flatnonzero(codes.numpy().max(axis=0) == UNSEEN):
             name = self.feature_names_in_[index]
-            if len(self.categories_[index]) and are_several(table.column(name)):
+            if len(self.categories_[index]) and has_enough_values(table.column(name)):
                 found.append(name)
         return found
 
     def _never_filled(self, index):
-        """Tell whether a column had no value at fit, so that values of any type are unseen."""
+        """Return whether a column had no value at fit, so that values of any type are unseen."""
         return self.hash_buckets is None and len(self.categories_[index]) == 0
 
     def _column_codes(self, column, index):
@@ -443,7 +443,7 @@ def filled(integers, missing):
 
 
 def nothing_known(codes):
-    """Tell whether a column of codes has rows enough to warn of and no known category.
+    """Return whether a column of codes has rows enough to warn of and no known category.
 
     Parameters
     ----------
@@ -454,7 +454,7 @@ def nothing_known(codes):
     -------
     bool
     """
-    return len(codes) >= SEVERAL and bool((codes.amax(0) == UNSEEN).any())
+    return len(codes) >= MIN_VALUES_TO_WARN and bool((codes.amax(0) == UNSEEN).any())
 
 
 def few_codes(values, known):

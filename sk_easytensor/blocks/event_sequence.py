@@ -188,7 +188,7 @@ class EventSequenceBlock(SequenceBlock):
 
     @classmethod
     def detects(cls, column):
-        """Tell whether a column of lists holds events rather than categories or numbers."""
+        """Return whether a column of lists holds events rather than categories or numbers."""
         if not is_list(column.type) or not cls.accepts(column.type):
             return False
         return pa.types.is_struct(column.type.value_type) or is_time(column.type.value_type)

@@ -31,7 +31,7 @@ BLOCK = "EventSequenceBlock"
 
 
 def is_time(kind):
-    """Tell whether a type is of dates or timestamps."""
+    """Return whether a type is of dates or timestamps."""
     return pa.types.is_date(kind) or pa.types.is_timestamp(kind)
 
 

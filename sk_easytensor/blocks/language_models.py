@@ -312,7 +312,7 @@ def import_package():
 
 
 def _is_path(model):
-    """Tell whether a value can only be a path, not a name such as ``"owner/model"``."""
+    """Return whether a value can only be a path, not a name such as ``"owner/model"``."""
     text = str(model)
     signs = text.startswith((".", "~", os.sep)), text.count("/") > 1, "\\" in text
     return isinstance(model, Path) or any(signs)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import torch
 
 from sk_easytensor.blocks.base import Block
-from sk_easytensor.data.arrow_columns import column_of
+from sk_easytensor.data.arrow_columns import arrow_column
 from sk_easytensor.data.columns import RowError, show_value, to_float64, type_name
 from sk_easytensor.data.summaries import SummaryMap
 from sk_easytensor.networks.block_module import BlockModule
@@ -157,7 +157,7 @@ def margin_column(base_margin, n_rows):
         raise ValueError(
             f"base_margin must have one number for each of the {n_rows} rows, got shape {shape}"
         )
-    column = column_of(base_margin, BASE_MARGIN)
+    column = arrow_column(base_margin, BASE_MARGIN)
     types = pa.types
     tests = (types.is_integer, types.is_floating, types.is_decimal, types.is_null)
     if not any(test(column.type) for test in tests):

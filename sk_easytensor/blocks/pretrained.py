@@ -129,7 +129,7 @@ class ModelSnapshot:
         return Representation(self.blocks, network, self.trunk, self.head, self.normalized)
 
     def holds(self, representation):
-        """Tell whether a representation is still the one that the part was copied from."""
+        """Return whether a representation is still the one that the part was copied from."""
         blocks = representation.blocks
         if any(blocks.get(name) is not block for name, block in self.blocks.items()):
             return False

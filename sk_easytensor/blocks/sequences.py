@@ -44,7 +44,7 @@ class SequenceBlock(Block):
     @classmethod
     @abstractmethod
     def accepts_items(cls, kind):
-        """Tell whether the block reads lists of this type."""
+        """Return whether the block reads lists of this type."""
 
     def read(self, table):
         """Flatten columns that describe the same items.

@@ -162,7 +162,7 @@ class TextBlock(Block):
 
     @classmethod
     def detects(cls, column):
-        """Tell whether a column is of free text rather than of names, codes or categories."""
+        """Return whether a column is of free text rather than of names, codes or categories."""
         if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
             return False
         sample = sample_values(column, SAMPLE)

@@ -1,4 +1,4 @@
-"""The values of a column, as users have them, become an Arrow array."""
+"""Convert the values of a column from Python, NumPy, pandas or polars to an Arrow array."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from sk_easytensor.data.sparse import is_sparse, sparse_rows
 from sk_easytensor.data.types import PLAIN
 
 __all__ = [
+    "ARROW_ERRORS",
     "LISTS",
-    "UNREADABLE",
+    "arrow_column",
     "check_utf8",
-    "column_of",
-    "first_unlike",
+    "first_incompatible",
     "is_pandas",
     "pandas_columns",
 ]
 
 
-UNREADABLE = (*CAST_ERRORS, OverflowError)
-"""What Arrow raises for Python values that fit none of its types."""
+ARROW_ERRORS = (*CAST_ERRORS, OverflowError)
+"""Errors that Arrow raises for Python values that fit none of its types."""
 
-UNLIKE = (*UNREADABLE, TypeError, ValueError)
-"""What it raises for Python values of unlike types, some of which it takes for one another."""
+MIXED_TYPE_ERRORS = (*ARROW_ERRORS, TypeError, ValueError)
+"""Errors that Arrow raises for Python values of several types."""
 
-NO_TIMES = (TypeError, ValueError, OverflowError)
-"""What pandas raises for values that are no dates or durations of any of its units."""
+TIME_ERRORS = (TypeError, ValueError, OverflowError)
+"""Errors that pandas raises for values that are not dates or durations of any of its units."""
 
 CALENDAR_UNITS = ("Y", "M", "W", "D", "h", "m")
 """Units of NumPy's dates and durations that Arrow does not have, or (days) not for both."""
@@ -47,14 +47,14 @@ PLAIN_NUMBERS = {np.dtype(character) for character in "bhilqBHILQefd"}
 
 LISTS = (list, tuple, np.ndarray)
 
-DECISIVE = {str, float, bool}
-"""Types of Python values after which Arrow looks for no further type and refuses unlike values."""
+DECISIVE_TYPES = {str, float, bool}
+"""Python types that fix the type of an Arrow array: values of another type are refused."""
 
 MISSING = {"NoneType", "NAType", "NaTType"}
-"""Names of the types of Python values that say that any value is missing."""
+"""Names of the Python types of missing values."""
 
-BY_PARTS = {"CategoricalDtype", "DatetimeTZDtype", "IntervalDtype"}
-"""Types of pandas of which the parts are given to Arrow."""
+CONVERTED_BY_PARTS = {"CategoricalDtype", "DatetimeTZDtype", "IntervalDtype"}
+"""pandas dtypes whose parts (codes, times) are converted to Arrow separately."""
 
 KINDS = {
     "boolean": (bool, np.bool_),
@@ -63,18 +63,18 @@ KINDS = {
     "decimal": decimal.Decimal,
     "text": str,
 }
-"""Python types of values in columns of several kinds."""
+"""Python types of each kind of value in a column of several types."""
 
-MOST_FLOAT = int(sys.float_info.max)
-"""Integers beyond this are infinite as floats."""
+LARGEST_FLOAT_INTEGER = int(sys.float_info.max)
+"""Larger integers overflow to infinity as floats."""
 
-ALIKE, FEW = 32, 1_000_000
-"""Columns of numbers of a type that are taken out of a data frame at once, at least, and numbers of
-which a copy does no harm."""
+MIN_COLUMNS_OF_DTYPE, MAX_COPIED_VALUES = 32, 1_000_000
+"""Fewest numeric columns of one dtype that are extracted from a data frame together, and most
+values that are copied for it."""
 
 
 def is_pandas(X, kind):
-    """Tell whether X is of a class of pandas, which it cannot be before pandas is imported."""
+    """Return whether `X` is an instance of a pandas class, without importing pandas."""
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(X, getattr(pandas, kind))
 
@@ -82,78 +82,80 @@ def is_pandas(X, kind):
 def pandas_columns(X, kinds=None):
     """Return the columns of a data frame of pandas.
 
-    Making a series takes pandas longer than all else that is done to read one of few rows, so that
-    many columns of a type are taken out at once.
+    Creating a pandas series takes longer than every other step of reading a few rows, so many
+    numeric columns of one dtype are extracted together.
 
     Parameters
     ----------
     X : pandas.DataFrame
-        Of any columns.
+        Data frame with columns of any dtype.
     kinds : ndarray of dtypes, optional
-        The frame's, if they are known.
+        Dtypes of the columns, if they are known already.
 
     Returns
     -------
     list of pandas.Series or ndarray
+        One entry for each column, in order.
     """
-    taken = {}
-    if X.shape[1] >= ALIKE and X.size <= FEW:
-        places = {}
-        for place, kind in enumerate(X.dtypes.to_numpy() if kinds is None else kinds):
+    columns = {}
+    if X.shape[1] >= MIN_COLUMNS_OF_DTYPE and X.size <= MAX_COPIED_VALUES:
+        positions = {}
+        for position, kind in enumerate(X.dtypes.to_numpy() if kinds is None else kinds):
             if isinstance(kind, np.dtype) and kind in PLAIN_NUMBERS:
-                places.setdefault(kind, []).append(place)
-        for alike in places.values():
-            if len(alike) >= ALIKE:
-                taken.update(zip(alike, X.iloc[:, alike].to_numpy().T, strict=True))
-    if not taken:
+                positions.setdefault(kind, []).append(position)
+        for same_dtype in positions.values():
+            if len(same_dtype) >= MIN_COLUMNS_OF_DTYPE:
+                columns.update(zip(same_dtype, X.iloc[:, same_dtype].to_numpy().T, strict=True))
+    if not columns:
         return [column for _, column in X.items()]
-    rest = [place for place in range(X.shape[1]) if place not in taken]
+    rest = [position for position in range(X.shape[1]) if position not in columns]
     if rest:
         series = (column for _, column in X.iloc[:, rest].items())
-        taken.update(zip(rest, series, strict=True))
-    return [taken[place] for place in range(X.shape[1])]
+        columns.update(zip(rest, series, strict=True))
+    return [columns[position] for position in range(X.shape[1])]
 
 
-def column_of(values, name):
-    """Return the values of a column as an Arrow array.
+def arrow_column(values, name):
+    """Convert the values of a column to an Arrow array.
 
     Parameters
     ----------
     values : array-like, pandas.Series, Arrow array or object with Arrow's C interface
-        One for each row.
+        One value for each row.
     name : str
-        Of the column, for messages.
+        Name of the column, for error messages.
 
     Returns
     -------
     pyarrow.Array or pyarrow.ChunkedArray
+        The values; NaN of float columns and missing values of pandas are null.
 
     Raises
     ------
     TypeError
-        If a value is neither a string nor a number nor like the others.
+        If values are of types that cannot be combined in one column.
     ValueError
-        If the values have more than two dimensions, or vectors no entries.
+        If the values have more than two dimensions, or are vectors without entries.
     """
-    # The usual kinds first: with few rows, questions cost more than answers.
+    # The usual kinds first: with few rows, type checks cost more than the conversion.
     if type(values) is np.ndarray and values.ndim == 1 and values.dtype in PLAIN_NUMBERS:
         return pa.array(values, from_pandas=True)
     if isinstance(values, (pa.Array, pa.ChunkedArray)):
         check_utf8(values, name)
         return values
     if isinstance(values, (list, tuple)):
-        # Not by way of NumPy: lists of lists would become a matrix, mixed scalars strings.
+        # Not through NumPy: lists of lists would become a matrix, and mixed scalars strings.
         return _python_column(values, name)
     kind = values.dtype if is_pandas(values, "Series") else None
     if isinstance(kind, np.dtype):
-        # Arrow asks a series for a dozen attributes.
+        # Converted from NumPy, because Arrow reads a dozen attributes of a series.
         if kind in PLAIN_NUMBERS:
             return pa.array(values.to_numpy(), from_pandas=True)
         if kind.kind == "O":
             return _python_column(values.to_numpy(), name)
     try:
         if kind is not None:
-            if type(kind).__name__ in BY_PARTS:
+            if type(kind).__name__ in CONVERTED_BY_PARTS:
                 return _series_by_parts(values, kind, name)
             array = pa.array(values, from_pandas=True)
             if type(kind).__name__ == "ArrowDtype":
@@ -163,17 +165,17 @@ def column_of(values, name):
             return pa.chunked_array(values)
         if is_sparse(values):
             return sparse_rows(values)
-    except UNREADABLE:
+    except ARROW_ERRORS:
         if hasattr(values, "sparse"):
-            return column_of(values.sparse.to_dense(), name)
+            return arrow_column(values.sparse.to_dense(), name)
         if type(values).__module__.startswith("polars."):
-            # Of a type that neither Arrow nor NumPy has.
+            # A polars type that neither Arrow nor NumPy has.
             return _python_column(values.to_list(), name)
     return _array_column(values, name)
 
 
 def _array_column(values, name):
-    """Read an array, or whatever NumPy makes one of, in which each row may be a vector."""
+    """Convert an array, or an object that NumPy converts to one; each row may be a vector."""
     mask = np.ma.getmaskarray(values).reshape(-1) if np.ma.isMaskedArray(values) else None
     array = np.asarray(values)
     if array.ndim not in (1, 2):
@@ -202,38 +204,42 @@ def _array_column(values, name):
     if array.dtype == object and array.ndim == 1:
         return _python_column(array if mask is None else np.where(mask, None, array), name)
     if array.dtype == object:
-        # Arrow reads objects of one dimension only.
+        # Arrow converts only one-dimensional arrays of objects.
         present = array if mask is None else np.where(mask.reshape(array.shape), None, array)
         return _python_column(present.tolist(), name)
     try:
         return pa.array(array, mask=mask, from_pandas=True)
-    except UNLIKE:
+    except MIXED_TYPE_ERRORS:
         return _mixed_column(array, name)
 
 
 def _series_by_parts(values, kind, name):
     """Return a series of categories, of intervals, or of times with a zone, as an Arrow array.
 
-    By itself, Arrow reads an attribute of these that pandas warns of, as it is to change.
+    Converting such a series directly reads an attribute for which pandas issues a FutureWarning.
     """
     if type(kind).__name__ == "IntervalDtype":
         return _intervals(values, kind, name)
     if type(kind).__name__ == "DatetimeTZDtype":
-        moments = values.dt.tz_convert(None).to_numpy()
-        return pa.array(moments, pa.timestamp(kind.unit, pa.lib.tzinfo_to_string(kind.tz)))
-    if kind.categories.dtype != np.object_ and type(kind.categories.dtype).__name__ not in BY_PARTS:
+        instants = values.dt.tz_convert(None).to_numpy()
+        return pa.array(instants, pa.timestamp(kind.unit, pa.lib.tzinfo_to_string(kind.tz)))
+    if (
+        kind.categories.dtype != np.object_
+        and type(kind.categories.dtype).__name__ not in CONVERTED_BY_PARTS
+    ):
         return pa.array(values, from_pandas=True)
     codes = values.cat.codes.to_numpy()
-    names = _one_array(column_of(kind.categories.to_series(), name))
+    names = _one_array(arrow_column(kind.categories.to_series(), name))
     codes = pa.array(codes, mask=codes < 0)
     return pa.DictionaryArray.from_arrays(codes, names, ordered=bool(kind.ordered))
 
 
 def _intervals(values, kind, name):
+    """Return a series of intervals as an Arrow array."""
     try:
         return pa.array(values, from_pandas=True)
     except TypeError as error:
-        # pandas 2 converts none of times with a zone.
+        # pandas 2 does not convert intervals of times with a time zone.
         raise ValueError(
             f"column {name!r}: this version of pandas does not convert {kind} to Arrow; give the "
             "intervals as strings, or update pandas to 3.0"
@@ -245,16 +251,16 @@ def _one_array(column):
 
 
 def _python_column(values, name, rows=None):
-    """Read Python objects as Arrow does, or better where it would read something wrong.
+    """Convert Python objects with Arrow, or value by value where Arrow would misread them.
 
     Parameters
     ----------
     values : list, tuple or ndarray of object
-        Scalars, lists of them, or dictionaries.
+        Scalars, lists of scalars, or dictionaries.
     name : str
-        Of the column, for messages.
+        Name of the column, for error messages.
     rows : ndarray of int, optional
-        Which rows the values are parts of, if they are items of lists or fields.
+        Row of each value, if the values are items of lists or fields of dictionaries.
 
     Returns
     -------
@@ -263,25 +269,25 @@ def _python_column(values, name, rows=None):
     Raises
     ------
     TypeError
-        If values are unlike one another.
+        If the values are of types that cannot be combined in one column.
 
     Notes
     -----
-    Arrow reads numbers among dates as days since 1970, cuts times after a date to days, nanoseconds
-    to microseconds, and ignores that some times have a time zone and others not; dates of NumPy
-    among its other scalars end the process. Columns with such values, found by their types, are
-    taken apart, so that there is one reading of dates, enumerations and UUIDs, within lists and
-    dictionaries too. Most columns are read without a look at more than the first value.
+    Arrow reads numbers among dates as days since 1970. It truncates times after a date to days, and
+    nanoseconds to microseconds. It ignores that some times have a time zone and others not. NumPy
+    dates among other NumPy scalars crash the process. Columns with values of such types are
+    converted value by value, so that dates, enumerations and UUIDs are read in one way, within
+    lists and dictionaries too. For most columns only the type of the first value is inspected.
     """
     try:
         first = _first_present(values)
-        if type(first) in DECISIVE:
+        if type(first) in DECISIVE_TYPES:
             return pa.array(values, from_pandas=True)
         if type(first) in (list, tuple) and type(_first_present(first)) is float:
             return pa.array(values, pa.list_(pa.float64()), from_pandas=True)
     except UnicodeEncodeError:
         raise
-    except UNLIKE:
+    except MIXED_TYPE_ERRORS:
         pass
     if any(map(_is_special, _kinds(values))):
         return _special_column(values, name, rows)
@@ -294,20 +300,20 @@ def _first_present(values):
 
 
 def _kinds(values):
-    """Return the types of Python values, and of what they hold."""
+    """Return the types of Python values, and of the items of lists and dictionaries."""
     kinds = set(map(type, values))
     if any(map(_shape, kinds)):
         kinds |= _kinds(list(chain.from_iterable(map(_items, values))))
     if np.ndarray in kinds:
-        held = {value.dtype.kind for value in values if type(value) is np.ndarray}
-        if "M" in held and len(held | {kind.__name__ for kind in kinds} - MISSING) > 2:
-            # Only among other values are arrays of dates taken apart.
+        codes = {value.dtype.kind for value in values if type(value) is np.ndarray}
+        if "M" in codes and len(codes | {kind.__name__ for kind in kinds} - MISSING) > 2:
+            # Arrays of dates are converted item by item only among values of other types.
             kinds.add(np.datetime64)
     return kinds
 
 
 def _items(value):
-    """Return the Python objects that a value holds."""
+    """Return the Python objects within a list, an array or a dictionary."""
     if isinstance(value, np.ndarray):
         return value.ravel() if value.dtype == object else ()
     if isinstance(value, (list, tuple)):
@@ -333,13 +339,13 @@ def _is_duration(kind):
 
 
 def _is_date(kind):
-    # NaT, which is a date-time by its class, is how pandas writes that any value is missing.
+    # NaT is a subclass of datetime, but pandas uses it for missing values of any type.
     name = kind.__name__
     return name == "Period" or (issubclass(kind, (dt.date, np.datetime64)) and name != "NaTType")
 
 
 def _is_name(kind):
-    """Tell whether values of a type are categories by another name than Arrow reads."""
+    """Return whether values of a type are read as category names: UUIDs and enumerations."""
     return issubclass(kind, UUID) or (
         issubclass(kind, Enum) and not issubclass(kind, (int, float, str))
     )
@@ -356,137 +362,139 @@ def _is_missing(value):
 
 
 def _arrow_column(values, name, rows):
-    """Read Python objects as Arrow does, or scalars of several types."""
+    """Convert Python objects with Arrow, or scalars of several types."""
     try:
         return pa.array(values, from_pandas=True)
     except UnicodeEncodeError:
         raise
-    except UNLIKE:
+    except MIXED_TYPE_ERRORS:
         array = _object_array(values)
     if rows is None:
         return _mixed_column(array, name)
-    place = first_unlike(array)
+    index = first_incompatible(array)
     raise TypeError(
-        f"column {name!r} holds a {type(array[place]).__name__} ({shortened(array[place])}) in "
-        f"row {rows[place]}, which is unlike the values before it; give values of one type"
+        f"column {name!r} holds a {type(array[index]).__name__} ({shortened(array[index])}) in "
+        f"row {rows[index]}, unlike the values before it; give values of one type"
     )
 
 
 def _special_column(values, name, rows):
-    """Read values of which some, or what some hold, Arrow would not read as they are meant."""
-    given = np.arange(len(values)) if rows is None else rows
+    """Convert values that Arrow would misread: lists, dictionaries, dates, durations and names."""
+    value_rows = np.arange(len(values)) if rows is None else rows
     present = ~np.fromiter(map(_is_missing, values), dtype=bool, count=len(values))
-    places = np.flatnonzero(present)
-    found = [values[place] for place in places.tolist()]
-    kinds = set(map(type, found))
-    shape = _shape(type(found[0]))
-    if any(_shape(kind) != shape for kind in kinds):
-        raise _unlike(name, found, given[places], lambda kind: _shape(kind) == shape)
+    positions = np.flatnonzero(present)
+    valid = [values[position] for position in positions.tolist()]
+    types = set(map(type, valid))
+    shape = _shape(type(valid[0]))
+    if any(_shape(kind) != shape for kind in types):
+        raise _mixed_types_error(
+            name, valid, value_rows[positions], lambda kind: _shape(kind) == shape
+        )
     if shape == "list":
         lengths = np.zeros(len(values), dtype=np.int64)
-        lengths[places] = list(map(len, found))
-        items = list(chain.from_iterable(found))
-        flat = _one_array(_python_column(items, name, np.repeat(given, lengths)))
+        lengths[positions] = list(map(len, valid))
+        items = list(chain.from_iterable(valid))
+        flat = _one_array(_python_column(items, name, np.repeat(value_rows, lengths)))
         offsets = pa.array(np.append(0, np.cumsum(lengths)))
         return pa.LargeListArray.from_arrays(offsets, flat, mask=pa.array(~present))
     if shape == "dict":
-        filled = [value if here else {} for value, here in zip(values, present, strict=True)]
+        filled = [value if ok else {} for value, ok in zip(values, present, strict=True)]
         fields = {
             str(key): [value.get(key) for value in filled]
-            for key in dict.fromkeys(chain.from_iterable(found))
+            for key in dict.fromkeys(chain.from_iterable(valid))
         }
         arrays = [
-            _one_array(_python_column(column, f"{name}.{field}", given))
+            _one_array(_python_column(column, f"{name}.{field}", value_rows))
             for field, column in fields.items()
         ]
         return pa.StructArray.from_arrays(arrays, list(fields), mask=pa.array(~present))
-    if any(map(_is_date, kinds)):
-        if not all(map(_is_date, kinds)):
-            raise _unlike(name, found, given[places], _is_date)
-        return _dates(found, kinds, name, given, places)
-    if any(map(_is_duration, kinds)):
-        if not all(map(_is_duration, kinds)):
-            raise _unlike(name, found, given[places], _is_duration)
-        return _durations(values, name, given)
+    if any(map(_is_date, types)):
+        if not all(map(_is_date, types)):
+            raise _mixed_types_error(name, valid, value_rows[positions], _is_date)
+        return _dates(valid, types, name, value_rows, positions)
+    if any(map(_is_duration, types)):
+        if not all(map(_is_duration, types)):
+            raise _mixed_types_error(name, valid, value_rows[positions], _is_duration)
+        return _durations(values, name, value_rows)
     array = _object_array(values)
-    if all(map(_is_interval, kinds)):
+    if all(map(_is_interval, types)):
         import pandas as pd
 
         array[~present] = None
-        return column_of(pd.Series(pd.arrays.IntervalArray(array)), name)
-    array[places] = list(map(_name_of, found))
+        return arrow_column(pd.Series(pd.arrays.IntervalArray(array)), name)
+    array[positions] = list(map(_name_of, valid))
     return _arrow_column(array, name, rows)
 
 
-def _unlike(name, values, rows, test):
-    """Return the error about the first value whose type passes a test and the first of another."""
+def _mixed_types_error(name, values, rows, test):
+    """Return an error that names two values: the first that passes a test, the first that fails."""
     passed = [test(type(value)) for value in values]
     parts = [
-        f"{shortened(values[place])} in row {rows[place]}"
-        for place in (passed.index(True), passed.index(False))
+        f"{shortened(values[index])} in row {rows[index]}"
+        for index in (passed.index(True), passed.index(False))
     ]
     return TypeError(f"column {name!r} holds {' and '.join(parts)}; give values of one type")
 
 
-def _dates(found, kinds, name, rows, places):
-    """Read dates and times of Python, NumPy and pandas, and periods by their beginnings.
+def _dates(valid, types, name, rows, indices):
+    """Convert dates and times of Python, NumPy and pandas; a period becomes its start time.
 
     Parameters
     ----------
-    found : list
-        Values that are not None.
-    kinds : set of type
-        Their types.
+    valid : list
+        Values that are not missing.
+    types : set of type
+        Types of the values.
     name : str
-        Of the column.
+        Name of the column, for error messages.
     rows : ndarray of int
-        Of all values, missing ones too.
-    places : ndarray of int
-        Places of those found among all.
+        Rows of all values, missing ones included.
+    indices : ndarray of int
+        Indices of the valid values among all values.
     """
-    # NaT of NumPy differs from itself.
-    moments = [pair for pair in zip(places.tolist(), found, strict=True) if pair[1] == pair[1]]
-    if not moments:
+    # NaT of NumPy is not equal to itself.
+    instants = [pair for pair in zip(indices.tolist(), valid, strict=True) if pair[1] == pair[1]]
+    if not instants:
         return pa.nulls(len(rows))
-    zoned = [getattr(value, "tzinfo", None) is not None for _, value in moments]
+    zoned = [getattr(value, "tzinfo", None) is not None for _, value in instants]
     if len(set(zoned)) > 1:
-        place, value = moments[zoned.index(not zoned[0])]
-        own, others = ("without", "with") if zoned[0] else ("with", "without")
+        index, value = instants[zoned.index(not zoned[0])]
+        own, other = ("without", "with") if zoned[0] else ("with", "without")
         raise TypeError(
-            f"column {name!r} holds {shortened(value)} in row {rows[place]}, a time {own} a time "
-            f"zone, among times {others} one; give all of them a time zone or none"
+            f"column {name!r} holds {shortened(value)} in row {rows[index]}, a time {own} a time "
+            f"zone, among times {other} one; give all of them a time zone or none"
         )
     if zoned[0]:
-        _check_one_zone(moments, name, rows)
+        _check_one_zone(instants, name, rows)
     values = [None] * len(rows)
-    for place, value in moments:
-        values[place] = value
-    if kinds in ({dt.date}, {dt.datetime}):
+    for index, value in instants:
+        values[index] = value
+    if types in ({dt.date}, {dt.datetime}):
         return pa.array(values)
     import pandas as pd
 
-    zone = getattr(moments[0][1], "tzinfo", None)
+    zone = getattr(instants[0][1], "tzinfo", None)
     finer = False
     try:
-        for place, value in moments:
+        for index, value in instants:
             stamp = pd.Timestamp(getattr(value, "start_time", value))
             finer = finer or stamp.nanosecond != 0
-            values[place] = stamp if zone is None else stamp.tz_convert(zone)
+            values[index] = stamp if zone is None else stamp.tz_convert(zone)
         unit = "ns" if finer else "us"
-        for place, _ in moments:
-            values[place] = values[place].as_unit(unit)
-    except NO_TIMES as error:
+        for index, _ in instants:
+            values[index] = values[index].as_unit(unit)
+    except TIME_ERRORS as error:
         raise TypeError(
             f"column {name!r} holds dates that cannot be read, the first of them in row "
-            f"{rows[place]}: {error}"
+            f"{rows[index]}: {error}"
         ) from error
-    return column_of(pd.Series(pd.DatetimeIndex(values).as_unit(unit)), name)
+    return arrow_column(pd.Series(pd.DatetimeIndex(values).as_unit(unit)), name)
 
 
-def _check_one_zone(moments, name, rows):
-    """Raise ``TypeError`` for times of several zones, whose wall clocks no column can hold."""
-    first, zone = moments[0][0], moments[0][1].tzinfo
-    for index, value in moments:
+def _check_one_zone(instants, name, rows):
+    """Raise ``TypeError`` for times in several zones, because an Arrow type has only one."""
+    first, zone = instants[0][0], instants[0][1].tzinfo
+    for index, value in instants:
         if value.tzinfo is not zone and str(value.tzinfo) != str(zone):
             raise TypeError(
                 f"column {name!r} holds times in several time zones, {zone} in row {rows[first]} "
@@ -496,17 +504,17 @@ def _check_one_zone(moments, name, rows):
 
 
 def _durations(values, name, rows):
-    """Read durations of Python, NumPy and pandas; years and months have NumPy's mean lengths."""
+    """Convert durations of Python, NumPy and pandas; years and months have NumPy's mean lengths."""
     import pandas as pd
 
     array = _object_array(values)
-    for place, value in enumerate(values):
+    for position, value in enumerate(values):
         if isinstance(value, np.timedelta64) and np.datetime_data(value.dtype)[0] in ("Y", "M"):
-            array[place] = value.astype("m8[s]")
+            array[position] = value.astype("m8[s]")
     try:
-        return column_of(pd.Series(pd.to_timedelta(array)), name)
-    except NO_TIMES as error:
-        row = rows[first_unlike(array, NO_TIMES, pd.to_timedelta)]
+        return arrow_column(pd.Series(pd.to_timedelta(array)), name)
+    except TIME_ERRORS as error:
+        row = rows[first_incompatible(array, TIME_ERRORS, pd.to_timedelta)]
         raise TypeError(
             f"column {name!r} holds durations that cannot be read, such as that in row {row}: "
             f"{error}"
@@ -514,7 +522,7 @@ def _durations(values, name, rows):
 
 
 def _object_array(values):
-    """Return Python values as an array of objects, whatever these are."""
+    """Return Python values as a one-dimensional array of objects, even if they are sequences."""
     array = np.empty(len(values), dtype=object)
     for row, value in enumerate(values):
         array[row] = value
@@ -522,48 +530,48 @@ def _object_array(values):
 
 
 def _mixed_column(array, name):
-    """Read a column of unlike scalars: as numbers if all are, else as strings.
+    """Convert scalars of several types: to numbers if all are numbers, else to strings.
 
-    A value has the spelling that it has as a category in a column of its own type, so that a row
-    means the same alone and among others.
+    A value becomes the string that it has as a category in a column of its own type, so that a row
+    has the same meaning alone and among other rows.
     """
     import pandas as pd
 
     present = np.flatnonzero(pd.Series(array, dtype=object).notna())
     kinds = np.array([_kind_of(value) for value in array[present]], dtype=object)
-    found = set(kinds)
-    if found == {"integer"}:
+    present_kinds = set(kinds)
+    if present_kinds == {"integer"}:
         return _large_integers(array, present, name)
-    if found <= {"integer", "float", "decimal"}:
+    if present_kinds <= {"integer", "float", "decimal"}:
         return _as_floats(array, present)
-    unlike = np.flatnonzero(~np.isin(kinds, list(SPELLED)))
-    if len(unlike):
-        row = int(present[unlike[0]])
+    unsupported = np.flatnonzero(~np.isin(kinds, list(SPELLED)))
+    if len(unsupported):
+        row = int(present[unsupported[0]])
         hint = ""
         if isinstance(array[row], LISTS):
-            array, emptied = _without_empty_arrays(array)
-            if emptied:
-                return column_of(array, name)
-            row = first_unlike(array)
+            array, replaced = _without_empty_arrays(array)
+            if replaced:
+                return arrow_column(array, name)
+            row = first_incompatible(array)
             hint = ", or lists if all are lists of items of one type"
         elif all(isinstance(value, dict) for value in array[present]):
-            row = first_unlike(array)
+            row = first_incompatible(array)
             hint = ", or dictionaries if all are, with fields of one type"
         raise TypeError(
             f"column {name!r} holds a {type(array[row]).__name__} ({shortened(array[row])}) in row "
             f"{row}; each value given as an argument must be a string or a number{hint}"
         )
     texts = np.full(len(array), None, dtype=object)
-    for kind in found:
+    for kind in present_kinds:
         rows = present[kinds == kind]
         texts[rows] = SPELLED[kind](array[rows])
     return pa.array(texts, type=pa.string())
 
 
 def _kind_of(value):
-    """Return what a value that is not missing is, for columns of several kinds."""
+    """Return the kind of a value that is not missing: a key of `KINDS`, or "other"."""
     if isinstance(value, np.timedelta64):
-        # An integer by its class.
+        # A subclass of integers in NumPy.
         return "other"
     for kind, types in KINDS.items():
         if isinstance(value, types):
@@ -578,7 +586,7 @@ def _as_floats(array, present):
 
 
 def _large_integers(array, present, name):
-    """Read integers, of which some are beyond 64 bits with a sign, without loss of digits."""
+    """Convert integers, some of which exceed signed 64 bits, without loss of digits."""
     values = [int(value) for value in array[present]]
     if min(values) >= 0 and max(values) < 2**64:
         numbers = np.zeros(len(array), dtype=np.uint64)
@@ -587,15 +595,15 @@ def _large_integers(array, present, name):
     for row, value in zip(present, values, strict=True):
         if not _is_float(value):
             raise TypeError(
-                f"column {name!r} holds the integer {shortened(value)} in row {row}, of which 64 "
-                "bits and double precision would lose digits; give the column as floats if these "
+                f"column {name!r} holds the integer {shortened(value)} in row {row}, which loses "
+                "digits in 64 bits and in double precision; give the column as floats if these "
                 "are numbers, or as strings if they are names"
             )
     return _as_floats(array, present)
 
 
 def _spelled_integers(values):
-    """Return integers as strings, as the columns are spelled that they have on their own."""
+    """Return integers as the strings that they have as categories in a column of their own."""
     return [
         str(int(value))
         if -(2**63) <= value < 2**64 or not _is_float(int(value))
@@ -605,17 +613,17 @@ def _spelled_integers(values):
 
 
 def _is_float(value):
-    return abs(value) <= MOST_FLOAT and int(float(value)) == value
+    return abs(value) <= LARGEST_FLOAT_INTEGER and int(float(value)) == value
 
 
 def _spelled_floats(values):
-    """Return floats as strings, as categories are spelled."""
+    """Return floats as the strings that they have as categories."""
     numbers = pa.array(values.astype(np.float64))
     return category_keys(numbers).dictionary_decode().to_numpy(zero_copy_only=False)
 
 
 def _spelled_decimals(values):
-    """Return decimals as strings, as categories are spelled."""
+    """Return decimals as the strings that they have as categories."""
     texts = _spelled_floats(values)
     return [exact_text(value) or text for value, text in zip(values, texts, strict=True)]
 
@@ -627,11 +635,11 @@ SPELLED = {
     "decimal": _spelled_decimals,
     "text": lambda values: [str(value) for value in values],
 }
-"""How values of each kind are written in a column of strings."""
+"""Functions that convert values of each kind to strings."""
 
 
 def _without_empty_arrays(array):
-    """Replace arrays without items, whose type says nothing, by empty lists, if there are any."""
+    """Return the array with empty arrays replaced by empty lists, and whether there were any."""
     empty = [isinstance(value, np.ndarray) and value.size == 0 for value in array]
     if any(empty):
         array = array.copy()
@@ -640,17 +648,21 @@ def _without_empty_arrays(array):
     return array, any(empty)
 
 
-def first_unlike(array, errors=UNLIKE, read=None):
-    """Return the first row whose value cannot be read together with those before it.
+def first_incompatible(array, errors=MIXED_TYPE_ERRORS, read=None):
+    """Return the first row whose value cannot be converted together with those before it.
 
     Parameters
     ----------
     array : ndarray of object
-        Values that cannot be read.
+        Values that cannot be converted together.
     errors : tuple of type
-        What is raised then.
+        Exceptions that `read` raises for such values.
     read : callable, optional
-        What reads them, Arrow by default.
+        Function that converts an array of values; by default ``pyarrow.array``.
+
+    Returns
+    -------
+    int
     """
     read = read or (lambda values: pa.array(values, from_pandas=True))
     readable, unreadable = 0, len(array)
@@ -669,7 +681,7 @@ def first_unlike(array, errors=UNLIKE, read=None):
 
 
 def check_utf8(column, name):
-    """Raise ``ValueError`` if a column of Arrow holds text that is not UTF-8."""
+    """Raise ``ValueError`` if an Arrow column holds text that is not valid UTF-8."""
     if not _holds_text(column.type) or _is_utf8(column):
         return
     valid, invalid = 0, len(column)
@@ -686,7 +698,7 @@ def check_utf8(column, name):
 
 
 def _holds_text(kind):
-    """Tell whether values of a type are texts, or hold texts that are checked."""
+    """Return whether values of a type are texts, or contain texts."""
     if kind.id in PLAIN or pa.types.is_dictionary(kind) or pa.types.is_string_view(kind):
         value = getattr(kind, "value_type", kind)
         return any(
@@ -703,7 +715,7 @@ def _is_list(kind):
 
 
 def _decoded(column):
-    """Return categories that are text as text; Arrow takes none from a dictionary of views."""
+    """Return a dictionary column of texts as its values; Arrow casts no dictionary of views."""
     if not pa.types.is_string_view(column.type.value_type):
         return column.cast(column.type.value_type)
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
@@ -723,6 +735,6 @@ def _is_utf8(column):
     try:
         column.validate(full=True)
     except pa.ArrowInvalid:
-        # Categories that no row has may be what is wrong.
+        # The invalid text may be a category that no row uses.
         return pa.types.is_dictionary(kind) and _is_utf8(_decoded(column))
     return True

@@ -1,4 +1,4 @@
-"""Numbers scaled, bounded and placed among the bin edges of their columns."""
+"""Scale and bound numbers, and compute their positions among the bin edges of their columns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
-from sk_easytensor.data.summaries import cached_slices, spans_finitely
+from sk_easytensor.data.summaries import cached_slices, has_finite_range
 
 __all__ = [
     "BinEdges",
@@ -18,27 +18,27 @@ __all__ = [
 
 
 LARGEST = 1e150
-"""Scaled numbers are cut here, whose square is finite."""
+"""Scaled numbers are clipped to this size, so that their squares are finite."""
 
 WIDEST = np.finfo(np.float64).max / 2
-"""Edges are cut here, whose distance is finite."""
+"""Edges are clipped to this size, so that their differences are finite."""
 
 SMALLEST = np.finfo(np.float64).tiny
-"""Of a scale: the reciprocal of a smaller one, which a graph may multiply by, is infinite."""
+"""Smallest scale whose reciprocal, by which an exported graph may multiply, is finite."""
 
 BOUND = 3.0
-"""What the size of scaled numbers stays below."""
+"""Upper bound of the absolute value of scaled numbers."""
 
 CELLS = 512
-"""Cells of equal width that scaled numbers fall into."""
+"""Number of cells of equal width in the lookup table of scaled numbers."""
 
 CACHED, FEWEST_CACHED = 16_384, 64
-"""Numbers that are encoded at a time, about, and rows of them at least: larger arrays are given
-memory of their own each time, which takes longer than what is computed."""
+"""Approximate number of values, and least number of rows, that are encoded at a time. For larger
+arrays, allocating memory takes longer than the computation."""
 
 
 class BinnedMixin:
-    """A block that knows the bin edges of its columns.
+    """Mixin of a block with bin edges of its columns.
 
     Attributes
     ----------
@@ -54,16 +54,16 @@ class BinnedMixin:
         self._bin_edges = BinEdges(edges, self.center_, self.scale_)
 
     def _place(self, columns, encoded):
-        """Write what :meth:`BinEdges.place` makes of columns of numbers into an encoding.
+        """Write the scaled numbers and bin positions of numeric columns into an encoding.
 
         Parameters
         ----------
         columns : list of ndarray of float64, shape (n,)
             NaN where missing.
         encoded : ndarray of float32, shape (n, n_columns, 2 or more)
-            Gets scaled numbers and positions.
+            Its first two components are overwritten with scaled numbers and positions.
         """
-        # All columns at a time, because a call a column is most of the time that one row takes.
+        # All columns at once, because one call per column dominates the time of a single row.
         at_a_time = max(CACHED // max(len(columns), 1), FEWEST_CACHED)
         for rows in cached_slices(len(encoded), at_a_time) if columns else ():
             values = np.stack([column[rows] for column in columns])
@@ -72,28 +72,28 @@ class BinnedMixin:
 
     @cached_property
     def _bin_edges(self):
-        # Where the block was unpickled.
+        # Rebuilt after unpickling.
         return BinEdges(self.edges_, self.center_, self.scale_)
 
     def __getstate__(self):
-        """Return what is pickled: not what is made from the rest at once."""
+        """Return the state to pickle, without the cached lookup table."""
         state = super().__getstate__()
         state.pop("_bin_edges", None)
         return state
 
 
 class BinEdges:
-    """Bin edges of some columns, among which numbers are placed.
+    """Bin edges of several columns, and the positions of numbers among them.
 
-    A number is first looked up among cells of equal width, which tells near which edges it is, and
-    then searched for among these: a third of the time that ``numpy.interp`` takes.
+    A lookup table of cells of equal width narrows the search to a few edges, and a binary search
+    finds the bin among these: a third of the time of ``numpy.interp``.
 
     Parameters
     ----------
     edges : list of ndarray of float64
         Increasing edges of each column; empty where every value was missing.
     center, scale : ndarray of float64, shape (n_columns,)
-        As :func:`centers_and_scales` returns them.
+        Center and scale of each column, from :func:`centers_and_scales`.
 
     Examples
     --------
@@ -111,22 +111,28 @@ class BinEdges:
         # The last edge belongs to the bin before it.
         begins = [column[: max(len(column) - 1, 1)] for column in bounds]
         cells = [
-            np.maximum.accumulate(_cells(bounded_numbers(column, *of)))
-            for column, *of in zip(begins, center, scale, strict=True)
+            np.maximum.accumulate(_cells(bounded_numbers(column, *params)))
+            for column, *params in zip(begins, center, scale, strict=True)
         ]
         cell = np.arange(CELLS)
-        # One cell more on either side, for scaled numbers are rounded.
+        # One cell more on either side, because scaled numbers are rounded.
         before = [np.searchsorted(column, cell - 1) for column in cells]
         until = [np.searchsorted(column, cell + 1, side="right") for column in cells]
-        near = max((int((u - b).max()) for b, u in zip(before, until, strict=True)), default=0)
+        near = max(
+            (int((u - b).max()) for b, u in zip(before, until, strict=True)),
+            default=0,
+        )
         self.steps = [2**power for power in reversed(range(near.bit_length()))]
-        most = max((len(column) for column in begins), default=0) + sum(self.steps)
-        lower, width = np.full((len(edges), most), np.inf), np.ones((len(edges), most))
+        stride = max((len(column) for column in begins), default=0) + sum(self.steps)
+        lower, width = (
+            np.full((len(edges), stride), np.inf),
+            np.ones((len(edges), stride)),
+        )
         for index, column in enumerate(bounds):
             lower[index, : len(begins[index])] = begins[index]
             width[index, : len(column) - 1] = np.diff(column)
         self.lower, self.width = lower.ravel(), width.ravel()
-        self.first = np.arange(len(edges))[:, None] * most
+        self.first = np.arange(len(edges))[:, None] * stride
         nearest = np.array(before, dtype=np.int64).reshape(len(edges), CELLS) - 1
         self.nearest = (np.maximum(nearest, 0) + self.first).ravel()
         self.first_cell = np.arange(len(edges))[:, None] * CELLS
@@ -134,7 +140,7 @@ class BinEdges:
         self.high = np.array([column[-1] for column in bounds])[:, None]
 
     def place(self, values):
-        """Return what :class:`~sk_easytensor.blocks.numeric.NumericModule` reads.
+        """Return the inputs of :class:`~sk_easytensor.blocks.numeric.NumericModule`.
 
         Parameters
         ----------
@@ -144,32 +150,32 @@ class BinEdges:
         Returns
         -------
         scaled : ndarray of float64, shape (n_columns, n)
-            As :func:`bounded_numbers` returns them.
+            Scaled and bounded numbers, from :func:`bounded_numbers`.
         positions : ndarray of float64, shape (n_columns, n)
-            Where the numbers stand among the edges, from 0 for the first of them or less to one
-            less than their number; NaN where missing.
+            Fractional index among the edges: 0 at the first edge or below it, the number of
+            edges minus 1 at the last edge or above it; NaN where missing.
         """
         scaled = bounded_numbers(values, self.center, self.scale)
         inside = np.clip(values, self.low, self.high)
-        place = self.nearest.take(_cells(scaled) + self.first_cell)
+        bins = self.nearest.take(_cells(scaled) + self.first_cell)
         for step in self.steps:
-            place += step * (self.lower.take(place + step) <= inside)
-        inside -= self.lower.take(place)
-        inside /= self.width.take(place)
-        inside += place - self.first
+            bins += step * (self.lower.take(bins + step) <= inside)
+        inside -= self.lower.take(bins)
+        inside /= self.width.take(bins)
+        inside += bins - self.first
         return scaled, inside
 
 
 def usable_edges(edges):
-    """Return edges, at least one, whose distances are finite and not zero."""
+    """Return at least one edge, clipped so that differences of edges are finite and not zero."""
     if len(edges) == 0:
         return np.zeros(1)
-    return edges if spans_finitely(edges) else np.unique(np.clip(edges, -WIDEST, WIDEST))
+    return edges if has_finite_range(edges) else np.unique(np.clip(edges, -WIDEST, WIDEST))
 
 
 def _cells(scaled):
-    """Return the cells of scaled numbers; of NaN, any."""
-    # These take the other number in place of NaN.
+    """Return the cells of scaled numbers; the cell of NaN is arbitrary."""
+    # fmin and fmax return the other operand in place of NaN.
     inside = np.fmax(np.fmin(scaled, BOUND), -BOUND)
     inside += BOUND
     inside *= (CELLS - 1) / (2 * BOUND)
@@ -177,16 +183,16 @@ def _cells(scaled):
 
 
 def centers_and_scales(edges):
-    """Return median and spread over the bin edges of each column, as two arrays."""
-    spreads = [_center_and_scale(column) for column in edges]
-    return np.array(spreads, dtype=np.float64).reshape(-1, 2).T
+    """Return the median and the interquartile range of the bin edges of each column."""
+    pairs = [_center_and_scale(column) for column in edges]
+    return np.array(pairs, dtype=np.float64).reshape(-1, 2).T
 
 
 def _center_and_scale(edges):
-    """Median and interquartile range over the bin edges, with a usable scale in any case."""
+    """Return the median and the interquartile range of bin edges; the scale is never zero."""
     if len(edges) == 0:
         return 0.0, 1.0
-    if not spans_finitely(edges):
+    if not has_finite_range(edges):
         # Dividing by a power of two rounds nothing, since the edges are not tiny.
         center, scale = _center_and_scale(edges / 4)
         return 4 * center, 4 * min(scale, WIDEST / 2)
@@ -198,14 +204,14 @@ def _center_and_scale(edges):
 
 
 def bounded_numbers(values, center, scale):
-    """Scale numbers and bound outliers, as an array of float64; NaN and infinite ones stay.
+    """Scale numbers and bound outliers smoothly; NaN and infinite values are unchanged.
 
     Parameters
     ----------
     values : ndarray of float64
         NaN where missing.
     center, scale : float or ndarray of float64
-        What is subtracted from the values, and what they are divided by then.
+        Number subtracted from the values, and divisor of the difference.
 
     Returns
     -------
@@ -213,8 +219,8 @@ def bounded_numbers(values, center, scale):
     """
     with np.errstate(over="ignore"):
         scaled = (values - center) / scale
-    # A finite value that is too large to be scaled is an outlier, not an infinite one. Bounds them
-    # smoothly, as RealMLP does (Holzmueller et al., 2024).
+    # A finite value that overflows when it is scaled is an outlier, not an infinite value. The
+    # bound is smooth, as in RealMLP (Holzmueller et al., 2024).
     np.clip(scaled, -LARGEST, LARGEST, out=scaled)
     divisor = np.square(scaled / BOUND)
     divisor += 1

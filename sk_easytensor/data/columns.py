@@ -1,4 +1,4 @@
-"""Read one column: as another type, as floats, or a sample of it."""
+"""Cast one column, convert it to floats, or sample its values."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ __all__ = [
 CAST_ERRORS = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError)
 
 TEXTS = (pa.string(), pa.large_string())
-"""Types that numbers and dates are written as, spelled as categories are."""
+"""Text types; numbers and dates are cast to them as :func:`category_keys` writes them."""
 
 
 class RowError(ValueError):
-    """A row that cannot be read.
+    """Error about a row that cannot be read.
 
-    Blocks see a chunk of the table and count from its beginning; :func:`row_errors_from` makes it
-    the number of the row in the table.
+    A block reads a chunk of a table and counts rows from its beginning; :func:`row_errors_from`
+    converts the number to that of the row in the table.
 
     Parameters
     ----------
     message : str
-        With ``{row}`` where the row's number belongs.
+        Message in which ``{row}`` stands for the number of the row.
     row : int
-        Its number in the chunk.
+        Number of the row in the chunk, from 0.
     """
 
     def __init__(self, message, row):
@@ -58,17 +58,17 @@ class RowError(ValueError):
 
 
 class RowTypeError(RowError, TypeError):
-    """A row that holds a value of a type that cannot be read."""
+    """Error about a row whose value is of a type that cannot be read."""
 
 
 @contextmanager
 def row_errors_from(first):
-    """Have errors of rows of a chunk name the rows of the table.
+    """Convert row numbers of a chunk to those of the table in errors within the context.
 
     Parameters
     ----------
     first : int
-        Number of the chunk's first row in the table.
+        Number of the first row of the chunk in the table.
     """
     try:
         yield
@@ -77,9 +77,10 @@ def row_errors_from(first):
 
 
 def show_value(scalar):
-    """Return how the value of an Arrow scalar is written, 60 characters of it at most.
+    """Return the value of an Arrow scalar as a string of at most 60 characters.
 
-    Python has no such value for some: durations beyond its own, and text that is not valid UTF-8.
+    Some values have no counterpart in Python, such as very long durations and text that is not
+    valid UTF-8.
     """
     try:
         return shortened(scalar.as_py())
@@ -92,20 +93,20 @@ def show_value(scalar):
 
 
 def cast_column(column, name, target, *, block, rows=True):
-    """Cast a column or say, by name, why it cannot be read.
+    """Cast a column, or raise an error that names the column and the reason.
 
     Parameters
     ----------
     column : pyarrow.ChunkedArray
-        The column.
+        Column to cast.
     name : str
-        Its name, for the error.
+        Name of the column, for error messages.
     target : pyarrow.DataType
         Type to cast to.
     block : str
-        Name of the block that reads it, for the error.
+        Class name of the block that reads the column, for error messages.
     rows : bool, default=True
-        Whether values are those of rows, which the error then names.
+        Whether each value belongs to one row, whose number is in the error message.
 
     Returns
     -------
@@ -114,7 +115,9 @@ def cast_column(column, name, target, *, block, rows=True):
     Raises
     ------
     TypeError
-        If the type or a value cannot be read as `target`; a :class:`RowTypeError` if it is a value.
+        If the type of the column cannot be cast to `target`.
+    RowTypeError
+        If a value cannot be cast to `target`.
     """
     if column.type.equals(target):
         return column
@@ -126,8 +129,8 @@ def cast_column(column, name, target, *, block, rows=True):
             column = _as_texts(column)
         return _cast(column, target)
     except CAST_ERRORS as error:
-        found, wanted = in_words(source), in_words(target)
-        message = f"column {name!r} holds {found} where {block} was fitted to {wanted}"
+        held, wanted = in_words(source), in_words(target)
+        message = f"column {name!r} holds {held} where {block} was fitted to {wanted}"
         row = _first_unlike(column, target)
         if row is None:
             raise TypeError(f"{message}; convert it to {wanted}") from error
@@ -138,7 +141,7 @@ def cast_column(column, name, target, *, block, rows=True):
 
 
 def _cast(column, target):
-    # Bytes that are no text are refused, numbers beyond the target's are rounded.
+    # Bytes that are not valid text are refused; numbers are rounded to the target type.
     return column.cast(target, safe=target in TEXTS)
 
 
@@ -161,7 +164,7 @@ def _first_unlike(column, target):
 
 
 def _as_texts(column):
-    """Write numbers and dates as columns of mixed Python objects do."""
+    """Convert numbers and dates to the texts that they have in columns of mixed Python objects."""
     if pa.types.is_boolean(column.type):
         return pc.if_else(column, "True", "False")
     return pa.chunked_array([category_keys(column).dictionary_decode()])
@@ -173,16 +176,21 @@ def to_float64(column, name, *, block):
     Parameters
     ----------
     column : pyarrow.ChunkedArray
-        The column.
+        Column to convert.
     name : str
-        Its name, for errors.
+        Name of the column, for error messages.
     block : str
-        Name of the block that asks, for errors.
+        Class name of the block that reads the column, for error messages.
 
     Returns
     -------
     numpy.ndarray of shape (n,), float64
-        Durations and times of day are in seconds.
+        Numbers; durations and times of day in seconds.
+
+    Raises
+    ------
+    TypeError
+        If the column or one of its values is not numeric.
     """
     kind = column.type
     if kind.equals(pa.float64()):
@@ -205,14 +213,14 @@ def _numpy(column):
 
 
 def sample_values(column, size=1000):
-    """Return some of a column's values that are not null, evenly spread over its rows.
+    """Return a sample of the values that are not null, evenly spaced over the rows.
 
     Parameters
     ----------
     column : pyarrow.ChunkedArray
-        The column.
+        Column to sample.
     size : int, default=1000
-        At most so many values.
+        Largest number of values.
 
     Returns
     -------

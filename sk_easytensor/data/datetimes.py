@@ -1,4 +1,4 @@
-"""Read dates and times: instants, and where they lie in the cycles of the calendar."""
+"""Convert dates and times to instants and to phases of the cycles of the calendar."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ CYCLES = ("day", "week", "month", "year")
 
 DAY = 86_400
 PERIODS = (DAY, 7 * DAY, 30 * DAY, 365 * DAY)
-"""How long each cycle takes, in seconds, about."""
+"""Approximate length of each cycle in seconds."""
 
 FIRST, LAST = -62_135_596_800, 253_402_300_799
-"""Seconds of the years 1 and 9999: the calendar is not asked about any other year."""
+"""First and last second of the years 1 to 9999, to which calendar computations are limited."""
 
 ISO = (
     r"^\s*(?:(?P<year>\d{4})-(?P<month>\d{2})-(?P<day>\d{2})"
@@ -33,12 +33,12 @@ OFFSET = re.compile(r"^([+-])(\d{2}):?(\d{2})?$")
 
 
 def bounded_zones(zones):
-    """Keep a set of zones small: of several it only matters that there are several."""
+    """Return a set of at most two zones; with several zones, only their number matters."""
     return zones if len(zones) < 2 else frozenset(["UTC", "several"])
 
 
 def common_zone(zones):
-    """Return the zone that several chunks are read in."""
+    """Return the zone in which all chunks are read: the only one, UTC for several, or None."""
     if len(zones) > 1:
         return "UTC"
     return next(iter(zones), None)
@@ -63,54 +63,68 @@ def _offset_name(seconds):
 
 
 def read_times(column, name, zone):
-    """Read a column of dates: instants and phases.
+    """Read a column of dates as instants and phases.
 
     Parameters
     ----------
-    column, name, zone
-        As for :func:`read_instants`.
+    column : pyarrow.ChunkedArray
+        Column of any type that :class:`DatetimeBlock` accepts.
+    name : str
+        Name of the column, for error messages.
+    zone : str or None
+        Time zone in which the column is read; None for the wall clock.
 
     Returns
     -------
     instants : ndarray of float64, shape (n,)
-        As :func:`read_instants` returns them.
+        Seconds since 1970, as :func:`read_instants` returns them.
     phases : ndarray of float64, shape (n, 4)
-        Time of day, day of the week, of the month and of the year, from 0 to below 1.
+        Time of day, and day of the week, of the month and of the year, each in [0, 1).
     """
     instants, wall, fraction = _read(column, name, zone)
     return instants, _phases(wall, fraction)
 
 
 def read_instants(column, name, zone):
-    """Read a column of dates.
+    """Read a column of dates as seconds since 1970.
 
     Parameters
     ----------
     column : pyarrow.ChunkedArray
-        Of any type that :class:`DatetimeBlock` accepts.
+        Column of any type that :class:`DatetimeBlock` accepts.
     name : str
-        Its name, for errors.
+        Name of the column, for error messages.
     zone : str or None
-        Time zone to read it in; None for the wall clock.
+        Time zone in which the column is read; None for the wall clock.
 
     Returns
     -------
     ndarray of float64, shape (n,)
-        Seconds since 1970, NaN where missing: in UTC, or by the wall clock without a zone.
+        Seconds since 1970, NaN where missing. They are counted in UTC if there is a zone, else by
+        the wall clock.
+
+    Raises
+    ------
+    NoTimesError
+        If the column is of a type that holds neither dates nor times.
+    RowTypeError
+        If a string is not an ISO 8601 date.
+    ValueError
+        If the time zone is unknown on this machine.
     """
     return _read(column, name, zone)[0]
 
 
 def _read(column, name, zone):
-    """Return instants, and what a clock shows then in whole seconds and their fraction."""
+    """Return instants, and the wall clock time in whole seconds and their fraction."""
     seconds, fraction, offset, missing = _seconds(column, name)
     aware = ~np.isnan(offset)
-    # From here on `wall` is what a clock shows and `seconds` are counted in UTC.
+    # From here on `wall` is the wall clock time and `seconds` are counted in UTC.
     wall = seconds.copy()
     if zone is None:
-        shown = getattr(column.type, "tz", None)
-        if shown is not None:
-            wall = _local(seconds, shown, name)
+        column_zone = getattr(column.type, "tz", None)
+        if column_zone is not None:
+            wall = _local(seconds, column_zone, name)
         elif aware.any():
             wall[aware] += offset[aware].astype(np.int64)
         seconds = wall
@@ -126,13 +140,13 @@ def _read(column, name, zone):
 
 
 class NoTimesError(TypeError):
-    """A column is of a type that holds neither dates nor times."""
+    """Error about a column whose type holds neither dates nor times."""
 
 
 def _seconds(column, name):
-    """Return whole seconds, their fraction, the UTC offset (NaN: none given) and the nulls.
+    """Return whole seconds, their fraction, the UTC offset (NaN if unknown) and a mask of nulls.
 
-    The seconds are UTC where there is an offset or a zone, and by the wall clock elsewhere.
+    Seconds are counted in UTC where there is an offset or a zone, else by the wall clock.
     """
     kind = column.type
     if pa.types.is_dictionary(kind):
@@ -150,8 +164,8 @@ def _seconds(column, name):
         per_second, numbers = 1, column.cast(pa.int64())
     else:
         raise NoTimesError(
-            f"column {name!r} holds {in_words(kind)} where dates and times are read; convert it "
-            "to dates"
+            f"column {name!r} holds {in_words(kind)} instead of dates and times; convert it to "
+            "dates"
         )
     missing = column.is_null().to_numpy()
     numbers = pc.fill_null(numbers, 0).to_numpy()
@@ -164,8 +178,8 @@ def _seconds(column, name):
 
 
 def parse_strings(column, name):
-    """Parse ISO 8601 dates; blank strings are missing. Returns what :func:`_seconds` does."""
-    # Dates repeat, so that parsing the distinct ones is less work.
+    """Parse ISO 8601 dates; blank strings are missing. Returns the same as :func:`_seconds`."""
+    # Dates repeat, so only distinct strings are parsed.
     keys = category_keys(column)
     values = keys.dictionary
     fields = pc.extract_regex(values, ISO)
@@ -181,24 +195,24 @@ def parse_strings(column, name):
     months = (number("year", 1970) - 1970) * 12 + np.clip(month, 1, 12) - 1
     first = months.astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
     after = (months + 1).astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
-    right = (month >= 1) & (month <= 12) & (day >= 1) & (day <= after - first)
-    right &= (hour < 24) & (minute < 60) & (second <= 60) & fields.is_valid().to_numpy(False)
-    if not right.all():
-        wrong = int(np.argmin(right))
-        row = pc.index(keys.indices, pa.scalar(wrong, keys.indices.type)).as_py()
+    valid = (month >= 1) & (month <= 12) & (day >= 1) & (day <= after - first)
+    valid &= (hour < 24) & (minute < 60) & (second <= 60) & fields.is_valid().to_numpy(False)
+    if not valid.all():
+        invalid = int(np.argmin(valid))
+        row = pc.index(keys.indices, pa.scalar(invalid, keys.indices.type)).as_py()
         raise RowTypeError(
-            f"column {name!r} holds {shortened(values[wrong].as_py())} in row {{row}}, which is "
-            "not an ISO 8601 date or date-time as DatetimeBlock reads them; correct it, make it "
+            f"column {name!r} holds {shortened(values[invalid].as_py())} in row {{row}}, which is "
+            "not an ISO 8601 date or date-time that DatetimeBlock reads; correct it, make it "
             "missing, or give the column to another block",
             row,
         )
     seconds = (first + day - 1) * DAY + hour * 3600 + minute * 60 + second
     fraction = pc.binary_join_element_wise("0.", parts["fraction"], "0", "")
     fraction = pc.fill_null(fraction.cast(pa.float64()), 0.0).to_numpy()
-    # There are few offsets, however many dates.
+    # A column has many dates but few offsets.
     offsets = parts["offset"].dictionary_encode()
-    each = [math.nan, *map(_offset_seconds, offsets.dictionary.to_pylist())]
-    offset = np.array(each)[pc.fill_null(offsets.indices, -1).to_numpy() + 1]
+    offset_values = [math.nan, *map(_offset_seconds, offsets.dictionary.to_pylist())]
+    offset = np.array(offset_values)[pc.fill_null(offsets.indices, -1).to_numpy() + 1]
     seconds = seconds - np.nan_to_num(offset).astype(np.int64)
     blank = pc.fill_null(pc.equal(parts["year"], ""), False).to_numpy(zero_copy_only=False)
 
@@ -212,7 +226,7 @@ def parse_strings(column, name):
 
 
 def _offset_seconds(text):
-    """Seconds east of UTC of an offset such as ``+05:30``; NaN if there is none."""
+    """Return the seconds east of UTC of an offset such as ``+05:30``; NaN for an empty string."""
     if not text:
         return math.nan
     if text in "Zz":
@@ -223,7 +237,7 @@ def _offset_seconds(text):
 
 
 def _local(seconds, zone, name):
-    """Return what a clock in a time zone shows at some instants."""
+    """Convert instants to the wall clock time of a zone, both in seconds."""
     if OFFSET.match(zone):
         return seconds + _offset_seconds(zone)
     inside = np.clip(seconds, FIRST, LAST)
@@ -233,37 +247,42 @@ def _local(seconds, zone, name):
 
 
 def zone_shifts(zone):
-    """Return when the clocks of a time zone are turned.
+    """Return the transitions of a time zone, such as those to and from summer time.
 
     Parameters
     ----------
     zone : str or None
-        Name of the zone, or a UTC offset.
+        Name of the zone, or a UTC offset such as ``+05:30``.
 
     Returns
     -------
-    turned, ahead : ndarray of int64
-        Seconds since 1970 at which a clock is turned, the first before all others, and how many
-        seconds it is ahead of UTC from each of them on. None without a zone.
+    transitions : ndarray of int64
+        Seconds since 1970 from which a new UTC offset holds; the first is before any date.
+    offsets : ndarray of int64
+        UTC offset in seconds from each transition on.
+
+    Notes
+    -----
+    Without a zone, None is returned instead of the two arrays.
     """
     if zone is None:
         return None
     days = np.arange(FIRST, LAST, DAY)
-    ahead = _local(days, zone, "zone") - days
-    changes = np.flatnonzero(np.diff(ahead))
-    # Halve the days in which a clock is turned until the second is known.
-    early, late, before = days[changes], days[changes + 1], ahead[changes]
+    offsets = _local(days, zone, "zone") - days
+    changes = np.flatnonzero(np.diff(offsets))
+    # Bisect the days with a transition down to one second.
+    early, late, before = days[changes], days[changes + 1], offsets[changes]
     while len(early) and (late - early).max() > 1:
         middle = (early + late) // 2
         same = _local(middle, zone, "zone") - middle == before
         early, late = np.where(same, middle, early), np.where(same, late, middle)
     return np.append(np.int64(-(2**62) // 1_000_000), late), np.append(
-        ahead[:1], ahead[changes + 1]
+        offsets[:1], offsets[changes + 1]
     )
 
 
 def _instants(wall, zone, name):
-    """Return the instants at which a clock in a time zone shows some times."""
+    """Convert the wall clock time of a zone to instants, both in seconds."""
     if OFFSET.match(zone):
         return wall - _offset_seconds(zone)
     inside = np.clip(wall, FIRST, LAST)
@@ -274,7 +293,7 @@ def _instants(wall, zone, name):
 
 
 class _naming:
-    """Turn Arrow's error about an unknown time zone into one that names the column."""
+    """Context that makes Arrow's error about an unknown time zone name the column."""
 
     def __init__(self, name, zone):
         self.name, self.zone = name, zone
@@ -285,22 +304,22 @@ class _naming:
     def __exit__(self, kind, error, trace):
         if isinstance(error, pa.ArrowInvalid):
             raise ValueError(
-                f"column {self.name!r} has the time zone {self.zone!r}, which this machine's time "
-                "zone database does not hold"
+                f"column {self.name!r} has the time zone {self.zone!r}, which is not in the time "
+                "zone database of this machine"
             ) from error
 
 
 def _phases(wall, fraction):
-    """Return how far each cycle has run, from 0 to below 1, by the wall clock."""
+    """Return the elapsed fraction of each cycle, in [0, 1), by the wall clock."""
     wall = np.clip(wall, FIRST, LAST)
     days, second = np.divmod(wall, DAY)
     dates = days.astype("datetime64[D]")
     phases = np.empty((len(wall), len(CYCLES)))
     phases[:, 0] = (second + fraction) / DAY
     phases[:, 1] = ((days + 3) % 7) / 7
-    for place, unit in ((2, "M"), (3, "Y")):
+    for column, unit in ((2, "M"), (3, "Y")):
         period = dates.astype(f"datetime64[{unit}]")
         start = period.astype("datetime64[D]")
         length = (period + 1).astype("datetime64[D]") - start
-        phases[:, place] = (dates - start) / length
+        phases[:, column] = (dates - start) / length
     return phases

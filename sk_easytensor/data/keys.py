@@ -1,7 +1,7 @@
-"""Categories as strings, and hashes of strings: one spelling per value, whatever its type.
+"""Convert categories of any type to strings, and hash strings.
 
-:func:`category_keys` owns it. Blocks, keys of two-tower models, exported files and columns
-of mixed Python objects all use it:
+:func:`category_keys` defines one string for each value, whatever its type. Blocks, keys of
+two-tower models, exported files and columns of mixed Python objects all use it:
 
 - integers, and floats without a fraction that 64 bits hold, are written in decimals;
 - other floats as Arrow writes them in double precision, and -0.0 as 0.0;
@@ -9,7 +9,7 @@ of mixed Python objects all use it:
 - booleans are 1 and 0, and so are the texts ``True`` and ``False``;
 - dates, and times at midnight without a time zone, are ``2024-01-31``; other times are
   ``2024-01-31 12:30:00.5``, whatever their unit, and in UTC with a Z if they have a time zone;
-- texts are what they are.
+- texts are unchanged.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ from sk_easytensor.data.type_names import type_name
 
 __all__ = [
     "BOOLEAN_TEXTS",
+    "MIN_VALUES_TO_WARN",
     "MISSING",
-    "SEVERAL",
     "UNSEEN",
-    "are_several",
     "canonical_texts",
     "category_keys",
     "check_family",
     "exact_text",
+    "has_enough_values",
     "hash_strings",
     "value_family",
 ]
 
 
 MISSING, UNSEEN = 0, 1
-"""Codes of missing values and of categories that fit did not see."""
+"""Codes of missing values and of categories that were not seen during fit."""
 
-SEVERAL = 10
-"""Rows with a value of which not one is known before a warning says so."""
+MIN_VALUES_TO_WARN = 10
+"""Fewest values, none of them a known category, for which a warning is issued."""
 
 BOOLEAN_TEXTS = {"False": "0", "True": "1"}
-"""Texts that stand for booleans, and how these are spelled."""
+"""Texts that stand for booleans, and the keys of these."""
 
 BOOLEANS_OF_TYPE = {
     kind: (pa.array(BOOLEAN_TEXTS, kind), pa.array(BOOLEAN_TEXTS.values(), kind))
     for kind in (pa.string(), pa.large_string())
 }
-"""The same as arrays, by the type of text."""
+"""The texts and keys of `BOOLEAN_TEXTS` as arrays, by text type."""
 
 TEXT, NUMBERS, DATES, INSTANTS = "text", "numbers", "dates", "dates with a time zone"
-"""What the values of a type are; only text can be spelled as the others are."""
+"""Families of types. Values of two families never have the same key, except for text."""
 
 DICTIONARY, TIMESTAMP = pa.dictionary(pa.int32(), pa.null()).id, pa.timestamp("s").id
 FAMILIES = {
@@ -66,15 +66,15 @@ FAMILIES = {
     **{pa.type_for_alias(alias).id: NUMBERS for alias in ("bool", "halffloat", "float", "double")},
     **dict.fromkeys((pa.decimal128(1).id, pa.decimal256(1).id), NUMBERS),
 }
-"""By the numbers of types; looking one up takes less time than testing for each."""
+"""Family of each type, by the id of the type; a look-up is faster than a test for each type."""
 
 ACCEPTED = {
-    TEXT: "values of any kind that it reads",
+    TEXT: "values of any type that it reads",
     NUMBERS: "integers, floats, booleans or their text",
     DATES: "dates, timestamps without a time zone or their text (2024-01-31 12:30:00)",
     INSTANTS: "timestamps with a time zone or their text in UTC (2024-01-31 12:30:00Z)",
 }
-"""What a column fitted on a family of types accepts."""
+"""Values that a column fitted on a family of types accepts, for error messages."""
 
 
 def category_keys(column, *, boolean_texts=True):
@@ -83,9 +83,9 @@ def category_keys(column, *, boolean_texts=True):
     Parameters
     ----------
     column : pyarrow.Array or ChunkedArray
-        Of any type that :class:`CategoryBlock` accepts.
+        Column of any type that :class:`CategoryBlock` accepts.
     boolean_texts : bool, default=True
-        Whether the texts True and False are spelled as booleans are.
+        Whether the texts True and False get the keys of booleans.
 
     Returns
     -------
@@ -101,52 +101,50 @@ def category_keys(column, *, boolean_texts=True):
         column = pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
         # Otherwise -0.0 would be a value of its own.
         column = pc.add(column, pa.scalar(0.0, kind))
-    given = pa.types.is_dictionary(kind)
-    if not given:
+    was_dictionary = pa.types.is_dictionary(kind)
+    if not was_dictionary:
         column = column.dictionary_encode()
     elif column.num_chunks > 1:
         if any(chunk.dictionary.null_count for chunk in column.chunks):
-            # Arrow unifies no dictionaries that hold a null.
+            # Arrow does not unify dictionaries that hold a null.
             column = column.cast(kind.value_type).dictionary_encode()
         column = column.unify_dictionaries()
     if column.num_chunks == 1:
         array = column.chunk(0)
     else:
         array = pa.concat_arrays(column.chunks or [pa.nulls(0, column.type)])
-    if given and len(array.dictionary) > len(array):
-        # Few rows of many levels: only those in use need a spelling.
+    if was_dictionary and len(array.dictionary) > len(array):
+        # Few rows of many levels: only levels in use are converted.
         array = array.dictionary_decode().dictionary_encode()
-    indices, spelled = array.indices, _spelled(array.dictionary)
-    keys = (
-        canonical_texts(spelled) if boolean_texts and _is_text(array.type.value_type) else spelled
-    )
-    if given or keys is not spelled:
-        # Dictionaries of users may hold a value twice, or values of one spelling.
+    indices, texts = array.indices, _spelled(array.dictionary)
+    keys = canonical_texts(texts) if boolean_texts and _is_text(array.type.value_type) else texts
+    if was_dictionary or keys is not texts:
+        # Dictionaries of users may hold a value twice, or several values with the same key.
         distinct = keys.dictionary_encode()
         if distinct.null_count or len(distinct.dictionary) < len(keys):
             indices, keys = distinct.indices.take(indices), distinct.dictionary
     return pa.DictionaryArray.from_arrays(indices, keys)
 
 
-def are_several(column):
-    """Tell whether a column has values enough to warn of when none of them is a known category.
+def has_enough_values(column):
+    """Return whether a column has enough values for a warning that none is a known category.
 
     Parameters
     ----------
     column : pyarrow.Array or ChunkedArray
-        Of any type that :class:`CategoryBlock` accepts.
+        Column of any type that :class:`CategoryBlock` accepts.
 
     Returns
     -------
     bool
-        Whether at least ten values are there, two different ones among them.
+        Whether there are at least `MIN_VALUES_TO_WARN` values, two of them distinct.
     """
-    if len(column) - column.null_count < SEVERAL:
+    if len(column) - column.null_count < MIN_VALUES_TO_WARN:
         return False
     indices = category_keys(column).indices
     present = len(indices) - indices.null_count
-    # Dictionaries may hold more than is in use.
-    return present >= SEVERAL and pc.count_distinct(indices).as_py() > 1
+    # Dictionaries may hold values that no row uses.
+    return present >= MIN_VALUES_TO_WARN and pc.count_distinct(indices).as_py() > 1
 
 
 def _spelled(values):
@@ -173,26 +171,26 @@ def _spelled_floats(numbers):
     largest = pc.max(size).as_py()
     if largest is None or largest < 2.0**63:
         return texts
-    # Rare: integers of 64 bits with and without a sign end at different bounds.
-    found = [
+    # Rare: signed and unsigned integers of 64 bits have different bounds.
+    exact = [
         text if number is None or not _fits(number) else str(int(number))
         for number, text in zip(numbers.to_pylist(), texts.to_pylist(), strict=True)
     ]
-    return pa.array(found, pa.string())
+    return pa.array(exact, pa.string())
 
 
 def _spelled_decimals(values):
     numbers = values.cast(pa.float64())
     texts = _spelled_floats(numbers)
-    # Whole numbers up to 2**53, and others of 15 digits, are those of a float.
+    # Whole numbers up to 2**53, and numbers of up to 15 digits, are exact as floats.
     scale = values.type.scale
     long = pc.greater_equal(pc.abs(numbers), 2.0**53 if scale <= 0 else 10.0 ** (15 - scale))
     if not pc.any(long).as_py():
         return texts
-    found = texts.to_pylist()
+    exact = texts.to_pylist()
     for row in pc.indices_nonzero(pc.fill_null(long, False)).to_pylist():
-        found[row] = exact_text(values[row].as_py()) or found[row]
-    return pa.array(found, pa.string())
+        exact[row] = exact_text(values[row].as_py()) or exact[row]
+    return pa.array(exact, pa.string())
 
 
 def exact_text(value):
@@ -201,7 +199,7 @@ def exact_text(value):
     Parameters
     ----------
     value : decimal.Decimal
-        Of any size.
+        Number of any size.
 
     Returns
     -------
@@ -223,13 +221,13 @@ def exact_text(value):
 
 
 def _fits(number):
-    """Tell whether a float is an integer of 64 bits."""
+    """Return whether a float is an integer of 64 bits."""
     return -(2**63) <= number < 2**64 and number.is_integer()
 
 
 def _spelled_times(times):
     kind = times.type
-    # Without its zone, a time is shown in UTC.
+    # Without its zone, a time is written in UTC.
     texts = times.cast(pa.timestamp(kind.unit)).cast(pa.string())
     if kind.unit != "s":
         texts = pc.utf8_rtrim(pc.utf8_rtrim(texts, "0"), ".")
@@ -239,22 +237,22 @@ def _spelled_times(times):
 
 
 def canonical_texts(texts):
-    """Return texts as :func:`category_keys` spells them; the same array if none changes.
+    """Return the keys of texts; the array itself if all texts are their own keys.
 
     Parameters
     ----------
     texts : pyarrow.Array or ChunkedArray of string or large_string
-        With nulls where missing.
+        Texts, null where missing.
 
     Returns
     -------
     pyarrow.Array or ChunkedArray
     """
-    written, spelled = BOOLEANS_OF_TYPE[texts.type]
-    places = pc.index_in(texts, value_set=written)
-    if places.null_count == len(places):
+    written, keys = BOOLEANS_OF_TYPE[texts.type]
+    indices = pc.index_in(texts, value_set=written)
+    if indices.null_count == len(indices):
         return texts
-    return pc.coalesce(spelled.take(places), texts)
+    return pc.coalesce(keys.take(indices), texts)
 
 
 def _is_text(kind):
@@ -262,12 +260,12 @@ def _is_text(kind):
 
 
 def value_family(kind):
-    """Return what values of an Arrow type are, or None of a type without values, or another type.
+    """Return the family of an Arrow type, or None for the null type and unsupported types.
 
     Parameters
     ----------
     kind : pyarrow.DataType
-        Of a column.
+        Type of a column.
 
     Returns
     -------
@@ -287,28 +285,29 @@ def value_family(kind):
 
 
 def check_family(kind, fitted, name, owner):
-    """Refuse values that differ in kind from those of fit, whatever they are spelled like.
+    """Raise an error if values are of another family of types than during fit.
 
     Parameters
     ----------
     kind : pyarrow.DataType
-        Of the column.
+        Type of the column.
     fitted : dict of {str: str}
-        The families that fit saw and a type of each.
+        Families of types seen during fit, each with the name of one type.
     name : str
-        Of the column.
+        Name of the column, for error messages.
     owner : str
-        Class name for messages.
+        Class name of the estimator or block, for error messages.
 
     Raises
     ------
     TypeError
-        Naming the column, both types and what would be accepted.
+        If the families differ and none is text. The message names the column, both types and
+        what is accepted.
     """
     family = value_family(kind)
     if family is None or not fitted or family in fitted or TEXT in (family, *fitted):
         return
-    accepted = " or ".join(ACCEPTED[each] for each in fitted)
+    accepted = " or ".join(ACCEPTED[other] for other in fitted)
     raise TypeError(
         f"column {name!r} is of type {type_name(kind)} ({family}), but {owner} was fitted on "
         f"{', '.join(fitted.values())} ({', '.join(fitted)}); it accepts {accepted}"

@@ -1,4 +1,4 @@
-"""Read list columns: flat values and offsets, parallel columns checked against each other."""
+"""Flatten list columns to values and offsets, and check that parallel lists have one length."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = [
 
 @dataclass
 class FlatLists:
-    """Parallel lists without their bounds: a table of all items, and where each list begins.
+    """Parallel lists as a table of all items and the offsets of the lists.
 
     Attributes
     ----------
     items : pyarrow.Table
-        A row for each item, a column for each list column.
+        One row for each item, one column for each list column.
     offsets : ndarray of int64, shape (n_rows + 1,)
         List ``i`` is ``items[offsets[i]:offsets[i + 1]]``.
     """
@@ -36,22 +36,22 @@ class FlatLists:
 
     @property
     def owner(self):
-        """The row that each item belongs to."""
+        """Row of each item, as an array of int64."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
     def take(self, values):
-        """Return what each list's row has, repeated for its items."""
+        """Repeat the value of each row for the items of its list."""
         return np.repeat(values, np.diff(self.offsets))
 
 
 def is_list(kind):
-    """Tell whether a column type is a list of anything."""
+    """Return whether a column type is a list type."""
     tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     return any(test(kind) for test in tests)
 
 
 def list_lengths(column):
-    """Return the length of each list of a column, -1 where it is missing."""
+    """Return the length of each list of a column, -1 where the list is missing."""
     if pa.types.is_null(column.type):
         return np.full(len(column), -1)
     lengths = pc.fill_null(pc.list_value_length(column), -1)
@@ -59,79 +59,81 @@ def list_lengths(column):
 
 
 def same_lengths(table, names):
-    """Group columns of lists whose lists have one length in every row, unless one is missing.
+    """Group list columns whose lists have the same length in every row, missing lists aside.
 
     Parameters
     ----------
     table : pyarrow.Table
-        Holds the columns.
+        Table that holds the columns.
     names : list of str
-        Columns to group.
+        Names of the columns to group.
 
     Returns
     -------
     list of list of str
+        Names of the columns of each group.
     """
     groups = []
     for name in names:
-        own = list_lengths(table.column(name))
+        lengths = list_lengths(table.column(name))
         for group in groups:
-            if _go_together(own, group[0]):
-                group[0] = np.maximum(own, group[0])
+            if _lengths_match(lengths, group[0]):
+                group[0] = np.maximum(lengths, group[0])
                 group[1].append(name)
                 break
         else:
-            groups.append([own, [name]])
+            groups.append([lengths, [name]])
     return [columns for _, columns in groups]
 
 
-def _go_together(one, other):
-    """Tell whether lengths, -1 where missing, are alike and not so by being missing only."""
+def _lengths_match(one, other):
+    """Return whether lengths, -1 where missing, are equal in rows where both lists are present."""
     both = (one >= 0) & (other >= 0)
-    alike = np.array_equal(one[both], other[both])
+    equal = np.array_equal(one[both], other[both])
     empty = max(one.max(initial=0), other.max(initial=0)) == 0
-    return alike and (empty or bool((one[both] > 0).any()))
+    return equal and (empty or bool((one[both] > 0).any()))
 
 
 def read_lists(table, *, max_length=None, keep="last", block=""):
-    """Flatten the list columns of a table, which describe the same items.
+    """Flatten the list columns of a table, whose lists in a row describe the same items.
 
     Parameters
     ----------
     table : pyarrow.Table
-        Of list columns, or columns of type null.
+        Table of list columns, or columns of type null.
     max_length : int, optional
-        Items kept of each list.
+        Largest number of items of a list; longer lists are truncated. By default all are read.
     keep : {"last", "first"}, default="last"
-        Which those are.
+        Which items of a longer list are read.
     block : str
-        Who asks, for errors.
+        Class name of the block that reads the columns, for error messages.
 
     Returns
     -------
     FlatLists
-        A missing list beside others that are not is a list of missing items.
+        A missing list beside present ones is a list of missing items.
 
     Raises
     ------
     RowError
-        Naming the first row in which two lists differ in length, and both columns.
+        If two lists of a row differ in length. The message names the first such row and both
+        columns.
     """
     lengths = [list_lengths(column) for column in table.columns]
     longest = np.maximum(np.max(lengths, axis=0), 0)
     for name, own in zip(table.column_names, lengths, strict=True):
-        unlike = (own >= 0) & (own != longest)
-        if unlike.any():
-            row = int(np.argmax(unlike))
-            full = int(np.argmax([other[row] for other in lengths]))
+        differs = (own >= 0) & (own != longest)
+        if differs.any():
+            row = int(np.argmax(differs))
+            other = table.column_names[int(np.argmax([n[row] for n in lengths]))]
             raise RowError(
-                f"columns {table.column_names[full]!r} and {name!r} have {longest[row]} and "
+                f"columns {other!r} and {name!r} have {longest[row]} and "
                 f"{own[row]} items in row {{row}}; {block} reads them as one sequence, so that "
                 "lists of a row must have one length",
                 row,
             )
-    kept = longest if max_length is None else np.minimum(longest, max_length)
-    offsets = np.append(0, np.cumsum(kept))
+    retained = longest if max_length is None else np.minimum(longest, max_length)
+    offsets = np.append(0, np.cumsum(retained))
     columns = [
         _flat(column, own, longest, offsets, keep)
         for column, own in zip(table.columns, lengths, strict=True)
@@ -140,18 +142,18 @@ def read_lists(table, *, max_length=None, keep="last", block=""):
 
 
 def _flat(column, lengths, longest, offsets, keep):
-    """Return the kept items of one column, null where a list is missing."""
+    """Return the retained items of one column, null where a list is missing."""
     if pa.types.is_null(column.type):
         return pa.chunked_array([pa.nulls(offsets[-1])])
-    # Lists that are missing have no items among these.
+    # Missing lists have no items.
     items = pc.list_flatten(column)
-    held = np.maximum(lengths, 0)
-    if len(items) == offsets[-1] and np.array_equal(held, np.diff(offsets)):
+    present_lengths = np.maximum(lengths, 0)
+    if len(items) == offsets[-1] and np.array_equal(present_lengths, np.diff(offsets)):
         return items
-    kept = np.diff(offsets)
-    starts = np.cumsum(held) - held
+    retained = np.diff(offsets)
+    starts = np.cumsum(present_lengths) - present_lengths
     if keep == "last":
-        starts += np.maximum(longest - kept, 0)
-    positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], kept)
-    missing = np.repeat(lengths < 0, kept)
+        starts += np.maximum(longest - retained, 0)
+    positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], retained)
+    missing = np.repeat(lengths < 0, retained)
     return items.take(pa.array(positions, mask=missing if missing.any() else None))

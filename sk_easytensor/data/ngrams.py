@@ -1,7 +1,7 @@
-"""Words and n-grams of texts, counted and looked up without a Python loop over rows.
+"""Count and look up words and n-grams of texts without a Python loop over rows.
 
-Texts become flat integer codes of their words once; everything after is arithmetic on those
-codes. Strings of n-grams are built only while fitting, one for each distinct n-gram of a chunk.
+Texts are converted once to flat integer codes of their words; the rest is arithmetic on these
+codes. Strings of n-grams are built only during fit, one for each distinct n-gram of a chunk.
 """
 
 from __future__ import annotations
@@ -26,44 +26,45 @@ __all__ = [
 ]
 
 
-# Texts are handled in slices of about so many bytes, which bounds memory.
+# Texts are processed in slices of about this many bytes, which bounds memory.
 SLICE_BYTES = 32 * 2**20
 
-# A longer word is cut: base64 and the like must not fill the vocabulary's memory.
+# Longer words are truncated (in bytes), so that base64 and the like do not fill the memory.
 LONGEST_WORD = 64
 
-# Apostrophes join ("don't" is one word); the others only modify the emoji before them.
+# Removed characters: apostrophes join words ("don't"); the others modify the emoji before them.
 SILENT = r"['\x{2019}\x{FE0E}\x{FE0F}\x{200D}]"
 
-# Above so many look-ups a hash table built for the occasion is faster than binary search.
+# For more look-ups than this, building a hash table is faster than binary search.
 MANY_KEYS = 16_384
 
-# Entries other than zero that the random projection has for each id.
+# Number of non-zero entries of the random projection for each id.
 PROJECTION_ENTRIES = 4
 
-# Symbols are words of their own, and so is each character of a script written without spaces.
+# Each symbol is a word, and so is each character of a script written without spaces.
 SINGLE = (
     r"([^\p{L}\p{N}\p{M}\s]"
     r"|[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}])"
 )
 
 SEPARATOR = "\x1e"
-"""Character that no normalisation changes or composes with another."""
+"""Separator that normalisation neither changes nor composes with another character."""
 
 
 def distinct_texts(column):
-    """Cut a column into slices of rows and yield each one's distinct texts.
+    """Yield the distinct texts of consecutive slices of a column.
 
     Parameters
     ----------
     column : pyarrow.ChunkedArray of large_string
+        Texts, null where missing.
 
     Yields
     ------
     texts : pyarrow.Array of large_string
         Distinct texts of the slice.
     rows : numpy.ndarray of int64
-        For each row of the slice the index of its text, ``len(texts)`` if it is missing.
+        Index of the text of each row of the slice, ``len(texts)`` where it is missing.
     """
     if len(column) == 0:
         return
@@ -80,21 +81,21 @@ def distinct_texts(column):
 
 
 class Words:
-    """The words of some texts as codes into their distinct words.
+    """Words of texts as codes into their distinct words.
 
     Parameters
     ----------
     texts : pyarrow.Array of large_string
-        Without nulls.
+        Texts without nulls.
 
     Attributes
     ----------
     distinct : pyarrow.Array of large_string
         Distinct words.
     codes : numpy.ndarray of int64
-        All words of all texts, one after the other.
+        Index in `distinct` of each word of all texts, in order.
     owner : numpy.ndarray of int64
-        The text each word stands in.
+        Index of the text of each word.
     n_texts : int
         Number of texts.
 
@@ -111,36 +112,39 @@ class Words:
         spaced = pc.replace_substring_regex(spaced, SINGLE, r" \1 ")
         spaced = pc.utf8_trim_whitespace(spaced)
         # Splitting an empty text would give one empty word.
-        filled = np.flatnonzero(pc.binary_length(spaced).to_numpy())
-        lists = pc.utf8_split_whitespace(spaced.take(pa.array(filled)))
+        not_empty = np.flatnonzero(pc.binary_length(spaced).to_numpy())
+        lists = pc.utf8_split_whitespace(spaced.take(pa.array(not_empty)))
         encoded = lists.flatten().dictionary_encode()
-        self.owner = np.repeat(filled, pc.list_value_length(lists).to_numpy())
+        self.owner = np.repeat(not_empty, pc.list_value_length(lists).to_numpy())
         self.codes = encoded.indices.to_numpy().astype(np.int64)
         self.distinct = encoded.dictionary
         longest = pc.max(pc.binary_length(self.distinct)).as_py() or 0
         if longest > LONGEST_WORD:
-            cut = pc.utf8_slice_codeunits(self.distinct, 0, LONGEST_WORD).dictionary_encode()
-            self.codes = cut.indices.to_numpy().astype(np.int64)[self.codes]
-            self.distinct = cut.dictionary
+            truncated = pc.utf8_slice_codeunits(self.distinct, 0, LONGEST_WORD).dictionary_encode()
+            self.codes = truncated.indices.to_numpy().astype(np.int64)[self.codes]
+            self.distinct = truncated.dictionary
 
     def chain(self, first, step, ngram_range):
-        """Run over all n-grams, making each one's state from that of the n-gram one shorter.
+        """Compute a state for all n-grams, each from the state of the n-gram one word shorter.
 
         Parameters
         ----------
         first : numpy.ndarray
-            State of each word of the texts; negative for a word no n-gram starts with.
+            State of each word of the texts; a negative integer if no n-gram starts with the word.
         step : callable
             ``step(states, positions, length)`` returns the states of the n-grams of `length`
-            words whose last word stands at `positions`.
+            words whose last word is at `positions`.
         ngram_range : tuple of int
-            Fewest and most words.
+            Smallest and largest number of words of an n-gram.
 
         Yields
         ------
         length : int
-        owner, states : numpy.ndarray
-            The text and the state of each n-gram.
+            Number of words of the n-grams.
+        owner : numpy.ndarray of int64
+            Index of the text of each n-gram.
+        states : numpy.ndarray
+            State of each n-gram.
         """
         lowest, highest = ngram_range
         states, last = first, np.arange(len(first))
@@ -158,7 +162,7 @@ class Words:
 
 
 def _normal(texts):
-    """NFKC and lower case; normalising is skipped for ASCII texts, which it leaves alone."""
+    """Return texts in NFKC and lower case; ASCII texts need no normalisation."""
     ascii_only = pc.string_is_ascii(texts)
     if not pc.all(ascii_only, min_count=0).as_py():
         other = pc.invert(ascii_only)
@@ -167,7 +171,7 @@ def _normal(texts):
 
 
 def _composed(texts):
-    """NFKC of all texts at once, joined: Arrow 25 takes characters apart and leaves them so."""
+    """Return texts in NFKC, joined for one call of Python; Arrow 25 leaves them decomposed."""
     texts = pc.replace_substring(texts, SEPARATOR, " ")
     offsets = pa.array([0, len(texts)], pa.int32())
     lists = pa.ListArray.from_arrays(offsets, texts)
@@ -182,17 +186,18 @@ def count_ngrams(column, ngram_range, *, capacity, n_buckets=None):
     Parameters
     ----------
     column : pyarrow.ChunkedArray of large_string
+        Texts, null where missing.
     ngram_range : tuple of int
-        Fewest and most words.
+        Smallest and largest number of words of an n-gram.
     capacity : int
-        Bound of the summary.
+        Capacity of the summary: see :class:`ValueCounts`.
     n_buckets : int, optional
-        Count hash buckets instead of n-grams.
+        Number of hash buckets to count instead of n-grams.
 
     Returns
     -------
     ValueCounts
-        Of strings, words separated by single spaces, or of int64 bucket numbers.
+        Counts of strings, with words separated by single spaces, or of int64 bucket numbers.
     """
     kind = pa.large_string() if n_buckets is None else pa.int64()
     total = ValueCounts(pa.array([], kind), np.zeros(0, np.int64), 0, 0, capacity=capacity)
@@ -235,7 +240,7 @@ def _count_strings(words, ngram_range, copies):
 
 
 def count_pairs(owner, ids):
-    """Return the distinct pairs, sorted, and how often each occurs."""
+    """Return the distinct pairs of owner and id, sorted, and the count of each."""
     width = int(ids.max(initial=0)) + 1
     keys = np.sort(owner * width + ids)
     starts = np.flatnonzero(np.diff(keys, prepend=-1))
@@ -245,14 +250,14 @@ def count_pairs(owner, ids):
 
 
 class NgramVocabulary(ArrowStateMixin):
-    """The n-grams a column keeps, as a trie of integer codes.
+    """Vocabulary of the n-grams of a column, as a trie of integer codes.
 
     Parameters
     ----------
     ngrams : pyarrow.Array of large_string
-        Words separated by single spaces; the position of an n-gram is its id.
+        N-grams, with words separated by single spaces; the index of an n-gram is its id.
     ngram_range : tuple of int
-        Fewest and most words.
+        Smallest and largest number of words of an n-gram.
     """
 
     def __init__(self, ngrams, ngram_range):
@@ -265,8 +270,8 @@ class NgramVocabulary(ArrowStateMixin):
         starts = np.cumsum(sizes) - sizes
         states = codes[starts]
         ids = np.arange(len(ngrams))
-        # Level by level: the sorted keys of the n-grams, prefixes included, and their ids, -1
-        # for a prefix that is not kept itself.
+        # For each length: the sorted keys of the n-grams, prefixes included, and their ids, -1
+        # for a prefix that is not itself in the vocabulary.
         self.keys, self.ids = [np.arange(len(self.words))], []
         for length in range(1, ngram_range[1] + 1):
             if length > 1:
@@ -281,9 +286,9 @@ class NgramVocabulary(ArrowStateMixin):
 
     def count(self, words):
         """Return (text, id, occurrences) of the known n-grams of each text, sorted."""
-        found = pc.index_in(words.distinct, value_set=self.words)
-        table = pc.fill_null(found, -1).to_numpy().astype(np.int64)
-        codes = table[words.codes]
+        matches = pc.index_in(words.distinct, value_set=self.words)
+        known_codes = pc.fill_null(matches, -1).to_numpy().astype(np.int64)
+        codes = known_codes[words.codes]
 
         def step(states, last, length):
             keys = np.where(codes[last] < 0, -1, states * len(self.words) + codes[last])
@@ -291,9 +296,9 @@ class NgramVocabulary(ArrowStateMixin):
 
         owners, ids = [], []
         for length, owner, states in words.chain(codes, step, self.ngram_range):
-            found = self.ids[length - 1][states]
-            owners.append(owner[found >= 0])
-            ids.append(found[found >= 0])
+            level_ids = self.ids[length - 1][states]
+            owners.append(owner[level_ids >= 0])
+            ids.append(level_ids[level_ids >= 0])
         return count_pairs(np.concatenate(owners), np.concatenate(ids))
 
 
@@ -317,10 +322,13 @@ def project(offsets, ids, weights, n_dimensions):
     Parameters
     ----------
     offsets : numpy.ndarray of int64, shape (n_lists + 1,)
-        Where each list starts among the ids.
+        Offset of each list among the ids.
     ids : numpy.ndarray of int
+        Ids of all lists.
     weights : numpy.ndarray of float
+        Weight of each id.
     n_dimensions : int
+        Number of components of the projection.
 
     Returns
     -------
@@ -329,7 +337,7 @@ def project(offsets, ids, weights, n_dimensions):
     Notes
     -----
     Li, Hastie and Church, "Very sparse random projections" (2006), with a fixed number of
-    entries for each id. The matrix is a hash of the id and so needs no storing.
+    entries for each id. The matrix is computed from a hash of the id and is not stored.
     """
     n_lists = len(offsets) - 1
     row = np.repeat(np.arange(n_lists) * n_dimensions, np.diff(offsets))
@@ -337,25 +345,25 @@ def project(offsets, ids, weights, n_dimensions):
     for index in range(PROJECTION_ENTRIES):
         random = mix(ids.astype(np.uint64) * np.uint64(PROJECTION_ENTRIES) + np.uint64(index))
         sign = 1.0 - 2.0 * (random >> np.uint64(63)).astype(np.float64)
-        place = row + (random % np.uint64(n_dimensions)).astype(np.int64)
-        projected += np.bincount(place, weights=sign * weights, minlength=len(projected))
+        entry = row + (random % np.uint64(n_dimensions)).astype(np.int64)
+        projected += np.bincount(entry, weights=sign * weights, minlength=len(projected))
     projected /= np.sqrt(PROJECTION_ENTRIES)
     return projected.reshape(n_lists, n_dimensions).astype(np.float32)
 
 
 def _find(keys, known):
-    """Return each key's position among the sorted known ones, -1 where there is none."""
+    """Return the index of each key among the sorted known keys, -1 for an unknown key."""
     if len(keys) > MANY_KEYS:
-        found = pc.index_in(pa.array(keys), value_set=pa.array(known))
-        return pc.fill_null(found, -1).to_numpy().astype(np.int64)
+        matches = pc.index_in(pa.array(keys), value_set=pa.array(known))
+        return pc.fill_null(matches, -1).to_numpy().astype(np.int64)
     if len(known) == 0:
         return np.full(len(keys), -1)
-    place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-    return np.where(known[place] == keys, place, -1)
+    index = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+    return np.where(known[index] == keys, index, -1)
 
 
 def mix(state):
-    """Scramble 64-bit integers (the finaliser of splitmix64; Steele, Lea and Flood, 2014)."""
+    """Hash 64-bit integers (the finaliser of splitmix64; Steele, Lea and Flood, 2014)."""
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))

@@ -1,4 +1,4 @@
-"""Tables that are read in chunks: Parquet files, wherever they lie."""
+"""Read Parquet files, local or remote, as a whole or in chunks."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import fsspec
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from sk_easytensor.data.arrow_columns import UNREADABLE
+from sk_easytensor.data.arrow_columns import ARROW_ERRORS
 from sk_easytensor.data.type_names import type_name
 from sk_easytensor.data.types import (
     common_type,
     index_columns,
-    needed,
     plain_types,
     register_extensions,
+    source_positions,
 )
 
 __all__ = [
@@ -27,26 +27,26 @@ __all__ = [
     "RowRange",
     "parquet_chunks",
     "read_parquet",
-    "unified",
+    "unify_schemas",
 ]
 
 
 READERS = 16
-"""Files of which the schemas are read at the same time."""
+"""Largest number of files whose schemas are read in parallel."""
 
 
 class RowRange:
-    """Some consecutive rows, from `start` to `stop`, of rows that are read from one place.
+    """Consecutive rows, from `start` to `stop`, of a file or an object.
 
-    Subclasses are dataclasses with ``start``, ``stop`` and ``first``, where the first of them is
-    among all rows.
+    Subclasses are dataclasses with ``start``, ``stop`` and ``first``, the index of row `start`
+    among all rows of the data set.
     """
 
     def __len__(self):
         return self.stop - self.start
 
     def cut(self, n_parts):
-        """Return the rows in at most `n_parts` parts of about as many rows."""
+        """Split the rows into at most `n_parts` parts of about equal length."""
         n_parts = max(1, min(n_parts, len(self)))
         bounds = [self.start + len(self) * part // n_parts for part in range(n_parts + 1)]
         return [
@@ -62,13 +62,13 @@ class FragmentChunk(RowRange):
     Attributes
     ----------
     fragment : pyarrow.dataset.Fragment
-        Some row groups of a file.
+        Row groups of a file.
     schema : pyarrow.Schema
-        Of the whole data set; columns that the file lacks are missing values.
+        Schema of the whole data set; columns that the file does not have are null.
     start, stop : int
-        Rows of the fragment.
+        First row and end of the rows within the fragment.
     first : int
-        Where its first row is among all rows of the data set.
+        Index of the first row among all rows of the data set.
     """
 
     fragment: pads.Fragment
@@ -78,13 +78,14 @@ class FragmentChunk(RowRange):
     first: int
 
     def tables(self, columns, n_rows):
-        """Yield the chunk's rows in tables of at most `n_rows` rows, of plain types."""
-        stored = [self.schema.names[place] for place in needed(self.schema.names, columns)]
+        """Yield tables of at most `n_rows` rows, converted to plain types."""
+        names = self.schema.names
+        stored = [names[index] for index in source_positions(names, columns)]
         for table in self.stored_tables(stored, n_rows):
             yield plain_types(table).select(columns)
 
     def stored_tables(self, columns, n_rows):
-        """Yield the chunk's rows in tables of at most `n_rows` rows, of the types they have."""
+        """Yield tables of at most `n_rows` rows, with the types of the files."""
         schema = pa.schema([self.schema.field(name) for name in columns])
         batches = self.fragment.scanner(
             schema=self.schema,
@@ -94,14 +95,14 @@ class FragmentChunk(RowRange):
             fragment_readahead=1,
             use_threads=False,
         ).to_batches()
-        place = 0
-        for batch in named_errors(batches, [self.fragment], self.schema, columns):
-            begin, end = max(self.start - place, 0), min(self.stop - place, len(batch))
-            place += len(batch)
+        n_read = 0
+        for batch in locate_errors(batches, [self.fragment], self.schema, columns):
+            begin, end = max(self.start - n_read, 0), min(self.stop - n_read, len(batch))
+            n_read += len(batch)
             if begin < end:
                 part = batch.slice(begin, end - begin)
                 yield pa.Table.from_batches([part]).cast(schema)
-            if place >= self.stop:
+            if n_read >= self.stop:
                 return
 
 
@@ -111,24 +112,26 @@ def open_parquet(where, names=None):
     Parameters
     ----------
     where : str or os.PathLike
-        A file, a directory (of which ``key=value`` parts are columns), a glob, or a URL of one of
-        them on any file system that fsspec knows.
+        A file, a directory (whose ``key=value`` parts become columns), a glob, or a URL of one of
+        these on any file system that fsspec supports.
     names : sequence of str, optional
-        Columns that are wanted, as they are called once their types are plain. Others may occur
-        twice in a file and be of several types. By default all are wanted, and so they are if
-        there are none of these.
+        Columns to read, by the names that they have after conversion to plain types. Other
+        columns may occur twice in a file and be of several types. By default, and if none of the
+        columns exists, all columns are read.
 
     Returns
     -------
     pyarrow.dataset.Dataset
-        Of the columns that are wanted.
+        Data set with the selected columns.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If there is no file at the path.
     ValueError
-        If files cannot be read as Parquet, or a column that is wanted occurs twice in one.
+        If files cannot be read as Parquet, or a selected column occurs twice in a file.
+    TypeError
+        If the types of a selected column in two files have no common type.
     """
     url = os.fspath(where)
     files, root = fsspec.core.url_to_fs(url)
@@ -151,42 +154,43 @@ def open_parquet(where, names=None):
     register_extensions()
     try:
         try:
-            found = pads.dataset(paths, **options)
+            dataset = pads.dataset(paths, **options)
         except pa.ArrowInvalid:
-            # Arrow infers no schema where a name occurs twice; columns of paths have no type then.
+            # Arrow infers no schema where a name occurs twice; partition columns are dropped then.
             first = pads.dataset(paths[:1], schema=pa.schema([]), **options)
             schema = next(first.get_fragments()).physical_schema
             fields = [field for field in schema if schema.names.count(field.name) == 1]
             if len(fields) == len(schema):
                 raise
-            found = pads.dataset(paths, schema=pa.schema(fields, schema.metadata), **options)
-        fragments = list(found.get_fragments())
+            dataset = pads.dataset(paths, schema=pa.schema(fields, schema.metadata), **options)
+        fragments = list(dataset.get_fragments())
         with ThreadPoolExecutor(min(READERS, len(fragments))) as pool:
             schemas = list(pool.map(lambda fragment: fragment.physical_schema, fragments))
     except pa.ArrowInvalid as error:
         raise ValueError(f"{url!r} cannot be read as Parquet: {error}") from error
-    # The data set itself knows the first file's columns, and those in the names of directories.
-    schemas = [(paths[0], found.schema), *zip((f.path for f in fragments), schemas, strict=True)]
+    # The schema of the data set has the first file's columns and the partition columns.
+    schemas = [(paths[0], dataset.schema), *zip((f.path for f in fragments), schemas, strict=True)]
     if names is not None:
-        schemas = narrowed(schemas, names)
-    return pads.FileSystemDataset(fragments, unified(schemas), found.format, found.filesystem)
+        schemas = select_fields(schemas, names)
+    schema = unify_schemas(schemas)
+    return pads.FileSystemDataset(fragments, schema, dataset.format, dataset.filesystem)
 
 
-def narrowed(schemas, names):
-    """Return schemas of the columns that are wanted, or as they are if no part has any of them."""
-    found, any_wanted = [], False
+def select_fields(schemas, names):
+    """Return schemas of the selected columns, or the whole schemas if no part has any of them."""
+    selected, any_wanted = [], False
     for part, schema in schemas:
-        wanted = needed(schema.names, names)
+        wanted = source_positions(schema.names, names)
         any_wanted = any_wanted or bool(wanted)
-        # The index of a frame is known as such.
-        kept = {*wanted, *map(schema.names.index, index_columns(schema))}
-        fields = [schema.field(place) for place in sorted(kept)]
-        found.append((part, pa.schema(fields, schema.metadata)))
-    return found if any_wanted else schemas
+        # Index columns are retained, so that the metadata still identifies them.
+        retained = {*wanted, *map(schema.names.index, index_columns(schema))}
+        fields = [schema.field(index) for index in sorted(retained)]
+        selected.append((part, pa.schema(fields, schema.metadata)))
+    return selected if any_wanted else schemas
 
 
-def unified(schemas):
-    """Return the schema of a table whose parts have other columns, or columns of other types.
+def unify_schemas(schemas):
+    """Return the common schema of the parts of a table, whose columns and types may differ.
 
     Parameters
     ----------
@@ -196,15 +200,16 @@ def unified(schemas):
     Returns
     -------
     pyarrow.Schema
-        With the columns of all parts. Columns that hold the index of a frame of pandas, as the
-        metadata says, are left out, as they are of a frame in memory.
+        Schema with the columns of all parts. Columns that the metadata of pandas identifies as
+        the index of a data frame are left out, as for a data frame in memory.
 
     Raises
     ------
     TypeError
-        Naming a column, and two parts, whose types have none in common.
+        If the types of a column in two parts have no common type. The message names the column
+        and both parts.
     ValueError
-        If a column is the index in some parts only, or occurs twice in one.
+        If a column is an index column in some parts only, or occurs twice in a part.
     """
     distinct = {}
     for part, schema in schemas:
@@ -215,7 +220,7 @@ def unified(schemas):
         indices |= {name: part for name in index_columns(schema)}
     for schema, part in distinct.values():
         index = index_columns(schema)
-        check_once(schema.names, part)
+        check_unique(schema.names, part)
         for field in schema:
             name = field.name
             if name in index:
@@ -228,7 +233,7 @@ def unified(schemas):
             known = types.setdefault(name, field.type)
             try:
                 types[name] = common_type(known, field.type)
-            except (*UNREADABLE, TypeError) as error:
+            except (*ARROW_ERRORS, TypeError) as error:
                 raise TypeError(
                     f"column {name!r} is of type {type_name(known)} in {parts[name]} and of type "
                     f"{type_name(field.type)} in {part}; write it with one type in all files"
@@ -237,7 +242,7 @@ def unified(schemas):
     return pa.schema(types)
 
 
-def check_once(names, part):
+def check_unique(names, part):
     """Raise ``ValueError`` if a name occurs twice in a part of a table."""
     if len(set(names)) < len(names):
         twice = [name for name, count in Counter(names).items() if count > 1]
@@ -246,15 +251,15 @@ def check_once(names, part):
         )
 
 
-def named_errors(batches, fragments, schema, columns):
-    """Yield batches; if they cannot be read, name the column and the file.
+def locate_errors(batches, fragments, schema, columns):
+    """Yield batches; errors of reading are raised again with the column and the file.
 
     Raises
     ------
     TypeError
-        If a value of one file is none of the type that the column has in all files together.
+        If a value of a file cannot be cast to the common type of the column.
     OSError
-        If a file is damaged or cannot be reached.
+        If a file is corrupt or cannot be reached.
     """
     try:
         yield from batches
@@ -265,12 +270,12 @@ def named_errors(batches, fragments, schema, columns):
             except OSError as reason:
                 raise OSError(f"{fragment.path} cannot be read: {reason}") from error
         raise
-    except UNREADABLE as error:
+    except ARROW_ERRORS as error:
         for fragment in fragments:
             for name in columns:
                 try:
                     fragment.to_table(schema=schema, columns=[name])
-                except UNREADABLE as reason:
+                except ARROW_ERRORS as reason:
                     raise TypeError(
                         f"column {name!r} of {fragment.path} cannot be read as "
                         f"{type_name(schema.field(name).type)}, the type that the files have in "
@@ -285,30 +290,40 @@ def parquet_chunks(where, at_least=1):
     Parameters
     ----------
     where : str or os.PathLike
-        As :func:`open_parquet` takes.
+        A path, glob or URL, as for :func:`open_parquet`.
     at_least : int, default=1
-        Chunks to make where rows allow: row groups are read by several tasks then.
+        Number of chunks to make if there are enough rows. Row groups are then split, and read by
+        several tasks.
 
     Returns
     -------
     schema : pyarrow.Schema
+        Schema of all files.
     chunks : list of FragmentChunk
+        Chunks in the order of the rows.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no file at the path.
+    ValueError
+        If the files have no rows or cannot be read as Parquet.
     """
-    found = open_parquet(where)
+    dataset = open_parquet(where)
     chunks, first = [], 0
-    for file in found.get_fragments():
+    for file in dataset.get_fragments():
         for fragment in file.split_by_row_group():
             n_rows = sum(group.num_rows for group in fragment.row_groups)
             if n_rows:
-                chunks.append(FragmentChunk(fragment, found.schema, 0, n_rows, first))
+                chunks.append(FragmentChunk(fragment, dataset.schema, 0, n_rows, first))
             first += n_rows
     if not chunks:
         raise ValueError(f"{os.fspath(where)!r} holds no row")
-    return found.schema, cut_evenly(chunks, at_least)
+    return dataset.schema, cut_evenly(chunks, at_least)
 
 
 def cut_evenly(chunks, at_least):
-    """Cut chunks until there are enough of them, if they have as many rows."""
+    """Split chunks into at least `at_least` chunks, if they have as many rows."""
     if len(chunks) >= at_least:
         return chunks
     n_rows = sum(map(len, chunks))
@@ -322,19 +337,25 @@ def read_parquet(where, names=None):
     Parameters
     ----------
     where : str or os.PathLike
-        As :func:`open_parquet` takes.
+        A path, glob or URL, as for :func:`open_parquet`.
     names : sequence of str, optional
-        Columns that are wanted; of those that there are, only these are read. All if there are
-        none of them.
+        Columns to read. By default, and if none of them exists, all columns are read.
 
     Returns
     -------
     pyarrow.Table
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no file at the path.
+    ValueError, TypeError, OSError
+        If the files cannot be read, or their types differ: see :func:`open_parquet`.
     """
-    found = open_parquet(where, names)
-    columns = found.schema.names
+    dataset = open_parquet(where, names)
+    columns = dataset.schema.names
 
     def read():
-        yield found.to_table(columns=columns)
+        yield dataset.to_table(columns=columns)
 
-    return next(named_errors(read(), found.get_fragments(), found.schema, columns))
+    return next(locate_errors(read(), dataset.get_fragments(), dataset.schema, columns))

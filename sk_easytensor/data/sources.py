@@ -1,4 +1,4 @@
-"""Stored tables: Parquet files by path, and data sets of libraries that keep rows in blocks."""
+"""Stored tables: Parquet files by path, and data sets of other libraries such as Ray."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = [
 
 
 def is_source(X):
-    """Tell whether X says where a table is, which is read when it is needed.
+    """Return whether `X` refers to a stored table, which is read only when it is needed.
 
     Parameters
     ----------
     X : object
-        Anything that estimators take.
+        Any object that estimators accept.
 
     Returns
     -------
@@ -34,13 +34,13 @@ def is_source(X):
 
 
 def is_dataset(X):
-    """Tell whether X is a data set of another library."""
+    """Return whether `X` is a data set of another library, by its methods."""
     return _is_dataset_type(type(X))
 
 
 @lru_cache(maxsize=128)
 def _is_dataset_type(kind):
-    # To look for attributes that are not there takes a while, for each single row predicted.
+    # Cached, because looking for missing attributes takes a while compared with a single row.
     return all(hasattr(kind, name) for name in ("iter_batches", "limit", "schema"))
 
 
@@ -50,10 +50,9 @@ def read_source(X, n_rows=None):
     Parameters
     ----------
     X : str, os.PathLike or Dataset
-        For which :func:`is_source` is True.
+        Stored table, for which :func:`is_source` is True.
     n_rows : int, optional
-        How many of the first rows, at most; no more is read than is needed for them. By default
-        all.
+        Largest number of rows to read from the beginning; by default all are read.
 
     Returns
     -------
@@ -64,9 +63,11 @@ def read_source(X, n_rows=None):
     FileNotFoundError
         If there is no Parquet file at a path.
     ValueError
-        If files or blocks have columns of types that do not go together, or a data set no row.
+        If files cannot be read as Parquet, or a data set has no rows.
+    TypeError
+        If the types of a column in two files or blocks have no common type.
     """
-    # Files are opened by packages that take long to import.
+    # Imported here, because packages that open files take long to import.
     if is_dataset(X):
         return read_dataset_blocks(X if n_rows is None else X.limit(n_rows))
     from sk_easytensor.data.parquet import open_parquet, read_parquet
@@ -77,14 +78,14 @@ def read_source(X, n_rows=None):
 
 
 def read_dataset_blocks(X):
-    """Join the blocks of a data set, whose columns may be of different but compatible types."""
-    from sk_easytensor.data.parquet import unified
+    """Concatenate the blocks of a data set, whose columns may have different compatible types."""
+    from sk_easytensor.data.parquet import unify_schemas
 
     batches = X.iter_batches(batch_size=None, batch_format="pyarrow")
     blocks = [plain_types(block) for block in batches]
     if not blocks:
         raise ValueError(f"the data set holds no row: {type(X).__name__}")
-    schema = unified([(f"block {i}", block.schema) for i, block in enumerate(blocks)])
+    schema = unify_schemas([(f"block {i}", block.schema) for i, block in enumerate(blocks)])
     parts = [pa.schema([schema.field(name) for name in block.column_names]) for block in blocks]
     blocks = [block.cast(part) for block, part in zip(blocks, parts, strict=True)]
     return pa.concat_tables(blocks, promote_options="default").select(schema.names)

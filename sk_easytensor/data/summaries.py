@@ -1,8 +1,8 @@
-"""Mergeable statistics: what one chunk of rows tells a block.
+"""Mergeable statistics of chunks of rows, from which blocks are fitted.
 
-A summary is small, picklable and bounded. ``merge`` is associative and commutative: exactly so
+A summary is small, picklable and of bounded size. ``merge`` is associative and commutative: exactly
 while a column has fewer distinct values than the stated capacity, and within the stated error
-beyond. Fitting is: summarise every chunk, merge, finish.
+beyond. A block is fitted in three steps: summarize each chunk, merge the summaries, finish.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ __all__ = [
 
 
 LARGEST_EXPONENT = np.finfo(np.float64).maxexp - 1
-"""Of a power of two that is finite."""
+"""Largest exponent of a finite power of two in double precision."""
 
 
 class Summary(ABC):
-    """What a chunk of rows tells a block."""
+    """Statistics of a chunk of rows that can be merged with those of another chunk."""
 
     @abstractmethod
     def merge(self, other):
-        """Return the summary of both chunks; neither operand is changed."""
+        """Return the summary of the rows of both summaries; neither operand is modified."""
 
 
 def merge_all(summaries):
-    """Merge many summaries pairwise, as a balanced tree.
+    """Merge summaries pairwise, as a balanced tree.
 
     Parameters
     ----------
     summaries : iterable of Summary
-        At least one.
+        At least one summary.
 
     Returns
     -------
@@ -63,10 +63,10 @@ def merge_all(summaries):
 
 
 class SummaryMap(dict, Summary):
-    """Summaries by name (a column, usually), merged name by name."""
+    """Dictionary of summaries by name, usually of a column, which are merged name by name."""
 
     def merge(self, other):
-        """Return the map of merged summaries; both maps have the same names."""
+        """Return a map of the merged summaries of two maps with the same names."""
         return SummaryMap({name: self._merge_one(name, other[name]) for name in self})
 
     def _merge_one(self, name, other):
@@ -77,24 +77,25 @@ class SummaryMap(dict, Summary):
 
 
 class ValueCounts(Summary):
-    """How often each value of a column occurs.
+    """Number of rows with each value of a column.
 
     Parameters
     ----------
     values : pyarrow.Array of string
         Distinct values.
     counts : numpy.ndarray of int64
-        How often each occurs.
+        Number of rows with each value.
     n_missing, n_rows : int
-        Rows without a value, and all rows.
-    capacity : int
-        With more than twice as many distinct values the rarest are dropped.
-    error : int
-        No count is too low by more than this. 0 while nothing has been dropped.
+        Number of rows without a value, and number of all rows.
+    capacity : int, default=1_000_000
+        Number of values that are retained once there are more than twice as many; the rarest are
+        dropped.
+    error : int, default=0
+        Upper bound of the amount by which a count is too low; 0 while no value was dropped.
 
     Notes
     -----
-    Keeping the top values of a merged stream is the SpaceSaving idea of mergeable summaries
+    The most frequent values of a merged stream are retained, as in the SpaceSaving summary
     (Agarwal et al., "Mergeable summaries", 2012).
     """
 
@@ -108,7 +109,7 @@ class ValueCounts(Summary):
 
     @classmethod
     def of(cls, column, *, capacity=1_000_000):
-        """Count the values of one string array, chunked array or dictionary array."""
+        """Count the values of a string array, chunked array or dictionary array."""
         values, indices = dictionary_parts(column)
         n_missing = len(column) - len(indices)
         counts = np.bincount(indices, minlength=len(values))
@@ -131,18 +132,25 @@ class ValueCounts(Summary):
         )._bounded()
 
     def most_common(self, *, min_count=1, limit=None):
-        """Return the values seen at least `min_count` times, most frequent first.
+        """Return the values with at least `min_count` rows, most frequent first.
 
-        Ties are in the order of the values, so that the result does not depend on the order in
-        which chunks were merged.
+        Values of equal counts are in sorted order, so that the result does not depend on the order
+        in which chunks were merged.
+
+        Parameters
+        ----------
+        min_count : int, default=1
+            Smallest count of a value.
+        limit : int or None, default=None
+            Largest number of values; None returns all.
 
         Returns
         -------
         values : pyarrow.Array of string
         counts : numpy.ndarray of int64
         """
-        kept = np.flatnonzero(self.counts >= min_count)
-        values, counts = self.values.take(pa.array(kept)), self.counts[kept]
+        frequent = np.flatnonzero(self.counts >= min_count)
+        values, counts = self.values.take(pa.array(frequent)), self.counts[frequent]
         table = pa.table({"value": values, "count": pa.array(counts, pa.int64())})
         order = pc.sort_indices(table, [("count", "descending"), ("value", "ascending")])
         order = order.slice(0, limit)
@@ -152,11 +160,11 @@ class ValueCounts(Summary):
         if len(self.values) <= 2 * self.capacity:
             return self
         cut = len(self.counts) - self.capacity
-        kept = np.sort(np.argpartition(self.counts, cut)[cut:])
+        retained = np.sort(np.argpartition(self.counts, cut)[cut:])
         dropped = int(np.partition(self.counts, cut - 1)[cut - 1])
         return ValueCounts(
-            self.values.take(pa.array(kept)),
-            self.counts[kept],
+            self.values.take(pa.array(retained)),
+            self.counts[retained],
             self.n_missing,
             self.n_rows,
             capacity=self.capacity,
@@ -165,16 +173,16 @@ class ValueCounts(Summary):
 
 
 class Quantiles(Summary):
-    """The distribution of a numeric column as sorted values with counts.
+    """Distribution of a numeric column as sorted values with counts.
 
     Parameters
     ----------
     values : numpy.ndarray of float64
-        Sorted, distinct, finite.
+        Sorted, distinct, finite values.
     counts : numpy.ndarray of int64
-        How many rows each value stands for.
-    n_missing, n_infinite, n_rows : int
-        Rows that are NaN or null, rows that are infinite, and all rows.
+        Number of rows that each value represents.
+    n_missing, n_infinite, n_rows : int, default=0
+        Number of rows that are NaN or null, number of infinite rows, and number of all rows.
 
     Notes
     -----
@@ -196,7 +204,7 @@ class Quantiles(Summary):
 
     @classmethod
     def of(cls, array):
-        """Summarise a float64 array in which NaN means missing."""
+        """Summarize a float64 array, NaN where missing."""
         parts = [
             cls._of_chunk(array[start : start + cls.CHUNK])
             for start in range(0, max(len(array), 1), cls.CHUNK)
@@ -212,7 +220,7 @@ class Quantiles(Summary):
         return cls(values, counts, n_missing, n_infinite, len(array))._bounded()
 
     def merge(self, other):
-        """Join two distributions."""
+        """Merge two distributions."""
         values, inverse = np.unique(
             np.concatenate([self.values, other.values]), return_inverse=True
         )
@@ -227,15 +235,15 @@ class Quantiles(Summary):
         )._bounded()
 
     def quantile_edges(self, n_edges):
-        """Return at most `n_edges` increasing values that cut the column into even parts.
+        """Return at most `n_edges` increasing values that split the rows into equal parts.
 
-        A value that holds many rows would take many edges and leave few for the rest, so the
-        weight of each distinct value is capped at one part's share first.
+        A value with many rows would take many edges and leave few for the rest, so the weight of
+        each distinct value is first capped at the weight of one part.
 
         Parameters
         ----------
         n_edges : int
-            Columns with no more distinct values than this get all of them as edges.
+            Largest number of edges; a column with no more distinct values has all of them as edges.
 
         Returns
         -------
@@ -252,7 +260,7 @@ class Quantiles(Summary):
             weights = capped
         middle = np.cumsum(weights) - 0.5 * weights
         targets = np.linspace(middle[0], middle[-1], n_edges)
-        if spans_finitely(self.values):
+        if has_finite_range(self.values):
             return np.unique(np.interp(targets, middle, self.values))
         return np.unique(4 * np.interp(targets, middle, self.values / 4))
 
@@ -265,9 +273,9 @@ class Quantiles(Summary):
         middle = (bounds[:-1] + bounds[1:]) // 2
         index = np.searchsorted(cumulative, middle, side="right")
         index[0], index[-1] = 0, len(self.values) - 1
-        kept, first = np.unique(index, return_index=True)
+        used, first = np.unique(index, return_index=True)
         counts = np.add.reduceat(np.diff(bounds), first)
-        return Quantiles(self.values[kept], counts, self.n_missing, self.n_infinite, self.n_rows)
+        return Quantiles(self.values[used], counts, self.n_missing, self.n_infinite, self.n_rows)
 
 
 class Moments(Summary):
@@ -276,22 +284,22 @@ class Moments(Summary):
     Parameters
     ----------
     count : numpy.ndarray of int64, shape (n_components,)
-        Rows that have the component.
+        Number of rows in which the component is present.
     mean : numpy.ndarray of float64, shape (n_components,)
-        Mean.
+        Mean of the component.
     squares : numpy.ndarray of float64, shape (n_components,)
-        Sum of squared deviations from the mean, over the square of the unit.
+        Sum of squared deviations from the mean, divided by the square of `unit`.
     n_missing, n_rows : int
-        Rows without any component, and all rows.
+        Number of rows without any component, and number of all rows.
     unit : numpy.ndarray of float64, shape (n_components,), or float, default=1.0
-        Powers of two about as large as the largest component, 0 where all are 0 or missing:
-        neither sums nor squares of what was divided by it are infinite or 0.
+        Power of two about as large as the largest value of the component, 0 if all values are 0
+        or missing. Sums and squares of values divided by it neither overflow nor underflow.
 
     Notes
     -----
     Merged as in Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
-    computing sample variances" (1979): equal to one pass up to rounding. Without components it
-    stands for rows that are all missing, of a length not yet known.
+    computing sample variances" (1979): equal to one pass up to rounding. Arrays without components
+    describe rows that are all missing, of vectors whose length is not yet known.
     """
 
     def __init__(self, count, mean, squares, n_missing, n_rows, unit=1.0):
@@ -304,7 +312,7 @@ class Moments(Summary):
 
     @classmethod
     def of(cls, matrix):
-        """Summarise a float64 matrix of shape (n, n_components) in which NaN means missing."""
+        """Summarize a float64 matrix of shape (n, n_components), NaN where missing."""
         present = ~np.isnan(matrix)
         count = present.sum(axis=0)
         largest = np.abs(matrix).max(axis=0, where=present, initial=0.0)
@@ -328,14 +336,14 @@ class Moments(Summary):
                 f"vectors of length {lengths[0]} and {lengths[1]}; expected one length"
             )
         count = self.count + other.count
-        share = other.count / np.maximum(count, 1)
+        fraction = other.count / np.maximum(count, 1)
         unit = np.maximum(self.unit, other.unit)
         divisor = np.where(unit > 0, unit, 1.0)
         mean = self.mean / divisor
         delta = other.mean / divisor - mean
-        squares = sum(each.squares * (each.unit / divisor) ** 2 for each in (self, other))
-        squares = squares + delta**2 * self.count * share
-        return Moments(count, (mean + delta * share) * divisor, squares, *rows, unit)
+        squares = sum(moments.squares * (moments.unit / divisor) ** 2 for moments in (self, other))
+        squares = squares + delta**2 * self.count * fraction
+        return Moments(count, (mean + delta * fraction) * divisor, squares, *rows, unit)
 
     @property
     def standard_deviation(self):
@@ -349,9 +357,9 @@ class WeightedMoments(Summary):
     Parameters
     ----------
     weight : float
-        Sum of the rows' weights.
+        Sum of the weights of the rows.
     mean, squares : numpy.ndarray of float64, shape (n_columns,)
-        Mean and weighted sum of squared deviations from it.
+        Weighted mean, and weighted sum of squared deviations from it.
     """
 
     def __init__(self, weight, mean, squares):
@@ -361,7 +369,7 @@ class WeightedMoments(Summary):
 
     @classmethod
     def of(cls, matrix, weight):
-        """Summarise a matrix of shape (n, n_columns) with weights of shape (n,)."""
+        """Summarize a matrix of shape (n, n_columns) with weights of shape (n,)."""
         weight = weight[:, None]
         total = weight.sum()
         mean = (matrix * weight).sum(0) / total
@@ -370,51 +378,51 @@ class WeightedMoments(Summary):
     def merge(self, other):
         """Pool two sets of moments."""
         weight = self.weight + other.weight
-        share = other.weight / weight
+        fraction = other.weight / weight
         delta = other.mean - self.mean
-        squares = self.squares + other.squares + delta**2 * self.weight * share
-        return WeightedMoments(weight, self.mean + delta * share, squares)
+        squares = self.squares + other.squares + delta**2 * self.weight * fraction
+        return WeightedMoments(weight, self.mean + delta * fraction, squares)
 
 
-def spans_finitely(values):
-    """Tell whether all differences of sorted finite values are finite."""
+def has_finite_range(values):
+    """Return whether the differences of sorted finite values are finite."""
     with np.errstate(over="ignore"):
         return len(values) == 0 or bool(np.isfinite(values[-1] - values[0]))
 
 
 def power_of_two(sizes):
-    """Return powers of two just above some sizes, 1 for 0; the largest one if there is none above.
+    """Return the next power of two above each size, at most the largest finite one; 1 for 0.
 
-    Dividing by them and multiplying again rounds nothing but numbers that are tiny beside them.
+    Dividing by a power of two and multiplying again is exact, except for relatively tiny numbers.
 
     Parameters
     ----------
     sizes : ndarray of float64
-        Not negative.
+        Numbers that are not negative.
 
     Returns
     -------
     ndarray of float64
-        Finite for finite sizes.
+        Powers of two, finite for finite sizes.
     """
     exponents = np.minimum(np.frexp(sizes)[1], LARGEST_EXPONENT)
     return np.where(sizes > 0, np.ldexp(1.0, exponents), 1.0)
 
 
 def dictionary_parts(column):
-    """Split a column into its distinct values and, per non-missing row, their index.
+    """Split a column into its distinct values and their index in each non-missing row.
 
     Parameters
     ----------
     column : pyarrow.Array or ChunkedArray
-        Any type that can be dictionary-encoded, or a dictionary column.
+        Dictionary column, or column of a type that can be dictionary-encoded.
 
     Returns
     -------
     values : pyarrow.Array
-        Distinct values; entries that no row uses may be among them.
+        Distinct values, some of which may not occur in any row.
     indices : numpy.ndarray of int32
-        Index into `values` for each row that has one.
+        Index in `values` of each row that is not missing.
     """
     if isinstance(column, pa.ChunkedArray):
         if pa.types.is_dictionary(column.type):
@@ -433,14 +441,14 @@ def dictionary_parts(column):
 
 
 def cached_slices(n_rows, size=16_384):
-    """Cut rows into slices whose columns stay in a processor's cache while they are interleaved.
+    """Split rows into slices whose columns stay in the cache while they are interleaved.
 
     Parameters
     ----------
     n_rows : int
-        All rows.
+        Number of all rows.
     size : int, default=16_384
-        Rows a slice.
+        Number of rows of a slice.
 
     Returns
     -------

@@ -1,7 +1,7 @@
-"""Anything tabular becomes a :class:`pyarrow.Table`; columns are then found by name.
+"""Convert anything tabular to a :class:`pyarrow.Table`, and match its columns by name.
 
-Everything behind this module sees one table type, so that no other file knows whether the
-user brought pandas, polars, Arrow, a dictionary or a NumPy array.
+All other modules work with this one table type, whether the user passed pandas, polars, Arrow, a
+dictionary or a NumPy array.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 
 from sk_easytensor._utils.validation import shortened, warn_user
 from sk_easytensor.data.arrow_columns import (
+    ARROW_ERRORS,
     LISTS,
-    UNREADABLE,
+    arrow_column,
     check_utf8,
-    column_of,
-    first_unlike,
+    first_incompatible,
     is_pandas,
     pandas_columns,
 )
@@ -35,7 +35,7 @@ from sk_easytensor.data.sparse import (
     is_sparse,
     sparse_table,
 )
-from sk_easytensor.data.types import needed, plain_types
+from sk_easytensor.data.types import plain_types, source_positions
 
 __all__ = [
     "align_table",
@@ -52,24 +52,29 @@ NUMBERS = frozenset(
         *(pa.decimal128(1), pa.decimal256(1)),
     )
 )
-"""Numbers of the types of floats and decimals."""
+"""Ids of the Arrow types of floats and decimals."""
 
 NOT_EXPORTED = ("Object", "Int128", "UInt128")
-"""Types of polars that Arrow has no type for: exported, objects are nothing but addresses."""
+"""polars types without an Arrow type; polars exports objects as memory addresses."""
 
 
 def has_column_names(X):
-    """Tell whether a table-like object names its columns.
+    """Return whether the columns of a table-like object have names.
 
     Parameters
     ----------
     X : object
-        Anything :func:`as_table` takes.
+        Any object that :func:`as_table` accepts.
 
     Returns
     -------
     bool
         ``False`` for arrays, lists of rows and data frames whose labels are not strings.
+
+    Raises
+    ------
+    TypeError
+        If only some of the labels are strings.
 
     Examples
     --------
@@ -98,16 +103,16 @@ def column_labels(X):
     Parameters
     ----------
     X : object
-        Anything :func:`as_table` takes.
+        Any object that :func:`as_table` accepts.
 
     Returns
     -------
     list or None
-        Strings, or whatever else a data frame labels its columns with. None of what has no
-        labels, such as an array, or has to be read first.
+        Labels of any type. None if there are no labels, as for an array, or if `X` has to be read
+        first, as for a path.
     """
     if is_pandas(X, "DataFrame"):
-        # Taken one by one, the labels of pandas cost as much as the values of a row.
+        # Iterating over the labels takes as long as reading the values of a row.
         return X.columns.tolist()
     if is_sparse(X) or is_source(X) or is_lazy(X):
         return None
@@ -128,26 +133,25 @@ def as_table(X, *, minimum_rows=1, columns=None, densify=False):
     Parameters
     ----------
     X : pyarrow.Table, data frame, mapping of columns, list of mappings, 2-D array-like or path
-        Paths, globs and URLs are of Parquet files. Every object that exports the Arrow C stream
+        Paths, globs and URLs refer to Parquet files. An object that exports the Arrow C stream
         (pandas, polars, DuckDB, pyarrow) is read without copying where its memory layout allows.
-        Arrays get the column names ``x0``, ``x1``, ... Sparse matrices, and pandas frames of sparse
-        columns only, stay sparse if they are wide: see
+        Arrays get the column names ``x0``, ``x1``, ... Sparse matrices, and pandas data frames with
+        only sparse columns, stay sparse if they are wide: see
         :func:`~sk_easytensor.data.sparse.sparse_table`.
     minimum_rows : int, default=1
-        Fewer rows than this are refused.
+        Smallest number of rows.
     columns : list of str, optional
-        Columns that are wanted. Of those that `X` has, the others are left out before anything is
-        converted, so that they may hold anything. By default all columns are read.
+        Columns to convert. Other columns of `X` are left out before the conversion, so that their
+        values may be of any type. By default all columns are converted.
     densify : bool, default=False
-        Whether all columns of a sparse matrix become dense ones.
+        Whether all columns of a sparse matrix become dense columns.
 
     Returns
     -------
     pyarrow.Table
-        With string views, half floats, decimals of up to 15 digits and extension types cast to the
-        plain type they stand for; dictionary columns stay dictionaries. Of a column of structs
-        there is a column for each field, named ``column.field``. Labels that are not strings
-        become strings.
+        Table of plain types: string views, half floats, decimals of up to 15 digits and extension
+        types are cast, and dictionary columns stay dictionaries. A column of structs becomes one
+        column for each field, named ``column.field``. Labels that are not strings become strings.
 
     Raises
     ------
@@ -165,21 +169,21 @@ def as_table(X, *, minimum_rows=1, columns=None, densify=False):
     if is_lazy(X):
         X = X.collect()
     if columns is not None:
-        X = _narrowed(X, columns)
+        X = _select_columns(X, columns)
     if isinstance(X, pa.Table):
-        table = valid_texts(X)
+        table = check_texts(X)
     elif is_source(X):
-        table = valid_texts(read_source(X))
+        table = check_texts(read_source(X))
     elif isinstance(X, pa.RecordBatch):
-        table = valid_texts(pa.Table.from_batches([X]))
+        table = check_texts(pa.Table.from_batches([X]))
     elif is_sparse(X):
         _check_size(X.shape, minimum_rows)
         table = dense_table(X) if densify else sparse_table(X)
     elif isinstance(X, Mapping):
         table = _from_mapping(X)
     elif is_pandas(X, "DataFrame"):
-        # Column by column, because the stream describes the frame, which takes most of the time
-        # that a single row is predicted in.
+        # Column by column, because the stream exports metadata of the data frame, which dominates
+        # the time of predicting a single row.
         table = _from_pandas(X, densify)
     elif hasattr(X, "__arrow_c_stream__"):
         table = _from_arrow_stream(X)
@@ -201,23 +205,23 @@ def align_table(table, names, *, positional=False, owner="the estimator"):
     Parameters
     ----------
     table : pyarrow.Table
-        The table given at prediction time.
+        Table passed at prediction time.
     names : sequence of str
-        The columns seen during fit.
+        Columns seen during fit.
     positional : bool, default=False
-        Whether the table has no names of its own, so that columns are matched by position.
-    owner : str
-        Who asks, for the error message.
+        Whether the table has no column names, so that columns are matched by position.
+    owner : str, default="the estimator"
+        Class name of the estimator, for error messages.
 
     Returns
     -------
     pyarrow.Table
-        With exactly the columns `names`; columns not asked for are left out.
+        Table with exactly the columns `names`; other columns are left out.
 
     Raises
     ------
     ValueError
-        Naming the columns that are missing, or the two counts when matched by position.
+        If columns are missing, or their number differs when they are matched by position.
     """
     names = list(names)
     if positional:
@@ -229,20 +233,20 @@ def align_table(table, names, *, positional=False, owner="the estimator"):
     return table.select(names)
 
 
-def _check_count(found, expected, owner):
-    if found != expected:
+def _check_count(n_columns, expected, owner):
+    if n_columns != expected:
         raise ValueError(
-            f"X has {found} features, but {owner} is expecting {expected} features as input."
+            f"X has {n_columns} features, but {owner} is expecting {expected} features as input."
         )
 
 
-def _check_present(names, found, owner):
-    present = set(found)
+def _check_present(names, available, owner):
+    present = set(available)
     missing = [name for name in names if name not in present]
     if missing:
         raise ValueError(
             f"columns are missing: {missing}. They were there when {owner} was fitted; X has "
-            f"the columns {found}."
+            f"the columns {available}."
         )
 
 
@@ -252,25 +256,30 @@ def read_like_fit(X, names, *, fitted_with_names, owner, sparse=None):
     Parameters
     ----------
     X : object
-        Anything :func:`as_table` takes.
+        Any object that :func:`as_table` accepts.
     names : sequence of str
         Columns seen during fit.
     fitted_with_names : bool
-        Whether the data of fit named its columns.
+        Whether the columns had names during fit.
     owner : str
-        Class name for messages.
+        Class name of the estimator, for error messages.
     sparse : SparseLayout, optional
-        Of the table seen during fit, if it was made from a sparse matrix.
+        Layout of the table seen during fit, if it was made from a sparse matrix.
 
     Returns
     -------
     pyarrow.Table
 
+    Raises
+    ------
+    ValueError
+        If columns are missing, or their number differs when they are matched by position.
+
     Notes
     -----
-    Columns are matched by label, whatever its type: 2020 is the column that "2020" is. Only where
-    one of both has no labels of its own, as arrays and data frames made of them have none, are
-    they matched by position.
+    Columns are matched by the string form of their labels: 2020 matches "2020". They are matched
+    by position only if one of the two tables has no labels, as arrays and data frames made from
+    arrays have none.
     """
     names = list(names)
     if sparse is not None and not (isinstance(X, pa.Table) and sparse.column in X.column_names):
@@ -285,7 +294,7 @@ def read_like_fit(X, names, *, fitted_with_names, owner, sparse=None):
         )
     table = align_table(table, names, positional=positional, owner=owner)
     for index, column in enumerate(table.columns):
-        # Numbers are how many tables write that a column of any type is missing altogether.
+        # Many tables represent a column of any type without values as a column of NaN.
         if column.type.id in NUMBERS and _is_nan(column[0].as_py()):
             missing = pc.is_null(column, nan_is_null=True)
             if pc.all(missing).as_py():
@@ -294,54 +303,54 @@ def read_like_fit(X, names, *, fitted_with_names, owner, sparse=None):
 
 
 def _read_sparse(X, layout, *, fitted_with_names, owner):
-    """Read anything tabular with the columns of a sparse matrix that was seen during fit."""
-    names, given = layout.features, {"fitted_with_names": fitted_with_names, "owner": owner}
+    """Read anything tabular in the layout of the sparse matrix seen during fit."""
+    names, options = layout.features, {"fitted_with_names": fitted_with_names, "owner": owner}
     if is_pandas(X, "DataFrame") and are_sparse(X.dtypes.to_numpy()) and len(X):
         labels = X.columns.tolist()
-        found = list(map(str, labels))
-        _check_names(found)
-        if not _is_positional(X, labels, found, names, **given):
-            _check_present(names, found, owner)
-            places = {name: place for place, name in enumerate(found)}
-            return layout.table(compressed(X.iloc[:, [places[name] for name in names]]))
+        names_of_X = list(map(str, labels))
+        _check_names(names_of_X)
+        if not _is_positional(X, labels, names_of_X, names, **options):
+            _check_present(names, names_of_X, owner)
+            positions = {name: position for position, name in enumerate(names_of_X)}
+            return layout.table(compressed(X.iloc[:, [positions[name] for name in names]]))
         X = X.sparse.to_coo()
     elif is_sparse(X):
         _check_size(X.shape, 1)
-        _is_positional(X, None, [], names, **given)
+        _is_positional(X, None, [], names, **options)
     else:
-        return layout.table_of_dense(read_like_fit(X, names, **given))
+        return layout.table_of_dense(read_like_fit(X, names, **options))
     _check_count(X.shape[1], layout.n_features, owner)
     return layout.table(compressed(X))
 
 
-def _is_positional(X, labels, found, names, *, fitted_with_names, owner):
-    """Tell whether columns are matched by position, and warn as scikit-learn does.
+def _is_positional(X, labels, available, names, *, fitted_with_names, owner):
+    """Return whether columns are matched by position, and warn as scikit-learn does.
 
     Parameters
     ----------
     X : object
-        The table.
+        Table passed at prediction time.
     labels : list or None
-        Its labels, if it has any.
-    found : list of str
-        Names of the columns it is read as.
+        Labels of its columns, if it has labels.
+    available : list of str
+        Names of its columns after conversion.
     names : list of str
         Columns seen during fit.
     fitted_with_names : bool
-        Whether the data of fit named its columns.
+        Whether the columns had names during fit.
     owner : str
-        Class name for messages.
+        Class name of the estimator, for the warning.
 
     Returns
     -------
     bool
     """
     if labels is not None or has_column_names(X):
-        if not set(names).isdisjoint(found):
+        if not set(names).isdisjoint(available):
             return False
         if not fitted_with_names:
             return _are_default(names)
-        if labels != list(range(len(found))):
+        if labels != list(range(len(available))):
             return False
     if fitted_with_names:
         warn_user(f"X does not have valid feature names, but {owner} was fitted with feature names")
@@ -349,14 +358,15 @@ def _is_positional(X, labels, found, names, *, fitted_with_names, owner):
 
 
 def _are_default(names):
-    """Tell whether names are those of columns without labels."""
+    """Return whether names are the default names of columns without labels."""
     return names in ([f"{prefix}{i}" for i in range(len(names))] for prefix in ("x", ""))
 
 
-def _narrowed(X, names):
-    """Leave out columns that are not among names, unless none is or they are not labelled.
+def _select_columns(X, names):
+    """Return `X` without the columns that are not among `names`.
 
-    A column of structs is kept if one of its fields is wanted.
+    A column of structs is retained if one of its fields is among `names`. `X` is returned whole if
+    its columns have no labels, or if none of them is among `names`.
     """
     if isinstance(X, (str, os.PathLike)):
         from sk_easytensor.data.parquet import read_parquet
@@ -365,41 +375,41 @@ def _narrowed(X, names):
     labels = column_labels(X)
     if labels is None or labels == list(names):
         return X
-    kept = needed(labels, names)
-    if not kept:
+    selected = source_positions(labels, names)
+    if not selected:
         return X
     if is_pandas(X, "DataFrame"):
-        return X.iloc[:, kept]
+        return X.iloc[:, selected]
     if isinstance(X, (pa.Table, pa.RecordBatch)):
-        return X.select(kept)
+        return X.select(selected)
     if isinstance(X, Mapping) or _is_structured(X):
-        return {labels[i]: X[labels[i]] for i in kept}
+        return {labels[i]: X[labels[i]] for i in selected}
     if _is_list_of_mappings(X):
-        return {labels[i]: [row.get(labels[i]) for row in X] for i in kept}
+        return {labels[i]: [row.get(labels[i]) for row in X] for i in selected}
     if _is_polars(X):
-        return X.select([labels[i] for i in kept])
+        return X.select([labels[i] for i in selected])
     return X
 
 
 def _is_nan(value):
-    """Tell whether a value is missing, and a column with it may be: a quick look."""
+    """Return whether a value is None or NaN."""
     return value is None or value != value
 
 
 def is_lazy(X):
-    """Tell whether X is a query that has yet to be collected into a table."""
+    """Return whether `X` is a lazy query of polars that is not collected yet."""
     return type(X).__name__ == "LazyFrame" and hasattr(X, "collect")
 
 
 def first_rows(X, n_rows):
-    """Return the first rows of a stored table, and read no more than is needed for that.
+    """Read only the first rows of a stored table.
 
     Parameters
     ----------
     X : str, os.PathLike or Dataset
         A path or URL of Parquet files, or a data set such as ``ray.data.Dataset``.
     n_rows : int
-        How many rows, at most.
+        Largest number of rows.
 
     Returns
     -------
@@ -413,18 +423,18 @@ def _is_list_of_mappings(X):
 
 
 def _labels_of_rows(X):
-    """Return the keys of dictionaries, those that the first one lacks included."""
-    for number, row in enumerate(X):
+    """Return the keys of all dictionaries, in order of first appearance."""
+    for index, row in enumerate(X):
         if not isinstance(row, (dict, Mapping)):
             raise TypeError(
-                f"X is a list of dictionaries, and row {number} is a {type(row).__name__}: "
+                f"X is a list of dictionaries, and row {index} is a {type(row).__name__}: "
                 f"{shortened(row)}"
             )
     return list(dict.fromkeys(chain.from_iterable(X)))
 
 
 def _is_structured(X):
-    """Tell whether X is an array of records, which have named fields."""
+    """Return whether `X` is a structured array, whose fields have names."""
     return isinstance(X, np.ndarray) and X.ndim == 1 and X.dtype.names is not None
 
 
@@ -432,12 +442,12 @@ def _is_polars(X):
     return type(X).__module__.partition(".")[0] == "polars"
 
 
-def _check_shape(table, minimum_rows, X, given):
+def _check_shape(table, minimum_rows, X, source):
     n_rows = table.num_rows
     if table.num_columns == 0 and hasattr(X, "shape"):
         n_rows = X.shape[0]
     _check_size((n_rows, table.num_columns), minimum_rows)
-    _check_names(table.column_names, given.column_names)
+    _check_names(table.column_names, source.column_names)
 
 
 def _check_size(shape, minimum_rows):
@@ -452,16 +462,16 @@ def _check_size(shape, minimum_rows):
         )
 
 
-def _check_names(names, given=()):
-    """Refuse names that occur twice, of which fields of the structs of `given` columns may be."""
+def _check_names(names, source_names=()):
+    """Raise ``ValueError`` for names that occur twice, mentioning the structs among the columns."""
     if len(set(names)) < len(names):
         twice = [name for name, count in Counter(names).items() if count > 1]
         structs = [
             name
-            for name in dict.fromkeys(given)
-            if name not in names and any(each.startswith(f"{name}.") for each in twice)
+            for name in dict.fromkeys(source_names)
+            if name not in names and any(field.startswith(f"{name}.") for field in twice)
         ]
-        fields = f", of fields of the structs in {structs}" if structs else ""
+        fields = f" among the fields of the structs in {structs}" if structs else ""
         raise ValueError(
             f"column names occur more than once: {twice}{fields}. Names must be unique."
         )
@@ -469,7 +479,7 @@ def _check_names(names, given=()):
 
 
 def _check_text(names):
-    """Refuse names that Arrow's C interface has no form for: there, they end the process."""
+    """Raise ``ValueError`` for names that crash the process in Arrow's C interface."""
     try:
         joined = "".join(names).encode()
     except UnicodeEncodeError:
@@ -489,17 +499,17 @@ def _from_arrow_stream(X):
     if hasattr(X, "columns"):
         _check_text(list(map(str, X.columns)))
     try:
-        return valid_texts(pa.table(X))
-    except UNREADABLE as error:
+        return check_texts(pa.table(X))
+    except ARROW_ERRORS as error:
         kind = type(X).__name__
         if hasattr(X, "columns"):
-            raise TypeError(f"a {kind} cannot be read by way of Arrow: {error}") from error
-        # A series exports a stream as well, of values that are not rows.
+            raise TypeError(f"a {kind} cannot be converted to Arrow: {error}") from error
+        # A series exports a stream as well, of values instead of rows.
         raise ValueError(f"Expected 2D array, got 1D array instead: a {kind}") from error
 
 
-def valid_texts(table):
-    """Return a table, or raise ``ValueError`` for text that is not UTF-8, which Arrow may hold."""
+def check_texts(table):
+    """Return a table unchanged, or raise ``ValueError`` for text that is not valid UTF-8."""
     for name, column in zip(table.column_names, table.columns, strict=True):
         check_utf8(column, name)
     return table
@@ -510,8 +520,8 @@ def _from_polars(X):
     _check_text(names)
     _check_text([name for kind in kinds if kind.is_nested() for name in _field_names(kind)])
     if all(map(_is_exported, kinds)):
-        # Polars does not check text that it was given by way of Arrow.
-        return valid_texts(pa.table(X))
+        # polars does not check text that it imports from Arrow.
+        return check_texts(pa.table(X))
     columns = [
         series if _is_exported(kind) else series.to_list()
         for series, kind in zip(X.get_columns(), kinds, strict=True)
@@ -520,14 +530,14 @@ def _from_polars(X):
 
 
 def _is_exported(kind):
-    """Tell whether Arrow has a type for one of polars, and for those within it."""
+    """Return whether a polars type and all types within it have Arrow types."""
     if not kind.is_nested():
         return type(kind).__name__ not in NOT_EXPORTED
     return all(map(_is_exported, _inner_types(kind)))
 
 
 def _inner_types(kind):
-    """Return the types within a nested type of polars: of fields, items, or keys and values."""
+    """Return the types of the fields, the items, or the keys and values of a nested polars type."""
     fields = getattr(kind, "fields", None)
     if fields is not None:
         return [field.dtype for field in fields]
@@ -535,7 +545,7 @@ def _inner_types(kind):
 
 
 def _field_names(kind):
-    """Return the names of fields within a nested type of polars."""
+    """Return the names of all fields within a polars type."""
     if not kind.is_nested():
         return []
     names = [field.name for field in getattr(kind, "fields", None) or ()]
@@ -544,7 +554,7 @@ def _field_names(kind):
 
 def _from_pandas(X, densify):
     labels = X.columns.tolist()
-    # The types of many columns are needed anyway.
+    # Narrow tables are never sparse; reading their dtypes would take time for nothing.
     kinds = X.dtypes.to_numpy() if len(labels) > NARROW else None
     if kinds is not None and are_sparse(kinds):
         names = list(map(str, labels))
@@ -568,9 +578,9 @@ def _from_columns(names, columns):
     names = list(map(str, names))
     _check_names(names)
     try:
-        arrays = [column_of(values, name) for name, values in zip(names, columns, strict=True)]
+        arrays = [arrow_column(values, name) for name, values in zip(names, columns, strict=True)]
     except UnicodeEncodeError as error:
-        raise _not_text(names, columns) from error
+        raise _invalid_text_error(names, columns) from error
     lengths = list(map(len, arrays))
     if len(set(lengths)) > 1:
         by_name = dict(zip(names, lengths, strict=True))
@@ -578,16 +588,16 @@ def _from_columns(names, columns):
     return pa.table(arrays, names=names)
 
 
-def _not_text(names, columns):
-    """Return the error of the first value that holds half of a surrogate pair."""
+def _invalid_text_error(names, columns):
+    """Return an error that names the first value with half of a surrogate pair."""
     for name, values in zip(names, columns, strict=True):
         try:
-            column_of(values, name)
+            arrow_column(values, name)
         except UnicodeEncodeError:
             array = np.empty(len(values), dtype=object)
             array[:] = list(values)
-            read = partial(column_of, name=name)
-            row = first_unlike(array, (UnicodeEncodeError,), read)
+            read = partial(arrow_column, name=name)
+            row = first_incompatible(array, (UnicodeEncodeError,), read)
             return ValueError(
                 f"column {name!r} holds half of a surrogate pair in row {row}, which is not valid "
                 f"text: {shortened(array[row])}. Replace it, for example with "
@@ -596,18 +606,18 @@ def _not_text(names, columns):
 
 
 def _from_array(X, minimum_rows):
-    # Only arrays need it, and small images that serve an exported model do without.
+    # Imported here, because images that serve exported models may not have scikit-learn.
     from sklearn.utils import check_array
 
     if isinstance(X, (list, tuple)):
         try:
-            read = np.asarray(X)
+            values = np.asarray(X)
         except ValueError:
             return _from_rows(X)
-        if read.ndim > 2 and all(isinstance(row, (list, tuple)) for row in X):
+        if values.ndim > 2 and all(isinstance(row, (list, tuple)) for row in X):
             return _from_rows(X)
-        if read.dtype.kind == "U":
-            # NumPy turns the numbers of a row that holds a string into strings.
+        if values.dtype.kind == "U":
+            # NumPy converts the numbers of a row with a string to strings.
             X = np.array(X, dtype=object)
     elif not isinstance(X, np.ndarray):
         X = _array_of(X)
@@ -626,17 +636,17 @@ def _array_of(X):
     try:
         return np.asarray(X)
     except ValueError as error:
-        raise ValueError(f"X is a {type(X).__name__}, which is no table: {error}") from error
+        raise ValueError(f"X is a {type(X).__name__}, which is not a table: {error}") from error
 
 
 def _from_rows(X):
-    """Read a list of rows that hold lists."""
+    """Convert a list of rows whose values may be lists."""
     n_columns = len(X[0]) if isinstance(X[0], LISTS) else 0
-    for number, row in enumerate(X):
-        found = len(row) if isinstance(row, LISTS) else 0
-        if found != n_columns or not found:
+    for index, row in enumerate(X):
+        n_values = len(row) if isinstance(row, LISTS) else 0
+        if n_values != n_columns or not n_values:
             raise ValueError(
                 "Expected 2D array, got rows of different lengths instead: row 0 holds "
-                f"{n_columns} values and row {number} {found}"
+                f"{n_columns} values and row {index} {n_values}"
             )
     return _from_columns([f"x{i}" for i in range(n_columns)], list(zip(*X, strict=True)))

@@ -1,4 +1,4 @@
-"""How types of columns are named in messages: as pandas and NumPy do, not as Arrow does."""
+"""Names of column types in messages, as in pandas and NumPy rather than Arrow."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ LISTS = (
     pa.types.is_list_view,
     pa.types.is_large_list_view,
 )
-"""Tests of types of lists."""
+"""Predicates of list types."""
 
 
 def in_words(kind):
-    """Return what a column of a type holds, in words, such as "text" or "numbers"."""
+    """Describe the values of a column type in words, such as "text" or "numbers"."""
     types = pa.types
     if types.is_dictionary(kind):
         return in_words(kind.value_type)
@@ -49,12 +49,12 @@ def type_name(kind):
     Parameters
     ----------
     kind : pyarrow.DataType
-        Of a column.
+        Type of a column.
 
     Returns
     -------
     str
-        At most 60 characters.
+        Name of at most 60 characters.
 
     Examples
     --------

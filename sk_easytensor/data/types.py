@@ -1,4 +1,4 @@
-"""Few column types instead of Arrow's many: views, decimals and extensions made plain."""
+"""Cast Arrow's many column types to few plain ones: views, decimals and extension types."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from sk_easytensor.data.type_names import type_name
 
 __all__ = [
     "common_type",
-    "needed",
     "plain_schema",
     "plain_types",
     "register_extensions",
+    "source_positions",
 ]
 
 
 EXTENSION = b"ARROW:extension:name"
-"""Key of a field's metadata that holds the name of an extension type that Arrow does not know."""
+"""Metadata key of a field with the name of an extension type that is not registered in Arrow."""
 
 DIGITS, MOST_DIGITS = 15, 38
-"""Digits that any number may have and be a float, and that a decimal of 128 bits may have."""
+"""Largest number of digits that a float represents exactly, and that a 128-bit decimal can have."""
 
 UNNAMED_INDEX = re.compile(r"__index_level_\d+__")
-"""How pandas calls the index of a frame, where it has no name, among the columns of a table."""
+"""Column names that pandas gives to an index without a name."""
 
 PLAIN = frozenset(
     kind.id
@@ -40,25 +40,25 @@ PLAIN = frozenset(
         *(pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64(), pa.string(), pa.large_string()),
     )
 )
-"""Types that most columns have and that stay as they are."""
+"""Ids of the common types that need no cast."""
 
 
 def plain_types(table):
-    """Cast the columns of a table to types that every block knows.
+    """Cast the columns of a table to types that all blocks support.
 
     Parameters
     ----------
     table : pyarrow.Table
-        Of any types.
+        Table with columns of any type.
 
     Returns
     -------
     pyarrow.Table
-        Without extension types other than sparse vectors, views, half floats and lists of 32-bit
-        offsets, on the surface and within lists and dictionaries. Decimals are floats, unless
-        they may have more digits than floats hold and are not within lists. Structs have a column
-        for each field, named ``column.field``, periods are the times they begin at, and intervals
-        are categories. The index of a frame of pandas is no column, if it has no name.
+        Table without extension types other than sparse vectors, and without views, half floats and
+        lists of 32-bit offsets, within lists and dictionaries too. Decimals become floats, unless
+        they may have more digits than a float represents and are not within lists. A struct
+        becomes one column for each field, named ``column.field``, a period its start time, and an
+        interval a category. The unnamed index of a pandas data frame is left out.
     """
     if table.schema.metadata is not None:
         table = _with_extensions(table)
@@ -99,7 +99,7 @@ def plain_types(table):
 
 @cache
 def register_extensions():
-    """Have Arrow read the extension types of pandas, which pandas registers when it writes one."""
+    """Register the extension types of pandas in Arrow, which pandas does when it converts one."""
     try:
         import pandas as pd
     except ImportError:
@@ -108,7 +108,7 @@ def register_extensions():
 
 
 def _with_extensions(table):
-    """Return a table with the extension types of pandas that were not known when it was read."""
+    """Return a table with the pandas extension types that were not registered when it was read."""
     if not any(EXTENSION in (field.metadata or {}) for field in table.schema):
         return table
     register_extensions()
@@ -121,36 +121,37 @@ def _with_extensions(table):
 
 
 def plain_schema(schema):
-    """Return the schema that :func:`plain_types` gives the tables of a schema."""
+    """Return the schema of the tables that :func:`plain_types` makes of tables of a schema."""
     return plain_types(schema.empty_table()).schema
 
 
 def index_columns(schema):
-    """Return the columns that hold the index of the frame of pandas that a table was made of."""
-    described = (schema.metadata or {}).get(b"pandas")
-    if described is None:
+    """Return the names of the columns that hold the index of a pandas data frame."""
+    metadata = (schema.metadata or {}).get(b"pandas")
+    if metadata is None:
         return []
     try:
-        names = json.loads(described).get("index_columns", [])
+        names = json.loads(metadata).get("index_columns", [])
     except ValueError:
         return []
     # A range is described by its bounds, as a dictionary, and has no column.
     return [name for name in names if isinstance(name, str) and name in schema.names]
 
 
-def needed(labels, names):
-    """Return the positions of the columns that plain columns are made of.
+def source_positions(labels, names):
+    """Return the positions of the columns from which plain columns are made.
 
     Parameters
     ----------
     labels : list
-        Labels of the columns as they are. If they are no strings, they become strings.
+        Labels of the columns before conversion. Their string forms are compared.
     names : sequence of str
-        Plain columns; those of structs are named ``column.field``.
+        Names of plain columns; fields of structs are named ``column.field``.
 
     Returns
     -------
     list of int
+        Positions in `labels`.
     """
     wanted = set(names)
     for name in names:
@@ -161,12 +162,12 @@ def needed(labels, names):
 
 
 def common_type(one, other):
-    """Return the type that the values of two types can be cast to, and are the same in.
+    """Return the type to which values of two types can be cast without a change.
 
     Parameters
     ----------
     one, other : pyarrow.DataType
-        Of columns of one name.
+        Types of two columns with the same name.
 
     Returns
     -------
@@ -175,7 +176,7 @@ def common_type(one, other):
     Raises
     ------
     TypeError
-        If there is none, as for numbers and strings.
+        If there is no common type, as for numbers and strings.
     """
     if one == other:
         return one
@@ -206,7 +207,7 @@ def _is_binary(kind):
 
 
 def _stored(column):
-    """Return what a column of an extension type is stored as."""
+    """Return the storage of a column of an extension type."""
     storage = [chunk.storage for chunk in column.chunks]
     return pa.chunked_array(storage, type=column.type.storage_type)
 
@@ -221,7 +222,7 @@ def _flattened(table):
 
 
 def _uuid_text(column):
-    """Return UUIDs, stored as 16 bytes, as text."""
+    """Convert UUIDs, stored as 16 bytes, to text."""
     digits = np.array([b"%02x" % byte for byte in range(256)])
     chunks = []
     for chunk in column.chunks:
@@ -230,15 +231,15 @@ def _uuid_text(column):
         stored = np.frombuffer(filled.buffers()[1], np.uint8)
         stored = stored[16 * filled.offset :][: 16 * len(filled)].reshape(-1, 16)
         text = np.full((len(stored), 36), b"-", dtype="S1")
-        places = [place for place in range(36) if place not in (8, 13, 18, 23)]
-        text[:, places] = digits[stored].view("S1").reshape(-1, 32)
+        positions = [position for position in range(36) if position not in (8, 13, 18, 23)]
+        text[:, positions] = digits[stored].view("S1").reshape(-1, 32)
         strings = pa.array(text.view("S36").ravel()).cast(pa.string())
         chunks.append(pc.if_else(missing, None, strings))
     return pa.chunked_array(chunks, type=pa.string())
 
 
 def _period_starts(counts, freq):
-    """Return periods of pandas, stored as counts of periods, as the times they begin at."""
+    """Convert pandas periods, stored as ordinals, to their start times."""
     import pandas as pd
 
     missing = counts.is_null().to_numpy()
@@ -248,13 +249,13 @@ def _period_starts(counts, freq):
 
 
 def _holds_intervals(kind):
-    """Tell whether values of a type are intervals of pandas, or categories that are."""
+    """Return whether values of a type are pandas intervals, or categories of intervals."""
     kind = getattr(kind, "value_type", kind) if pa.types.is_dictionary(kind) else kind
     return isinstance(kind, pa.BaseExtensionType) and kind.extension_name == "pandas.interval"
 
 
 def _named_intervals(column):
-    """Return intervals as categories, such as ``(0.5, 2]``."""
+    """Convert intervals to categories, such as ``(0.5, 2]``."""
     chunks = []
     for chunk in column.chunks:
         if isinstance(chunk, pa.DictionaryArray):
@@ -267,9 +268,9 @@ def _named_intervals(column):
 
 
 def _interval_names(intervals):
-    """Return intervals as strings, with bounds that are spelled as categories are."""
+    """Convert intervals to strings; the bounds are written as :func:`category_keys` writes them."""
     bounds = []
-    # Unlike its fields, what a struct is flattened to is missing where the struct is.
+    # Unlike ``field``, ``flatten`` gives nulls where the struct is null.
     for bound in intervals.storage.flatten():
         if pa.types.is_duration(bound.type):
             bound = pa.array(to_float64(pa.chunked_array([bound]), "", block=""))
@@ -282,7 +283,7 @@ def _interval_names(intervals):
 
 
 def _named_dictionaries(column):
-    """Give nested categories, such as lists, strings as names."""
+    """Convert nested categories, such as lists, to categories of strings."""
     chunks = []
     for chunk in column.chunks:
         values = chunk.dictionary.to_pylist()
@@ -296,7 +297,7 @@ def _name_of(value):
 
 
 def _exact_type(kind):
-    """Return the type of decimals that may have more digits than floats hold, or None."""
+    """Return the type of a decimal with more digits than a float represents, or None."""
     if pa.types.is_dictionary(kind):
         value = _exact_type(kind.value_type)
         return value and pa.dictionary(pa.int32(), value, kind.ordered)
@@ -307,7 +308,7 @@ def _exact_type(kind):
 
 
 def _plain_type(kind):
-    """Return the type a column should be cast to, or None if it is plain already."""
+    """Return the type to which a column is cast, or None if its type is plain already."""
     if isinstance(kind, pa.BaseExtensionType):
         return kind.storage_type
     if pa.types.is_dictionary(kind):
@@ -323,7 +324,7 @@ def _plain_type(kind):
         plain = _plain_type(kind.value_type)
         return None if plain is None else pa.list_(plain, kind.list_size)
     if _is_variable_list(kind):
-        # Offsets of 64 bits hold any chunk, however long its lists.
+        # Offsets of 64 bits do not overflow, however long the lists of a chunk.
         plain = pa.large_list(_plain_type(kind.value_type) or kind.value_type)
         return None if plain == kind else plain
     if kind == pa.string_view():
@@ -346,7 +347,7 @@ def _is_list_view(kind):
 
 
 def _lists_of_views(column):
-    """Turn views of lists into lists, for which Arrow's cast gives wrong offsets."""
+    """Convert list views to lists, for which Arrow's own cast gives wrong offsets."""
     chunks = []
     for chunk in column.chunks:
         lengths = pc.fill_null(pc.list_value_length(chunk), 0).to_numpy()

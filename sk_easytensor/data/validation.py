@@ -1,4 +1,4 @@
-"""Checks of targets and weights, and messages that say where a value was given."""
+"""Check sample weights, and add the parameter or place to error messages."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = [
 
 
 UNUSABLE = (ValueError, TypeError, OverflowError, pa.ArrowException)
-"""What other libraries raise for values that they cannot use."""
+"""Errors that other libraries raise for invalid values."""
 
 
 class Sized:
-    """Something with a length, for scikit-learn's length checks."""
+    """Object with only a length, for scikit-learn's length checks."""
 
     def __init__(self, length):
         self.shape = (length,)
@@ -39,9 +39,9 @@ def check_weight(sample_weight, n_rows):
     Parameters
     ----------
     sample_weight : array-like, number or None
-        What the user gave.
+        Weights passed by the user. A number applies to all rows; None means equal weights.
     n_rows : int
-        How many weights are needed.
+        Number of rows.
 
     Returns
     -------
@@ -50,7 +50,8 @@ def check_weight(sample_weight, n_rows):
     Raises
     ------
     ValueError
-        If there are too few or too many, if one is negative or missing, if all are zero.
+        If the number of weights differs from the number of rows, if a weight is negative or
+        missing, or if all weights are zero.
     """
     if sample_weight is None:
         return np.ones(n_rows)
@@ -58,25 +59,24 @@ def check_weight(sample_weight, n_rows):
     weight = _check_sample_weight(sample_weight, sized, dtype=np.float64, ensure_non_negative=True)
     if not (weight > 0).any():
         raise ValueError("Sample weights must contain at least one non-zero number.")
-    # Weights are relative; this keeps tiny ones from vanishing in single precision, where a sum of
-    # weights must not be zero. Those that would vanish still are as good as none.
+    # Weights are relative. Scaling keeps tiny weights from underflowing in single precision, where
+    # a sum of weights must not be zero. Weights that would still underflow are set to zero.
     weight = weight / weight.max()
     return np.where(weight < np.finfo(np.float32).tiny, 0.0, weight)
 
 
 @contextmanager
 def errors_mention(parameter):
-    """Begin the message of every error within the context with a parameter, unless it names it.
+    """Prefix the message of an error within the context with a parameter, unless it names it.
 
-    What NumPy, pandas, Arrow and scikit-learn raise for values of a target or of weights says
-    nothing of where they were given. Errors of other classes become a ``ValueError`` or a
-    ``TypeError``.
+    NumPy, pandas, Arrow and scikit-learn do not name the parameter in their errors about values of
+    a target or of weights. Errors of other classes become a ``ValueError`` or a ``TypeError``.
     """
     try:
         yield
     except Exception as error:
         if not isinstance(error, UNUSABLE) and not type(error).__module__.startswith("polars."):
-            # Those of polars have no base class among Python's.
+            # Errors of polars do not derive from ValueError or TypeError.
             raise
         if type(error) in (TypeError, ValueError) and re.search(rf"\b{parameter}\b", str(error)):
             raise
@@ -85,15 +85,15 @@ def errors_mention(parameter):
 
 
 @contextmanager
-def errors_name(where):
-    """Begin the message of every error within the context with where it occurred, if named."""
-    if not where:
+def errors_name(prefix):
+    """Prefix the message of a TypeError or ValueError within the context, unless it is empty."""
+    if not prefix:
         yield
         return
     try:
         yield
     except TypeError as error:
-        # First, as a value of a wrong type in some row is an error of both classes.
-        raise TypeError(f"{where}: {error}") from error
+        # Caught first, because RowTypeError is both a TypeError and a ValueError.
+        raise TypeError(f"{prefix}: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"{prefix}: {error}") from error

@@ -9,7 +9,7 @@ import os
 import numpy as np
 
 from sk_easytensor._utils.validation import warn_of_unseen
-from sk_easytensor.data.keys import UNSEEN, are_several
+from sk_easytensor.data.keys import UNSEEN, has_enough_values
 from sk_easytensor.data.sparse import SparseLayout
 from sk_easytensor.data.tables import read_like_fit
 from sk_easytensor.onnx.readers import category_values, readers
@@ -307,7 +307,7 @@ class OnnxPredictor:
         """Warn of the columns whose highest code is that of unseen categories."""
         for index in np.flatnonzero(highest == UNSEEN):
             column = self._watched["columns"][index]
-            if column is not None and are_several(category_values(table, column)):
+            if column is not None and has_enough_values(category_values(table, column)):
                 warn_of_unseen(column["name"], len(table), column["block"])
 
     def _by_task(self, X):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import ray
 
 from sk_easytensor.backends.ray.tasks import remote, results
-from sk_easytensor.data.parquet import RowRange, cut_evenly, parquet_chunks, unified
+from sk_easytensor.data.parquet import RowRange, cut_evenly, parquet_chunks, unify_schemas
 from sk_easytensor.data.types import plain_schema, plain_types
 from sk_easytensor.training.dataset import column_values, target_columns
 
@@ -166,7 +166,7 @@ def stored_chunks(X, n_chunks):
     refs = blocks_in_order(X)
     measure = remote(schema_and_rows)
     found = results([measure.remote(ref) for ref in refs])
-    schema = unified([(f"block {i}", part) for i, (part, _) in enumerate(found)])
+    schema = unify_schemas([(f"block {i}", part) for i, (part, _) in enumerate(found)])
     chunks, first = [], 0
     for ref, (_, n_rows) in zip(refs, found, strict=True):
         if n_rows:
