@@ -1,4 +1,4 @@
-"""Composition: which block reads which columns, fitted in one pass over the table."""
+"""Encoder of a table: assigns columns to blocks and fits all blocks in one pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sk_easytensor.blocks.detection import (
     BLOCKS,
     check_blocks,
     detect_blocks,
-    listed,
+    format_names,
     resolve_columns,
     select_columns,
     selectable_names,
@@ -34,20 +34,18 @@ __all__ = [
 ]
 
 
-"""The column that an array of offsets becomes."""
-
-NAMED = 1024
-"""At most so many features of a wide sparse matrix become dense columns because they are named."""
+MAX_NAMED_FEATURES = 1024
+"""Largest number of features of a wide sparse matrix that become dense columns by being named."""
 
 
 class BlockParametersMixin:
-    """Gives nested parameters of named blocks: ``blocks__<name>__<parameter>``."""
+    """Mixin for nested parameters of named blocks: ``blocks__<name>__<parameter>``."""
 
     block_parameters = ("blocks",)
     """Names of the parameters that hold lists of named blocks."""
 
     def get_params(self, deep=True):
-        """Return the parameters, those of named blocks included.
+        """Return the parameters, including those of named blocks.
 
         Parameters
         ----------
@@ -57,10 +55,11 @@ class BlockParametersMixin:
         Returns
         -------
         dict
+            Values by parameter name.
         """
         params = super().get_params(deep=deep)
         if deep:
-            # A subclass may have fewer parameters.
+            # A subclass may not have the parameter.
             for parameter in filter(params.__contains__, self.block_parameters):
                 for name, block in self._named_blocks(parameter).items():
                     params[f"{parameter}__{name}"] = block
@@ -69,22 +68,27 @@ class BlockParametersMixin:
         return params
 
     def set_params(self, **params):
-        """Set parameters, those of named blocks included.
+        """Set parameters, including those of named blocks.
 
         Parameters
         ----------
         **params : dict
-            Keys as :meth:`get_params` returns them.
+            Values by parameter name, as :meth:`get_params` returns them.
 
         Returns
         -------
         self
+
+        Raises
+        ------
+        ValueError
+            If a parameter or a named block does not exist.
         """
         prefixes = tuple(f"{parameter}__" for parameter in self.block_parameters)
-        own = {key: value for key, value in params.items() if not key.startswith(prefixes)}
-        super().set_params(**own)
-        nested = {key: value for key, value in params.items() if key not in own}
-        # Whole blocks first, so that parameters set in the same call reach the new ones.
+        direct = {key: value for key, value in params.items() if not key.startswith(prefixes)}
+        super().set_params(**direct)
+        nested = {key: value for key, value in params.items() if key not in direct}
+        # Blocks are set before their parameters, so that parameters apply to the new blocks.
         for key in sorted(nested, key=lambda key: key.count("__")):
             parameter, name, *rest = key.split("__", 2)
             blocks = self._named_blocks(parameter)
@@ -114,36 +118,36 @@ class BlockParametersMixin:
 
 
 class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, BaseEstimator):
-    """Encode a table with blocks: on its own a transformer, inside the estimators the first step.
+    """Encode a table with blocks, as a transformer or as the first step of the estimators.
 
     Parameters
     ----------
     blocks : list of (str, Block, columns) or None, default=None
-        As in :class:`~sklearn.compose.ColumnTransformer`: a name, an unfitted block, and a column
-        name, position, list of either, slice, boolean mask or callable. For a sparse `X`, names
-        and positions are those of the columns of the matrix (``x0``, ``x1``, ... if it has no
-        names), which are then read as dense columns; the other columns that are not dense are
-        selected together as ``"sparse"``.
+        Named blocks and their columns, as in :class:`~sklearn.compose.ColumnTransformer`. An entry
+        has a name, an unfitted block, and a column name, position, list of either, slice, boolean
+        mask or callable. For a sparse `X`, names and positions are those of the columns of the
+        matrix (``x0``, ``x1``, ... if it has no names), which are then read as dense columns. The
+        remaining sparse columns are selected together as ``"sparse"``.
     remainder : {"auto", "drop"}, default="auto"
-        What happens to columns that no block names: ``"auto"`` gives each to a block chosen by
+        Treatment of columns that `blocks` does not name: ``"auto"`` chooses a block for each by
         its type, ``"drop"`` leaves them out.
     categorical_features : str, int, list, slice, mask, callable or None, default=None
-        Columns that are categories whatever their type, such as numbers that are labels, selected
-        as in `blocks`, also for a sparse `X`. A :class:`~sk_easytensor.CategoryBlock` reads them,
-        also with ``remainder="drop"``.
+        Columns that are read as categories whatever their type, such as numeric labels. They are
+        selected as in `blocks`, and read by a :class:`~sk_easytensor.CategoryBlock`, even with
+        ``remainder="drop"``.
     n_jobs : int or None, default=None
-        Threads for tables of several chunks.
+        Number of threads for tables of several chunks, as in scikit-learn.
 
     Attributes
     ----------
     blocks_ : dict of {str: Block}
-        Fitted blocks; ``blocks_[name].feature_names_in_`` are the columns each reads.
+        Fitted blocks by name; ``blocks_[name].feature_names_in_`` are the columns of a block.
     n_features_in_ : int
-        Columns seen during fit.
+        Number of columns seen during fit.
     feature_names_in_ : ndarray of str
-        Their names, if they had any.
+        Names of the columns, if they had names.
     column_names : list of str
-        Names of the columns of the table that is read, ``x0``, ``x1`` and so on if it had none.
+        Names of the columns of the converted table; by default ``x0``, ``x1`` and so on.
 
     Examples
     --------
@@ -157,10 +161,10 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
     _sparse = None
 
     offset_column = None
-    """Name of the column of offsets, if there is one."""
+    """Name of the offset column, or None."""
 
     with_margin = False
-    """Whether the offsets were an array, and are no feature."""
+    """Whether offsets were passed as an array, so that their column is not a feature."""
 
     def __init__(self, blocks=None, *, remainder="auto", categorical_features=None, n_jobs=None):
         self.blocks = blocks
@@ -187,14 +191,16 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
         return self.fit_table(table, X, partial(LocalExecutor(self.n_jobs).summarize, table))
 
     def read_training(self, X, offset=None, monotonic_cst=None):
-        """Read the table to fit on, with features of a sparse matrix that are named as columns.
+        """Read the training table; named features of a sparse matrix become dense columns.
 
         Parameters
         ----------
         X : table-like
             Training rows.
-        offset, monotonic_cst
-            As of :meth:`fit_table`.
+        offset : str or int, optional
+            Name or position of the offset column.
+        monotonic_cst : dict or array-like, optional
+            Monotonicity constraints: see :func:`constraint_signs`.
 
         Returns
         -------
@@ -203,7 +209,7 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
         Raises
         ------
         ValueError
-            If more than `NAMED` features of a sparse matrix would become dense columns.
+            If more than `MAX_NAMED_FEATURES` features of a sparse matrix are named.
         """
         table = as_table(X)
         layout = layout_of(table)
@@ -212,18 +218,18 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
         present, features = set(table.column_names), set(layout.features)
         more = set()
         for owner, selector in self._selectors(table, offset, monotonic_cst):
-            found = resolve_columns(selector, table, X, owner=owner)
-            more.update(name for name in found if name in features and name not in present)
-            if len(more) > NAMED:
+            selected = resolve_columns(selector, table, X, owner=owner)
+            more.update(name for name in selected if name in features and name not in present)
+            if len(more) > MAX_NAMED_FEATURES:
                 raise ValueError(
                     f"{owner}: {len(more)} features in the sparse part of X are named; at most "
-                    f"{NAMED} can be read as dense columns. A SparseBlock reads the whole sparse "
-                    f"part, column {layout.column!r}"
+                    f"{MAX_NAMED_FEATURES} can be read as dense columns. A SparseBlock reads the "
+                    f"whole sparse part, column {layout.column!r}"
                 )
         return layout.with_dense(more).table(compressed(X), store_layout=True) if more else table
 
     def _selectors(self, table, offset, monotonic_cst):
-        """Yield what selects columns, each with what it is called in errors."""
+        """Yield each column selector after its name in error messages."""
         for name, _, columns in check_blocks(self.blocks):
             yield f"block {name!r}", columns
         if self.categorical_features is not None:
@@ -241,18 +247,19 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
         Parameters
         ----------
         sample : pyarrow.Table
-            Some training rows, or all of them, with all columns.
+            Sample of the training rows, or all of them, with all columns.
         X : table-like
-            What the user gave, for callables that select columns.
+            Training rows as the user passed them, for callables that select columns.
         summarize : callable
-            Takes blocks with their columns, a dictionary of {str: (Block, list of str)}, and
-            returns the blocks' summaries over all training rows by the same names.
+            Function of a dictionary of {str: (Block, list of str)}, blocks and their columns by
+            name. It returns the summaries of the blocks over all training rows by name.
         offset : str or int, optional
-            Name or position of the column of offsets. It is a feature only if `blocks` names it.
+            Name or position of the offset column. It is a feature only if `blocks` names it.
         with_margin : bool, default=False
-            Whether the table has a column `BASE_MARGIN` of offsets, which is no feature.
+            Whether the table has a column `BASE_MARGIN` of offsets, which is not a feature.
         monotonic_cst : dict or array-like, optional
-            Signs of columns, as estimators take them. Blocks with these columns are split.
+            Monotonicity constraints: see :func:`constraint_signs`. Constrained columns are read by
+            separate blocks.
 
         Returns
         -------
@@ -318,15 +325,20 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
         Parameters
         ----------
         X : table-like
-            Rows.
+            Rows to read.
         owner : str, optional
-            Class name for messages.
+            Class name for error messages; by default that of the encoder.
         base_margin : array-like of shape (n_rows,) or number, optional
-            Offsets, where fit was given such an array; by default the column `BASE_MARGIN` of `X`.
+            Offsets, if they were an array during fit; by default the column `BASE_MARGIN` of `X`.
 
         Returns
         -------
         pyarrow.Table
+
+        Raises
+        ------
+        ValueError
+            If columns or offsets are missing, or offsets are passed but were not used in fit.
         """
         check_is_fitted(self)
         owner = owner or type(self).__name__
@@ -341,7 +353,7 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
         return table if column is None else table.append_column(BASE_MARGIN, column)
 
     def _take_margin(self, X, owner, base_margin):
-        """Return a table without its column of offsets, and that column."""
+        """Return a table without its offset column, and that column."""
         if not self.with_margin:
             offset = self.offset_column
             named = f", but with offset={offset!r}" if offset is not None else ""
@@ -358,7 +370,7 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
 
     @property
     def features(self):
-        """Names of the features: those of the table's columns, or of a sparse matrix's."""
+        """Names of the features: of the columns of the table, or of the sparse matrix."""
         return self.column_names if self._sparse is None else self._sparse.features
 
     def encode_table(self, table, executor, *, new_values=False):
@@ -367,16 +379,21 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
         Parameters
         ----------
         table : pyarrow.Table
-            With the columns of fit.
+            Rows with the columns seen during fit.
         executor : LocalExecutor
-            Encodes it.
+            Executor that encodes the table.
         new_values : bool, default=False
-            Whether it is usual that no category is known, as of the keys of new users.
+            Whether no warning is issued for columns without known categories, which are usual for
+            the keys of new users.
+
+        Returns
+        -------
+        TensorFrame
 
         Warns
         -----
         UserWarning
-            Naming a column of which no value is a category that fit saw.
+            If no value of a column is a known category.
         """
         frame = executor.encode(table, self.block_columns())
         if new_values:
@@ -387,66 +404,73 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
         return frame
 
     def block_columns(self):
-        """Return each fitted block with the list of columns it reads."""
+        """Return each fitted block and the list of columns it reads, by block name."""
         return {
             name: (block, list(block.feature_names_in_)) for name, block in self.blocks_.items()
         }
 
     def column_positions(self, column, frame):
-        """Say where an input column stands in an encoded frame.
+        """Return the positions of an input column in an encoded frame.
+
+        Parameters
+        ----------
+        column : str
+            Name of the column.
+        frame : TensorFrame
+            Encoded rows.
 
         Returns
         -------
         dict of {str: dict of {str: list of int}}
-            Block name to entry name to positions in the entry's second dimension.
+            Positions in the second dimension of each entry, by block name and entry name.
         """
-        return self.places(frame)[column]
+        return self.all_column_positions(frame)[column]
 
-    def places(self, frame):
-        """Return :meth:`column_positions` of every input column, by column."""
-        found = {column: {} for column in self.column_names}
+    def all_column_positions(self, frame):
+        """Return :meth:`column_positions` of all input columns, by column."""
+        positions = {column: {} for column in self.column_names}
         for name, block in self.blocks_.items():
             if self.with_margin and name == self.offset_block:
                 continue
             for column in block.feature_names_in_:
-                found[column][name] = {}
+                positions[column][name] = {}
             for entry, sources in block.encoding_columns(frame[name]).items():
                 for index, source in enumerate(sources):
                     for column in dict.fromkeys(source if isinstance(source, tuple) else (source,)):
-                        found[column][name].setdefault(entry, []).append(index)
-        return found
+                        positions[column][name].setdefault(entry, []).append(index)
+        return positions
 
     def by_feature(self, importances, network, frame):
-        """Share what the sparse column matters among the features that it holds.
+        """Divide the importance of the sparse column among its features.
 
         Parameters
         ----------
         importances : ndarray of float64, shape (n_columns,) or (n_columns, n_repeats)
-            Of the table's columns.
+            Importances of the columns of the table.
         network : BlockNetwork
-            Trained.
+            Trained network.
         frame : TensorFrame
             Encoded rows.
 
         Returns
         -------
         ndarray of float64, shape (n_features,) or (n_features, n_repeats)
-            Each feature of a sparse column gets a part that is proportional to the variance of
-            what it adds to the outputs, or to the trunk's inputs.
+            Importances of all features. That of a feature of the sparse column is proportional to
+            the variance of its contribution to the outputs, or to the inputs of the trunk.
         """
         layout = self._sparse
         if layout is None:
             return importances
-        found = np.zeros((layout.n_features, *importances.shape[1:]))
-        found[layout.dense] = importances[:-1]
+        result = np.zeros((layout.n_features, *importances.shape[1:]))
+        result[layout.dense] = importances[:-1]
         readers = [
             (block.feature_shares(frame[name], network.effects(name)), name)
             for name, block in self.blocks_.items()
             if block.feature_shares is not None and layout.column in block.feature_names_in_
         ]
         for shares, _ in readers:
-            found += np.multiply.outer(shares, importances[-1]) / len(readers)
-        return found
+            result += np.multiply.outer(shares, importances[-1]) / len(readers)
+        return result
 
     def get_feature_names_out(self, input_features=None):
         """Return the names of the columns of :meth:`transform`, ``block__column``.
@@ -469,6 +493,7 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
         return np.asarray(names, dtype=object)
 
     def _choose(self, table, X, monotonic_cst):
+        """Return unfitted blocks and the columns of each, by block name."""
         check_choice(type(self).__name__, "remainder", self.remainder, ("auto", "drop"))
         chosen, used = {}, set()
         for name, block, columns in check_blocks(self.blocks):
@@ -495,7 +520,7 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
             raise ValueError(
                 "no block reads any column: name columns in blocks or use remainder='auto'"
             )
-        # These come last, so that the network without them has the same names.
+        # These blocks are last, so that the names of the other blocks do not depend on them.
         if monotonic_cst is not None:
             signs = constraint_signs(monotonic_cst, *selectable_names(table))
             select_columns(list(signs), table, owner="monotonic_cst")
@@ -509,8 +534,8 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
         if self.categorical_features is None:
             return []
         columns = select_columns(self.categorical_features, table, X, owner="categorical_features")
-        for name, (_, taken) in chosen.items():
-            twice = [column for column in columns if column in taken]
+        for name, (_, used) in chosen.items():
+            twice = [column for column in columns if column in used]
             if twice:
                 raise ValueError(
                     f"categorical_features names column {twice[0]!r}, which block {name!r} reads; "
@@ -520,7 +545,7 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
 
     @property
     def offset_block(self):
-        """Name of the block of offsets, or None."""
+        """Name of the offset block, or None."""
         return None if self.offset_column is None else list(self.blocks_)[-1]
 
     def __sklearn_tags__(self):
@@ -536,26 +561,26 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
 
 
 def constraint_signs(monotonic_cst, names, others=()):
-    """Return the monotonic constraints of columns.
+    """Return the monotonicity constraints of columns.
 
     Parameters
     ----------
     monotonic_cst : dict of {str: int} or array-like of int, shape (n_columns,)
-        1, -1, or 0 for none; by column name, or for all columns in order.
+        1 (increasing), -1 (decreasing) or 0 (none), by column name or for all columns in order.
     names : list of str
-        Of the columns.
+        Names of the columns, in the order of their positions.
     others : list of str, default=()
-        Of columns that have a name, but no position.
+        Names of further columns that have no position.
 
     Returns
     -------
     dict of {str: int}
-        Of the columns that have a constraint.
+        Signs of the columns with a constraint.
 
     Raises
     ------
     ValueError
-        Naming a column that is not there, or a value other than -1, 0 and 1.
+        If a column does not exist, or a value is not -1, 0 or 1.
     """
     if not isinstance(monotonic_cst, Mapping):
         if np.shape(monotonic_cst) != (len(names),):
@@ -569,7 +594,7 @@ def constraint_signs(monotonic_cst, names, others=()):
         if name not in known:
             raise ValueError(
                 f"monotonic_cst names column {name!r}, which X does not have; it has "
-                f"{listed(names)}"
+                f"{format_names(names)}"
             )
         if sign not in (-1, 0, 1):
             raise ValueError(
@@ -580,52 +605,52 @@ def constraint_signs(monotonic_cst, names, others=()):
 
 
 def constrained_blocks(chosen, signs):
-    """Give columns with monotonic constraints blocks of their own.
+    """Assign columns with monotonicity constraints to separate blocks.
 
     Parameters
     ----------
     chosen : dict of {str: tuple of (Block, list of str)}
-        Blocks, not fitted, and the columns that each reads.
+        Unfitted blocks and the columns of each.
     signs : dict of {str: int}
-        As :func:`constraint_signs` returns them.
+        Constraints from :func:`constraint_signs`.
 
     Returns
     -------
     dict of {str: tuple of (Block, list of str)}
-        The new blocks, ``<name>_monotonic``, come last.
+        Blocks and columns; the new blocks, ``<name>_monotonic``, are last.
 
     Raises
     ------
     ValueError
-        Naming a column with a constraint that no block of numbers reads.
+        If a column with a constraint is not read by a :class:`NumericBlock`.
     """
-    found, constrained = {}, {}
+    result, constrained = {}, {}
     for name, (block, columns) in chosen.items():
-        own = [column for column in columns if column in signs]
-        if own and type(block) is not NumericBlock:
+        with_sign = [column for column in columns if column in signs]
+        if with_sign and type(block) is not NumericBlock:
             raise ValueError(
-                f"monotonic_cst: column {own[0]!r} is read by block {name!r}, a "
+                f"monotonic_cst: column {with_sign[0]!r} is read by block {name!r}, a "
                 f"{type(block).__name__}; only columns that a NumericBlock reads can have a "
                 "constraint. Convert the column to numbers"
             )
         rest = [column for column in columns if column not in signs]
         if rest:
-            found[name] = (block, rest)
-        if own:
+            result[name] = (block, rest)
+        if with_sign:
             other = clone(block)
-            other.monotonic_cst = [signs[column] for column in own]
-            constrained[name] = (other, own)
+            other.monotonic_cst = [signs[column] for column in with_sign]
+            constrained[name] = (other, with_sign)
     read = {column for _, columns in constrained.values() for column in columns}
     unread = [column for column in signs if column not in read]
     if unread:
         raise ValueError(f"monotonic_cst: no block reads column {unread[0]!r}")
     for name, entry in constrained.items():
-        found[free_name(f"{name}_monotonic", found)] = entry
-    return found
+        result[free_name(f"{name}_monotonic", result)] = entry
+    return result
 
 
 def free_name(name, taken):
-    """Return a name that is not taken: this one, or with a number behind."""
+    """Return `name`, with a number appended if it is taken."""
     free, count = name, 1
     while free in taken:
         count += 1
@@ -652,7 +677,7 @@ def blocks_diagram(estimator):
 
 
 def describe_selector(columns):
-    """Return a selector of columns as what can be compared with another, after pickling too."""
+    """Return a column selector in a form that can be compared with another, even if unpickled."""
     if callable(columns):
         return "callable"
     return columns.tolist() if isinstance(columns, np.ndarray) else columns

@@ -1,4 +1,4 @@
-"""Event logs: times of events, and one row of lists for each user."""
+"""Event logs: read times of events, and collect the events of each entity into lists."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from sk_easytensor.data.tables import as_table, is_lazy
 from sk_easytensor.data.types import common_type
 
 __all__ = [
+    "check_not_missing",
     "collect_sequences",
     "comparable",
     "contiguous",
@@ -25,43 +26,55 @@ __all__ = [
     "materialize",
     "read_time",
     "read_times",
-    "refuse_missing",
 ]
 
 
-def refuse_missing(column, name, owner, what):
-    """Raise if a column has missing values, naming the first row that does."""
+def check_not_missing(column, name, owner, noun):
+    """Raise :class:`RowError` if a column has missing values, with the first such row."""
     missing = pc.is_null(column, nan_is_null=True)
     rows = np.flatnonzero(missing.to_numpy())
     if len(rows):
         raise RowError(
-            f"column {name!r} of {owner} has no {what} in row {{row}} ({len(rows)} of "
+            f"column {name!r} of {owner} has no {noun} in row {{row}} ({len(rows)} of "
             f"{len(column)} rows); leave such rows out",
             int(rows[0]),
         )
 
 
 def decoded(column):
-    """Return categories as the values they stand for: no two dictionaries need agree."""
+    """Return a dictionary column as its values, because dictionaries may differ."""
     if pa.types.is_dictionary(column.type):
         return column.cast(column.type.value_type)
     return column
 
 
 def read_times(table, name, owner):
-    """Return a column of times, none missing, in one of few types."""
+    """Return a column of times without missing values, in one of few types.
+
+    Returns
+    -------
+    pyarrow.ChunkedArray
+        Column of type date32, timestamp, int64, float64 or null.
+
+    Raises
+    ------
+    TypeError
+        If the column does not hold timestamps, dates or numbers.
+    RowError
+        If a time is missing.
+    """
     column = decoded(table[name])
     if pa.types.is_decimal(column.type):
         column = column.cast(pa.float64())
     kind = column.type
     calendar = pa.types.is_timestamp(kind) or pa.types.is_date(kind)
-    # A column without values has the type null, whatever it would have held.
+    # A column without values has the type null.
     if not (calendar or _is_number(kind) or pa.types.is_null(kind)):
         raise TypeError(
             f"column {name!r} of {owner} is of type {type_name(kind)} and cannot order "
             "events; it must hold timestamps, dates or numbers"
         )
-    refuse_missing(column, name, owner, "time")
+    check_not_missing(column, name, owner, "time")
     if pa.types.is_date(kind):
         return column.cast(pa.date32())
     if pa.types.is_integer(kind):
@@ -72,14 +85,14 @@ def read_times(table, name, owner):
 
 
 def is_scalar(at):
-    """Tell a single time from a table."""
+    """Return whether `at` is a single time rather than a table."""
     if isinstance(at, np.ndarray):
         return at.ndim == 0
     return isinstance(at, (str, bytes, int, float, dt.date, np.generic, pa.Scalar))
 
 
 def read_time(at, kind, name, rows):
-    """Return one time as a column of so many rows, in a type that is compared with `kind`."""
+    """Return one time as a column of `rows` rows, in a type that is comparable with `kind`."""
     if isinstance(at, pa.Scalar):
         at = at.as_py()
     if isinstance(at, np.ndarray):
@@ -96,7 +109,7 @@ def read_time(at, kind, name, rows):
             time = pd.to_datetime(at, format="ISO8601") if isinstance(at, str) else pd.Timestamp(at)
         except ValueError as error:
             raise ValueError(
-                f"at={at!r} is no time in ISO 8601, such as '2025-03-09' or "
+                f"at={at!r} is not a time in ISO 8601, such as '2025-03-09' or "
                 "'2025-03-09T12:30:00+01:00'"
             ) from error
         times = pa.array(np.full(rows, time.asm8))
@@ -108,31 +121,31 @@ def read_time(at, kind, name, rows):
     )
 
 
-def comparable(times, asked, name):
-    """Return the times of the log and those asked as integers or floats of one meaning."""
-    if asked is None:
+def comparable(times, cutoffs, name):
+    """Convert the times of the log and the cutoff times to comparable integers or floats."""
+    if cutoffs is None:
         return _as_numpy(times), None
     if pa.types.is_null(times.type):
-        times = times.cast(asked.type)
-    if pa.types.is_null(asked.type):
-        asked = asked.cast(times.type)
-    if _family(times.type) != _family(asked.type):
+        times = times.cast(cutoffs.type)
+    if pa.types.is_null(cutoffs.type):
+        cutoffs = cutoffs.cast(times.type)
+    if _family(times.type) != _family(cutoffs.type):
         raise TypeError(
             f"column {name!r} of events holds {_family(times.type)} ({type_name(times.type)}) "
-            f"and at holds {_family(asked.type)} ({type_name(asked.type)}); convert one to "
+            f"and at holds {_family(cutoffs.type)} ({type_name(cutoffs.type)}); convert one to "
             "the other"
         )
-    if pa.types.is_date(times.type) and pa.types.is_timestamp(asked.type):
-        # An event known by its day alone may be later than any hour of that day.
-        asked = pc.floor_temporal(asked, unit="day").cast(pa.date32(), safe=False)
-    elif pa.types.is_date(asked.type) and pa.types.is_timestamp(times.type):
-        asked = asked.cast(pa.timestamp("s"))
-    # A safe cast fails rather than round. One of the two ways is nearly always exact.
+    if pa.types.is_date(times.type) and pa.types.is_timestamp(cutoffs.type):
+        # An event with a date may be later than any hour of that day.
+        cutoffs = pc.floor_temporal(cutoffs, unit="day").cast(pa.date32(), safe=False)
+    elif pa.types.is_date(cutoffs.type) and pa.types.is_timestamp(times.type):
+        cutoffs = cutoffs.cast(pa.timestamp("s"))
+    # A safe cast fails instead of rounding. One of the two directions is nearly always exact.
     try:
-        asked = asked.cast(times.type)
+        cutoffs = cutoffs.cast(times.type)
     except CAST_ERRORS:
-        times = _cast(times, asked.type, name)
-    return _as_numpy(times), _as_numpy(asked)
+        times = _cast(times, cutoffs.type, name)
+    return _as_numpy(times), _as_numpy(cutoffs)
 
 
 def _family(kind):
@@ -171,38 +184,38 @@ def collect_sequences(
     Parameters
     ----------
     events : data frame, pyarrow.Table, mapping of columns or list of mappings
-        The log, one row for each event, in any order.
+        Event log with one row for each event, in any order.
     by : str or list of str
-        The columns that name the entity, such as a customer.
+        Columns that identify the entity, such as a customer.
     order_by : str
-        The column of times: timestamps, dates or numbers.
+        Column of times: timestamps, dates or numbers.
     at : None, scalar or table, default=None
-        What to collect the events for.
+        Times before which events are collected.
 
         - None: one row for each entity, with all its events.
         - One time (a datetime, a date, a string in ISO 8601 or a number): one row for each
           entity, with its events strictly before that time; entities whose events all come
           later are kept, with empty lists.
         - A table with the columns `by` and `order_by`: one row for each of its rows, in its
-          order, with the entity's events strictly before the row's time. Entities that the log
-          does not know, or that are missing, get empty lists.
+          order, with the entity's events strictly before the row's time. Entities that are not in
+          the log, or are missing, have empty lists.
     columns : str or list of str, default=None
-        The columns of `events` to collect; None for all but those of `by`. Columns that are
-        not named may hold anything.
+        Columns of `events` to collect; None collects all but those of `by`. Other columns may hold
+        values of any type.
     max_length : int, default=None
-        Keep so many of the most recent events; None keeps all.
-    prefix : str
-        Put before the name of a collected column; by default ``past_``.
+        Largest number of events of a list; the most recent ones are retained. None retains all.
+    prefix : str, default="past_"
+        Prefix of the names of collected columns.
 
     Returns
     -------
     DataFrame or pyarrow.Table
-        Of the kind of `at` if that is a table, else of the kind of `events`: pandas, polars, or
-        a :class:`pyarrow.Table` for all others. First come the columns of `at` as they are (and
-        its index) or, without a table, those of `by` with entities in the order in which they
-        first appear in the log. A column of lists follows for each collected column, oldest
-        event first, events of the same time in the order of the log. All lists of a row are of
-        one length. In pandas they are of :class:`pandas.ArrowDtype`.
+        Table of the kind of `at` if that is a table, else of the kind of `events`: pandas, polars,
+        or a :class:`pyarrow.Table` for all others. The first columns are those of `at`, unchanged
+        (with its index), or else those of `by`, with entities in the order of their first
+        appearance in the log. They are followed by a list column for each collected column, with
+        the oldest event first and events of the same time in the order of the log. All lists of a
+        row have the same length. In pandas they are of :class:`pandas.ArrowDtype`.
 
     Raises
     ------
@@ -210,27 +223,26 @@ def collect_sequences(
         If a column does not exist, a time or an entity of the log is missing, a time of `at` is
         missing, or a collected column would take the name of another.
     TypeError
-        If the times are none, or those of the log cannot be compared with those of `at`: numbers
-        with dates, or times with a time zone with times without.
+        If the times are of another type, or those of the log cannot be compared with those of
+        `at`: numbers with dates, or times with a time zone with times without.
 
     Notes
     -----
-    Nothing that happened at or after a row's time enters its lists, so that a model learns from
-    what it will have when it predicts. Two things are up to you:
+    Events at or after the time of a row are not in its lists, so that a model learns only from
+    values that are available at prediction. Two things depend on your data:
 
-    - An event counts as known from `order_by` on. Where values of a row become known later than
-      that (the arrival of a flight, ordered by its departure), order by the time at which they
-      were known.
+    - An event is available from its time in `order_by` on. If its values become available later
+      (the arrival of a flight, ordered by its departure), order by the time at which they do.
     - An event with a date instead of a time may have happened at any time of that day. It is
-      known from the next day on, whatever the hour of the time in `at`. Midnights in a column of
-      timestamps are taken literally.
+      available from the next day on, whatever the hour of the time in `at`. Midnights in a column
+      of timestamps are exact times.
 
     Without `max_length`, a table `at` with a row for each event takes memory that grows with the
     square of the number of events of an entity.
 
     Examples
     --------
-    What each customer had bought before:
+    The previous purchases of each customer, for each order:
 
     >>> import pandas as pd
     >>> from sk_easytensor.events import collect_sequences
@@ -247,7 +259,7 @@ def collect_sequences(
     >>> [list(amounts) for amounts in table["past_amount"]]
     [[], [], [10], [10, 30]]
 
-    What is known of each on one day:
+    The purchases of each customer before one day:
 
     >>> known = collect_sequences(orders, by="customer", order_by="day", at="2025-03-09")
     >>> known.columns.tolist()
@@ -272,24 +284,24 @@ def collect_sequences(
     if at is None or is_scalar(at):
         codes, _ = _entities(log, None, by)
         first = _first_rows(codes)
-        owner, taken = _select(events, log, first, by), by
-        asked_codes = np.arange(len(first))
-        asked = None if at is None else read_time(at, times.type, order_by, len(first))
+        owner, result_names = _select(events, log, first, by), by
+        cutoff_codes = np.arange(len(first))
+        cutoffs = None if at is None else read_time(at, times.type, order_by, len(first))
     else:
         owner, table = _read(at)
         _require(table, [*by, order_by], "at")
-        taken = table.column_names
-        codes, asked_codes = _entities(log, table, by)
-        asked = read_times(table, order_by, "at")
-    clash = [prefix + name for name in columns if prefix + name in taken]
+        result_names = table.column_names
+        codes, cutoff_codes = _entities(log, table, by)
+        cutoffs = read_times(table, order_by, "at")
+    clash = [prefix + name for name in columns if prefix + name in result_names]
     if clash:
         raise ValueError(
             f"collected columns would be named {clash}, as columns that are there already; "
             f"choose another prefix than {prefix!r}"
         )
 
-    times, asked = comparable(times, asked, order_by)
-    order, start, stop = _spans(times, codes, asked, asked_codes)
+    times, cutoffs = comparable(times, cutoffs, order_by)
+    order, start, stop = _spans(times, codes, cutoffs, cutoff_codes)
     if max_length is not None:
         start = np.maximum(start, stop - max_length)
     lists = materialize(log.select(columns), order, start, stop)
@@ -297,7 +309,7 @@ def collect_sequences(
 
 
 def _read(X, columns=None):
-    """Return `X` (lazy frames collected) and some of its columns, or all, as an Arrow table."""
+    """Return `X`, with lazy frames collected, and an Arrow table of `columns` or all columns."""
     if is_lazy(X):
         X = X.collect()
     if columns is not None:
@@ -308,7 +320,7 @@ def _read(X, columns=None):
 
 
 def _names(names, parameter):
-    """Return the names of columns that are given as one or several."""
+    """Return one name or several names of columns as a list, and check them."""
     if not isinstance(names, Iterable):
         raise TypeError(f"{parameter} must be the name of a column or a list, got {names!r}")
     names = [names] if isinstance(names, str) else list(names)
@@ -328,18 +340,18 @@ def _require(table, names, owner):
         raise ValueError(f"{owner} has no columns {missing}; it has {table.column_names}")
 
 
-# Entities: numbered in the order in which the log first names them.
+# Entities are numbered in the order of their first appearance in the log.
 
 
 def _entities(log, table, by):
-    """Return the entity of each row of the log and of the table, as dense integers.
+    """Return the entity of each row of the log and of the table, as consecutive integers.
 
-    A missing entity of the table is one that the log does not have.
+    Missing entities of the table have an integer that does not occur in the log.
     """
     codes = None
     for name in by:
         column = decoded(log[name])
-        refuse_missing(column, name, "events", "entity")
+        check_not_missing(column, name, "events", "entity")
         if table is not None:
             column = _concatenate(column, decoded(table[name]), name)
         if pa.types.is_floating(column.type):
@@ -375,7 +387,7 @@ def _encode(column, name):
         encoded = column.dictionary_encode()
     except CAST_ERRORS as error:
         raise TypeError(
-            f"column {name!r} of type {type_name(column.type)} cannot name entities"
+            f"column {name!r} of type {type_name(column.type)} cannot identify entities"
         ) from error
     indices = [chunk.indices.fill_null(-1) for chunk in encoded.chunks]
     return pa.chunked_array(indices, type=pa.int32()).to_numpy().astype(np.int64)
@@ -387,29 +399,29 @@ def _first_rows(codes):
     return np.flatnonzero(codes > highest_before)
 
 
-# Lists: one stable sort puts each entity's events in a row, then every list is a range of it.
+# Lists: after one stable sort by entity and time, each list is a range of the sorted events.
 
 
-def _spans(times, codes, asked, asked_codes):
-    """Return the order of events by entity and time, and the range in it of each row asked."""
-    counts = np.bincount(codes, minlength=asked_codes.max(initial=-1) + 1)
+def _spans(times, codes, cutoffs, cutoff_codes):
+    """Return the order of events by entity and time, and the range of each row in this order."""
+    counts = np.bincount(codes, minlength=cutoff_codes.max(initial=-1) + 1)
     starts = np.cumsum(counts) - counts
-    if asked is None:
-        return _sort(times, codes), starts[asked_codes], (starts + counts)[asked_codes]
-    # What is asked comes before the events, and the sort is stable: of the rows of one time, the
-    # events therefore come last, and those counted before a row asked are strictly earlier.
-    order = _sort(np.concatenate([asked, times]), np.concatenate([asked_codes, codes]))
-    is_event = order >= len(asked)
+    if cutoffs is None:
+        return _sort(times, codes), starts[cutoff_codes], (starts + counts)[cutoff_codes]
+    # Cutoffs precede the events and the sort is stable, so among equal times the events are last.
+    # Events that precede a cutoff in this order are therefore strictly earlier.
+    order = _sort(np.concatenate([cutoffs, times]), np.concatenate([cutoff_codes, codes]))
+    is_event = order >= len(cutoffs)
     earlier = np.cumsum(is_event)
-    stop = np.empty(len(asked), dtype=np.int64)
+    stop = np.empty(len(cutoffs), dtype=np.int64)
     stop[order[~is_event]] = earlier[~is_event]
-    return order[is_event] - len(asked), starts[asked_codes], stop
+    return order[is_event] - len(cutoffs), starts[cutoff_codes], stop
 
 
 def _sort(times, codes):
     """Return the stable order by entity, then time."""
     order = np.argsort(times, kind="stable")
-    # Digits of 16 bits, the lowest first: NumPy sorts these in linear time.
+    # Radix sort by digits of 16 bits, the lowest first, which NumPy sorts in linear time.
     for shift in range(0, int(codes.max(initial=0)).bit_length(), 16):
         digit = ((codes >> shift) & 0xFFFF).astype(np.uint16)
         order = order[np.argsort(digit[order], kind="stable")]
@@ -421,7 +433,7 @@ def materialize(table, order, start, stop):
     lengths = stop - start
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     rows = np.arange(offsets[-1]) + np.repeat(start - offsets[:-1], lengths)
-    # Where lists overlap, reading neighbours is faster than jumping about the log.
+    # If lists overlap, sorting the events first makes the memory access sequential.
     steps = [order, rows] if len(rows) > len(order) else [order[rows]]
     steps = [pa.array(step) for step in steps]
     offsets = pa.array(offsets, pa.int64())
@@ -435,7 +447,7 @@ def materialize(table, order, start, stop):
 
 
 def contiguous(column):
-    """Return a column as one array, of a type whose offsets cannot overflow when repeated."""
+    """Return a column as one array, with 64-bit offsets that repeated rows cannot overflow."""
     kind = column.type
     if pa.types.is_string(kind):
         column = column.cast(pa.large_string())
@@ -448,11 +460,11 @@ def contiguous(column):
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-# Results: of the kind that the user brought.
+# Results are of the same kind of table as the input.
 
 
 def _select(X, table, rows, names):
-    """Return rows and columns of what the user brought, `table` being the same in Arrow."""
+    """Return rows and columns of the user's table; `table` is the same in Arrow."""
     if isinstance(X, pd.DataFrame):
         labels = list(map(str, X.columns))
         positions = [labels.index(name) for name in names]
@@ -463,7 +475,7 @@ def _select(X, table, rows, names):
 
 
 def _attach(owner, lists):
-    """Return what the user brought with the lists as further columns."""
+    """Return the user's table with the lists as additional columns."""
     if isinstance(owner, pd.DataFrame):
         arrays = {name: pd.arrays.ArrowExtensionArray(lists[name]) for name in lists.column_names}
         return pd.concat([owner, pd.DataFrame(arrays, index=owner.index)], axis=1)

@@ -1,4 +1,4 @@
-"""Encoded rows as tensors: a dictionary of entries, and lists of any length without padding."""
+"""Tensors of encoded rows: frames of dense entries and of ragged lists without padding."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ __all__ = [
 
 
 class Ragged:
-    """Lists of unequal length, kept flat.
+    """Ragged tensor: lists of different lengths, stored flat.
 
     Parameters
     ----------
     values : torch.Tensor of shape (total, ...)
-        All lists, one after the other.
+        Items of all lists, concatenated.
     offsets : torch.Tensor of int64, shape (n_rows * n_columns + 1,)
-        List ``i`` is ``values[offsets[i]:offsets[i + 1]]``; the lists of a row are neighbours.
+        List ``i`` is ``values[offsets[i]:offsets[i + 1]]``; the lists of a row are consecutive.
     n_columns : int, default=1
-        Lists per row.
+        Number of lists per row.
 
     Notes
     -----
     Lists that describe the same items, such as the kind and the amount of each event, are
-    parallel: their ragged tensors share one `offsets` object. Methods that take a `shared`
-    dictionary keep it so, and do the work on the offsets once, if all are given the same one.
+    parallel: their ragged tensors share one `offsets` object. Methods with a parameter `shared`
+    preserve this, and compute new offsets only once, if they are called with the same dictionary
+    for all parallel tensors.
 
     Examples
     --------
@@ -60,14 +61,14 @@ class Ragged:
         return self.offsets[1:] - self.offsets[:-1]
 
     def take(self, rows, shared=None):
-        """Return the given rows.
+        """Return a selection of rows.
 
         Parameters
         ----------
         rows : slice or torch.Tensor of int64
-            Which; a slice gives views.
+            Rows to select; a slice with step 1 returns views.
         shared : dict, optional
-            See the class.
+            Cache of new offsets: see the notes of the class.
 
         Returns
         -------
@@ -86,24 +87,24 @@ class Ragged:
         return self._take_lists(lists, shared)
 
     def permute_columns(self, columns, rows, shared=None):
-        """Return a copy in which the lists of some columns come from other rows."""
+        """Return a copy in which the lists of `columns` are those of other `rows`."""
         source = torch.arange(len(self.offsets) - 1).reshape(len(self), self.n_columns)
         source[:, columns] = source[rows][:, columns]
         return self._take_lists(source.reshape(-1), shared)
 
     def refill(self, rows):
-        """Return lists as long as these that hold the last items of other rows' lists.
+        """Return lists of the same lengths with the last items of the lists of other rows.
 
         Parameters
         ----------
         rows : torch.Tensor of int64
-            Row that each row's items are taken from.
+            Row from which the items of each row are taken.
 
         Returns
         -------
         Ragged
-            Parallel to this one. Where the other list is shorter, the first items are missing:
-            0 for integers, NaN for floats, as blocks encode it.
+            Lists parallel to these. If the other list is shorter, the first items are missing:
+            0 for integers and NaN for floats, as in the encodings of blocks.
         """
         lengths = self.lengths
         owner = torch.repeat_interleave(lengths)
@@ -115,7 +116,7 @@ class Ragged:
         return Ragged(values, self.offsets, self.n_columns)
 
     def to_padded(self, fill=0):
-        """Return a dense tensor of shape (n_lists, longest list, ...), filled at the end."""
+        """Return a dense tensor of shape (n_lists, longest, ...), padded with `fill`."""
         lengths = self.lengths
         longest = int(lengths.max()) if len(lengths) else 0
         shape = (len(lengths), longest, *self.values.shape[1:])
@@ -124,13 +125,13 @@ class Ragged:
         return padded
 
     def to(self, device, shared=None):
-        """Return the same lists on another device."""
+        """Return the lists on another device."""
         offsets = _once(shared, self.offsets, lambda: self.offsets.to(device))
         return Ragged(self.values.to(device), offsets, self.n_columns)
 
     @staticmethod
     def concatenate(parts, shared=None):
-        """Join the rows of several ragged tensors."""
+        """Concatenate the rows of ragged tensors."""
 
         def join():
             shifts = np.cumsum([0] + [len(part.values) for part in parts])
@@ -164,17 +165,17 @@ class Ragged:
 
 
 class Padded:
-    """Lists as a network that was exported is given them: padded, beside their lengths.
+    """Padded lists and their lengths, the inputs of exported networks.
 
-    It stands in for a :class:`Ragged` whose values include the padding, so that modules read
-    both alike; no shape depends on what the lists hold.
+    It replaces a :class:`Ragged` in modules, with values that include the padding, so that no shape
+    depends on the values of the lists.
 
     Parameters
     ----------
     padded : torch.Tensor of shape (n_rows, n_columns, longest, ...)
-        Items, anything at the end.
+        Items, followed by arbitrary padding.
     lengths : torch.Tensor of int64, shape (n_rows, n_columns)
-        Items of each list.
+        Length of each list.
     """
 
     def __init__(self, padded, lengths):
@@ -184,44 +185,44 @@ class Padded:
 
     @property
     def offsets(self):
-        """The lists themselves, which say where each one is, as offsets do."""
+        """The object itself, which modules pass on in place of offsets."""
         return self
 
     def pad(self, items):
-        """Return flat items as (n_lists, longest, ...), zeros at the end, and the lengths."""
+        """Return flat items as (n_lists, longest, ...), followed by zeros, and the lengths."""
         padded = items.unflatten(0, (-1, self.longest))
         known = torch.arange(self.longest, device=items.device) < self.lengths[:, None]
         known = known.reshape(known.shape + (1,) * (padded.ndim - 2))
         return torch.where(known, padded, torch.zeros_like(padded)), self.lengths
 
     def to_padded(self):
-        """Return a tensor of shape (n_lists, longest, ...), zeros at the end."""
+        """Return a tensor of shape (n_lists, longest, ...), with zeros as padding."""
         return self.pad(self.values)[0]
 
 
 def _once(shared, offsets, make):
-    """Make something of a tensor of offsets, once for all ragged tensors that share it."""
+    """Return ``make()``, computed once for all ragged tensors that share an offsets object."""
     if shared is None:
         return make()
-    # The caller holds on to the offsets meanwhile, so that their identity is theirs alone.
+    # The caller holds a reference to the offsets, so their id is not reused.
     if id(offsets) not in shared:
         shared[id(offsets)] = make()
     return shared[id(offsets)]
 
 
 class TensorFrame:
-    """The encodings of all blocks of a table.
+    """Encodings of a table by all blocks.
 
     Parameters
     ----------
     encodings : dict of {str: dict of {str: torch.Tensor or Ragged}}
-        Block name to entry name to tensor.
+        Tensors by block name and entry name.
     n_rows : int, optional
-        Needed only when there are no entries.
+        Number of rows; required only if there are no entries.
 
     Notes
     -----
-    Iterates over block names and is indexed by them; its ``len`` is the number of rows.
+    Iteration and indexing are by block name; ``len`` is the number of rows.
 
     Examples
     --------
@@ -257,7 +258,7 @@ class TensorFrame:
         return f"TensorFrame(rows={self.n_rows}, blocks={list(self.encodings)})"
 
     def map(self, function, n_rows=None):
-        """Apply a function to every entry."""
+        """Return a frame of ``function(entry)`` for every entry."""
         encodings = {
             block: {name: function(entry) for name, entry in encoding.items()}
             for block, encoding in self.encodings.items()
@@ -265,7 +266,7 @@ class TensorFrame:
         return TensorFrame(encodings, self.n_rows if n_rows is None else n_rows)
 
     def take(self, rows):
-        """Return the given rows: a slice (views) or an int64 tensor (copies)."""
+        """Return a selection of rows, by a slice (views) or an int64 tensor (copies)."""
         n_rows = len(range(*rows.indices(self.n_rows))) if isinstance(rows, slice) else len(rows)
         shared = {}
         return self.map(lambda entry: _take(entry, rows, shared), n_rows)
@@ -276,21 +277,25 @@ class TensorFrame:
         return self.map(lambda entry: _to(entry, device, shared))
 
     def permute_column(self, block, positions, rows):
-        """Return a frame in which one input column's values come from other rows.
+        """Return a frame in which the values of one input column are those of other rows.
 
         Parameters
         ----------
         block : str
             Name of the block that reads the column.
         positions : dict of {str: list of int}
-            For each entry of the encoding, where the column stands in its second dimension.
+            Positions of the column in the second dimension of each entry of the encoding.
         rows : torch.Tensor of int64
-            Row that each row's value is taken from.
+            Row from which the value of each row is taken.
+
+        Returns
+        -------
+        TensorFrame
 
         Notes
         -----
-        Lists that are parallel to those of other columns stay as long as they are: the row has
-        so many events, and what the column says of the latest ones comes from another row.
+        Lists that are parallel to those of other columns keep their lengths: a row has the same
+        number of events, and the column's values of the latest events are those of another row.
         """
         encoding = dict(self.encodings[block])
         positions = {name: columns for name, columns in positions.items() if columns}
@@ -313,7 +318,7 @@ class TensorFrame:
         return TensorFrame({**self.encodings, block: encoding}, self.n_rows)
 
     def content(self):
-        """Return all the tensors it is made of, offsets included."""
+        """Return all tensors of the frame, including offsets."""
         entries = [entry for encoding in self.encodings.values() for entry in encoding.values()]
         return [
             tensor
@@ -322,9 +327,10 @@ class TensorFrame:
         ]
 
     def row_hashes(self):
-        """Return a 64-bit hash of each row's content, as an int64 array.
+        """Return a 64-bit hash of the content of each row, as an int64 array.
 
-        Equal rows have equal hashes; unlike rows collide with probability about ``n**2 / 2**64``.
+        Equal rows have equal hashes. Among n different rows there is a collision with a probability
+        of about ``n**2 / 2**64``.
         """
         total = np.zeros(self.n_rows, dtype=np.uint64)
         seed = 0
@@ -336,7 +342,7 @@ class TensorFrame:
 
     @staticmethod
     def concatenate(frames):
-        """Join the rows of several frames of the same blocks."""
+        """Concatenate the rows of frames of the same blocks."""
         frames = list(frames)
         if len(frames) == 1:
             return frames[0]
@@ -370,23 +376,22 @@ class TensorFrame:
 
     @staticmethod
     def from_arrow(batch):
-        """Read what :meth:`to_arrow` wrote, sharing its memory."""
+        """Return the frame of a record batch from :meth:`to_arrow`, sharing its memory."""
         encodings = {}
         for field, array in zip(batch.schema, batch.columns, strict=True):
             block, name = field.name.rsplit("/", 1)
             entry = _entry_from_arrow(array, field.metadata)
             encodings.setdefault(block, {})[name] = entry
             if isinstance(entry, Ragged):
-                # Version 0.1 did not write it.
+                # Batches of version 0.1 do not have the key.
                 parallel = field.metadata.get(b"parallel", field.name.encode())
-                other, twin = parallel.decode().rsplit("/", 1)
-                entry.offsets = encodings[other][twin].offsets
+                other, other_name = parallel.decode().rsplit("/", 1)
+                entry.offsets = encodings[other][other_name].offsets
         return TensorFrame(encodings, batch.num_rows)
 
     def equals(self, other):
-        """Return whether two frames hold the same tensors, NaN equal to NaN."""
-        ours, theirs = self.to_arrow(), other.to_arrow()
-        if ours.schema != theirs.schema or len(self) != len(other):
+        """Return whether two frames have bit-identical tensors, with NaN equal to NaN."""
+        if self.to_arrow().schema != other.to_arrow().schema or len(self) != len(other):
             return False
         return all(
             torch.equal(_bits(a), _bits(b))
@@ -397,18 +402,18 @@ class TensorFrame:
 
 
 def select_rows(table, index):
-    """Return rows of a matrix, with a gradient that is the same in every run.
+    """Select rows of a matrix, with a deterministic gradient.
 
-    Several threads add up the gradient of ``table[index]`` in any order; that of ``index_select``
-    is added up in the order of the index, and takes half the time. On a GPU it is the other way
-    round.
+    On a CPU, threads sum the gradient of ``table[index]`` in an arbitrary order. The gradient of
+    ``index_select`` is summed in the order of the index, and takes half the time. On a GPU it is
+    the other way round.
 
     Parameters
     ----------
     table : torch.Tensor of shape (n, size)
-        A matrix.
+        Matrix whose rows are selected.
     index : torch.Tensor of int64, of any shape
-        Which rows; any of them may occur several times.
+        Indices of rows, which may be repeated.
 
     Returns
     -------
@@ -421,8 +426,8 @@ def select_rows(table, index):
     """
     if not table.is_cpu:
         return table[index]
-    found = table.index_select(0, index.reshape(-1))
-    return found if index.ndim == 1 else found.unflatten(0, index.shape)
+    rows = table.index_select(0, index.reshape(-1))
+    return rows if index.ndim == 1 else rows.unflatten(0, index.shape)
 
 
 def _take(entry, rows, shared):
@@ -446,12 +451,12 @@ def _parts(entry):
 
 
 def _bits(tensor):
-    # Without any element a tensor may have strides that cannot be viewed as bytes.
+    # A tensor without elements may have strides that cannot be viewed as bytes.
     return tensor.contiguous().view(torch.uint8) if tensor.numel() else torch.empty(tensor.shape)
 
 
 def _mix(state):
-    """Finaliser of the splitmix64 generator (Steele, Lea and Flood, 2014)."""
+    """Hash 64-bit integers (the finaliser of splitmix64; Steele, Lea and Flood, 2014)."""
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))
@@ -462,8 +467,8 @@ def _hash_values(values, seed):
     array = values.numpy()
     array = array.reshape(len(array), int(np.prod(array.shape[1:])))
     words = np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}").astype(np.uint64)
-    place = _mix(np.arange(words.shape[1], dtype=np.uint64) + np.uint64(seed << 32))
-    return _mix(words + place).sum(axis=1, dtype=np.uint64)
+    column_hash = _mix(np.arange(words.shape[1], dtype=np.uint64) + np.uint64(seed << 32))
+    return _mix(words + column_hash).sum(axis=1, dtype=np.uint64)
 
 
 def _hash_entry(entry, seed):
@@ -472,8 +477,8 @@ def _hash_entry(entry, seed):
     n_lists = len(entry.offsets) - 1
     lengths = entry.lengths.numpy()
     owner = np.repeat(np.arange(n_lists), lengths)
-    place = np.arange(len(owner)) - entry.offsets.numpy()[owner]
-    element = _mix(_hash_values(entry.values, seed) + _mix(place.astype(np.uint64)))
+    position = np.arange(len(owner)) - entry.offsets.numpy()[owner]
+    element = _mix(_hash_values(entry.values, seed) + _mix(position.astype(np.uint64)))
     total = np.zeros(n_lists, dtype=np.uint64)
     np.add.at(total, owner, element)
     lists = _mix(total + lengths.astype(np.uint64)).reshape(len(entry), entry.n_columns)
@@ -517,6 +522,6 @@ def _to_tensor(array):
 
 def _torch_view(array):
     with catch_warnings():
-        # Arrow memory is read-only and torch has no read-only tensors; nothing writes to it.
+        # Torch warns of read-only memory such as Arrow's; the tensor is never written to.
         simplefilter("ignore", UserWarning)
         return torch.from_numpy(array.to_numpy(zero_copy_only=True))

@@ -307,7 +307,7 @@ def test_zones_are_not_guessed(log, at, zoned):
         ({"at": {"user": ["a"]}}, ValueError, r"at has no columns \['time'\]"),
         ({"at": pd.NaT}, ValueError, "at is NaT"),
         ({"at": np.nan}, ValueError, "at is nan"),
-        ({"at": "yesterday"}, ValueError, "at='yesterday' is no time in ISO 8601"),
+        ({"at": "yesterday"}, ValueError, "at='yesterday' is not a time in ISO 8601"),
         ({"at": 3}, TypeError, "at=3 cannot be compared with column 'time' of events"),
         ({"at": True}, TypeError, "at=True cannot be compared"),
         ({"at": "2024", "order_by": "price"}, TypeError, "at='2024' cannot .*'price'.* float64"),

@@ -4,13 +4,13 @@ import os
 
 import pytest
 
-from sk_easytensor._utils.storage import write_whole
+from sk_easytensor._utils.storage import write_atomically
 
 
 def test_a_file_is_replaced(tmp_path):
     path = tmp_path / "file"
-    assert write_whole(path, "é", "test") == path
-    assert write_whole(path, b"new", "test").read_bytes() == b"new"
+    assert write_atomically(path, "é", "test") == path
+    assert write_atomically(path, b"new", "test").read_bytes() == b"new"
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -25,11 +25,11 @@ def test_what_was_there_stays_if_writing_fails(function, error, tmp_path, monkey
     (tmp_path / ".file.mine").write_text("mine")
     monkeypatch.setattr(os, function, fail)
     with pytest.raises(type(error)):
-        write_whole(path, b"new", "test")
+        write_atomically(path, b"new", "test")
     assert path.read_text() == "old"
     assert sorted(os.listdir(tmp_path)) == [".file.mine", "file"]
 
 
 def test_a_directory_that_does_not_exist(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"test: directory '.*missing' does not exist"):
-        write_whole(tmp_path / "missing" / "file", b"", "test")
+        write_atomically(tmp_path / "missing" / "file", b"", "test")

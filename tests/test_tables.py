@@ -1040,7 +1040,7 @@ def test_matrices_of_objects_are_lists(values):
 
 def test_objects_that_are_no_table():
     groups = pd.DataFrame({"a": [1, 2]}).groupby("a")
-    with pytest.raises(ValueError, match="X is a DataFrameGroupBy, which is no table"):
+    with pytest.raises(ValueError, match="X is a DataFrameGroupBy, which is not a table"):
         as_table(groups)
 
 

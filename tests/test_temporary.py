@@ -18,7 +18,7 @@ from sk_easytensor._utils.storage import (
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no user numbers here")
 
-OLD = time.time() - 2 * temporary.OLD_ENOUGH
+OLD = time.time() - 2 * temporary.MIN_AGE_SECONDS
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ from sk_easytensor.training.blend import tree_rows
 from sk_easytensor.training.dataset import EncodedDataset, MemoryMappedDataset, materialize
 from sk_easytensor.trees import boosting as boosted
 from sk_easytensor.trees.boosting import TreeDataset, cross_fitted_target_encoding
-from sk_easytensor.trees.forest import TreesModule, places_of_bits
+from sk_easytensor.trees.forest import TreesModule, bit_positions
 
 N_TRAIN, N_VALID = 700, 200
 CODES = [(1001, True), (1001, True), (1001, True), (12, False), (402, False)]
@@ -116,7 +116,7 @@ def test_tables_give_what_scikit_learn_does(kind, leaves, columns, score, monkey
         expected.append(booster._raw_predict(own.matrices[1]))
     found = module(torch.from_numpy(columns[N_TRAIN:]))
     np.testing.assert_allclose(found, np.concatenate(expected, axis=1), rtol=1e-5, atol=2e-5)
-    monkeypatch.setattr("sk_easytensor.trees.forest.AT_ONCE", 0)
+    monkeypatch.setattr("sk_easytensor.trees.forest.MAX_LOOKUP_ENTRIES", 0)
     assert torch.equal(module(torch.from_numpy(columns[N_TRAIN:])), found)
     module.unpack()
     unpacked = module(torch.from_numpy(columns[N_TRAIN:]))
@@ -197,11 +197,11 @@ def test_codes_that_cannot_be_told_apart_share_rows(columns):
 def test_tables_stay_within_bounds(columns, score, monkeypatch):
     head, target = RegressionHead(), score[:, None]
     whole = grow(head, columns, target)[0]
-    monkeypatch.setattr("sk_easytensor.trees.forest.MOST_BYTES", whole.open_leaves.nbytes // 3)
+    monkeypatch.setattr("sk_easytensor.trees.forest.MAX_TABLE_BYTES", whole.open_leaves.nbytes // 3)
     part = grow(head, columns, target)[0]
     assert part.open_leaves.nbytes <= whole.open_leaves.nbytes // 3
     assert np.array_equal(part.values, whole.values[: part.n_trees])
-    monkeypatch.setattr("sk_easytensor.trees.forest.MOST_NUMBERS", 1)
+    monkeypatch.setattr("sk_easytensor.trees.forest.MAX_UNPACKED_VALUES", 1)
     with pytest.raises(RuntimeError, match=r"lower trees__max_leaf_nodes or"):
         TreesModule([part], 0.5).unpack()
 
@@ -229,14 +229,14 @@ def test_many_rows_have_trees_of_more_and_larger_leaves(n_rows, leaves, fewest):
 def test_places_of_bits(kind):
     places = torch.arange(15 if kind == torch.int16 else 31)
     bits = (2**places).to(kind)
-    assert torch.equal(places_of_bits(bits), places.int())
+    assert torch.equal(bit_positions(bits), places.int())
     graph = torch.export.export(Places(), (bits,)).module()
     assert torch.equal(graph(bits), places.int())
 
 
 class Places(torch.nn.Module):
     def forward(self, bits):
-        return places_of_bits(bits)
+        return bit_positions(bits)
 
 
 def test_targets_of_all_sizes(numbers):

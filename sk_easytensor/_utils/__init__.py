@@ -1,1 +1,1 @@
-"""Helpers for every part of the library: checks, files, threads, locks."""
+"""Helpers of all other packages: validation, files, threads, locks, masking of URLs."""

@@ -1,4 +1,4 @@
-"""Descriptions of callables that are the same in every process, for digests and comparisons."""
+"""Describe callables as texts that are equal in every process, for digests and comparisons."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ __all__ = [
 
 
 def describe_object(value):
-    """Return a text that differs between objects that act differently, without addresses.
+    """Return a text that identifies an object by its behaviour, without memory addresses.
 
     Parameters
     ----------
     value : object
-        A function has its name and a digest of its code, defaults and enclosed variables; another
-        callable has its class and attributes.
+        The text of a function contains its name and a digest of its code, defaults and closure;
+        that of another callable its class and attributes.
 
     Returns
     -------
     str
+        Different texts for objects that behave differently.
 
     Examples
     --------
@@ -43,7 +44,7 @@ def describe_object(value):
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(describe_object, value))}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{key}: {describe_object(each)}' for key, each in value.items())}}}"
+        return f"{{{', '.join(f'{key}: {describe_object(item)}' for key, item in value.items())}}}"
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray):
@@ -55,7 +56,7 @@ def describe_object(value):
 
 
 def enclosed_value(cell):
-    """Return the value of an enclosed variable, or the code of a function."""
+    """Return the value of a closure cell, or its code if the value is a function."""
     try:
         value = cell.cell_contents
     except ValueError:
@@ -64,7 +65,7 @@ def enclosed_value(cell):
 
 
 def code_text(code):
-    """Return what a code object does as text, that of functions within it included."""
+    """Return a code object as text, with the code of functions within it."""
     return f"{code.co_code.hex()} {list(map(constant_text, code.co_consts))} {code.co_names}"
 
 

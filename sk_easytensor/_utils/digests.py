@@ -1,4 +1,4 @@
-"""Digests of tables and arrays, by which the same data are recognised in another process."""
+"""Digests of tables and arrays, which are equal for equal data in every process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def table_digest(table):
     Parameters
     ----------
     table : pyarrow.Table
-        However it is cut into chunks.
+        Table; its division into chunks does not change the digest.
 
     Returns
     -------
@@ -37,66 +37,71 @@ def table_digest(table):
     >>> table_digest(table) == table_digest(table[:2])
     False
     """
-    summed = hashlib.sha256()
-    # Metadata of the schema name the version of pandas.
+    hasher = hashlib.sha256()
+    # The metadata of the schema contain the version of pandas.
     table = table.replace_schema_metadata(None).combine_chunks()
-    with pa.ipc.new_stream(pa.PythonFile(HashingFile(summed), "w"), table.schema) as writer:
+    with pa.ipc.new_stream(pa.PythonFile(HashingFile(hasher), "w"), table.schema) as writer:
         writer.write_table(table)
-    return summed.hexdigest()[:16]
+    return hasher.hexdigest()[:16]
 
 
 def array_digest(*arrays):
-    """Return a digest of arrays of any type, 16 hexadecimal digits.
+    """Return a digest of arrays of any type.
 
     Parameters
     ----------
     *arrays : ndarray
-        Of objects as well, if they can be pickled.
+        Arrays; those of objects must be picklable.
+
+    Returns
+    -------
+    str
+        16 hexadecimal digits.
     """
-    whole = [np.ascontiguousarray(array) for array in arrays]
-    return joblib.hash(whole, hash_name="sha1")[:16]
+    contiguous = [np.ascontiguousarray(array) for array in arrays]
+    return joblib.hash(contiguous, hash_name="sha1")[:16]
 
 
 class Digest:
-    """A short digest of arrays and tensors, some after the others."""
+    """Incremental digest of arrays and tensors; ``str`` returns 16 hexadecimal digits."""
 
     def __init__(self):
-        self._summed = hashlib.sha256()
+        self._hasher = hashlib.sha256()
 
     def add(self, *arrays):
-        """Take in some more."""
+        """Update the digest with arrays or tensors, and return self."""
         for array in arrays:
             if hasattr(array, "detach"):
                 array = array.detach().cpu().numpy()
-            self._summed.update(str((array.dtype, array.shape)).encode())
-            self._summed.update(np.ascontiguousarray(array))
+            self._hasher.update(str((array.dtype, array.shape)).encode())
+            self._hasher.update(np.ascontiguousarray(array))
         return self
 
     def __str__(self):
-        return self._summed.hexdigest()[:16]
+        return self._hasher.hexdigest()[:16]
 
 
 class HashingFile:
-    """A file that keeps nothing of what is written but its digest.
+    """File that passes the bytes that are written to a hash object.
 
     Parameters
     ----------
-    summed : hashlib hash object
-        Is updated.
+    hasher : hashlib hash object
+        Hash that is updated.
     """
 
     closed = False
 
-    def __init__(self, summed):
-        self.summed = summed
+    def __init__(self, hasher):
+        self.hasher = hasher
 
     def write(self, data):
-        """Take in some bytes."""
-        self.summed.update(data)
+        """Update the hash and return the number of bytes."""
+        self.hasher.update(data)
         return len(data)
 
     def flush(self):
-        """Nothing is held back."""
+        """Do nothing, because nothing is buffered."""
 
     def close(self):
-        """Nothing is open."""
+        """Do nothing, because no file is open."""

@@ -1,4 +1,4 @@
-"""Parameters and attributes that several classes share are documented once."""
+"""Copy the documentation of shared parameters and attributes from one class to others."""
 
 import re
 from inspect import cleandoc
@@ -11,7 +11,7 @@ SECTIONS = ("Parameters", "Attributes")
 
 
 def documented_like(source):
-    """Return a class decorator that fills in what another class documents.
+    """Return a class decorator that copies entries of the docstring of another class.
 
     In the sections "Parameters" and "Attributes" of the decorated class, an entry of names without
     a type, whose text is "As in :class:`Source`.", is replaced by the entries of these names in the
@@ -20,12 +20,12 @@ def documented_like(source):
     Parameters
     ----------
     source : type
-        The class that documents them, in numpydoc's format.
+        Class whose docstring documents the names, in numpydoc format.
 
     Returns
     -------
     callable
-        Takes a class and returns it.
+        Decorator that changes the docstring of a class and returns the class.
 
     Raises
     ------
@@ -37,13 +37,14 @@ def documented_like(source):
     def decorate(kind):
         # With -OO there are no docstrings.
         if kind.__doc__ and source.__doc__:
-            kind.__doc__ = _filled(cleandoc(kind.__doc__), _entries(source), pattern)
+            kind.__doc__ = _with_entries(cleandoc(kind.__doc__), _entries(source), pattern)
         return kind
 
     return decorate
 
 
-def _filled(text, entries, pattern):
+def _with_entries(text, entries, pattern):
+    """Return a docstring in which references are replaced by the entries of the source."""
     lines = []
     for section, header, body in _parts(text):
         names = header.split(", ")
@@ -67,16 +68,16 @@ def _entries(source):
 
 
 def _parts(text):
-    """Yield each line that is not indented, with the section it is in and the lines below it."""
+    """Yield the section, the text and the indented lines below each line that is not indented."""
     lines, section = text.split("\n"), ""
-    starts = [at for at, line in enumerate(lines) if line[:1].strip()]
-    for at, end in zip([0, *starts[1:]], [*starts[1:], len(lines)], strict=True):
+    starts = [start for start, line in enumerate(lines) if line[:1].strip()]
+    for start, end in zip([0, *starts[1:]], [*starts[1:], len(lines)], strict=True):
         if end < len(lines) and re.fullmatch("-+", lines[end]):
-            section = lines[at]
-        body = lines[at + 1 : end]
+            section = lines[start]
+        body = lines[start + 1 : end]
         rest = []
         while body and not body[-1].strip():
             rest.append(body.pop())
-        yield section, lines[at], body
+        yield section, lines[start], body
         for line in reversed(rest):
             yield "", line, []

@@ -1,7 +1,8 @@
-"""Forked processes: threads of the parent are gone, and so are those that held its locks.
+"""Locks and callbacks for forked processes, in which the threads of the parent do not exist.
 
-Thread pools of OpenMP and of onnxruntime wait for ever when they are used in a process that was
-forked after the parent used them. Libraries that have such pools do not repair them.
+Locks held by other threads of the parent are never released in the child. Thread pools of OpenMP
+and onnxruntime block forever if the parent used them before the fork, and these libraries do not
+repair them.
 """
 
 from __future__ import annotations
@@ -24,34 +25,34 @@ _LOCKS = WeakSet()
 
 
 def generation():
-    """Return how many forks lie between this process and the one that imported the library."""
+    """Return the number of forks since the process that imported the library."""
     return _GENERATION
 
 
 def is_forked():
-    """Return whether this process was forked from one that had imported the library."""
+    """Return whether this process was forked after the library was imported."""
     return _GENERATION > 0
 
 
 def after_fork(callback):
-    """Have a function called, without arguments, in each process that is forked from this one.
+    """Register a function that is called in each process that is forked from this one.
 
     Parameters
     ----------
     callback : callable
-        It is kept as long as the process lives.
+        Function without arguments; it cannot be unregistered.
 
     Returns
     -------
     callable
-        The same.
+        `callback`, so that the function can be used as a decorator.
     """
     _CALLBACKS.append(callback)
     return callback
 
 
 class ForkSafeLock:
-    """A reentrant lock, free in a forked process unless the thread that forked holds it.
+    """Reentrant lock that is free in a forked process unless the forking thread holds it.
 
     Examples
     --------
@@ -71,7 +72,7 @@ class ForkSafeLock:
         self._lock.release()
 
     def renew(self):
-        """Replace the lock if a thread holds it that is not there any more."""
+        """Replace the lock if it is held by a thread that does not exist in this process."""
         if self._lock.acquire(blocking=False):
             self._lock.release()
         else:

@@ -1,4 +1,4 @@
-"""Packages whose names are imported when they are asked for."""
+"""Packages that import their public names on first access."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ __all__ = [
 
 
 def lazy_names(package, modules, subpackages=(), module=None):
-    """Return a package's ``__getattr__`` and ``__dir__``.
+    """Return ``__getattr__`` and ``__dir__`` of a package that imports names on first access.
 
-    Parts that do without torch, such as what serves an exported model, can be imported from a
-    package that is lazy without it.
+    Parts of the package that do not need torch, such as those that serve exported models, can then
+    be imported without torch.
 
     Parameters
     ----------
     package : str
-        Its name.
+        Name of the package.
     modules : dict of {str: list of str}
-        For each module, relative to the package, the names that come from it.
-    subpackages : sequence of str
-        Parts of the package that are names of it themselves.
+        Public names of each module, whose name is relative to the package.
+    subpackages : sequence of str, default=()
+        Subpackages that are attributes of the package.
     module : str, optional
-        Whose the names are, if it is another than the package.
+        Name of the module with the two functions; by default that of the package.
 
     Returns
     -------
-    callable, callable
+    __getattr__, __dir__ : callable
+        Functions for the module.
 
     Examples
     --------
@@ -39,18 +40,18 @@ def lazy_names(package, modules, subpackages=(), module=None):
     'sk_easytensor._utils.validation'
     """
     owner = package if module is None else module
-    places = {name: where for where, names in modules.items() for name in names}
+    sources = {name: source for source, names in modules.items() for name in names}
 
     def get(name):
         if name in subpackages:
             return import_module(f".{name}", package)
-        if name not in places:
+        if name not in sources:
             raise AttributeError(f"module {owner!r} has no attribute {name!r}")
-        value = getattr(import_module(places[name], package), name)
+        value = getattr(import_module(sources[name], package), name)
         setattr(sys.modules[owner], name, value)
         return value
 
     def names():
-        return sorted({*vars(sys.modules[owner]), *places, *subpackages})
+        return sorted({*vars(sys.modules[owner]), *sources, *subpackages})
 
     return get, names

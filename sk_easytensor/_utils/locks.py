@@ -1,4 +1,4 @@
-"""Directories that one fit at a time writes to."""
+"""Lock files, so that only one fit at a time writes to a checkpoint directory."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ __all__ = [
 
 
 LOCK = "fit.lock"
-"""Name of the file."""
+"""Name of the lock file."""
 
 ATTEMPTS = 10
-"""Other processes may create and remove the file in between."""
+"""Attempts to create the lock file, which other processes may create and remove in between."""
 
 _held = WeakValueDictionary()
-"""Locks that this process holds, by token."""
+"""Locks held by this process, by token."""
 
 
 class Lock:
-    """A file that says which process writes to a directory.
+    """File that identifies the process that writes to a directory.
 
     Parameters
     ----------
     store : DirectoryStore
-        The directory.
+        Directory to lock.
     owner : str
-        Name of the estimator, for errors.
+        Class name of the estimator, for error messages.
 
     Notes
     -----
-    The file holds host, number and starting time of the process. It is taken over if the process
-    was of this host and has ended, however it did. Of a process of another host nobody can know
-    from here, and the error says which file to remove. A lock that is released in a forked child
-    stays that of the parent.
+    The file holds host, id and start time of the process. If that process ran on this host and has
+    ended, for whatever reason, the file is replaced. The state of a process on another host is
+    unknown, and the error names the file to remove. Releasing the lock in a forked child has no
+    effect.
     """
 
     def __init__(self, store, owner):
@@ -55,16 +55,16 @@ class Lock:
         self.process = os.getpid()
 
     def acquire(self):
-        """Create the file.
+        """Create the lock file.
 
         Raises
         ------
         RuntimeError
-            Naming directory, host and process, if another fit writes to the directory.
+            If another fit writes to the directory. The message names directory, host and process.
         OSError
-            If the directory cannot be written to.
+            If the directory is not writable.
         """
-        about = {
+        content = {
             "host": socket.gethostname(),
             "pid": self.process,
             "started": started_at(self.process),
@@ -74,7 +74,7 @@ class Lock:
         try:
             for attempt in reversed(range(ATTEMPTS)):
                 try:
-                    self.store.create(LOCK, json.dumps(about).encode())
+                    self.store.create(LOCK, json.dumps(content).encode())
                     return
                 except FileExistsError:
                     if not attempt:
@@ -85,7 +85,7 @@ class Lock:
             raise
 
     def release(self):
-        """Remove the file, if it is still this lock's."""
+        """Remove the lock file, if this lock still owns it."""
         if self.process != os.getpid():
             return
         _held.pop(self.token, None)
@@ -94,61 +94,61 @@ class Lock:
                 self.store.remove(LOCK)
 
     def _take_over(self):
-        """Remove the file of a process that has ended; refuse that of one that has not."""
+        """Remove the file of a process that has ended, or raise ``RuntimeError``."""
         try:
-            found = self._read()
+            content = self._read()
         except FileNotFoundError:
             return
-        if not is_abandoned(found):
+        if not is_abandoned(content):
             who = "a process that the file does not name"
-            if found:
-                who = f"process {found['pid']} on host {found['host']!r}"
+            if content:
+                who = f"process {content['pid']} on host {content['host']!r}"
             raise RuntimeError(
                 f"{self.owner}: another fit writes checkpoints to {self.store.url}: {who}. Wait "
                 f"until it has ended, or set another checkpoint_dir. If it has ended, remove the "
                 f"file {LOCK} in that directory"
             )
         with suppress(FileNotFoundError):
-            self.store.take(LOCK, lambda data: described(data) == found)
+            self.store.remove_if(LOCK, lambda data: parse_lock(data) == content)
 
     def _read(self):
-        return described(self.store.read(LOCK))
+        return parse_lock(self.store.read(LOCK))
 
 
-def described(data):
-    """Return what a lock's file says of the process; nothing if it is corrupt."""
+def parse_lock(data):
+    """Return the content of a lock file as a dictionary, empty if the file is corrupt."""
     try:
-        found = json.loads(data)
+        content = json.loads(data)
     except ValueError:
         return {}
-    complete = isinstance(found, dict) and {"host", "pid", "started", "token"} <= set(found)
-    return found if complete and isinstance(found["pid"], int) else {}
+    complete = isinstance(content, dict) and {"host", "pid", "started", "token"} <= set(content)
+    return content if complete and isinstance(content["pid"], int) else {}
 
 
-def is_abandoned(found):
-    """Return whether the process that wrote a lock can be known to have ended or left it."""
-    if not found or found["host"] != socket.gethostname():
+def is_abandoned(content):
+    """Return whether the process that wrote a lock has ended or released it; False if unknown."""
+    if not content or content["host"] != socket.gethostname():
         return False
-    if found["pid"] == os.getpid() and found["started"] == started_at(os.getpid()):
-        # An interrupt may come between a lock's creation and the code that releases it.
-        return found["token"] not in _held
-    return not is_alive(found["pid"], found["started"])
+    if content["pid"] == os.getpid() and content["started"] == started_at(os.getpid()):
+        # An interrupt may occur between the creation of a lock and the code that releases it.
+        return content["token"] not in _held
+    return not is_alive(content["pid"], content["started"])
 
 
 def is_alive(process, started=None):
-    """Return whether a process of this machine goes on.
+    """Return whether a process of this machine is running.
 
     Parameters
     ----------
     process : int
-        Its number.
-    started : str or None
-        What :func:`started_at` returned of it: numbers are used again.
+        Id of the process.
+    started : str or None, default=None
+        Start time from :func:`started_at`, because ids are reused; None accepts any.
 
     Returns
     -------
     bool
-        True if it cannot be known.
+        True if it is unknown.
     """
     if os.name != "posix":
         return True
@@ -162,13 +162,13 @@ def is_alive(process, started=None):
 
 
 def started_at(process):
-    """Return when a process started, as Linux counts it; None if it cannot be known."""
+    """Return the start time of a process in clock ticks since boot; None if unknown."""
     now = _status(process)
     return None if now is None else now[1]
 
 
 def _status(process):
-    """Return state and starting time of a process."""
+    """Return state and start time of a process, or None if unknown."""
     try:
         text = Path(f"/proc/{process}/stat").read_text(errors="replace")
     except OSError:

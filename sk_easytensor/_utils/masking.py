@@ -1,4 +1,4 @@
-"""Addresses without the passwords and tokens in them, for whatever is displayed or stored."""
+"""Mask passwords and tokens of URLs in everything that is displayed or stored."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = [
 MASK = "***"
 
 USER = re.compile(
-    # A path may have been made of the address, which leaves one slash.
+    # One slash is left if the URL was converted to a path.
     r"(:/{1,3})(?:"
-    # A password, which may hold slashes; but a port, as in http://host:80/a@b, is none.
+    # A password, which may contain slashes; but not a port, as in http://host:80/a@b.
     r"[^\s/?#:@\"<>]*:(?!\d+(?:[/?#\s\"'<>]|$))[^\s\"<>]*"
-    # A name alone, which may be a token.
+    # A user name alone, which may be a token.
     r"|[^\s/?#:@\"<>]+"
     r")@"
 )
@@ -36,12 +36,12 @@ QUERY = re.compile(
 
 
 def masked(value):
-    """Return a text in which the users, passwords and tokens of URLs are masked.
+    """Return a text in which user names, passwords and tokens of URLs are masked.
 
     Parameters
     ----------
     value : object
-        Its ``str`` is used.
+        Object whose ``str`` is masked.
 
     Returns
     -------
@@ -63,7 +63,7 @@ def masked(value):
 
 
 class MaskedUrl(str):
-    """A URL with a password or token, which its ``repr`` masks."""
+    """URL with a password or token, which is masked in its ``repr``."""
 
     def __repr__(self):
         return repr(masked(self))
@@ -72,7 +72,7 @@ class MaskedUrl(str):
         return self
 
     def __deepcopy__(self, memo):
-        # The same object: `clone` compares parameters by identity.
+        # The same object, because `clone` compares parameters by identity.
         return self
 
     def __reduce__(self):
@@ -80,7 +80,7 @@ class MaskedUrl(str):
 
 
 def with_mask(value):
-    """Return a path or URL as a :class:`MaskedUrl` if it has a password, else as it is."""
+    """Return a URL with a password as a :class:`MaskedUrl`, and other values unchanged."""
     if isinstance(value, (str, os.PathLike)) and not isinstance(value, MaskedUrl):
         with suppress(TypeError):
             text = os.fspath(value)
@@ -90,9 +90,9 @@ def with_mask(value):
 
 
 class UrlParameter:
-    """Attribute of a class for a parameter that may be a URL with a password.
+    """Descriptor of a parameter that may be a URL with a password.
 
-    The parameter is displayed without it, wherever scikit-learn displays estimators.
+    The password is masked wherever scikit-learn displays estimators.
     """
 
     def __set_name__(self, owner, name):
@@ -116,32 +116,37 @@ class UrlParameter:
 
 
 def mask_error(error):
-    """Mask addresses in the messages of an error and of all errors that it came from.
+    """Mask URLs in the messages of an error and of its causes.
 
     Parameters
     ----------
     error : BaseException
-        Changed in place.
+        Error that is modified in place.
     """
-    left, seen = [error], set()
-    while left:
-        each = left.pop()
-        if not isinstance(each, BaseException) or id(each) in seen:
+    pending, seen = [error], set()
+    while pending:
+        current = pending.pop()
+        if not isinstance(current, BaseException) or id(current) in seen:
             continue
-        seen.add(id(each))
-        left += [each.__cause__, each.__context__, *getattr(each, "exceptions", ()), *each.args]
-        for value in vars(each).values():
-            # Such as the errors of Ray's workers by number.
-            left += value.values() if isinstance(value, dict) else [value]
-        arguments = tuple(map(_masked_argument, each.args))
-        if arguments != each.args:
-            each.args = arguments
-        for name in {*vars(each), "filename", "filename2", "strerror"}:
-            value = getattr(each, name, None)
-            found = _masked_argument(value)
-            if isinstance(value, (str, list)) and found != value:
+        seen.add(id(current))
+        pending += [
+            current.__cause__,
+            current.__context__,
+            *getattr(current, "exceptions", ()),
+            *current.args,
+        ]
+        for value in vars(current).values():
+            # Dictionaries may hold further errors, such as those of Ray's workers.
+            pending += value.values() if isinstance(value, dict) else [value]
+        arguments = tuple(map(_masked_argument, current.args))
+        if arguments != current.args:
+            current.args = arguments
+        for name in {*vars(current), "filename", "filename2", "strerror"}:
+            value = getattr(current, name, None)
+            masked_value = _masked_argument(value)
+            if isinstance(value, (str, list)) and masked_value != value:
                 with suppress(AttributeError, TypeError):
-                    setattr(each, name, found)
+                    setattr(current, name, masked_value)
 
 
 def _masked_argument(value):
@@ -154,7 +159,7 @@ def _masked_argument(value):
 
 @contextmanager
 def masked_errors():
-    """Mask addresses in the errors that leave the context."""
+    """Mask URLs in the errors that leave the context."""
     try:
         yield
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""Torch's global settings and random numbers while the library computes."""
+"""Contexts for torch's global settings, threads and random numbers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ AUTOCAST = ("cpu", "cuda")
 
 
 class ProcessSettings:
-    """Settings that all threads share: set by the first that needs them, restored by the last."""
+    """Process-wide settings of torch: set by the first thread that enters, restored by the last."""
 
     def __init__(self):
         self.depth = 0
@@ -49,7 +49,7 @@ class ProcessSettings:
                 self._before = torch.get_default_dtype(), deterministic
                 torch.set_default_dtype(torch.float32)
                 if deterministic[0]:
-                    # Not every operator has such an algorithm on every device.
+                    # Some operators have no deterministic algorithm on some devices.
                     torch.use_deterministic_algorithms(True, warn_only=True)
 
     def __exit__(self, *error):
@@ -66,7 +66,7 @@ class ProcessSettings:
             torch.use_deterministic_algorithms(True, warn_only=warn_only)
 
     def _in_child(self):
-        # Only the thread that forked is left to restore the settings.
+        # In the child only the forking thread exists, which has to restore the settings.
         before, self.depth = self.depth, getattr(self._own, "depth", 0)
         if before and not self.depth:
             self._restore()
@@ -77,11 +77,10 @@ PROCESS = ProcessSettings()
 
 @contextmanager
 def library_settings():
-    """Have torch's global settings be the ones that the library needs, and restore them.
+    """Set torch's global settings to those of the library within the context.
 
-    Tensors are float32 and on the processor unless the code says otherwise, gradients are
-    recorded and nothing is cast automatically. An operator without a deterministic algorithm warns
-    instead of raising an error.
+    New tensors are float32 and on the CPU by default, gradients are recorded, and autocast is off.
+    An operator without a deterministic algorithm warns instead of raising an error.
 
     Examples
     --------
@@ -102,10 +101,10 @@ def library_settings():
 
 @contextmanager
 def without_autocast():
-    """Leave the autocast contexts that are open in this thread, and enter them again at the end.
+    """Suspend the autocast contexts of this thread within the context.
 
-    Torch empties the cache of cast weights when the outermost of nested contexts ends: steps of
-    training within another context would go on with the weights of the first step.
+    Torch empties the cache of cast weights only when the outermost autocast context ends, so
+    training within another context would use the weights of the first step in all steps.
     """
     enabled = {kind: torch.is_autocast_enabled(kind) for kind in AUTOCAST}
     nested = torch.autocast_increment_nesting()
@@ -123,18 +122,18 @@ def without_autocast():
 
 
 def resolve_threads(n_jobs):
-    """Return how many threads to use.
+    """Return the number of threads to use.
 
     Parameters
     ----------
     n_jobs : int or None
-        As in scikit-learn: None means one unless in a joblib context that says otherwise, -1
-        means all cores. Limits that joblib puts on its workers are respected.
+        Number of jobs as in scikit-learn: None means 1 unless in a joblib context, -1 means all
+        cores. The limits of joblib's workers apply.
 
     Returns
     -------
     int
-        1 in a forked process, where pools of threads are those of the parent and wait for ever.
+        At least 1. Always 1 in a forked process, where thread pools of the parent would block.
     """
     if is_forked():
         return 1
@@ -145,7 +144,7 @@ def resolve_threads(n_jobs):
 
 @contextmanager
 def limited_threads(n_jobs):
-    """Bound torch's threads within the context and restore them after it."""
+    """Set the number of torch's threads to that of `n_jobs` within the context."""
     before = torch.get_num_threads()
     threads = resolve_threads(n_jobs)
     if threads == before:
@@ -159,10 +158,10 @@ def limited_threads(n_jobs):
 
 
 def with_library_settings(function):
-    """Have a function compute within :func:`library_settings`, with as many threads as it may use.
+    """Decorate a function to run within :func:`library_settings` and a limit of threads.
 
-    Torch uses at most the threads of the first argument's ``n_jobs``, if it has one, and a single
-    thread in a forked process. Errors name no password of a URL.
+    Torch uses at most ``n_jobs`` threads, if the first argument has this attribute, and one thread
+    in a forked process. Passwords of URLs are masked in errors.
     """
 
     @wraps(function)
@@ -173,7 +172,7 @@ def with_library_settings(function):
                 threads = 1
             elif args and hasattr(args[0], "n_jobs"):
                 threads = min(before, resolve_threads(args[0].n_jobs))
-        # Contexts cost several microseconds, and hardly any program needs this one.
+        # Entering the context takes several microseconds and is rarely necessary.
         call = function if already_set() else within_settings
         if threads != before:
             torch.set_num_threads(threads)
@@ -194,14 +193,14 @@ def with_library_settings(function):
 
 
 def already_set():
-    """Return whether the settings are the library's, and no thread is about to restore others."""
-    # Asking for the default device takes ten times as long as making a tensor on it.
-    found = torch.empty(())
+    """Return whether the settings are those of the library, and no thread will restore others."""
+    # Querying the default device takes ten times as long as creating a tensor on it.
+    tensor = torch.empty(())
     return (
         PROCESS.depth == 0
-        and found.dtype is torch.float32
-        and found.is_cpu
-        and not found.is_inference()
+        and tensor.dtype is torch.float32
+        and tensor.is_cpu
+        and not tensor.is_inference()
         and torch.is_grad_enabled()
         and not torch.are_deterministic_algorithms_enabled()
         and not torch.is_autocast_enabled("cpu")
@@ -211,9 +210,9 @@ def already_set():
 
 @contextmanager
 def without_autologging():
-    """Keep MLflow's autologging from recording what a fit uses inside, such as the trees."""
+    """Turn off MLflow's autologging within the context, for models inside a fit such as trees."""
     autologging = sys.modules.get("mlflow.utils.autologging_utils")
-    # MLflow's context manager enables autologging at its end, whatever it was before.
+    # MLflow's context manager enables autologging at its end, even if it was disabled before.
     if autologging is None or getattr(autologging, "_AUTOLOGGING_GLOBALLY_DISABLED", False):
         yield
         return
@@ -228,13 +227,13 @@ LOCK = ForkSafeLock()
 def seeded(seed):
     """Seed torch's global generators within the context and restore them after it.
 
-    Dropout and initial weights draw from generators that all threads share, so that only one
-    thread at a time may be in such a context.
+    Dropout and initial weights use generators that all threads share, so only one thread at a time
+    can be in the context.
 
     Parameters
     ----------
     seed : int
-        What to seed with.
+        Seed of the generators.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""Files that hold no code: what is needed to save and load estimators with skops.
+"""Support for saving and loading estimators with skops, in files without code.
 
-Fitted estimators and blocks consist of NumPy arrays, bytes and plain Python values, so that
-:mod:`skops.io` writes them without pickle. Arrow arrays become bytes on the way.
+The state of fitted estimators and blocks consists of NumPy arrays, bytes and plain Python values,
+which :mod:`skops.io` writes without pickle. Arrow arrays are converted to bytes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ __all__ = [
 
 
 class ArrowBytes:
-    """An Arrow array as bytes.
+    """Arrow array as bytes in Arrow's IPC stream format.
 
     Parameters
     ----------
     array : pyarrow.Array or pyarrow.ChunkedArray
-        What is kept, in the format of Arrow's streams.
+        Array to store.
     """
 
     def __init__(self, array):
@@ -46,12 +46,12 @@ class ArrowStateMixin:
     """Pickle Arrow arrays, in lists, tuples and dictionaries too, as :class:`ArrowBytes`."""
 
     def __getstate__(self):
-        """Return what is pickled."""
+        """Return the state to pickle, with Arrow arrays as bytes."""
         state = super().__getstate__()
         return _mapped(state, (pa.Array, pa.ChunkedArray), ArrowBytes)
 
     def __setstate__(self, state):
-        """Restore what was pickled."""
+        """Restore a pickled state."""
         state = _mapped(state, ArrowBytes, ArrowBytes.array)
         if hasattr(super(), "__setstate__"):
             super().__setstate__(state)
@@ -60,7 +60,7 @@ class ArrowStateMixin:
 
 
 def _mapped(value, kind, function):
-    """Apply a function to values of a kind in nested containers."""
+    """Apply a function to the instances of a class in nested containers."""
     if isinstance(value, kind):
         return function(value)
     if type(value) is dict:
@@ -71,13 +71,13 @@ def _mapped(value, kind, function):
 
 
 def trusted_types():
-    """Return the names of the types that a saved estimator consists of.
+    """Return the names of the types in saved estimators of this library.
 
     Returns
     -------
     list of str
-        For ``skops.io.load(file, trusted=...)`` and for the ``skops_trusted_types`` of MLflow. The
-        types of blocks of your own are not among them.
+        Names for ``skops.io.load(file, trusted=...)`` and for ``skops_trusted_types`` of MLflow,
+        without the types of your own blocks.
 
     Examples
     --------
@@ -86,14 +86,14 @@ def trusted_types():
     """
     package = __name__.partition(".")[0]
     public = importlib.import_module(package)
-    # Their modules are imported with them.
+    # Accessing the public names imports their modules.
     for name in public.__all__:
         getattr(public, name)
-    found = {
+    type_names = {
         f"{kind.__module__}.{kind.__qualname__}"
         for name, module in sys.modules.copy().items()
         if name.partition(".")[0] == package
         for _, kind in inspect.getmembers(module, inspect.isclass)
         if kind.__module__.partition(".")[0] == package
     }
-    return sorted(found)
+    return sorted(type_names)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, temporary directories, and stores behind URLs."""
+"""Atomic writing of files, temporary directories, and directories behind URLs."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ __all__ = [
     "open_store",
     "remove_left_behind",
     "remove_temporary_directory",
-    "write_whole",
+    "write_atomically",
 ]
 
 
-def write_whole(path, data, owner):
-    """Write a file under another name and rename it, so that no half of it is ever there.
+def write_atomically(path, data, owner):
+    """Write a file atomically: under a temporary name that is then renamed.
 
     Parameters
     ----------
     path : str or path-like
-        The file; its directory has to exist.
+        Path of the file, whose directory must exist.
     data : bytes or str
-        Strings are written as UTF-8.
+        Content; strings are encoded as UTF-8.
     owner : str
-        What writes, for the error.
+        Name of the function that writes, for error messages.
 
     Returns
     -------
@@ -51,7 +51,7 @@ def write_whole(path, data, owner):
     FileNotFoundError
         If the directory does not exist.
     OSError
-        If it cannot be written; what the file had is still there then.
+        If the file cannot be written; an existing file is unchanged then.
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -62,25 +62,25 @@ def write_whole(path, data, owner):
     return path
 
 
-OLD_ENOUGH = 3600.0
-"""Seconds without a change of a directory after which it may be removed."""
+MIN_AGE_SECONDS = 3600.0
+"""Seconds since the last change of an abandoned directory after which it may be removed."""
 
 NAME = re.compile(r"sk_easytensor-(?:[a-z]+)-([0-9a-f]{8})-(\d{1,10})-\w+")
-"""What it is for, the machine, the process that made it, and something at random."""
+"""Names of temporary directories: purpose, machine, id of the process, and a random suffix."""
 
 
 def make_temporary_directory(purpose):
-    """Make a temporary directory, and remove old ones of processes that are not there any more.
+    """Create a temporary directory, and remove old ones of processes that have ended.
 
     Parameters
     ----------
     purpose : str
-        Lower-case letters; a part of the name.
+        Part of the name, in lower-case letters.
 
     Returns
     -------
     str
-        Path, for :func:`remove_temporary_directory`.
+        Path of the directory, for :func:`remove_temporary_directory`.
     """
     _remove_once(os.getpid())
     prefix = f"sk_easytensor-{purpose}-{this_machine()}-{os.getpid()}-"
@@ -88,12 +88,12 @@ def make_temporary_directory(purpose):
 
 
 def remove_temporary_directory(path):
-    """Remove a temporary directory, unless a process made it that this one was forked from.
+    """Remove a temporary directory if this process created it, not a process it was forked from.
 
     Parameters
     ----------
     path : str or Path
-        As :func:`make_temporary_directory` returned it.
+        Path from :func:`make_temporary_directory`.
     """
     match = NAME.fullmatch(os.path.basename(path))
     if match is not None and int(match[2]) == os.getpid():
@@ -101,26 +101,26 @@ def remove_temporary_directory(path):
 
 
 def remove_left_behind(folder=None):
-    """Remove the temporary directories that were left behind when processes were killed.
+    """Remove the temporary directories of processes that were killed.
 
-    Only directories are removed whose name is of the library's own pattern, that belong to this
-    user, that have not changed for an hour, and whose process ran on this machine and has ended.
-    Symbolic links are not followed.
+    A directory is removed only if its name matches the library's pattern, it belongs to this user,
+    it has not changed for an hour, and its process ran on this machine and has ended. Symbolic
+    links are not followed.
 
     Parameters
     ----------
     folder : str or None, default=None
-        Where to look; by default where temporary directories are made.
+        Parent of the directories; by default the system's folder of temporary files.
     """
-    # Elsewhere nothing tells whose a directory is, or a link may take its place meanwhile.
+    # Other platforms have no owner of a directory, or are open to symbolic link attacks.
     if not (hasattr(os, "getuid") and shutil.rmtree.avoids_symlink_attacks):
         return
     try:
         with os.scandir(tempfile.gettempdir() if folder is None else folder) as entries:
-            left = [entry.path for entry in entries if _is_left_behind(entry)]
+            abandoned = [entry.path for entry in entries if _is_left_behind(entry)]
     except OSError:
         return
-    for path in left:
+    for path in abandoned:
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -129,11 +129,11 @@ def _is_left_behind(entry):
     if match is None or match[1] != this_machine():
         return False
     try:
-        about = entry.stat(follow_symlinks=False)
+        status = entry.stat(follow_symlinks=False)
         return (
             entry.is_dir(follow_symlinks=False)
-            and about.st_uid == os.getuid()
-            and time.time() - about.st_mtime > OLD_ENOUGH
+            and status.st_uid == os.getuid()
+            and time.time() - status.st_mtime > MIN_AGE_SECONDS
             and not is_running(int(match[2]))
         )
     except OSError:
@@ -147,22 +147,26 @@ def _remove_once(process):
 
 @cache
 def this_machine():
-    """Return a digest of what tells where process numbers are those of this process."""
+    """Return a digest that identifies the host and the namespace of process ids."""
     try:
-        # Containers with a common directory may have the same name.
-        numbers = os.readlink("/proc/self/ns/pid")
+        # Containers that share a directory may have the same host name.
+        namespace = os.readlink("/proc/self/ns/pid")
     except OSError:
-        numbers = ""
-    return hashlib.sha256(f"{socket.gethostname()} {numbers}".encode()).hexdigest()[:8]
+        namespace = ""
+    return hashlib.sha256(f"{socket.gethostname()} {namespace}".encode()).hexdigest()[:8]
 
 
 def is_running(process):
-    """Return whether there is a process of some number on this machine; POSIX only.
+    """Return whether a process of this machine exists; POSIX only.
 
     Parameters
     ----------
     process : int
-        Its number.
+        Id of the process.
+
+    Returns
+    -------
+    bool
     """
     try:
         os.kill(process, 0)
@@ -174,11 +178,11 @@ def is_running(process):
 
 
 TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}")
-"""Names under which files are written before they are renamed."""
+"""Temporary names of files that are written and then renamed."""
 
 
 class DirectoryStore:
-    """Files in a directory of any file system that fsspec knows.
+    """Files of a directory on any file system that fsspec supports.
 
     Parameters
     ----------
@@ -191,22 +195,22 @@ class DirectoryStore:
         self._files, self._root = fsspec.core.url_to_fs(self.url)
 
     def inside(self, name):
-        """Return the store of a subdirectory, which need not exist."""
+        """Return the store of a subdirectory, which need not exist yet."""
         other = copy(self)
         other.url = f"{self.url.rstrip('/')}/{name}"
         other._root = f"{self._root.rstrip('/')}/{name}"
         return other
 
     def names(self):
-        """Return the names of the files there are, sorted."""
+        """Return the sorted names of the files, without hidden ones."""
         return [name for name in self._all_names() if not name.startswith(".")]
 
     def read(self, name):
-        """Return the bytes of a name."""
+        """Return the content of a file."""
         return self._files.cat_file(f"{self._root}/{name}")
 
     def write(self, name, data):
-        """Write bytes under a name, which has them all or, should anything fail, what it had."""
+        """Write a file atomically; if it fails, an existing file is unchanged."""
         with self._written(name, data) as temporary:
             if self._local:
                 os.replace(temporary, f"{self._root}/{name}")
@@ -214,31 +218,31 @@ class DirectoryStore:
                 self._files.mv(temporary, f"{self._root}/{name}")
 
     def create(self, name, data):
-        """Write bytes under a name that there is not yet.
+        """Write a file that does not exist yet.
 
         Raises
         ------
         FileExistsError
-            If there is one.
+            If the file exists.
 
         Notes
         -----
-        Of two processes that create a name at once, one succeeds on a local disk, and on file
-        systems that open files with mode ``"xb"``. On others the name is looked up first, between
-        which and the writing another process may create it.
+        If two processes create a file at once, exactly one succeeds on a local disk and on file
+        systems that support mode ``"xb"``. On others the existence is checked before the file is
+        written, and another process may create it in between.
         """
         path = f"{self._root}/{name}"
         if self._local:
             with self._written(name, data) as temporary:
                 try:
-                    # The file is never there without its content.
+                    # A hard link, so that the file never exists without its content.
                     os.link(temporary, path)
                     self._discard(temporary)
                     return
                 except FileExistsError:
                     raise
                 except OSError:
-                    # This file system knows no second name of a file.
+                    # This file system has no hard links.
                     self._discard(temporary)
         self._files.makedirs(self._root, exist_ok=True)
         self._files.invalidate_cache()
@@ -250,10 +254,22 @@ class DirectoryStore:
         except (NotImplementedError, ValueError, TypeError, AttributeError):
             self._files.pipe_file(path, data)
 
-    def take(self, name, is_expected):
-        """Remove a name if its content is what a function accepts.
+    def remove_if(self, name, is_expected):
+        """Remove a file if a function returns True for its content.
 
-        On a local disk, one of several processes that take a name succeeds.
+        On a local disk, exactly one of several processes that remove a file at once succeeds.
+
+        Parameters
+        ----------
+        name : str
+            Name of the file.
+        is_expected : callable
+            Function of the content, as bytes.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the file does not exist.
         """
         path = f"{self._root}/{name}"
         if not self._local:
@@ -266,24 +282,24 @@ class DirectoryStore:
             with open(moved, "rb") as file:
                 expected = is_expected(file.read())
             if not expected:
-                # Another process was faster, and this is its file.
+                # Another process has replaced the file, which is restored.
                 with suppress(FileExistsError):
                     os.link(moved, path)
         finally:
             self._discard(moved)
 
     def remove(self, name):
-        """Remove a name that is there."""
+        """Remove an existing file."""
         self._files.rm_file(f"{self._root}/{name}")
 
-    def tidy(self, is_own):
-        """Remove what writers that were killed left half-written.
+    def remove_temporary(self, is_own):
+        """Remove the temporary files of writers that were killed.
 
         Parameters
         ----------
         is_own : callable
-            Tells whether a name is one of those that are written here. Files of other names,
-            and what is left of them, are not touched.
+            Function that returns whether a name is one of those written here. Temporary files of
+            other names are not removed.
         """
         for name in self._all_names():
             match = TEMPORARY.fullmatch(name)
@@ -297,10 +313,10 @@ class DirectoryStore:
     def _all_names(self):
         self._files.invalidate_cache()
         try:
-            found = self._files.ls(self._root, detail=True)
+            entries = self._files.ls(self._root, detail=True)
         except FileNotFoundError:
             return []
-        paths = [each["name"] for each in found if each["type"] == "file"]
+        paths = [entry["name"] for entry in entries if entry["type"] == "file"]
         return sorted(path.rsplit("/", 1)[-1] for path in paths)
 
     def _temporary(self, name):
@@ -308,14 +324,14 @@ class DirectoryStore:
 
     @contextmanager
     def _written(self, name, data):
-        """Write bytes under a temporary name, which is removed should anything fail."""
+        """Write bytes under a temporary name, which is removed if the context fails."""
         temporary = self._temporary(name)
         self._files.makedirs(self._root, exist_ok=True)
         try:
             with self._files.open(temporary, "wb") as file:
                 file.write(data)
                 if self._local:
-                    # Renamed files may be empty after a power cut otherwise.
+                    # Otherwise renamed files may be empty after a power failure.
                     file.flush()
                     os.fsync(file.fileno())
             yield temporary
@@ -324,26 +340,26 @@ class DirectoryStore:
             raise
 
     def _discard(self, path):
-        # What cannot be written cannot always be removed; it is never read.
+        # A temporary file that cannot be removed is harmless, because it is never read.
         with suppress(OSError):
             self._files.rm_file(path)
 
 
-def check_store(where, owner):
-    """Raise ``ValueError`` unless checkpoints can be kept there."""
-    if where is None or hasattr(where, "names"):
+def check_store(location, owner):
+    """Raise ``ValueError`` unless checkpoints can be stored at a location."""
+    if location is None or hasattr(location, "names"):
         return
-    if not isinstance(where, (str, os.PathLike)) or not os.fspath(where):
+    if not isinstance(location, (str, os.PathLike)) or not os.fspath(location):
         raise ValueError(
             f"{owner}: checkpoint_dir must be a path, a URL such as 's3://bucket/fit' or None, got "
-            f"{where!r}"
+            f"{location!r}"
         )
     try:
-        fsspec.core.url_to_fs(os.fspath(where))
+        fsspec.core.url_to_fs(os.fspath(location))
     except (ValueError, ImportError) as error:
-        raise ValueError(f"{owner}: checkpoint_dir {where!r} cannot be used: {error}") from error
+        raise ValueError(f"{owner}: checkpoint_dir {location!r} cannot be used: {error}") from error
 
 
-def open_store(where):
-    """Return a store: `where` itself if it is one already, else a directory."""
-    return where if hasattr(where, "names") else DirectoryStore(where)
+def open_store(location):
+    """Return the store of a path or URL, or `location` itself if it is a store."""
+    return location if hasattr(location, "names") else DirectoryStore(location)

@@ -1,4 +1,4 @@
-"""Names of other libraries' parameters, for errors about unknown ones."""
+"""Parameter names of other libraries, for suggestions in errors about unknown parameters."""
 
 from __future__ import annotations
 
@@ -130,14 +130,14 @@ OTHER_NAMES = {
     "y_val": ("eval_set=[(X, y)]",),
     "class_names": ("classes",),
 }
-"""Names in LightGBM, XGBoost, CatBoost, HistGradientBoosting, MLPClassifier and skorch, and what
-is used here instead. What begins with a name that is no parameter is left out of errors."""
+"""Names in LightGBM, XGBoost, CatBoost, HistGradientBoosting, MLPClassifier and skorch, with the
+corresponding parameters here. Errors only suggest those that begin with an existing parameter."""
 
 
 def parameter_names(kind):
     """Return the names of the parameters of a class, in order.
 
-    Those of its base classes are among them as far as ``__init__`` passes keywords on.
+    The parameters of base classes are included as long as ``__init__`` has ``**kwargs``.
     """
     names = []
     for base in kind.__mro__:
@@ -155,22 +155,23 @@ def parameter_names(kind):
 
 
 def unknown_parameter(kind, name, known, *, of_fit=False):
-    """Say what to use instead of a parameter that is not there.
+    """Return advice about the parameter to use instead of an unknown one.
 
     Parameters
     ----------
     kind : type
-        Class that has no such parameter.
+        Class that was created or whose method was called.
     name : str
-        The parameter.
+        Unknown parameter.
     known : iterable of str
-        Those of the method that was called.
+        Parameters of the called method.
     of_fit : bool, default=False
         Whether a method was called rather than the class.
 
     Returns
     -------
     str
+        Advice for the error message.
     """
     owner, own, known = kind.__name__, parameter_names(kind), list(known)
     root, nested, _ = name.partition("__")
@@ -179,40 +180,40 @@ def unknown_parameter(kind, name, known, *, of_fit=False):
     if of_fit and name in own:
         return f"it is a parameter of the constructor, {owner}({name}=...)"
     firsts = {instead: re.match(r"\w+", instead)[0] for instead in OTHER_NAMES.get(name, ())}
-    found = [instead for instead, first in firsts.items() if first in known]
-    if found:
-        return f"use {' or '.join(found)}"
-    found = [instead for instead, first in firsts.items() if first in own]
-    if found:
-        return f"use {' or '.join(found)} in the constructor"
+    suggestions = [instead for instead, first in firsts.items() if first in known]
+    if suggestions:
+        return f"use {' or '.join(suggestions)}"
+    suggestions = [instead for instead, first in firsts.items() if first in own]
+    if suggestions:
+        return f"use {' or '.join(suggestions)} in the constructor"
     if name in OTHER_NAMES and OTHER_NAMES[name] is LOSS:
         return "the target decides the loss"
-    alike = get_close_matches(name, [*known, *own], n=1, cutoff=0.75)
-    if alike:
-        of = "" if alike[0] in known else " of the constructor"
-        return f"did you mean {alike[0]}{of}?"
+    similar = get_close_matches(name, [*known, *own], n=1, cutoff=0.75)
+    if similar:
+        place = "" if similar[0] in known else " of the constructor"
+        return f"did you mean {similar[0]}{place}?"
     return f"parameters are {', '.join(known)}"
 
 
 def with_known_keywords(method):
-    """Make a method's errors about its arguments name the class and what to use instead.
+    """Decorate a method so that errors about its arguments name the class and an alternative.
 
     Python's own errors name the base class that defines the method.
     """
-    described = signature(method)
-    named = parameters_by_keyword(described)
+    call_signature = signature(method)
+    keywords = parameters_by_keyword(call_signature)
 
     @wraps(method)
     def checked(self, *args, **params):
         try:
-            described.bind(self, *args, **params)
+            call_signature.bind(self, *args, **params)
         except TypeError as error:
-            kind, fits = type(self), method.__name__ != "__init__"
-            call = f"{kind.__name__}.{method.__name__}()" if fits else f"{kind.__name__}()"
-            unknown = [name for name in params if name not in named]
+            kind, is_method = type(self), method.__name__ != "__init__"
+            call = f"{kind.__name__}.{method.__name__}()" if is_method else f"{kind.__name__}()"
+            unknown = [name for name in params if name not in keywords]
             if not unknown:
                 raise TypeError(f"{call}: {error}") from None
-            instead = unknown_parameter(kind, unknown[0], named, of_fit=fits)
+            instead = unknown_parameter(kind, unknown[0], keywords, of_fit=is_method)
             raise TypeError(
                 f"{call} got an unexpected keyword argument {unknown[0]!r}: {instead}"
             ) from None
@@ -221,8 +222,10 @@ def with_known_keywords(method):
     return checked
 
 
-def parameters_by_keyword(described):
-    """Return the names that a signature takes as keywords, but for ``self``."""
+def parameters_by_keyword(call_signature):
+    """Return the parameters of a signature that accept keywords, without ``self``."""
     kinds = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
-    found = [name for name, parameter in described.parameters.items() if parameter.kind in kinds]
-    return found[1:]
+    names = [
+        name for name, parameter in call_signature.parameters.items() if parameter.kind in kinds
+    ]
+    return names[1:]

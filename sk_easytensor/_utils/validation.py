@@ -1,4 +1,4 @@
-"""Checks of parameters, and the warnings that name them."""
+"""Checks of parameters, and warnings that point to the user's code."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ __all__ = [
 
 
 class ParametersMixin:
-    """Parameters of classes that grow: by later versions, and by subclasses of the user's.
+    """Mixin for parameters that later versions and subclasses of users extend.
 
-    Pickles of earlier versions load; parameters added since get their defaults. Subclasses whose
-    ``__init__`` takes further keywords have the parameters that it passes on. Errors about unknown
-    parameters name those to use instead.
+    Pickles without a parameter load with its default. A subclass whose ``__init__`` has
+    ``**kwargs`` has the parameters of its base class too. Errors about unknown parameters suggest
+    known ones.
     """
 
     def __init_subclass__(cls, **kwargs):
-        """Check the keywords of the methods that users call."""
+        """Decorate the methods that users call, so that errors suggest known keywords."""
         super().__init_subclass__(**kwargs)
         for name in ("__init__", "fit", "partial_fit"):
             if name in vars(cls):
@@ -46,11 +46,16 @@ class ParametersMixin:
         Parameters
         ----------
         **params : dict
-            Keys as ``get_params`` returns them.
+            Values by parameter name, as ``get_params`` returns them.
 
         Returns
         -------
         self
+
+        Raises
+        ------
+        ValueError
+            If a parameter is unknown; the message suggests another one.
         """
         known = parameter_names(type(self))
         for name in params:
@@ -73,7 +78,7 @@ class ParametersMixin:
 
 
 def shortened(value, written=repr, length=60):
-    """Return how a value is written, so many characters of it at most."""
+    """Return ``written(value)``, truncated to at most `length` characters."""
     text = written(value)
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
@@ -90,15 +95,20 @@ def check_number(owner, name, value, *, low=None, high=None, integer=False, excl
     Parameters
     ----------
     owner, name : str
-        Who asks and for which parameter.
+        Class name and parameter name, for the error message.
     value : object
-        What was given.
+        Value to check.
     low, high : number, optional
         Bounds, inclusive unless `exclusive`.
     integer : bool, default=False
-        Whether it has to be an integer.
+        Whether the value must be an integer.
     exclusive : bool, default=False
-        Whether the bounds themselves are refused.
+        Whether the bounds are exclusive.
+
+    Raises
+    ------
+    ValueError
+        If the value is not accepted. The message names parameter, value and bounds.
     """
     kind = Integral if integer else Real
     fits = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
@@ -113,41 +123,41 @@ def check_number(owner, name, value, *, low=None, high=None, integer=False, excl
             bounds.append(f"{'greater than' if exclusive else 'at least'} {low}")
         if high is not None:
             bounds.append(f"{'less than' if exclusive else 'at most'} {high}")
-        wanted = " ".join([noun, " and ".join(bounds)]).strip()
-        raise ValueError(f"{owner}: {name} must be {wanted}, got {value!r}")
+        expected = " ".join([noun, " and ".join(bounds)]).strip()
+        raise ValueError(f"{owner}: {name} must be {expected}, got {value!r}")
 
 
 PACKAGE = str(Path(__file__).parent.parent)
 
 
 def warn_user(message, category=UserWarning):
-    """Warn with the first line outside this package as the place of the warning.
+    """Issue a warning at the first line outside this package.
 
     Parameters
     ----------
     message : str
-        What to say.
+        Message of the warning.
     category : type, default=UserWarning
         Class of the warning.
     """
     level, frame = 1, sys._getframe()
-    # Decorators of methods are frames too, so that their number cannot be written down.
+    # Decorators of methods are frames too, so the number of frames is not constant.
     while frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
         level, frame = level + 1, frame.f_back
     warn(message, category, stacklevel=level)
 
 
 def warn_of_unseen(column, n_rows, block):
-    """Warn of a column of which no value is a known category.
+    """Warn about a column of which no value is a known category.
 
     Parameters
     ----------
     column : str
-        Its name.
+        Name of the column.
     n_rows : int
-        Rows of the table.
+        Number of rows of the table.
     block : str
-        Class name of the block that reads it.
+        Class name of the block that reads the column.
     """
     warn_user(
         f"column {column!r}: no value of its {n_rows} rows is a category that {block} saw during "

@@ -1,4 +1,4 @@
-"""The block contract: one object that learns an encoding and makes the module that reads it.
+"""Base class of blocks: preprocessing and network layers of one kind of feature in one object.
 
 A block needs three methods:
 
@@ -15,8 +15,8 @@ A block needs three methods:
 A block that learns from training rows, as most do, has two more:
 
 ``summarize(table)``
-    Return the :class:`~sk_easytensor.data.summaries.Summary` of a chunk of rows. It reads
-    parameters only and sets nothing, so that chunks are summarised anywhere and in any order.
+    Return the :class:`~sk_easytensor.data.summaries.Summary` of a chunk of rows. It reads only
+    parameters and sets nothing, so that chunks are summarized anywhere and in any order.
 ``finish(summary)``
     Set the fitted attributes from the merged summary of all chunks and return ``self``. Their
     names end in ``_``; they hold NumPy arrays, Arrow arrays and plain Python values, because they
@@ -32,13 +32,13 @@ Everything else has a default:
 - ``encoding_columns(encoding)`` names the input column of each part of the encoding. A block
   defines it if its entries do not have one position for each of its columns, in their order.
 - ``renamed(names)`` is extended by a block that stores names of columns.
-- ``claimed_columns(table)`` returns the columns that no other block gets, all of them by default.
-- ``unseen_columns(table, encoding)`` lists the columns to warn of.
+- ``claimed_columns(table)`` returns the columns that no other block reads, by default all of them.
+- ``unseen_columns(table, encoding)`` lists the columns for which a warning is issued.
 - ``to_onnx(graph)`` writes the encoding in ONNX operators, for export with raw columns.
 
-Reading pandas, polars and other tables, aligning columns, fitting in one pass with other blocks,
-training, pickling and importances are done for the block.
-:func:`sk_easytensor.testing.check_block` checks the contract.
+The base class and the estimators read pandas, polars and other tables, align columns, fit all
+blocks in one pass, train, pickle and compute importances. :func:`sk_easytensor.testing.check_block`
+checks the contract.
 """
 
 from __future__ import annotations
@@ -76,19 +76,19 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
     Attributes
     ----------
     feature_names_in_ : ndarray of str
-        Columns the block was fitted on.
+        Names of the columns seen during fit.
     n_features_in_ : int
         Number of these columns.
 
     See Also
     --------
     BlockModule : Base class of the modules that blocks make.
-    sk_easytensor.blocks.register_block : Makes a block part of the automatic choice.
-    sk_easytensor.testing.check_block : Checks of a block.
+    sk_easytensor.blocks.register_block : Adds a block to the automatic choice.
+    sk_easytensor.testing.check_block : Checks that a block fulfils the contract.
 
     Examples
     --------
-    A block without anything to learn: lengths of strings.
+    A block that encodes the lengths of strings and learns nothing from training rows:
 
     >>> import pyarrow as pa
     >>> import pyarrow.compute as pc
@@ -125,23 +125,23 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
     """Name of the block when it is chosen automatically, and the key in ``blocks_``."""
 
     accepted = ""
-    """The column types it reads, in words, for error messages."""
+    """Accepted column types in words, for error messages."""
 
     column_wise = False
-    """Whether summaries are a :class:`~sk_easytensor.data.summaries.SummaryMap` by column and take
-    little memory a row. Columns may then be summarised apart, and many rows at a time."""
+    """Whether summaries are a :class:`~sk_easytensor.data.summaries.SummaryMap` by column that
+    takes little memory per row. Columns are then summarized separately, and many rows at a time."""
 
     entry_a_column = False
-    """Whether the encoding has an entry for each column, in their order, rather than entries that
-    all columns stand in side by side."""
+    """Whether the encoding has one entry for each column, in order, rather than entries whose
+    second dimension is the columns."""
 
     feature_shares = None
-    """A method ``feature_shares(encoding, effects)`` of blocks that read a sparse matrix as one
-    column: which part of the column's importance each feature has."""
+    """Method ``feature_shares(encoding, effects)`` of a block that reads a sparse matrix as one
+    column. It returns the fraction of the column's importance that belongs to each feature."""
 
     monotonic_cst = None
-    """Of each column the sign of its constraint, 1 or -1, as a list of int, where columns have
-    one."""
+    """Signs of the monotonicity constraints of the columns, a list of 1 (increasing) or -1
+    (decreasing); None for a block without constraints."""
 
     @classmethod
     @abstractmethod
@@ -160,7 +160,7 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
 
     @classmethod
     def detects(cls, column):
-        """Return whether a column is for this block when blocks are chosen automatically.
+        """Return whether a column is assigned to this block when blocks are chosen automatically.
 
         Parameters
         ----------
@@ -180,12 +180,12 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
         Parameters
         ----------
         table : pyarrow.Table
-            Some of the training rows, with exactly the block's columns; it may be empty.
+            A chunk of the training rows, with exactly the block's columns; it may be empty.
 
         Returns
         -------
         Summary
-            By default an empty one, for blocks that learn nothing.
+            By default an empty map, for blocks that learn nothing.
         """
         return SummaryMap()
 
@@ -195,11 +195,16 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
         Parameters
         ----------
         summary : Summary
-            That of all chunks, merged.
+            Merged summary of all chunks.
 
         Returns
         -------
         self
+
+        Raises
+        ------
+        NotImplementedError
+            If a subclass defines :meth:`summarize` but not this method.
         """
         if summary:
             raise NotImplementedError(
@@ -221,12 +226,12 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
         Returns
         -------
         dict of {str: torch.Tensor or Ragged}
-            Tensors of shape (n_rows, n_columns, ...), ragged entries with ``n_columns`` lists a
-            row. A row's encoding depends on that row alone.
+            Tensors of shape (n_rows, n_columns, ...), or ragged entries with ``n_columns`` lists
+            per row. A row's encoding depends on that row alone.
         """
 
     def example(self, n_rows):
-        """Return an encoding of rows without values, for its form."""
+        """Return the encoding of `n_rows` rows of missing values, for its shapes and dtypes."""
         names = map(str, self.feature_names_in_)
         return self.encode(pa.table({name: pa.nulls(n_rows) for name in names}))
 
@@ -237,7 +242,7 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
         Returns
         -------
         BlockModule
-            With random weights of its own.
+            Module with newly initialized weights.
         """
 
     def __sklearn_tags__(self):
@@ -248,7 +253,7 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
         return tags
 
     def check_parameters(self):
-        """Raise ``ValueError`` naming the first hyper-parameter that makes no sense."""
+        """Raise ``ValueError`` that names the first invalid parameter and what is accepted."""
 
     @with_library_settings
     def fit(self, X, y=None):
@@ -257,19 +262,26 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
         Parameters
         ----------
         X : table-like
-            All its columns are used.
+            Training rows; all columns are used.
         y : None
             Ignored.
 
         Returns
         -------
         self
+
+        Raises
+        ------
+        ValueError
+            If a parameter is invalid.
+        TypeError
+            If the block does not read a column of this type.
         """
         table = as_table(X)
         return self.fit_columns(table, named=has_column_names(X)).finish(self.summarize(table))
 
     def fit_columns(self, table, *, named=True):
-        """Check and remember the columns of the block, before any row is summarised."""
+        """Check the columns and store their names, before rows are summarized."""
         self.check_parameters()
         for field in table.schema:
             if not self.accepts(field.type):
@@ -287,11 +299,12 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
         Parameters
         ----------
         X : table-like
-            Holds the columns seen during fit, in any order.
+            Rows with the columns seen during fit, in any order.
 
         Returns
         -------
         dict of {str: torch.Tensor or Ragged}
+            The encoding: see :meth:`encode`.
         """
         check_is_fitted(self)
         owner = type(self).__name__
@@ -299,64 +312,64 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
         return self.encode(read_like_fit(X, names, fitted_with_names=self._named, owner=owner))
 
     def unseen_columns(self, table, encoding):
-        """Return the columns that hold several values, none of which means anything to the block.
+        """Return the columns with several values, none of which the block has seen during fit.
 
         Parameters
         ----------
         table : pyarrow.Table
-            Rows; the block's columns are among its columns.
+            Rows with the block's columns, and possibly others.
         encoding : dict
-            What :meth:`encode` returned of them.
+            Encoding of the rows, from :meth:`encode`.
 
         Returns
         -------
         list of str
-            By default none.
+            Names of columns; by default none.
         """
         return []
 
     @classmethod
     def assign_columns(cls, table, columns):
-        """Say which columns to read when blocks are chosen automatically.
+        """Return the columns to read when blocks are chosen automatically.
 
         Parameters
         ----------
         table : pyarrow.Table
-            Rows to look at.
+            A sample of the training rows.
         columns : list of str
-            Columns that no other block has taken.
+            Columns that are not assigned to a block yet.
 
         Returns
         -------
         list of list of str
-            A block is made for each list. By default one for all columns it detects.
+            Columns of each block to create. By default one block reads all columns it detects.
         """
-        found = [name for name in columns if cls.detects(table.column(name))]
-        return [found] if found else []
+        detected = [name for name in columns if cls.detects(table.column(name))]
+        return [detected] if detected else []
 
     def claimed_columns(self, table):
-        """Return which of the columns given to the block the remainder does not get as well."""
+        """Return the names of the columns that the blocks of the remainder do not read too."""
         return table.column_names
 
     def renamed(self, names):
-        """Return a copy of the fitted block that reads columns of other names, in this order."""
+        """Return a copy of the fitted block in which `names` replace the column names, in order."""
         other = deepcopy(self)
         other.feature_names_in_ = np.asarray(names, dtype=object)
         return other
 
     def encoding_columns(self, encoding):
-        """Say which input column stands where in each entry of an encoding.
+        """Return the input column of each part of an encoding.
 
         Parameters
         ----------
         encoding : dict
-            What :meth:`encode` returned.
+            Encoding from :meth:`encode`.
 
         Returns
         -------
         dict of {str: list of str or of tuple of str}
-            For each entry, the column names along its second dimension; a tuple of names for
-            what several columns make together.
+            For each entry, the column names along its second dimension; a tuple of names for a
+            part that depends on several columns.
         """
         names = list(self.feature_names_in_)
         if self.entry_a_column:
@@ -369,11 +382,16 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
         Parameters
         ----------
         encoding : dict
-            What :meth:`encode` returned.
+            Encoding from :meth:`encode`.
 
         Returns
         -------
         numpy.ndarray of float32, shape (n_rows, len(get_feature_names_out()))
+
+        Raises
+        ------
+        TypeError
+            If the encoding has ragged entries.
         """
         self._check_dense(encoding)
         parts = [entry.numpy().reshape(len(entry), -1) for entry in encoding.values()]
@@ -393,25 +411,26 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
         Parameters
         ----------
         graph : Graph
-            Where columns are read and operators added; see
+            Graph whose inputs are columns and to which operators are added; see
             :class:`~sk_easytensor.onnx.graph.Graph`.
 
         Returns
         -------
         dict of {str: str or tuple of str}
-            For each entry of the encoding the name of its value, of shape ``(rows, n_columns,
-            ...)``; of a ragged entry the names of its padded values, of shape ``(rows,
-            n_columns, longest, ...)``, and of its lengths, int64 of shape ``(rows, n_columns)``.
+            For each dense entry of the encoding, the name of its value of shape ``(rows,
+            n_columns, ...)``. For each ragged entry, the name of its padded values of shape
+            ``(rows, n_columns, longest, ...)``, and of its lengths, int64 of shape ``(rows,
+            n_columns)``.
 
         Raises
         ------
         TypeError
-            If the block does not say how.
+            If the block does not define this method.
         """
         raise TypeError(
             f"{type(self).__name__} cannot be exported with raw columns, because it has no method "
             "to_onnx that writes its encoding in ONNX operators. Export the model with "
-            "inputs='encoded', and encode rows with model.blocks_ before they are given to it"
+            "inputs='encoded', and pass it rows that were encoded with model.blocks_"
         )
 
     def get_feature_names_out(self, input_features=None):
@@ -425,8 +444,8 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
         Returns
         -------
         ndarray of str
-            By default the input column, the entry of the encoding if there are several, and a
-            number if a column has several values in it, joined by ``_``.
+            By default the input column, the entry of the encoding if there are several entries,
+            and a number if the entry has several values for a column, joined by ``_``.
         """
         check_is_fitted(self)
         encoding = self.example(1)
@@ -449,28 +468,29 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
 
 
 def unsupported_column(field, block="", column=None):
-    """Say that a column cannot be read, and which block would take it.
+    """Return an error message about a column that a block cannot read, with a remedy.
 
     Parameters
     ----------
     field : pyarrow.Field
-        The column.
+        Name and type of the column.
     block : str, optional
-        Class name of the block that was asked to read it.
+        Class name of the block that cannot read it; by default the message names no block.
     column : pyarrow.ChunkedArray, optional
-        Its values, of which the first is shown.
+        Values of the column; the message shows the first.
 
     Returns
     -------
     str
+        Message that names the column, its type and the blocks that accept it.
     """
     from sk_easytensor.blocks import BLOCKS
 
-    takers = [cls.__name__ for cls in BLOCKS if cls.accepts(field.type)]
+    readers = [cls.__name__ for cls in BLOCKS if cls.accepts(field.type)]
     if is_nested(field.type):
         hint = "Lists are read one level deep; flatten or drop the inner ones."
-    elif takers:
-        hint = f"It can be read by {' or '.join(takers)}."
+    elif readers:
+        hint = f"It can be read by {' or '.join(readers)}."
     else:
         hint = f"{_remedy(field.type)}, or leave it out: no block reads {in_words(field.type)}."
     owner = f" by {block}" if block else ""
@@ -479,7 +499,7 @@ def unsupported_column(field, block="", column=None):
 
 
 def _remedy(kind):
-    """Say what to make of a column that no block reads."""
+    """Return advice on how to convert a column that no block reads."""
     values = kind.value_type if is_list(kind) or pa.types.is_dictionary(kind) else kind
     if in_words(values) == "bytes":
         return "Decode it to text, as with X[column].str.decode('utf-8') in pandas"
@@ -489,22 +509,22 @@ def _remedy(kind):
 
 
 def is_nested(kind):
-    """Return whether a type is of lists that hold lists."""
+    """Return whether values of a type are lists of lists."""
     if pa.types.is_struct(kind):
         return any(pa.types.is_nested(inner.type) for inner in kind)
     if not pa.types.is_nested(kind):
         return False
-    # Other types of more than one part, such as maps, have no inner type of this name.
+    # Other nested types, such as maps, have no attribute ``value_type``.
     inner = getattr(kind, "value_type", pa.null())
     return is_nested(inner) if pa.types.is_struct(inner) else pa.types.is_nested(inner)
 
 
 def _example(column):
-    """Show the first value of a column, other than an empty list, and its row."""
+    """Return a phrase with the first value of a column that is not an empty list, and its row."""
     if column is None:
         return ""
-    filled = column.is_valid()
+    present = column.is_valid()
     if is_list(column.type):
-        filled = pc.fill_null(pc.greater(pc.list_value_length(column), 0), False)
-    filled = np.flatnonzero(filled.to_numpy())
-    return f"; row {filled[0]} holds {show_value(column[int(filled[0])])}" if len(filled) else ""
+        present = pc.fill_null(pc.greater(pc.list_value_length(column), 0), False)
+    present = np.flatnonzero(present.to_numpy())
+    return f"; row {present[0]} holds {show_value(column[int(present[0])])}" if len(present) else ""

@@ -1,4 +1,4 @@
-"""Categories: a learned or hashed vocabulary and an embedding per column."""
+"""Block of categories: a learned or hashed vocabulary and an embedding per column."""
 
 from __future__ import annotations
 
@@ -39,76 +39,80 @@ __all__ = [
 
 
 KNOWN = 2
-"""The code of the most frequent category."""
-MOST_HIDDEN = 0.8
-"""Fraction of a category's training rows that are shown as unseen at most, for being rare."""
+"""Code of the most frequent category, the first after those for missing and unseen."""
+MAX_MASKED = 0.8
+"""Largest fraction of a rare category's training rows that are masked as unseen."""
 STRINGS = (pa.string(), pa.large_string())
-SCALED_WHOLE = 1024
-"""Vectors of columns that are multiplied before they are looked up, where there are no more."""
-MOST_EXACT = 2**24
-"""Whole numbers up to which single precision holds all."""
-FEW = 4
-"""With so many times more categories than values, the former are looked up among the latter."""
+MAX_SCALED_ROWS = 1024
+"""Embedding tables with at most this many rows are scaled as a whole before the look-up."""
+LARGEST_EXACT = 2**24
+"""Largest integer up to which single precision represents all integers."""
+REVERSE_LOOKUP_RATIO = 4
+"""Smallest ratio of categories to values at which categories are looked up among the values."""
 
 
 class CategoryBlock(Block):
-    """Strings, integers, booleans and data frame categoricals, each value a category.
+    """Read strings, integers, booleans and categoricals, with an embedding for each category.
 
     Parameters
     ----------
     min_frequency : int, default=1
-        Categories seen less often share the index of unseen ones.
+        Smallest number of training rows of a category. Rarer categories have the code of unseen
+        ones.
     max_categories : int, default=1_000_000
-        At most so many categories a column, the most frequent ones.
+        Largest number of categories of a column; the most frequent ones are retained.
     hash_buckets : int or None, default=None
-        If given, categories are hashed into so many buckets and no vocabulary is kept: for
-        columns whose number of categories is unbounded.
+        Number of buckets into which categories are hashed, without a vocabulary. Use it for
+        columns with an unbounded number of categories. None learns a vocabulary.
     width : int or None, default=None
-        Embedding width; by default it grows, from 2 to 32, with the number of categories, each
-        counted by how far it is trusted (see `shrinkage`), unless none occurs twice or `rarity`
-        is 0.
+        Embedding dimension. By default it grows from 2 to 32 with the number of categories, where
+        each category counts with its shrinkage factor (see `shrinkage`), unless no category occurs
+        twice or `rarity` is 0.
     unseen_probability : float, default=0.01
-        Fraction of training values shown to the network as unseen, so that categories it has
-        never met predict sensibly.
+        Probability with which a training value is masked as unseen, so that the network learns to
+        predict for unseen categories.
     shrinkage : float, default=50.0
-        How many rows it takes to trust a category: the vector of one seen n times starts at
-        ``n / (n + shrinkage)`` of the usual distance from the vector common to its column, and
-        learns at that fraction of the rate, so that rare categories stay close to what an unseen
-        one is. In towers and embedders they only start there.
+        Number of rows at which the shrinkage factor of a category is 1/2. The embedding of a
+        category with n rows is initialized at ``n / (n + shrinkage)`` of the usual distance from
+        the common vector of its column, and learns at that fraction of the rate. Embeddings of
+        rare categories thus stay close to that of unseen ones. In two-tower models and embedders
+        the factor applies only to the initialization.
     rarity : float, default=8.0
-        How many rows it takes to be learned by heart: of the training rows of a category seen n
-        times, ``rarity / (n + rarity)`` are shown to the network as unseen, at most four in five.
-        Towers and embedders, which are to tell users and items apart, do not hide them.
+        Strength of the masking of rare categories, which prevents memorizing their rows: a
+        training row of a category with n rows is masked as unseen with probability
+        ``rarity / (n + rarity)``, at most 0.8. Two-tower models and embedders do not mask,
+        because they have to distinguish rare users and items.
 
     Attributes
     ----------
     categories_ : list of pyarrow.Array of string
-        Categories of each column, the most frequent first. Empty when hashing.
+        Categories of each column, the most frequent first. Empty if categories are hashed.
     counts_ : list of ndarray of int64
-        How often each occurred.
+        Number of training rows of each category.
     types_ : list of dict of {str: str}
-        For each column, what its values are ("text", "numbers", "dates", "dates with a time
-        zone") and an Arrow type of such values that fit saw.
+        For each column, the families of its values ("text", "numbers", "dates", "dates with a time
+        zone") and the name of an Arrow type of each family, seen during fit.
 
     Raises
     ------
     TypeError
-        At predict, if a column fitted on numbers holds dates or the other way round, or dates with
-        a time zone stand for ones without: no value could be known.
+        At predict, if a column fitted on numbers holds dates or the other way round, or if only
+        one of the dates of fit and predict have a time zone: no value could be a known category.
 
     Warns
     -----
     UserWarning
-        At predict, if ten rows or more of a column have values, at least two different ones, and
-        none is a known category.
+        At predict, if at least ten rows of a column have values, at least two of them distinct,
+        and none is a known category.
 
     Notes
     -----
-    A value has one name, whatever the type of its column. Integers, integral floats and their
-    strings are the same category, and so are booleans, 1 and 0, and the strings True and False: a
-    column that turns from integers to floats because a value is missing keeps its meaning. Times
-    are the same whatever their unit, a date is its midnight, and times with a time zone are
-    compared as instants. Otherwise strings are what they are: "01" and "1.0" are not "1".
+    A value belongs to one category, whatever the type of its column. Integers, integral floats and
+    their strings are the same category, and so are booleans, 1 and 0, and the strings True and
+    False. A column that is read as floats instead of integers because a value is missing has the
+    same categories. Times are the same whatever their unit, a date is its midnight, and times with
+    a time zone are compared as instants. Otherwise strings are compared literally: "01" and "1.0"
+    are not "1".
 
     Examples
     --------
@@ -166,8 +170,8 @@ class CategoryBlock(Block):
 
     @classmethod
     def detects_type(cls, kind):
-        """Return whether values of a type are categories, whatever they are."""
-        # A column without any value may hold anything later, which only categories take.
+        """Return whether all columns of a type are read as categories."""
+        # A column without values may hold any type later, which only this block accepts.
         return (
             pa.types.is_null(kind)
             or pa.types.is_dictionary(kind)
@@ -197,39 +201,39 @@ class CategoryBlock(Block):
         )
 
     def finish(self, summary):
-        found = [summary[name] for name in self.feature_names_in_]
-        self.types_ = [column.types for column in found]
+        summaries = [summary[name] for name in self.feature_names_in_]
+        self.types_ = [column.types for column in summaries]
         for name, types in zip(self.feature_names_in_, self.types_, strict=True):
             if len({NUMBERS, DATES, INSTANTS} & set(types)) > 1:
                 raise TypeError(
                     f"column {name!r} holds {' and '.join(types)} (types "
-                    f"{', '.join(types.values())}); {type(self).__name__} reads one kind in a "
+                    f"{', '.join(types.values())}); {type(self).__name__} reads one kind per "
                     "column: convert them to one type"
                 )
-        kept = [
+        retained = [
             column.counts.most_common(min_count=self.min_frequency, limit=self.max_categories)
-            for column in found
+            for column in summaries
             if column.counts is not None
         ]
-        self.categories_ = [values for values, _ in kept]
-        self.counts_ = [counts for _, counts in kept]
+        self.categories_ = [values for values, _ in retained]
+        self.counts_ = [counts for _, counts in retained]
         return self
 
     @property
     def n_codes(self):
-        """Codes of each column, those for missing and unseen included."""
+        """Number of codes of each column, those for missing and unseen included."""
         if self.hash_buckets is not None:
             return [self.hash_buckets + KNOWN] * self.n_features_in_
         return [len(values) + KNOWN for values in self.categories_]
 
     def known_categories(self, index):
-        """Return the categories of a column, the most frequent first; none when hashing."""
+        """Return the categories of a column, most frequent first; empty if they are hashed."""
         return self.categories_[index] if self.categories_ else pa.array([], pa.string())
 
     def encode(self, table):
         columns = []
         for index, (field, column) in enumerate(zip(table.schema, table.columns, strict=True)):
-            if not self.accepts(field.type) and not self._never_filled(index):
+            if not self.accepts(field.type) and not self._was_empty(index):
                 raise TypeError(unsupported_column(field, type(self).__name__))
             self._check_type(field, index)
             columns.append(self._column_codes(column, index))
@@ -240,37 +244,38 @@ class CategoryBlock(Block):
         return {"codes": torch.from_numpy(codes)}
 
     def _check_type(self, field, index):
-        """Refuse values that are none of what fit saw in a column."""
+        """Raise ``TypeError`` if a column's family of types differs from those seen during fit."""
         types = self.types_[index]
         if types and value_family(field.type) not in types:
             check_family(field.type, types, field.name, type(self).__name__)
 
     def unseen_columns(self, table, encoding):
-        """Return the columns that hold several values, none of which is a known category.
+        """Return the columns with several values, none of which is a known category.
 
         Parameters
         ----------
         table : pyarrow.Table
-            Rows; the block's columns are among its columns.
+            Rows with the block's columns, and possibly others.
         encoding : dict
-            What :meth:`encode` returned of them.
+            Encoding of the rows, from :meth:`encode`.
 
         Returns
         -------
         list of str
+            Names of columns.
         """
         codes = encoding["codes"]
-        if self.hash_buckets is not None or not nothing_known(codes):
+        if self.hash_buckets is not None or not no_category_known(codes):
             return []
-        found = []
+        unseen = []
         for index in np.flatnonzero(codes.numpy().max(axis=0) == UNSEEN):
             name = self.feature_names_in_[index]
             if len(self.categories_[index]) and has_enough_values(table.column(name)):
-                found.append(name)
-        return found
+                unseen.append(name)
+        return unseen
 
-    def _never_filled(self, index):
-        """Return whether a column had no value at fit, so that values of any type are unseen."""
+    def _was_empty(self, index):
+        """Return whether a column had no values during fit, so that all values are unseen."""
         return self.hash_buckets is None and len(self.categories_[index]) == 0
 
     def _column_codes(self, column, index):
@@ -278,7 +283,7 @@ class CategoryBlock(Block):
             missing = column.is_null().to_numpy()
             return np.where(missing, np.int32(MISSING), np.int32(UNSEEN))
         if self.hash_buckets is None and column.type in STRINGS:
-            # Looking up every row costs less than finding the distinct ones first.
+            # Looking up every row is faster than finding the distinct values first.
             codes = self._known_codes(column, index)
             if (codes == UNSEEN).any():
                 texts = canonical_texts(column)
@@ -288,9 +293,9 @@ class CategoryBlock(Block):
             return codes
         keys = category_keys(column)
         dictionary = self._dictionary_codes(keys.dictionary, index)
-        # A missing value has no index; give it one past the end.
+        # Missing values, which have no index, get the index after the last.
         lookup = np.append(dictionary, np.int32(MISSING))
-        return lookup[filled(keys.indices, len(dictionary))]
+        return lookup[fill_nulls(keys.indices, len(dictionary))]
 
     def _dictionary_codes(self, values, index):
         if self.hash_buckets is not None:
@@ -300,31 +305,31 @@ class CategoryBlock(Block):
 
     def _known_codes(self, values, index):
         known = self.categories_[index]
-        if FEW * len(values) < len(known):
-            return few_codes(values.cast(known.type), known)
-        found = pc.index_in(values, value_set=known.cast(values.type))
-        return filled(found, UNSEEN - KNOWN) + np.int32(KNOWN)
+        if REVERSE_LOOKUP_RATIO * len(values) < len(known):
+            return reverse_lookup(values.cast(known.type), known)
+        indices = pc.index_in(values, value_set=known.cast(values.type))
+        return fill_nulls(indices, UNSEEN - KNOWN) + np.int32(KNOWN)
 
     def make_module(self):
-        widths = [self.width or default_width(size) for size in self._sizes()]
+        widths = [self.width or default_embedding_width(size) for size in self._effective_sizes()]
         return CategoryModule(
-            widths, self._shrinkage_factors(), self.unseen_probability, self._rareness()
+            widths, self._shrinkage_factors(), self.unseen_probability, self._masking_rates()
         )
 
-    def _sizes(self):
-        """Return how many categories of each column there are rows enough to learn."""
+    def _effective_sizes(self):
+        """Return the effective number of categories of each column, which sets its dimension."""
         if self.hash_buckets is not None or not self.rarity:
             return self.n_codes
-        # Where none occurs twice they are identifiers, and rows are no measure of what they mean.
+        # If no category occurs twice, they are identifiers, and counts say nothing about them.
         return [
-            size if counts.max(initial=1) <= 1 else float(trust.sum())
-            for size, counts, trust in zip(
+            size if counts.max(initial=1) <= 1 else float(factors.sum())
+            for size, counts, factors in zip(
                 self.n_codes, self.counts_, self._shrinkage_factors(), strict=True
             )
         ]
 
     def _shrinkage_factors(self):
-        """How far each code's vector may start from the column's common one, from 0 to 1."""
+        """Return the shrinkage factor of each code of each column, in [0, 1]."""
         if self.hash_buckets is not None:
             return [np.ones(size, dtype=np.float32) for size in self.n_codes]
         return [
@@ -332,13 +337,13 @@ class CategoryBlock(Block):
             for counts in self.counts_
         ]
 
-    def _rareness(self):
-        """Which fraction of each code's training rows is shown as unseen for being rare."""
+    def _masking_rates(self):
+        """Return the probability with which a row of each code is masked for being rare."""
         if self.hash_buckets is not None:
             return [np.zeros(size, dtype=np.float32) for size in self.n_codes]
         return [
             np.concatenate(
-                [np.zeros(KNOWN), np.minimum(MOST_HIDDEN, self.rarity / (counts + self.rarity))]
+                [np.zeros(KNOWN), np.minimum(MAX_MASKED, self.rarity / (counts + self.rarity))]
             ).astype(np.float32)
             for counts in self.counts_
         ]
@@ -349,40 +354,40 @@ class CategoryBlock(Block):
             column = graph.column(name, **self.onnx_column(index))
             codes.append(self.onnx_codes(graph, column, index))
         stacked = graph.stack(codes, axis=1)
-        watched = map(self._onnx_watched, range(len(codes)), self.feature_names_in_)
+        watched = map(self._watched_column, range(len(codes)), self.feature_names_in_)
         graph.watch(stacked, list(watched))
         return {"codes": stacked}
 
-    def _onnx_watched(self, index, column, inner=None):
-        """Return where the values of a column are whose categories are watched, or None."""
+    def _watched_column(self, index, column, inner=None):
+        """Return the description of a column whose unseen categories are reported, or None."""
         if not len(self.known_categories(index)):
             return None
         name, block = str(self.feature_names_in_[index]), type(self).__name__
-        within = {} if inner is None else {"inner": inner}
-        return {"name": name, "block": block, "column": str(column), **within}
+        nested = {} if inner is None else {"inner": inner}
+        return {"name": name, "block": block, "column": str(column), **nested}
 
     def onnx_items(self, graph, values, index, *, column, block, inner=None):
-        """Add what turns items of a column of lists into codes, and have these watched."""
+        """Add operators that convert list items to codes, and report unseen ones."""
         codes = self.onnx_codes(graph, values, index)
-        watched = self._onnx_watched(index, column, inner)
+        watched = self._watched_column(index, column, inner)
         graph.watch(codes, [watched and {**watched, "block": block}], axes=(0, 1))
         return codes
 
     def onnx_column(self, index=0):
-        """Return how an exported graph is given a column: as strings, or hashed."""
+        """Return the options of a column as a graph input: as strings, or hashed."""
         types = self.types_[index]
         if self.hash_buckets is None:
             return {"kind": "category", "types": types}
         return {"kind": "hashed", "buckets": int(self.hash_buckets), "types": types}
 
     def onnx_codes(self, graph, values, index):
-        """Add what turns values of a column into codes to a graph."""
+        """Add operators that convert values of a column to codes."""
         if self.hash_buckets is None:
             known = self.known_categories(index).to_pylist()
-            refused = [value for value in known if set(value) == {MISSING_STRING}]
-            if refused:
+            invalid = [value for value in known if set(value) == {MISSING_STRING}]
+            if invalid:
                 raise ValueError(
-                    f"column {self.feature_names_in_[index]!r} has the category {refused[0]!r}, "
+                    f"column {self.feature_names_in_[index]!r} has the category {invalid[0]!r}, "
                     "made of U+FFFF alone, which stands for missing values in ONNX files; replace "
                     "it and fit again, or export with inputs='encoded'"
                 )
@@ -390,7 +395,7 @@ class CategoryBlock(Block):
         return graph.cast(values, np.int32)
 
     def flatten(self, encoding):
-        """Return the codes as numbers: 0 missing, 1 unseen, then by falling frequency."""
+        """Return the codes as numbers: 0 missing, 1 unseen, then by decreasing frequency."""
         return encoding["codes"].numpy().astype(np.float32)
 
     def get_feature_names_out(self, input_features=None):
@@ -398,15 +403,15 @@ class CategoryBlock(Block):
 
 
 class CategorySummary(Summary):
-    """What a chunk of rows says of a column of categories.
+    """Summary of a column of categories.
 
     Parameters
     ----------
     types : dict of {str: str}
-        The families of types that were seen, see
-        :func:`~sk_easytensor.data.keys.value_family`, and a type of each.
+        Families of types that occur, see :func:`~sk_easytensor.data.keys.value_family`, and the
+        name of one type of each.
     counts : ValueCounts or None
-        How often each category occurs; None where categories are hashed.
+        Number of rows of each category; None if categories are hashed.
     """
 
     def __init__(self, types, counts):
@@ -415,9 +420,9 @@ class CategorySummary(Summary):
 
     @classmethod
     def of(cls, column, capacity):
-        """Summarise a column; without a capacity, categories are not counted."""
+        """Summarize a column; categories are not counted if `capacity` is None."""
         family = value_family(column.type)
-        # A column without any value may hold anything later.
+        # A column without values may hold values of any type later.
         empty = family is None or pc.all(column.is_null(nan_is_null=True), min_count=0).as_py()
         types = {} if empty else {family: type_name(column.type)}
         if capacity is None:
@@ -425,65 +430,66 @@ class CategorySummary(Summary):
         return cls(types, ValueCounts.of(category_keys(column), capacity=capacity))
 
     def merge(self, other):
-        """Return the summary of both chunks."""
+        """Return the summary of the rows of both summaries."""
         families = sorted({*self.types, *other.types})
         types = {
-            each: min(part.types[each] for part in (self, other) if each in part.types)
-            for each in families
+            family: min(part.types[family] for part in (self, other) if family in part.types)
+            for family in families
         }
         counts = None if self.counts is None else self.counts.merge(other.counts)
         return CategorySummary(types, counts)
 
 
-def filled(integers, missing):
-    """Return an Arrow array of integers as one of NumPy, with a number where it has none."""
+def fill_nulls(integers, missing):
+    """Convert an Arrow array of integers to NumPy, with `missing` in place of nulls."""
     if integers.null_count:
         integers = pc.fill_null(integers, missing)
     return integers.to_numpy(zero_copy_only=False)
 
 
-def nothing_known(codes):
-    """Return whether a column of codes has rows enough to warn of and no known category.
+def no_category_known(codes):
+    """Return whether a column has enough rows for a warning and no known category.
 
     Parameters
     ----------
     codes : torch.Tensor of int32, shape (n_values, n_columns)
-        As :class:`CategoryBlock` encodes them.
+        Codes from :class:`CategoryBlock`.
 
     Returns
     -------
     bool
+        True if it holds for any of the columns.
     """
     return len(codes) >= MIN_VALUES_TO_WARN and bool((codes.amax(0) == UNSEEN).any())
 
 
-def few_codes(values, known):
-    """Return the codes of a few values among many known ones.
+def reverse_lookup(values, known):
+    """Return the codes of a few values among many categories.
 
-    The known ones are looked up among the few, for hashing them all takes most of the time in
-    which a row is predicted: of a million, 0.17 s.
+    The categories are looked up among the values, because building a hash table of all categories
+    dominates the time of predicting a row: 0.17 s for a million categories.
 
     Parameters
     ----------
     values : pyarrow.Array or ChunkedArray
-        Strings.
+        Strings to look up.
     known : pyarrow.Array
-        Categories, in the order of their codes.
+        Categories in the order of their codes.
 
     Returns
     -------
     ndarray of int32
     """
     distinct = values.unique().drop_null()
-    found = pc.index_in(known, value_set=distinct)
-    places = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
+    matches = pc.index_in(known, value_set=distinct)
+    positions = np.flatnonzero(matches.is_valid().to_numpy(zero_copy_only=False))
     codes = np.full(len(distinct) + 1, UNSEEN, dtype=np.int32)
-    codes[found.take(pa.array(places)).to_numpy()] = places + KNOWN
-    return codes[filled(pc.index_in(values, value_set=distinct), len(distinct))]
+    codes[matches.take(pa.array(positions)).to_numpy()] = positions + KNOWN
+    return codes[fill_nulls(pc.index_in(values, value_set=distinct), len(distinct))]
 
 
-def default_width(n_categories):
-    """Embedding width of a column: a power of two that grows with the cardinality."""
+def default_embedding_width(n_categories):
+    """Return the embedding dimension for a number of categories: a power of two from 2 to 32."""
     for limit, width in ((4, 2), (16, 4), (128, 8), (2048, 16)):
         if n_categories <= limit:
             return width
@@ -491,39 +497,40 @@ def default_width(n_categories):
 
 
 class CategoryModule(BlockModule):
-    """Look up all category columns, one gather for each embedding width.
+    """Look up the embeddings of all columns, with one gather for each embedding dimension.
 
     Parameters
     ----------
     widths : list of int
-        Width of each column.
-    trust : list of ndarray of float32
-        For each code of each column, how far its vector starts from the column's common one.
+        Embedding dimension of each column.
+    shrinkage_factors : list of ndarray of float32
+        Factor of the embedding of each code of each column, in [0, 1].
     unseen_probability : float
-        Fraction of codes replaced by the code for unseen while training.
-    rareness : list of ndarray of float32
-        For each code of each column, which fraction of its rows is shown as unseen besides.
+        Probability with which a code is masked as unseen during training.
+    masking_rates : list of ndarray of float32
+        Smallest probability with which each code of each column is masked as unseen.
 
     Attributes
     ----------
-    hides_rare : bool
-        Whether `rareness` is heeded.
+    masks_rare : bool
+        Whether `masking_rates` applies.
 
     Notes
     -----
-    What is learned of a category is multiplied by `trust`. An optimizer that divides gradients by
-    their usual size, as Adam does, moves a vector that few batches hold many times as far for each
-    of its rows as one that all hold; the factor makes up for it.
+    The embedding of a code is its row of the table times its shrinkage factor, plus the common
+    vector of the column. Adam divides gradients by their usual size, and so moves a row that few
+    batches contain much further per training row than one that all batches contain; the factor
+    compensates for it.
     """
 
-    def __init__(self, widths, trust, unseen_probability, rareness):
+    def __init__(self, widths, shrinkage_factors, unseen_probability, masking_rates):
         super().__init__()
         self.unseen_probability = unseen_probability
-        self.hides_rare = any(each.any() for each in rareness)
-        # Made anew by the block, and so not part of a saved state.
-        hidden = torch.from_numpy(np.concatenate(rareness))
-        self.register_buffer("hidden", hidden, persistent=False)
-        self.n_codes = [len(each) for each in rareness]
+        self.masks_rare = any(column_rates.any() for column_rates in masking_rates)
+        # Not part of the state dict, because the block computes it again.
+        rates = torch.from_numpy(np.concatenate(masking_rates))
+        self.register_buffer("masking_rate", rates, persistent=False)
+        self.n_codes = [len(column_rates) for column_rates in masking_rates]
         sizes = torch.tensor(self.n_codes)
         self.register_buffer("first_code", sizes.cumsum(0) - sizes, persistent=False)
         self.out_features = sum(widths)
@@ -531,30 +538,32 @@ class CategoryModule(BlockModule):
         self.common = nn.ParameterList()
         for size in sorted(set(widths)):
             columns = [index for index, value in enumerate(widths) if value == size]
-            sizes = torch.tensor([len(trust[index]) for index in columns])
-            spread = torch.from_numpy(np.concatenate([trust[index] for index in columns]))
+            sizes = torch.tensor([len(shrinkage_factors[index]) for index in columns])
+            factors = torch.from_numpy(
+                np.concatenate([shrinkage_factors[index] for index in columns])
+            )
             table = torch.randn(int(sizes.sum()), size) * size**-0.5
-            # Codes that are trusted in nothing would only take up the weight decay.
-            table[spread == 0] = 0
+            # Rows with factor 0 receive no gradient, only weight decay.
+            table[factors == 0] = 0
             self.tables.append(nn.Parameter(table))
             self.common.append(nn.Parameter(torch.randn(len(columns) * size) * size**-0.5))
             group = len(self.tables) - 1
-            self.register_buffer(f"trust_{group}", spread[:, None].clone())
+            self.register_buffer(f"trust_{group}", factors[:, None].clone())
             self.register_buffer(f"columns_{group}", torch.tensor(columns))
             self.register_buffer(f"starts_{group}", torch.cumsum(sizes, 0) - sizes)
 
     def configure_for_embedding(self):
-        """Hide and slow down nothing: towers are to tell rare users and items apart."""
-        self.hides_rare = False
-        self._trust_all()
+        """Turn off masking and shrinkage, so that rare users and items are distinguished."""
+        self.masks_rare = False
+        self._remove_shrinkage()
 
     @torch.no_grad()
-    def _trust_all(self):
-        """Keep all vectors where they are, and let them move at the full learning rate."""
+    def _remove_shrinkage(self):
+        """Multiply the factors into the tables, so that all rows learn at the full rate."""
         for group, table in enumerate(self.tables):
-            trust = getattr(self, f"trust_{group}")
-            table *= trust
-            trust.fill_(1.0)
+            factors = getattr(self, f"trust_{group}")
+            table *= factors
+            factors.fill_(1.0)
 
     def _load_from_state_dict(self, state, prefix, *arguments):
         # Version 0.1 kept vectors as they are read.
@@ -569,31 +578,32 @@ class CategoryModule(BlockModule):
         Parameters
         ----------
         codes : torch.Tensor of int32, shape (batch, n_columns)
+            Codes from :meth:`CategoryBlock.encode`.
 
         Returns
         -------
         torch.Tensor of shape (batch, sum of widths)
         """
-        if self.training and (self.hides_rare or self.unseen_probability > 0):
+        if self.training and (self.masks_rare or self.unseen_probability > 0):
             codes = self._mask_rare(codes)
         parts = []
         for group, table in enumerate(self.tables):
             columns = getattr(self, f"columns_{group}")
             starts = getattr(self, f"starts_{group}")
             rows = (codes.index_select(1, columns) + starts).reshape(-1)
-            # index_select, because the gradient of an embedding is several times slower on a CPU.
-            trust = getattr(self, f"trust_{group}")
-            if len(table) <= SCALED_WHOLE:
-                found = (table * trust).index_select(0, rows)
+            # index_select, because the gradient of nn.Embedding is several times slower on a CPU.
+            factors = getattr(self, f"trust_{group}")
+            if len(table) <= MAX_SCALED_ROWS:
+                vectors = (table * factors).index_select(0, rows)
             else:
-                found = table.index_select(0, rows) * trust.index_select(0, rows)
-            found = found.reshape(codes.shape[0], self.common[group].numel())
-            parts.append(found + self.common[group])
+                vectors = table.index_select(0, rows) * factors.index_select(0, rows)
+            vectors = vectors.reshape(codes.shape[0], self.common[group].numel())
+            parts.append(vectors + self.common[group])
         return torch.cat(parts, dim=1)
 
     @property
     def output_columns(self):
-        """Which column each output is of, an ndarray of int64 of shape (out_features,)."""
+        """Column of each output, an ndarray of int64 of shape (out_features,)."""
         groups = [
             np.repeat(getattr(self, f"columns_{group}").cpu().numpy(), table.shape[1])
             for group, table in enumerate(self.tables)
@@ -602,22 +612,22 @@ class CategoryModule(BlockModule):
 
     @property
     def tree_columns(self):
-        """Which column each of :meth:`tree_inputs` is of."""
-        return np.flatnonzero(np.array(self.n_codes) <= MOST_EXACT)
+        """Column of each feature of :meth:`tree_inputs`."""
+        return np.flatnonzero(np.array(self.n_codes) <= LARGEST_EXACT)
 
     @property
     def tree_codes(self):
-        """Trees see so many codes of each column, which are in no order."""
-        return [(size, False) for size in self.n_codes if size <= MOST_EXACT]
+        """Number of codes of each feature of the trees, and False because codes have no order."""
+        return [(size, False) for size in self.n_codes if size <= LARGEST_EXACT]
 
     def tree_inputs(self, codes):
-        """Return the codes, of columns whose codes a float would hold exactly."""
-        shown = [index for index, size in enumerate(self.n_codes) if size <= MOST_EXACT]
-        return codes if len(shown) == codes.shape[1] else codes[:, shown]
+        """Return the codes of the columns whose codes are exact in single precision."""
+        columns = [index for index, size in enumerate(self.n_codes) if size <= LARGEST_EXACT]
+        return codes if len(columns) == codes.shape[1] else codes[:, columns]
 
     def _mask_rare(self, codes):
         probability = self.unseen_probability
-        if self.hides_rare:
-            probability = self.hidden[codes + self.first_code].clamp(min=probability)
-        hidden = torch.rand(codes.shape, device=codes.device) < probability
-        return codes.masked_fill(hidden & (codes != MISSING), UNSEEN)
+        if self.masks_rare:
+            probability = self.masking_rate[codes + self.first_code].clamp(min=probability)
+        masked = torch.rand(codes.shape, device=codes.device) < probability
+        return codes.masked_fill(masked & (codes != MISSING), UNSEEN)

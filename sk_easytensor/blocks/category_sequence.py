@@ -1,4 +1,4 @@
-"""Lists of categories: a vocabulary for each column, and a network over its items."""
+"""Block of lists of categories: a vocabulary and a sequence encoder for each column."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sk_easytensor._utils.docstrings import documented_like
-from sk_easytensor.blocks.category import CategoryBlock, nothing_known
+from sk_easytensor.blocks.category import CategoryBlock, no_category_known
 from sk_easytensor.blocks.sequences import SequenceBlock, code_names, count_codes, ragged
 from sk_easytensor.data.lists import is_list
 from sk_easytensor.data.summaries import SummaryMap
@@ -23,50 +23,51 @@ __all__ = [
 
 @documented_like(CategoryBlock)
 class CategorySequenceBlock(SequenceBlock):
-    """Columns that hold a list of categories a row: strings, integers, booleans.
+    """Read columns of lists of categories: strings, integers, booleans.
 
     Parameters
     ----------
     encoder : {"transformer", "gru", "lstm", "conv", "mean"}, default="transformer"
-        How the items of a list see each other. ``"transformer"``: attention, with learned
-        positions; ``"gru"`` and ``"lstm"``: recurrent, in order; ``"conv"``: convolutions over
-        neighbours; ``"mean"``: not at all.
+        Sequence encoder of the items. ``"transformer"``: attention with learned positions;
+        ``"gru"`` and ``"lstm"``: recurrent; ``"conv"``: convolutions over neighbouring items;
+        ``"mean"``: items are encoded independently.
     pooling : {"attention", "mean", "last", "mean_max"}, default="attention"
-        How the items become one vector: a learned weighted mean, the mean, the last one, or the
-        mean beside the maximum.
+        Reduction of the items to one vector: a learned weighted mean, the mean, the last item, or
+        the concatenation of mean and maximum.
     width : int, default=32
-        Size of the items' vectors and of all layers.
+        Embedding dimension of the items and width of all layers.
     layers : int or None, default=None
-        Layers of the encoder; by default one for recurrent ones and two for the others.
+        Number of layers of the encoder; by default 1 for recurrent encoders and 2 for the others.
     heads : int, default=4
-        Attention heads of the transformer; divides `width`.
+        Number of attention heads of the transformer; must divide `width`.
     kernel_size : int, default=5
-        Items that a convolution sees at once; odd.
+        Number of items in the kernel of a convolution; must be odd.
     bidirectional : bool, default=False
-        Whether a recurrent encoder reads lists backwards too.
+        Whether a recurrent encoder reads lists in both directions.
     dropout : float, default=0.1
-        Fraction of activations zeroed in training.
+        Dropout probability.
     max_length : int, default=128
-        Items read of each list.
+        Largest number of items that are read; longer lists are truncated.
     keep : {"last", "first"}, default="last"
         Which end of a longer list is read. Positions are counted from there.
     min_frequency : int, default=1
-        Categories in fewer items than this share one embedding.
+        Smallest number of items of a category. Rarer categories share the embedding of unseen
+        ones.
     max_categories, hash_buckets, unseen_probability, shrinkage
         As in :class:`~sk_easytensor.CategoryBlock`.
 
     Attributes
     ----------
     categories_ : list of pyarrow.Array of string
-        Categories of each column, the most frequent first. Empty when hashing.
+        Categories of each column, the most frequent first. Empty if categories are hashed.
     counts_ : list of ndarray of int64
-        How often each occurred.
+        Number of training items of each category.
 
     Notes
     -----
-    Several columns are read independently, each with a vocabulary and a network of its own; for
-    columns that describe the same events see :class:`~sk_easytensor.EventSequenceBlock`. Missing
-    and empty lists are the same and get a learned vector; missing items are a category.
+    Several columns are read independently, each with its own vocabulary and network. For columns
+    that describe the same events see :class:`~sk_easytensor.EventSequenceBlock`. Missing and
+    empty lists are equivalent and have a learned vector; missing items have an embedding.
     Attention is that of Vaswani et al., "Attention Is All You Need" (2017).
 
     Examples
@@ -136,7 +137,7 @@ class CategorySequenceBlock(SequenceBlock):
         self._new_items("items").check_parameters()
 
     def _new_items(self, name):
-        """Return a block for the items of one column, which are categories like any other."""
+        """Return a new block that encodes the items of one column."""
         items = CategoryBlock(
             min_frequency=self.min_frequency,
             max_categories=self.max_categories,
@@ -149,7 +150,7 @@ class CategorySequenceBlock(SequenceBlock):
         return items.fit_columns(pa.table({name: pa.nulls(0)}))
 
     def _columns(self, table):
-        """Yield each column's name and lists; the columns are independent of each other."""
+        """Yield the name and the lists of each column, which are read independently."""
         for name in table.column_names:
             yield name, self.read(table.select([name]))
 
@@ -170,7 +171,7 @@ class CategorySequenceBlock(SequenceBlock):
 
     @property
     def counts_(self):
-        """How often each category occurred."""
+        """Number of training items of each category of each column."""
         return [counts for items in self.items_ for counts in items.counts_]
 
     def encode(self, table):
@@ -181,14 +182,14 @@ class CategorySequenceBlock(SequenceBlock):
         return encoding
 
     def unseen_columns(self, table, encoding):
-        """Return the columns that hold several values, none of which is a known category."""
-        found = []
+        """Return the columns with several values, none of which is a known category."""
+        unseen = []
         parts = zip(self.feature_names_in_, self.items_, encoding.values(), strict=True)
         for name, items, lists in parts:
             codes = {"codes": lists.values[:, None]}
-            if nothing_known(codes["codes"]):
-                found += items.unseen_columns(self.read(table.select([name])).items, codes)
-        return found
+            if no_category_known(codes["codes"]):
+                unseen += items.unseen_columns(self.read(table.select([name])).items, codes)
+        return unseen
 
     def make_module(self):
         return CategorySequenceModule(
@@ -202,14 +203,14 @@ class CategorySequenceBlock(SequenceBlock):
         encoding = {}
         for name, items in zip(self.feature_names_in_, self.items_, strict=True):
             fields = {str(name): {"column": str(name), **items.onnx_column()}}
-            own = {"index": 0, "column": name, "block": type(self).__name__}
-            codes = {str(name): partial(items.onnx_items, graph, **own)}
+            options = {"index": 0, "column": name, "block": type(self).__name__}
+            codes = {str(name): partial(items.onnx_items, graph, **options)}
             lists = encoders.read_lists(graph, self, fields, codes)
             encoding |= encoders.entries(graph, lists, {f"codes_{len(encoding)}": str(name)})
         return encoding
 
     def flatten(self, encoding):
-        """Return how often each row has the most frequent categories, and its items in all."""
+        """Return the counts of the most frequent categories and the number of items of each row."""
         parts = [
             count_codes(lists, items.n_codes[0])
             for lists, items in zip(encoding.values(), self.items_, strict=True)
@@ -226,14 +227,14 @@ class CategorySequenceBlock(SequenceBlock):
 
 
 class CategorySequenceModule(BlockModule):
-    """Embed the items of each column and read them as a list.
+    """Embed the items of each column and encode the lists.
 
     Parameters
     ----------
     items : list of CategoryModule
-        For the items of each column.
+        Embedding of the items of each column.
     encoders : list of SequenceEncoder
-        For the lists of each column.
+        Encoder of the lists of each column.
     """
 
     padded = True
@@ -250,7 +251,7 @@ class CategorySequenceModule(BlockModule):
         Parameters
         ----------
         **codes : Ragged of int32
-            ``codes_0``, ``codes_1`` and so on.
+            Codes of the items of each column: ``codes_0``, ``codes_1`` and so on.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""Dates and times: a trend and the cycles of the calendar, in local wall-clock time."""
+"""Block of dates and times: a trend and the cycles of the calendar in local wall-clock time."""
 
 from __future__ import annotations
 
@@ -39,62 +39,62 @@ __all__ = [
 
 
 BORDER = 0.3
-"""How much of a part of a cycle lies before its begin, so that rounding moves midnights across no
-border."""
+"""Shift of the parts of a cycle, as a fraction of a part, so that rounding does not move midnights
+to another part."""
 
 SPANNED = 0.95
-"""Part of a cycle that dates have to span for it to be one."""
+"""Smallest range of the dates, as a fraction of a cycle, at which the cycle is used."""
 
 
 class DatetimeBlock(BinnedMixin, Block):
-    """Dates, times on a date, and strings that hold them in ISO 8601.
+    """Read dates, timestamps, and strings of both in ISO 8601.
 
     Parameters
     ----------
     harmonics : int, default=4
-        Sines and cosines of each cycle: one period, two periods and so on up to so many. The
-        week has at most 3, which tell its seven days apart.
+        Number of sine and cosine pairs of each cycle, with frequencies of 1 to `harmonics` per
+        cycle. The week has at most 3, which suffice to distinguish its seven days.
     width : int, default=16
-        Size of each column's vector.
+        Embedding dimension of each column.
     bins : int, default=64
-        At most so many quantile bins a column for the trend.
+        Largest number of quantile bins of a column, for the trend.
     cycles : list of {"day", "week", "month", "year"}, default=("day", "week", "month", "year")
-        Cycles that may be used. Fewer leave less to learn by heart: in few months every day of
-        the month is known by what happened on it.
+        Cycles that may be used. Fewer cycles reduce overfitting: if the data span few months, the
+        network can memorize what happened on each day of the month.
     trend : bool, default=True
-        Whether the network sees the instant, beside the cycles. What it learns of the trend ends
-        with the training data: turn it off for rows that are predicted later.
+        Whether the instant is an input of the network, in addition to the cycles. A trend does not
+        extrapolate beyond the training data: turn it off for rows that are predicted later.
 
     Attributes
     ----------
     zones_ : list of str or None
-        Time zone of each column; None for columns without one.
+        Time zone of each column; None for a column without a time zone.
     edges_ : list of ndarray of float64
         Increasing bin edges of each column, in seconds since 1970; empty where every value is
         missing.
     center_, scale_ : ndarray of float64, shape (n_features,)
-        Median and spread (interquartile range) over the bins.
+        Median and interquartile range of the bin edges.
     cycles_ : ndarray of bool, shape (n_features, 4)
-        Which of the cycles day, week, month and year are used for a column: those that take more
-        than one value, as the time of day does not for pure dates, and that the column spans as
-        a whole. A part of a cycle is a trend, and would be taken to repeat.
+        Which of the cycles day, week, month and year are used for a column. A cycle is used if its
+        phase varies (the time of day of pure dates does not) and if the column spans the whole
+        cycle. Within a part of a cycle the network would learn a trend and repeat it periodically.
     missing_fraction_ : ndarray of float64, shape (n_features,)
         Fraction of rows without a date.
 
     Notes
     -----
-    The trend is the instant, encoded as a number is by
-    :class:`~sk_easytensor.blocks.NumericBlock`; the cycles are sines and cosines of the time of
-    day, the day of the week, of the month and of the year, in the wall-clock time of the
-    column's time zone. What was fitted decides:
+    The trend is the instant, encoded as numbers are by :class:`~sk_easytensor.blocks.NumericBlock`;
+    the cycles are sines and cosines of the time of day, the day of the week, of the month and of
+    the year, in the wall-clock time of the column's time zone. The column seen during fit
+    determines how later columns are read:
 
     - a column with a time zone is read in that zone, so that the same instant written in
-      another zone has the same encoding, and a time without a zone is taken to be local;
-    - a column without a time zone is read by the wall clock, whatever zone is given later.
+      another zone has the same encoding, and a time without a zone is assumed to be local;
+    - a column without a time zone is read by the wall clock, whatever the zone of later columns.
 
     Strings with UTC offsets are read in their offset if it is always the same, else in UTC. The
     unit of a timestamp does not matter, and years outside the range of nanoseconds are read too.
-    A missing date gets a learned vector.
+    A missing date has a learned vector.
 
     Examples
     --------
@@ -169,9 +169,9 @@ class DatetimeBlock(BinnedMixin, Block):
     def finish(self, summary):
         columns = [summary[name] for name in self.feature_names_in_]
         self.zones_ = [column.zone for column in columns]
-        self._keep_edges([column.instants.quantile_edges(self.bins + 1) for column in columns])
-        wanted = [cycle in self.cycles for cycle in CYCLES]
-        self.cycles_ = np.array([column.cycles & wanted for column in columns])
+        self._set_edges([column.instants.quantile_edges(self.bins + 1) for column in columns])
+        selected = [cycle in self.cycles for cycle in CYCLES]
+        self.cycles_ = np.array([column.cycles & selected for column in columns])
         self.missing_fraction_ = np.array(
             [column.instants.n_missing / max(column.instants.n_rows, 1) for column in columns]
         )
@@ -179,7 +179,7 @@ class DatetimeBlock(BinnedMixin, Block):
 
     @property
     def _waves(self):
-        """Pairs of a cycle's index and a harmonic, one per sine and cosine of the encoding."""
+        """Pairs of the index of a cycle and a harmonic, one for each sine and cosine pair."""
         used = self.cycles_.any(axis=0)
         return [
             (index, harmonic)
@@ -196,22 +196,22 @@ class DatetimeBlock(BinnedMixin, Block):
         for index, (name, column) in enumerate(names):
             instants, phases = _read(column, name, self.zones_[index])
             columns.append(instants)
-            for place, (cycle, harmonic) in enumerate(waves):
-                # A cycle that never varied in this column was never learned: it stays 0.
+            for wave, (cycle, harmonic) in enumerate(waves):
+                # A cycle that is not used for this column stays 0.
                 if self.cycles_[index, cycle]:
-                    # In single precision, as it is kept: sines take a twelfth of the time then.
+                    # In single precision, in which sines take a twelfth of the time.
                     angle = (2 * math.pi * harmonic * phases[:, cycle]).astype(np.float32)
-                    encoded[:, index, 2 + 2 * place] = np.sin(angle)
-                    encoded[:, index, 3 + 2 * place] = np.cos(angle)
+                    encoded[:, index, 2 + 2 * wave] = np.sin(angle)
+                    encoded[:, index, 3 + 2 * wave] = np.cos(angle)
         if self.trend:
-            self._place(columns, encoded)
+            self._write_positions(columns, encoded)
         for index, instants in enumerate(columns):
             encoded[np.isnan(instants), index] = np.nan
         return {"times": torch.from_numpy(encoded)}
 
     def make_module(self):
         n_edges = [len(edges) for edges in self.edges_]
-        sines = [2 * place for place, (_, harmonic) in enumerate(self._waves) if harmonic == 1]
+        sines = [2 * wave for wave, (_, harmonic) in enumerate(self._waves) if harmonic == 1]
         return DatetimeModule(n_edges, 2 * len(self._waves), self.width, sines)
 
     def to_onnx(self, graph):
@@ -242,14 +242,14 @@ class DatetimeBlock(BinnedMixin, Block):
         return {"times": graph.op("Concat", *parts, axis=2)}
 
     def _flat_features(self):
-        """Whether an entry of the encoding is a column of :meth:`flatten`, (n_columns, n)."""
+        """Return which values of the encoding :meth:`flatten` returns, bool (n_columns, n)."""
         cycles = [cycle for cycle, _ in self._waves for _ in range(2)]
         trend = np.zeros((self.n_features_in_, 2), dtype=bool)
         trend[:, 0] = self.trend
         return np.concatenate([trend, self.cycles_[:, cycles]], axis=1)
 
     def flatten(self, encoding):
-        """Return scaled trends, sines and cosines; missing ones are 0, with an indicator."""
+        """Return scaled trends, sines and cosines, 0 where missing, and missing indicators."""
         times = encoding["times"].numpy()
         missing = np.isnan(times[:, self.missing_fraction_ > 0, 0])
         features = times[:, self._flat_features()]
@@ -264,24 +264,24 @@ class DatetimeBlock(BinnedMixin, Block):
         features = np.array(["trend", "position", *waves], dtype=object)
         names = [
             f"{name}_{feature}"
-            for name, kept in zip(self.feature_names_in_, self._flat_features(), strict=True)
-            for feature in features[kept]
+            for name, used in zip(self.feature_names_in_, self._flat_features(), strict=True)
+            for feature in features[used]
         ]
         names += [f"{name}_missing" for name in self.feature_names_in_[self.missing_fraction_ > 0]]
         return np.asarray(names, dtype=object)
 
 
 class DatetimeSummary(Summary):
-    """What a chunk tells about one column of dates.
+    """Summary of one column of dates.
 
     Parameters
     ----------
     instants : Quantiles
-        Seconds since 1970.
+        Distribution of the instants, in seconds since 1970.
     lowest, highest : ndarray of float64, shape (4,)
-        Least and greatest phase of each cycle.
+        Smallest and largest phase of each cycle.
     zones : frozenset of str
-        Time zones seen, at most two of them.
+        Time zones that occur, at most two of them.
     """
 
     def __init__(self, instants, lowest, highest, zones):
@@ -292,29 +292,29 @@ class DatetimeSummary(Summary):
 
     @classmethod
     def of(cls, column, name):
-        """Summarise one column."""
+        """Summarize one column."""
         zones = time_zones(column, name)
         instants, phases = _read(column, name, common_zone(zones))
         known = phases[~np.isnan(instants)]
-        # Infinite bounds make an empty chunk neutral in a merge, and no cycle vary.
+        # With infinite bounds, an empty chunk changes nothing in a merge and no cycle varies.
         lowest = known.min(axis=0, initial=np.inf)
         highest = known.max(axis=0, initial=-np.inf)
         return cls(Quantiles.of(instants), lowest, highest, zones)
 
     @property
     def zone(self):
-        """The common time zone of all chunks: UTC where they differ, None where none has one."""
+        """Time zone of all chunks: UTC if there are several, None if there is none."""
         return common_zone(self.zones)
 
     @property
     def cycles(self):
-        """Which cycles vary and are spanned as a whole, bool of shape (4,)."""
+        """Whether each cycle varies and is spanned by the dates, bool of shape (4,)."""
         known = self.instants.values
         span = known[-1] - known[0] if len(known) else 0.0
         return (self.lowest < self.highest) & (span >= SPANNED * np.array(PERIODS))
 
     def merge(self, other):
-        """Join two chunks."""
+        """Return the summary of the rows of both summaries."""
         return DatetimeSummary(
             self.instants.merge(other.instants),
             np.minimum(self.lowest, other.lowest),
@@ -324,23 +324,23 @@ class DatetimeSummary(Summary):
 
 
 class DatetimeModule(BlockModule):
-    """Embed every date column: a trend plus a linear layer over its cycles.
+    """Embed all columns: a trend plus a linear layer over the cycles.
 
     Parameters
     ----------
     n_edges : list of int
-        Bin edges of each column.
+        Number of bin edges of each column.
     n_waves : int
-        Sines and cosines a column.
+        Number of sines and cosines of each column.
     width : int
-        Size of each column's vector.
-    sines : list of int
-        Which waves are the sines that go round once in a cycle; their cosines follow them.
+        Embedding dimension of each column.
+    sines : list of int, default=()
+        Indices of the sines of the first harmonic of each cycle; a cosine follows each.
     """
 
     def __init__(self, n_edges, n_waves, width, sines=()):
         super().__init__()
-        # Made anew by the block, and so not part of a saved state.
+        # Not part of the state dict, because the block computes it again.
         self.register_buffer("sines", torch.tensor(sines, dtype=torch.int64) + 2, persistent=False)
         self.out_features = len(n_edges) * width
         self.trend = NumericModule("piecewise", n_edges, width)
@@ -360,41 +360,41 @@ class DatetimeModule(BlockModule):
         -------
         torch.Tensor of shape (batch, n_columns * width)
         """
-        # A missing date has no waves, so that the trend's learned missing vector stands alone.
+        # A missing date has no waves: its vector is the learned missing vector of the trend.
         waves = torch.nan_to_num(times[..., 2:], nan=0.0)
         cycles = torch.einsum("bcf,cfw->bcw", waves, self.waves)
         return self.trend(times[..., :2]) + cycles.flatten(1)
 
     @property
     def output_columns(self):
-        """Which column each output is of, an ndarray of int64 of shape (out_features,)."""
+        """Column of each output, an ndarray of int64 of shape (out_features,)."""
         return self.trend.output_columns
 
     @property
     def tree_columns(self):
-        """Which column each of :meth:`tree_inputs` is of."""
+        """Column of each feature of :meth:`tree_inputs`."""
         return np.tile(self.trend.tree_columns, 1 + len(self.sines))
 
     @property
     def tree_codes(self):
-        """Trees see codes of the instants, and of each cycle from its begin to its end."""
+        """Number of codes of each feature of the trees, and True because codes are ordered."""
         instants = self.trend.tree_codes
         return instants + [(TREE_PARTS + 1, True)] * (len(instants) * len(self.sines))
 
     def tree_inputs(self, times):
-        """Return in which part of its column, and of each cycle, each instant is."""
+        """Return the codes of the instants and of their phases in each cycle."""
         sine, cosine = times.index_select(2, self.sines), times.index_select(2, self.sines + 1)
-        # Goes round a square in place of a circle, which needs no arc tangent.
+        # The phase along a square instead of a circle, which needs no arc tangent.
         along = cosine / (sine.abs() + cosine.abs())
         part = torch.where(sine >= 0, 1 - along, 3 + along) * (TREE_PARTS / 4) + BORDER
-        # Midnight may be rounded to just before.
+        # Midnight may be rounded to just before the end of the cycle.
         codes = FIRST_CODE + torch.where(part >= TREE_PARTS, part - TREE_PARTS, part)
         codes = torch.nan_to_num(codes, nan=MISSING_CODE).int().transpose(1, 2).flatten(1)
         return torch.cat([self.trend.tree_inputs(times[..., :2]), codes], dim=1)
 
 
 def _read(column, name, zone):
-    """Read times, or say which block reads a column of this type."""
+    """Read times, or raise a ``TypeError`` that names the blocks that accept the column's type."""
     try:
         return read_times(column, name, zone)
     except NoTimesError as error:

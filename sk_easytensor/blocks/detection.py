@@ -1,4 +1,4 @@
-"""Which columns a selector means, and which block reads a column that none names."""
+"""Resolve column selectors, and choose a block for each column automatically."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sk_easytensor.data.sparse import compressed, is_sparse, layout_of
 __all__ = [
     "check_blocks",
     "detect_blocks",
-    "listed",
+    "format_names",
     "register_block",
     "resolve_columns",
     "select_columns",
@@ -44,7 +44,8 @@ BLOCKS = [
     CategoryBlock,
     NumericBlock,
 ]
-"""Blocks of the automatic choice; a column goes to the first whose ``assign_columns`` names it."""
+"""Blocks of the automatic choice. A column is read by the first whose ``assign_columns`` returns
+it."""
 
 BUILT_IN = tuple(BLOCKS)
 
@@ -52,16 +53,16 @@ BUILT_IN = tuple(BLOCKS)
 BOOLS = (bool, np.bool_)
 
 LISTED = 20
-"""Messages list so many names at most."""
+"""Largest number of names that a message lists."""
 
 
 def check_blocks(blocks):
-    """Check the ``blocks`` parameter and return it as a list of triples.
+    """Check the parameter ``blocks`` and return it as a list of triples.
 
     Raises
     ------
     ValueError, TypeError
-        Saying which entry is not ``(name, Block, columns)`` or which name occurs twice.
+        If an entry is not ``(name, Block, columns)``, or if a name occurs twice.
     """
     if blocks is None:
         return []
@@ -87,19 +88,19 @@ def check_blocks(blocks):
 
 
 def register_block(block_class=None, *, before=None):
-    """Make a block part of the automatic choice, in this process.
+    """Add a block to the automatic choice in this process.
 
-    Each column is read by the first block whose ``detects`` is true of it. Registered blocks come
-    before the built-in ones, in the order of their registration.
+    Each column is read by the first block whose ``detects`` returns True. Registered blocks precede
+    the built-in ones, in the order of their registration.
 
     Parameters
     ----------
     block_class : type
         Subclass of :class:`~sk_easytensor.Block` that defines ``detects`` (or ``assign_columns``)
-        and has a ``kind`` of its own. It is created without arguments. A class of the same module
-        and name that was registered earlier is replaced.
+        and a unique ``kind``. It is created without arguments. A class of the same module and name
+        that was registered earlier is replaced.
     before : type, optional
-        A class of the automatic choice to come directly before.
+        Class of the automatic choice directly before which the block is inserted.
 
     Returns
     -------
@@ -109,24 +110,24 @@ def register_block(block_class=None, *, before=None):
     Raises
     ------
     TypeError
-        If `block_class` is no subclass of ``Block``, is abstract (the message names the methods
+        If `block_class` is not a subclass of ``Block``, is abstract (the message names the methods
         that are missing), or cannot be created without arguments.
     ValueError
-        If it defines neither ``detects`` nor ``assign_columns``, if its ``kind`` is that of another
-        block, or if `before` is not part of the automatic choice.
+        If it defines neither ``detects`` nor ``assign_columns``, if another block has its ``kind``,
+        or if `before` is not part of the automatic choice.
 
     See Also
     --------
-    sk_easytensor.blocks.unregister_block : The inverse.
-    sk_easytensor.testing.check_block : Checks of a block.
+    sk_easytensor.blocks.unregister_block : Removes a block from the automatic choice.
+    sk_easytensor.testing.check_block : Checks that a block fulfils the contract.
 
     Notes
     -----
-    Blocks are chosen in ``fit`` alone, by the process that calls it. Fitted models hold the blocks
-    themselves: pickling, cloning, loading and predicting need the module that defines the class,
-    but no registration, and so do the workers of a Ray backend. Processes that call ``fit``
-    themselves, such as those of ``GridSearchCV(n_jobs=2)``, have to register the block too.
-    Naming it in the parameter ``blocks`` of the estimator makes that unnecessary.
+    Blocks are chosen only in ``fit``, by the process that calls it. Fitted models hold the blocks:
+    pickling, cloning, loading and predicting need the module that defines the class, but no
+    registration. The same holds for the workers of a Ray backend. Other processes that call
+    ``fit``, such as those of ``GridSearchCV(n_jobs=2)``, have to register the block too. This is
+    not necessary if the block is passed in the parameter ``blocks`` of the estimator.
 
     Examples
     --------
@@ -149,17 +150,17 @@ def register_block(block_class=None, *, before=None):
     if block_class is None:
         return partial(register_block, before=before)
     _check_registrable(block_class)
-    older = [cls for cls in BLOCKS if _full_name(cls) == _full_name(block_class)]
-    if before is not None and (before not in BLOCKS or before in older):
-        names = ", ".join(cls.__name__ for cls in BLOCKS if cls not in older)
+    previous = [cls for cls in BLOCKS if _full_name(cls) == _full_name(block_class)]
+    if before is not None and (before not in BLOCKS or before in previous):
+        names = ", ".join(cls.__name__ for cls in BLOCKS if cls not in previous)
         raise ValueError(
             f"register_block: before must be one of {names}, "
             f"got {getattr(before, '__name__', before)!r:.60}"
         )
-    if older and before is None:
-        BLOCKS[BLOCKS.index(older[0])] = block_class
+    if previous and before is None:
+        BLOCKS[BLOCKS.index(previous[0])] = block_class
         return block_class
-    for cls in older:
+    for cls in previous:
         BLOCKS.remove(cls)
     BLOCKS.insert(BLOCKS.index(before or BUILT_IN[0]), block_class)
     return block_class
@@ -171,7 +172,7 @@ def unregister_block(block_class):
     Parameters
     ----------
     block_class : type
-        A class that :func:`register_block` was called with.
+        Class that was registered with :func:`register_block`.
 
     Raises
     ------
@@ -188,7 +189,7 @@ def unregister_block(block_class):
 
 
 def _check_registrable(block_class):
-    """Raise if a class cannot be chosen automatically."""
+    """Raise an error if a class cannot be registered."""
     if not isinstance(block_class, type) or not issubclass(block_class, Block):
         hint = (
             "; register the class rather than an instance" if isinstance(block_class, Block) else ""
@@ -203,16 +204,16 @@ def _check_registrable(block_class):
     missing = sorted(block_class.__abstractmethods__)
     if missing:
         raise TypeError(f"register_block: {name} has to define {', '.join(missing)}")
-    needed = [
+    required = [
         parameter.name
         for parameter in inspect.signature(block_class).parameters.values()
         if parameter.default is parameter.empty
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
-    if needed:
+    if required:
         raise TypeError(
             f"register_block: {name} is created without arguments when it is chosen, so that each "
-            f"parameter needs a default; {needed[0]!r} has none"
+            f"parameter needs a default; {required[0]!r} has none"
         )
     detects = block_class.detects.__func__ is not Block.detects.__func__
     if not detects and block_class.assign_columns.__func__ is Block.assign_columns.__func__:
@@ -223,14 +224,14 @@ def _check_registrable(block_class):
     kind = block_class.kind
     if not isinstance(kind, str) or not kind or "__" in kind or kind == Block.kind:
         raise ValueError(
-            f"register_block: {name}.kind must be a name of its own, a string without '__' such as "
+            f"register_block: {name}.kind must be a unique name, a string without '__' such as "
             f"'color', got {kind!r:.60}"
         )
     for cls in BLOCKS:
         if cls.kind == kind and _full_name(cls) != _full_name(block_class):
             raise ValueError(
-                f"register_block: {name}.kind is {kind!r}, which is that of {cls.__name__}; it "
-                "needs one of its own"
+                f"register_block: {name}.kind is {kind!r}, which {cls.__name__} has already; "
+                "choose another one"
             )
 
 
@@ -244,11 +245,11 @@ def detect_blocks(table, columns, categories=()):
     Parameters
     ----------
     table : pyarrow.Table
-        Rows to look at.
+        A sample of the training rows.
     columns : list of str
-        Columns to give away.
+        Columns for which blocks are chosen.
     categories : list of str, default=()
-        Columns that are categories, whatever their type.
+        Columns that are read as categories, whatever their type.
 
     Returns
     -------
@@ -259,19 +260,19 @@ def detect_blocks(table, columns, categories=()):
     Raises
     ------
     TypeError
-        Naming a column that no block takes.
+        If no block reads a column; the message names the column.
     """
-    found, rest = [], list(columns)
+    chosen, rest = [], list(columns)
     for block_class in tuple(BLOCKS):
         groups = list(block_class.assign_columns(table, rest))
         rest = [name for name in rest if not any(name in group for group in groups)]
         if block_class is CategoryBlock and categories:
             known = {*categories, *(name for group in groups for name in group)}
             groups = [[name for name in table.column_names if name in known]]
-        found += [(block_class, group) for group in groups]
+        chosen += [(block_class, group) for group in groups]
     if rest:
         raise TypeError(unsupported_column(table.schema.field(rest[0]), "", table.column(rest[0])))
-    return found
+    return chosen
 
 
 def select_columns(columns, table, X=None, *, owner="blocks", source="X"):
@@ -280,30 +281,32 @@ def select_columns(columns, table, X=None, *, owner="blocks", source="X"):
     Parameters
     ----------
     columns : str, int, list, slice, boolean mask or callable
-        As in :class:`~sklearn.compose.ColumnTransformer`.
+        Selector, as in :class:`~sklearn.compose.ColumnTransformer`.
     table : pyarrow.Table
-        Gives the names and their order.
+        Table whose columns are selected.
     X : table-like, optional
-        Passed to a callable if it is a pandas data frame; else the callable gets the table as one.
-    owner : str
-        Who asks, for errors.
-    source : str
-        What the table is called, for errors.
+        Table of the user. A callable selector is called with it if it is a pandas data frame, else
+        with `table` converted to one.
+    owner : str, default="blocks"
+        Name of the parameter that holds the selector, for error messages.
+    source : str, default="X"
+        Name of the table, for error messages.
 
     Returns
     -------
     list of str
+        Names of the selected columns.
 
     Raises
     ------
     ValueError
-        Naming a column that is not there, one that is selected twice, or a feature of a sparse
-        matrix that is not a column of the table.
+        If a column does not exist, is selected twice, or is a feature of the sparse part of a
+        matrix.
 
     Notes
     -----
-    In a table that was made from a sparse matrix, positions, masks and slices are of the features
-    of the matrix. The column that holds the sparse part is selected by its name.
+    In a table that was made from a sparse matrix, positions, masks and slices refer to the
+    features of the matrix. The column that holds the sparse part is selected by its name.
     """
     selected = resolve_columns(columns, table, X, owner=owner, source=source)
     present = set(table.column_names)
@@ -319,20 +322,20 @@ def select_columns(columns, table, X=None, *, owner="blocks", source="X"):
 
 
 def selectable_names(table):
-    """Return the names that a selector can mean.
+    """Return the names that a selector can contain.
 
     Parameters
     ----------
     table : pyarrow.Table
-        Table.
+        Table whose columns are selected.
 
     Returns
     -------
     names : list of str
-        Of the features, which have positions: all columns of the table, or, if the table was made
-        from a sparse matrix, those of the matrix.
+        Names of the features, in the order of their positions: all columns of the table, or of the
+        sparse matrix from which the table was made.
     others : list of str
-        Of other columns of the table, such as the one that holds the sparse part.
+        Names of other columns of the table, such as the one that holds the sparse part.
     """
     layout = layout_of(table)
     if layout is None:
@@ -343,12 +346,12 @@ def selectable_names(table):
 
 
 def resolve_columns(columns, table, X=None, *, owner="blocks", source="X"):
-    """Resolve a column selector as :func:`select_columns`, to features in the sparse part too."""
+    """Resolve a selector as :func:`select_columns` does, but allow features in the sparse part."""
     names, others = selectable_names(table)
     if isinstance(columns, Callable):
-        # Labels that are not strings would be taken for positions, and structs are one column.
-        same = hasattr(X, "select_dtypes") and list(X.columns) == names
-        columns = columns(X if same else _frame(table, X, names, owner))
+        # Labels that are not strings would be read as positions, and structs are one column.
+        has_same_columns = hasattr(X, "select_dtypes") and list(X.columns) == names
+        columns = columns(X if has_same_columns else _frame(table, X, names, owner))
     if isinstance(columns, slice):
         bounds = [
             _position(bound, names, owner, source) if isinstance(bound, str) else bound
@@ -378,15 +381,15 @@ def resolve_columns(columns, table, X=None, *, owner="blocks", source="X"):
     return selected
 
 
-def listed(names):
-    """Return how names are written in a message, so many of them at most."""
+def format_names(names):
+    """Return names as a message lists them, at most `LISTED` of them."""
     if len(names) <= LISTED:
         return str(list(names))
     return f"{len(names)} columns: {', '.join(map(repr, names[:LISTED]))} and so on"
 
 
 def _frame(table, X, names, owner):
-    """Return a table as a data frame of pandas for a callable that selects columns."""
+    """Convert a table to a pandas data frame for a callable selector."""
     if layout_of(table) is None:
         return table.to_pandas()
     if not is_sparse(X) and not hasattr(X, "sparse"):
@@ -401,7 +404,7 @@ def _position(item, names, owner, source):
         if item not in names:
             raise ValueError(
                 f"{owner} names column {item!r}, which {source} does not have; it has "
-                f"{listed(names)}"
+                f"{format_names(names)}"
             )
         return names.index(item)
     if not isinstance(item, (int, np.integer)) or isinstance(item, BOOLS):

@@ -1,4 +1,4 @@
-"""Lists that describe events side by side: what, how much, when; and a network over the events."""
+"""Block of event sequences: parallel lists of the fields of events, and a sequence encoder."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from sk_easytensor._utils.docstrings import documented_like
 from sk_easytensor._utils.validation import check_number
 from sk_easytensor.blocks.base import unsupported_column
-from sk_easytensor.blocks.category import CategoryBlock, nothing_known
+from sk_easytensor.blocks.category import CategoryBlock, no_category_known
 from sk_easytensor.blocks.events import (
-    check_clocks,
-    choose_kinds,
+    check_fields,
+    check_time_types,
     find_now,
     gaps,
+    infer_kinds,
     is_time,
-    readable_fields,
     seconds,
     split_items,
     struct_fields,
@@ -47,72 +47,74 @@ __all__ = [
 
 @documented_like(CategoryBlock)
 class EventSequenceBlock(SequenceBlock):
-    """Parallel list columns, or a column of lists of structs, that describe one event an item.
+    """Read event sequences: parallel list columns, or lists of structs, with one item per event.
 
     Parameters
     ----------
     encoder : {"gru", "lstm", "transformer", "conv", "mean"}, default="gru"
-        How the events see each other. ``"gru"`` and ``"lstm"``: recurrent, in order;
-        ``"transformer"``: attention, with learned positions; ``"conv"``: convolutions over
-        neighbours; ``"mean"``: not at all.
+        Sequence encoder of the events. ``"gru"`` and ``"lstm"``: recurrent; ``"transformer"``:
+        attention with learned positions; ``"conv"``: convolutions over neighbouring events;
+        ``"mean"``: events are encoded independently.
     time : str or None, default=None
-        The field that says when events happened: dates or timestamps, or numbers from 0 on, in
-        seconds. By default the first field of dates or timestamps.
+        Field with the times of the events: dates, timestamps, or non-negative numbers of seconds.
+        By default the first field of dates or timestamps.
     now : str or None, default=None
-        The column that says when a row is predicted, a date or timestamp or number a row. By
-        default a block's only column of dates or timestamps that are not lists; without any,
-        gaps are counted to the last event of the list.
+        Column with the prediction time of each row, a date, timestamp or number of seconds. By
+        default the block's only column of dates or timestamps that are not lists; if there is
+        none, the time of the last event of the list.
     categories : list of str, default=()
-        Fields of numbers that are codes of categories. Strings, dictionaries and booleans are
-        categories in any case, other numbers are numbers.
+        Numeric fields that are read as categories. Strings, dictionaries and booleans are always
+        categories.
     pooling : {"attention", "last", "mean", "mean_max"}, default="attention"
-        How the events become one vector: a learned weighted mean, the last one, the mean, or the
-        mean beside the maximum.
+        Reduction of the events to one vector: a learned weighted mean, the last event, the mean,
+        or the concatenation of mean and maximum.
     width : int, default=48
-        Size of all layers.
+        Width of all layers.
     layers : int or None, default=None
-        Layers of the encoder; by default one for recurrent ones and two for the others.
+        Number of layers of the encoder; by default 1 for recurrent encoders and 2 for the others.
     heads : int, default=4
-        Attention heads of the transformer; divides `width`.
+        Number of attention heads of the transformer; must divide `width`.
     kernel_size : int, default=5
-        Events that a convolution sees at once; odd.
+        Number of events in the kernel of a convolution; must be odd.
     bidirectional : bool, default=False
-        Whether a recurrent encoder reads lists backwards too.
+        Whether a recurrent encoder reads lists in both directions.
     dropout : float, default=0.1
-        Fraction of activations zeroed in training.
+        Dropout probability.
     max_length : int, default=64
-        Events read of each list.
+        Largest number of events that are read; longer lists are truncated.
     keep : {"last", "first"}, default="last"
         Which end of a longer list is read.
     number_width : int, default=8
-        Size of each numeric field's vector.
+        Embedding dimension of each numeric field.
     bins : int, default=64
-        At most so many quantile bins a numeric field.
+        Largest number of quantile bins of a numeric field.
     min_frequency : int, default=1
-        Categories in fewer events than this share one embedding.
+        Smallest number of events of a category. Rarer categories share the embedding of unseen
+        ones.
     max_categories, hash_buckets, unseen_probability, shrinkage
         As in :class:`~sk_easytensor.CategoryBlock`.
 
     Attributes
     ----------
     kinds_ : dict of {str: {"category", "number", "time", "date"}}
-        What each field is.
+        Kind of each field.
     now_ : str or None
-        The column that says when a row is predicted.
+        Column with the prediction time of each row.
     categories_ : dict of {str: pyarrow.Array of string}
-        Categories of each field of categories, the most frequent first. Empty when hashing.
+        Categories of each categorical field, the most frequent first. Empty if categories are
+        hashed.
 
     Notes
     -----
     A field of structs is named ``column.field``. Categories are embedded as by
-    :class:`~sk_easytensor.CategoryBlock`, numbers as by :class:`~sk_easytensor.NumericBlock`.
-    Of the time, the block reads the gaps, in logarithms of seconds: to the previous event, and to
-    now. Further fields of dates or timestamps are read as gaps from the time of their own event.
-    Events have to be in order of time, and not later than now.
+    :class:`~sk_easytensor.CategoryBlock`, numbers as by :class:`~sk_easytensor.NumericBlock`. The
+    time is read as two gaps, in logarithms of seconds: to the previous event, and to the prediction
+    time. Further fields of dates or timestamps are read as gaps from the time of their event.
+    Events must be in order of time, and not later than the prediction time.
 
-    All lists of a row have one length; a list that is missing beside others is one of missing
-    items. Missing and empty lists are the same and get a learned vector. The column `now` is left
-    to other blocks as well.
+    All lists of a row must have the same length; a missing list beside present ones is a list of
+    missing items. Missing and empty lists are equivalent and have a learned vector. Other blocks
+    read the column `now` too.
 
     Examples
     --------
@@ -188,17 +190,17 @@ class EventSequenceBlock(SequenceBlock):
 
     @classmethod
     def detects(cls, column):
-        """Return whether a column of lists holds events rather than categories or numbers."""
+        """Return whether the items of a column of lists are structs or times."""
         if not is_list(column.type) or not cls.accepts(column.type):
             return False
         return pa.types.is_struct(column.type.value_type) or is_time(column.type.value_type)
 
     @classmethod
     def assign_columns(cls, table, columns):
-        """Group the columns whose lists have one length in every row.
+        """Group the list columns whose lists have the same length in every row.
 
-        Lists of numbers only are channels of a series, and a list on its own describes events
-        only if it holds structs or times.
+        A group of only numeric lists is a time series, read by another block. A single list column
+        describes events only if its items are structs or times.
         """
         lists = [
             name
@@ -241,7 +243,7 @@ class EventSequenceBlock(SequenceBlock):
         self.feature_names_in_ = np.asarray(table.column_names, dtype=object)
         self.n_features_in_ = table.num_columns
         types, self._sources = struct_fields(lists)
-        self.kinds_ = choose_kinds(types, self.time, self.categories)
+        self.kinds_ = infer_kinds(types, self.time, self.categories)
         if self.now_ is not None:
             kind = table.schema.field(self.now_).type
             if not (is_time(kind) or NumericBlock.accepts(kind)):
@@ -249,8 +251,8 @@ class EventSequenceBlock(SequenceBlock):
                 raise TypeError(unsupported_column(field, type(self).__name__, column))
             if self._time is None:
                 raise ValueError(
-                    f"EventSequenceBlock: now is {self.now_!r}, but no field says when events "
-                    f"happened; name one with time, fields are {list(types)}"
+                    f"EventSequenceBlock: now is {self.now_!r}, but no field holds the times of "
+                    f"events; name one with time, fields are {list(types)}"
                 )
         self._zone = getattr(types.get(self._time), "tz", None)
         return self
@@ -263,7 +265,7 @@ class EventSequenceBlock(SequenceBlock):
         return [name for name, kind in self.kinds_.items() if kind in kinds]
 
     def _number_columns(self):
-        """Return what is read as a number, and the column that each comes from."""
+        """Return the names of the numeric inputs, and the column of each."""
         columns = {name: self._sources[name] for name in self._of_kind("number", "date")}
         if self._time is not None:
             columns[f"{self._time}.previous"] = self._sources[self._time]
@@ -271,7 +273,7 @@ class EventSequenceBlock(SequenceBlock):
         return columns
 
     def _item_blocks(self, categories, numbers):
-        """Return blocks for the fields of an event, which are read as columns of a table are."""
+        """Return new blocks that encode the categorical and the numeric fields of events."""
         category = CategoryBlock(
             min_frequency=self.min_frequency,
             max_categories=self.max_categories,
@@ -281,30 +283,30 @@ class EventSequenceBlock(SequenceBlock):
             rarity=0,
         )
         number = NumericBlock(width=self.number_width, bins=self.bins)
-        nothing = pa.nulls(0)
+        empty = pa.nulls(0)
         return (
-            category.fit_columns(pa.table({name: nothing for name in categories})),
-            number.fit_columns(pa.table({name: nothing for name in numbers})),
+            category.fit_columns(pa.table({name: empty for name in categories})),
+            number.fit_columns(pa.table({name: empty for name in numbers})),
         )
 
     def _read_events(self, table):
-        """Return a table of categories and one of numbers, a row an event, and the offsets."""
+        """Return tables of categories and of numbers, one row per event, and the offsets."""
         lists = self.read(table.select(list(dict.fromkeys(self._sources.values()))))
-        fields = readable_fields(split_items(lists.items, self._sources), self.kinds_, lists)
+        fields = check_fields(split_items(lists.items, self._sources), self.kinds_, lists)
         numbers = {name: fields[name] for name in self._of_kind("number")}
         if self._time is not None:
-            clocks = {name: fields[name].type for name in self._of_kind("time", "date")}
+            time_types = {name: fields[name].type for name in self._of_kind("time", "date")}
             if self.now_ is not None:
-                clocks[self.now_] = table.schema.field(self.now_).type
-            check_clocks(clocks)
+                time_types[self.now_] = table.schema.field(self.now_).type
+            check_time_types(time_types)
             times = seconds(fields[self._time], self._time, self._zone, lists.owner)
             for name in self._of_kind("date"):
                 numbers[name] = signed_log(seconds(fields[name], name, self._zone) - times)
             now = None
             if self.now_ is not None:
                 now = seconds(table.column(self.now_), self.now_, self._zone)
-            both = gaps(fields[self._time], times, lists, self._time, now, self.now_)
-            for name, gap in zip(("previous", "now"), both, strict=True):
+            event_gaps = gaps(fields[self._time], times, lists, self._time, now, self.now_)
+            for name, gap in zip(("previous", "now"), event_gaps, strict=True):
                 numbers[f"{self._time}.{name}"] = signed_log(gap)
         categories = {name: fields[name] for name in self._of_kind("category")}
         numbers = {name: numbers[name] for name in self._number_columns()}
@@ -325,7 +327,7 @@ class EventSequenceBlock(SequenceBlock):
 
     @property
     def categories_(self):
-        """Categories of each field of categories."""
+        """Categories of each categorical field."""
         block = self.category_block_
         return dict(zip(block.feature_names_in_, block.categories_, strict=False))
 
@@ -342,13 +344,13 @@ class EventSequenceBlock(SequenceBlock):
         return encoding
 
     def unseen_columns(self, table, encoding):
-        """Return the fields that hold several values, none of which is a known category."""
+        """Return the fields with several values, none of which is a known category."""
         names = self._of_kind("category")
         if not names:
             return []
         codes = [encoding[f"codes_{index}"].values for index in range(len(names))]
         codes = {"codes": torch.stack(codes, dim=1)}
-        if not nothing_known(codes["codes"]):
+        if not no_category_known(codes["codes"]):
             return []
         return self.category_block_.unseen_columns(self._read_events(table)[0], codes)
 
@@ -375,7 +377,7 @@ class EventSequenceBlock(SequenceBlock):
         codes = self.category_block_.make_module() if self._of_kind("category") else None
         values = self.number_block_.make_module() if self._number_columns() else None
         if values is not None:
-            # Lists have many more values than there are rows.
+            # The factor is for one value per row; lists have many.
             values.learning_rate_scale = None
         return EventSequenceModule(codes, values, self.make_encoder)
 
@@ -386,16 +388,16 @@ class EventSequenceBlock(SequenceBlock):
         fields, codes = {}, {}
         for name, kind in self.kinds_.items():
             source = self._sources[name]
-            how = {"kind": "number"} if kind == "number" else clock
+            options = {"kind": "number"} if kind == "number" else clock
             if kind == "category":
-                how = categories.onnx_column(len(codes))
-            fields[name] = {"column": source, **how}
+                options = categories.onnx_column(len(codes))
+            fields[name] = {"column": source, **options}
             if name != source:
                 fields[name]["inner"] = name[len(source) + 1 :]
             if kind == "category":
-                own = {"column": source, "inner": fields[name].get("inner")}
-                own |= {"index": len(codes), "block": type(self).__name__}
-                codes[name] = partial(categories.onnx_items, graph, **own)
+                item_options = {"column": source, "inner": fields[name].get("inner")}
+                item_options |= {"index": len(codes), "block": type(self).__name__}
+                codes[name] = partial(categories.onnx_items, graph, **item_options)
         lists = encoders.read_lists(graph, self, fields, codes)
         numbers = {name: lists.values[name] for name in self._of_kind("number")}
         if self._time is not None:
@@ -414,13 +416,13 @@ class EventSequenceBlock(SequenceBlock):
             values = graph.stack([numbers[name] for name in columns], axis=-1)
             values = encoders.numbers(graph, values, block.edges_, block.center_, block.scale_)
             for index, name in enumerate(columns):
-                place = np.int64(index)
-                lists.values[f"{name} encoded"] = graph.op("Gather", values, place, axis=2)
+                position = np.int64(index)
+                lists.values[f"{name} encoded"] = graph.op("Gather", values, position, axis=2)
                 entries[f"values_{index}"] = f"{name} encoded"
         return encoders.entries(graph, lists, entries)
 
     def flatten(self, encoding):
-        """Return counts of categories, mean, extremes and last of numbers, and the events."""
+        """Return counts of categories, statistics of numbers, and the number of events."""
         parts = []
         for index, n_codes in enumerate(self.category_block_.n_codes):
             parts.append(count_codes(encoding[f"codes_{index}"], n_codes)[:, :-1])
@@ -442,21 +444,21 @@ class EventSequenceBlock(SequenceBlock):
 
 
 def signed_log(numbers):
-    """Return logarithms of seconds, which are 0 for 0 and negative for negative ones."""
+    """Return ``sign(x) * log(1 + abs(x))``."""
     return np.sign(numbers) * np.log1p(np.abs(numbers))
 
 
 class EventSequenceModule(BlockModule):
-    """Embed the fields of each event and read the events as a list.
+    """Embed the fields of each event and encode the lists of events.
 
     Parameters
     ----------
     codes : CategoryModule or None
-        For the fields of categories.
+        Embedding of the categorical fields, if there are any.
     values : NumericModule or None
-        For the fields of numbers.
+        Embedding of the numeric fields, if there are any.
     make_encoder : callable
-        Returns the :class:`SequenceEncoder` for items of a size.
+        Function that returns the :class:`SequenceEncoder` for an item width.
     """
 
     padded = True
@@ -485,7 +487,7 @@ class EventSequenceModule(BlockModule):
         parts = []
         for module, prefix in ((self.codes, "codes"), (self.values, "values")):
             if module is not None:
-                own = [lists.values for name, lists in fields.items() if name.startswith(prefix)]
-                parts.append(module(torch.stack(own, dim=1)))
+                values = [lists.values for name, lists in fields.items() if name.startswith(prefix)]
+                parts.append(module(torch.stack(values, dim=1)))
         offsets = next(iter(fields.values())).offsets
         return self.encoder(torch.cat(parts, dim=1), offsets)

@@ -1,4 +1,4 @@
-"""The fields of events: what each is, how structs are split, and the gaps between times."""
+"""Fields of events: their kinds, the fields of structs, and the gaps between times."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from sk_easytensor.data.datetimes import read_instants
 from sk_easytensor.data.lists import is_list
 
 __all__ = [
-    "check_clocks",
-    "choose_kinds",
+    "check_fields",
+    "check_time_types",
     "find_now",
     "gaps",
+    "infer_kinds",
     "is_time",
-    "readable_fields",
     "seconds",
     "split_items",
     "struct_fields",
@@ -31,82 +31,91 @@ BLOCK = "EventSequenceBlock"
 
 
 def is_time(kind):
-    """Return whether a type is of dates or timestamps."""
+    """Return whether a type is a date or timestamp type."""
     return pa.types.is_date(kind) or pa.types.is_timestamp(kind)
 
 
 def find_now(table, now):
-    """Return the name of the column that says when a row is predicted, or None.
+    """Return the name of the column with the prediction times of rows, or None.
 
     Parameters
     ----------
     table : pyarrow.Table
-        All columns of the block.
+        Table of all columns of the block.
     now : str or None
-        Its name, if the user gave it.
+        Name of the column, if the user passed it.
+
+    Returns
+    -------
+    str or None
 
     Raises
     ------
     ValueError
-        If there is no such column, or if several could be it.
+        If the column does not exist, or if several columns qualify.
     """
     names = table.column_names
     if now is not None:
         if now not in names or is_list(table.schema.field(now).type):
             raise ValueError(
-                f"{BLOCK}: now must name a column of the block with one value a row, got {now!r}; "
-                f"columns are {names}"
+                f"{BLOCK}: now must name a column of the block with one value per row, got "
+                f"{now!r}; columns are {names}"
             )
         return now
     times = [field.name for field in table.schema if is_time(field.type)]
     if len(times) > 1:
         raise ValueError(
-            f"{BLOCK}: {times} each have a time a row; say with now which is when a row is "
-            "predicted, and give the others to another block"
+            f"{BLOCK}: {times} each have one time per row; name the prediction time with now, and "
+            "give the others to another block"
         )
     return times[0] if times else None
 
 
 def struct_fields(table):
-    """Return the type of each field, and which column each comes from.
+    """Return the type and the column of each field.
 
     Parameters
     ----------
     table : pyarrow.Table
-        Of lists.
+        Table of list columns.
 
     Returns
     -------
     types : dict of {str: pyarrow.DataType}
-        Types of items; fields of structs are named ``column.field``.
+        Item type of each field; fields of structs are named ``column.field``.
     sources : dict of {str: str}
-        Columns.
+        Column of each field.
+
+    Raises
+    ------
+    ValueError
+        If two fields have the same name.
     """
     types, sources = {}, Counter()
     for field in table.schema:
         kind = field.type.value_type if is_list(field.type) else field.type
         if pa.types.is_struct(kind):
-            own = {f"{field.name}.{inner.name}": inner.type for inner in kind}
+            fields = {f"{field.name}.{inner.name}": inner.type for inner in kind}
         else:
-            own = {field.name: kind}
-        for name, inner in own.items():
+            fields = {field.name: kind}
+        for name, inner in fields.items():
             if name in types:
                 raise ValueError(f"{BLOCK}: two fields are named {name!r}; rename a column")
             types[name], sources[name] = inner, field.name
     return types, dict(sources)
 
 
-def choose_kinds(types, time, categories):
-    """Say what each field of an event is.
+def infer_kinds(types, time, categories):
+    """Return the kind of each field of events.
 
     Parameters
     ----------
     types : dict of {str: pyarrow.DataType}
-        Types of the fields' items.
+        Item type of each field.
     time : str or None
-        The field that says when; by default the first of dates or timestamps.
+        Field with the times of events; by default the first of dates or timestamps.
     categories : list of str
-        Fields that are categories whatever their type.
+        Fields that are read as categories, whatever their type.
 
     Returns
     -------
@@ -115,13 +124,14 @@ def choose_kinds(types, time, categories):
     Raises
     ------
     ValueError
-        Naming a parameter that names no field.
+        If `time` or `categories` names a field that does not exist.
     """
     for name in (*categories, *([] if time is None else [time])):
         if name not in types:
             parameter = "categories" if name in categories else "time"
             raise ValueError(
-                f"{BLOCK}: {parameter} names {name!r}, which is no field; fields are {list(types)}"
+                f"{BLOCK}: {parameter} names {name!r}, which is not a field; fields are "
+                f"{list(types)}"
             )
     if time is None:
         times = (name for name, kind in types.items() if is_time(kind) and name not in categories)
@@ -138,19 +148,23 @@ def choose_kinds(types, time, categories):
 
 
 def split_items(items, sources):
-    """Return the items of each field, as a dictionary of chunked arrays.
+    """Return the items of each field.
 
     Parameters
     ----------
     items : pyarrow.Table
-        A column for each list column.
+        Items of each list column, one row per event.
     sources : dict of {str: str}
-        Which column each field comes from.
+        Column of each field.
+
+    Returns
+    -------
+    dict of {str: pyarrow.ChunkedArray}
 
     Raises
     ------
     ValueError
-        Naming a field that is not there.
+        If a struct does not have a field that was there during fit.
     """
     fields = {}
     for name, source in sources.items():
@@ -160,24 +174,23 @@ def split_items(items, sources):
             known = [field.name for field in column.type] if pa.types.is_struct(column.type) else []
             if inner not in known:
                 raise ValueError(
-                    f"column {source!r} holds {type_name(column.type)} and lacks the field "
-                    f"{inner!r}, which "
-                    f"was there when {BLOCK} was fitted"
+                    f"column {source!r} holds {type_name(column.type)} without the field "
+                    f"{inner!r}, which was there when {BLOCK} was fitted"
                 )
             column = pc.struct_field(column, inner)
         fields[name] = column
     return fields
 
 
-def readable_fields(fields, kinds, lists):
-    """Return fields as what they are, those without any value as columns of type null.
+def check_fields(fields, kinds, lists):
+    """Check that the type of each field fits its kind; fields without values become type null.
 
     Parameters
     ----------
     fields : dict of {str: pyarrow.ChunkedArray}
-        A value an event.
+        Values of each field, one per event.
     kinds : dict of {str: str}
-        From :func:`choose_kinds`.
+        Kind of each field, from :func:`infer_kinds`.
     lists : FlatLists
         The events.
 
@@ -188,7 +201,7 @@ def readable_fields(fields, kinds, lists):
     Raises
     ------
     RowTypeError
-        Naming a field, and a row, that cannot be read as what it is.
+        If a field cannot be read as its kind. The message names the field and a row.
     """
     readers = {
         "category": CategoryBlock.accepts,
@@ -199,33 +212,33 @@ def readable_fields(fields, kinds, lists):
     readable = {}
     for name, column in fields.items():
         if not readers[kinds[name]](column.type):
-            filled = np.flatnonzero(column.is_valid().to_numpy())
-            if len(filled):
-                value = show_value(column[int(filled[0])])
+            present = np.flatnonzero(column.is_valid().to_numpy())
+            if len(present):
+                value = show_value(column[int(present[0])])
                 raise RowTypeError(
                     f"column {name!r} of items of type {type_name(column.type)} cannot be read by "
                     f"{BLOCK} as a {kinds[name]}; row {{row}} holds {value}",
-                    int(lists.owner[filled[0]]),
+                    int(lists.owner[present[0]]),
                 )
             column = pa.chunked_array([pa.nulls(len(column))])
         readable[name] = column
     return readable
 
 
-def check_clocks(types):
-    """Raise ``TypeError`` if some of the types that are set off against each other are numbers.
+def check_time_types(types):
+    """Raise ``TypeError`` unless the columns of times are all numbers or all dates and timestamps.
 
     Parameters
     ----------
     types : dict of {str: pyarrow.DataType}
-        Of the time, of further dates, and of now, by column.
+        Types of the columns whose differences are computed, by column.
     """
     types = {name: kind for name, kind in types.items() if not pa.types.is_null(kind)}
     if len({is_time(kind) for kind in types.values()}) > 1:
         described = ", ".join(f"{name!r} of type {type_name(kind)}" for name, kind in types.items())
         raise TypeError(
-            f"{BLOCK} cannot tell how long one is before another of the columns {described}: all "
-            "have to be dates or timestamps, or all numbers of seconds"
+            f"{BLOCK} cannot compute the time between the columns {described}: all have to be "
+            "dates or timestamps, or all numbers of seconds"
         )
 
 
@@ -235,66 +248,73 @@ def seconds(column, name, zone, owner=None):
     Parameters
     ----------
     column : pyarrow.ChunkedArray
-        One value an event, or one a row.
+        One value per event, or one per row.
     name : str
-        Its name, for errors.
+        Name of the column, for error messages.
     zone : str or None
-        Time zone to read it in.
+        Time zone in which the column is read.
     owner : ndarray of int64, optional
-        The row of each value; by default there is one a row.
+        Row of each value; by default there is one value per row.
+
+    Returns
+    -------
+    ndarray of float64
+        Seconds since 1970, or the numbers of the column.
 
     Raises
     ------
     RowError
-        Naming a row that holds a negative number.
+        If a number is negative; the message names the row.
     """
     if is_time(column.type):
         return read_instants(column, name, zone)
     times = to_float64(column, name, block=BLOCK)
     if (times < 0).any():
-        place = int(np.argmax(times < 0))
+        index = int(np.argmax(times < 0))
         raise RowError(
-            f"column {name!r} holds {times[place]:g} in row {{row}}; times have to be dates, "
-            "timestamps, or seconds counted from 0 on",
-            place if owner is None else int(owner[place]),
+            f"column {name!r} holds {times[index]:g} in row {{row}}; times have to be dates, "
+            "timestamps, or non-negative numbers of seconds",
+            index if owner is None else int(owner[index]),
         )
     return times
 
 
 def gaps(column, times, lists, name, now=None, now_name=None):
-    """Return the seconds since the previous event, and up to now.
+    """Return the seconds since the previous event, and until the prediction time.
 
     Parameters
     ----------
     column : pyarrow.ChunkedArray
-        When events happened, as it is shown in errors.
+        Times of the events, for error messages.
     times : ndarray of float64, shape (total,)
-        The same in seconds, NaN where missing.
+        Times of the events in seconds, NaN where missing.
     lists : FlatLists
         The events.
     name : str
-        Of the field, for errors.
+        Name of the field, for error messages.
     now : ndarray of float64, shape (n_rows,), optional
-        When rows are predicted; by default at the time of the last event.
+        Prediction time of each row in seconds; by default the time of the last event.
     now_name : str, optional
-        Of the column, for errors.
+        Name of the column of prediction times, for error messages.
 
     Returns
     -------
     previous, to_now : ndarray of float64, shape (total,)
+        Seconds since the previous event, NaN for the first, and until the prediction time.
 
     Raises
     ------
     RowError
-        Naming the row in which events are not in order of time, or later than now.
+        If the events of a row are not in order of time, or later than the prediction time. The
+        message names the row.
     """
-    owner, filled = lists.owner, np.diff(lists.offsets) > 0
+    owner, not_empty = lists.owner, np.diff(lists.offsets) > 0
     previous = np.full(len(times), np.nan)
     previous[1:] = np.diff(times)
-    previous[lists.offsets[:-1][filled]] = np.nan
+    previous[lists.offsets[:-1][not_empty]] = np.nan
     if now is None:
-        now = np.full(len(filled), np.nan)
-        now[filled] = times[lists.offsets[1:][filled] - 1]
+        now = np.full(len(not_empty), np.nan)
+        now[not_empty] = times[lists.offsets[1:][not_empty] - 1]
     to_now = lists.take(now) - times
     unsorted = previous < 0
     if unsorted.any():

@@ -1,4 +1,4 @@
-"""Language models that others have trained, and blocks that read texts by them."""
+"""Pretrained language models, and the text encoders that use them frozen or fine-tuned."""
 
 from __future__ import annotations
 
@@ -41,31 +41,31 @@ __all__ = [
 ]
 
 
-# Vectors kept for texts that come again, in the next fold of a search for instance.
+# Size of the cache of text vectors, which are used again in the next fold of a search, for example.
 CACHE_BYTES = 512 * 2**20
 
-# What an entry of the cache takes besides its vector: key, array object, links.
+# Memory of a cache entry besides its vector: key, array object, links.
 ENTRY_BYTES = 250
 
-# Models kept in memory.
-MODELS_KEPT = 2
+# Largest number of models in memory.
+MAX_MODELS = 2
 
-# Tokens the model reads at a time: little enough for a processor's cache, much for a GPU.
-TOKENS = {"cpu": 2048, "cuda": 65_536}
+# Tokens per forward call: few enough for a processor's cache, many for a GPU.
+TOKENS_PER_CALL = {"cpu": 2048, "cuda": 65_536}
 
-# Guards models and vectors. Taken after that of `seeded`, never before it.
+# Lock of models and vectors. It is acquired after that of `seeded`, never before it.
 LOCK = ForkSafeLock()
 
 LOADED = OrderedDict()
 
 
 class VectorCache:
-    """Vectors by key, the least recently used dropped above so many bytes.
+    """Least recently used cache of vectors.
 
     Parameters
     ----------
     limit : int
-        Bytes.
+        Largest size in bytes.
     """
 
     def __init__(self, limit):
@@ -74,14 +74,14 @@ class VectorCache:
         self.entries = OrderedDict()
 
     def get(self, key):
-        """Return a vector, or None if it is not there."""
+        """Return the vector of a key, or None if it is not in the cache."""
         vector = self.entries.get(key)
         if vector is not None:
             self.entries.move_to_end(key)
         return vector
 
     def put(self, key, vector):
-        """Keep a vector that is not there yet."""
+        """Add a vector that is not in the cache yet."""
         # A copy, because a view would keep the whole batch alive.
         self.entries[key] = vector.copy()
         self.size += vector.nbytes + ENTRY_BYTES
@@ -94,32 +94,33 @@ VECTORS = VectorCache(CACHE_BYTES)
 
 
 class LanguageModel:
-    """A model of the package sentence-transformers.
+    """Model of the package sentence-transformers.
 
     Parameters
     ----------
     modules : sentence_transformers.SentenceTransformer
-        The model; its first module tokenizes and embeds tokens, the others make one vector.
+        The model. Its first module tokenizes texts and embeds tokens, the others reduce the tokens
+        to one vector.
 
     Attributes
     ----------
     tokenizer : str
-        The tokenizer as JSON, without truncation and padding.
+        Tokenizer as JSON, without truncation and padding.
     longest : int
-        Tokens the model reads of a text at most, those that mark its ends included.
+        Largest number of tokens of a text, special tokens included.
     dimension : int
-        Size of a text's vector.
+        Dimension of the vector of a text.
     prompt : str
-        What the model wants to stand before each text.
+        Prefix that the model expects before each text.
     fingerprint : str
-        Depends on weights, vocabulary, length, prompt and pooling, and on nothing else.
+        Digest of weights, vocabulary, length, prompt and pooling.
     """
 
     def __init__(self, modules):
         # Half precision would be slow on most processors and has no NumPy type for pickling.
         self.modules = modules.float().eval().requires_grad_(False)
         self.tokenizer = plain_tokenizer(modules.tokenizer.backend_tokenizer)
-        # Some tokenizers say 1e30 for no limit.
+        # Some tokenizers use 1e30 for no limit.
         self.longest = int(min(modules.max_seq_length or 512, 1_000_000))
         self.dimension = int(modules.get_embedding_dimension())
         self.prompt = (modules.prompts or {}).get(modules.default_prompt_name) or ""
@@ -140,13 +141,14 @@ class LanguageModel:
         return blake2b(about.encode(), digest_size=16).hexdigest()
 
     def vectors(self, texts, max_length):
-        """Return the vectors of texts; each text is run through the model once a process.
+        """Return the vectors of texts; the vector of each text is computed once per process.
 
         Parameters
         ----------
         texts : list of str
+            Texts to embed.
         max_length : int
-            Tokens read of each text, if the model does not read fewer.
+            Largest number of tokens of a text, if the model does not read fewer.
 
         Returns
         -------
@@ -155,9 +157,9 @@ class LanguageModel:
         limit = min(max_length, self.longest)
         owner = f"{self.fingerprint}:{limit}".encode()
         keys = [blake2b(text.encode(), digest_size=16, key=owner).digest() for text in texts]
-        found = np.empty((len(texts), self.dimension), np.float32)
-        # One thread at a time: the model uses all that torch gives it, and what it computes for
-        # one thread spares the next.
+        vectors = np.empty((len(texts), self.dimension), np.float32)
+        # One thread at a time: the model uses all threads of torch, and the vectors that it
+        # computes for one thread are in the cache for the next.
         with LOCK:
             unknown = []
             for index, key in enumerate(keys):
@@ -165,12 +167,12 @@ class LanguageModel:
                 if vector is None:
                     unknown.append(index)
                 else:
-                    found[index] = vector
+                    vectors[index] = vector
             if unknown:
-                found[unknown] = self._run([texts[index] for index in unknown], limit)
+                vectors[unknown] = self._run([texts[index] for index in unknown], limit)
                 for index in unknown:
-                    VECTORS.put(keys[index], found[index])
-        return found
+                    VECTORS.put(keys[index], vectors[index])
+        return vectors
 
     @torch.inference_mode()
     def _run(self, texts, limit):
@@ -179,25 +181,25 @@ class LanguageModel:
         tokens = tokenize(text_tokenizer(self.tokenizer, limit), texts, self.prompt)
         lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
         vectors = np.empty((len(texts), self.dimension), np.float32)
-        # Only texts of equal length are read together. Nothing is padded then, and a text's
-        # vector does not depend on the texts beside it: on CPUs not even in its last bit.
+        # A batch has only texts of equal length. Nothing is padded then, and the vector of a text
+        # does not depend on the other texts of the batch: on CPUs not even in its last bit.
         order = np.argsort(lengths, kind="stable")
         for group in np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1):
-            size = max(1, TOKENS[device] // max(1, int(lengths[group[0]])))
+            size = max(1, TOKENS_PER_CALL[device] // max(1, int(lengths[group[0]])))
             for start in range(0, len(group), size):
-                part = group[start : start + size]
-                ids = torch.tensor([tokens[index] for index in part], device=device)
+                rows = group[start : start + size]
+                ids = torch.tensor([tokens[index] for index in rows], device=device)
                 features = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-                found = self.modules(features)["sentence_embedding"][:, : self.dimension]
-                vectors[part] = found.cpu().numpy()
+                embedded = self.modules(features)["sentence_embedding"][:, : self.dimension]
+                vectors[rows] = embedded.cpu().numpy()
         return vectors
 
 
 def plain_tokenizer(tokenizer):
-    """Return a tokenizer as JSON that neither cuts nor pads."""
+    """Return a tokenizer as JSON, without truncation and padding."""
     from tokenizers import Tokenizer
 
-    # Read anew, because the model goes on using its own.
+    # A copy, because the model continues to use its own.
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -206,13 +208,13 @@ def plain_tokenizer(tokenizer):
 
 @lru_cache(maxsize=8)
 def text_tokenizer(text, max_length):
-    """Return the tokenizer written in JSON, cutting texts to `max_length` tokens."""
+    """Load a tokenizer from JSON that truncates texts to `max_length` tokens."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(text)
-    # One token of the text is read at least, besides those that mark its ends.
-    marks = tokenizer.num_special_tokens_to_add(False)
-    tokenizer.enable_truncation(max(max_length, marks + 1))
+    # At least one token of the text is read, besides the special tokens.
+    n_special = tokenizer.num_special_tokens_to_add(False)
+    tokenizer.enable_truncation(max(max_length, n_special + 1))
     return tokenizer
 
 
@@ -224,14 +226,14 @@ def tokenize(tokenizer, texts, prompt=""):
 
 
 def load_language_model(model, *, download=True):
-    """Return a model that is loaded already, or load it.
+    """Load a language model, or return it if it is loaded already.
 
     Parameters
     ----------
     model : str or path
         A folder, or the name of a model on the Hugging Face hub.
     download : bool, default=True
-        Whether a model that this machine does not have may be fetched by its name.
+        Whether a model whose files are not on this machine may be downloaded.
 
     Returns
     -------
@@ -240,26 +242,26 @@ def load_language_model(model, *, download=True):
     Raises
     ------
     ImportError
-        Without the package sentence-transformers.
+        If the package sentence-transformers is not installed.
     ValueError
-        If there is no such model or if it cannot be used.
+        If the model does not exist or cannot be used.
     """
     key = (str(model), _signature(model))
     with LOCK:
         if key in LOADED:
             LOADED.move_to_end(key)
             return LOADED[key]
-    # Weights that a model's files do not hold are drawn, and must be the same each time.
+    # Weights that are not in the model's files are random, and must be the same each time.
     with seeded(0), LOCK:
         if key not in LOADED:
             LOADED[key] = _load(model, download)
-            while len(LOADED) > MODELS_KEPT:
+            while len(LOADED) > MAX_MODELS:
                 LOADED.popitem(last=False)
         return LOADED[key]
 
 
 def _signature(model):
-    """Return what changes with the files of a model that is a folder."""
+    """Return the names, sizes and times of the files of a model, or None if it is not a folder."""
     if not os.path.isdir(model):
         return None
     files = sorted(path for path in Path(model).rglob("*") if path.is_file())
@@ -273,22 +275,22 @@ def _load(model, download):
     package = import_package()
     if not os.path.isdir(model) and _is_path(model):
         raise ValueError(f"TextBlock: model={str(model)!r} is a folder that does not exist")
-    # A name may be known to this machine already; only if it is not, it is looked for on the hub.
+    # The hub is queried only if the files of the model are not on this machine.
     attempts = [True, False] if download and not os.path.isdir(model) else [True]
-    with _silenced():
+    with _quiet_transformers():
         for local in attempts:
             try:
                 modules = package.SentenceTransformer(
                     str(model), device="cpu", local_files_only=local
                 )
                 break
-            except Exception as error:  # Files can be wrong in more ways than can be listed.
+            except Exception as error:  # Corrupt files raise errors of many classes.
                 reason = error
         else:
-            where = "on the Hugging Face hub" if download else "whose files are on this machine"
+            accepted = "on the Hugging Face hub" if download else "whose files are on this machine"
             raise ValueError(
                 f"TextBlock: model={str(model)!r} cannot be loaded: it must be the folder of a "
-                f"sentence-transformers model or the name of one {where} "
+                f"sentence-transformers model or the name of one {accepted} "
                 f"({type(reason).__name__}: {str(reason).splitlines()[0]})"
             ) from reason
     if not hasattr(getattr(modules, "tokenizer", None), "backend_tokenizer"):
@@ -300,7 +302,7 @@ def _load(model, download):
 
 
 def import_package():
-    """Return the package sentence-transformers or say how to get it."""
+    """Import sentence-transformers, or raise ``ImportError`` with the command to install it."""
     try:
         import sentence_transformers
     except ImportError as error:
@@ -312,15 +314,15 @@ def import_package():
 
 
 def _is_path(model):
-    """Return whether a value can only be a path, not a name such as ``"owner/model"``."""
+    """Return whether a value is a path rather than a name such as ``"owner/model"``."""
     text = str(model)
     signs = text.startswith((".", "~", os.sep)), text.count("/") > 1, "\\" in text
     return isinstance(model, Path) or any(signs)
 
 
 @contextmanager
-def _silenced():
-    """Keep transformers from reporting on the loading of weights."""
+def _quiet_transformers():
+    """Turn off the progress bars and warnings of transformers within the context."""
     from transformers.utils import logging
 
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -334,26 +336,26 @@ def _silenced():
             logging.enable_progress_bar()
 
 
-# Times the learning rate of the network: language models are trained on with rates of some 1e-4.
+# Factor of the learning rate of fine-tuned language models, for which rates near 1e-5 are usual.
 LEARNING_RATE_SCALE = 0.005
 
-# Tokens the language model reads at a time within a batch, padding included, and the number of
-# parts that a batch of less is cut into: texts of like length stand together and save padding.
+# Tokens per forward call of a fine-tuned model, padding included, and the number of parts into
+# which a smaller batch is split: each part has texts of similar length, which saves padding.
 PART_TOKENS, LENGTH_GROUPS = 16_384, 4
 
-# What may follow a transformer for it to be trained on.
+# Modules that may follow the transformer of a model that is fine-tuned.
 PARTS = ("Pooling", "Dense", "Normalize")
 
 
 class PretrainedEncoder(TextEncoder):
-    """What both ways of using a language model share."""
+    """Base class of the encoders that use a language model."""
 
     def check_parameters(self):
-        # Also loads the model, so that nothing is missing once training has begun.
+        # The model is loaded here, so that errors occur before training starts.
         load_language_model(self.block.model)
 
     def count(self, column):
-        """Return an empty summary: nothing is learned from the texts."""
+        """Return an empty summary, because nothing is learned from the texts."""
         return SummaryMap()
 
     def finish(self, columns):
@@ -363,10 +365,10 @@ class PretrainedEncoder(TextEncoder):
         block._dimension = language_model.dimension
         return language_model
 
-    def _model_of_fit(self):
-        """Return the language model, if it is still the one that the block was fitted with.
+    def _load_fitted_model(self):
+        """Load the language model with which the block was fitted, and check its fingerprint.
 
-        Nothing is downloaded: a file that was loaded must not choose what this machine fetches.
+        Nothing is downloaded, because the name of the model may come from an untrusted file.
         """
         block = self.block
         try:
@@ -374,29 +376,29 @@ class PretrainedEncoder(TextEncoder):
         except ValueError as error:
             columns = getattr(block, "feature_names_in_", np.array([])).tolist()
             raise ValueError(
-                f"{error}. The block of columns {columns} was fitted with it: put it there again, "
-                "or set the block's parameter model to where it is now. Nothing is downloaded but "
-                "by fit"
+                f"{error}. The block of columns {columns} was fitted with it: restore the model, "
+                "or set the block's parameter model to its new location. Models are only "
+                "downloaded in fit"
             ) from error
         if language_model.fingerprint != block.fingerprint_:
             raise ValueError(
                 f"TextBlock: model={str(block.model)!r} is not the model that the block was "
                 f"fitted with: its fingerprint is {language_model.fingerprint}, that of the "
-                f"fitted one {block.fingerprint_}. Set the block's parameter model to where that "
-                "one is, or fit again"
+                f"fitted one {block.fingerprint_}. Set the block's parameter model to the location "
+                "of the fitted model, or fit again"
             )
         return language_model
 
 
 class FrozenEncoder(PretrainedEncoder):
-    """Vectors of a language model that stays as it is; it runs while texts are encoded."""
+    """Encode texts as vectors of a frozen language model, which are computed in ``encode``."""
 
     @property
     def n_flat(self):
         return self.block._dimension
 
     def encode(self, columns):
-        language_model = self._model_of_fit()
+        language_model = self._load_fitted_model()
         parts = [self._encode_column(column, language_model) for column in columns]
         return {"vectors": torch.from_numpy(np.stack(parts, axis=1))}
 
@@ -418,14 +420,14 @@ class FrozenEncoder(PretrainedEncoder):
 
 
 class FineTunedEncoder(PretrainedEncoder):
-    """Tokens of a language model that is a part of the network and trained with it."""
+    """Encode texts as tokens of a language model that is fine-tuned within the network."""
 
     def finish(self, columns):
         language_model = super().finish(columns)
         self.block.tokenizer_ = language_model.tokenizer
         self.block._prompt = language_model.prompt
         self.block._longest = language_model.longest
-        self.block._architecture = describe(language_model.modules, self.block.model)
+        self.block._architecture = describe_architecture(language_model.modules, self.block.model)
 
     def encode(self, columns):
         return {"tokens": interleave([self._encode_column(column) for column in columns])}
@@ -436,7 +438,7 @@ class FineTunedEncoder(PretrainedEncoder):
         tokenizer = text_tokenizer(block.tokenizer_, limit)
         parts = [empty_lists(torch.int32)]
         for texts, rows in distinct_texts(column):
-            # One list more, empty, stands for missing texts.
+            # An additional empty list is the encoding of missing texts.
             tokens = [*tokenize(tokenizer, texts.to_pylist(), block._prompt), []]
             lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
             offsets = np.append(0, np.cumsum(lengths))
@@ -449,10 +451,10 @@ class FineTunedEncoder(PretrainedEncoder):
         block = self.block
         network = LanguageNetwork(block._architecture)
         try:
-            network.take_weights(self._model_of_fit().modules)
+            network.copy_weights(self._load_fitted_model().modules)
         except ValueError as error:
-            # Weights may come from elsewhere: those of a fitted estimator are in its pickle.
-            network.lacking = str(error)
+            # The weights may be loaded later, from the state dict of a fitted estimator.
+            network.missing_weights = str(error)
         projection = VectorProjection(
             block._dimension, block.n_features_in_, self.width, block.dropout
         )
@@ -463,23 +465,25 @@ class FineTunedEncoder(PretrainedEncoder):
 
 
 def pretrained_encoder(block):
-    """Return the encoder for a block's ``trainable``."""
+    """Return the encoder for a block's parameter ``trainable``."""
     return FineTunedEncoder(block) if block.trainable else FrozenEncoder(block)
 
 
 class FineTunedModule(BlockModule):
-    """Read tokens with a language model and project its vectors.
+    """Encode texts with a fine-tuned language model and project the vectors.
 
     Parameters
     ----------
     language_model : LanguageNetwork
+        Model of all columns.
     projection : VectorProjection
+        Projection of the vectors of each column.
     n_columns : int
-        Text columns; they share the language model.
+        Number of text columns.
     """
 
     padded = True
-    """Its time grows with the longest text of a batch."""
+    """True, because the time of a batch depends on its longest text."""
 
     def __init__(self, language_model, projection, n_columns):
         super().__init__()
@@ -494,7 +498,7 @@ class FineTunedModule(BlockModule):
         Parameters
         ----------
         tokens : Ragged of int32
-            An empty list is a missing text.
+            Tokens of each text and column; an empty list is a missing text.
 
         Returns
         -------
@@ -509,46 +513,46 @@ class FineTunedModule(BlockModule):
         if len(present):
             n_parts = -(-len(present) * int(lengths.max()) // PART_TOKENS)
             parts = present.chunk(max(n_parts, LENGTH_GROUPS))
-            read = torch.cat([self.language_model(lists.take(part)) for part in parts])
-            vectors = vectors.index_put((present,), read.to(vectors.dtype))
+            embedded = torch.cat([self.language_model(lists.take(part)) for part in parts])
+            vectors = vectors.index_put((present,), embedded.to(vectors.dtype))
         return self.projection(vectors.reshape(len(tokens), self.n_columns, dimension))
 
 
 class LanguageNetwork(nn.Module):
-    """A language model's network, built without its files.
+    """Network of a language model, built from its configuration.
 
     Parameters
     ----------
     architecture : str
-        As :func:`describe` returns it.
+        Configuration from :func:`describe_architecture`.
 
     Attributes
     ----------
-    lacking : str or None
-        Why the network has no pretrained weights. None once it has weights from somewhere.
+    missing_weights : str or None
+        Message about the reason why no pretrained weights are loaded; None if weights are loaded.
     """
 
     learning_rate_scale = LEARNING_RATE_SCALE
-    """The optimizer's learning rate is multiplied by it for these parameters."""
+    """Factor of the learning rate of these parameters."""
 
     def __init__(self, architecture):
         super().__init__()
         modules = import_package().sentence_transformer.modules
         import transformers
 
-        about = json.loads(architecture)
-        check_architecture(about)
-        config = transformers.AutoConfig.for_model(**about["config"])
-        self.transformer = getattr(transformers, about["class"])(config).float()
+        description = json.loads(architecture)
+        check_architecture(description)
+        config = transformers.AutoConfig.for_model(**description["config"])
+        self.transformer = getattr(transformers, description["class"])(config).float()
         self.parts = nn.ModuleList(
             getattr(modules, name)(**part_arguments(arguments))
-            for name, arguments in about["parts"]
+            for name, arguments in description["parts"]
         )
-        self.padding = about["padding"]
-        self.lacking = None
+        self.padding = description["padding"]
+        self.missing_weights = None
 
-    def take_weights(self, modules):
-        """Copy the weights of a loaded model."""
+    def copy_weights(self, modules):
+        """Copy the weights of a loaded sentence-transformers model."""
         first, *others = modules
         self.transformer.load_state_dict(first.model.state_dict())
         for part, other in zip(self.parts, others, strict=True):
@@ -556,7 +560,7 @@ class LanguageNetwork(nn.Module):
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
-        self.lacking = None
+        self.missing_weights = None
 
     def forward(self, tokens):
         """Return the vectors of texts.
@@ -564,14 +568,19 @@ class LanguageNetwork(nn.Module):
         Parameters
         ----------
         tokens : Ragged of int32
-            A list for each text, none of them empty.
+            Tokens of each text, at least one.
 
         Returns
         -------
         torch.Tensor of shape (n_texts, dimension)
+
+        Raises
+        ------
+        ValueError
+            If no pretrained weights are loaded.
         """
-        if self.lacking is not None:
-            raise ValueError(self.lacking)
+        if self.missing_weights is not None:
+            raise ValueError(self.missing_weights)
         ids = tokens.to_padded(self.padding).long()
         mask = torch.arange(ids.shape[1], device=ids.device) < tokens.lengths[:, None]
         features = {"input_ids": ids, "attention_mask": mask.long()}
@@ -581,20 +590,25 @@ class LanguageNetwork(nn.Module):
         return features["sentence_embedding"]
 
 
-def describe(modules, model):
-    """Write down how to build a model's network.
+def describe_architecture(modules, model):
+    """Return the configuration from which a model's network is built.
 
     Parameters
     ----------
     modules : sentence_transformers.SentenceTransformer
         The model.
     model : str or path
-        Where it is from, for errors.
+        Folder or name of the model, for error messages.
 
     Returns
     -------
     str
-        JSON of the configurations of its modules, without weights.
+        Configurations of its modules as JSON, without weights.
+
+    Raises
+    ------
+    ValueError
+        If the model has modules that cannot be fine-tuned.
     """
     import transformers
 
@@ -605,64 +619,69 @@ def describe(modules, model):
     known = getattr(transformers, name, None) is type(network)
     if not known or first.module_output_name != "token_embeddings" or not set(kinds) <= set(PARTS):
         raise ValueError(
-            f"TextBlock: model={str(model)!r} cannot be trained on: trainable=True takes models "
+            f"TextBlock: model={str(model)!r} cannot be fine-tuned: trainable=True accepts models "
             f"of a transformer of the package transformers and of {', '.join(PARTS)}; this one "
             f"consists of {', '.join([name, *kinds])}"
         )
     config = json.loads(network.config.to_json_string(use_diff=False))
     config.pop("_name_or_path", None)
-    about = {
+    description = {
         "class": name,
         "config": config,
         "parts": [[k, part.get_config_dict()] for k, part in zip(kinds, others, strict=True)],
         "padding": modules.tokenizer.pad_token_id or 0,
     }
-    return json.dumps(about)
+    return json.dumps(description)
 
 
-def check_architecture(about):
-    """Raise ``ValueError`` unless a description is of a network that is built without files.
+def check_architecture(description):
+    """Check that a configuration builds a network without loading models or code.
 
-    It may come from a file of unknown origin. Some classes and settings load other models, or
-    code, by their names.
+    The configuration may come from an untrusted file, and some classes and settings load other
+    models, or code, by name.
 
     Parameters
     ----------
-    about : dict
-        What :func:`describe` wrote down.
+    description : dict
+        Configuration from :func:`describe_architecture`.
+
+    Raises
+    ------
+    ValueError
+        If a class is not accepted, or a setting refers to another model.
     """
     import transformers
 
-    network = getattr(transformers, str(about["class"]), None)
+    network = getattr(transformers, str(description["class"]), None)
     known = isinstance(network, type) and issubclass(network, transformers.PreTrainedModel)
-    kinds = [kind for kind, _ in about["parts"]]
-    names = list(names_within(about["config"]))
+    kinds = [kind for kind, _ in description["parts"]]
+    names = list(model_references(description["config"]))
     if not known or not set(kinds) <= set(PARTS) or names:
         raise ValueError(
-            f"TextBlock: the stored language model {shortened(about['class'])} with parts "
-            f"{shortened(kinds)} and settings {shortened(names)} cannot be built: it takes a model "
-            f"of the package transformers, parts of {', '.join(PARTS)} and no setting that names "
-            "another model"
+            f"TextBlock: the stored language model {shortened(description['class'])} with parts "
+            f"{shortened(kinds)} and settings {shortened(names)} cannot be built: accepted are "
+            f"models of the package transformers, parts of {', '.join(PARTS)} and no setting that "
+            "names another model"
         )
 
 
-def names_within(config, key=""):
-    """Yield the settings of a configuration, nested ones too, that name models or files."""
+def model_references(config, key=""):
+    """Yield the settings of a nested configuration that refer to models or files."""
     if isinstance(config, dict):
         for name, value in config.items():
-            yield from names_within(value, str(name))
+            yield from model_references(value, str(name))
     elif isinstance(config, list):
         for value in config:
-            yield from names_within(value, key)
+            yield from model_references(value, key)
     elif key == "_name_or_path":
-        # Only says where a model came from.
+        # The origin of the model, from which nothing is loaded.
         return
     elif ("backbone" in key and config) or (isinstance(config, str) and "/" in config):
         yield f"{key}={config}"
 
 
 def part_arguments(arguments):
-    """Return the arguments of a module's constructor, its activation as an object."""
+    """Return the arguments of a module's constructor, with its activation as an object."""
     name = arguments.get("activation_function")
     if name is None:
         return arguments

@@ -1,4 +1,4 @@
-"""Numbers: robust scaling, piecewise-linear and periodic embeddings, missing indicators."""
+"""Block of numbers: robust scaling, piecewise-linear and periodic embeddings, missing values."""
 
 from __future__ import annotations
 
@@ -21,73 +21,75 @@ __all__ = [
 ]
 
 
-RATE = 2.0
-"""Learning rate of the embeddings over that of the network: a bin's vector is seldom looked up."""
+LEARNING_RATE_SCALE = 2.0
+"""Factor of the embeddings' learning rate, because each bin occurs in few rows of a batch."""
 
-FEWEST_ROWS = 8.0
-"""Rows that a bin counts as having at least, so that the fewest rows can be learned, too."""
+MIN_ROWS = 8.0
+"""Smallest number of rows per bin in the shrinkage factor, so that small data sets are learned."""
 
 TREE_PARTS = 1024
-"""Parts of a column that trees can tell apart, about: a whole number of them for each bin. Of a
-cycle of dates there are as many."""
+"""Approximate number of ordered codes of a column for trees, an integer number for each bin. Cycles
+of dates have exactly this number."""
 
 BORDER = 0.7
-"""What is added before parts are counted, so that none begins where numbers are likely to be, at
-even places of a bin: rounding would move them across."""
+"""Offset of the codes, so that frequent values at the edges or in the middle of a bin do not lie on
+the boundary of two codes, where rounding would change the code."""
 
 MISSING_CODE, FIRST_CODE = 0, 1
-"""Codes for trees: missing, and the first part."""
+"""Codes for trees: that of missing values, and the first of numbers."""
 
 EMBEDDINGS = ("piecewise", "periodic", "linear", "none")
 
 
 PIECES = 16
-"""Linear pieces of a monotonic function; trees see finer steps."""
+"""Number of linear pieces of a monotonic function; trees have finer steps."""
 
-FIRST_SLOPE = math.log(math.expm1(1 / PIECES))
-"""What the slopes' parameters are counted from: a function then rises by 1 in all."""
+SLOPE_OFFSET = math.log(math.expm1(1 / PIECES))
+"""Offset of the slope parameters; with parameters of 0 a function rises by 1 in total."""
 
 
 class NumericBlock(BinnedMixin, Block):
-    """Numbers, booleans and durations.
+    """Read numbers, booleans and durations.
 
     Parameters
     ----------
     embedding : {"piecewise", "periodic", "linear", "none"}, default="piecewise"
-        How a number becomes a vector. ``"piecewise"``: piecewise-linear over quantile bins plus
-        a linear term; ``"periodic"``: learned sines and cosines; ``"linear"``: a learned line;
-        ``"none"``: the scaled number itself.
+        Embedding of numbers. ``"piecewise"``: a piecewise-linear function over quantile bins plus
+        a linear function; ``"periodic"``: learned sines and cosines; ``"linear"``: a linear
+        function; ``"none"``: the scaled number.
     width : int, default=6
-        Size of each column's vector.
+        Embedding dimension of each column.
     bins : int, default=128
-        At most so many quantile bins a column, for ``"piecewise"``. Boosted trees split numbers at
-        even parts of these bins, whatever the embedding: few bins of a skewed column are coarse.
+        Largest number of quantile bins of a column, for ``"piecewise"``. Boosted trees split
+        numbers at equal parts of these bins, whatever the embedding; with few bins, splits of a
+        skewed column are coarse.
     frequencies : int, default=16
-        Sines and cosines a column, for ``"periodic"``.
+        Number of sine and cosine pairs of each column, for ``"periodic"``.
     frequency_scale : float, default=0.1
         Standard deviation of the initial frequencies, for ``"periodic"``.
     shrinkage : float, default=40.0
-        How many rows it takes to trust a bin, for ``"piecewise"``: with n rows a bin, the steps
-        from bin to bin are learned at ``n**2 / (n**2 + shrinkage**2)`` of the rate. Few rows then
-        give smooth curves, and many rows any. In towers and embedders all bins are trusted.
+        Number of rows per bin at which the shrinkage factor of a column is 1/2, for
+        ``"piecewise"``. With n rows per bin, the differences between neighbouring bins learn at
+        ``n**2 / (n**2 + shrinkage**2)`` of the rate, so that functions are smooth unless there
+        are many rows. Two-tower models and embedders do not shrink.
 
     Attributes
     ----------
     edges_ : list of ndarray of float64
         Increasing bin edges of each column; empty where every value is missing.
     center_, scale_ : ndarray of float64, shape (n_features,)
-        Median and spread (interquartile range) over the bins.
+        Median and interquartile range of the bin edges.
     missing_fraction_ : ndarray of float64, shape (n_features,)
         Fraction of rows without a number.
     rows_per_bin_ : ndarray of float64, shape (n_features,)
-        Rows with a finite number over the number of bins.
+        Number of rows with a finite number, divided by the number of bins.
 
     Notes
     -----
     Embeddings are those of Gorishniy, Rubachev and Babenko, "On Embeddings for Numerical
-    Features in Tabular Deep Learning" (2022). The encoding holds, per column, the scaled number
-    and its position among the bin edges, so that a training step looks up two rows and
-    interpolates. NaN and infinite values get learned vectors of their own.
+    Features in Tabular Deep Learning" (2022). The encoding of a column is the scaled number and
+    its position among the bin edges, so that a training step looks up two rows and interpolates.
+    NaN and infinite values have learned vectors.
 
     Examples
     --------
@@ -155,7 +157,7 @@ class NumericBlock(BinnedMixin, Block):
 
     def finish(self, summary):
         columns = [summary[name] for name in self.feature_names_in_]
-        self._keep_edges([column.quantile_edges(self.bins + 1) for column in columns])
+        self._set_edges([column.quantile_edges(self.bins + 1) for column in columns])
         self.missing_fraction_ = np.array(
             [column.n_missing / max(column.n_rows, 1) for column in columns]
         )
@@ -170,7 +172,7 @@ class NumericBlock(BinnedMixin, Block):
             for name, column in zip(table.column_names, table.columns, strict=True)
         ]
         encoded = np.empty((table.num_rows, table.num_columns, 2), dtype=np.float32)
-        self._place(columns, encoded)
+        self._write_positions(columns, encoded)
         return {"values": torch.from_numpy(encoded)}
 
     def make_module(self):
@@ -183,17 +185,17 @@ class NumericBlock(BinnedMixin, Block):
             width=self.width,
             frequencies=self.frequencies,
             frequency_scale=self.frequency_scale,
-            trust=self._shrinkage_factors(),
+            step_factors=self._shrinkage_factors(),
         )
-        module.learning_rate_scale = RATE
+        module.learning_rate_scale = LEARNING_RATE_SCALE
         return module
 
     def _shrinkage_factors(self):
-        """How far the steps between the bins of each column are trusted, from 0 to 1."""
+        """Return the factor of the differences between the bins of each column, in [0, 1]."""
         if not hasattr(self, "rows_per_bin_"):
-            # Fitted by version 0.1, which trusted them all.
+            # Fitted by version 0.1, which did not shrink.
             return None
-        rows = np.maximum(self.rows_per_bin_, FEWEST_ROWS)
+        rows = np.maximum(self.rows_per_bin_, MIN_ROWS)
         return rows**2 / (rows**2 + self.shrinkage**2)
 
     def to_onnx(self, graph):
@@ -205,7 +207,7 @@ class NumericBlock(BinnedMixin, Block):
         return {"values": encoders.numbers(graph, values, edges, center, scale)}
 
     def flatten(self, encoding):
-        """Return the scaled numbers; missing ones are 0, with an indicator where fit saw any."""
+        """Return scaled numbers, 0 where missing, and indicators of columns with missing values."""
         scaled = encoding["values"][:, :, 0].numpy()
         missing = ~np.isfinite(scaled[:, self.missing_fraction_ > 0])
         return np.concatenate([np.nan_to_num(scaled, nan=0, posinf=3, neginf=-3), missing], axis=1)
@@ -221,22 +223,22 @@ class NumericBlock(BinnedMixin, Block):
 
 
 class NumericCodes(BlockModule):
-    """Base of modules that read numbers: the codes that trees see.
+    """Base class of modules that read numbers: the codes for trees.
 
     Parameters
     ----------
     n_edges : list of int
-        Bin edges of each column.
+        Number of bin edges of each column.
 
     Attributes
     ----------
     tree_codes : list of tuple of (int, bool)
-        Trees see so many codes of each column, which are in order.
+        Number of codes of each column, and True because codes are ordered.
     """
 
     def __init__(self, n_edges):
         super().__init__()
-        # Made anew by the block, and so not part of a saved state.
+        # Not part of the state dict, because the block computes it again.
         n_bins = torch.tensor([max(count - 1, 1) for count in n_edges])
         parts = (TREE_PARTS // n_bins).clamp(min=1)
         self.tree_codes = [(FIRST_CODE + size + 1, True) for size in (parts * n_bins).tolist()]
@@ -244,17 +246,17 @@ class NumericCodes(BlockModule):
 
     @property
     def output_columns(self):
-        """Which column each output is of, an ndarray of int64 of shape (out_features,)."""
+        """Column of each output, an ndarray of int64 of shape (out_features,)."""
         n_columns = len(self.tree_codes)
         return np.repeat(np.arange(n_columns), self.out_features // max(n_columns, 1))
 
     @property
     def tree_columns(self):
-        """Which column each of :meth:`tree_inputs` is of."""
+        """Column of each feature of :meth:`tree_inputs`."""
         return np.arange(len(self.tree_codes))
 
     def tree_inputs(self, values):
-        """Return in which part of its column each number is; infinite ones are in the outermost."""
+        """Return the code of each number; infinite numbers have the outermost codes."""
         codes = values[..., 1] * self.parts + (FIRST_CODE + BORDER)
         return torch.nan_to_num(codes, nan=MISSING_CODE).int()
 
@@ -267,16 +269,16 @@ class MonotonicModule(NumericCodes):
     Parameters
     ----------
     n_edges : list of int
-        Bin edges of each column.
+        Number of bin edges of each column.
     signs : list of int
-        1 for functions that increase, -1 for functions that decrease.
+        1 for an increasing function, -1 for a decreasing one.
 
     Attributes
     ----------
     is_added : bool
-        Has the outputs multiplied by positive gates and added to those of the network.
+        True: the outputs are multiplied by positive gates and added to those of the network.
     tree_signs : list of int
-        The same signs, for trees.
+        Signs of the monotonicity constraints of the trees.
     """
 
     is_added = True
@@ -289,7 +291,7 @@ class MonotonicModule(NumericCodes):
         self.register_buffer("pieces", pieces, persistent=False)
         self.register_buffer("signs", torch.tensor(signs).float(), persistent=False)
         self.register_buffer("starts", torch.arange(PIECES).float(), persistent=False)
-        # Of the logarithm of a slope, about; weight decay makes for small slopes.
+        # Roughly the logarithm of the slope, so that weight decay favours equal slopes.
         self.slope = nn.Parameter(torch.zeros(len(n_edges), PIECES))
         self.missing = nn.Parameter(torch.zeros(len(n_edges)))
 
@@ -305,39 +307,41 @@ class MonotonicModule(NumericCodes):
         -------
         torch.Tensor of shape (batch, n_columns)
         """
-        place = values[..., 1] * self.pieces
-        missing = torch.isnan(place)
-        passed = (torch.nan_to_num(place)[..., None] - self.starts).clamp(0, 1)
-        rises = nn.functional.softplus(self.slope + FIRST_SLOPE)
-        rise = (passed * rises).sum(-1) - rises.sum(-1) / 2
+        position = values[..., 1] * self.pieces
+        missing = torch.isnan(position)
+        fraction_passed = (torch.nan_to_num(position)[..., None] - self.starts).clamp(0, 1)
+        rises = nn.functional.softplus(self.slope + SLOPE_OFFSET)
+        rise = (fraction_passed * rises).sum(-1) - rises.sum(-1) / 2
         return torch.where(missing, self.missing, self.signs * rise)
 
 
 class NumericModule(NumericCodes):
-    """Embed every numeric column in one pass.
+    """Embed all numeric columns at once.
 
     Parameters
     ----------
-    embedding : str
-        As in :class:`NumericBlock`.
+    embedding : {"piecewise", "periodic", "linear", "none"}
+        Embedding of numbers: see :class:`NumericBlock`.
     n_edges : list of int
-        Bin edges of each column.
+        Number of bin edges of each column.
     width : int
-        Size of each column's vector.
-    frequencies : int
-        Sines and cosines a column.
-    frequency_scale : float
-        Spread of the initial frequencies.
-    trust : ndarray of float64, shape (n_columns,), optional
-        What the steps between a column's bins are multiplied by; 1 by default.
+        Embedding dimension of each column.
+    frequencies : int, default=16
+        Number of sine and cosine pairs of each column.
+    frequency_scale : float, default=0.1
+        Standard deviation of the initial frequencies.
+    step_factors : ndarray of float64, shape (n_columns,), optional
+        Factor of the differences between the bins of each column; by default 1.
 
     Notes
     -----
-    A step that few rows determine is learned from noise as fast as from signal, because Adam
-    divides a gradient by its usual size; what multiplies the step makes up for it.
+    A difference that few rows determine is learned from noise as fast as from signal, because Adam
+    divides a gradient by its usual size; the factor compensates for it.
     """
 
-    def __init__(self, embedding, n_edges, width, frequencies=16, frequency_scale=0.1, trust=None):
+    def __init__(
+        self, embedding, n_edges, width, frequencies=16, frequency_scale=0.1, step_factors=None
+    ):
         super().__init__(n_edges)
         n_columns = len(n_edges)
         self.embedding = embedding
@@ -354,8 +358,12 @@ class NumericModule(NumericCodes):
             self.steps = nn.Parameter(torch.zeros(n_columns, knots, width))
             last_bin = torch.tensor([max(count - 2, 0) for count in n_edges], dtype=torch.float32)
             self.register_buffer("last_bin", last_bin)
-            trust = torch.ones(n_columns) if trust is None else torch.from_numpy(trust).float()
-            self.register_buffer("trust", trust[:, None, None], persistent=False)
+            step_factors = (
+                torch.ones(n_columns)
+                if step_factors is None
+                else torch.from_numpy(step_factors).float()
+            )
+            self.register_buffer("step_factors", step_factors[:, None, None], persistent=False)
             self.register_buffer("first_knot", torch.arange(n_columns) * knots)
             missing_row = n_columns * knots + torch.arange(n_columns)
             self.register_buffer("missing_row", missing_row, persistent=False)
@@ -370,10 +378,10 @@ class NumericModule(NumericCodes):
             self.bias = nn.Parameter(torch.zeros(n_columns, width))
 
     def configure_for_embedding(self):
-        """Learn at the common rate: pairs look a tower's bins up many times a step."""
+        """Turn off shrinkage and the higher learning rate: bins occur in many pairs of a batch."""
         self.learning_rate_scale = 1.0
         if self.embedding == "piecewise":
-            self.trust.fill_(1.0)
+            self.step_factors.fill_(1.0)
 
     def forward(self, values):
         """Return the embeddings of all columns.
@@ -388,15 +396,15 @@ class NumericModule(NumericCodes):
         torch.Tensor of shape (batch, n_columns * width)
         """
         scaled, position = values.unbind(-1)
-        # Looking costs a fraction of what it saves, but has no place in a graph.
-        looks = values.is_cpu and not torch.compiler.is_compiling()
-        if looks and bool(torch.isfinite(scaled.sum())):
+        # The check takes a fraction of the time it saves, but cannot be compiled to a graph.
+        checks_values = values.is_cpu and not torch.compiler.is_compiling()
+        if checks_values and bool(torch.isfinite(scaled.sum())):
             return self._embed(scaled, position).flatten(1)
         missing, infinite = torch.isnan(scaled), torch.isinf(scaled)
         scaled = torch.nan_to_num(scaled, nan=0.0, posinf=3.0, neginf=-3.0)
         position = torch.nan_to_num(position, nan=0.0)
         embedded = self._embed(scaled, position, missing)
-        if not looks or bool(infinite.any()):
+        if not checks_values or bool(infinite.any()):
             embedded = embedded + infinite[..., None] * self.infinite
         return embedded.flatten(1)
 
@@ -422,19 +430,19 @@ class NumericModule(NumericCodes):
         return torch.addcmul(self.bias, scaled[..., None], self.slope)
 
     def _interpolated(self, scaled, position, missing):
-        # A linear layer over piecewise-linear encodings is an interpolation between its running
-        # sums, which needs two look-ups a number instead of a product over all bins.
-        table = (self.steps * self.trust).cumsum(1).flatten(0, 1)
+        # A linear layer over piecewise-linear encodings interpolates between its cumulative sums,
+        # which needs two look-ups per number instead of a product over all bins.
+        table = (self.steps * self.step_factors).cumsum(1).flatten(0, 1)
         left = torch.minimum(position.floor(), self.last_bin)
         fraction = (position - left).reshape(-1, 1)
         index = left.long() + self.first_knot
         if missing is not None:
-            # One more row for each column, of what makes up for the line at 0. Another row follows,
-            # for the next one is looked up as well, of which nothing is taken.
+            # One more row for each column, the missing vector minus the linear function at 0. A
+            # last row is needed because the row after each is looked up too, with weight 0.
             table = torch.cat([table, self.missing - self.bias, torch.zeros_like(table[:1])])
             index = torch.where(missing, self.missing_row, index)
         index = index.reshape(-1)
-        # index_select, because the gradient of an embedding is several times slower on a CPU.
+        # index_select, because the gradient of nn.Embedding is several times slower on a CPU.
         below, above = table.index_select(0, index), table.index_select(0, index + 1)
         line = self._line(scaled)
         return line + torch.lerp(below, above, fraction).view_as(line)

@@ -1,4 +1,4 @@
-"""Lists of numbers: channels of a time series, scaled robustly, and a network over its steps."""
+"""Block of time series: lists of numbers, scaled robustly, and a sequence encoder."""
 
 from __future__ import annotations
 
@@ -24,55 +24,56 @@ __all__ = [
 ]
 
 
-PIECE = 1 << 20
-"""Items converted at a time, so that the double precision copy of long series stays small."""
+CHUNK = 1 << 20
+"""Number of items that are converted to double precision at a time, which bounds memory."""
 
 EDGES = 129
-"""Quantiles over which median and spread are taken."""
+"""Number of quantiles from which median and interquartile range are computed."""
 
 
 class NumericSequenceBlock(SequenceBlock):
-    """Columns that hold a list of numbers a row: the channels of one series.
+    """Read columns of lists of numbers: the channels of one time series per row.
 
     Parameters
     ----------
     encoder : {"conv", "gru", "lstm", "transformer", "mean"}, default="conv"
-        How the steps of a series see each other. ``"conv"``: convolutions over neighbours;
-        ``"gru"`` and ``"lstm"``: recurrent, in order; ``"transformer"``: attention, with learned
-        positions; ``"mean"``: not at all.
+        Sequence encoder of the steps. ``"conv"``: convolutions over neighbouring steps; ``"gru"``
+        and ``"lstm"``: recurrent; ``"transformer"``: attention with learned positions;
+        ``"mean"``: steps are encoded independently.
     pooling : {"mean_max", "attention", "mean", "last"}, default="mean_max"
-        How the steps become one vector: the mean beside the maximum, a learned weighted mean,
-        the mean, or the last one.
+        Reduction of the steps to one vector: the concatenation of mean and maximum, a learned
+        weighted mean, the mean, or the last step.
     width : int, default=64
-        Size of all layers.
+        Width of all layers.
     layers : int or None, default=None
-        Layers of the encoder; by default one for recurrent ones and two for the others.
+        Number of layers of the encoder; by default 1 for recurrent encoders and 2 for the others.
     heads : int, default=4
-        Attention heads of the transformer; divides `width`.
+        Number of attention heads of the transformer; must divide `width`.
     kernel_size : int, default=5
-        Steps that a convolution sees at once; odd.
+        Number of steps in the kernel of a convolution; must be odd.
     bidirectional : bool, default=True
-        Whether a recurrent encoder reads series backwards too.
+        Whether a recurrent encoder reads series in both directions.
     dropout : float, default=0.1
-        Fraction of activations zeroed in training.
+        Dropout probability.
     max_length : int, default=1024
-        Steps read of each series.
+        Largest number of steps that are read; longer series are truncated.
     keep : {"last", "first"}, default="last"
         Which end of a longer series is read. A transformer's positions are counted from there.
 
     Attributes
     ----------
     center_, scale_ : ndarray of float64, shape (n_features,)
-        Median and interquartile range of each channel, over bins that no single value fills.
+        Median and interquartile range of the quantiles of each channel, in which no single value
+        has more weight than one bin.
     missing_fraction_ : ndarray of float64, shape (n_features,)
         Fraction of steps without a number.
 
     Notes
     -----
-    All columns of the block are channels of one series, so that the lists of a row must have one
-    length; series that are independent need a block each. Missing steps count as the median;
-    channels in which fit saw any have an indicator of them. Missing and empty series are the
-    same and get a learned vector.
+    All columns of the block are channels of one series, so the lists of a row must have the same
+    length; independent series need a block each. Missing steps are replaced by the median, and
+    channels with missing steps during fit have a missing indicator. Missing and empty series are
+    equivalent and have a learned vector.
 
     Convolutions with pooling over time are those of Wang, Yan and Oates, "Time Series
     Classification from Scratch with Deep Neural Networks" (2017).
@@ -128,14 +129,14 @@ class NumericSequenceBlock(SequenceBlock):
 
     @classmethod
     def assign_columns(cls, table, columns):
-        """Group the columns whose lists have one length in every row."""
+        """Group the columns whose lists have the same length in every row."""
         return same_lengths(table, [name for name in columns if cls.detects(table.column(name))])
 
     def summarize(self, table):
         items = self.read(table).items
         return SummaryMap(
             {
-                name: merge_all(Quantiles.of(numbers) for numbers in _pieces(column, name))
+                name: merge_all(Quantiles.of(numbers) for numbers in _number_chunks(column, name))
                 for name, column in zip(items.column_names, items.columns, strict=True)
             }
         )
@@ -157,7 +158,7 @@ class NumericSequenceBlock(SequenceBlock):
         for index, (name, column) in enumerate(names):
             scaled = [
                 bounded_numbers(numbers, self.center_[index], self.scale_[index])
-                for numbers in _pieces(column, name)
+                for numbers in _number_chunks(column, name)
             ]
             encoding[f"values_{index}"] = ragged(np.concatenate(scaled, dtype=np.float32), offsets)
         return encoding
@@ -178,7 +179,7 @@ class NumericSequenceBlock(SequenceBlock):
         return encoders.entries(graph, lists, entries)
 
     def flatten(self, encoding):
-        """Return mean, deviation, extremes and last of each channel, and the steps."""
+        """Return statistics of each channel, and the number of steps."""
         entries = list(encoding.values())
         parts = [describe_numbers(lists) for lists in entries]
         lengths = entries[0].lengths[:, None].float().numpy()
@@ -191,29 +192,29 @@ class NumericSequenceBlock(SequenceBlock):
         return np.asarray([*names, f"{self.feature_names_in_[0]}_length"], dtype=object)
 
 
-def _pieces(column, name):
-    """Yield a column's numbers as float64 arrays of bounded size, NaN for missing."""
-    for start in range(0, max(len(column), 1), PIECE):
-        yield to_float64(column.slice(start, PIECE), name, block="NumericSequenceBlock")
+def _number_chunks(column, name):
+    """Yield the numbers of a column as float64 arrays of at most `CHUNK` items, NaN if missing."""
+    for start in range(0, max(len(column), 1), CHUNK):
+        yield to_float64(column.slice(start, CHUNK), name, block="NumericSequenceBlock")
 
 
 class NumericSequenceModule(BlockModule):
-    """Read the channels of a series together.
+    """Encode the channels of a series together.
 
     Parameters
     ----------
-    gappy : ndarray of bool, shape (n_channels,)
-        Which channels have missing steps, and get an indicator of them.
+    has_missing : ndarray of bool, shape (n_channels,)
+        Which channels have missing steps and therefore a missing indicator.
     make_encoder : callable
-        Returns the :class:`SequenceEncoder` for steps of a size.
+        Function that returns the :class:`SequenceEncoder` for an item width.
     """
 
     padded = True
 
-    def __init__(self, gappy, make_encoder):
+    def __init__(self, has_missing, make_encoder):
         super().__init__()
-        self.register_buffer("gappy", torch.from_numpy(np.flatnonzero(gappy)))
-        self.encoder = make_encoder(len(gappy) + len(self.gappy))
+        self.register_buffer("has_missing", torch.from_numpy(np.flatnonzero(has_missing)))
+        self.encoder = make_encoder(len(has_missing) + len(self.has_missing))
         self.out_features = self.encoder.out_features
 
     def forward(self, **channels):
@@ -230,6 +231,6 @@ class NumericSequenceModule(BlockModule):
         """
         lists = [channels[f"values_{index}"] for index in range(len(channels))]
         values = torch.stack([channel.values for channel in lists], dim=1)
-        missing = torch.isnan(values).to(values.dtype).index_select(1, self.gappy)
+        missing = torch.isnan(values).to(values.dtype).index_select(1, self.has_missing)
         values = torch.nan_to_num(values, nan=0.0, posinf=3.0, neginf=-3.0)
         return self.encoder(torch.cat([values, missing], dim=1), lists[0].offsets)

@@ -1,4 +1,4 @@
-"""The column whose numbers are added to a model's outputs."""
+"""Block of the offset column, whose numbers are added to the outputs of a model."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ __all__ = [
 
 
 BASE_MARGIN = "base_margin"
-"""Name of the column of offsets that were given as an array."""
+"""Name of the offset column if offsets are passed as an array."""
 
 
 class OffsetBlock(Block):
-    """One column of offsets, made by the parameter ``offset`` or the array ``base_margin``.
+    """Read the column of offsets, from the parameter ``offset`` or the array ``base_margin``.
 
-    Its module's output goes neither through nor past the trunk: it is added to the outputs of every
-    member of the network, and to those of the trees.
+    The output of its module is no input of the network. It is added to the outputs of each member
+    of the network, and to those of the trees.
 
     Raises
     ------
     TypeError
         If the column does not hold numbers.
     ValueError
-        Naming column and row, if an offset is missing or not finite in single precision.
+        If an offset is missing or not finite in single precision. The message names column and
+        row.
     """
 
     kind = "offset"
@@ -44,7 +45,7 @@ class OffsetBlock(Block):
     @classmethod
     def accepts(cls, column_type):
         types = pa.types
-        # Columns without any value are refused with the row.
+        # A column without values is accepted here, so that the error of encode names the row.
         tests = (types.is_integer, types.is_floating, types.is_decimal, types.is_null)
         return any(test(column_type) for test in tests)
 
@@ -95,12 +96,12 @@ class OffsetBlock(Block):
 
 
 class OffsetModule(BlockModule):
-    """Bring offsets to the scale of the network's outputs.
+    """Scale offsets to the scale of the network's outputs.
 
     Attributes
     ----------
     is_offset : bool
-        Has the output added to the outputs of the network.
+        True: the output is added to the outputs of the network.
     """
 
     out_features = 1
@@ -108,12 +109,12 @@ class OffsetModule(BlockModule):
 
     def __init__(self):
         super().__init__()
-        # The head has them, and so they are no part of a saved state.
+        # Not part of the state dict, because they are attributes of the head.
         self.register_buffer("center", torch.zeros(()), persistent=False)
         self.register_buffer("scale", torch.ones(()), persistent=False)
 
     def scale_for(self, head):
-        """Take center and scale of the offsets from a head."""
+        """Set center and scale to those of a head."""
         self.center.fill_(head.offset_center)
         self.scale.fill_(head.offset_scale)
 
@@ -123,14 +124,14 @@ class OffsetModule(BlockModule):
 
 
 def margin_column(base_margin, n_rows):
-    """Return an array of offsets as a column.
+    """Convert an array of offsets to a column.
 
     Parameters
     ----------
     base_margin : array-like of shape (n_rows,) or (n_rows, 1), or number
-        What the user gave.
+        Offsets passed by the user; a number applies to all rows.
     n_rows : int
-        How many are needed.
+        Number of rows.
 
     Returns
     -------
@@ -145,8 +146,8 @@ def margin_column(base_margin, n_rows):
     """
     if isinstance(base_margin, str):
         raise ValueError(
-            f"base_margin must be an array, got {base_margin!r}; a column of X is named in the "
-            "parameter offset of the estimator"
+            f"base_margin must be an array, got {base_margin!r}; to use a column of X, name it in "
+            "the parameter offset of the estimator"
         )
     if np.ndim(base_margin) == 0 and np.isscalar(base_margin):
         base_margin = np.full(n_rows, base_margin)

@@ -1,4 +1,4 @@
-"""Fitted estimators as blocks of others."""
+"""Block that uses a fitted estimator, or one of its blocks, in another estimator."""
 
 from __future__ import annotations
 
@@ -28,36 +28,36 @@ __all__ = [
     "ModelSnapshot",
     "PretrainedBlock",
     "Representation",
-    "fitted_part",
+    "model_snapshot",
 ]
 
 
 OWNER = "PretrainedBlock"
 
-# Guards the parts, and lets one thread at a time compute: it uses all that torch gives it.
+# Lock of the snapshots. One thread computes at a time, because it uses all threads of torch.
 LOCK = ForkSafeLock()
 
-# Parts by the estimator they come from, so that a hundred clones of a block share one copy.
-PARTS = WeakKeyDictionary()
+# Snapshots by estimator, so that clones of a block share one copy.
+SNAPSHOTS = WeakKeyDictionary()
 
 
 @dataclass
 class Representation:
-    """What an estimator computes of a row before it predicts.
+    """Part of a fitted estimator that computes the representation of a row.
 
     Parameters
     ----------
     blocks : dict of {str: Block}
-        Fitted.
+        Fitted blocks.
     network : BlockNetwork
-        Trained.
+        Trained network.
     trunk : object
-        What made the network's trunk.
+        Parameter object of the network's trunk.
     head : Head, optional
-        What made the network's head, if the representation comes after it, as an embedding does.
-        Otherwise it is what the network's ``represent`` returns.
+        Head of the network, if the representation is the output of the head, as an embedding is.
+        By default the representation is the output of the network's method ``represent``.
     normalized : bool, default=False
-        Whether it is scaled to the length 1.
+        Whether representations are scaled to unit length.
     """
 
     blocks: dict
@@ -68,23 +68,23 @@ class Representation:
 
 
 class ModelSnapshot:
-    """Fitted blocks with the weights of the network that reads them; never changed.
+    """Immutable copy of fitted blocks and the weights of the network that reads them.
 
     Parameters
     ----------
     owner : str
-        Class name of the estimator it comes from.
+        Class name of the estimator.
     representation : Representation
-        The estimator's; its weights are copied.
+        Representation of the estimator, whose weights are copied.
     block : str, optional
-        Name of the block that the part consists of; by default all of the representation.
+        Name of the only block to copy; by default the whole representation is copied.
 
     Attributes
     ----------
     blocks : dict of {str: Block}
-        Fitted.
+        Fitted blocks.
     columns : list of str
-        What the blocks read.
+        Names of the columns that the blocks read.
     """
 
     def __init__(self, owner, representation, block=None):
@@ -103,7 +103,7 @@ class ModelSnapshot:
         self.weights = {name: trained[name].numpy().copy() for name in self._build().state_dict()}
 
     def __getstate__(self):
-        """Return what is pickled: no torch object, so that it loads anywhere."""
+        """Return the state to pickle, without torch objects, so that it loads on any device."""
         return {**vars(self), "_frozen": None}
 
     def __deepcopy__(self, memo):
@@ -113,23 +113,27 @@ class ModelSnapshot:
         return f"<fitted {self.owner}>"
 
     def representation(self):
-        """Return the part as a representation, of which parts may be taken again.
+        """Return the snapshot as a representation, of which snapshots can be taken again.
+
+        Returns
+        -------
+        Representation
 
         Raises
         ------
         ValueError
-            If it is a single block.
+            If the snapshot is of a single block.
         """
         if self.block is not None:
             raise ValueError(
-                f"{OWNER}: of the {self.owner} nothing but its block {self.block!r} was pickled; "
+                f"{OWNER}: only the block {self.block!r} of the {self.owner} was pickled; "
                 f"block must be {self.block!r}"
             )
         network = self.frozen.network
         return Representation(self.blocks, network, self.trunk, self.head, self.normalized)
 
-    def holds(self, representation):
-        """Return whether a representation is still the one that the part was copied from."""
+    def matches(self, representation):
+        """Return whether a representation has the blocks and the weights of the snapshot."""
         blocks = representation.blocks
         if any(blocks.get(name) is not block for name, block in self.blocks.items()):
             return False
@@ -146,7 +150,7 @@ class ModelSnapshot:
 
     @property
     def frozen(self):
-        """The module, which is not to be trained; it shares the part's memory."""
+        """Module in evaluation mode whose weights are frozen and share the snapshot's memory."""
         if self._frozen is None:
             module = self._build()
             module.load_state_dict(self._tensors(), assign=True)
@@ -154,55 +158,55 @@ class ModelSnapshot:
         return self._frozen
 
     def make_module(self):
-        """Return a new module with weights of its own that begin as those of the part."""
+        """Return a new trainable module, initialized with a copy of the weights."""
         module = self._build()
         module.load_state_dict(self._tensors())
         return module
 
     def encode(self, table):
-        """Encode a table with the part's blocks.
+        """Encode a table with the blocks of the snapshot.
 
         Parameters
         ----------
         table : pyarrow.Table
-            With the part's columns.
+            Table with the columns of the snapshot.
 
         Returns
         -------
         dict of {str: torch.Tensor or Ragged}
-            Entries as the block names them. If all of the representation is asked for, the
-            block's position and a full stop come first.
+            Encoding of the block. In a snapshot of a whole representation, the names of entries
+            begin with the index of the block and a full stop.
         """
         encodings = {
             name: block.encode(table.select(list(block.feature_names_in_)))
             for name, block in self.blocks.items()
         }
-        return encodings[self.block] if self.block is not None else joined(encodings)
+        return encodings[self.block] if self.block is not None else join_encodings(encodings)
 
     def encoding_columns(self, encoding):
-        """Say which column stands where in each entry, as a block does."""
+        """Return the input column of each part of an encoding, as a block does."""
         if self.block is not None:
             return self.blocks[self.block].encoding_columns(encoding)
-        parts = separated(list(self.blocks), encoding)
+        parts = split_encoding(list(self.blocks), encoding)
         columns = {name: block.encoding_columns(parts[name]) for name, block in self.blocks.items()}
-        return joined(columns)
+        return join_encodings(columns)
 
     def vectors(self, encoding):
-        """Return what the part gives for encoded rows, a float32 tensor of shape (n, size)."""
+        """Return the outputs for encoded rows, a float32 tensor of shape (n, out_features)."""
         frame = TensorFrame({"part": encoding})
         with LOCK:
             module = self.frozen
             backend = LocalExecutor(torch.get_num_threads())
-            found = backend.forward(
+            outputs = backend.forward(
                 lambda rows: module(**rows["part"]).float(),
                 frame,
                 lengths=module.padded_lengths(encoding),
             )
-        # A tensor that may be written to and trained on, as others are.
-        return torch.from_numpy(found.numpy())
+        # A tensor of inference mode could neither be modified nor used in training.
+        return torch.from_numpy(outputs.numpy())
 
     def _build(self):
-        # The random weights are replaced; drawing them must not show in anything else.
+        # The random weights are replaced, so the random state must not change.
         with seeded(0):
             if self.block is not None:
                 return self.blocks[self.block].make_module()
@@ -214,7 +218,7 @@ class ModelSnapshot:
         return {name: torch.from_numpy(weight) for name, weight in self.weights.items()}
 
     def _trained(self, representation):
-        """Return the tensors of a representation by the names they have in the part."""
+        """Return the tensors of a representation by their names in the snapshot."""
         network = representation.network
         if self.block is None:
             state = network.state_dict()
@@ -224,16 +228,16 @@ class ModelSnapshot:
 
 
 class RepresentationModule(BlockModule):
-    """A network as the module of one block.
+    """Module of a block that computes the representation of a whole network.
 
     Parameters
     ----------
     network : BlockNetwork
-        Without a head it gives its representation.
+        Network whose representation is computed, or the output of its head if it has one.
     out_features : int
-        Size of the representation.
+        Dimension of the representation.
     normalized : bool
-        Whether outputs have length 1.
+        Whether outputs are scaled to unit length.
     """
 
     def __init__(self, network, out_features, normalized):
@@ -244,8 +248,8 @@ class RepresentationModule(BlockModule):
         self.padded = any(block.padded for block in network.blocks)
 
     def padded_lengths(self, encoding):
-        """Return how long each row's lists become where they are padded, or None."""
-        return self.network.padded_lengths(separated(self.network.names, encoding))
+        """Return the length of the longest padded list of each row, or None."""
+        return self.network.padded_lengths(split_encoding(self.network.names, encoding))
 
     def forward(self, **encoding):
         """Return the representation.
@@ -253,45 +257,45 @@ class RepresentationModule(BlockModule):
         Parameters
         ----------
         **encoding : torch.Tensor or Ragged
-            Entries as :meth:`ModelSnapshot.encode` names them.
+            Entries of :meth:`ModelSnapshot.encode`.
 
         Returns
         -------
         torch.Tensor of float32, shape (batch, out_features)
         """
-        frame = separated(self.network.names, encoding)
+        frame = split_encoding(self.network.names, encoding)
         if self.network.head is None:
             return self.network.represent(frame).float()
         return embed(self.network, frame, self.normalized)
 
 
-def joined(encodings):
-    """Return the entries of several blocks side by side."""
+def join_encodings(encodings):
+    """Merge the encodings of several blocks; names begin with the index of the block."""
     return {
-        f"{place}.{entry}": value
-        for place, encoding in enumerate(encodings.values())
+        f"{index}.{entry}": value
+        for index, encoding in enumerate(encodings.values())
         for entry, value in encoding.items()
     }
 
 
-def separated(names, encoding):
-    """Return side by side entries by block again."""
+def split_encoding(names, encoding):
+    """Split a merged encoding into the encodings of its blocks: see :func:`join_encodings`."""
     parts = {name: {} for name in names}
     for entry, value in encoding.items():
-        place, _, entry = entry.partition(".")
-        parts[names[int(place)]][entry] = value
+        index, _, entry = entry.partition(".")
+        parts[names[int(index)]][entry] = value
     return parts
 
 
-def fitted_part(estimator, block=None):
-    """Return a part of a fitted estimator, the same object as long as that does not change.
+def model_snapshot(estimator, block=None):
+    """Return a snapshot of a fitted estimator, the same object until its weights change.
 
     Parameters
     ----------
     estimator : object
-        With ``representation()``, or a :class:`ModelSnapshot`.
+        Estimator with a method ``representation()``, or a :class:`ModelSnapshot`.
     block : str, optional
-        Name of a block; by default all up to the representation.
+        Name of a block; by default the snapshot is of the whole representation.
 
     Returns
     -------
@@ -300,11 +304,11 @@ def fitted_part(estimator, block=None):
     Raises
     ------
     TypeError
-        If there is no representation of it.
+        If the estimator has no method ``representation()``.
     NotFittedError
-        If it is not fitted.
+        If the estimator is not fitted.
     ValueError
-        If it has no such block; the message lists those there are.
+        If the estimator has no block of this name; the message lists the existing ones.
     """
     owner = type(estimator).__name__
     if isinstance(estimator, ModelSnapshot):
@@ -314,7 +318,7 @@ def fitted_part(estimator, block=None):
     if isinstance(estimator, Block):
         raise TypeError(
             f"{OWNER}: estimator is a {owner}, which has no weights of its own; give the "
-            "estimator that it was trained in, and its name there: "
+            "estimator that it was trained in, and the name of the block: "
             f"{OWNER}(model, block=name)"
         )
     if isinstance(estimator, type) or not hasattr(estimator, "representation"):
@@ -331,61 +335,61 @@ def fitted_part(estimator, block=None):
     if block is not None and block not in representation.blocks:
         raise ValueError(
             f"{OWNER}: block must be one of {list(representation.blocks)}, the blocks of the "
-            f"{owner}, or None for all up to its representation; got {block!r}"
+            f"{owner}, or None for its whole representation; got {block!r}"
         )
     with LOCK:
-        kept = PARTS.setdefault(estimator, {})
-        if block not in kept or not kept[block].holds(representation):
-            kept[block] = ModelSnapshot(owner, representation, block)
-        return kept[block]
+        snapshots = SNAPSHOTS.setdefault(estimator, {})
+        if block not in snapshots or not snapshots[block].matches(representation):
+            snapshots[block] = ModelSnapshot(owner, representation, block)
+        return snapshots[block]
 
 
-LARGEST_WIDTH = 64
-"""Of projections, unless a width is given."""
+MAX_WIDTH = 64
+"""Largest default width of projections."""
 
 
 class PretrainedBlock(Block):
-    """A fitted estimator, tower or embedder, or one block of it, inside another estimator.
+    """Use a fitted estimator, tower or embedder, or one of its blocks, in another estimator.
 
     Parameters
     ----------
     estimator : object
-        What was fitted before: an estimator of this library, one of its towers, or anything with
-        a method ``representation()`` like theirs. It is read when the block is fitted, never
-        changed, and not copied by :func:`~sklearn.base.clone`.
+        Fitted estimator of this library, one of its towers, or any object with a method
+        ``representation()`` like theirs. It is read when the block is fitted, never modified, and
+        not copied by :func:`~sklearn.base.clone`.
     block : str or None, default=None
-        Name of the estimator's block to use, a key of its ``blocks_``. None uses all that its
-        ``transform`` gives: the embedding of a tower, the representation of a classifier.
+        Name of the estimator's block to use, a key of its ``blocks_``. None uses the output of its
+        ``transform``: the embedding of a tower, the representation of a classifier.
     trainable : bool, default=False
-        Whether the weights are trained on, from where they are. Otherwise they stay as they are,
-        and each row's vector is computed once, when it is encoded.
+        Whether the weights are fine-tuned. Otherwise they are frozen, and the vector of each row
+        is computed once, when the row is encoded.
     learning_rate_scale : float, default=0.1
-        What the learning rate of the weights is multiplied by, if they are trained on.
+        Factor of the learning rate of the weights, if they are fine-tuned.
     width : int or None, default=None
-        Size that the vectors are projected to; by default their own, at most 64.
+        Dimension to which vectors are projected; by default that of the vectors, at most 64.
     dropout : float, default=0.1
-        Fraction of the projections' components zeroed in training.
+        Dropout probability of the projected components.
 
     Attributes
     ----------
     part_ : object
-        Copies of the fitted blocks' and the network's weights at the time of the fit.
+        Snapshot of the fitted blocks and the weights at the time of the fit.
 
     Notes
     -----
-    Columns are found by the names they had when the estimator was fitted; those that it does not
-    read are left to other blocks. Nothing is learned from the rows: categories, scales and bins
-    are the estimator's.
+    Columns are matched by the names they had when the estimator was fitted; other columns are read
+    by other blocks. Nothing is learned from the rows: categories, scales and bins are those of the
+    estimator.
 
-    Vectors are brought to components of size one, by one factor for all, and projected linearly,
-    both when they stay as they are and when what gives them is trained on. The outputs of a block
-    that go past the trunk, those of n-grams, are left alone if they are trained on.
+    Vectors are scaled by one common factor to components of root mean square 1 and projected
+    linearly, whether the weights are frozen or fine-tuned. The outputs of a fine-tuned block that
+    bypass the trunk, those of n-grams, are neither scaled nor projected.
 
-    Columns whose vectors are frozen can only be told apart by the estimator: they share the
-    importance of the vector evenly.
+    The columns of a frozen vector have equal importances, because only the estimator could
+    separate their effects.
 
-    Pickles hold the part that is used and none of the rest of the estimator. `estimator` is that
-    part when they are loaded, so that the block can be cloned and fitted again.
+    A pickle contains the snapshot but not the rest of the estimator. After loading, `estimator` is
+    the snapshot, so that the block can be cloned and fitted again.
 
     Examples
     --------
@@ -402,7 +406,7 @@ class PretrainedBlock(Block):
     """
 
     kind = "pretrained"
-    accepted = "what the blocks of the estimator that it is given read"
+    accepted = "columns that the blocks of the fitted estimator accept"
 
     def __init__(
         self,
@@ -424,26 +428,27 @@ class PretrainedBlock(Block):
     # ------------------------------------------------------------------ parameters
 
     def get_params(self, deep=True):
-        """Return the parameters; those of the fitted estimator are not among them.
+        """Return the parameters of the block, without those of the fitted estimator.
 
         Parameters
         ----------
         deep : bool, default=True
-            Makes no difference.
+            Ignored.
 
         Returns
         -------
         dict
+            Values by parameter name.
         """
         return super().get_params(deep=False)
 
     def set_params(self, **params):
-        """Set parameters.
+        """Set parameters of the block.
 
         Parameters
         ----------
         **params : dict
-            Keys as :meth:`get_params` returns them.
+            Values by parameter name, as :meth:`get_params` returns them.
 
         Returns
         -------
@@ -452,35 +457,35 @@ class PretrainedBlock(Block):
         Raises
         ------
         ValueError
-            For parameters of the fitted estimator, which is not to be changed.
+            If a parameter of the fitted estimator is set.
         """
         for name in params:
             if name.startswith("estimator__"):
                 raise ValueError(
                     f"PretrainedBlock: {name!r} cannot be set, because estimator is fitted and "
-                    "stays as it is; give another estimator"
+                    "not modified; give another estimator"
                 )
         return super().set_params(**params)
 
     def __sklearn_clone__(self):
-        # The estimator would lose what it has learned.
+        # Cloning the estimator would discard its fitted attributes.
         return type(self)(**self.get_params())
 
     def __getstate__(self):
-        """Return what is pickled: of the estimator no more than the block needs."""
+        """Return the state to pickle, with a snapshot in place of the estimator."""
         state = dict(super().__getstate__())
-        # Not fitted, or without such a block: fitting the block will say so.
+        # An estimator that is not fitted or has no such block raises an error in fit.
         with suppress(TypeError, ValueError):
-            state["estimator"] = fitted_part(self.estimator, self.block)
+            state["estimator"] = model_snapshot(self.estimator, self.block)
         return state
 
     def __repr__(self, N_CHAR_MAX=700):
-        # The same before and after pickling, and short.
+        # Short, and the same before and after pickling.
         estimator = self.estimator
         if isinstance(estimator, BaseEstimator):
             estimator = Named(type(estimator).__name__)
-        shown = type(self)(**{**self.get_params(), "estimator": estimator})
-        return super(PretrainedBlock, shown).__repr__(N_CHAR_MAX)
+        copy = type(self)(**{**self.get_params(), "estimator": estimator})
+        return super(PretrainedBlock, copy).__repr__(N_CHAR_MAX)
 
     def check_parameters(self):
         name = "PretrainedBlock"
@@ -495,21 +500,21 @@ class PretrainedBlock(Block):
 
     @classmethod
     def accepts(cls, column_type):
-        """Return True: which types can be read is for the estimator's blocks to say."""
+        """Return True; types are checked by the estimator's blocks in :meth:`fit_columns`."""
         return True
 
     def claimed_columns(self, table):
-        wanted = set(fitted_part(self.estimator, self.block).columns)
-        return [name for name in table.column_names if name in wanted]
+        columns = set(model_snapshot(self.estimator, self.block).columns)
+        return [name for name in table.column_names if name in columns]
 
     def fit_columns(self, table, *, named=True):
         self.check_parameters()
-        part = fitted_part(self.estimator, self.block)
+        part = model_snapshot(self.estimator, self.block)
         missing = [name for name in part.columns if name not in table.column_names]
         if missing:
             raise ValueError(
-                f"PretrainedBlock: columns are missing: {missing}. Columns are found by the names "
-                f"they had when the {part.owner} was fitted; the block is given "
+                f"PretrainedBlock: columns are missing: {missing}. Columns are matched by the "
+                f"names they had when the {part.owner} was fitted; the columns of the block are "
                 f"{table.column_names}"
             )
         table = self._read(table, part.columns)
@@ -524,14 +529,14 @@ class PretrainedBlock(Block):
 
     @staticmethod
     def _read(table, names):
-        # Also turns numbers that are all missing into a column without a type, which any block
-        # reads: the estimator's blocks were fitted on other rows than these.
+        # Also converts numeric columns without values to type null, which all blocks accept,
+        # because the estimator's blocks were fitted on other rows.
         return read_like_fit(table, names, fitted_with_names=True, owner="PretrainedBlock")
 
     # ------------------------------------------------------------------ encoding
 
     def summarize(self, table):
-        """Return an empty summary: nothing is learned from the rows."""
+        """Return an empty summary, because nothing is learned from the rows."""
         return SummaryMap()
 
     def finish(self, summary):
@@ -539,7 +544,7 @@ class PretrainedBlock(Block):
 
     def encode(self, table):
         if table.num_rows == 0:
-            # Networks and readers of tables need a row.
+            # Networks and as_table need at least one row.
             return TensorFrame({"block": self.example(1)}).take(slice(0, 0))["block"]
         encoding = self._inner_encoding(table)
         if self.trainable:
@@ -557,28 +562,28 @@ class PretrainedBlock(Block):
             return {"vectors": [names[0] if len(names) == 1 else tuple(names)]}
         new = dict(zip(self.part_.columns, names, strict=True))
         return {
-            entry: [renamed_source(source, new) for source in sources]
+            entry: [rename_source(source, new) for source in sources]
             for entry, sources in self.part_.encoding_columns(encoding).items()
         }
 
     def make_module(self):
         size = self.part_.frozen.out_features
-        width = self.width or min(size, LARGEST_WIDTH)
+        width = self.width or min(size, MAX_WIDTH)
         projection = VectorProjection(size, 1, width, self.dropout, UnitScale())
         if not self.trainable:
             return projection
         inner = self.part_.make_module()
         scale_learning_rate(inner, self.learning_rate_scale)
-        return inner if inner.wide else TrainedOnModule(inner, projection)
+        return inner if inner.wide else FineTunedProjection(inner, projection)
 
     def flatten(self, encoding):
-        """Return the vectors as the estimator gave them, whether they are trained on or not."""
+        """Return the vectors of the fitted estimator, before any fine-tuning."""
         if self.trainable:
             return self.part_.vectors(encoding).numpy()
         return encoding["vectors"][:, 0].numpy()
 
     def get_feature_names_out(self, input_features=None):
-        """Return the names of the vectors' components, an ndarray of str.
+        """Return the names of the components of the vectors.
 
         Parameters
         ----------
@@ -591,12 +596,12 @@ class PretrainedBlock(Block):
         """
         part = self.part_
         prefix = part.owner.lower() if part.block is None else f"{part.block}_"
-        names = [f"{prefix}{place}" for place in range(part.frozen.out_features)]
+        names = [f"{prefix}{index}" for index in range(part.frozen.out_features)]
         return np.asarray(names, dtype=object)
 
 
 class Named:
-    """Stands for a fitted estimator where a block is shown."""
+    """Placeholder for a fitted estimator in the representation of a block."""
 
     def __init__(self, name):
         self.name = name
@@ -605,15 +610,15 @@ class Named:
         return f"<fitted {self.name}>"
 
 
-class TrainedOnModule(BlockModule):
-    """Project the outputs of a module that is trained on.
+class FineTunedProjection(BlockModule):
+    """Project the outputs of a fine-tuned module.
 
     Parameters
     ----------
     inner : BlockModule
-        The module that is trained on.
+        Module that is fine-tuned.
     projection : VectorProjection
-        Of one vector a row.
+        Projection of one vector per row.
     """
 
     def __init__(self, inner, projection):
@@ -624,7 +629,7 @@ class TrainedOnModule(BlockModule):
         self.padded = inner.padded
 
     def padded_lengths(self, encoding):
-        """Return how long each row's lists become where they are padded, or None."""
+        """Return the length of the longest padded list of each row, or None."""
         return self.inner.padded_lengths(encoding)
 
     def forward(self, **encoding):
@@ -632,31 +637,31 @@ class TrainedOnModule(BlockModule):
         return self.projection(self.inner(**encoding)[:, None])
 
 
-def renamed_source(source, new):
-    """Return a column of an encoding, or a tuple of them, by its new name."""
+def rename_source(source, new):
+    """Return the new name of a column, or of each column of a tuple."""
     if isinstance(source, tuple):
         return tuple(new[name] for name in source)
     return new[source]
 
 
 def scale_learning_rate(module, scale):
-    """Multiply the learning rate of a module's parameters, and what is set for some of them.
+    """Multiply the learning rates of a module and of the modules within it.
 
     Parameters
     ----------
     module : torch.nn.Module
-        Its ``learning_rate_scale``, or those of modules within it, are set.
+        Module whose ``learning_rate_scale``, or that of its submodules, is set.
     scale : float
-        Factor.
+        Factor of the learning rates.
     """
     own = getattr(module, "learning_rate_scale", None)
-    within = [rate for _, rate in learning_rates(module)]
+    inner_rates = [rate for _, rate in learning_rates(module)]
     if own is not None:
         module.learning_rate_scale = own * scale
-    elif within and next(module.parameters(recurse=False), None) is None:
+    elif inner_rates and next(module.parameters(recurse=False), None) is None:
         for inner in module.children():
             scale_learning_rate(inner, scale)
     else:
-        # Parameters beside modules with a rate of their own cannot be told from theirs: what is
-        # set for a module holds for all within it.
-        module.learning_rate_scale = scale * min(within, default=1.0)
+        # The module has parameters beside submodules with a factor. A factor of the module
+        # applies to all of them, so the smallest one is used.
+        module.learning_rate_scale = scale * min(inner_rates, default=1.0)

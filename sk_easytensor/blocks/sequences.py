@@ -1,4 +1,4 @@
-"""Base of the blocks for sequences: parameters, the encoder, and plain features."""
+"""Base class of sequence blocks: parameters, the sequence encoder, and flat features."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ __all__ = [
 ]
 
 
-KEPT = ("last", "first")
+KEEP = ("last", "first")
 
 FLAT_CODES = 32
-"""Categories that are counted where lists are wanted as plain features."""
+"""Largest number of codes that are counted in the flat features of lists."""
 
 NUMBER_FEATURES = ("mean", "deviation", "lowest", "highest", "last")
 
 
 class SequenceBlock(Block):
-    """Base of blocks that read lists; subclasses have the parameters checked here."""
+    """Base class of blocks that read lists; subclasses define the parameters checked here."""
 
     @classmethod
     def accepts(cls, column_type):
@@ -44,27 +44,27 @@ class SequenceBlock(Block):
     @classmethod
     @abstractmethod
     def accepts_items(cls, kind):
-        """Return whether the block reads lists of this type."""
+        """Return whether the block reads lists whose items have this type."""
 
     def read(self, table):
-        """Flatten columns that describe the same items.
+        """Flatten list columns that describe the same items.
 
         Parameters
         ----------
         table : pyarrow.Table
-            Columns of lists.
+            Table of list columns.
 
         Returns
         -------
         FlatLists
-            With at most ``max_length`` items of each list.
+            At most ``max_length`` items of each list.
 
         Raises
         ------
         TypeError
-            Naming a column that does not hold lists the block reads, and a row.
+            If the block does not read a column. The message names the column and a row.
         RowError
-            Naming two columns whose lists differ in length, and the row.
+            If two lists of a row differ in length. The message names both columns and the row.
         """
         owner = type(self).__name__
         for field in table.schema:
@@ -76,7 +76,7 @@ class SequenceBlock(Block):
         name = type(self).__name__
         check_choice(name, "encoder", self.encoder, ENCODERS)
         check_choice(name, "pooling", self.pooling, POOLINGS)
-        check_choice(name, "keep", self.keep, KEPT)
+        check_choice(name, "keep", self.keep, KEEP)
         check_choice(name, "bidirectional", self.bidirectional, (True, False))
         for parameter in ("width", "heads", "kernel_size", "max_length"):
             check_number(name, parameter, getattr(self, parameter), low=1, integer=True)
@@ -92,7 +92,7 @@ class SequenceBlock(Block):
             )
 
     def make_encoder(self, in_features):
-        """Return a new network that reads lists of vectors of this size."""
+        """Return a new sequence encoder for items with `in_features` components."""
         return SequenceEncoder(
             self.encoder,
             self.pooling,
@@ -109,14 +109,14 @@ class SequenceBlock(Block):
 
 
 def ragged(values, offsets):
-    """Return lists as networks read them.
+    """Return lists as a :class:`~sk_easytensor.tensors.Ragged`.
 
     Parameters
     ----------
     values : ndarray of shape (total, ...)
         Items of all lists.
-    offsets : torch.Tensor of int64
-        Where each list begins; one object for lists that are parallel.
+    offsets : torch.Tensor of int64, shape (n_lists + 1,)
+        Offset of each list among the items; parallel lists share one object.
 
     Returns
     -------
@@ -126,38 +126,39 @@ def ragged(values, offsets):
 
 
 def count_codes(lists, n_codes):
-    """Count the categories of each list, and its items.
+    """Count the items of each code in each list, and all items.
 
     Parameters
     ----------
     lists : Ragged of int32
-        Codes.
+        Codes of the items.
     n_codes : int
-        Codes there are; at most `FLAT_CODES` are counted.
+        Number of codes, of which at most `FLAT_CODES` are counted.
 
     Returns
     -------
-    ndarray of float32, shape (n_lists, counted codes + 1)
+    ndarray of float32, shape (n_lists, n_counted + 1)
+        Number of items of each counted code, and length of the list.
     """
     counted = min(n_codes, FLAT_CODES)
     owner = torch.repeat_interleave(lists.lengths)
-    kept = lists.values < counted
-    place = owner[kept] * counted + lists.values[kept]
-    counts = torch.bincount(place, minlength=len(lists) * counted).reshape(len(lists), counted)
+    is_counted = lists.values < counted
+    cell = owner[is_counted] * counted + lists.values[is_counted]
+    counts = torch.bincount(cell, minlength=len(lists) * counted).reshape(len(lists), counted)
     return torch.cat([counts, lists.lengths[:, None]], dim=1).float().numpy()
 
 
 def code_names(name, categories, n_codes):
-    """Return the names of what :func:`count_codes` gives.
+    """Return the names of the features of :func:`count_codes`.
 
     Parameters
     ----------
     name : str
-        The column.
+        Name of the column.
     categories : pyarrow.Array of string
-        Those that have names; hashed ones have none.
+        Categories in the order of their codes; empty if categories are hashed.
     n_codes : int
-        Codes there are.
+        Number of codes.
 
     Returns
     -------
@@ -171,16 +172,17 @@ def code_names(name, categories, n_codes):
 
 
 def describe_numbers(lists):
-    """Return mean, deviation, extremes and last of each list, 0 where there is no number.
+    """Return the statistics `NUMBER_FEATURES` of each list, 0 for lists without numbers.
 
     Parameters
     ----------
     lists : Ragged of float32, shape (total,)
-        Scaled numbers, NaN where missing; infinite ones count as 3.
+        Scaled numbers, NaN where missing; infinite numbers are replaced by ±3.
 
     Returns
     -------
     ndarray of float32, shape (n_lists, 5)
+        Mean, standard deviation, minimum, maximum and last number.
     """
     owner = torch.repeat_interleave(lists.lengths)
     known = ~torch.isnan(lists.values)
@@ -192,8 +194,8 @@ def describe_numbers(lists):
     empty = torch.zeros(len(lists), dtype=torch.float64)
     lowest = empty.scatter_reduce(0, owner, values, "amin", include_self=False)
     highest = empty.scatter_reduce(0, owner, values, "amax", include_self=False)
-    place = empty.long().scatter_reduce(0, owner, torch.arange(len(owner)), "amax")
-    last = values[place] if len(values) else empty
+    last_index = empty.long().scatter_reduce(0, owner, torch.arange(len(owner)), "amax")
+    last = values[last_index] if len(values) else empty
     last = torch.where(torch.bincount(owner, minlength=len(lists)) > 0, last, empty)
     columns = [mean, (square / count).sqrt(), lowest, highest, last]
     return torch.stack(columns, dim=1).float().numpy()

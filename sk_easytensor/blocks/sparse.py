@@ -1,4 +1,4 @@
-"""Sparse matrices, such as counts of words or one-hot codes: a weighted sum of learned vectors."""
+"""Block of sparse matrices, such as word counts: a weighted sum of the features' embeddings."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch
 from sk_easytensor._utils.validation import check_choice, check_number
 from sk_easytensor.blocks.base import Block
 from sk_easytensor.blocks.text_encoders import PROJECTED, NgramModule, interleave, project_lists
-from sk_easytensor.data.sparse import SparseRows, encode_sparse, is_sparse, read_sparse
-from sk_easytensor.data.sparse import sparse_rows as rows_of
+from sk_easytensor.data.sparse import SparseRows, encode_sparse, is_sparse, read_sparse, sparse_rows
 from sk_easytensor.data.summaries import Summary, SummaryMap
 from sk_easytensor.tensors import Ragged
 
@@ -19,45 +18,45 @@ __all__ = [
 ]
 
 
-FREQUENT = 0.01
-"""Features with a value in at least this fraction of the rows, on average, go to the trunk."""
+FREQUENT_FRACTION = 0.01
+"""Smallest mean fraction of rows with a value at which features are inputs of the trunk."""
 
 
 class SparseBlock(Block):
-    """Columns that hold one sparse vector a row, as the rows of a sparse matrix.
+    """Read columns of sparse vectors, such as the rows of a sparse matrix.
 
     Parameters
     ----------
     width : int, default=32
-        Size of each column's vector.
+        Embedding dimension of each column.
     min_frequency : int, default=1
-        Features with a value in fewer rows are left out.
+        Smallest number of training rows with a value of a feature; rarer features are left out.
     dropout : float, default=0.1
-        Fraction of the vector's components zeroed in training.
+        Dropout probability of the components of the embedding.
     wide : bool or "auto", default="auto"
-        Whether the vector goes past the trunk, straight to the last layer, as those of n-grams do.
-        Rare features overfit in the trunk, and only the trunk finds interactions between features.
-        ``"auto"``: past the trunk unless features have a value in at least 1% of the rows, on
-        average, as one-hot codes of a few dozen categories do.
+        Whether the embedding bypasses the trunk and is an input of the last layer, as that of
+        n-grams is. Rare features overfit in the trunk, but only the trunk models interactions.
+        ``"auto"``: bypass the trunk unless the mean fraction of rows with a value of a feature is
+        at least 1%, as for one-hot codes of a few dozen categories.
 
     Attributes
     ----------
     lengths_ : list of int
         Number of features of each column's sparse vectors.
     features_ : list of ndarray of int32
-        Features of each column that are read, in increasing order.
+        Indices of the features of each column that are read, in increasing order.
     scale_ : list of ndarray of float64
-        What the values of each of these features are divided by: the root mean square of those
-        that are not zero, times the norm of rows, on average.
+        Divisor of the values of each of these features: the root mean square of its non-zero
+        values, times the root mean square of the norm of rows.
     wide_ : bool
-        Whether the vector goes past the trunk.
+        Whether the embedding bypasses the trunk.
 
     Notes
     -----
-    A row becomes the sum of the learned vectors of its features, weighted by their scaled values.
-    The matrix is never made dense: time and memory are linear in its stored values. Missing values
-    and features that no row of fit had a value of count as zeros. Scaled values beyond ±10 are
-    clipped.
+    The embedding of a row is the sum of the learned vectors of its features, weighted by their
+    scaled values. The matrix is never made dense: time and memory are linear in its stored values.
+    Missing values, and values of features without values during fit, count as zeros. Scaled values
+    are clipped to [-10, 10].
 
     Examples
     --------
@@ -94,12 +93,12 @@ class SparseBlock(Block):
         check_choice(name, "wide", self.wide, ("auto", True, False))
 
     def fit(self, X, y=None):
-        """Learn the encoding from a sparse matrix, all of it, or from a table of sparse columns.
+        """Learn the encoding from a sparse matrix or from a table of sparse columns.
 
         Parameters
         ----------
         X : sparse matrix or table-like
-            All its columns are used.
+            Training rows; all columns are used.
         y : None
             Ignored.
 
@@ -107,7 +106,7 @@ class SparseBlock(Block):
         -------
         self
         """
-        return super().fit(_whole(X), y)
+        return super().fit(_as_sparse_table(X), y)
 
     def transform(self, X):
         """Encode a sparse matrix, or a table of sparse columns.
@@ -115,35 +114,36 @@ class SparseBlock(Block):
         Parameters
         ----------
         X : sparse matrix or table-like
-            With as many features as during fit.
+            Rows with the same number of features as during fit.
 
         Returns
         -------
         dict of {str: Ragged}
+            ``"ids"`` of the features of each row, and their ``"weights"``.
         """
-        return super().transform(_whole(X))
+        return super().transform(_as_sparse_table(X))
 
     def summarize(self, table):
         columns = zip(table.column_names, table.columns, strict=True)
-        return SummaryMap({name: Filled.of(column) for name, column in columns})
+        return SummaryMap({name: SparseSummary.of(column) for name, column in columns})
 
     def finish(self, summary):
         self.lengths_, self.features_, self.scale_, counts = [], [], [], []
         for name in self.feature_names_in_:
-            filled = summary[name]
-            features = np.flatnonzero(filled.count >= self.min_frequency)
-            count = filled.count[features]
-            self.lengths_.append(len(filled.count))
+            column = summary[name]
+            features = np.flatnonzero(column.count >= self.min_frequency)
+            count = column.count[features]
+            self.lengths_.append(len(column.count))
             self.features_.append(features.astype(np.int32))
-            scale = filled.largest[features] * np.sqrt(filled.squares[features] / count)
-            # The squares of scaled values are 1 on average, so that a row's norm is this.
-            self.scale_.append(scale * np.sqrt(count.sum() / max(filled.n_filled, 1)))
+            scale = column.largest[features] * np.sqrt(column.squares[features] / count)
+            # With squares of mean 1, this is the root mean square of the norm of rows.
+            self.scale_.append(scale * np.sqrt(count.sum() / max(column.n_not_empty, 1)))
             counts.append(count)
         self.wide_ = self.wide
         if self.wide == "auto":
             counts = np.concatenate(counts)
-            n_rows = max(filled.n_rows, 1)
-            self.wide_ = bool(len(counts) == 0 or counts.mean() < FREQUENT * n_rows)
+            n_rows = max(column.n_rows, 1)
+            self.wide_ = bool(len(counts) == 0 or counts.mean() < FREQUENT_FRACTION * n_rows)
         return self
 
     def encode(self, table):
@@ -151,9 +151,9 @@ class SparseBlock(Block):
         for index, name in enumerate(table.column_names):
             column = table.column(name)
             fitted = self.lengths_[index], self.features_[index], self.scale_[index]
-            offsets, found, weight = encode_sparse(column, name, *fitted)
+            offsets, feature_ids, weight = encode_sparse(column, name, *fitted)
             offsets = torch.from_numpy(offsets)
-            ids.append(Ragged(torch.from_numpy(found + np.int32(first)), offsets))
+            ids.append(Ragged(torch.from_numpy(feature_ids + np.int32(first)), offsets))
             weights.append(Ragged(torch.from_numpy(weight), offsets))
             first += len(self.features_[index])
         ids, weights = interleave(ids), interleave(weights)
@@ -182,67 +182,67 @@ class SparseBlock(Block):
         return project_lists(encoding["ids"], encoding["weights"].values.numpy())
 
     def get_feature_names_out(self, input_features=None):
-        names = [f"{name}_{place}" for name in self.feature_names_in_ for place in range(PROJECTED)]
+        names = [f"{name}_{index}" for name in self.feature_names_in_ for index in range(PROJECTED)]
         return np.asarray(names, dtype=object)
 
     def feature_shares(self, encoding, effects):
-        """Return how much of what the block contributes to a network's outputs each feature does.
+        """Return the fraction of the block's contribution to the outputs of each feature.
 
         Parameters
         ----------
         encoding : dict
-            Rows of a block that reads a single column.
+            Encoding of a block that reads a single column.
         effects : ndarray of float64, shape (n_ids, n_outputs)
-            What a weight of one adds to the outputs.
+            Change of the outputs for a weight of 1 of each id.
 
         Returns
         -------
         ndarray of float64, shape (n_features,)
-            Variance over the rows of what each feature adds to the outputs, scaled to sum to 1.
+            Variance over the rows of each feature's contribution, scaled to sum to 1.
         """
         ids, weights = encoding["ids"].values.numpy(), encoding["weights"].values.numpy()
         n_rows, size = len(encoding["ids"]), len(self.features_[0])
         mean = np.bincount(ids, weights, minlength=size) / n_rows
         squares = np.bincount(ids, weights.astype(np.float64) ** 2, minlength=size) / n_rows
-        found = np.maximum(squares - mean**2, 0) * (effects[:size] ** 2).sum(axis=1)
-        if found.sum() == 0:
-            found = np.ones(size)
+        variances = np.maximum(squares - mean**2, 0) * (effects[:size] ** 2).sum(axis=1)
+        if variances.sum() == 0:
+            variances = np.ones(size)
         shares = np.zeros(self.lengths_[0])
-        shares[self.features_[0]] = found / found.sum() if size else found
+        shares[self.features_[0]] = variances / variances.sum() if size else variances
         return shares
 
 
-def _whole(X):
-    """Return a sparse matrix as a table of one sparse column, and other tables as they are."""
-    return pa.table({"sparse": rows_of(X)}) if is_sparse(X) else X
+def _as_sparse_table(X):
+    """Convert a sparse matrix to a table of one sparse column; other tables are unchanged."""
+    return pa.table({"sparse": sparse_rows(X)}) if is_sparse(X) else X
 
 
-class Filled(Summary):
-    """How the stored values of each feature of a sparse column are distributed.
+class SparseSummary(Summary):
+    """Counts and squares of the values of each feature of a sparse column.
 
     Parameters
     ----------
     count : ndarray of int64, shape (n_features,)
-        Rows with a value.
+        Number of rows with a value.
     largest, squares : ndarray of float64, shape (n_features,)
         Largest absolute value, and sum of the squares of values divided by it.
-    n_filled, n_rows : int
-        Rows with a value of any feature, and all rows.
+    n_not_empty, n_rows : int
+        Number of rows with a value of any feature, and number of all rows.
     """
 
-    def __init__(self, count, largest, squares, n_filled, n_rows):
+    def __init__(self, count, largest, squares, n_not_empty, n_rows):
         self.count = count
         self.largest = largest
         self.squares = squares
-        self.n_filled = n_filled
+        self.n_not_empty = n_not_empty
         self.n_rows = n_rows
 
     @classmethod
     def of(cls, column):
-        """Summarise a column of sparse vectors."""
+        """Summarize a column of sparse vectors."""
         size = getattr(column.type, "n_features", 0)
         offsets, indices, values = read_sparse(column)
-        # Infinite values are read, but say nothing of the scale.
+        # Infinite values are encoded, but left out of the scale.
         known = np.isfinite(values) & (values != 0)
         indices, values = indices[known], np.abs(values[known])
         largest = np.zeros(size)
@@ -250,31 +250,31 @@ class Filled(Summary):
         return cls(
             np.bincount(indices, minlength=size),
             largest,
-            # Divided, the squares of very small or large values are neither zero nor infinite.
+            # Divided, so that squares of very small or large values neither underflow nor overflow.
             np.bincount(indices, (values / largest[indices]) ** 2, minlength=size),
             int((np.diff(offsets) > 0).sum()),
             len(column),
         )
 
     def merge(self, other):
-        """Return the summary of both chunks; rows that are all missing may have no features."""
+        """Return the summary of the rows of both; one without features has only missing rows."""
         sizes = [len(self.count), len(other.count)]
         if 0 not in sizes and sizes[0] != sizes[1]:
             raise ValueError(f"holds sparse vectors of {sizes[0]} and of {sizes[1]} features")
         one, two = self._resized(max(sizes)), other._resized(max(sizes))
         largest = np.maximum(one.largest, two.largest)
-        some = np.where(largest > 0, largest, 1.0)
-        return Filled(
+        divisor = np.where(largest > 0, largest, 1.0)
+        return SparseSummary(
             one.count + two.count,
             largest,
-            one.squares * (one.largest / some) ** 2 + two.squares * (two.largest / some) ** 2,
-            one.n_filled + two.n_filled,
+            one.squares * (one.largest / divisor) ** 2 + two.squares * (two.largest / divisor) ** 2,
+            one.n_not_empty + two.n_not_empty,
             one.n_rows + two.n_rows,
         )
 
     def _resized(self, size):
-        """Return the summary for so many features, if it has none."""
+        """Return the summary with `size` features, if it has none."""
         if len(self.count) == size:
             return self
-        nothing = np.zeros(size)
-        return Filled(np.zeros(size, np.int64), nothing, nothing, self.n_filled, self.n_rows)
+        zeros = np.zeros(size)
+        return SparseSummary(np.zeros(size, np.int64), zeros, zeros, self.n_not_empty, self.n_rows)

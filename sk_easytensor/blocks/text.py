@@ -1,4 +1,4 @@
-"""Free text: weighted n-grams, a small transformer, or a pretrained language model."""
+"""Block of free text: weighted n-grams, a small transformer, or a pretrained language model."""
 
 from __future__ import annotations
 
@@ -26,85 +26,88 @@ ENCODERS = {
     "pretrained": pretrained_encoder,
 }
 
-# A column of strings is taken for text by its sample of so many values, each cut to a length:
+# Free text is detected from a sample of values, each truncated to a number of characters.
 SAMPLE, SAMPLE_LENGTH = 20_000, 1_000
-# short texts if most of them differ, as titles do and names of products or airports do not;
+# Short texts (mean number of words) need a fraction of distinct values, which titles have and names
+# of products or airports do not.
 SHORT_WORDS, SHORT_DISTINCT = 2.5, 0.5
-# long ones unless they come from a short list, as the answers of a questionnaire do.
+# Long texts need a smaller fraction and number of distinct values, which the answers of a
+# questionnaire do not have.
 LONG_WORDS, LONG_DISTINCT, LONG_MINIMUM = 8.0, 0.02, 50
-# What counts as a word there: between two spaces it holds two letters in a row, so that dates,
-# codes and numbers have none and an address of a web page is one.
+# Words of this detection contain two consecutive letters, so that dates, codes and numbers are not
+# words and the address of a web page is one.
 COUNTED_WORD = r"\s\S*?\p{L}{2}|[\p{Han}\p{Hiragana}\p{Katakana}]"
 
 
 class TextBlock(Block):
-    """Free text.
+    """Read free text.
 
     Parameters
     ----------
     encoder : {"ngrams", "transformer", "pretrained"}, default="ngrams"
-        How a text becomes a vector. ``"ngrams"``: the sum of the learned vectors of its words
-        and word sequences, weighted by TF-IDF; fast, and hard to beat on a few thousand rows.
-        ``"transformer"``: a small transformer over sub-words, learned from scratch.
-        ``"pretrained"``: the language model `model`, which knows words that no row shows; needs
+        Text encoder. ``"ngrams"``: the sum of the learned vectors of words and word sequences,
+        weighted by TF-IDF; fast, and hard to beat on a few thousand rows. ``"transformer"``: a
+        small transformer over sub-words, trained from scratch. ``"pretrained"``: the language
+        model `model`, which has learned words that do not occur in the rows; needs
         ``pip install "sk_easytensor[text]"``.
     ngram_range : tuple of two int, default=(1, 2)
-        Fewest and most words of an n-gram.
+        Smallest and largest number of words of an n-gram.
     min_frequency : int, default=3
-        N-grams found in fewer rows are left out.
+        Smallest number of training rows of an n-gram; rarer n-grams are left out.
     max_features : int, default=30_000
-        At most so many n-grams a column, those found in most rows.
+        Largest number of n-grams of a column; those of the most rows are retained.
     hash_buckets : int or None, default=None
-        If given, n-grams are hashed into so many buckets a column and no vocabulary is kept.
+        Number of buckets of a column into which n-grams are hashed, without a vocabulary. None
+        learns a vocabulary.
     width : int or None, default=None
-        Size of each column's vector; by default 32 for n-grams and 64 for the others.
+        Embedding dimension of each column; by default 32 for n-grams and 64 for the others.
     dropout : float, default=0.1
-        Fraction of activations (transformer) or vector components (the others) zeroed in
-        training.
+        Dropout probability of activations (transformer) or components of the vector (the others).
     vocabulary_size : int, default=8192
-        Sub-words, for the transformer.
+        Largest number of sub-words of the transformer.
     max_length : int, default=128
-        Sub-words read of each text, for the transformer and for the language model, if that
-        does not read fewer.
+        Largest number of sub-words of a text, for the transformer and for the language model, if
+        that does not read fewer; longer texts are truncated.
     layers : int, default=2
-        Layers of the transformer.
+        Number of layers of the transformer.
     heads : int, default=4
-        Attention heads of the transformer; divides `width`.
+        Number of attention heads of the transformer; must divide `width`.
     model : str, path or None, default=None
-        The language model, for ``encoder="pretrained"``: the folder of a model of the package
-        sentence-transformers, or the name of one on the Hugging Face hub.
+        Language model for ``encoder="pretrained"``: the folder of a model of the package
+        sentence-transformers, or its name on the Hugging Face hub.
     trainable : bool, default=False
-        Whether the language model is trained on with the network, at a two-hundredth of its
-        learning rate. Otherwise each text is run through it once, when it is encoded.
+        Whether the language model is fine-tuned with the network, at 0.005 times the learning
+        rate. Otherwise its vectors are computed once, when texts are encoded.
 
     Attributes
     ----------
     ngrams_ : list of pyarrow.Array of large_string
-        N-grams of each column, the most frequent first, words separated by a space. Empty when
-        hashing and for the other encoders.
+        N-grams of each column, the most frequent first, words separated by a space. Empty if
+        n-grams are hashed and for the other encoders.
     idf_ : list of ndarray of float32
-        Inverse document frequency of each n-gram or bucket; 0 for a bucket that is not used.
+        Inverse document frequency of each n-gram or bucket; 0 for an unused bucket.
     tokenizer_ : str
-        The sub-word tokenizer as JSON, for the transformer and for a language model trained on.
+        Sub-word tokenizer as JSON, for the transformer and for a fine-tuned language model.
     fingerprint_ : str
-        Tells the language model apart from others.
+        Digest that identifies the language model.
 
     Notes
     -----
-    Texts are brought to Unicode's NFKC form and lower case. Apostrophes are dropped, symbols
-    and emoji are words of their own, as is each character of Chinese, Japanese and Thai. A
-    language model gets texts as they are.
+    Texts are converted to Unicode's NFKC form and lower case. Apostrophes are removed. Symbols and
+    emoji are separate words, and so is each character of Chinese, Japanese and Thai. The texts of
+    a language model are not changed.
 
-    Pickles of a language model that was trained on hold its weights. Those of one that was not
-    hold `model` and its fingerprint only: to encode texts it has to be there, and another one in
-    its place is refused. If it has moved, ``set_params(model=...)`` on the fitted block says
-    where. Vectors of the texts a process met last, up to 512 MiB, are kept for the next fit.
+    A pickle with a fine-tuned language model contains its weights. A pickle with a frozen one
+    contains only `model` and the fingerprint: encoding texts needs the files of the model, and a
+    model with another fingerprint is refused. If its files have moved, set the new path with
+    ``set_params(model=...)`` on the fitted block. Each process caches the vectors of its most
+    recent texts, up to 512 MiB, for the next fit.
 
     Weights are those of scikit-learn's ``TfidfVectorizer(sublinear_tf=True)``. Summing weighted
     vectors of n-grams is the classifier of Joulin et al., "Bag of Tricks for Efficient Text
     Classification" (2016); the sub-words are byte-level byte pairs (Sennrich, Haddow and Birch,
     "Neural Machine Translation of Rare Words with Subword Units", 2016; Radford et al., 2019),
-    so that every string can be written in them.
+    which represent every string.
 
     Examples
     --------
@@ -162,7 +165,7 @@ class TextBlock(Block):
 
     @classmethod
     def detects(cls, column):
-        """Return whether a column is of free text rather than of names, codes or categories."""
+        """Return whether the values of a column are free text rather than names or categories."""
         if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
             return False
         sample = sample_values(column, SAMPLE)
@@ -236,8 +239,8 @@ class TextBlock(Block):
         if self.encoder != "ngrams":
             raise TypeError(
                 f"TextBlock with encoder={self.encoder!r} cannot be exported with raw columns: "
-                "only n-grams are. Export the model with inputs='encoded', and encode rows with "
-                "model.blocks_ before they are given to it"
+                "only n-grams are. Export the model with inputs='encoded', and pass it rows that "
+                "were encoded with model.blocks_"
             )
         columns = list(map(str, self.feature_names_in_))
         reader = {
@@ -250,19 +253,20 @@ class TextBlock(Block):
         return graph.weighted_ids(reader, columns)
 
     def flatten(self, encoding):
-        """Return a language model's vectors, 0 where missing, or else fixed random projections.
+        """Return vectors of a language model, 0 where missing, or fixed random projections.
 
-        What is projected are each text's TF-IDF weights or sub-word counts.
+        The projections are of the TF-IDF weights or the sub-word counts of each text.
         """
         return self._encoder.flatten(encoding)
 
     def get_feature_names_out(self, input_features=None):
-        places = range(self._encoder.n_flat)
-        names = [f"{name}_{place}" for name in self.feature_names_in_ for place in places]
+        indices = range(self._encoder.n_flat)
+        names = [f"{name}_{index}" for name in self.feature_names_in_ for index in indices]
         return np.asarray(names, dtype=object)
 
 
 def _as_texts(table):
+    """Return the columns of a table, cast to large strings."""
     return [
         cast_column(column, name, pa.large_string(), block="TextBlock")
         for name, column in zip(table.column_names, table.columns, strict=True)

@@ -1,4 +1,4 @@
-"""Encoders of texts: n-grams, and sub-words with a transformer."""
+"""Text encoders: n-grams, and sub-words with a transformer."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ __all__ = [
 ]
 
 
-# Distinct n-grams or words a summary holds on to; up to here fitting is exact.
+# Number of distinct n-grams or words of a summary, up to which fitting is exact.
 CAPACITY = 500_000
 
-# Columns that flatten gives for each text column.
+# Number of features that flatten returns for each text column.
 PROJECTED = 64
 
 # Standard deviation of the initial vectors of n-grams.
@@ -49,32 +49,32 @@ INITIAL_SPREAD = 0.01
 
 
 class TextEncoder(ABC):
-    """One way to encode texts.
+    """Base class of text encoders.
 
     Parameters
     ----------
     block : TextBlock
-        Whose parameters are obeyed and whose fitted attributes are set.
+        Block whose parameters are read and whose fitted attributes are set.
     """
 
     default_width = 64
-    """Size of each column's vector while the block's ``width`` is None."""
+    """Embedding dimension of each column if the block's ``width`` is None."""
 
     def __init__(self, block):
         self.block = block
 
     @property
     def width(self):
-        """Size of each column's vector."""
+        """Embedding dimension of each column."""
         return self.block.width or self.default_width
 
     @property
     def n_flat(self):
-        """Columns that :meth:`flatten` gives for each text column."""
+        """Number of features that :meth:`flatten` returns for each text column."""
         return PROJECTED
 
-    def check_parameters(self):  # noqa: B027 - few have anything to check
-        """Raise ``ValueError`` for parameters that make no sense for this encoder."""
+    def check_parameters(self):  # noqa: B027 - optional
+        """Raise ``ValueError`` for parameters that are invalid for this encoder."""
 
     @abstractmethod
     def count(self, column):
@@ -98,7 +98,7 @@ class TextEncoder(ABC):
 
 
 class NgramEncoder(TextEncoder):
-    """Weighted n-grams, summed in an embedding bag."""
+    """Encode texts as n-grams with TF-IDF weights, for a sum of embeddings."""
 
     default_width = 32
 
@@ -137,16 +137,16 @@ class NgramEncoder(TextEncoder):
         idf = self.block.idf_[index]
         ids, weights = [empty_lists(torch.int32)], [empty_lists(torch.float32)]
         for texts, rows in distinct_texts(column):
-            owner, found, occurrences = self._find(Words(texts), index)
-            weight = (1 + np.log(occurrences)) * idf[found]
+            owner, ngram_ids, occurrences = self._find(Words(texts), index)
+            weight = (1 + np.log(occurrences)) * idf[ngram_ids]
             norm = np.sqrt(np.bincount(owner, weights=weight**2, minlength=len(texts)))
             weight /= norm[owner]
-            # One list more, empty, stands for missing texts.
+            # An additional empty list is the encoding of missing texts.
             offsets = np.searchsorted(owner, np.arange(len(texts) + 2))
             offsets, rows = torch.from_numpy(offsets), torch.from_numpy(rows)
-            found = torch.from_numpy((found + first_id).astype(np.int32))
+            ngram_ids = torch.from_numpy((ngram_ids + first_id).astype(np.int32))
             weight = torch.from_numpy(weight.astype(np.float32))
-            ids.append(Ragged(found, offsets).take(rows))
+            ids.append(Ragged(ngram_ids, offsets).take(rows))
             weights.append(Ragged(weight, offsets).take(rows))
         return Ragged.concatenate(ids), Ragged.concatenate(weights)
 
@@ -154,9 +154,9 @@ class NgramEncoder(TextEncoder):
         block = self.block
         if block.hash_buckets is None:
             return block._vocabularies[index].count(words)
-        owner, found, occurrences = hashed_ngrams(words, block.ngram_range, block.hash_buckets)
-        used = block.idf_[index][found] > 0
-        return owner[used], found[used], occurrences[used]
+        owner, buckets, occurrences = hashed_ngrams(words, block.ngram_range, block.hash_buckets)
+        used = block.idf_[index][buckets] > 0
+        return owner[used], buckets[used], occurrences[used]
 
     def make_module(self):
         n_ids = sum(len(idf) for idf in self.block.idf_)
@@ -167,7 +167,7 @@ class NgramEncoder(TextEncoder):
 
 
 class SubwordEncoder(TextEncoder):
-    """Sub-words, read by a small transformer that is learned from scratch."""
+    """Encode texts as sub-words, for a small transformer that is trained from scratch."""
 
     def check_parameters(self):
         heads = self.block.heads
@@ -214,12 +214,12 @@ class SubwordEncoder(TextEncoder):
 
 
 def empty_lists(dtype):
-    """Return a ragged tensor without lists."""
+    """Return a :class:`~sk_easytensor.tensors.Ragged` without lists."""
     return Ragged(torch.empty(0, dtype=dtype), torch.zeros(1, dtype=torch.int64))
 
 
 def interleave(columns):
-    """Make ragged columns of one list per row into one with a list per row and column."""
+    """Combine ragged columns of one list per row into one with a list per row and column."""
     n_columns, n_rows = len(columns), len(columns[0])
     if n_columns == 1:
         return columns[0]
@@ -229,35 +229,35 @@ def interleave(columns):
 
 
 def project_lists(ids, weights):
-    """Return a fixed random projection of weighted lists, side by side for each row."""
+    """Return a fixed random projection of weighted lists, those of a row concatenated."""
     projected = project(ids.offsets.numpy(), ids.values.numpy(), weights, PROJECTED)
     return projected.reshape(len(ids), ids.n_columns * PROJECTED)
 
 
 def project_tokens(tokens):
-    """Return a fixed random projection of each list's sub-word counts."""
-    # Dividing by the root of the length keeps long texts comparable to short ones.
+    """Return a fixed random projection of the sub-word counts of each list."""
+    # Dividing by the root of the length makes long and short texts comparable.
     lengths = tokens.lengths.numpy()
     return project_lists(tokens, np.repeat(lengths, lengths) ** -0.5)
 
 
 class NgramModule(BlockModule):
-    """Sum the weighted vectors of each list's n-grams.
+    """Sum the weighted embeddings of the n-grams of each list.
 
     Parameters
     ----------
     n_ids : int
-        N-grams of all columns.
+        Number of n-grams of all columns.
     n_columns : int
-        Text columns.
+        Number of text columns.
     width : int
-        Size of each column's vector.
-    dropout : float
-        Fraction of the vectors' components zeroed in training.
+        Embedding dimension of each column.
+    dropout : float, default=0.0
+        Dropout probability of the components of the vectors.
     """
 
     wide = True
-    """N-grams go past the trunk, which would memorise rare ones."""
+    """True: n-grams bypass the trunk, which would overfit rare ones."""
 
     learning_rate_scale = WIDE_RATE
 
@@ -265,7 +265,7 @@ class NgramModule(BlockModule):
         super().__init__()
         self.out_features = n_columns * width
         self.table = nn.EmbeddingBag(max(n_ids, 1), width, mode="sum")
-        # Small, so that what is learned outweighs what was drawn even for rare n-grams.
+        # Small, so that the learned part outweighs the random one even for rare n-grams.
         nn.init.normal_(self.table.weight, std=INITIAL_SPREAD)
         self.empty = nn.Parameter(torch.zeros(n_columns, width))
         self.dropout = nn.Dropout(dropout)
@@ -276,7 +276,9 @@ class NgramModule(BlockModule):
         Parameters
         ----------
         ids : Ragged of int32
+            N-grams of each text.
         weights : Ragged of float32
+            Weight of each n-gram.
 
         Returns
         -------
@@ -294,13 +296,13 @@ class NgramModule(BlockModule):
         return self.table(ids.values, offsets, per_sample_weights=weights.values)
 
 
-# The sub-word vocabulary is learned from so many words at most: the distinct ones, each
+# Approximate number of words from which the sub-word vocabulary is learned: the distinct ones, each
 # repeated in proportion to its count.
 TRAINING_WORDS = 500_000
 
 
 def count_words(column, *, capacity):
-    """Count how often each word occurs in a column, for learning sub-words from."""
+    """Count the occurrences of each word of a column, from which sub-words are learned."""
     kind = pa.large_string()
     total = ValueCounts(pa.array([], kind), np.zeros(0, np.int64), 0, 0, capacity=capacity)
     for texts, rows in distinct_texts(column):
@@ -316,7 +318,7 @@ def count_words(column, *, capacity):
 
 
 def load_tokenizer(text):
-    """Read a tokenizer from JSON; the package is loaded only where it is needed."""
+    """Load a tokenizer from JSON; the package tokenizers is imported only here."""
     from tokenizers import Tokenizer
 
     return Tokenizer.from_str(text)
@@ -328,19 +330,20 @@ def train_tokenizer(counts, vocabulary_size):
     Parameters
     ----------
     counts : ValueCounts
-        Of words.
+        Counts of words.
     vocabulary_size : int
-        At most so many sub-words.
+        Largest number of sub-words.
 
     Returns
     -------
     str
+        Tokenizer as JSON.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     words, frequency = counts.most_common()
-    share = min(TRAINING_WORDS / max(int(frequency.sum()), 1), 1.0)
-    copies = np.maximum(np.rint(frequency * share), 1).astype(np.int64)
+    fraction = min(TRAINING_WORDS / max(int(frequency.sum()), 1), 1.0)
+    copies = np.maximum(np.rint(frequency * fraction), 1).astype(np.int64)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(use_regex=False)]
@@ -359,24 +362,26 @@ def train_tokenizer(counts, vocabulary_size):
 
 
 def encode_subwords(tokenizer, words, max_length):
-    """Write texts in sub-words; only their distinct words are split.
+    """Encode texts as sub-words; only their distinct words are split.
 
     Parameters
     ----------
     tokenizer : tokenizers.Tokenizer
+        Tokenizer of words.
     words : Words
+        Words of the texts.
     max_length : int
-        Sub-words kept of each text.
+        Largest number of sub-words of a text.
 
     Returns
     -------
     Ragged of int32
-        A list for each text and an empty one for missing texts.
+        A list for each text, and an empty one for missing texts.
     """
-    # Each word has at least one sub-word, so that later words cannot matter.
+    # Each word has at least one sub-word, so words after the first `max_length` are not needed.
     starts = np.searchsorted(words.owner, np.arange(words.n_texts))
-    kept = np.arange(len(words.owner)) - starts[words.owner] < max_length
-    codes, owner = words.codes[kept], words.owner[kept]
+    is_read = np.arange(len(words.owner)) - starts[words.owner] < max_length
+    codes, owner = words.codes[is_read], words.owner[is_read]
     used, codes = np.unique(codes, return_inverse=True)
     distinct = words.distinct.take(pa.array(used)).to_pylist()
     split = [item.ids for item in tokenizer.encode_batch_fast(distinct)]
@@ -384,32 +389,32 @@ def encode_subwords(tokenizer, words, max_length):
     offsets = torch.from_numpy(np.append(0, np.cumsum(sizes)))
     pieces = torch.tensor([piece for item in split for piece in item], dtype=torch.int32)
     lists = Ragged(pieces, offsets).take(torch.from_numpy(codes))
-    # The words of a text are neighbours: its list runs from its first word to its last.
+    # The words of a text are consecutive: its list extends from its first word to its last.
     bounds = lists.offsets[np.searchsorted(owner, np.arange(words.n_texts + 2))]
     text = torch.repeat_interleave(bounds.diff())
-    kept = torch.arange(len(text)) - bounds[text] < max_length
+    is_read = torch.arange(len(text)) - bounds[text] < max_length
     offsets = torch.zeros_like(bounds)
     torch.cumsum(bounds.diff().clamp(max=max_length), 0, out=offsets[1:])
-    return Ragged(lists.values[kept], offsets)
+    return Ragged(lists.values[is_read], offsets)
 
 
 class TransformerModule(BlockModule):
-    """Read each text with a small pre-norm transformer and pool it by attention.
+    """Encode each text with a small pre-norm transformer and attention pooling.
 
     Parameters
     ----------
     n_tokens : int
-        Sub-words.
+        Number of sub-words.
     n_columns : int
-        Text columns; they share all parameters but one vector each.
+        Number of text columns; they share all parameters but the start vector.
     max_length : int
-        Longest list.
+        Largest number of sub-words of a text.
     width : int
-        Size of each column's vector and of all layers.
+        Embedding dimension of each column and width of all layers.
     layers, heads : int
-        Layers and attention heads.
-    dropout : float
-        Fraction of activations zeroed in training.
+        Number of layers and of attention heads.
+    dropout : float, default=0.0
+        Dropout probability.
     """
 
     padded = True
@@ -421,7 +426,7 @@ class TransformerModule(BlockModule):
         self.tokens = nn.Embedding(n_tokens, width)
         self.positions = nn.Parameter(torch.randn(max_length, width) * 0.1)
         nn.init.normal_(self.tokens.weight, std=0.3)
-        # Stands before every text, so that there is always something to attend to.
+        # Precedes each text, so that attention is defined for empty texts.
         self.start = nn.Parameter(torch.randn(n_columns, width) * 0.3)
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(TransformerLayer(width, heads, dropout) for _ in range(layers))
@@ -434,6 +439,7 @@ class TransformerModule(BlockModule):
         Parameters
         ----------
         tokens : Ragged of int32
+            Sub-words of each text.
 
         Returns
         -------
@@ -442,12 +448,12 @@ class TransformerModule(BlockModule):
         padded = tokens.to_padded()
         start = self.start.repeat(padded.shape[0] // self.n_columns, 1)
         longest = padded.shape[1]
-        place = torch.arange(longest + 1, device=padded.device)
-        known = place <= tokens.lengths[:, None]
+        position = torch.arange(longest + 1, device=padded.device)
+        known = position <= tokens.lengths[:, None]
         embedded = self.tokens(padded) + self.positions[:longest]
         hidden = self.dropout(torch.cat([start[:, None], embedded], dim=1))
         for layer in self.layers:
             hidden = layer(hidden, known[:, None, None, :])
         hidden = self.norm(hidden)
-        share = self.score(hidden).masked_fill(~known[..., None], -torch.inf).softmax(dim=1)
-        return (share * hidden).sum(dim=1).reshape(-1, self.out_features)
+        attention = self.score(hidden).masked_fill(~known[..., None], -torch.inf).softmax(dim=1)
+        return (attention * hidden).sum(dim=1).reshape(-1, self.out_features)

@@ -1,4 +1,4 @@
-"""Vectors of one length: as they are, or projected."""
+"""Block of vectors of one length, which are standardized and projected."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ __all__ = [
 
 
 class VectorProjection(BlockModule):
-    """Bring vectors to a scale and project them linearly, column by column.
+    """Normalize vectors and project them linearly, column by column.
 
     Parameters
     ----------
     dimension : int
-        Size of the vectors.
+        Dimension of the vectors.
     n_columns : int
-        Vectors a row.
+        Number of vectors per row.
     width : int
-        Size of each column's projection.
-    dropout : float
-        Fraction of the projections' components zeroed in training.
+        Dimension of each column's projection.
+    dropout : float, default=0.0
+        Dropout probability of the projected components.
     norm : torch.nn.Module, optional
-        What vectors go through first; by default layer normalisation.
+        Normalization before the projection; by default layer normalization.
     """
 
     def __init__(self, dimension, n_columns, width, dropout=0.0, norm=None):
         super().__init__()
         self.dimension = dimension
         self.out_features = n_columns * width
-        # The components of vectors of length one are small, and smaller in larger models.
+        # The components of unit vectors are small, and smaller the larger the dimension.
         self.norm = nn.LayerNorm(dimension) if norm is None else norm
         self.projections = nn.ModuleList(nn.Linear(dimension, width) for _ in range(n_columns))
         self.missing = nn.Parameter(torch.zeros(n_columns, width))
@@ -55,7 +55,7 @@ class VectorProjection(BlockModule):
         Parameters
         ----------
         vectors : torch.Tensor of shape (batch, n_columns, dimension)
-            NaN for missing ones.
+            Vectors, NaN where missing.
 
         Returns
         -------
@@ -69,18 +69,18 @@ class VectorProjection(BlockModule):
 
 
 class UnitScale(nn.Module):
-    """Divide by one number, so that components are of size one in the mean of the first batch.
+    """Divide by one number, so that components of the first batch have root mean square 1.
 
     Notes
     -----
-    Directions and lengths keep what they say, which normalising each vector or each component
-    would take away. Learning a scale from the first batch is the idea of Salimans and Kingma,
-    "Weight Normalization" (2016). It is kept with the weights.
+    Unlike a normalization of each vector or component, a common factor retains the information in
+    directions and lengths. Learning a scale from the first batch is the idea of Salimans and
+    Kingma, "Weight Normalization" (2016). The factor is part of the state dict.
     """
 
     def __init__(self):
         super().__init__()
-        # Zero until there was a batch.
+        # Zero before the first batch.
         self.register_buffer("factor", torch.zeros(()))
 
     def forward(self, vectors):
@@ -92,33 +92,33 @@ class UnitScale(nn.Module):
 
 
 CHUNK = 65_536
-"""Rows converted at a time, so that the double precision copy of long vectors stays small."""
+"""Number of rows that are converted to double precision at a time, which bounds memory."""
 
 BOUND = 10.0
-"""Standardised components beyond this many standard deviations are clipped."""
+"""Standardized components are clipped to this number of standard deviations."""
 
 
 class VectorBlock(Block):
-    """Columns that hold one vector of numbers a row, all of one length.
+    """Read columns of numeric vectors of one length.
 
     Parameters
     ----------
     width : int or None, default=None
-        Size that each column's vector is projected to; by default its own length, at most 64.
+        Dimension to which each column's vector is projected; by default its length, at most 64.
 
     Attributes
     ----------
     mean_, scale_ : list of ndarray of float64
-        Mean and standard deviation of each component, column by column. Components that do not
-        vary have the scale 1.
+        Mean and standard deviation of the components of each column. Constant components have the
+        scale 1.
     missing_fraction_ : ndarray of float64, shape (n_features,)
         Fraction of rows without a vector.
 
     Notes
     -----
-    The columns may differ in length, so each is an entry of its own in the encoding. Components
-    that are missing count as the mean; a row whose vector is missing gets a learned one. Lists
-    that differ in length from row to row are sequences, not vectors, and are refused.
+    Vectors of different columns may differ in length, so each column is an entry of the encoding.
+    Missing components are replaced by the mean, and a missing vector by a learned one. Lists whose
+    length differs between rows are sequences, not vectors, and are refused.
 
     Examples
     --------
@@ -177,7 +177,7 @@ class VectorBlock(Block):
 
     @property
     def _lengths(self):
-        """Length of each entry; a column that was all missing is still given a component."""
+        """Length of each entry, at least 1, even if all vectors of a column were missing."""
         return [max(len(mean), 1) for mean in self.mean_]
 
     def encode(self, table):
@@ -186,7 +186,7 @@ class VectorBlock(Block):
         for index, (name, column) in enumerate(names):
             mean, scale = self.mean_[index], self.scale_[index]
             encoded = np.full((table.num_rows, 1, self._lengths[index]), np.nan, np.float32)
-            # Without any vector during fit there is nothing to read one by.
+            # A column without vectors during fit has no scale and is encoded as missing.
             for rows, vectors in _chunks(column, name, len(mean)) if len(mean) else ():
                 with np.errstate(over="ignore"):
                     scaled = (vectors - mean) / scale
@@ -213,7 +213,7 @@ class VectorBlock(Block):
         return encoding
 
     def flatten(self, encoding):
-        """Return the standardised components, 0 where missing, with an indicator per column."""
+        """Return the standardized components, 0 where missing, and missing indicators."""
         entries = [entry.numpy()[:, 0] for entry in encoding.values()]
         parts = [np.nan_to_num(entry) for entry in entries]
         for entry, fraction in zip(entries, self.missing_fraction_, strict=True):
@@ -223,9 +223,9 @@ class VectorBlock(Block):
 
     def get_feature_names_out(self, input_features=None):
         names = [
-            f"{name}_{place}"
+            f"{name}_{index}"
             for name, length in zip(self.feature_names_in_, self._lengths, strict=True)
-            for place in range(length)
+            for index in range(length)
         ]
         names += [f"{name}_missing" for name in self.feature_names_in_[self.missing_fraction_ > 0]]
         return np.asarray(names, dtype=object)
@@ -241,7 +241,7 @@ def _holds_numbers(kind):
 
 
 def _scale(moments):
-    """Return the standard deviations, but 1 where there is none beyond rounding."""
+    """Return the standard deviations, or 1 for components that are constant up to rounding."""
     deviation = moments.standard_deviation
     return np.where(deviation > 1e-12 * np.abs(moments.mean), deviation, 1.0)
 
@@ -257,7 +257,7 @@ def _moments(column, name):
 
 
 def _chunks(column, name, length):
-    """Yield slices of rows and their vectors, float64 of shape (n, length), NaN for missing."""
+    """Yield slices of rows and their vectors, float64 of shape (n, length), NaN where missing."""
     if not VectorBlock.accepts(column.type):
         raise TypeError(unsupported_column(pa.field(name, column.type), "VectorBlock"))
     for start in range(0, max(len(column), 1), CHUNK):
@@ -266,9 +266,9 @@ def _chunks(column, name, length):
         if _is_list(column.type):
             lengths = pc.list_value_length(chunk)
             present = chunk.is_valid().to_numpy()
-            unlike = pc.fill_null(pc.not_equal(lengths, length), False).to_numpy()
-            if unlike.any():
-                row = int(np.argmax(unlike))
+            differs = pc.fill_null(pc.not_equal(lengths, length), False).to_numpy()
+            if differs.any():
+                row = int(np.argmax(differs))
                 raise RowError(
                     f"column {name!r} has a vector of length {lengths[row].as_py()} in row {{row}};"
                     f" VectorBlock expects all of them to have the length {length}",
@@ -285,9 +285,9 @@ class VectorModule(BlockModule):
     Parameters
     ----------
     lengths : list of int
-        Length of each column's vectors.
-    width : int or None
-        Size to project to, or None for the length itself, at most 64.
+        Length of the vectors of each column.
+    width : int or None, default=None
+        Dimension of the projections; by default the length, at most 64.
     """
 
     def __init__(self, lengths, width=None):
@@ -304,7 +304,7 @@ class VectorModule(BlockModule):
         Parameters
         ----------
         **vectors : torch.Tensor of shape (batch, 1, length)
-            ``values_0``, ``values_1`` and so on, standardised, NaN where missing.
+            ``values_0``, ``values_1`` and so on, standardized, NaN where missing.
 
         Returns
         -------
@@ -315,6 +315,6 @@ class VectorModule(BlockModule):
             values = vectors[f"values_{index}"][:, 0]
             absent = torch.isnan(values)
             projected = projection(values.masked_fill(absent, 0.0))
-            gone = absent.all(dim=1, keepdim=True)
-            parts.append(torch.where(gone, self.missing[index], projected))
+            all_absent = absent.all(dim=1, keepdim=True)
+            parts.append(torch.where(all_absent, self.missing[index], projected))
         return torch.cat(parts, dim=1)

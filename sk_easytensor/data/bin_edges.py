@@ -48,12 +48,12 @@ class BinnedMixin:
         Median and spread (interquartile range) over the bins.
     """
 
-    def _keep_edges(self, edges):
+    def _set_edges(self, edges):
         self.edges_ = edges
         self.center_, self.scale_ = centers_and_scales(edges)
         self._bin_edges = BinEdges(edges, self.center_, self.scale_)
 
-    def _place(self, columns, encoded):
+    def _write_positions(self, columns, encoded):
         """Write the scaled numbers and bin positions of numeric columns into an encoding.
 
         Parameters
@@ -67,7 +67,7 @@ class BinnedMixin:
         at_a_time = max(CACHED // max(len(columns), 1), FEWEST_CACHED)
         for rows in cached_slices(len(encoded), at_a_time) if columns else ():
             values = np.stack([column[rows] for column in columns])
-            scaled, positions = self._bin_edges.place(values)
+            scaled, positions = self._bin_edges.locate(values)
             encoded[rows, :, 0], encoded[rows, :, 1] = scaled.T, positions.T
 
     @cached_property
@@ -98,7 +98,7 @@ class BinEdges:
     Examples
     --------
     >>> edges = [np.array([0.0, 1.0, 5.0])]
-    >>> scaled, positions = BinEdges(edges, *centers_and_scales(edges)).place(
+    >>> scaled, positions = BinEdges(edges, *centers_and_scales(edges)).locate(
     ...     np.array([[3.0, -1.0]])
     ... )
     >>> positions.tolist()
@@ -139,7 +139,7 @@ class BinEdges:
         self.low = np.array([column[0] for column in bounds])[:, None]
         self.high = np.array([column[-1] for column in bounds])[:, None]
 
-    def place(self, values):
+    def locate(self, values):
         """Return the inputs of :class:`~sk_easytensor.blocks.numeric.NumericModule`.
 
         Parameters

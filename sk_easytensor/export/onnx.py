@@ -14,7 +14,7 @@ from onnxscript import opset20 as op
 
 import sk_easytensor
 from sk_easytensor._utils.runtime import with_library_settings
-from sk_easytensor._utils.storage import write_whole
+from sk_easytensor._utils.storage import write_atomically
 from sk_easytensor._utils.validation import check_choice
 from sk_easytensor.export.adapters import ExportedNetwork, export_adapter
 from sk_easytensor.onnx.graph import IR_VERSION, OPSET, Graph
@@ -179,7 +179,7 @@ def export_onnx(model, path, inputs="raw"):
     }
     text = {METADATA: json.dumps(metadata, ensure_ascii=True)}
     whole = graph.model("sk_easytensor", sk_easytensor.__version__, text)
-    return write_whole(path, sealed(whole.SerializeToString()), "to_onnx")
+    return write_atomically(path, sealed(whole.SerializeToString()), "to_onnx")
 
 
 def raw_encodings(graph, blocks, network, encoder):

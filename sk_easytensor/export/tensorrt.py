@@ -13,7 +13,7 @@ from torch import nn
 
 import sk_easytensor
 from sk_easytensor._utils.runtime import with_library_settings
-from sk_easytensor._utils.storage import write_whole
+from sk_easytensor._utils.storage import write_atomically
 from sk_easytensor._utils.validation import check_choice, check_number
 from sk_easytensor.export.adapters import ExportedNetwork, export_adapter
 from sk_easytensor.export.onnx import encoded_arrays, network_model
@@ -110,7 +110,7 @@ def build_engine(model, path, precision="fp32", batch_sizes=BATCH_SIZES, list_le
     }
     text = json.dumps(description).encode()
     rest = len(text).to_bytes(8, "little") + text + bytes(engine)
-    return write_whole(path, MAGIC + hashlib.sha256(rest).digest() + rest, "to_tensorrt")
+    return write_atomically(path, MAGIC + hashlib.sha256(rest).digest() + rest, "to_tensorrt")
 
 
 def build(trt, program, parts, batch_sizes=BATCH_SIZES, list_lengths=None):

@@ -121,7 +121,7 @@ class EncodedModel:
             frame,
             modules=network.readers(),
             join=lambda read: network.average_read(read, head),
-            places=encoder.places(frame),
+            places=encoder.all_column_positions(frame),
             backend=backend,
             network=network,
             head=head,

@@ -13,7 +13,7 @@ from sklearn.utils import check_random_state
 from sk_easytensor._utils.validation import check_number
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.tensors import Ragged, TensorFrame
-from sk_easytensor.trees.forest import places_of_bits
+from sk_easytensor.trees.forest import bit_positions
 
 __all__ = [
     "Explanation",
@@ -142,7 +142,7 @@ class NetworkParts:
         hidden = hidden[:, None, :] if hidden.ndim == 2 else hidden
         found = network.head(hidden)
         found = found if wide is None else found + wide[:, None, :]
-        found = found if added is None else found + network.gated(hidden, added)
+        found = found if added is None else found + network.gated_sum(hidden, added)
         return found if offset is None else found + offset[:, None, :]
 
     def join(self, hidden, wide, outputs, added, offset, leaves):
@@ -314,7 +314,7 @@ class ForestRows:
         return torch.cat(parts, dim=1)
 
     def _values(self, left, trees):
-        leaf = places_of_bits(left).long() + trees * self.forest.n_leaves
+        leaf = bit_positions(left).long() + trees * self.forest.n_leaves
         return self.forest.values.reshape(-1)[leaf]
 
 

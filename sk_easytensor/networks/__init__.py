@@ -1,4 +1,4 @@
-"""Trunks, heads and the network they make with the blocks: plain torch modules."""
+"""Torch modules: trunks, heads, sequence encoders, and the network of blocks, trunk and head."""
 
 from sk_easytensor.networks.block_module import BlockModule
 from sk_easytensor.networks.trunks import MLP, Sum, TabM

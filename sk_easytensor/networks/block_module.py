@@ -1,4 +1,4 @@
-"""The contract of the modules that blocks make, and its checks."""
+"""Base class of the modules that blocks make, and checks of its contract."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = [
     "BlockModule",
     "check_module",
     "learning_rates",
-    "longest_of",
+    "max_lengths",
 ]
 
 
-LIKE = 0.87
-"""Names that are at least so similar to an option, from 0 to 1, are taken for mistyped ones."""
+SIMILARITY = 0.87
+"""Smallest similarity, in [0, 1], at which a name is treated as a mistyped option."""
 
 
 class BlockModule(nn.Module):
-    """Base class of the modules that blocks make: what a network reads of them, with defaults.
+    """Base class of the modules that blocks make, with defaults of all attributes networks read.
 
     A subclass sets ``out_features`` and defines ``forward``; everything else is optional. Options
     that never change are class attributes, the others are set in ``__init__``.
@@ -30,27 +30,29 @@ class BlockModule(nn.Module):
     Attributes
     ----------
     out_features : int
-        Columns of the output. It has no default.
+        Number of outputs of a row. It has no default.
     wide : bool, default=False
-        Whether the output goes past the trunk, through a linear layer to the outputs of the
-        network. For sparse features, because a trunk memorises rare ones.
+        Whether the output bypasses the trunk and is added to the outputs of the network through a
+        linear layer. Used for sparse features, because a trunk overfits rare ones.
     padded : bool, default=False
-        Whether time and memory grow with the longest list of a batch. Batches are then made of
+        Whether time and memory of a batch depend on its longest list. Batches are then made of
         rows whose lists have similar lengths.
     learning_rate_scale : float or None, default=None
-        Factor on the learning rate of all parameters of the module. None leaves it to the module
-        that this one is a part of; without any it is 1. Parts that are other modules of torch may
-        have the attribute as well.
+        Factor of the learning rate of all parameters of the module. None uses the factor of the
+        module that contains this one, or 1 if none is set. Other torch modules within this one may
+        have the attribute too.
     tree_codes : sequence of (int, bool)
         For each column of :meth:`tree_inputs` the number of codes, at most 16,777,216, and whether
-        they are in order. Needed where :meth:`tree_inputs` is defined.
+        codes are ordered. Required if :meth:`tree_inputs` is defined.
     tree_signs : list of int or None, default=None
-        For each column of :meth:`tree_inputs` its monotonic constraint: 1, -1, or 0 for none.
+        Monotonicity constraint of each column of :meth:`tree_inputs`: 1 (increasing),
+        -1 (decreasing) or 0 (none). None means no constraints.
     output_columns : ndarray of int64, shape (out_features,), or None, default=None
-        Position of the single input column that each output depends on, for modules that read one
+        Index of the single input column on which each output depends, for modules that read one
         entry. Permutation importances then compute the outputs of one column at a time.
     tree_columns : ndarray of int64 or None, default=None
-        The same for :meth:`tree_inputs`; needed where both are defined.
+        Index of the input column of each column of :meth:`tree_inputs`; required if both
+        ``output_columns`` and :meth:`tree_inputs` are defined.
     is_added : bool, default=False
         Whether the outputs are multiplied by positive gates and added to those of the network, so
         that a monotonic module makes a monotonic network.
@@ -59,9 +61,8 @@ class BlockModule(nn.Module):
 
     Notes
     -----
-    An attribute whose name differs from one of these, or from a method below, by a slip of the
-    keyboard raises ``TypeError``: of a class when it is defined, of an instance when the network is
-    built.
+    An attribute whose name looks like a mistyped option or method raises ``TypeError``: for a class
+    when it is defined, for an instance when the network is built.
 
     Examples
     --------
@@ -91,17 +92,17 @@ class BlockModule(nn.Module):
     is_offset: bool = False
 
     def __init_subclass__(cls, **kwargs):
-        """Refuse names of options that are mistyped."""
+        """Raise ``TypeError`` for mistyped names of options."""
         super().__init_subclass__(**kwargs)
         refuse_mistyped(cls.__name__, vars(cls))
 
     def forward(self, **encoding):
-        """Read encoded rows.
+        """Compute the outputs of encoded rows.
 
         Parameters
         ----------
         **encoding : torch.Tensor or Ragged
-            The entries of the block's encoding, by name.
+            Entries of the block's encoding, by name.
 
         Returns
         -------
@@ -111,17 +112,17 @@ class BlockModule(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no method forward")
 
     def tree_inputs(self, **encoding):
-        """Return what boosted trees may split on; a module without this method offers nothing.
+        """Return the features of boosted trees; a module without this method has none.
 
         Parameters
         ----------
         **encoding : torch.Tensor or Ragged
-            As for :meth:`forward`.
+            Entries of the block's encoding, by name.
 
         Returns
         -------
         torch.Tensor of int32, shape (n_rows, len(tree_codes))
-            Codes below those of ``tree_codes``; 0 is a missing value.
+            Codes from 0, for a missing value, to below the number of ``tree_codes``.
         """
         raise NotImplementedError(f"{type(self).__name__} has no method tree_inputs")
 
@@ -131,55 +132,55 @@ class BlockModule(nn.Module):
         return type(self).tree_inputs is not BlockModule.tree_inputs
 
     def padded_lengths(self, encoding):
-        """Return the length that each row's lists are padded to at least.
+        """Return the length of the longest padded list of each row.
 
         Parameters
         ----------
         encoding : dict of {str: torch.Tensor or Ragged}
-            The block's encoding.
+            Encoding of the block.
 
         Returns
         -------
         torch.Tensor of int64, shape (n_rows,), or None
-            By default the longest list of all entries where ``padded`` is true, else None.
+            By default the longest list of all entries if ``padded`` is true, else None.
         """
         if not self.padded:
             return None
-        return longest_of(
+        return max_lengths(
             entry.lengths.reshape(len(entry), -1).amax(1)
             for entry in encoding.values()
             if isinstance(entry, Ragged)
         )
 
     def configure_for_embedding(self):
-        """Prepare for a network that ends in an embedding; called once before training.
+        """Configure the module for a network whose output is an embedding, before training.
 
-        Modules within other modules are prepared too. By default nothing changes.
+        It is called for modules within other modules too. By default nothing changes.
         """
 
     def scale_for(self, head):
-        """Read the scale of the outputs from a head, where ``is_offset`` is true.
+        """Set the scale of the outputs to that of a head, if ``is_offset`` is true.
 
         Parameters
         ----------
         head : Head or None
-            The head of the network.
+            Head of the network.
         """
 
 
 OPTIONS = sorted(
     name for name in vars(BlockModule) if not name.startswith("_") and name != "forward"
 )
-"""Names that a network reads of a module."""
+"""Names of the attributes and methods that a network reads."""
 
 
 def refuse_mistyped(owner, names):
-    """Raise ``TypeError`` for the first name that is an option but for a slip.
+    """Raise ``TypeError`` for the first name that looks like a mistyped option.
 
     Parameters
     ----------
     owner : str
-        Class name for the message.
+        Class name, for the error message.
     names : iterable of str
         Names of attributes and methods.
     """
@@ -187,16 +188,18 @@ def refuse_mistyped(owner, names):
     for name in names:
         if name.startswith("_") or name in OPTIONS or hasattr(nn.Module, name):
             continue
-        meant = plain.get(_plain(name.removeprefix("is_")))
-        if meant is None:
-            anagrams = [each for each in plain if sorted(each) == sorted(_plain(name))]
-            close = anagrams or get_close_matches(_plain(name), plain, 1, LIKE)
-            meant = plain[close[0]] if close else None
-        if meant is not None:
+        intended = plain.get(_plain(name.removeprefix("is_")))
+        if intended is None:
+            anagrams = [
+                candidate for candidate in plain if sorted(candidate) == sorted(_plain(name))
+            ]
+            matches = anagrams or get_close_matches(_plain(name), plain, 1, SIMILARITY)
+            intended = plain[matches[0]] if matches else None
+        if intended is not None:
             raise TypeError(
-                f"{owner} has an attribute {name!r}, which no network reads. If the option "
-                f"{meant!r} of BlockModule is meant, write it so; else use a name that is less "
-                f"similar. Options are {', '.join(OPTIONS)}"
+                f"{owner} has an attribute {name!r}, which no network reads. If you mean the "
+                f"option {intended!r} of BlockModule, correct the name; else use a less similar "
+                f"name. Options are {', '.join(OPTIONS)}"
             )
 
 
@@ -204,15 +207,15 @@ def _plain(name):
     return name.replace("_", "").lower()
 
 
-def check_module(module, made_by):
-    """Return a module that a block made, if it follows the contract.
+def check_module(module, label):
+    """Return a module if it fulfils the contract of block modules.
 
     Parameters
     ----------
     module : BlockModule
-        Made by the block.
-    made_by : str
-        The block, for messages.
+        Module to check.
+    label : str
+        Name and class of the block that made it, for error messages.
 
     Returns
     -------
@@ -221,78 +224,79 @@ def check_module(module, made_by):
     Raises
     ------
     TypeError
-        Naming the block, the class of the module and what it lacks.
+        If it does not. The message names the block, the class of the module and the attribute.
     """
     owner = type(module).__name__
     if not isinstance(module, BlockModule):
         kind = "a torch.nn.Module" if isinstance(module, nn.Module) else "no torch.nn.Module"
         raise TypeError(
-            f"{made_by}: make_module must return a module whose class is a subclass of "
+            f"{label}: make_module must return a module whose class is a subclass of "
             f"sk_easytensor.BlockModule, got {owner}, which is {kind}. Write "
             f"class {owner}(BlockModule) and set self.out_features in its __init__"
         )
-    refuse_mistyped(f"{made_by}: {owner}", vars(module))
+    refuse_mistyped(f"{label}: {owner}", vars(module))
     size = module.out_features
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise TypeError(
-            f"{made_by}: {owner} must set out_features, the number of columns of its output, to "
+            f"{label}: {owner} must set out_features, the number of columns of its output, to "
             f"an integer in its __init__, got {size!r:.60}"
         )
     for name in ("wide", "padded", "is_added", "is_offset"):
         if not isinstance(getattr(module, name), bool):
             raise TypeError(
-                f"{made_by}: {owner}.{name} must be True or False, "
-                f"got {getattr(module, name)!r:.60}"
+                f"{label}: {owner}.{name} must be True or False, got {getattr(module, name)!r:.60}"
             )
     scale = module.learning_rate_scale
     if scale is not None and (
         not isinstance(scale, (int, float)) or isinstance(scale, bool) or not scale > 0
     ):
         raise TypeError(
-            f"{made_by}: {owner}.learning_rate_scale must be a number above 0 or None, "
+            f"{label}: {owner}.learning_rate_scale must be a number above 0 or None, "
             f"got {scale!r:.60}"
         )
     if module.has_tree_inputs and module.tree_codes is None:
         raise TypeError(
-            f"{made_by}: {owner} defines tree_inputs and so must set tree_codes, for each of its "
-            "columns the number of codes and whether they are in order"
+            f"{label}: {owner} defines tree_inputs and so must set tree_codes, for each of its "
+            "columns the number of codes and whether they are ordered"
         )
     if not module.has_tree_inputs and module.tree_codes is not None:
-        raise TypeError(f"{made_by}: {owner} sets tree_codes and so must define tree_inputs")
+        raise TypeError(f"{label}: {owner} sets tree_codes and so must define tree_inputs")
     return module
 
 
 def learning_rates(network):
-    """Return the factors on the learning rate that modules of a network set.
+    """Return the factors of the learning rate that modules of a network set.
 
     Parameters
     ----------
     network : torch.nn.Module
-        With block modules somewhere within it.
+        Network with block modules.
 
     Returns
     -------
     list of (str, float)
-        Names of modules, as ``named_modules`` gives them, and their factors.
+        Names of modules, as in ``named_modules``, and their factors.
     """
-    # Parts of block modules may be any modules of torch.
-    found = [
+    # Block modules may contain any torch modules, which need not have the attribute.
+    scales = [
         (name, getattr(module, "learning_rate_scale", None))
         for name, module in network.named_modules()
     ]
-    return [(name, scale) for name, scale in found if scale is not None]
+    return [(name, scale) for name, scale in scales if scale is not None]
 
 
-def longest_of(lengths):
-    """Return the largest of several lengths of each row, or None where there are none.
+def max_lengths(lengths):
+    """Return the maximum of several lengths of each row.
 
     Parameters
     ----------
     lengths : iterable of torch.Tensor of int64, shape (n_rows,), or None
+        Lengths of each row; None is ignored.
 
     Returns
     -------
     torch.Tensor of int64, shape (n_rows,), or None
+        None if there are no lengths.
     """
-    found = [each for each in lengths if each is not None]
-    return torch.stack(found).amax(0) if found else None
+    tensors = [tensor for tensor in lengths if tensor is not None]
+    return torch.stack(tensors).amax(0) if tensors else None

@@ -1,4 +1,4 @@
-"""The whole network: block modules side by side, a trunk and a head."""
+"""The whole network: block modules, a trunk and a head."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from sk_easytensor.networks.block_module import BlockModule, check_module, longest_of
+from sk_easytensor.networks.block_module import BlockModule, check_module, max_lengths
 from sk_easytensor.networks.heads import MemberLinear
 
 __all__ = [
@@ -21,36 +21,38 @@ __all__ = [
 
 
 WIDE_RATE = 0.4
-"""Learning rate of what goes past the trunk, over that of the rest: sparse features overfit."""
+"""Factor of the learning rate of layers that bypass the trunk, because sparse features overfit."""
 
 
-FIRST_GATE = math.log(math.e - 1)
-"""What the parameters of gates are counted from, so that these are 1 at first."""
+GATE_OFFSET = math.log(math.e - 1)
+"""Offset of the inputs of gates, so that gates are initialized to 1."""
 
 
 class BlockNetwork(nn.Module):
-    """Blocks, then trunk, then head; wide blocks go past the trunk.
+    """Network of block modules, trunk and head; wide blocks bypass the trunk.
 
     Parameters
     ----------
     blocks : dict of {str: BlockModule}
-        Modules made by the blocks. Those with a true attribute ``wide`` are joined to the head
-        by a linear layer; those with a true attribute ``is_added`` are multiplied by gates, which
-        are positive, and added to the outputs; one with a true attribute ``is_offset`` is added to
-        these and to the outputs of the trees; the others go through the trunk.
+        Modules of the blocks. The outputs of modules with ``wide`` are added to those of the head
+        through a linear layer. The outputs of modules with ``is_added`` are multiplied by positive
+        gates and added to the outputs of the network. The output of a module with ``is_offset`` is
+        added to the outputs of the network and of the trees. The others are inputs of the trunk.
     trunk : torch.nn.Module
-        Made by the trunk for the blocks that are not wide.
+        Module whose inputs are the outputs of the blocks that are not wide.
     head : torch.nn.Module or None
-        Made by the head for the trunk; None if the network is only asked to :meth:`represent`.
+        Last layer, whose inputs are the outputs of the trunk; None if only :meth:`represent` is
+        used.
     wide : torch.nn.Linear or None
-        From the wide blocks to the outputs.
-    gate : torch.nn.Module or None
-        From the trunk to the parameters of the gates of blocks that are added.
+        Linear layer from the wide blocks to the outputs.
+    gate : torch.nn.Module or None, default=None
+        Layer from the outputs of the trunk to the gates of added blocks.
 
     Attributes
     ----------
     trees : TreesModule or None
-        Stand beside the network once it is trained: it is trained and evaluated without them.
+        Boosted trees whose outputs are averaged with those of the network in prediction. The
+        network is trained and evaluated without them.
     offset_name : str or None
         Name of the block whose output is added to the outputs, if there is one.
     added_names : list of str
@@ -58,13 +60,13 @@ class BlockNetwork(nn.Module):
 
     Notes
     -----
-    Joining sparse features past the trunk is the idea of Cheng et al., "Wide & Deep Learning for
-    Recommender Systems" (2016): a trunk memorises rare ones.
+    Sparse features bypass the trunk as in Cheng et al., "Wide & Deep Learning for Recommender
+    Systems" (2016), because a trunk overfits rare ones.
     """
 
     def __init__(self, blocks, trunk, head, wide, gate=None):
         super().__init__()
-        # Lists rather than dictionaries, because torch refuses some names that users choose.
+        # Lists rather than dictionaries, because torch refuses some names of modules.
         self.names = list(blocks)
         self.blocks = nn.ModuleList(blocks.values())
         self.trunk = trunk
@@ -78,9 +80,9 @@ class BlockNetwork(nn.Module):
 
     @property
     def representation_features(self):
-        """Width of :meth:`represent`."""
-        past = [block.out_features for block in self.blocks if block.wide]
-        return self.trunk.out_features + sum(past)
+        """Number of features of :meth:`represent`."""
+        wide = [block.out_features for block in self.blocks if block.wide]
+        return self.trunk.out_features + sum(wide)
 
     def forward(self, frame):
         """Return the outputs of every member.
@@ -97,11 +99,12 @@ class BlockNetwork(nn.Module):
         return self.join(self.read(frame))
 
     def join(self, parts):
-        """Return the outputs, given what each block's module gave.
+        """Return the outputs of every member from the outputs of the block modules.
 
         Parameters
         ----------
         parts : dict of {str: torch.Tensor of shape (batch, out_features of the block)}
+            Outputs of each block module, from :meth:`read`.
 
         Returns
         -------
@@ -111,57 +114,72 @@ class BlockNetwork(nn.Module):
         return self._outputs(*self._hidden(parts), added, offset)
 
     def read(self, frame):
-        """Return what each block's module gives of encoded rows, for :meth:`join`.
+        """Return the outputs of the block modules, for :meth:`join`.
+
+        Parameters
+        ----------
+        frame : TensorFrame or dict of {str: dict of {str: torch.Tensor or Ragged}}
+            Encoded rows.
 
         Returns
         -------
-        dict of {str: torch.Tensor}
+        dict of {str: torch.Tensor of shape (batch, out_features of the block)}
         """
         pairs = zip(self.names, self.blocks, strict=True)
         return {name: block(**frame[name]) for name, block in pairs}
 
     def average_members(self, frame, head):
-        """Return the outputs of all members, and of the trees, as one.
+        """Return the average of the outputs of all members, blended with those of the trees.
 
         Parameters
         ----------
         frame : TensorFrame or dict of {str: dict of {str: torch.Tensor or Ragged}}
             Encoded rows.
         head : Head
-            Says how.
+            Head that averages members.
 
         Returns
         -------
         torch.Tensor of shape (batch, 1, out_features)
         """
-        shown = self.tree_features(frame) if self._with_trees else None
-        return self._joined(head, shown, self.offset(frame), lambda: self(frame))
+        features = self.tree_features(frame) if self._uses_trees else None
+        return self._with_tree_outputs(head, features, self.offset(frame), lambda: self(frame))
 
     def readers(self):
-        """Return what reads each block's encoding, by the block's name, for :meth:`combine_read`.
+        """Return a callable for the encoding of each block, for :meth:`average_read`.
 
-        With trees beside the network, what the block shows them follows its module's output.
+        If the network has trees, the callable returns the module's outputs and the features of the
+        trees in one tensor.
+
+        Returns
+        -------
+        dict of {str: callable}
+            Callables by block name.
         """
         pairs = zip(self.names, self.blocks, strict=True)
-        if not self._with_trees:
+        if not self._uses_trees:
             return dict(pairs)
-        return {name: Showing(block) if block.has_tree_inputs else block for name, block in pairs}
+        return {
+            name: WithTreeInputs(block) if block.has_tree_inputs else block for name, block in pairs
+        }
 
     def average_read(self, read, head):
-        """Return what :meth:`average_members` does, given what each of :meth:`readers` gave."""
-        shown, parts = None, dict(read)
-        if self._with_trees:
+        """Return :meth:`average_members` from the outputs of :meth:`readers`."""
+        features, parts = None, dict(read)
+        if self._uses_trees:
             columns = []
             for name, block in zip(self.names, self.blocks, strict=True):
                 if block.has_tree_inputs:
-                    parts[name], each = read[name].tensor_split([block.out_features], dim=1)
-                    columns.append(each)
-            # They came beside floats, which hold them exactly.
-            shown = torch.cat(columns, dim=1).int()
-        return self._joined(head, shown, self._offset_of(parts), lambda: self.join(parts))
+                    parts[name], codes = read[name].tensor_split([block.out_features], dim=1)
+                    columns.append(codes)
+            # Codes were concatenated with floats, which represent them exactly.
+            features = torch.cat(columns, dim=1).int()
+        return self._with_tree_outputs(
+            head, features, self._offset_of(parts), lambda: self.join(parts)
+        )
 
     def represent(self, frame):
-        """Return the trunk's output, averaged over members, beside the wide blocks' outputs.
+        """Return the trunk's outputs, averaged over members, and the outputs of wide blocks.
 
         Returns
         -------
@@ -170,23 +188,23 @@ class BlockNetwork(nn.Module):
         return self._represented(*self._hidden(self.read(frame)))
 
     def forward_all(self, frame, head):
-        """Return :meth:`average_members` and :meth:`represent` of the same rows, as a tuple."""
-        shown = self.tree_features(frame) if self._with_trees else None
+        """Return :meth:`average_members` and :meth:`represent` of encoded rows, as a tuple."""
+        features = self.tree_features(frame) if self._uses_trees else None
         parts = self.read(frame)
         hidden, wide = self._hidden(parts)
         added, offset = self._added_of(parts), self._offset_of(parts)
-        combined = self._joined(
-            head, shown, offset, lambda: self._outputs(hidden, wide, added, offset)
+        combined = self._with_tree_outputs(
+            head, features, offset, lambda: self._outputs(hidden, wide, added, offset)
         )
         return combined, self._represented(hidden, wide)
 
     def offset(self, frame):
-        """Return what is added to the outputs for encoded rows.
+        """Return the offset of encoded rows.
 
         Returns
         -------
         torch.Tensor of shape (batch, 1, 1), or None
-            On the scale of the outputs.
+            Offset on the scale of the outputs; None without an offset block.
         """
         if self.offset_name is None:
             return None
@@ -194,7 +212,7 @@ class BlockNetwork(nn.Module):
         return module(**frame[self.offset_name])[:, None, :]
 
     def tree_outputs(self, trees, frame):
-        """Return the outputs of trees for encoded rows, offsets included.
+        """Return the outputs of trees for encoded rows, plus the offset.
 
         Returns
         -------
@@ -203,40 +221,40 @@ class BlockNetwork(nn.Module):
         return trees.outputs(self.tree_features(frame), self.offset(frame))
 
     def tree_features(self, frame):
-        """Return what the blocks show trees of encoded rows.
+        """Return the features of the trees for encoded rows.
 
         Returns
         -------
         torch.Tensor of int32, shape (batch, len(tree_feature_codes))
         """
         pairs = zip(self.names, self.blocks, strict=True)
-        found = [b.tree_inputs(**frame[name]) for name, b in pairs if b.has_tree_inputs]
-        return torch.cat(found, dim=1)
+        features = [b.tree_inputs(**frame[name]) for name, b in pairs if b.has_tree_inputs]
+        return torch.cat(features, dim=1)
 
     @property
     def tree_feature_names(self):
-        """Names of the blocks that show trees anything."""
+        """Names of the blocks with features of the trees."""
         pairs = zip(self.names, self.blocks, strict=True)
         return [name for name, block in pairs if block.has_tree_inputs]
 
     @property
     def tree_feature_signs(self):
-        """For each column of :meth:`shown` its monotonic constraint: 1, -1 or 0 for none."""
-        found = []
+        """Monotonicity constraint of each column of :meth:`tree_features`: 1, -1 or 0 for none."""
+        all_signs = []
         for block in self.blocks:
             if block.has_tree_inputs:
                 signs = block.tree_signs
-                found += [0] * len(block.tree_codes) if signs is None else signs
-        return found
+                all_signs += [0] * len(block.tree_codes) if signs is None else signs
+        return all_signs
 
     @property
     def tree_feature_codes(self):
-        """For each column of :meth:`shown` how many codes there are, and if they are in order."""
-        showing = [block for block in self.blocks if block.has_tree_inputs]
-        return [codes for block in showing for codes in block.tree_codes]
+        """Number of codes of each column of :meth:`tree_features`, and whether they are ordered."""
+        blocks = [block for block in self.blocks if block.has_tree_inputs]
+        return [codes for block in blocks for codes in block.tree_codes]
 
     def padded_lengths(self, frame):
-        """Return how long each row's lists become where they are padded.
+        """Return the length of the longest padded list of each row.
 
         Parameters
         ----------
@@ -246,24 +264,23 @@ class BlockNetwork(nn.Module):
         Returns
         -------
         torch.Tensor of int64, shape (n_rows,), or None
-            The longest list among the entries of blocks whose modules have a true attribute
-            ``padded``; None without any.
+            Longest list of the blocks whose modules have ``padded``; None if no module has.
         """
         pairs = zip(self.names, self.blocks, strict=True)
-        return longest_of(block.padded_lengths(frame[name]) for name, block in pairs)
+        return max_lengths(block.padded_lengths(frame[name]) for name, block in pairs)
 
     def effects(self, name):
-        """Return what each vector of a block's embedding table does to the network.
+        """Return the effect of each vector of a block's embedding table.
 
         Parameters
         ----------
         name : str
-            Of a block with a single embedding table, and one column.
+            Name of a block with a single embedding table and one column.
 
         Returns
         -------
         ndarray of float64, shape (n_vectors, n)
-            What a wide block's vectors add to the outputs; for other blocks, the vectors.
+            Changes of the outputs for a wide block; for other blocks, the vectors.
         """
         module = self.blocks[self.names.index(name)]
         vectors = module.table.weight.detach()
@@ -275,50 +292,50 @@ class BlockNetwork(nn.Module):
         return vectors.double().cpu().numpy()
 
     @property
-    def _with_trees(self):
+    def _uses_trees(self):
         return self.trees is not None and not self.training
 
     def _offset_of(self, parts):
         return None if self.offset_name is None else parts[self.offset_name][:, None, :]
 
     def _added_of(self, parts):
-        """Return what gates multiply, of shape (batch, n), or None."""
+        """Return the outputs of added blocks, of shape (batch, n), or None."""
         if not self.added_names:
             return None
         return torch.cat([parts[name] for name in self.added_names], dim=1)
 
-    def gated(self, hidden, added):
-        """Return what is added to the outputs of members, given what gates multiply.
+    def gated_sum(self, hidden, added):
+        """Return the sum of the outputs of added blocks, multiplied by gates of each member.
 
-        Gates are positive: the sum rises with each number in `added`.
+        Gates are positive, so the sum increases with each number of `added`.
 
         Parameters
         ----------
         hidden : torch.Tensor of shape (batch, members, n_units)
             Outputs of the trunk.
         added : torch.Tensor of shape (batch, n)
-            Outputs of the blocks that are added.
+            Outputs of the added blocks.
 
         Returns
         -------
         torch.Tensor of shape (batch, members, 1)
         """
-        gates = functional.softplus(self.gate(hidden) + FIRST_GATE)
+        gates = functional.softplus(self.gate(hidden) + GATE_OFFSET)
         return (gates * added[:, None, :]).sum(2, keepdim=True)
 
     def _outputs(self, hidden, wide, added, offset):
         outputs = self.head(hidden)
         outputs = outputs if wide is None else outputs + self.wide(wide)[:, None, :]
-        outputs = outputs if added is None else outputs + self.gated(hidden, added)
+        outputs = outputs if added is None else outputs + self.gated_sum(hidden, added)
         return outputs if offset is None else outputs + offset
 
-    def _joined(self, head, shown, offset, outputs):
-        """Return outputs as one, with the trees' for what is shown to them, if anything is."""
-        if shown is None:
+    def _with_tree_outputs(self, head, features, offset, outputs):
+        """Return averaged outputs, blended with those of the trees if there are features."""
+        if features is None:
             return head.average_members(outputs())
-        # A network that counts for nothing need not be asked.
+        # A network whose weight is 0 is not evaluated.
         combined = head.average_members(outputs()) if self.trees.needs_network else None
-        return head.normalize(self.trees.join(combined, shown, offset))
+        return head.normalize(self.trees.join(combined, features, offset))
 
     def _represented(self, hidden, wide):
         hidden = hidden.mean(1)
@@ -333,19 +350,19 @@ class BlockNetwork(nn.Module):
         if parts[False]:
             deep = torch.cat(parts[False], dim=1)
         else:
-            some = next(iter(read.values()))
-            deep = some.new_zeros(some.shape[0], 1)
+            outputs = next(iter(read.values()))
+            deep = outputs.new_zeros(outputs.shape[0], 1)
         hidden = self.trunk(deep)
         return hidden[:, None, :] if hidden.ndim == 2 else hidden, wide
 
 
-class Showing:
-    """Reads a block's encoding as its module does, and puts what it shows trees behind.
+class WithTreeInputs:
+    """Callable that concatenates the outputs of a block module and its features of trees.
 
     Parameters
     ----------
     module : BlockModule
-        Made by the block.
+        Module with tree inputs.
     """
 
     def __init__(self, module):
@@ -357,12 +374,12 @@ class Showing:
 
 
 def copy_network(network):
-    """Return a copy of a network whose weights can be trained; it shares the grown trees.
+    """Return a copy of a network with its own weights and shared tables of trees.
 
     Parameters
     ----------
     network : BlockNetwork
-        Stays as it is.
+        Network to copy.
 
     Returns
     -------
@@ -373,7 +390,7 @@ def copy_network(network):
         copied = deepcopy(network)
     finally:
         network.trees = trees
-    # Tables of trees may be large, and nothing but their weight ever changes.
+    # Tables of trees may be large, and only the weight of the trees changes.
     copied.trees = copy(trees)
     return copied
 
@@ -384,15 +401,20 @@ def make_network(blocks, trunk, head=None):
     Parameters
     ----------
     blocks : dict of {str: Block}
-        Fitted.
+        Fitted blocks.
     trunk : object
-        With ``make_module(in_features)``.
+        Trunk with a method ``make_module(in_features)``.
     head : Head, optional
-        For the target at hand. Without one the network ends in its representation.
+        Head of the target. Without a head, the network only computes representations.
 
     Returns
     -------
     BlockNetwork
+
+    Raises
+    ------
+    TypeError
+        If a block returns a module that does not fulfil the contract.
     """
     modules = {
         name: check_module(block.make_module(), f"block {name!r} ({type(block).__name__})")
@@ -404,7 +426,7 @@ def make_network(blocks, trunk, head=None):
             module.scale_for(head)
         elif not module.is_added:
             widths[module.wide].append(module.out_features)
-    # Without any deep block the trunk reads a constant: it is then a bias.
+    # Without deep blocks, the input of the trunk is a constant and its output a bias.
     deep, wide_features = widths[False] or [1], sum(widths[True])
     if hasattr(trunk, "make_module_for"):
         trunk_module = trunk.make_module_for(deep)
@@ -413,7 +435,7 @@ def make_network(blocks, trunk, head=None):
     members = getattr(trunk_module, "members", 1)
     if head is None:
         return BlockNetwork(modules, trunk_module, None, None)
-    if head.of_tower:
+    if head.is_embedding:
         for module in nn.ModuleList(modules.values()).modules():
             if isinstance(module, BlockModule):
                 module.configure_for_embedding()

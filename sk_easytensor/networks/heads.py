@@ -1,8 +1,8 @@
 """Heads: the last layer and the loss for one kind of target.
 
 All heads work on outputs of shape ``(batch, members, out_features)``. ``average_members`` reduces
-the members to one, still on the scale of the outputs, so that ``loss`` serves both for training
-(each member on its own) and for evaluating the ensemble.
+the members to one on the scale of the outputs, so that ``loss`` is used both in training (for each
+member) and in the evaluation of the ensemble.
 """
 
 from __future__ import annotations
@@ -34,48 +34,49 @@ __all__ = [
 
 
 class Head(BaseEstimator, ABC):
-    """Base class: the last layer, and what its outputs mean for one kind of target.
+    """Base class of heads: the last layer, its loss, and its predictions for a kind of target.
 
-    A head says of which form a target is: numbers, two classes, several. Its :class:`Loss` says
+    A head defines the form of a target: numbers, two classes or several. Its :class:`Loss` defines
     what is minimized.
 
     Attributes
     ----------
     out_features : int
-        Outputs of the last layer.
-    metric : str
+        Number of outputs of the last layer.
+    metric : str, default="loss"
         Name of the loss in ``evals_result_``.
     """
 
     metric = "loss"
     estimator_type = "classifier"
     kind = None
-    """Kind of the target: ``"numbers"``, ``"binary"``, ``"multiclass"`` or ``"multilabel"``, or
-    ``"choice"`` of an item among those of a batch."""
+    """Kind of the target: ``"numbers"``, ``"binary"``, ``"multiclass"``, ``"multilabel"``, or
+    ``"choice"`` for an item among those of a batch."""
 
     single_output = False
     """Whether the target has one output, to which offsets and monotonic functions can be added."""
 
     zero_init = True
-    """Whether what goes past the trunk may count for nothing at first."""
+    """Whether the layer that bypasses the trunk is initialized to zero."""
 
-    of_tower = False
-    """Whether the network is a tower: ``configure_for_embedding()`` of its modules is called."""
+    is_embedding = False
+    """Whether the outputs are an embedding; ``configure_for_embedding()`` of modules is called
+    then."""
 
     tree_loss = None
-    """What scikit-learn's boosted trees call the loss; None if they know nothing like it."""
+    """Name of the loss in scikit-learn's boosted trees; None if they have no such loss."""
 
     heads = None
     """Heads of several tasks; None for one target."""
 
     scale = None
-    """Of the targets, if they were divided by it: an ndarray of shape (out_features,)."""
+    """Divisor of the targets, an ndarray of shape (out_features,); None if they were not scaled."""
 
     has_offset = False
-    """Whether a given number is added to the outputs of each row, those of all members alike."""
+    """Whether an offset is added to the outputs of each row, the same for all members."""
 
     offset_center, offset_scale = 0.0, 1.0
-    """What is subtracted from these numbers, and what they are then divided by."""
+    """Number subtracted from offsets, and divisor of the difference."""
 
     def make_module(self, in_features, members):
         """Return the last layer of the network."""
@@ -85,22 +86,22 @@ class Head(BaseEstimator, ABC):
     def loss(self, outputs, target):
         """Return the loss of each row and member, of shape (batch, members)."""
 
-    filler = 0.0
-    """A valid target, in place of one that is missing."""
+    fill_value = 0.0
+    """Valid target that replaces a missing one."""
 
     def tasks(self, target):
-        """Return the targets that are learned side by side, as :class:`Task`; None for one."""
+        """Return the targets of a multi-task head as a list of :class:`Task`; None for others."""
 
     def encoded(self, column):
-        """Return a column of targets of several tasks as :meth:`loss` takes it."""
+        """Convert one column of multi-task targets to the form that :meth:`loss` accepts."""
         return column.float()
 
     def unit_loss(self, outputs, target):
-        """Return :meth:`loss` in units of the target as the user gave it."""
+        """Return :meth:`loss` in units of the original target."""
         return self.loss(outputs, target)
 
     def unit_mean(self, loss):
-        """Return the mean of :meth:`loss` over the training rows in units of the one target."""
+        """Convert a mean of :meth:`loss` over the training rows to units of the single target."""
         return loss
 
     @abstractmethod
@@ -108,57 +109,63 @@ class Head(BaseEstimator, ABC):
         """Reduce (batch, members, out_features) to (batch, 1, out_features)."""
 
     def normalize(self, combined):
-        """Bring outputs of shape (batch, 1, out_features) that were averaged into their form."""
+        """Normalize averaged outputs of shape (batch, 1, out_features)."""
         return combined
 
     def tree_columns(self, n_targets):
-        """Return for each column of trees which target they learn, and their parameters.
+        """Return the target column and the loss parameters of each ensemble of trees.
 
         Parameters
         ----------
         n_targets : int
-            Columns of the target.
+            Number of columns of the target.
 
         Returns
         -------
         list of (int, dict)
-            Parameters of ``HistGradientBoostingRegressor``, empty for classes.
+            Index of the target column, and parameters of ``HistGradientBoostingRegressor``, which
+            are empty for classes.
         """
         return [(index, {}) for index in range(n_targets)]
 
     def constant(self, target, n_rows):
-        """Return the outputs for a target that so many rows have and no other, as an array."""
+        """Return the outputs for a target that all `n_rows` training rows have, as an array."""
         raise TypeError(f"{type(self).__name__} has no trees beside its network")
 
     def without_offset(self, target, weight, offset):
-        """Return targets and weights for which outputs without offsets have the same loss.
+        """Return targets and weights that include the offset in a loss of outputs without it.
 
         Parameters
         ----------
         target : torch.Tensor of shape (batch, out_features)
-            As :meth:`loss` takes it.
+            Targets of :meth:`loss`.
         weight : torch.Tensor of shape (batch,)
-            Row weights.
+            Weights of rows.
         offset : torch.Tensor of shape (batch, 1)
-            On the scale of the outputs.
+            Offsets on the scale of the outputs.
 
         Returns
         -------
         target, weight : torch.Tensor
-            The loss is the same but for a constant and a factor of each row.
+            The weighted loss differs from that with offsets only by a constant of each row.
+
+        Raises
+        ------
+        TypeError
+            If the head has no such targets.
         """
-        raise TypeError(f"{type(self).__name__} has no such targets")
+        raise TypeError(f"{type(self).__name__} cannot move offsets into the target")
 
     def likelihood(self, loss):
-        """Return what a mean loss says of a row: the negative logarithm of a likelihood."""
+        """Convert a mean loss to the mean negative log-likelihood of a row."""
         return loss
 
     @abstractmethod
     def predict(self, combined):
-        """Turn combined outputs, of shape (batch, out_features), into predictions."""
+        """Convert averaged outputs, of shape (batch, out_features), to predictions."""
 
     def decide(self, predictions):
-        """Turn an array of predictions into encoded targets."""
+        """Convert an array of predictions to encoded targets."""
         return predictions.argmax(axis=1)
 
 
@@ -168,7 +175,7 @@ class LossHead(Head):
     Parameters
     ----------
     criterion : Loss
-        What is minimized.
+        Loss that is minimized.
     """
 
     def __init__(self, criterion):
@@ -180,7 +187,7 @@ class LossHead(Head):
 
     @property
     def tree_loss(self):
-        """The loss of boosted trees; None if they know none like it."""
+        """Name of the loss of boosted trees; None if they have no such loss."""
         return self.criterion.tree_loss
 
     def losses(self, outputs, target):
@@ -207,8 +214,8 @@ class LossHead(Head):
             target = target[:, 0]
         elif self.kind == "multilabel":
             outputs = outputs.reshape(target.shape)
-        found = row_losses(self.criterion, outputs, target)
-        return found.reshape(batch, members, *found.shape[1:])
+        losses = row_losses(self.criterion, outputs, target)
+        return losses.reshape(batch, members, *losses.shape[1:])
 
     def loss(self, outputs, target):
         return mean_of_targets(self.losses(outputs, target))
@@ -217,10 +224,10 @@ class LossHead(Head):
         return self.criterion.likelihood(loss)
 
     def learn_loss_unit(self, total, count):
-        """Learn what losses are divided by in training from a sum of derivatives of so many."""
+        """Set the divisor of training losses from the sum of `count` absolute derivatives."""
 
     def with_loss(self, criterion):
-        """Return a copy with another loss."""
+        """Return a copy with the loss `criterion`."""
         other = copy(self)
         other.criterion = criterion
         return other
@@ -232,7 +239,7 @@ def mean_of_targets(losses):
 
 
 class BinaryHead(LossHead):
-    """Two classes: one log-odds.
+    """Head for two classes, with one output: the log-odds.
 
     Parameters
     ----------
@@ -249,16 +256,16 @@ class BinaryHead(LossHead):
 
     @property
     def tree_loss(self):
-        """The loss of boosted trees, which start from one log-odds for all rows."""
+        """Name of the loss of boosted trees; None with offsets, which the trees do not support."""
         return None if self.has_offset else self.criterion.tree_loss
 
     def constant(self, target, n_rows):
-        # Half a row of each class more keeps the log-odds finite.
+        # Half a row is added to each class, so that the log-odds are finite.
         return np.log([(target * n_rows + 0.5) / ((1 - target) * n_rows + 0.5)])
 
     def average_members(self, outputs):
         if self.has_offset:
-            # Of the usual mean, below, what is added to all members would not be the same part.
+            # An offset is additive in the mean of log-odds, but not in the log-odds of the mean.
             return outputs.mean(1, keepdim=True)
         # The log-odds of the mean probability, computed where neither can underflow.
         positive = functional.logsigmoid(outputs).logsumexp(1, keepdim=True)
@@ -274,26 +281,26 @@ class BinaryHead(LossHead):
 
 
 def probabilities(log_odds):
-    """Return the probabilities of log-odds, each of which depends on its own alone.
+    """Return the probabilities of log-odds, bit-identical wherever they are in the tensor.
 
-    ``torch.sigmoid`` rounds the last numbers of a tensor, which do not fill a processor's register,
-    otherwise than those before them.
+    ``torch.sigmoid`` rounds the last numbers of a tensor, which do not fill a vector register of
+    the processor, differently.
     """
     return 1 / (1 + torch.exp(-log_odds))
 
 
 def log_probabilities(log_odds):
-    """Return the logarithms of the probabilities of log-odds, finite however small these are."""
+    """Return the logarithms of the probabilities of log-odds, without underflow."""
     return torch.from_numpy(-np.logaddexp(0.0, -log_odds.numpy()))
 
 
 class MulticlassHead(LossHead):
-    """Three classes or more: a softmax.
+    """Head for three classes or more: a softmax.
 
     Parameters
     ----------
     n_classes : int
-        How many.
+        Number of classes.
     criterion : Loss or None, default=None
         Loss of logits; None for log loss.
     """
@@ -330,12 +337,12 @@ class MulticlassHead(LossHead):
 
 
 class MultilabelHead(BinaryHead):
-    """Several yes/no labels a row: one log-odds each.
+    """Head for several binary labels per row: the log-odds of each.
 
     Parameters
     ----------
     n_labels : int
-        How many.
+        Number of labels.
     criterion : Loss or None, default=None
         Loss of log-odds; None for log loss.
     """
@@ -361,30 +368,30 @@ class MultilabelHead(BinaryHead):
         return (predictions > 0.5).astype(np.int64)
 
 
-LARGEST_LOGARITHM = 88.0
-"""Of a prediction, at most: its exponential is finite in single precision, in every runtime."""
+MAX_LOG_PREDICTION = 88.0
+"""Largest logarithm of a prediction, whose exponential is finite in single precision."""
 
 
 class RegressionHead(LossHead):
-    """One number or several.
+    """Head for one numeric target or several.
 
     Parameters
     ----------
     criterion : Loss or None, default=None
         Loss of numbers; None for squared error.
     n_outputs : int, default=1
-        Targets a row.
+        Number of targets per row.
     """
 
     estimator_type = "regressor"
     kind = "numbers"
-    filler = 1.0
+    fill_value = 1.0
 
     center = None
-    """What was subtracted from the targets before they were divided by `scale`."""
+    """Number subtracted from the targets before they were divided by `scale`."""
 
     loss_unit = 1.0
-    """What losses are divided by in training, if they are computed in units of the target."""
+    """Divisor of training losses, for losses that are computed in units of the target."""
 
     def __init__(self, criterion=None, n_outputs=1):
         super().__init__(SquaredError() if criterion is None else criterion)
@@ -405,7 +412,7 @@ class RegressionHead(LossHead):
 
     def tree_columns(self, n_targets):
         parameters = self.criterion.tree_parameters()
-        return [(index, each) for index in range(n_targets) for each in parameters]
+        return [(index, params) for index in range(n_targets) for params in parameters]
 
     def constant(self, target, n_rows):
         return np.log([max(target, 1e-6)]) if self.log_link else np.array([target])
@@ -438,21 +445,21 @@ class RegressionHead(LossHead):
             return loss
         if not self.criterion.standardized:
             return loss * self.loss_unit
-        # Targets that are counts have a weighted mean of one.
+        # Scaled targets of a log link have a weighted mean of 1.
         return float(self.criterion.in_units(loss, 1.0, float(self._scale[0])))
 
     def learn_loss_unit(self, total, count):
-        # Gradients are clipped at a norm, which a unit of the target must not decide about.
+        # The norm at which gradients are clipped must not depend on the unit of the target.
         if not self.criterion.standardized and total > 0:
             self.loss_unit = float(power_of_two(np.array(total / count)))
 
     @property
     def _scale(self):
-        # A copy, because arrays that Ray sends are not writable, of which torch warns.
+        # A copy, because torch warns of arrays that are not writable, as those from Ray are.
         return np.array(self.scale, dtype=np.float64).reshape(-1)
 
     def _unit_losses(self, outputs, target):
-        """Return losses in units of the target, of a loss that is defined in these alone."""
+        """Return losses in units of the target, for losses that depend on the unit."""
         scale = torch.from_numpy(self._scale).to(outputs.device)
         target = target.double() * scale
         if self.log_link:
@@ -476,7 +483,7 @@ class RegressionHead(LossHead):
     def predict(self, combined):
         if not self.log_link:
             return combined
-        return torch.exp(combined.clamp(max=LARGEST_LOGARITHM))
+        return torch.exp(combined.clamp(max=MAX_LOG_PREDICTION))
 
     def decide(self, predictions):
         return predictions
@@ -484,18 +491,18 @@ class RegressionHead(LossHead):
 
 @dataclass
 class Task:
-    """One target of several, as a :class:`MultiTaskHead` gives it.
+    """One target of a :class:`MultiTaskHead`.
 
     Attributes
     ----------
     head : Head
-        Of the target.
+        Head of the target.
     outputs : slice
-        Which outputs are its own.
+        Outputs of the head among all outputs.
     target : torch.Tensor
-        As its head takes it; any valid value where it is missing.
+        Targets of the head's loss, ``fill_value`` where missing.
     present : torch.Tensor of float32, shape (batch,)
-        1 where the target is known, 0 where it is missing.
+        1 where the target is present, 0 where it is missing.
     """
 
     head: Head
@@ -505,20 +512,19 @@ class Task:
 
 
 class MultiTaskHead(Head):
-    """Several targets of different kinds, each with a head of its own, side by side.
+    """Head for several targets of different kinds, each with its own head.
 
     Parameters
     ----------
     heads : list of Head
-        One for each column of the target.
+        Head of each column of the target.
     weights : list of float
-        What the loss of each is multiplied by.
+        Factor of the loss of each head.
 
     Notes
     -----
-    A target is a matrix with a column for each task: numbers of classes, or standardised numbers,
-    and NaN where it is missing. The loss is the weighted sum of the losses of the tasks that are
-    known.
+    The target is a matrix with one column per task: indices of classes or standardized numbers, NaN
+    where missing. The loss of a row is the weighted sum of the losses of its present targets.
     """
 
     estimator_type = None
@@ -533,22 +539,23 @@ class MultiTaskHead(Head):
 
     @property
     def tree_loss(self):
-        """Names of the losses of boosted trees, of each task."""
+        """Name of the loss of boosted trees for each task."""
         return [head.tree_loss for head in self.heads]
 
     def columns(self):
-        """Return which outputs are each task's, as slices."""
+        """Return the slice of the outputs of each task."""
         ends = np.cumsum([head.out_features for head in self.heads]).tolist()
         return [
             slice(end - head.out_features, end) for head, end in zip(self.heads, ends, strict=True)
         ]
 
     def tasks(self, target):
-        found = []
-        for head, columns, known in zip(self.heads, self.columns(), target.T, strict=True):
-            present = (~known.isnan()).float()
-            found.append(Task(head, columns, head.encoded(known.nan_to_num(head.filler)), present))
-        return found
+        tasks = []
+        for head, outputs, column in zip(self.heads, self.columns(), target.T, strict=True):
+            present = (~column.isnan()).float()
+            encoded = head.encoded(column.nan_to_num(head.fill_value))
+            tasks.append(Task(head, outputs, encoded, present))
+        return tasks
 
     def loss(self, outputs, target):
         total = 0.0
@@ -558,29 +565,31 @@ class MultiTaskHead(Head):
         return total
 
     def average_members(self, outputs):
-        return self._joined(lambda head, own: head.average_members(own), outputs)
+        return self._per_task(lambda head, own: head.average_members(own), outputs)
 
     def normalize(self, combined):
-        return self._joined(lambda head, own: head.normalize(own), combined)
+        return self._per_task(lambda head, own: head.normalize(own), combined)
 
     def predict(self, combined):
-        """Return the predictions of all tasks side by side."""
-        return self._joined(lambda head, own: head.predict(own), combined)
+        """Return the predictions of all tasks, concatenated."""
+        return self._per_task(lambda head, own: head.predict(own), combined)
 
-    def _joined(self, function, outputs):
+    def _per_task(self, function, outputs):
         pairs = zip(self.heads, self.columns(), strict=True)
         return torch.cat([function(head, outputs[..., own]) for head, own in pairs], dim=-1)
 
 
 def weighted_mean(network_outputs, tree_outputs, share, temperature):
-    """Return the outputs of a blend before they are normalised.
+    """Return the weighted mean of the outputs of network and trees, divided by a temperature.
 
     Parameters
     ----------
     network_outputs, tree_outputs : torch.Tensor of shape (n_rows, 1, out_features)
-        What is averaged.
-    share, temperature : float or list of float
-        As of :class:`Blend`.
+        Averaged outputs of the network, and outputs of the trees.
+    share : float or list of float
+        Weight of the network, in [0, 1], or of each output; the trees have the rest.
+    temperature : float or list of float
+        Divisor of the mean, or of each output.
 
     Returns
     -------
@@ -595,19 +604,19 @@ def weighted_mean(network_outputs, tree_outputs, share, temperature):
 
 
 class EmbeddingHead(BaseEstimator):
-    """The last layer of a tower, which has no loss of its own.
+    """Last layer of a tower or embedder, without a loss.
 
     Parameters
     ----------
     embedding_dim : int
-        Size of the embedding.
-    projected : bool
-        Whether there is a layer at all, rather than the trunk's output as it is.
+        Dimension of the embedding.
+    projected : bool, default=True
+        Whether the embedding is a linear projection of the trunk's output, rather than that output.
     """
 
-    # A product of two zeros has no gradient.
+    # With zero embeddings in both towers, their product would have no gradient.
     zero_init = False
-    of_tower = True
+    is_embedding = True
 
     def __init__(self, embedding_dim, projected=True):
         self.embedding_dim = embedding_dim
@@ -625,7 +634,7 @@ class EmbeddingHead(BaseEstimator):
 
 
 class SampledSoftmaxHead(Head):
-    """The right item among those of a batch: its logit comes first in the outputs."""
+    """Head for the choice of an item among those of a batch; its logit is the first output."""
 
     metric = "softmax_loss"
     kind = "choice"
@@ -642,12 +651,14 @@ class SampledSoftmaxHead(Head):
 
 
 class MemberLinear(nn.Module):
-    """A linear layer for each member of an ensemble.
+    """Linear layer for each member of an ensemble.
 
     Parameters
     ----------
-    members, in_features, out_features : int
-        Its sizes.
+    members : int
+        Number of members.
+    in_features, out_features : int
+        Number of inputs and of outputs of each member.
     """
 
     def __init__(self, members, in_features, out_features):
@@ -660,8 +671,8 @@ class MemberLinear(nn.Module):
     def forward(self, features):
         """Map (batch, members, in_features) to (batch, members, out_features)."""
         if self.weight.shape[2] == 1:
-            # Multiplying and adding up takes a fifth of the time of a batch of products with
-            # vectors, and half of that of one product with a block-diagonal matrix.
+            # An elementwise product and a sum take a fifth of the time of a batch of products
+            # with vectors, and half of that of one product with a block-diagonal matrix.
             weight = self.weight.squeeze(2).to(features.dtype)
             return (features * weight).sum(2, keepdim=True) + self.bias
         products = torch.bmm(features.transpose(0, 1), self.weight)

@@ -1,8 +1,8 @@
-"""Networks that read lists of vectors: transformer, recurrent, convolutional or none, and pooling.
+"""Sequence encoders: transformer, recurrent and convolutional networks, and pooling.
 
-Lists come flat, as they are kept everywhere; they are padded here, to the longest of the batch.
-Items are at the front of a padded list, so that what follows never reaches a recurrent network
-that runs forwards; one that runs backwards gets each list turned around.
+Flat lists are padded here to the length of the longest list of the batch. The padding is at the end
+of a list, so that it does not change the outputs of a forward recurrent network for the items. A
+backward network reads each list in reversed order.
 """
 
 from __future__ import annotations
@@ -29,36 +29,36 @@ POOLINGS = ("attention", "mean", "last", "mean_max")
 
 
 class SequenceEncoder(nn.Module):
-    """Turn lists of vectors into a vector each.
+    """Encode lists of vectors as one vector each.
 
     Parameters
     ----------
     encoder : {"transformer", "gru", "lstm", "conv", "mean"}
-        How items see each other; ``"mean"``: not at all.
+        Network over the items; ``"mean"`` encodes items independently.
     pooling : {"attention", "mean", "last", "mean_max"}
-        How the items of a list become one vector; ``"mean_max"`` gives two, side by side.
+        Reduction of the items to one vector; ``"mean_max"`` concatenates mean and maximum.
     in_features : int
-        Size of an item.
+        Number of components of an item.
     width : int
-        Size of all layers.
+        Width of all layers.
     max_length : int
-        Longest list.
-    layers : int
-        Layers of the encoder.
-    heads : int
-        Attention heads of the transformer; divides `width`.
-    kernel_size : int
-        Items that a convolution sees at once; odd.
-    bidirectional : bool
-        Whether a recurrent network runs backwards too.
-    latest_first : bool
+        Largest length of a list.
+    layers : int, default=1
+        Number of layers of the encoder.
+    heads : int, default=4
+        Number of attention heads of the transformer; must divide `width`.
+    kernel_size : int, default=5
+        Number of items in the kernel of a convolution; must be odd.
+    bidirectional : bool, default=False
+        Whether a recurrent network reads lists in both directions.
+    latest_first : bool, default=True
         Whether positions are counted from the end of a list.
-    dropout : float
-        Fraction of activations zeroed in training.
+    dropout : float, default=0.0
+        Dropout probability.
 
     Notes
     -----
-    Empty lists get a learned vector. The last feature is the logarithm of a list's length.
+    Empty lists have a learned vector. The last feature is the scaled logarithm of the length.
     """
 
     def __init__(
@@ -103,9 +103,9 @@ class SequenceEncoder(nn.Module):
         Parameters
         ----------
         items : torch.Tensor of shape (total, in_features)
-            The items of all lists, one after the other.
+            Items of all lists, concatenated.
         offsets : torch.Tensor of int64, shape (n_lists + 1,)
-            Where each list begins.
+            Offset of each list among the items.
 
         Returns
         -------
@@ -114,34 +114,34 @@ class SequenceEncoder(nn.Module):
         return self.read(*pad(items, offsets))
 
     def read(self, padded, lengths):
-        """Return a vector for each list that is padded already.
+        """Return a vector for each padded list.
 
         Parameters
         ----------
         padded : torch.Tensor of shape (n_lists, longest, in_features)
-            Items, zeros at the end.
+            Items, followed by zeros.
         lengths : torch.Tensor of int64, shape (n_lists,)
-            Items of each list.
+            Length of each list.
 
         Returns
         -------
         torch.Tensor of shape (n_lists, out_features)
         """
-        # An empty list is read as one item of zeros: softmax over nothing is not a number.
-        filled = lengths.clamp(min=1)
-        known = torch.arange(padded.shape[1], device=lengths.device) < filled[:, None]
-        hidden = self.reader(padded, filled, known)
-        pooled = self._pool(hidden, filled, known)
+        # An empty list is read as one item of zeros, because a softmax over no items is NaN.
+        n_items = lengths.clamp(min=1)
+        known = torch.arange(padded.shape[1], device=lengths.device) < n_items[:, None]
+        hidden = self.reader(padded, n_items, known)
+        pooled = self._pool(hidden, n_items, known)
         pooled = torch.where((lengths > 0)[:, None], pooled, self.empty)
-        # Pooling forgets how many items there were.
+        # Pooling discards the number of items, so it is added.
         length = torch.log1p(lengths.to(pooled.dtype)) / self.longest
         return torch.cat([pooled, length[:, None]], dim=1)
 
     def _pool(self, hidden, lengths, known):
         known = known[..., None]
         if self.pooling == "attention":
-            share = self.score(hidden).masked_fill(~known, -torch.inf).softmax(dim=1)
-            return (share * hidden).sum(dim=1)
+            attention = self.score(hidden).masked_fill(~known, -torch.inf).softmax(dim=1)
+            return (attention * hidden).sum(dim=1)
         if self.pooling == "last":
             last = hidden[torch.arange(hidden.shape[0], device=hidden.device), lengths - 1]
             if self.both_ends:
@@ -155,22 +155,22 @@ class SequenceEncoder(nn.Module):
 
 
 def pad(items, offsets):
-    """Return items as (n_lists, longest, features), zeros at the end, and each list's length."""
+    """Return items as (n_lists, longest, features), followed by zeros, and the lengths."""
     if isinstance(offsets, Padded):
         return offsets.pad(items)
     lengths = offsets.diff()
     longest = max(int(lengths.max()), 1)
     starts = torch.arange(len(lengths), device=lengths.device) * longest
-    place = torch.arange(len(items), device=lengths.device)
-    place = place + torch.repeat_interleave(starts - offsets[:-1], lengths)
-    # Its gradient is a plain look-up, where that of gathering from the items would be a sum.
+    position = torch.arange(len(items), device=lengths.device)
+    position = position + torch.repeat_interleave(starts - offsets[:-1], lengths)
+    # The gradient of index_copy is a look-up, whereas that of gathering items would be a sum.
     padded = items.new_zeros(len(lengths) * longest, items.shape[1])
-    padded.index_copy_(0, place, items)
+    padded.index_copy_(0, position, items)
     return padded.unflatten(0, (len(lengths), longest)), lengths
 
 
 class Items(nn.Module):
-    """Each item on its own."""
+    """Linear layer on each item."""
 
     def __init__(self, in_features, width):
         super().__init__()
@@ -183,7 +183,7 @@ class Items(nn.Module):
 
 
 class Convolutions(nn.Module):
-    """Convolutions along the list, each followed by a norm over its channels and a rectifier."""
+    """Convolutions along the list, each followed by layer normalization and ReLU."""
 
     def __init__(self, in_features, width, layers, kernel_size, dropout):
         super().__init__()
@@ -201,13 +201,13 @@ class Convolutions(nn.Module):
         hidden, inside = padded, known[..., None]
         for layer, norm in zip(self.layers, self.norms, strict=True):
             hidden = norm(layer(hidden.transpose(1, 2)).transpose(1, 2)).relu()
-            # What is beyond the end must be zero for every layer, as it is before the start.
+            # The padding must be zero for every layer, as it is before the start.
             hidden = self.dropout(hidden * inside)
         return hidden
 
 
 class Recurrent(nn.Module):
-    """A gated recurrent network, forwards only or in both directions."""
+    """Gated recurrent network, forward or in both directions."""
 
     def __init__(self, encoder, in_features, width, layers, bidirectional, dropout):
         super().__init__()
@@ -228,24 +228,24 @@ class Recurrent(nn.Module):
         """Map (n_lists, longest, in_features) to (n_lists, longest, out_features)."""
         hidden = padded
         if self.bidirectional:
-            place = torch.arange(padded.shape[1], device=lengths.device)
-            turned = torch.where(known, lengths[:, None] - 1 - place, place)
+            position = torch.arange(padded.shape[1], device=lengths.device)
+            reversed_order = torch.where(known, lengths[:, None] - 1 - position, position)
         for index, forwards in enumerate(self.forwards):
             ahead, _ = forwards(hidden)
             if self.bidirectional:
-                back, _ = self.backwards[index](turn(hidden, turned))
-                ahead = torch.cat([ahead, turn(back, turned)], dim=2)
+                back, _ = self.backwards[index](reorder(hidden, reversed_order))
+                ahead = torch.cat([ahead, reorder(back, reversed_order)], dim=2)
             hidden = self.dropout(ahead)
         return self.norm(hidden)
 
 
-def turn(padded, turned):
-    """Put the items of each list into another order."""
-    return padded.gather(1, turned[..., None].expand(padded.shape))
+def reorder(padded, order):
+    """Reorder the items of each list by the indices `order`."""
+    return padded.gather(1, order[..., None].expand(padded.shape))
 
 
 class Transformer(nn.Module):
-    """Layers of attention over items with learned positions."""
+    """Transformer layers over items with learned positions."""
 
     def __init__(self, in_features, width, max_length, layers, heads, latest_first, dropout):
         super().__init__()
@@ -259,10 +259,10 @@ class Transformer(nn.Module):
 
     def forward(self, padded, lengths, known):
         """Map (n_lists, longest, in_features) to (n_lists, longest, out_features)."""
-        place = torch.arange(padded.shape[1], device=lengths.device)
+        position = torch.arange(padded.shape[1], device=lengths.device)
         if self.latest_first:
-            place = (lengths[:, None] - 1 - place).clamp(min=0)
-        positions = select_rows(self.positions, place)
+            position = (lengths[:, None] - 1 - position).clamp(min=0)
+        positions = select_rows(self.positions, position)
         hidden = self.dropout(self.project(padded) + positions)
         for layer in self.layers:
             hidden = layer(hidden, known[:, None, None, :])
@@ -270,16 +270,16 @@ class Transformer(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Attention and a feed-forward network, each after a norm and added to its input.
+    """Self-attention and a feed-forward network, each after a norm and with a residual connection.
 
     Parameters
     ----------
     width : int
-        Size of an item.
+        Number of components of an item.
     heads : int
-        Attention heads; divides `width`.
+        Number of attention heads; must divide `width`.
     dropout : float
-        Fraction of activations zeroed in training.
+        Dropout probability.
 
     Notes
     -----
@@ -303,7 +303,7 @@ class TransformerLayer(nn.Module):
         self.dropout = FastDropout(dropout)
 
     def forward(self, hidden, mask):
-        """Return the next layer's input; `mask` is False where there is only padding."""
+        """Return the outputs of the layer; `mask` is False for padding."""
         joined = self.attention_in(self.attention_norm(hidden))
         split = joined.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attended = nn.functional.scaled_dot_product_attention(*split, attn_mask=mask)

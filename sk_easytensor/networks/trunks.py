@@ -1,12 +1,14 @@
 """Trunks: the network between the concatenated block outputs and the head.
 
 A trunk is a clonable parameter object whose ``make_module(in_features)`` returns a
-:class:`torch.nn.Module` with an attribute ``out_features``. One that reads blocks apart has
-``make_module_for(widths)`` as well, which is given their widths. The module maps ``(batch,
-in_features)`` to ``(batch, out_features)``, or to ``(batch, members, out_features)`` if it is an
-ensemble; an ensemble's module has an attribute ``members`` too. A module that begins with a linear
-layer may have ``first_layer()``, which returns its weight and bias, and ``after_first(hidden)``,
-which is the rest: inspection then changes one column without another pass over all the others.
+:class:`torch.nn.Module` with an attribute ``out_features``. A trunk that treats the outputs of each
+block separately also has ``make_module_for(widths)``, with the widths of the blocks. The module
+maps ``(batch, in_features)`` to ``(batch, out_features)``. The module of an ensemble has an
+attribute ``members`` and maps to ``(batch, members, out_features)``.
+
+A module that begins with a linear layer may define ``first_layer()``, which returns its weight and
+bias, and ``after_first(hidden)``, which computes the rest. Inspection then changes one column
+without computing the products of all others again.
 """
 
 from __future__ import annotations
@@ -25,16 +27,16 @@ __all__ = [
 
 
 class MLP(ParametersMixin, BaseEstimator):
-    """A plain multi-layer perceptron.
+    """Multi-layer perceptron.
 
     Parameters
     ----------
     layers : int, default=2
-        Hidden layers.
+        Number of hidden layers.
     width : int, default=256
-        Units of each.
+        Number of units of each layer.
     dropout : float, default=0.1
-        Fraction of units dropped after each layer while training.
+        Dropout probability after each layer.
 
     Examples
     --------
@@ -68,37 +70,37 @@ class MLPModule(nn.Sequential):
     """Layers of :class:`MLP`."""
 
     def first_layer(self):
-        """Return weight and bias of the linear layer that comes first, or None without layers."""
+        """Return weight and bias of the first linear layer, or None without layers."""
         return (self[0].weight, self[0].bias) if len(self) else None
 
     def after_first(self, hidden):
-        """Return the outputs, given those of the first layer, of shape (batch, units)."""
-        _, *others = self
-        for layer in others:
+        """Return the outputs from those of the first layer, of shape (batch, units)."""
+        _, *rest = self
+        for layer in rest:
             hidden = layer(hidden)
         return hidden
 
 
 class TabM(ParametersMixin, BaseEstimator):
-    """Many perceptrons for little more than the price of one.
+    """Parameter-efficient ensemble of multi-layer perceptrons.
 
     Parameters
     ----------
     members : int, default=8
-        Perceptrons in the ensemble. They share their weight matrices; each scales its input
-        by a vector of its own and has a head of its own.
+        Number of perceptrons of the ensemble. They share their weight matrices; each has its own
+        scaling vector of the inputs and its own head.
     layers : int, default=2
-        Hidden layers.
+        Number of hidden layers.
     width : int, default=128
-        Units of each.
+        Number of units of each layer.
     dropout : float, default=0.1
-        Fraction of units dropped after each layer while training.
+        Dropout probability after each layer.
 
     Notes
     -----
-    The variant called TabM-mini in Gorishniy, Kotelnikov and Babenko, "TabM: Advancing Tabular
-    Deep Learning with Parameter-Efficient Ensembling" (2025). Each member is trained on its own
-    loss; predictions are averaged.
+    The variant TabM-mini of Gorishniy, Kotelnikov and Babenko, "TabM: Advancing Tabular Deep
+    Learning with Parameter-Efficient Ensembling" (2025). Each member is trained on its own loss;
+    predictions are averaged. Training takes little more time than that of one perceptron.
 
     Examples
     --------
@@ -125,12 +127,12 @@ class TabM(ParametersMixin, BaseEstimator):
 
 
 class TabMModule(nn.Module):
-    """Members in the second dimension; see :class:`TabM`."""
+    """Ensemble with members in the second dimension; see :class:`TabM`."""
 
     def __init__(self, trunk, in_features):
         super().__init__()
         self.members = trunk.members
-        # Random signs make the members differ from the first step on.
+        # Random signs, so that the members differ from the first step on.
         signs = torch.randint(0, 2, (trunk.members, in_features)) * 2.0 - 1.0
         self.scaling = nn.Parameter(signs)
         mlp = MLP(layers=trunk.layers, width=trunk.width, dropout=trunk.dropout)
@@ -144,31 +146,31 @@ class TabMModule(nn.Module):
         return self.after_first(nn.functional.linear(features, *self.first_layer()))
 
     def first_layer(self):
-        """Return weight and bias of the first linear layer of all members, or None without it."""
+        """Return weight and bias of the first layer of all members, or None without layers."""
         if len(self.shared) == 0:
             return None
         first = self.shared[0]
-        # Scaling the weights for each member gives what scaling its inputs would, in one product
-        # and without a copy of the inputs for each member.
+        # Scaling the weights for each member is equivalent to scaling its inputs, but needs one
+        # product and no copy of the inputs for each member.
         weight = (self.scaling[:, None, :] * first.weight).flatten(0, 1)
         return weight, first.bias.repeat(self.members)
 
     def after_first(self, hidden):
-        """Return the outputs, given those of the first layer, of shape (batch, members * units)."""
+        """Return the outputs from those of the first layer, of shape (batch, members * units)."""
         hidden = hidden.unflatten(1, (self.members, self.shared[0].out_features))
         return self.shared.after_first(hidden)
 
 
 class Sum(ParametersMixin, BaseEstimator):
-    """The sum of the blocks' outputs, each projected to one width unless it has that width.
+    """Sum of the blocks' outputs, each projected to the same width.
 
-    With a category block for the identifier and others for features this is a factorisation
-    model: what an item is beyond its features is a vector of its own.
+    With a category block for the identifier and other blocks for features this is a factorization
+    model, in which the embedding of the identifier describes what the features do not.
 
     Parameters
     ----------
     width : int, default=64
-        Size of the sum.
+        Dimension of the sum; outputs of this width are not projected.
 
     Notes
     -----
@@ -194,12 +196,12 @@ class Sum(ParametersMixin, BaseEstimator):
         return self.make_module_for([in_features])
 
     def make_module_for(self, widths):
-        """Return a new module for blocks of these widths, in order."""
+        """Return a new module for the widths of the blocks, in order."""
         return SumModule(widths, self.width)
 
 
 class SumModule(nn.Module):
-    """Project and add segments of the input; see :class:`Sum`."""
+    """Project segments of the input and sum them; see :class:`Sum`."""
 
     def __init__(self, widths, width):
         super().__init__()
@@ -217,16 +219,16 @@ class SumModule(nn.Module):
 
 
 class FastDropout(nn.Module):
-    """Dropout whose random numbers cost next to nothing.
+    """Dropout with masks from a pool of random numbers.
 
-    Drawing them takes longer on a CPU than a narrow layer itself. Here a pool of twice as many
-    units as needed is drawn once in a while, and each step uses a segment of it that begins at
-    a random place.
+    On a CPU, drawing random numbers takes longer than computing a narrow layer. A pool of twice the
+    needed size is drawn once for `USES` steps, and each step uses a segment of it that begins at a
+    random position.
 
     Parameters
     ----------
     probability : float
-        Of a unit being dropped, rounded to a multiple of 1/256.
+        Dropout probability, rounded to a multiple of 1/256.
     """
 
     USES = 64
@@ -238,12 +240,12 @@ class FastDropout(nn.Module):
         self.uses = 0
 
     def train(self, mode=True):
-        """Change between training and evaluation, and forget the pool."""
+        """Set training or evaluation mode, and discard the pool."""
         self.pool = None
         return super().train(mode)
 
     def forward(self, features):
-        """Zero random units while training and scale up the others."""
+        """In training, set random units to zero and scale up the others."""
         if not self.training or self.dropped == 0:
             return features
         needed = features.numel()

@@ -12,7 +12,7 @@ import torch
 from sklearn.utils import estimator_html_repr
 from sklearn.utils.validation import check_is_fitted
 
-from sk_easytensor._utils.storage import write_whole
+from sk_easytensor._utils.storage import write_atomically
 from sk_easytensor.blocks import (
     CategoryBlock,
     CategorySequenceBlock,
@@ -252,7 +252,7 @@ def write_report(model, path):
     versions["scikit-learn"] = sklearn.__version__
     subtitle = "Written with " + ", ".join(f"{name} {value}" for name, value in versions.items())
     links = {name: title for name, (title, _) in sections.items()}
-    return write_whole(path, page(type(model).__name__, subtitle, links, body), "report")
+    return write_atomically(path, page(type(model).__name__, subtitle, links, body), "report")
 
 
 def data(model):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sk_easytensor._utils.forking import ForkSafeLock
 from sk_easytensor._utils.masking import MASK, masked, masked_errors
-from sk_easytensor._utils.storage import write_whole
+from sk_easytensor._utils.storage import write_atomically
 
 __all__ = [
     "RunRecord",
@@ -112,7 +112,7 @@ class RunRecord:
         """Write the record into a folder, without the password of its address."""
         about = {**asdict(self), "tracking_uri": masked(self.tracking_uri)}
         about["sha256"] = digest_of(about)
-        write_whole(Path(folder) / FILE, json.dumps(about, indent=1), "tracker")
+        write_atomically(Path(folder) / FILE, json.dumps(about, indent=1), "tracker")
 
     @classmethod
     def load(cls, folder):

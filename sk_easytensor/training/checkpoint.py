@@ -204,8 +204,8 @@ class Checkpoints:
             ) from error
         if hasattr(self.store, "create"):
             self._lock_directory()
-        if hasattr(self.store, "tidy"):
-            self.store.tidy(is_own)
+        if hasattr(self.store, "remove_temporary"):
+            self.store.remove_temporary(is_own)
         found = self._find_description()
         if found is not None and self._agrees("parameters", found):
             self.description = found

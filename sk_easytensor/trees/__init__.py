@@ -1,4 +1,4 @@
-"""Boosted trees beside the network: grown by scikit-learn, read by torch."""
+"""Boosted trees that are blended with the network: fitted by scikit-learn, evaluated by torch."""
 
 from sk_easytensor.trees.boosting import BoostedTrees
 

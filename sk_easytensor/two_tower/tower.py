@@ -215,7 +215,7 @@ class Tower(
 
     def places(self, frame):
         """Say where columns stand in encoded rows; see :class:`~sk_easytensor.TableEncoder`."""
-        return self._encoder.places(frame)
+        return self._encoder.all_column_positions(frame)
 
     def embed_frame(self, frame, executor):
         """Return the embeddings of encoded rows, as a tensor."""

@@ -16,7 +16,7 @@ from sk_easytensor.blocks.category import (
     MISSING,
     UNSEEN,
     category_keys,
-    default_width,
+    default_embedding_width,
     hash_strings,
 )
 from sk_easytensor.networks import MLP
@@ -216,7 +216,7 @@ def test_module_keeps_columns_apart():
     block = CategoryBlock().fit(data)
     module = block.make_module().eval()
     trusted = {3: 3 * 167 / 217, 200: 200 * 2.5 / 52.5, 2: 2 * 250 / 300, 60: 60 * 8.4 / 58.4}
-    widths = [default_width(size) for size in trusted.values()]
+    widths = [default_embedding_width(size) for size in trusted.values()]
     assert module.out_features == sum(widths)
     full = module(**block.transform(data))
     assert full.shape == (500, sum(widths))
@@ -229,7 +229,7 @@ def test_module_keeps_columns_apart():
 def test_width():
     block = CategoryBlock(width=5).fit({"a": ["x"], "b": ["y"]})
     assert block.make_module().out_features == 10
-    widths = [default_width(size) for size in (2, 10, 100, 1000, 10**6)]
+    widths = [default_embedding_width(size) for size in (2, 10, 100, 1000, 10**6)]
     assert widths == sorted(widths)
     # Two rows do not tell what 200 categories mean; identifiers have no more anyway.
     for values, width in ((np.arange(400) % 200, 4), (np.arange(200), 16)):

@@ -272,7 +272,7 @@ def test_structs_name_their_fields():
         "event.amount": "category",
         "event.when": "time",
     }
-    with pytest.raises(ValueError, match=r"time names 'when', which is no field.*'event\.when'"):
+    with pytest.raises(ValueError, match=r"time names 'when', which is not a field.*'event\.when'"):
         EventSequenceBlock(time="when").fit(X)
 
 
@@ -301,11 +301,11 @@ def test_a_struct_that_lacks_a_field_is_named():
     block = EventSequenceBlock().fit(as_structs(EVENTS))
     fewer = as_structs({name: EVENTS[name] for name in ("kind", "when")})
     message = (
-        r"column 'event' holds struct\[.*lacks the field 'amount'.*EventSequenceBlock was fitted"
+        r"column 'event' holds struct\[.*without the field 'amount'.*EventSequenceBlock was fitted"
     )
     with pytest.raises(ValueError, match=message):
         block.transform(fewer)
-    with pytest.raises(ValueError, match=r"column 'event' holds .*lacks the field 'kind'"):
+    with pytest.raises(ValueError, match=r"column 'event' holds .*without the field 'kind'"):
         block.transform({"event": [["view"]]})
 
 
@@ -539,7 +539,7 @@ def test_unusable_times(data, message, chunk_rows):
     [
         (
             {"t": [[1.0], [2.0], None, [5.0, -1.0]], "now": [3.0, 4.0, 5.0, 6.0]},
-            "column 't' holds -1 in row 3; times have to be dates, timestamps, or seconds",
+            "column 't' holds -1 in row 3; times have to be dates, timestamps, or non-negative",
         ),
         (
             {"t": [[1.0], [2.0], None, [5.0]], "now": [3.0, 4.0, -2.5, 6.0]},
@@ -603,11 +603,14 @@ def test_unreadable_columns_are_refused_at_fit():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"time": "then"}, r"time names 'then', which is no field; fields are \['kind', 'amount'"),
-        ({"categories": ["shop"]}, "categories names 'shop', which is no field"),
+        (
+            {"time": "then"},
+            r"time names 'then', which is not a field; fields are \['kind', 'amount'",
+        ),
+        ({"categories": ["shop"]}, "categories names 'shop', which is not a field"),
         ({"categories": "kind"}, "categories must be a list of fields, got the string 'kind'"),
         ({"now": "then"}, r"now must name a column .*got 'then'; columns are \['kind'"),
-        ({"now": "when"}, "now must name a column of the block with one value a row, got 'when'"),
+        ({"now": "when"}, "now must name a column of the block with one value per row, got 'when'"),
         ({"number_width": 0}, "width must be"),
         ({"bins": 0}, "bins must be"),
         ({"min_frequency": 0}, "min_frequency must be"),
@@ -621,19 +624,19 @@ def test_parameter_errors(params, message):
 
 def test_two_candidates_for_now():
     data = {**EVENTS, "then": at(9, 9, 9, 9), "now": at(100, 100, 100, 7200)}
-    with pytest.raises(ValueError, match=r"\['then', 'now'\] each have a time a row; say with now"):
+    with pytest.raises(ValueError, match=r"\['then', 'now'\] each have one time per row; name"):
         EventSequenceBlock().fit(data)
     with pytest.raises(TypeError, match=r"column 'then' of type datetime64.*DatetimeBlock"):
         EventSequenceBlock(now="now").fit(data)
 
 
 def test_a_now_needs_a_time():
-    with pytest.raises(ValueError, match="now is 'now', but no field says when events happened"):
+    with pytest.raises(ValueError, match="now is 'now', but no field holds the times of events"):
         EventSequenceBlock().fit({"kind": [["a"]], "now": at(0)})
 
 
 def test_times_and_numbers_are_not_set_off_against_each_other():
-    message = "cannot tell how long one is before another of the columns .*'now' of type"
+    message = "cannot compute the time between the columns .*'now' of type"
     with pytest.raises(TypeError, match=message):
         EventSequenceBlock(time="t").fit({"t": [[1.0, 2.0]], "now": at(5)})
     with pytest.raises(TypeError, match=message):

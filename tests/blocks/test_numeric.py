@@ -90,7 +90,7 @@ def test_places_among_any_edges_are_those_of_an_interpolation(columns, seed):
         )
         values.append(np.concatenate([known, between, [np.nan, np.inf, -np.inf, 1e308, -1e308]]))
     bins = BinEdges(edges, *centers_and_scales(edges))
-    _, places = bins.place(np.array(values))
+    _, places = bins.locate(np.array(values))
     for column, numbers, found in zip(edges, values, places, strict=True):
         expected = np.where(np.isnan(numbers), np.nan, 0.0)
         if len(column) > 1:
@@ -196,11 +196,11 @@ def test_trust_grows_with_the_rows_of_a_bin():
     columns = {"x": np.arange(1000.0), "y": np.arange(1000) % 5, "z": [np.inf] * 400 + [1.0] * 600}
     block = NumericBlock(bins=10).fit(columns)
     np.testing.assert_array_equal(block.rows_per_bin_, [100, 250, 600])
-    trust = block.make_module().trust[:, 0, 0]
+    trust = block.make_module().step_factors[:, 0, 0]
     np.testing.assert_allclose(trust, [25 / 29, 625 / 641, 225 / 226], rtol=1e-6)
-    few = NumericBlock().fit({"x": np.arange(100.0)}).make_module().trust
+    few = NumericBlock().fit({"x": np.arange(100.0)}).make_module().step_factors
     assert few.item() == pytest.approx(1 / 26)
-    assert NumericBlock(shrinkage=0).fit(columns).make_module().trust.eq(1).all()
+    assert NumericBlock(shrinkage=0).fit(columns).make_module().step_factors.eq(1).all()
 
 
 @pytest.mark.parametrize("special", [np.nan, np.inf])

@@ -160,7 +160,7 @@ def test_long_series_are_read_in_pieces(monkeypatch, assert_same_fit):
     data = {"x": [rng.normal(size=size).tolist() for size in (7, 0, 30, 3)]}
     whole = NumericSequenceBlock().fit(data)
     expected = encode(whole, **data)["values_0"]
-    monkeypatch.setattr(numeric_sequence_module, "PIECE", 8)
+    monkeypatch.setattr(numeric_sequence_module, "CHUNK", 8)
     parts = NumericSequenceBlock().fit(data)
     assert_same_fit(parts, whole)
     np.testing.assert_array_equal(encode(parts, **data)["values_0"], expected)

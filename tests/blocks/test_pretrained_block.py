@@ -32,7 +32,7 @@ from sk_easytensor import (
     TextBlock,
 )
 from sk_easytensor.blocks import BLOCKS
-from sk_easytensor.blocks.numeric import RATE
+from sk_easytensor.blocks.numeric import LEARNING_RATE_SCALE
 from sk_easytensor.blocks.pretrained import ModelSnapshot, scale_learning_rate
 from sk_easytensor.networks.block_network import WIDE_RATE
 from sk_easytensor.tensors import TensorFrame
@@ -276,7 +276,7 @@ def test_learning_rates_are_scaled(donor, outer, rows, target, block):
         inner = [rate for name, rate in rates.rates.items() if name.startswith("blocks.0.")]
     rest = [rate for name, rate in rates.rates.items() if name.startswith(("trunk.", "head."))]
     # Some blocks have rates of their own, which are multiplied.
-    own = {None: {1.0, RATE, WIDE_RATE}, "events": {1.0}, "note": {WIDE_RATE}}[block]
+    own = {None: {1.0, LEARNING_RATE_SCALE, WIDE_RATE}, "events": {1.0}, "note": {WIDE_RATE}}[block]
     # Both are at the same step of one schedule.
     assert sorted(set(inner)) == pytest.approx(sorted(rest[0] * 0.25 * rate for rate in own))
     assert set(rest) == {rest[0]}
@@ -648,7 +648,7 @@ def test_loaded_models_can_be_fitted_again(donor, outer, rows, target):
         outer(PretrainedBlock(donor, "events", trainable=True)).fit(rows, target).predict(rows),
     )
     single = pickle.loads(pickle.dumps(PretrainedBlock(donor, "events")))
-    with pytest.raises(ValueError, match="nothing but its block 'events' was pickled"):
+    with pytest.raises(ValueError, match=r"only the block 'events' of the .* was pickled"):
         single.set_params(block="note").fit(rows)
 
 

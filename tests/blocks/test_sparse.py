@@ -168,5 +168,5 @@ def test_columns_that_are_not_sparse(column):
     table = as_table(csr_matrix(random.random((20, 90)) * (random.random((20, 90)) < 0.05)))
     name = table.column_names[-1]
     block = SparseBlock().fit(table.select([name]))
-    with pytest.raises(TypeError, match=rf"'{name}' holds .* where SparseBlock was fitted to"):
+    with pytest.raises(TypeError, match=rf"'{name}' holds .* but SparseBlock was fitted to"):
         block.encode(pa.table({name: column}))

@@ -489,7 +489,7 @@ def test_models_that_cannot_be_trained_on_are_named(make_tiny):
     path = make_tiny(0, modules.LayerNorm(16))
     table = table_of(TEXTS)
     TextBlock("pretrained", model=path).fit(table)
-    with pytest.raises(ValueError, match=r"cannot be trained on: .* BertModel, Pooling, LayerNorm"):
+    with pytest.raises(ValueError, match=r"cannot be fine-tuned: .* BertModel, Pooling, LayerNorm"):
         TextBlock("pretrained", model=path, trainable=True).fit(table)
 
 
@@ -520,7 +520,7 @@ def test_nothing_is_downloaded_to_predict(tiny, requests):
     block = TextBlock("pretrained", model=tiny).fit(table)
     block.model = "someone/planted-model"
     loaded = through_skops(block)
-    message = r"TextBlock: model='someone/planted-model' .*\['title'\].* Nothing is downloaded"
+    message = r"TextBlock: model='someone/planted-model' .*\['title'\].* only downloaded in fit"
     with pytest.raises(ValueError, match=message):
         loaded.transform(table)
     assert not requests

@@ -247,7 +247,7 @@ def test_features_in_the_sparse_part_of_a_table_are_refused(X, monkeypatch):
         TableEncoder([("n", NumericBlock(), [0])]).fit(table)
     with pytest.raises(ValueError, match="callable can only select columns of the sparse matrix"):
         TableEncoder([("n", NumericBlock(), lambda frame: frame.columns[:1])]).fit(table)
-    monkeypatch.setattr("sk_easytensor.compose.NAMED", 3)
+    monkeypatch.setattr("sk_easytensor.compose.MAX_NAMED_FEATURES", 3)
     with pytest.raises(ValueError, match="4 features in the sparse part of X are named; at most 3"):
         TableEncoder([("n", NumericBlock(), slice(0, 4))]).fit(X)
 

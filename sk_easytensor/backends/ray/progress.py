@@ -18,7 +18,7 @@ from sk_easytensor.backends.ray.tasks import n_cpus, remote, results
 from sk_easytensor.data.columns import row_errors_from
 from sk_easytensor.data.keys import hash_strings
 from sk_easytensor.data.tables import as_table
-from sk_easytensor.events import collect_sequences, decoded, refuse_missing
+from sk_easytensor.events import check_not_missing, collect_sequences, decoded
 from sk_easytensor.training.checkpoint import describe_data, joined_descriptions, plain
 
 __all__ = [
@@ -195,8 +195,8 @@ def divide_events(chunk, reading, chunk_rows, by, order_by, n_parts):
     table = pa.concat_tables([piece for piece, _, _ in reading.pieces(chunk, chunk_rows)])
     with row_errors_from(chunk.first):
         for name in by:
-            refuse_missing(table[name], name, "events", "entity")
-        refuse_missing(table[order_by], order_by, "events", "time")
+            check_not_missing(table[name], name, "events", "entity")
+        check_not_missing(table[order_by], order_by, "events", "time")
     part = user_hashes(table, by) % np.uint64(n_parts)
     order = np.argsort(part, kind="stable")
     bounds = np.searchsorted(part[order], np.arange(n_parts + 1))
