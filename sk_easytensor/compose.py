@@ -640,8 +640,8 @@ def constrained_blocks(chosen, signs):
             other = clone(block)
             other.monotonic_cst = [signs[column] for column in with_sign]
             constrained[name] = (other, with_sign)
-    read = {column for _, columns in constrained.values() for column in columns}
-    unread = [column for column in signs if column not in read]
+    constrained_columns = {column for _, columns in constrained.values() for column in columns}
+    unread = [column for column in signs if column not in constrained_columns]
     if unread:
         raise ValueError(f"monotonic_cst: no block reads column {unread[0]!r}")
     for name, entry in constrained.items():

@@ -101,8 +101,8 @@ def read_time(at, kind, name, rows):
         raise ValueError(f"at is {at}; it must be a time, a table, or None for all events")
     number = isinstance(at, (int, float, np.integer, np.floating)) and not isinstance(at, bool)
     if number and (_is_number(kind) or pa.types.is_null(kind)):
-        whole = isinstance(at, (int, np.integer))
-        times = np.full(rows, at, dtype=np.int64 if whole else np.float64)
+        is_integer = isinstance(at, (int, np.integer))
+        times = np.full(rows, at, dtype=np.int64 if is_integer else np.float64)
         return pa.chunked_array([pa.array(times)])
     if isinstance(at, (str, dt.date, np.datetime64)) and not _is_number(kind):
         try:

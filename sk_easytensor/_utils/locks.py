@@ -100,13 +100,13 @@ class Lock:
         except FileNotFoundError:
             return
         if not is_abandoned(content):
-            who = "a process that the file does not name"
+            process = "a process that the file does not name"
             if content:
-                who = f"process {content['pid']} on host {content['host']!r}"
+                process = f"process {content['pid']} on host {content['host']!r}"
             raise RuntimeError(
-                f"{self.owner}: another fit writes checkpoints to {self.store.url}: {who}. Wait "
-                f"until it has ended, or set another checkpoint_dir. If it has ended, remove the "
-                f"file {LOCK} in that directory"
+                f"{self.owner}: another fit writes checkpoints to {self.store.url}: {process}. "
+                "Wait until it has ended, or set another checkpoint_dir. If it has ended, remove "
+                f"the file {LOCK} in that directory"
             )
         with suppress(FileNotFoundError):
             self.store.remove_if(LOCK, lambda data: parse_lock(data) == content)

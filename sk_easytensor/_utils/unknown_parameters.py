@@ -173,25 +173,25 @@ def unknown_parameter(kind, name, known, *, of_fit=False):
     str
         Advice for the error message.
     """
-    owner, own, known = kind.__name__, parameter_names(kind), list(known)
+    owner, constructor_names, known = kind.__name__, parameter_names(kind), list(known)
     root, nested, _ = name.partition("__")
-    if nested and root in own:
+    if nested and root in constructor_names:
         return f"nested parameters are set by {owner}().set_params({name}=...)"
-    if of_fit and name in own:
+    if of_fit and name in constructor_names:
         return f"it is a parameter of the constructor, {owner}({name}=...)"
     firsts = {instead: re.match(r"\w+", instead)[0] for instead in OTHER_NAMES.get(name, ())}
     suggestions = [instead for instead, first in firsts.items() if first in known]
     if suggestions:
         return f"use {' or '.join(suggestions)}"
-    suggestions = [instead for instead, first in firsts.items() if first in own]
+    suggestions = [instead for instead, first in firsts.items() if first in constructor_names]
     if suggestions:
         return f"use {' or '.join(suggestions)} in the constructor"
     if name in OTHER_NAMES and OTHER_NAMES[name] is LOSS:
         return "the target decides the loss"
-    similar = get_close_matches(name, [*known, *own], n=1, cutoff=0.75)
+    similar = get_close_matches(name, [*known, *constructor_names], n=1, cutoff=0.75)
     if similar:
-        place = "" if similar[0] in known else " of the constructor"
-        return f"did you mean {similar[0]}{place}?"
+        suffix = "" if similar[0] in known else " of the constructor"
+        return f"did you mean {similar[0]}{suffix}?"
     return f"parameters are {', '.join(known)}"
 
 

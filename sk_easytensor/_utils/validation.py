@@ -77,9 +77,9 @@ class ParametersMixin:
                     setattr(self, name, parameter.default)
 
 
-def shortened(value, written=repr, length=60):
-    """Return ``written(value)``, truncated to at most `length` characters."""
-    text = written(value)
+def shortened(value, to_text=repr, length=60):
+    """Return ``to_text(value)``, truncated to at most `length` characters."""
+    text = to_text(value)
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 

@@ -137,8 +137,8 @@ class LanguageModel:
             (type(module).__name__, str(getattr(module, "pooling_mode", "")))
             for module in self.modules
         ]
-        about = repr((weights, vocabulary, kinds, self.longest, self.prompt))
-        return blake2b(about.encode(), digest_size=16).hexdigest()
+        content = repr((weights, vocabulary, kinds, self.longest, self.prompt))
+        return blake2b(content.encode(), digest_size=16).hexdigest()
 
     def vectors(self, texts, max_length):
         """Return the vectors of texts; the vector of each text is computed once per process.
@@ -336,7 +336,7 @@ def _quiet_transformers():
             logging.enable_progress_bar()
 
 
-# Factor of the learning rate of fine-tuned language models, for which rates near 1e-5 are usual.
+# Factor of the learning rate of fine-tuned language models, which train at rates of about 1e-4.
 LEARNING_RATE_SCALE = 0.005
 
 # Tokens per forward call of a fine-tuned model, padding included, and the number of parts into
@@ -553,10 +553,10 @@ class LanguageNetwork(nn.Module):
 
     def copy_weights(self, modules):
         """Copy the weights of a loaded sentence-transformers model."""
-        first, *others = modules
+        first, *rest = modules
         self.transformer.load_state_dict(first.model.state_dict())
-        for part, other in zip(self.parts, others, strict=True):
-            part.load_state_dict(other.state_dict())
+        for part, source in zip(self.parts, rest, strict=True):
+            part.load_state_dict(source.state_dict())
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
@@ -612,8 +612,8 @@ def describe_architecture(modules, model):
     """
     import transformers
 
-    first, *others = modules
-    kinds = [type(part).__name__ for part in others]
+    first, *rest = modules
+    kinds = [type(part).__name__ for part in rest]
     network = getattr(first, "model", None)
     name = type(network).__name__
     known = getattr(transformers, name, None) is type(network)
@@ -628,7 +628,7 @@ def describe_architecture(modules, model):
     description = {
         "class": name,
         "config": config,
-        "parts": [[k, part.get_config_dict()] for k, part in zip(kinds, others, strict=True)],
+        "parts": [[k, part.get_config_dict()] for k, part in zip(kinds, rest, strict=True)],
         "padding": modules.tokenizer.pad_token_id or 0,
     }
     return json.dumps(description)

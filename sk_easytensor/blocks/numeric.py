@@ -291,7 +291,7 @@ class MonotonicModule(NumericCodes):
         self.register_buffer("pieces", pieces, persistent=False)
         self.register_buffer("signs", torch.tensor(signs).float(), persistent=False)
         self.register_buffer("starts", torch.arange(PIECES).float(), persistent=False)
-        # Roughly the logarithm of the slope, so that weight decay favours equal slopes.
+        # Approximately the logarithm of the slope; weight decay pulls it to the initial slope.
         self.slope = nn.Parameter(torch.zeros(len(n_edges), PIECES))
         self.missing = nn.Parameter(torch.zeros(len(n_edges)))
 

@@ -654,10 +654,10 @@ def scale_learning_rate(module, scale):
     scale : float
         Factor of the learning rates.
     """
-    own = getattr(module, "learning_rate_scale", None)
+    module_scale = getattr(module, "learning_rate_scale", None)
     inner_rates = [rate for _, rate in learning_rates(module)]
-    if own is not None:
-        module.learning_rate_scale = own * scale
+    if module_scale is not None:
+        module.learning_rate_scale = module_scale * scale
     elif inner_rates and next(module.parameters(recurse=False), None) is None:
         for inner in module.children():
             scale_learning_rate(inner, scale)

@@ -1,1 +1,1 @@
-"""Tables, columns and what is summarised of them, without torch."""
+"""Tables, columns and mergeable summaries, without torch."""

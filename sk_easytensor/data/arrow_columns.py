@@ -459,9 +459,9 @@ def _dates(valid, types, name, rows, indices):
     zoned = [getattr(value, "tzinfo", None) is not None for _, value in instants]
     if len(set(zoned)) > 1:
         index, value = instants[zoned.index(not zoned[0])]
-        own, other = ("without", "with") if zoned[0] else ("with", "without")
+        kind, other = ("without", "with") if zoned[0] else ("with", "without")
         raise TypeError(
-            f"column {name!r} holds {shortened(value)} in row {rows[index]}, a time {own} a time "
+            f"column {name!r} holds {shortened(value)} in row {rows[index]}, a time {kind} a time "
             f"zone, among times {other} one; give all of them a time zone or none"
         )
     if zoned[0]:

@@ -118,11 +118,11 @@ class BinEdges:
         # One cell more on either side, because scaled numbers are rounded.
         before = [np.searchsorted(column, cell - 1) for column in cells]
         until = [np.searchsorted(column, cell + 1, side="right") for column in cells]
-        near = max(
+        max_edges = max(
             (int((u - b).max()) for b, u in zip(before, until, strict=True)),
             default=0,
         )
-        self.steps = [2**power for power in reversed(range(near.bit_length()))]
+        self.steps = [2**power for power in reversed(range(max_edges.bit_length()))]
         stride = max((len(column) for column in begins), default=0) + sum(self.steps)
         lower, width = (
             np.full((len(edges), stride), np.inf),

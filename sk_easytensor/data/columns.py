@@ -129,11 +129,11 @@ def cast_column(column, name, target, *, block, rows=True):
             column = _as_texts(column)
         return _cast(column, target)
     except CAST_ERRORS as error:
-        held, wanted = in_words(source), in_words(target)
-        message = f"column {name!r} holds {held} where {block} was fitted to {wanted}"
+        source_words, target_words = in_words(source), in_words(target)
+        message = f"column {name!r} holds {source_words} where {block} was fitted to {target_words}"
         row = _first_unlike(column, target)
         if row is None:
-            raise TypeError(f"{message}; convert it to {wanted}") from error
+            raise TypeError(f"{message}; convert it to {target_words}") from error
         value = show_value(column[row])
         if not rows:
             raise TypeError(f"{message}: {value}") from error

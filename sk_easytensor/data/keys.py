@@ -165,9 +165,9 @@ def _spelled(values):
 
 def _spelled_floats(numbers):
     size = pc.abs(numbers)
-    whole = pc.and_(pc.equal(pc.floor(numbers), numbers), pc.less(size, 2.0**63))
-    integers = pc.if_else(whole, numbers, 0.0).cast(pa.int64()).cast(pa.string())
-    texts = pc.if_else(whole, integers, numbers.cast(pa.string()))
+    is_integer = pc.and_(pc.equal(pc.floor(numbers), numbers), pc.less(size, 2.0**63))
+    integers = pc.if_else(is_integer, numbers, 0.0).cast(pa.int64()).cast(pa.string())
+    texts = pc.if_else(is_integer, integers, numbers.cast(pa.string()))
     largest = pc.max(size).as_py()
     if largest is None or largest < 2.0**63:
         return texts
@@ -248,8 +248,8 @@ def canonical_texts(texts):
     -------
     pyarrow.Array or ChunkedArray
     """
-    written, keys = BOOLEANS_OF_TYPE[texts.type]
-    indices = pc.index_in(texts, value_set=written)
+    texts_of_booleans, keys = BOOLEANS_OF_TYPE[texts.type]
+    indices = pc.index_in(texts, value_set=texts_of_booleans)
     if indices.null_count == len(indices):
         return texts
     return pc.coalesce(keys.take(indices), texts)

@@ -87,7 +87,10 @@ def same_lengths(table, names):
 
 
 def _lengths_match(one, other):
-    """Return whether lengths, -1 where missing, are equal in rows where both lists are present."""
+    """Return whether lengths, -1 where missing, are equal where both lists are present.
+
+    At least one such row must have items, unless all lists are empty.
+    """
     both = (one >= 0) & (other >= 0)
     equal = np.array_equal(one[both], other[both])
     empty = max(one.max(initial=0), other.max(initial=0)) == 0

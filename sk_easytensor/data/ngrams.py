@@ -29,7 +29,7 @@ __all__ = [
 # Texts are processed in slices of about this many bytes, which bounds memory.
 SLICE_BYTES = 32 * 2**20
 
-# Longer words are truncated (in bytes), so that base64 and the like do not fill the memory.
+# Longer words are truncated, so that base64 and the like do not fill the memory.
 LONGEST_WORD = 64
 
 # Removed characters: apostrophes join words ("don't"); the others modify the emoji before them.

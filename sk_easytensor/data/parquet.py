@@ -106,12 +106,12 @@ class FragmentChunk(RowRange):
                 return
 
 
-def open_parquet(where, names=None):
+def open_parquet(path, names=None):
     """Open Parquet files as one data set.
 
     Parameters
     ----------
-    where : str or os.PathLike
+    path : str or os.PathLike
         A file, a directory (whose ``key=value`` parts become columns), a glob, or a URL of one of
         these on any file system that fsspec supports.
     names : sequence of str, optional
@@ -133,7 +133,7 @@ def open_parquet(where, names=None):
     TypeError
         If the types of a selected column in two files have no common type.
     """
-    url = os.fspath(where)
+    url = os.fspath(path)
     files, root = fsspec.core.url_to_fs(url)
     if fsspec.core.has_magic(root):
         paths, base = sorted(files.glob(root)), None
@@ -178,15 +178,15 @@ def open_parquet(where, names=None):
 
 def select_fields(schemas, names):
     """Return schemas of the selected columns, or the whole schemas if no part has any of them."""
-    selected, any_wanted = [], False
+    selected, any_selected = [], False
     for part, schema in schemas:
-        wanted = source_positions(schema.names, names)
-        any_wanted = any_wanted or bool(wanted)
+        positions = source_positions(schema.names, names)
+        any_selected = any_selected or bool(positions)
         # Index columns are retained, so that the metadata still identifies them.
-        retained = {*wanted, *map(schema.names.index, index_columns(schema))}
+        retained = {*positions, *map(schema.names.index, index_columns(schema))}
         fields = [schema.field(index) for index in sorted(retained)]
         selected.append((part, pa.schema(fields, schema.metadata)))
-    return selected if any_wanted else schemas
+    return selected if any_selected else schemas
 
 
 def unify_schemas(schemas):
@@ -284,12 +284,12 @@ def locate_errors(batches, fragments, schema, columns):
         raise
 
 
-def parquet_chunks(where, at_least=1):
+def parquet_chunks(path, at_least=1):
     """Return the schema and the chunks of Parquet files.
 
     Parameters
     ----------
-    where : str or os.PathLike
+    path : str or os.PathLike
         A path, glob or URL, as for :func:`open_parquet`.
     at_least : int, default=1
         Number of chunks to make if there are enough rows. Row groups are then split, and read by
@@ -309,7 +309,7 @@ def parquet_chunks(where, at_least=1):
     ValueError
         If the files have no rows or cannot be read as Parquet.
     """
-    dataset = open_parquet(where)
+    dataset = open_parquet(path)
     chunks, first = [], 0
     for file in dataset.get_fragments():
         for fragment in file.split_by_row_group():
@@ -318,7 +318,7 @@ def parquet_chunks(where, at_least=1):
                 chunks.append(FragmentChunk(fragment, dataset.schema, 0, n_rows, first))
             first += n_rows
     if not chunks:
-        raise ValueError(f"{os.fspath(where)!r} holds no row")
+        raise ValueError(f"{os.fspath(path)!r} holds no row")
     return dataset.schema, cut_evenly(chunks, at_least)
 
 
@@ -331,12 +331,12 @@ def cut_evenly(chunks, at_least):
     return [part for chunk in chunks for part in chunk.cut(-(-len(chunk) // size))]
 
 
-def read_parquet(where, names=None):
+def read_parquet(path, names=None):
     """Read Parquet files as one table.
 
     Parameters
     ----------
-    where : str or os.PathLike
+    path : str or os.PathLike
         A path, glob or URL, as for :func:`open_parquet`.
     names : sequence of str, optional
         Columns to read. By default, and if none of them exists, all columns are read.
@@ -352,7 +352,7 @@ def read_parquet(where, names=None):
     ValueError, TypeError, OSError
         If the files cannot be read, or their types differ: see :func:`open_parquet`.
     """
-    dataset = open_parquet(where, names)
+    dataset = open_parquet(path, names)
     columns = dataset.schema.names
 
     def read():

@@ -153,12 +153,12 @@ def source_positions(labels, names):
     list of int
         Positions in `labels`.
     """
-    wanted = set(names)
+    columns = set(names)
     for name in names:
         while "." in name:
             name = name.rpartition(".")[0]
-            wanted.add(name)
-    return [position for position, label in enumerate(labels) if str(label) in wanted]
+            columns.add(name)
+    return [position for position, label in enumerate(labels) if str(label) in columns]
 
 
 def common_type(one, other):

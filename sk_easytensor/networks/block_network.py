@@ -341,16 +341,16 @@ class BlockNetwork(nn.Module):
         hidden = hidden.mean(1)
         return hidden if wide is None else torch.cat([hidden, wide], dim=1)
 
-    def _hidden(self, read):
+    def _hidden(self, outputs_by_block):
         parts = {False: [], True: []}
         for name, block in zip(self.names, self.blocks, strict=True):
             if name != self.offset_name and name not in self.added_names:
-                parts[block.wide].append(read[name])
+                parts[block.wide].append(outputs_by_block[name])
         wide = torch.cat(parts[True], dim=1) if parts[True] else None
         if parts[False]:
             deep = torch.cat(parts[False], dim=1)
         else:
-            outputs = next(iter(read.values()))
+            outputs = next(iter(outputs_by_block.values()))
             deep = outputs.new_zeros(outputs.shape[0], 1)
         hidden = self.trunk(deep)
         return hidden[:, None, :] if hidden.ndim == 2 else hidden, wide

@@ -565,18 +565,18 @@ class MultiTaskHead(Head):
         return total
 
     def average_members(self, outputs):
-        return self._per_task(lambda head, own: head.average_members(own), outputs)
+        return self._per_task(lambda head, part: head.average_members(part), outputs)
 
     def normalize(self, combined):
-        return self._per_task(lambda head, own: head.normalize(own), combined)
+        return self._per_task(lambda head, part: head.normalize(part), combined)
 
     def predict(self, combined):
         """Return the predictions of all tasks, concatenated."""
-        return self._per_task(lambda head, own: head.predict(own), combined)
+        return self._per_task(lambda head, part: head.predict(part), combined)
 
     def _per_task(self, function, outputs):
         pairs = zip(self.heads, self.columns(), strict=True)
-        return torch.cat([function(head, outputs[..., own]) for head, own in pairs], dim=-1)
+        return torch.cat([function(head, outputs[..., columns]) for head, columns in pairs], dim=-1)
 
 
 def weighted_mean(network_outputs, tree_outputs, share, temperature):

@@ -231,11 +231,11 @@ class Recurrent(nn.Module):
             position = torch.arange(padded.shape[1], device=lengths.device)
             reversed_order = torch.where(known, lengths[:, None] - 1 - position, position)
         for index, forwards in enumerate(self.forwards):
-            ahead, _ = forwards(hidden)
+            outputs, _ = forwards(hidden)
             if self.bidirectional:
-                back, _ = self.backwards[index](reorder(hidden, reversed_order))
-                ahead = torch.cat([ahead, reorder(back, reversed_order)], dim=2)
-            hidden = self.dropout(ahead)
+                backward_outputs, _ = self.backwards[index](reorder(hidden, reversed_order))
+                outputs = torch.cat([outputs, reorder(backward_outputs, reversed_order)], dim=2)
+            hidden = self.dropout(outputs)
         return self.norm(hidden)
 
 

@@ -52,11 +52,11 @@ class MLP(ParametersMixin, BaseEstimator):
         self.dropout = dropout
 
     def check_parameters(self):
-        """Raise ``ValueError`` naming the first hyper-parameter that makes no sense."""
+        """Raise ``ValueError`` that names the first invalid parameter and what is accepted."""
         _check_layers(self)
 
     def make_module(self, in_features):
-        """Return a new module for so many input features."""
+        """Return a new module with `in_features` inputs."""
         layers = []
         for _ in range(self.layers):
             layers += [nn.Linear(in_features, self.width), nn.ReLU(), FastDropout(self.dropout)]
@@ -117,12 +117,12 @@ class TabM(ParametersMixin, BaseEstimator):
         self.dropout = dropout
 
     def check_parameters(self):
-        """Raise ``ValueError`` naming the first hyper-parameter that makes no sense."""
+        """Raise ``ValueError`` that names the first invalid parameter and what is accepted."""
         check_number("TabM", "members", self.members, low=1, integer=True)
         _check_layers(self)
 
     def make_module(self, in_features):
-        """Return a new module for so many input features."""
+        """Return a new module with `in_features` inputs."""
         return TabMModule(self, in_features)
 
 
@@ -188,11 +188,11 @@ class Sum(ParametersMixin, BaseEstimator):
         self.width = width
 
     def check_parameters(self):
-        """Raise ``ValueError`` naming the first hyper-parameter that makes no sense."""
+        """Raise ``ValueError`` that names the first invalid parameter and what is accepted."""
         check_number("Sum", "width", self.width, low=1, integer=True)
 
     def make_module(self, in_features):
-        """Return a new module for so many input features."""
+        """Return a new module with `in_features` inputs."""
         return self.make_module_for([in_features])
 
     def make_module_for(self, widths):

@@ -130,8 +130,8 @@ class TwoTowerNetwork(nn.Module):
         n_pairs, n_items = len(pairs), len(self.popularity)
         rows, n_negatives = pairs.item_rows, self.n_negatives if self.training else 0
         if n_negatives:
-            drawn = torch.randint(n_items, (n_negatives,)).to(rows.device)
-            rows = torch.cat([rows, drawn])
+            negatives = torch.randint(n_items, (n_negatives,)).to(rows.device)
+            rows = torch.cat([rows, negatives])
         present, index = rows.unique(return_inverse=True)
         items = self._embed(self.item, pairs.items.take(present))
         with torch.autocast(users.device.type, enabled=False):

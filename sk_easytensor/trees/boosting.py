@@ -135,7 +135,7 @@ def prepare_columns(parts, codes, *, many_outputs, seed):
     TreeColumns
     """
     rows = parts[0]
-    sets, others = [], []
+    sets, numeric = [], []
     for position, (n_codes, ordered) in enumerate(codes):
         column_codes = rows.columns[:, position]
         if ordered:
@@ -143,7 +143,7 @@ def prepare_columns(parts, codes, *, many_outputs, seed):
             values[MISSING] = np.nan
             # scikit-learn cannot bin a column without numbers.
             if column_codes.any():
-                others.append((position, CodeColumn(None, values), None))
+                numeric.append((position, CodeColumn(None, values), None))
         elif n_codes <= MAX_SET_CODES or many_outputs:
             values = np.arange(n_codes, dtype=np.float64)
             values[MAX_CODES:] = UNSEEN
@@ -153,8 +153,8 @@ def prepare_columns(parts, codes, *, many_outputs, seed):
             encoded, values = cross_fitted_target_encoding(
                 column_codes, n_codes, rows.target, rows.weight, seed
             )
-            others.append((position, CodeColumn(None, values), encoded))
-    entries = [*sets, *others]
+            numeric.append((position, CodeColumn(None, values), encoded))
+    entries = [*sets, *numeric]
     matrices = [np.empty((len(part.target), len(entries))) for part in parts]
     for index, (position, column, encoded) in enumerate(entries):
         for part, matrix in zip(parts, matrices, strict=True):
@@ -295,7 +295,7 @@ class BoostedTrees(ParametersMixin, BaseEstimator):
         self.n_iter_no_change = n_iter_no_change
 
     def check_parameters(self):
-        """Raise ``ValueError`` naming the first hyper-parameter that makes no sense."""
+        """Raise ``ValueError`` that names the first invalid parameter and what is accepted."""
         name = "BoostedTrees"
         check_number(name, "learning_rate", self.learning_rate, low=0, exclusive=True)
         bounds = {

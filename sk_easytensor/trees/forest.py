@@ -184,7 +184,7 @@ class Forest:
         tree_of = np.arange(len(trees))
         # Children have higher indices than their parents, so nodes are visited in reversed order.
         n_leaves = int(leaf.sum(1).max())
-        bits = next(kind for kind, most in BITS.items() if n_leaves <= most)
+        bits = next(kind for kind, max_leaves in BITS.items() if n_leaves <= max_leaves)
         below = np.where(leaf, bits(1) << number.astype(bits), bits(0))
         for node in range(sizes.max() - 1, -1, -1):
             left, right = grid["left"][:, node], grid["right"][:, node]
@@ -464,11 +464,11 @@ class ForestModule(nn.Module):
                 open_leaves[: len(open_leaves) - half] &= open_leaves[half:]
                 open_leaves = open_leaves[:half]
             return open_leaves[0]
-        first, *others = rows
+        first, *other_rows = rows
         open_leaves = self.open_leaves.index_select(0, first)
         # Allocating memory for each look-up would take longer than the look-up.
         column_leaves = torch.empty_like(open_leaves)
-        for column_rows in others:
+        for column_rows in other_rows:
             torch.index_select(self.open_leaves, 0, column_rows, out=column_leaves)
             open_leaves = (
                 open_leaves.bitwise_and_(column_leaves)

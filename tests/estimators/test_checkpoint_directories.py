@@ -401,9 +401,9 @@ def test_of_many_that_create_a_file_one_succeeds(tmp_path):
 def test_a_lock_that_changed_hands_is_not_taken(tmp_path):
     store = DirectoryStore(tmp_path)
     store.create("x", b"new")
-    store.take("x", lambda data: data == b"old")
+    store.remove_if("x", lambda data: data == b"old")
     assert files_in(tmp_path) == {tmp_path / "x": b"new"}
-    store.take("x", lambda data: data == b"new")
+    store.remove_if("x", lambda data: data == b"new")
     assert files_in(tmp_path) == {}
 
 
