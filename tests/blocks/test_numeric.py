@@ -192,7 +192,7 @@ def test_piecewise_is_a_linear_layer_over_the_bins():
     torch.testing.assert_close(found, expected.detach(), atol=1e-4, rtol=1e-4)
 
 
-def test_trust_grows_with_the_rows_of_a_bin():
+def test_shrinkage_factors_grow_with_the_rows_of_a_bin():
     columns = {"x": np.arange(1000.0), "y": np.arange(1000) % 5, "z": [np.inf] * 400 + [1.0] * 600}
     block = NumericBlock(bins=10).fit(columns)
     np.testing.assert_array_equal(block.rows_per_bin_, [100, 250, 600])
