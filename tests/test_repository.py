@@ -86,3 +86,21 @@ def test_constraints_cover_dependencies(pyproject):
         if "!=" not in requirement
     }
     assert names <= pinned
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")],
+    ids=lambda path: path.name,
+)
+def test_prose_has_lines_of_at_most_100_columns(path):
+    text = re.sub(
+        r"^(```|<!--).*?(```|-->)$", "", path.read_text(encoding="utf-8"), flags=re.M | re.S
+    )
+    long = [
+        line
+        for line in text.splitlines()
+        # Rows of tables and what has no space to break at are as long as they are.
+        if len(line) > 100 and not line.startswith("|") and " " in line[:100].strip()
+    ]
+    assert long == []
