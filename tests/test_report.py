@@ -218,7 +218,7 @@ def test_curves_and_bars_are_drawn(models, tmp_path):
 def test_what_does_not_apply_says_why(models, table, tmp_path):
     for kind in ("two_tower", "embedder"):
         sections = read(models[kind], tmp_path)[1].sections
-        assert "Left out: a model of this kind keeps no rows" in sections["importances"]
+        assert "Left out: a model of this kind keeps no validation rows" in sections["importances"]
         assert "Left out:" in sections["validation"]
     X, y = table
     model = EasyTensorRegressor(validation_fraction=None, **QUICK).fit(X, y)

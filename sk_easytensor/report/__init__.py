@@ -1,4 +1,4 @@
-"""A fitted model on one page of HTML."""
+"""Report of a fitted model as one HTML page."""
 
 from sk_easytensor.report.report import write_report
 

@@ -1,4 +1,4 @@
-"""The page: escaped text, tables, sections, and a file that is there whole or not at all."""
+"""HTML of the report: escaped text, tables, sections and the page."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from html import escape
 
 __all__ = [
-    "LeftOut",
+    "SectionNotApplicable",
     "caption",
     "number",
     "page",
@@ -32,12 +32,12 @@ nav a { margin-right: 1rem; color: #2a6496; }
 """
 
 
-class LeftOut(Exception):
-    """Says why a section does not apply to a model."""
+class SectionNotApplicable(Exception):
+    """Raised when a section does not apply to a model; the message says why."""
 
 
 def number(value):
-    """Show a number with four digits."""
+    """Return a number as text, with four significant digits unless it is an integer."""
     value = float(value)
     if not math.isfinite(value):
         return str(value)
@@ -45,14 +45,14 @@ def number(value):
 
 
 def table(header, rows):
-    """Return a table of text, all of it escaped.
+    """Return an HTML table, with all text escaped.
 
     Parameters
     ----------
     header : list of str
         Names of the columns.
     rows : iterable of sequence
-        Cells, shown as strings.
+        Cells of each row, which are converted to strings.
     """
     head = "".join(f"<th>{escape(str(cell))}</th>" for cell in header)
     body = "".join(
@@ -64,38 +64,41 @@ def table(header, rows):
 
 
 def caption(text):
-    """Return a line of text."""
+    """Return a line of text as a paragraph, escaped."""
     return f'<p class="caption">{escape(text)}</p>'
 
 
-def section(name, title, make, *arguments):
-    """Return a section, or the sentence why it is left out.
+def section(name, title, render, *arguments):
+    """Return a section with its content, or with the reason why it is left out.
 
     Parameters
     ----------
     name : str
-        The section's ``id``.
+        ``id`` of the section.
     title : str
-        Its heading.
-    make : callable
-        Called with the arguments; returns HTML or raises :class:`LeftOut`.
+        Heading of the section.
+    render : callable
+        Function of the arguments that returns the content as HTML or raises
+        :class:`SectionNotApplicable`.
+    *arguments : object
+        Arguments of ``render``.
     """
     try:
-        body = make(*arguments)
-    except LeftOut as reason:
+        body = render(*arguments)
+    except SectionNotApplicable as reason:
         body = f'<p class="left-out">Left out: {escape(str(reason))}.</p>'
     return f'<section id="{name}"><h2>{escape(title)}</h2>{body}</section>\n'
 
 
 def page(title, subtitle, links, body):
-    """Return a page that asks for nothing outside itself."""
+    """Return a page that loads nothing from elsewhere."""
     menu = "".join(f'<a href="#{name}">{escape(text)}</a>' for name, text in links.items())
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        # No browser may ask for anything or run a script, whatever the strings of the data are.
+        # Browsers must not load anything or run scripts, whatever the strings of the data contain.
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
-        # Otherwise a browser asks the server for an icon.
+        # Otherwise browsers request an icon from the server.
         '<link rel="icon" href="data:,">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style></head>\n<body>\n"
         f"<h1>{escape(title)}</h1>\n{caption(subtitle)}\n<nav>{menu}</nav>\n{body}</body></html>\n"

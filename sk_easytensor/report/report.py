@@ -1,4 +1,4 @@
-"""A fitted model on one page of HTML."""
+"""Content of the report of a fitted model, section by section."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sk_easytensor.blocks import (
 )
 from sk_easytensor.data.type_names import type_name
 from sk_easytensor.report.html import (
-    LeftOut,
+    SectionNotApplicable,
     caption,
     number,
     page,
@@ -43,12 +43,15 @@ __all__ = [
 ]
 
 
-SHOWN_CATEGORIES, LONGEST_VALUE = 5, 40
-MOST_CLASSES = 50
+MAX_CATEGORIES, MAX_VALUE_LENGTH = 5, 40
+"""Number of categories that are listed, and characters of each."""
+
+MAX_CLASSES = 50
+"""Number of classes whose rows are counted."""
 
 
 def summarize_table(table):
-    """Return what a fit remembers of its table: rows, types and missing values, and no value.
+    """Return the summary of the training rows that a fit stores, which has no values of them.
 
     Parameters
     ----------
@@ -58,7 +61,8 @@ def summarize_table(table):
     Returns
     -------
     dict
-        ``rows``, and ``columns``: a dictionary of (type, rows without a value) by name.
+        ``"rows"`` is the number of rows, and ``"columns"`` is a dictionary of (type, number of
+        missing values) by name of the column.
     """
     columns = {
         name: (type_name(column.type), int(pc.sum(column.is_null(nan_is_null=True)).as_py() or 0))
@@ -68,20 +72,20 @@ def summarize_table(table):
 
 
 def summarize_target(y, classes=None):
-    """Return what a fit remembers of its target.
+    """Return the summary of the target that a fit stores.
 
     Parameters
     ----------
     y : array of shape (n_samples,) or (n_samples, n_outputs)
-        A valid target.
+        Valid target. With several columns and ``classes``, each is a label of 0 or 1.
     classes : ndarray, optional
-        The classes, if it is of classes; labels in columns of their own are 0 or 1.
+        Sorted classes of a classifier; None for numbers.
 
     Returns
     -------
     dict
-        ``counts`` of at most 50 classes or labels, or ``quantiles`` of each output, at 0%, 25%,
-        50%, 75% and 100%.
+        ``"counts"`` of at most 50 classes or labels, or ``"quantiles"`` of shape (n_outputs, 5), at
+        0%, 25%, 50%, 75% and 100%.
     """
     if classes is None:
         return {"quantiles": np.quantile(y.reshape(len(y), -1), np.linspace(0, 1, 5), axis=0).T}
@@ -89,32 +93,36 @@ def summarize_target(y, classes=None):
         counts = np.asarray(y.sum(axis=0), dtype=np.int64).reshape(-1)
     else:
         counts = np.bincount(np.searchsorted(classes, y), minlength=len(classes))
-    return {"counts": counts[:MOST_CLASSES]}
+    return {"counts": counts[:MAX_CLASSES]}
 
 
 def describe_columns(blocks):
-    """Return, for each column, the names of blocks that read it and what they know of it.
+    """Return the blocks that read each column, with a description of the column's values.
 
     Parameters
     ----------
     blocks : dict of {str: Block}
-        Fitted.
+        Fitted blocks by name.
 
     Returns
     -------
     dict of {str: list of (str, str)}
+        Pairs of a block's name and its description, by column.
     """
-    found = {}
+    result = {}
     for name, block in blocks.items():
-        known = describe(block)
+        descriptions = describe(block)
         for column in block.feature_names_in_:
-            found.setdefault(column, []).append((name, known.get(column, "")))
-    return found
+            result.setdefault(column, []).append((name, descriptions.get(column, "")))
+    return result
 
 
 @singledispatch
 def describe(block):
-    """Return what a fitted block knows of its columns, a dictionary of sentences by column."""
+    """Return a description of the values that a fitted block has seen, by column.
+
+    Kinds of blocks are registered below; those of users have no description.
+    """
     return {}
 
 
@@ -130,7 +138,7 @@ def _(block: DatetimeBlock):
 
 @describe.register
 def _(block: CategoryBlock):
-    # That of events without categories has no columns.
+    # The category block of an EventSequenceBlock without categories has no columns.
     if block.hash_buckets is not None:
         return _by_column(block, [f"hashed into {block.hash_buckets:,}"] * block.n_features_in_)
     return _by_column(block, map(_categories, block.categories_, block.counts_))
@@ -149,7 +157,7 @@ def _(block: NumericSequenceBlock):
 
 @describe.register
 def _(block: EventSequenceBlock):
-    # What its inner blocks know goes by the names of their own columns, which are this block's.
+    # The inner blocks have the column names of this block.
     inner = {**describe(block.number_block_), **describe(block.category_block_)}
     return {
         name: "; ".join(filter(None, [f"{kind} of each event", inner.get(name, "")]))
@@ -171,23 +179,23 @@ def _(block: TextBlock):
 def _(block: SparseBlock):
     pairs = zip(block.features_, block.lengths_, strict=True)
     return _by_column(
-        block, (f"{len(read):,} of {size:,} sparse features are read" for read, size in pairs)
+        block, (f"{len(read):,} of {size:,} sparse features are used" for read, size in pairs)
     )
 
 
-def _by_column(block, sentences):
-    return dict(zip(block.feature_names_in_, sentences, strict=False))
+def _by_column(block, descriptions):
+    return dict(zip(block.feature_names_in_, descriptions, strict=False))
 
 
-def _spread(edges, show=number):
+def _spread(edges, to_text=number):
     if len(edges) == 0:
         return "always missing"
     lowest, lower, upper, highest = np.quantile(edges, [0, 0.25, 0.75, 1])
     if lowest == highest:
-        return f"always {show(lowest)}"
+        return f"always {to_text(lowest)}"
     return (
-        f"from {show(lowest)} to {show(highest)}; half of the {len(edges) - 1:,} bins "
-        f"from {show(lower)} to {show(upper)}"
+        f"from {to_text(lowest)} to {to_text(highest)}; half of the {len(edges) - 1:,} bins "
+        f"from {to_text(lower)} to {to_text(upper)}"
     )
 
 
@@ -198,42 +206,48 @@ def _instant(seconds):
 def _categories(values, counts):
     if len(values) == 0:
         return "always missing"
-    shown = [
-        f"{value if len(value) <= LONGEST_VALUE else value[: LONGEST_VALUE - 1] + '…'} ({count:,})"
-        for value, count in zip(
-            values[:SHOWN_CATEGORIES].to_pylist(), counts[:SHOWN_CATEGORIES], strict=True
-        )
+    most_frequent = zip(values[:MAX_CATEGORIES].to_pylist(), counts[:MAX_CATEGORIES], strict=True)
+    listed = [
+        f"{_shortened(value, MAX_VALUE_LENGTH)} ({count:,})" for value, count in most_frequent
     ]
-    more = ", …" if len(values) > SHOWN_CATEGORIES else ""
+    more = ", …" if len(values) > MAX_CATEGORIES else ""
     noun = "category" if len(values) == 1 else "categories"
-    return f"{len(values):,} {noun}: {', '.join(shown)}{more}"
+    return f"{len(values):,} {noun}: {', '.join(listed)}{more}"
 
 
-SHOWN_BARS = 20
-LONGEST = 300
+def _shortened(text, length):
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+MAX_BARS = 20
+"""Number of columns in the drawing of the importances."""
+
+MAX_PARAMETER_LENGTH = 300
+"""Characters of the value of a parameter."""
 
 
 def write_report(model, path):
-    """Write what a fitted model knows of itself as one page of HTML.
+    """Write the report of a fitted model as one HTML page.
 
     Parameters
     ----------
     model : estimator
-        Fitted, of this library.
+        Fitted estimator of this library.
     path : str or path-like
-        The file. It is written under another name and renamed.
+        Path of the file. It is written under a temporary name and renamed, so that it is never
+        incomplete.
 
     Returns
     -------
     pathlib.Path
-        Of the file.
+        Path of the file.
 
     Raises
     ------
     NotFittedError
         If the model is not fitted.
     FileNotFoundError
-        If the directory does not exist.
+        If the directory of ``path`` does not exist.
     """
     check_is_fitted(model)
     sections = {
@@ -245,7 +259,7 @@ def write_report(model, path):
         "validation": ("Validation", validation),
         "timings": ("Timings", timings),
     }
-    body = "".join(section(name, *about, model) for name, about in sections.items())
+    body = "".join(section(name, *entry, model) for name, entry in sections.items())
     from sk_easytensor import __version__
 
     versions = {"sk_easytensor": __version__, "torch": torch.__version__}
@@ -256,7 +270,7 @@ def write_report(model, path):
 
 
 def data(model):
-    """Return rows, target and columns."""
+    """Return numbers of rows and columns, the target, and a table of the columns."""
     summary = model._data_summary
     counts = {"rows": summary["rows"], "columns": len(summary["columns"])}
     for name in ("n_users_", "n_users_without_pair_"):
@@ -264,32 +278,32 @@ def data(model):
             counts[name.strip("_").removeprefix("n_").replace("_", " ")] = getattr(model, name)
     if hasattr(model, "item_keys_"):
         counts["items"] = len(model.item_keys_)
-    body = caption("Given to fit: " + ", ".join(f"{value:,} {k}" for k, value in counts.items()))
+    body = caption("Data of fit: " + ", ".join(f"{value:,} {k}" for k, value in counts.items()))
     body += target(model)
-    known = {}
-    for side, owner in encoders(model).items():
-        for column, readers in describe_columns(owner.blocks_).items():
-            known.setdefault(column, []).extend(
-                (f"{side}{name}", sentence) for name, sentence in readers
+    descriptions = {}
+    for prefix, encoder in encoders(model).items():
+        for column, blocks in describe_columns(encoder.blocks_).items():
+            descriptions.setdefault(column, []).extend(
+                (f"{prefix}{name}", description) for name, description in blocks
             )
     rows = []
-    for column, (kind, n_missing) in summary["columns"].items():
-        readers = known.get(column, [])
-        share = n_missing / max(summary["rows"], 1)
+    for column, (type_, n_missing) in summary["columns"].items():
+        blocks = descriptions.get(column, [])
+        fraction = n_missing / max(summary["rows"], 1)
         rows.append(
             (
                 column,
-                kind,
-                f"{n_missing:,} ({share:.1%})" if n_missing else "none",
-                ", ".join(name for name, _ in readers) or "not used",
-                "; ".join(sentence for _, sentence in readers if sentence),
+                type_,
+                f"{n_missing:,} ({fraction:.1%})" if n_missing else "none",
+                ", ".join(name for name, _ in blocks) or "not used",
+                "; ".join(description for _, description in blocks if description),
             )
         )
     return body + table(["Column", "Type", "Missing", "Block", "Values seen by fit"], rows)
 
 
 def target(model):
-    """Return classes with their counts, or quantiles of numbers."""
+    """Return a table of the classes with their counts, or of the quantiles of each output."""
     summary = getattr(model, "_target_summary", None)
     if summary is None:
         return ""
@@ -309,112 +323,124 @@ def target(model):
 
 
 def encoders(model):
-    """Return what holds fitted blocks, by what goes before their names."""
+    """Return the objects with fitted blocks, by the prefix of the blocks' names."""
     if hasattr(model, "user_tower_"):
         return {"user__": model.user_tower_, "item__": model.item_tower_}
     return {"": model}
 
 
 def parameters(model):
-    """Return the constructor's parameters, and which of them differ from the defaults."""
+    """Return a table of the parameters that marks those that differ from the defaults."""
     defaults = type(model)().get_params(deep=False)
     rows = []
     for name, value in sorted(model.get_params(deep=False).items()):
-        shown = repr(value)
-        changed = "" if shown == repr(defaults.get(name)) else "changed"
-        rows.append((name, shown if len(shown) <= LONGEST else shown[:LONGEST] + "…", changed))
+        text = repr(value)
+        changed = "" if text == repr(defaults.get(name)) else "changed"
+        rows.append((name, _shortened(text, MAX_PARAMETER_LENGTH), changed))
     return table(["Parameter", "Value", ""], rows)
 
 
 def diagram(model):
     """Return scikit-learn's diagram of the estimator and its blocks."""
-    # Without its script, which copies names of parameters and complains where it finds none.
-    drawn = re.sub(r"<script\b.*?</script>", "", estimator_html_repr(model), flags=re.DOTALL)
-    return re.sub(r'\sonclick="[^"]*"', "", drawn)
+    # Its script is removed: it copies names of parameters and fails on a page without buttons.
+    drawing = re.sub(r"<script\b.*?</script>", "", estimator_html_repr(model), flags=re.DOTALL)
+    return re.sub(r'\sonclick="[^"]*"', "", drawing)
 
 
 def learning_curves(model):
-    """Draw losses by epoch."""
-    found = model.evals_result_
-    metric = next(iter(next(iter(found.values()))))
-    curves = {name: losses[metric] for name, losses in found.items()}
-    validated = [name for name in curves if name != "training"]
-    decided = "validation rows" if validated else "the last epoch"
-    said = (
-        f"{model.n_iter_} epochs; the weights kept are those of epoch {model.best_iteration_}, as "
-        f"{decided} decide: {number(model.best_score_)}. The training loss is of the network alone "
-        "and includes dropout"
+    """Return a drawing of the losses by epoch."""
+    results = model.evals_result_
+    metric = next(iter(next(iter(results.values()))))
+    curves = {name: losses[metric] for name, losses in results.items()}
+    is_validated = any(name != "training" for name in curves)
+    criterion = "validation loss" if is_validated else "training loss"
+    text = (
+        f"{model.n_iter_} epochs. The weights are those of epoch {model.best_iteration_}, with "
+        f"a {criterion} of {number(model.best_score_)}. The training loss is that of the network "
+        "alone and includes dropout"
     )
-    shares = getattr(model, "tree_weight_", 0.0)
-    shares = shares if isinstance(shares, dict) else {"": shares}
-    if any(shares.values()):
-        listed = ", ".join(f"{value:.0%} {name}".strip() for name, value in shares.items())
-        said += (
-            f". Boosted trees count for {listed}; validation losses are of network and "
-            "trees together"
+    weights = getattr(model, "tree_weight_", 0.0)
+    weights = weights if isinstance(weights, dict) else {"": weights}
+    if any(weights.values()):
+        listed = ", ".join(f"{value:.0%} {name}".strip() for name, value in weights.items())
+        text += (
+            f". The weight of the boosted trees is {listed}; validation losses are those of "
+            "network and trees together"
         )
-    drawn = lines(curves, ("epoch", metric), f"{metric} by epoch", marked=model.best_iteration_)
-    return caption(said + ".") + drawn
+    drawing = lines(curves, ("epoch", metric), f"{metric} by epoch", marked=model.best_iteration_)
+    return caption(text + ".") + drawing
 
 
 def importances(model):
-    """Draw permutation importances of columns."""
+    """Return a drawing of the permutation importances of columns.
+
+    Raises
+    ------
+    SectionNotApplicable
+        If the estimator has no importances, or all of them are 0.
+    """
     if not hasattr(type(model), "feature_importances_"):
-        raise LeftOut(
-            "a model of this kind keeps no rows to evaluate columns on; "
+        raise SectionNotApplicable(
+            "a model of this kind keeps no validation rows; "
             "sk_easytensor.inspection.permutation_importance takes rows, with a target"
         )
     values, names = model.feature_importances_, model._encoder.features
     if not values.any():
-        raise LeftOut("no column raises the loss when its values are shuffled")
-    order = np.argsort(-values, kind="stable")[:SHOWN_BARS]
-    said = (
-        "Share of the loss that shuffling a column adds, on rows held out where there are enough."
+        raise SectionNotApplicable("no column raises the loss when its values are shuffled")
+    order = np.argsort(-values, kind="stable")[:MAX_BARS]
+    text = (
+        "Increase of the loss when a column is shuffled, as a fraction of the loss, on validation "
+        "rows if there are enough."
     )
     if len(order) < len(values):
-        said += f" The {len(order)} largest of {len(values):,}."
+        text += f" The {len(order)} largest of {len(values):,}."
     title = "Permutation importance of columns"
-    return caption(said) + bars([str(names[i]) for i in order], values[order], title)
+    return caption(text) + bars([str(names[i]) for i in order], values[order], title)
 
 
 def validation(model):
-    """Draw the calibration of a classifier, the residuals of a regressor."""
+    """Return a drawing of the calibration of a classifier or the residuals of a regressor.
+
+    Raises
+    ------
+    SectionNotApplicable
+        If the estimator predicts no rows, or had fewer than 32 validation rows.
+    """
     if not hasattr(type(model), "feature_importances_"):
-        raise LeftOut("a model of this kind gives no prediction of its own for a row")
-    # Both are found when importances are, from the same rows.
+        raise SectionNotApplicable("a model of this kind has no predictions of single rows")
+    # Computing importances sets model._validation, from the same rows.
     model.feature_importances_  # noqa: B018
-    found = model._validation
-    if found is None:
-        raise LeftOut(
-            "fewer than 32 rows were held out, and training rows would show the model better "
-            "than it is"
+    results = model._validation
+    if results is None:
+        raise SectionNotApplicable(
+            "fewer than 32 rows were held out, and metrics of training rows would be too optimistic"
         )
-    body = caption(f"On {found['rows']:,} rows held out.")
-    body += table(["Measure", "Value"], [(k, number(v)) for k, v in found["measures"].items()])
-    if "calibration" in found:
+    body = caption(f"On {results['rows']:,} validation rows.")
+    body += table(["Metric", "Value"], [(k, number(v)) for k, v in results["measures"].items()])
+    if "calibration" in results:
         body += caption(
-            f"Calibration: {found['of']}, in ten bins of as many rows, against how often it "
-            "came true."
+            f"Calibration: {results['of']} against the observed frequency, in ten bins of equal "
+            "numbers of rows."
         )
-        labels = ("predicted probability", "share that came true")
-        return body + dots(*found["calibration"].T, labels, "Calibration")
-    for index, bins in enumerate(found["residuals"]):
-        output = "" if len(found["residuals"]) == 1 else f" of output {index}"
+        labels = ("predicted probability", "observed frequency")
+        return body + dots(*results["calibration"].T, labels, "Calibration")
+    for index, bins in enumerate(results["residuals"]):
+        output = "" if len(results["residuals"]) == 1 else f" of output {index}"
         title = f"Residuals{output} by prediction"
         body += caption(
-            f"{title}: target minus prediction, in ten bins of as many rows. Boxes hold the middle "
-            "half, lines go from the 5% to the 95% quantile."
+            f"{title}: target minus prediction, in ten bins of equal numbers of rows. Boxes go "
+            "from the 25% to the 75% quantile, lines from the 5% to the 95% quantile."
         )
         body += boxes(bins[:, 0], bins[:, 1:], ("prediction", "residual"), title)
     return body
 
 
 def timings(model):
-    """Return the seconds of the parts of a fit."""
-    found = model.fit_times_
+    """Return a table of the seconds that the parts of the fit took."""
+    times = model.fit_times_
     names = {"blocks": "fitting the blocks", "encoding": "encoding", "training": "training"}
-    rows = [(text, f"{found[name]:.3g}") for name, text in names.items() if name in found]
-    epochs = found.get("epochs", [])
+    rows = [(text, f"{times[name]:.3g}") for name, text in names.items() if name in times]
+    epochs = times.get("epochs", [])
     if epochs:
         rows.append((f"an epoch (median of {len(epochs)})", f"{np.median(epochs):.3g}"))
     return table(["Part of fit", "Seconds"], rows)

@@ -1,4 +1,4 @@
-"""Plots as inline SVG: a few lines, dots and boxes need no plotting package."""
+"""Plots as inline SVG, without a plotting package: lines, dots, boxes and bars."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ __all__ = [
 
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 70, 150, 15, 45
-COLOURS = ("#2a6496", "#d9772b", "#3c8d5a", "#a3478f", "#8a7a2f", "#777777")
+COLORS = ("#2a6496", "#d9772b", "#3c8d5a", "#a3478f", "#8a7a2f", "#777777")
 
 
 class Axes:
-    """Where numbers lie on a drawing, with its frame and ticks.
+    """Axes of a plot: its frame and ticks, and the conversion of numbers to pixels.
 
     Parameters
     ----------
     x, y : array-like
-        All numbers that are drawn.
+        All numbers that are drawn, which determine the ranges of the axes.
     labels : (str, str)
-        Of the axes.
+        Labels of the axes.
     title : str
-        Read out in the place of the picture.
+        Title of the drawing, for tooltips and screen readers.
     """
 
     def __init__(self, x, y, labels, title):
@@ -40,64 +40,64 @@ class Axes:
         bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
         self.parts = [_path([(LEFT, TOP), (LEFT, bottom), (right, bottom)], "#999")]
         for tick in _ticks(*self.x_range):
-            place = self.x(tick)
-            self.parts.append(_path([(place, bottom), (place, bottom + 4)], "#999"))
-            self.parts.append(_text(place, bottom + 18, number(tick), "middle"))
+            x = self.x(tick)
+            self.parts.append(_path([(x, bottom), (x, bottom + 4)], "#999"))
+            self.parts.append(_text(x, bottom + 18, number(tick), "middle"))
         for tick in _ticks(*self.y_range):
-            place = self.y(tick)
-            self.parts.append(_path([(LEFT - 4, place), (LEFT, place)], "#999"))
-            self.parts.append(_text(LEFT - 8, place + 4, number(tick), "end"))
+            y = self.y(tick)
+            self.parts.append(_path([(LEFT - 4, y), (LEFT, y)], "#999"))
+            self.parts.append(_text(LEFT - 8, y + 4, number(tick), "end"))
         self.parts.append(_text((LEFT + right) / 2, HEIGHT - 6, labels[0], "middle"))
         middle = (TOP + bottom) / 2
-        turned = f'transform="rotate(-90 14 {middle:.1f})"'
-        self.parts.append(_text(14, middle, labels[1], "middle", turned))
+        rotation = f'transform="rotate(-90 14 {middle:.1f})"'
+        self.parts.append(_text(14, middle, labels[1], "middle", rotation))
 
     def x(self, value):
-        """Return where a number lies from the left."""
+        """Return the distance of a number from the left, in pixels."""
         low, high = self.x_range
         return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
 
     def y(self, value):
-        """Return where a number lies from the top."""
+        """Return the distance of a number from the top, in pixels."""
         low, high = self.y_range
         return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
-    def line(self, x, y, colour, dashed=False):
-        """Add a line through points; those that are not finite are passed over."""
-        found = np.isfinite(x) & np.isfinite(y)
-        points = [(self.x(a), self.y(b)) for a, b in zip(x[found], y[found], strict=True)]
-        self.parts.append(_path(points, colour, 'stroke-dasharray="4 4"' if dashed else ""))
+    def line(self, x, y, color, dashed=False):
+        """Add a line through the points that are finite."""
+        finite = np.isfinite(x) & np.isfinite(y)
+        points = [(self.x(a), self.y(b)) for a, b in zip(x[finite], y[finite], strict=True)]
+        self.parts.append(_path(points, color, 'stroke-dasharray="4 4"' if dashed else ""))
 
-    def dot(self, x, y, colour):
+    def dot(self, x, y, color):
         """Add a dot."""
         self.parts.append(
-            f'<circle cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="4" fill="{colour}"/>'
+            f'<circle cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="4" fill="{color}"/>'
         )
 
-    def name(self, index, text, colour):
-        """Add a line to the legend."""
+    def add_to_legend(self, index, text, color):
+        """Add a line of text to the legend."""
         self.parts.append(
-            _text(WIDTH - RIGHT + 12, TOP + 14 + 18 * index, text, "start", colour=colour)
+            _text(WIDTH - RIGHT + 12, TOP + 14 + 18 * index, text, "start", color=color)
         )
 
     def svg(self):
-        """Return the drawing."""
+        """Return the drawing as SVG."""
         return _svg(self.parts, HEIGHT, self.title)
 
 
 def lines(curves, labels, title, marked=None):
-    """Draw curves over 1, 2, 3 and so on.
+    """Return a plot of curves whose points lie at 1, 2, 3 and so on.
 
     Parameters
     ----------
     curves : dict of {str: list of float}
-        By name.
+        Values of each curve, by name.
     labels : (str, str)
-        Of the axes.
+        Labels of the axes.
     title : str
-        Of the drawing.
+        Title of the drawing.
     marked : int, optional
-        Place on the first axis that a dashed line is drawn at.
+        Position on the x-axis at which a dashed vertical line is drawn.
     """
     arrays = {name: np.asarray(values, dtype=np.float64) for name, values in curves.items()}
     longest = max(len(values) for values in arrays.values())
@@ -105,48 +105,48 @@ def lines(curves, labels, title, marked=None):
     if marked is not None:
         axes.line(np.array([marked, marked], float), np.array(axes.y_range), "#999", dashed=True)
     for index, (name, values) in enumerate(arrays.items()):
-        colour = COLOURS[index % len(COLOURS)]
+        color = COLORS[index % len(COLORS)]
         steps = np.arange(1.0, len(values) + 1)
-        axes.line(steps, values, colour)
+        axes.line(steps, values, color)
         if len(values) == 1:
-            axes.dot(1, values[0], colour)
-        axes.name(index, name, colour)
+            axes.dot(1, values[0], color)
+        axes.add_to_legend(index, name, color)
     return axes.svg()
 
 
 def dots(x, y, labels, title):
-    """Draw shares against probabilities, with the diagonal on which both are equal."""
+    """Return a plot of frequencies against probabilities, with the diagonal."""
     axes = Axes([0, 1], [0, 1], labels, title)
     axes.line(np.array([0.0, 1.0]), np.array([0.0, 1.0]), "#999", dashed=True)
-    found = np.isfinite(x) & np.isfinite(y)
-    axes.line(x, y, COLOURS[0])
-    for place in zip(x[found], y[found], strict=True):
-        axes.dot(*place, COLOURS[0])
+    finite = np.isfinite(x) & np.isfinite(y)
+    axes.line(x, y, COLORS[0])
+    for point in zip(x[finite], y[finite], strict=True):
+        axes.dot(*point, COLORS[0])
     return axes.svg()
 
 
 def boxes(x, quantiles, labels, title):
-    """Draw a box at each place, from five quantiles, with a line at 0."""
-    found = np.isfinite(x)
-    x, quantiles = x[found], quantiles[found]
+    """Return a plot of a box at each ``x``, from five quantiles, with a dashed line at 0."""
+    finite = np.isfinite(x)
+    x, quantiles = x[finite], quantiles[finite]
     axes = Axes(x, np.append(quantiles, 0.0), labels, title)
     axes.line(np.array(axes.x_range), np.zeros(2), "#999", dashed=True)
     half = 0.3 * (WIDTH - LEFT - RIGHT) / max(len(x), 1) / 2
-    for place, (lowest, lower, middle, upper, highest) in zip(x, quantiles, strict=True):
-        left, right = axes.x(place) - half, axes.x(place) + half
-        axes.line(np.array([place, place]), np.array([lowest, highest]), COLOURS[0])
+    for value, (lowest, lower, middle, upper, highest) in zip(x, quantiles, strict=True):
+        left, right = axes.x(value) - half, axes.x(value) + half
+        axes.line(np.array([value, value]), np.array([lowest, highest]), COLORS[0])
         top, height = axes.y(upper), axes.y(lower) - axes.y(upper)
         axes.parts.append(
             f'<rect x="{left:.1f}" y="{top:.1f}" width="{2 * half:.1f}" height="{height:.1f}" '
-            f'fill="#cfe0ee" stroke="{COLOURS[0]}"/>'
+            f'fill="#cfe0ee" stroke="{COLORS[0]}"/>'
         )
         level = axes.y(middle)
-        axes.parts.append(_path([(left, level), (right, level)], COLOURS[0]))
+        axes.parts.append(_path([(left, level), (right, level)], COLORS[0]))
     return axes.svg()
 
 
 def bars(names, values, title):
-    """Draw a bar for each of some numbers, none of them negative."""
+    """Return a plot of a horizontal bar for each number, none of which is negative."""
     largest = max(values) if max(values) > 0 else 1.0
     parts, left = [], 220
     for index, (name, value) in enumerate(zip(names, values, strict=True)):
@@ -154,7 +154,7 @@ def bars(names, values, title):
         short = name if len(name) <= 30 else name[:29] + "…"
         parts.append(_text(left - 8, top + 13, short, "end"))
         parts.append(
-            f'<rect x="{left}" y="{top}" width="{length:.1f}" height="16" fill="{COLOURS[0]}"/>'
+            f'<rect x="{left}" y="{top}" width="{length:.1f}" height="16" fill="{COLORS[0]}"/>'
         )
         parts.append(_text(left + length + 6, top + 13, number(value), "start"))
     return _svg(parts, 16 + 22 * len(names), title)
@@ -170,22 +170,22 @@ def _range(values):
 def _ticks(low, high):
     step = 10.0 ** np.floor(np.log10((high - low) / 2))
     step *= next((factor for factor in (1, 2, 5) if (high - low) / (step * factor) <= 6), 10)
-    # Rounded, so that 0.3 is not shown as what it is in binary.
+    # Rounded, so that a tick at 0.3 is not labelled 0.30000000000000004.
     return np.round(np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step, 12)
 
 
-def _text(x, y, text, anchor, extra="", colour=None):
-    fill = f'style="fill:{colour}"' if colour else ""
+def _text(x, y, text, anchor, extra="", color=None):
+    fill = f'style="fill:{color}"' if color else ""
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {fill} {extra}>{escape(text)}</text>'
     )
 
 
-def _path(points, colour, extra=""):
+def _path(points, color, extra=""):
     if not points:
         return ""
     steps = " L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-    return f'<path d="M{steps}" fill="none" stroke="{colour}" stroke-width="1.5" {extra}/>'
+    return f'<path d="M{steps}" fill="none" stroke="{color}" stroke-width="1.5" {extra}/>'
 
 
 def _svg(parts, height, title):

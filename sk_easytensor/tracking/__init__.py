@@ -1,4 +1,4 @@
-"""Records of fits in MLflow; MLflow itself is imported when a fit is tracked, and not before."""
+"""Recording of fits in MLflow, which is imported only when a fit is tracked."""
 
 from sk_easytensor.tracking.record import upload
 from sk_easytensor.tracking.tracker import MLflowTracker, tracked

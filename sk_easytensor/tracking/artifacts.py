@@ -23,8 +23,8 @@ from sk_easytensor.training.net import LOSS_NAME
 __all__ = [
     "FOLDER",
     "MLflowStore",
+    "data_description",
     "data_digest",
-    "data_of",
     "digest_of",
     "draw_curves",
     "is_in_mlflow",
@@ -41,18 +41,18 @@ FOLDER = "checkpoints"
 
 
 class MLflowStore(DirectoryStore):
-    """A directory whose files are artifacts of a run too.
+    """A directory of checkpoints whose files are also artifacts of an MLflow run.
 
     Parameters
     ----------
     run : TrackedRun
-        Of the fit. What an interrupted fit left among its artifacts is fetched first, so that
-        the machine that goes on needs nothing on its disk.
+        Run of the fit. Checkpoints that an interrupted fit left among the artifacts of the run are
+        downloaded first, so that another machine can resume the fit.
 
     Notes
     -----
-    While the server does not answer, checkpoints are written on this machine only, and sent with
-    the rest of the record.
+    While the server is unreachable, checkpoints are written on this machine only. They are sent
+    with the rest of the record at the end of the fit.
     """
 
     def __init__(self, run):
@@ -64,62 +64,66 @@ class MLflowStore(DirectoryStore):
         self.url = f"artifact {FOLDER!r} of run {run.record.run_id} at {masked(run.uri)}"
 
     def inside(self, name):
-        """Return the store itself: a run is that of one fit."""
+        """Return the store itself, because a run belongs to a single fit."""
         return self
 
     def write(self, name, data):
-        """Write bytes under a name, here and among the artifacts."""
+        """Write bytes under a name, on this machine and among the artifacts of the run."""
         super().write(name, data)
         self._run.send_file(f"{FOLDER}/{name}")
 
     def remove(self, name):
-        """Remove a name that is there."""
+        """Remove an existing name, on this machine and from the artifacts of the run."""
         super().remove(name)
         self._run.remove_file(f"{FOLDER}/{name}")
 
 
 def is_in_mlflow(checkpoint_dir):
-    """Tell whether checkpoints are to be kept among a run's artifacts."""
+    """Return whether ``checkpoint_dir`` stores checkpoints among the artifacts of the run."""
     return isinstance(checkpoint_dir, str) and checkpoint_dir == "mlflow"
 
 
-LARGEST_SOURCE = 1_000_000
-SHOWN_BARS = 20
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""What texts begin with that spreadsheets compute."""
+MAX_SOURCE_BYTES = 1_000_000
+"""Size of the largest calling script that is recorded."""
+
+MAX_BARS = 20
+"""Number of columns in the drawing of the importances."""
+
+FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")
+"""First characters by which spreadsheets recognize a formula."""
 
 UNRECORDED = frozenset(["epoch", "blend_loss"])
-"""Entries of a history that runs leave out, beside losses on the scale of training."""
+"""Entries of a history that are not recorded, besides losses on the scale of training."""
 
 
 def parameters(estimator):
-    """Return all parameters, nested ones included, as strings."""
+    """Return all parameters of an estimator but its tracker, nested ones included, as strings."""
     return {
-        name: shown(value)
+        name: to_text(value)
         for name, value in estimator.get_params().items()
         if name.partition("__")[0] != "tracker"
     }
 
 
-def shown(value):
-    """Return a value as a string that does not change from process to process."""
+def to_text(value):
+    """Return a value as a string without memory addresses and passwords."""
     text = value if isinstance(value, str) else repr(value)
     return re.sub(r" at 0x[0-9a-f]+", "", masked(re.sub(r"\s+", " ", text)))
 
 
 def metric_values(epoch):
-    """Return what is recorded of an epoch of a net's history, by name.
+    """Return the metrics that are recorded for an epoch, by name.
 
     Parameters
     ----------
     epoch : dict
-        Of the history.
+        Entry of the history of a skorch net.
 
     Returns
     -------
     dict of {str: float}
         ``training_log_loss``, ``valid_0_log_loss`` and so on, named as in ``evals_result_``,
-        ``epoch_seconds``, and numbers that callbacks recorded.
+        ``epoch_seconds``, and numbers that callbacks added to the history.
     """
     values = {}
     for name, value in epoch.items():
@@ -131,26 +135,26 @@ def metric_values(epoch):
 
 
 def write_environment(folder):
-    """Write the versions of what the fit ran with, and return those of the packages."""
-    found = versions()
-    about = {"python": platform.python_version(), "platform": platform.platform(), **found}
-    (folder / "environment.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-    return {"python": about["python"], **found}
+    """Write the platform and the versions of Python and packages, and return the versions."""
+    python, packages = platform.python_version(), versions()
+    environment = {"python": python, "platform": platform.platform(), **packages}
+    (folder / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+    return {"python": python, **packages}
 
 
 def write_source(folder):
-    """Write the script that called `fit`, if it is a file, without the passwords of its URLs."""
+    """Write the calling script, if it is a file, with the passwords of URLs masked."""
     source = getattr(sys.modules.get("__main__"), "__file__", None)
     path = Path(source) if source else None
-    if path is not None and path.is_file() and path.stat().st_size <= LARGEST_SOURCE:
+    if path is not None and path.is_file() and path.stat().st_size <= MAX_SOURCE_BYTES:
         (folder / "code").mkdir(exist_ok=True)
         text = path.read_bytes().decode("utf-8", "surrogateescape")
         data = masked(text).encode("utf-8", "surrogateescape")
         (folder / "code" / path.name).write_bytes(data)
 
 
-def data_of(estimator):
-    """Return rows and columns that `fit` was given, with types and missing values."""
+def data_description(estimator):
+    """Return the number of rows and the columns of ``X``, with types and missing counts."""
     summary = estimator._data_summary
     columns = [
         {"name": name, "type": kind, "missing": missing}
@@ -161,9 +165,9 @@ def data_of(estimator):
 
 def draw_curves(estimator, folder):
     """Write the learning curves as SVG."""
-    found = estimator.evals_result_
-    metric = next(iter(next(iter(found.values()))))
-    curves = {name: losses[metric] for name, losses in found.items()}
+    results = estimator.evals_result_
+    metric = next(iter(next(iter(results.values()))))
+    curves = {name: losses[metric] for name, losses in results.items()}
     title = f"{metric} by epoch"
     drawing = lines(curves, ("epoch", metric), title, marked=estimator.best_iteration_)
     write_svg(folder / "learning_curves.svg", drawing)
@@ -179,38 +183,39 @@ def write_importances(estimator, folder):
     names, values = [names[index] for index in order], values[order]
     table = pd.DataFrame({"column": names, "importance": values})
     write_csv(table, folder / "importances.csv")
-    drawing = bars(names[:SHOWN_BARS], values[:SHOWN_BARS], "Permutation importance of columns")
+    drawing = bars(names[:MAX_BARS], values[:MAX_BARS], "Permutation importance of columns")
     write_svg(folder / "importances.svg", drawing)
 
 
 def write_csv(frame, path):
-    """Write a data frame as CSV whose texts spreadsheets do not take for formulas.
+    """Write a data frame as CSV in which spreadsheets find no formulas.
 
-    An apostrophe goes before texts that begin as formulas do; numbers are written as they are.
+    Strings that begin like a formula are prefixed with an apostrophe. Numbers are unchanged.
 
     Parameters
     ----------
     frame : pandas.DataFrame
         Columns of strings or of numbers.
     path : Path
-        The file.
+        Path of the CSV file.
     """
 
-    def guarded(value):
-        return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    def escaped(value):
+        is_formula = isinstance(value, str) and value.startswith(FORMULA_PREFIXES)
+        return f"'{value}" if is_formula else value
 
-    frame.rename(columns=guarded).map(guarded).to_csv(path, index=False)
+    frame.rename(columns=escaped).map(escaped).to_csv(path, index=False)
 
 
 def write_svg(path, drawing):
-    """Write a drawing that was made for a page as a file of its own."""
+    """Write a drawing of an HTML page as a standalone SVG file."""
     style = "<style>text { font: 12px system-ui, sans-serif; fill: #444; }</style>"
     drawing = drawing.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
     path.write_text(drawing.replace(">", f">{style}", 1), encoding="utf-8")
 
 
 def digest_of(*texts):
-    """Return a digest of strings."""
+    """Return a digest of strings: 32 hexadecimal digits."""
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:32]
 
 

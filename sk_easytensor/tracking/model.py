@@ -1,4 +1,4 @@
-"""A fitted model in MLflow, and its scoring as a service."""
+"""Saving of a fitted estimator as an MLflow model that scores as a service."""
 
 from __future__ import annotations
 
@@ -29,18 +29,20 @@ __all__ = [
 
 
 def _load_pyfunc(path):
-    """Return a saved estimator; MLflow calls its ``transform``."""
+    """Return a saved estimator that has ``transform`` but no ``predict``, for MLflow's pyfunc."""
     from mlflow.sklearn import _load_pyfunc as load
 
     return load(path).get_raw_model()
 
 
 EXAMPLE_ROWS = 5
+"""Number of rows of the input example."""
 
 SEARCH_CONTEXT = "_parent_callback_ctx"
+"""Attribute by which scikit-learn's searches connect an estimator with their callbacks."""
 
 REQUIREMENTS = ("torch", "scikit-learn", "skorch", "skops", "numpy", "pandas", "pyarrow")
-"""Packages whose versions are recorded beside the library's own, and that a model asks for."""
+"""Packages whose versions are recorded, and that a saved model requires."""
 
 
 def save_model(estimator, X, folder):
@@ -49,22 +51,22 @@ def save_model(estimator, X, folder):
     Parameters
     ----------
     estimator : estimator
-        Fitted.
+        Fitted estimator.
     X : table-like
-        What it was fitted on; the first rows become the example.
+        Rows that it was fitted on. The first :data:`EXAMPLE_ROWS` become the input example.
     folder : Path
-        Where to; must not be there.
+        Directory to write to, which must not exist.
     """
     import mlflow.sklearn
     from mlflow.models import Model, ModelSignature
 
-    predicts = "predict" if hasattr(estimator, "predict") else "transform"
-    predict = getattr(estimator, predicts)
+    method = "predict" if hasattr(estimator, "predict") else "transform"
+    predict = getattr(estimator, method)
     table, rows = table_and_rows(estimator, X)
     predicted = predict(rows)
     inputs, outputs = input_schema(table, rows), output_schema(predicted)
     model = Model()
-    with quiet(), out_of_search(estimator):
+    with without_hints(), without_search_context(estimator):
         mlflow.sklearn.save_model(
             estimator,
             str(folder),
@@ -72,42 +74,41 @@ def save_model(estimator, X, folder):
             signature=ModelSignature(inputs, outputs),
             input_example=example_of(rows, predict, predicted),
             serialization_format="skops",
-            skops_trusted_types=types_of(estimator),
-            pip_requirements=[f"{name}=={found}" for name, found in versions().items()],
-            pyfunc_predict_fn=predicts,
+            skops_trusted_types=required_types(estimator),
+            pip_requirements=[f"{name}=={number}" for name, number in versions().items()],
+            pyfunc_predict_fn=method,
         )
-    if predicts == "transform":
-        # MLflow's own loader knows of predictions only.
+    if method == "transform":
+        # MLflow's own loader requires a ``predict`` method.
         model.flavors["python_function"]["loader_module"] = "sk_easytensor.tracking.model"
         model.save(str(folder / "MLmodel"))
 
 
-def types_of(estimator):
-    """Return the types that a saved estimator consists of, those of the user's blocks included."""
-    known = trusted_types()
-    return sorted({*known, *get_untrusted_types(data=dumps(estimator))})
+def required_types(estimator):
+    """Return the names of the types that skops must load, those of custom blocks included."""
+    return sorted({*trusted_types(), *get_untrusted_types(data=dumps(estimator))})
 
 
 def versions():
-    """Return the versions of the packages that a model needs."""
+    """Return the versions of the packages that a model requires, by package."""
     import mlflow
 
     from sk_easytensor import __version__
 
-    found = {"sk_easytensor": __version__, "mlflow": mlflow.__version__}
+    numbers = {"sk_easytensor": __version__, "mlflow": mlflow.__version__}
     for name in REQUIREMENTS:
         try:
-            # What follows the plus says how it was built.
-            found[name] = version(name).partition("+")[0]
+            # A local version such as "+cu128" names a build that package indexes do not have.
+            numbers[name] = version(name).partition("+")[0]
         except PackageNotFoundError:
             continue
-    return found
+    return numbers
 
 
 def table_and_rows(estimator, X):
     """Return a table and its first rows, as an array or a data frame.
 
-    Of a stored table the first rows have to do, and columns are those that the estimator was
+    Of a stored table only the first rows are read. The columns are those that the estimator was
     fitted on, without targets and weights.
     """
     table = first_rows(X, EXAMPLE_ROWS) if is_source(X) else as_table(X)
@@ -119,7 +120,7 @@ def table_and_rows(estimator, X):
     if has_column_names(X) and hasattr(estimator, "feature_names_in_"):
         table = align_table(table, estimator.feature_names_in_)
     if getattr(getattr(estimator, "_encoder", None), "with_margin", False):
-        # Served rows bring offsets in a column: MLflow passes nothing but the table.
+        # Served rows have their offsets in a column, because MLflow passes only the table.
         table = table.append_column(BASE_MARGIN, pa.array(np.zeros(len(table))))
     elif isinstance(X, np.ndarray):
         return table, X[:EXAMPLE_ROWS]
@@ -127,9 +128,9 @@ def table_and_rows(estimator, X):
 
 
 def example_of(rows, predict, predicted):
-    """Return rows as what JSON has, or None if they would then be predicted otherwise.
+    """Return rows with values that JSON can represent, or None if that changes predictions.
 
-    MLflow writes examples as JSON, which has neither dates nor durations. Blocks read dates as
+    MLflow writes examples as JSON, which has neither dates nor durations. Blocks accept dates as
     strings and durations as seconds, but not within lists.
     """
     if isinstance(rows, np.ndarray):
@@ -143,7 +144,13 @@ def example_of(rows, predict, predicted):
 
 
 def plain_value(value):
-    """Return a value as what JSON has: dates in ISO 8601, durations and times in seconds."""
+    """Return a value that JSON can represent: dates in ISO 8601, durations and times in seconds.
+
+    Raises
+    ------
+    TypeError
+        If the value is of another type.
+    """
     if isinstance(value, (list, tuple, np.ndarray)):
         return [plain_value(item) for item in value]
     if isinstance(value, dict):
@@ -160,15 +167,15 @@ def plain_value(value):
         value = value.item()
     if isinstance(value, (str, bool, int, float)):
         return value
-    raise TypeError(f"JSON has no {type(value).__name__}")
+    raise TypeError(f"a value of type {type(value).__name__} cannot be written as JSON")
 
 
 def input_schema(table, X):
-    """Return the columns as MLflow describes them; missing values are welcome in all of them.
+    """Return the MLflow schema of the columns, all of which may have missing values.
 
-    Columns are of any type unless they are floats. MLflow converts values to the type that is
-    declared: it refuses missing booleans and categoricals, turns missing Arrow strings into
-    ``"<NA>"`` and dates in lists into integers. The model itself checks what it reads.
+    Columns are declared with any type unless they are floats. MLflow converts values to the
+    declared type: it refuses missing booleans and categoricals, turns missing Arrow strings into
+    ``"<NA>"`` and dates in lists into integers. The model itself validates its input.
     """
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
     from mlflow.types.schema import AnyType
@@ -176,7 +183,7 @@ def input_schema(table, X):
     if (isinstance(X, np.ndarray) and X.dtype.kind in "fiub") or is_sparse(X):
         return Schema([TensorSpec(X.dtype, (-1, *X.shape[1:]))])
     named = has_column_names(X)
-    # Only what is not required may be missing. That a column has to be there, the model says.
+    # MLflow allows missing values in optional columns only. The model checks that columns exist.
     return Schema(
         [
             ColSpec(
@@ -190,34 +197,34 @@ def input_schema(table, X):
 
 
 def output_schema(predicted):
-    """Return the shape and type of predictions as MLflow describes them."""
+    """Return the MLflow schema of predictions."""
     from mlflow.models import infer_signature
 
     if not isinstance(predicted, pd.DataFrame):
         predicted = np.asarray(predicted)
     with warnings.catch_warnings():
-        # That integers cannot be missing is nothing to say of classes.
+        # MLflow warns that integers cannot be missing, which does not concern classes.
         warnings.simplefilter("ignore")
         return infer_signature(predicted, predicted).outputs
 
 
 @contextmanager
-def out_of_search(estimator):
-    """Take off what scikit-learn's searches hang on an estimator while they fit it.
+def without_search_context(estimator):
+    """Remove the callback context of a scikit-learn search from an estimator while it is saved.
 
-    It leads to the whole search, in circles, and is no part of the model.
+    The context refers to the whole search, in a circle, and is no part of the model.
     """
-    hung = vars(estimator).pop(SEARCH_CONTEXT, None)
+    context = vars(estimator).pop(SEARCH_CONTEXT, None)
     try:
         yield
     finally:
-        if hung is not None:
-            setattr(estimator, SEARCH_CONTEXT, hung)
+        if context is not None:
+            setattr(estimator, SEARCH_CONTEXT, context)
 
 
 @contextmanager
-def quiet():
-    """Keep MLflow from hints that are not for the user."""
+def without_hints():
+    """Suppress warnings and log messages of MLflow that do not concern the user."""
     loggers = [getLogger(name) for name in ("mlflow.sklearn", "mlflow.models.model")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -26,51 +26,55 @@ __all__ = [
 FILE = "record.json"
 ARTIFACTS, MODEL = "artifacts", "model"
 
-MOST_PARAMS, MOST_METRICS = 100, 800
-"""Of one request; MLflow takes 100 parameters, 100 tags and 1,000 entries in all."""
+MAX_PARAMS, MAX_METRICS = 100, 800
+"""Entries of one request. MLflow accepts 100 parameters, 100 tags and 1,000 entries in all."""
 
-LONGEST_PARAM, LONGEST_TAG, LONGEST_NAME = 6000, 5000, 250
+MAX_PARAM_LENGTH, MAX_TAG_LENGTH, MAX_NAME_LENGTH = 6000, 5000, 250
+"""Characters that MLflow accepts."""
 
-KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""How MLflow's pages show experiments that are made here: models, rather than conversations."""
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Tags of new experiments: MLflow's pages then show models rather than conversations."""
 
 SHORT_TIMEOUTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
 }
+"""Environment variables of :func:`short_timeouts`, with the timeout in seconds."""
 
 
 @dataclass
 class RunRecord:
-    """What is known of a run, sent or not; all of it is JSON.
+    """Content of a run, with what has been sent to the server. All of it is JSON.
 
     Attributes
     ----------
     identifier : str
-        Of the record.
+        Identifier of the record, which exists before the run has one.
     tracking_uri : str
-        Where it belongs.
+        Address of the MLflow server or database.
     experiment_name, experiment_id : str or None
-        One of them says in which experiment; the name goes before.
+        Experiment of the run. The name is used if both are set.
     run_name : str or None
-        None for one that MLflow makes up.
+        Name of the run. With None, MLflow makes one up.
     start_time, end_time : int
-        Milliseconds since 1970.
+        Milliseconds since 1970-01-01 UTC.
     status : str or None
-        ``"FINISHED"``, ``"FAILED"`` or ``"KILLED"``; None while it goes on.
+        ``"FINISHED"``, ``"FAILED"`` or ``"KILLED"``; None during the fit.
     params, tags : dict of {str: str}
-        Shortened to what MLflow takes.
+        Values are shortened to the lengths that MLflow accepts.
     metrics : list of [name, value, milliseconds, step]
-        In the order in which they were noted.
+        Metrics in the order in which they were added.
     datasets : list of dict
         Arguments of :class:`mlflow.entities.Dataset`, and ``context``.
     run_id : str or None
-        On the server, once there is one.
+        Identifier of the run on the server; None before the run is created there.
     sent : dict
-        How much of each part has been sent.
+        Parts that the server has: ``"params"``, ``"tags"``, ``"metrics"`` and ``"datasets"`` are
+        counts of entries, ``"artifacts"`` is a list of names, ``"model_id"`` and ``"model"`` are
+        the identifier of the model and whether it is complete.
     files : dict of {str: str}
-        SHA-256 of each file that belongs to a record that waits, by its path in the folder.
+        SHA-256 of each file of a pending record, by its path in the folder.
     """
 
     identifier: str
@@ -90,29 +94,31 @@ class RunRecord:
     files: dict = field(default_factory=dict)
 
     def add_params(self, params):
-        """Note parameters, with names and values as MLflow takes them."""
+        """Add parameters, with names and values changed to what MLflow accepts."""
         for name, value in params.items():
             text = masked(value)
-            if len(text) > LONGEST_PARAM:
-                text = text[: LONGEST_PARAM - 1] + "…"
+            if len(text) > MAX_PARAM_LENGTH:
+                text = text[: MAX_PARAM_LENGTH - 1] + "…"
             self.params[valid_name(name)] = text
 
     def add_tags(self, tags):
-        """Note tags."""
+        """Add tags, with values shortened to what MLflow accepts."""
         for name, value in tags.items():
             text = masked(value)
-            self.tags[name] = text if len(text) <= LONGEST_TAG else text[: LONGEST_TAG - 1] + "…"
+            if len(text) > MAX_TAG_LENGTH:
+                text = text[: MAX_TAG_LENGTH - 1] + "…"
+            self.tags[name] = text
 
     def add_metrics(self, values, time, step):
-        """Note numbers of one step."""
+        """Add the metrics of one step; ``time`` is in milliseconds since 1970-01-01 UTC."""
         for name, value in values.items():
             self.metrics.append([valid_name(name), float(value), time, int(step)])
 
     def save(self, folder):
         """Write the record into a folder, without the password of its address."""
-        about = {**asdict(self), "tracking_uri": masked(self.tracking_uri)}
-        about["sha256"] = digest_of(about)
-        write_atomically(Path(folder) / FILE, json.dumps(about, indent=1), "tracker")
+        fields = {**asdict(self), "tracking_uri": masked(self.tracking_uri)}
+        fields["sha256"] = digest_of(fields)
+        write_atomically(Path(folder) / FILE, json.dumps(fields, indent=1), "tracker")
 
     @classmethod
     def load(cls, folder):
@@ -121,38 +127,38 @@ class RunRecord:
         Raises
         ------
         ValueError
-            Naming the file, if it is corrupt or was changed.
+            If the file is corrupt or was changed. The message names the file.
         """
         path = Path(folder) / FILE
         try:
-            found = json.loads(path.read_bytes())
-            if found.pop("sha256") == digest_of(found):
-                return cls(**found)
+            fields = json.loads(path.read_bytes())
+            if fields.pop("sha256") == digest_of(fields):
+                return cls(**fields)
         except (ValueError, TypeError, AttributeError, KeyError):
             pass
         raise ValueError(f"{str(path)!r} is corrupt, was changed, or is no record of a fit")
 
 
-def digest_of(about):
-    """Return the SHA-256 of what a record says."""
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+def digest_of(fields):
+    """Return the SHA-256 of the fields of a record."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def valid_name(name):
-    """Return a name of a parameter or metric with no character that MLflow refuses."""
-    kept = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in str(name))
-    # MLflow takes names for paths.
-    parts = [part for part in kept[:LONGEST_NAME].split("/") if part not in ("", ".", "..")]
+    """Return the name of a parameter or metric with invalid characters replaced by ``_``."""
+    valid = "".join(c if c.isalnum() or c in "_-. /" else "_" for c in str(name))
+    # MLflow uses names as paths.
+    parts = [part for part in valid[:MAX_NAME_LENGTH].split("/") if part not in ("", ".", "..")]
     return "/".join(parts) or "_"
 
 
 def import_mlflow(owner):
-    """Return MLflow.
+    """Return the module ``mlflow``.
 
     Raises
     ------
     ImportError
-        Saying how to install it.
+        If MLflow is not installed. The message has the command that installs it.
     """
     try:
         import mlflow
@@ -165,16 +171,17 @@ def import_mlflow(owner):
 
 
 def send(record, folder, client):
-    """Send what has not been sent yet.
+    """Send the parts of a record that have not been sent yet.
 
     Parameters
     ----------
     record : RunRecord
-        Receives what was sent, so that a failed attempt can be resumed.
+        Record to send. Its ``sent`` is updated after each part, so that a failed attempt can be
+        resumed.
     folder : Path
-        Has ``artifacts`` and, if there is one, ``model``.
+        Directory with ``artifacts`` and, if a model was saved, ``model``.
     client : mlflow.MlflowClient
-        Of the server.
+        Client of the server.
     """
     if record.run_id is None:
         create_run(record, client)
@@ -182,7 +189,7 @@ def send(record, folder, client):
     send_datasets(record, client)
     for name in artifact_names(folder):
         if record.files and f"{ARTIFACTS}/{name}" not in record.files:
-            # Of the user, who put it there while the record waited.
+            # A file that the user added to the pending record.
             continue
         send_artifact(record, folder, name, client)
     if (folder / MODEL).is_dir() and not record.sent.get("model"):
@@ -193,7 +200,7 @@ def send(record, folder, client):
 
 
 def create_run(record, client):
-    """Make a run on the server."""
+    """Create a run on the server."""
     experiment_id = find_experiment(record, client)
     run = client.create_run(experiment_id, record.start_time, dict(record.tags), record.run_name)
     record.run_id, record.run_name = run.info.run_id, run.info.run_name
@@ -202,38 +209,38 @@ def create_run(record, client):
 
 
 def find_experiment(record, client):
-    """Return the identifier of the experiment, which is made if there is none of its name."""
+    """Return the identifier of the experiment, which is created if its name does not exist."""
     from mlflow.exceptions import MlflowException
 
     if record.experiment_name is None:
         return record.experiment_id or "0"
-    found = client.get_experiment_by_name(record.experiment_name)
-    if found is None:
+    experiment = client.get_experiment_by_name(record.experiment_name)
+    if experiment is None:
         try:
-            return client.create_experiment(record.experiment_name, tags=KIND)
+            return client.create_experiment(record.experiment_name, tags=EXPERIMENT_TAGS)
         except MlflowException:
-            # Another process was faster.
-            found = client.get_experiment_by_name(record.experiment_name)
-            if found is None:
+            # Another process may have created it in the meantime.
+            experiment = client.get_experiment_by_name(record.experiment_name)
+            if experiment is None:
                 raise
-    return found.experiment_id
+    return experiment.experiment_id
 
 
 def send_values(record, client):
-    """Send parameters, tags and metrics, many in a request."""
+    """Send parameters, tags and metrics, in as few requests as MLflow's limits allow."""
     from mlflow.entities import Metric, Param, RunTag
 
     sent = record.sent
     parts = {
-        "params": ([Param(*item) for item in record.params.items()], MOST_PARAMS),
-        "tags": ([RunTag(*item) for item in record.tags.items()], MOST_PARAMS),
-        "metrics": (record.metrics, MOST_METRICS),
+        "params": ([Param(*item) for item in record.params.items()], MAX_PARAMS),
+        "tags": ([RunTag(*item) for item in record.tags.items()], MAX_PARAMS),
+        "metrics": (record.metrics, MAX_METRICS),
     }
     while True:
         starts = {name: sent.get(name, 0) for name in parts}
         batch = {
-            name: values[starts[name] : starts[name] + most]
-            for name, (values, most) in parts.items()
+            name: values[starts[name] : starts[name] + limit]
+            for name, (values, limit) in parts.items()
         }
         if not any(batch.values()):
             return
@@ -244,34 +251,34 @@ def send_values(record, client):
 
 
 def send_datasets(record, client):
-    """Send what is known of the rows."""
+    """Send the data sets: digests and numbers of the training and validation rows."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
     from mlflow.exceptions import MlflowException
 
     start = record.sent.get("datasets", 0)
     inputs = []
-    for described in record.datasets[start:]:
-        arguments = dict(described)
+    for dataset in record.datasets[start:]:
+        arguments = dict(dataset)
         context = InputTag("mlflow.data.context", arguments.pop("context"))
         inputs.append(DatasetInput(Dataset(**arguments), [context]))
     if inputs:
         try:
             client.log_inputs(record.run_id, inputs)
         except MlflowException:
-            # Another process may have sent the same rows, which MLflow finds now.
+            # Another process may have sent the same rows at the same time; MLflow then finds them.
             client.log_inputs(record.run_id, inputs)
     record.sent["datasets"] = len(record.datasets)
 
 
 def artifact_names(folder):
-    """Return the files of a record, relative to its artifacts."""
+    """Return the paths of a record's artifacts, relative to their folder."""
     root = folder / ARTIFACTS
     paths = [path for path in root.rglob("*") if path.is_file() and path.name[0] != "."]
     return sorted(path.relative_to(root).as_posix() for path in paths)
 
 
 def send_artifact(record, folder, name, client):
-    """Send a file, unless it has been sent."""
+    """Send an artifact, unless it has been sent."""
     sent = record.sent.setdefault(ARTIFACTS, [])
     if name not in sent:
         parent = name.rpartition("/")[0] or None
@@ -280,7 +287,7 @@ def send_artifact(record, folder, name, client):
 
 
 def send_model(record, folder, client):
-    """Send a saved model and tie it to the run."""
+    """Send a saved model and log it as an output of the run."""
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
@@ -302,18 +309,18 @@ def send_model(record, folder, client):
     record.sent["model"] = True
 
 
-# ---------------------------------------------------------------------- servers that are down
+# ---------------------------------------------------------------------- unreachable servers
 
 _lock = ForkSafeLock()
-_impatient = {"depth": 0, "set": []}
+_timeouts = {"depth": 0, "set": []}
 
 
 @contextmanager
 def short_timeouts():
-    """Cut MLflow's retries, which take minutes, unless the user has set how many there are."""
-    state = _impatient
+    """Limit MLflow's retries, which take minutes, unless the user has set the variables."""
+    state = _timeouts
     with _lock:
-        # Of threads that are in here at once, the last to leave restores what the first one found.
+        # With several threads at once, the last to leave restores what the first one changed.
         if state["depth"] == 0:
             state["set"] = [name for name in SHORT_TIMEOUTS if name not in os.environ]
             os.environ.update({name: SHORT_TIMEOUTS[name] for name in state["set"]})
@@ -330,7 +337,7 @@ def short_timeouts():
 
 @contextmanager
 def without_link(uri):
-    """Keep MLflow from printing the address of a run, if that has a password."""
+    """Keep MLflow from printing the address of a run if it contains a password."""
     name = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
     if masked(uri) == uri or name in os.environ:
         yield
@@ -342,25 +349,25 @@ def without_link(uri):
         os.environ.pop(name, None)
 
 
-def save_pending(record, folder, waiting):
-    """Move a record to where it waits; it is there whole or not at all.
+def save_pending(record, folder, pending):
+    """Copy a record that could not be sent to its pending directory, completely or not at all.
 
     Parameters
     ----------
     record : RunRecord
-        Is written too.
+        Record of the run, which is written beside its files.
     folder : Path
-        With the record's files.
-    waiting : Path
-        Made by this; must not be there.
+        Directory with the record's files.
+    pending : Path
+        Directory to create, which must not exist.
     """
     record.files = digests_in(folder)
     record.save(folder)
-    waiting.parent.mkdir(parents=True, exist_ok=True)
-    temporary = waiting.with_name(f".{waiting.name}.part")
+    pending.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pending.with_name(f".{pending.name}.part")
     try:
         shutil.copytree(folder, temporary)
-        temporary.rename(waiting)
+        temporary.rename(pending)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -379,7 +386,13 @@ def file_digest(path):
 
 
 def check_files(record, folder):
-    """Raise ``ValueError`` naming a file of a record that is corrupt, was changed or is missing."""
+    """Check the files of a record against their digests.
+
+    Raises
+    ------
+    ValueError
+        If a file is corrupt, was changed or is missing. The message names the file.
+    """
     for name, digest in record.files.items():
         path = folder / name
         if not path.is_file() or file_digest(path) != digest:
@@ -387,13 +400,13 @@ def check_files(record, folder):
 
 
 def remove_files(record, folder):
-    """Remove the files of a record, and directories that are empty then."""
+    """Remove the files of a record, and then the empty directories."""
     paths = [folder / name for name in record.files]
     for path in [*paths, folder / FILE]:
         path.unlink(missing_ok=True)
     parents = {parent for path in paths for parent in path.relative_to(folder).parents}
-    # The deepest first; those with other files stay.
-    for parent in sorted(parents, key=lambda each: len(each.parts), reverse=True):
+    # The deepest first. Directories with other files stay.
+    for parent in sorted(parents, key=lambda path: len(path.parts), reverse=True):
         with suppress(OSError):
             (folder / parent).rmdir()
     with suppress(OSError):
@@ -406,57 +419,58 @@ def upload(directory, tracking_uri=None):
     Parameters
     ----------
     directory : str or path-like
-        Of the record, as the warning of the fit named it: ``mlflow-pending/<identifier>``. The
-        files of the record are removed once all of it has arrived, and the directory if it holds
-        no others.
+        Directory of the record, as the warning of the fit named it:
+        ``mlflow-pending/<identifier>``. The files of the record are removed once all of them have
+        been sent, and the directory if it then is empty.
     tracking_uri : str, optional
-        Where to; by default where it was meant to go. A run that had been begun there is completed.
-        An address with a password has to be given again, because passwords are not stored.
+        Address of the server; by default the one that the fit used. A run that the fit began there
+        is completed. An address with a password must be passed again, because passwords are not
+        stored.
 
     Returns
     -------
     str
-        The run's identifier.
+        Identifier of the run on the server.
 
     Raises
     ------
     FileNotFoundError
-        If there is no record in the directory.
+        If the directory has no record.
     ValueError
-        Naming a file of the record that is corrupt, was changed or is missing, or if the record's
-        address had a password and none is given.
+        If a file of the record is corrupt, was changed or is missing, or if the record's address
+        had a password and ``tracking_uri`` is None.
     ImportError
-        Without MLflow.
+        If MLflow is not installed.
     mlflow.exceptions.MlflowException
-        If it cannot be sent. The directory then knows what has been, and may be sent again.
+        If the record cannot be sent. The parts that were sent are noted in the directory, and a
+        second call sends the rest.
     """
     mlflow = import_mlflow("upload")
     folder = Path(directory)
     if not (folder / FILE).is_file():
-        raise FileNotFoundError(f"upload: there is no {FILE} in {str(folder)!r}")
+        raise FileNotFoundError(f"upload: directory {str(folder)!r} has no {FILE}")
     record = RunRecord.load(folder)
     check_files(record, folder)
     if tracking_uri is None and MASK in record.tracking_uri:
         raise ValueError(
-            f"upload: the record is for {record.tracking_uri}, whose password is not stored; give "
+            f"upload: the record is for {record.tracking_uri}, whose password is not stored; pass "
             "tracking_uri"
         )
     if tracking_uri is not None and masked(tracking_uri) == record.tracking_uri:
         record.tracking_uri = tracking_uri
     if tracking_uri is not None and tracking_uri != record.tracking_uri:
-        # Nothing of it is known there, the run that it belongs to and the experiment's number
-        # included.
+        # Another server has neither the run, nor its parent, nor an experiment of this identifier.
         record.tracking_uri, record.run_id, record.sent = tracking_uri, None, {}
         record.experiment_id = None
         record.tags.pop("mlflow.parentRunId", None)
     with masked_errors():
         client = mlflow.MlflowClient(tracking_uri=record.tracking_uri)
-        if record.run_id is not None and not is_there(record.run_id, client):
+        if record.run_id is not None and not has_run(record.run_id, client):
             record.run_id, record.sent = None, {}
         try:
             send(record, folder, client)
         except BaseException:
-            # Of a model that was sent in part, a file names where.
+            # Sending a model changes its file MLmodel, so that the digests are computed again.
             record.files = {name: file_digest(folder / name) for name in record.files}
             record.save(folder)
             raise
@@ -464,8 +478,8 @@ def upload(directory, tracking_uri=None):
     return record.run_id
 
 
-def is_there(run_id, client):
-    """Tell whether a server has a run."""
+def has_run(run_id, client):
+    """Return whether a run exists on the server."""
     from mlflow.exceptions import MlflowException
 
     try:

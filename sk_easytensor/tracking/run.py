@@ -1,4 +1,4 @@
-"""The MLflow run of a fit, written while the fit goes on."""
+"""The MLflow run of a fit, written during the fit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sk_easytensor._utils.storage import (
     make_temporary_directory,
     remove_temporary_directory,
 )
-from sk_easytensor.tracking import artifacts as contents
+from sk_easytensor.tracking import artifacts
 from sk_easytensor.tracking.artifacts import is_in_mlflow
 from sk_easytensor.tracking.model import save_model
 from sk_easytensor.tracking.record import (
@@ -45,77 +45,79 @@ __all__ = [
 
 
 class MLflowCallback(Callback):
-    """Notes the rows of a training and the losses of each epoch.
+    """skorch callback that logs the rows of a training and the losses of each epoch.
 
     Parameters
     ----------
     run : TrackedRun
-        Where to.
+        Run that receives rows and losses.
 
     Notes
     -----
-    It stays in the process that called `fit`. If the network is trained by others, what they tell
-    comes in by :meth:`take_notes`.
+    The callback stays in the process that called `fit`. If workers train the network, their rows
+    and epochs arrive by :meth:`take_notes`.
     """
 
     def __init__(self, run):
         self.run = run
-        self.noted = 0
+        self.n_logged = 0
 
     def on_train_begin(self, net, X=None, y=None, **kwargs):
-        """Note the rows."""
-        self.run.note_rows(self.run.describe_rows(net, X))
+        """Log the training and validation rows."""
+        self.run.log_rows(self.run.describe_rows(net, X))
 
     def on_epoch_end(self, net, **kwargs):
-        """Note the epoch, and those that a checkpoint brought."""
+        """Log the epoch, and before it the epochs of a checkpoint that was resumed."""
         complete = [epoch for epoch in net.history if "train_loss" in epoch]
-        self.run.note_epochs(complete[self.noted :])
-        self.noted = len(complete)
+        self.run.log_epochs(complete[self.n_logged :])
+        self.n_logged = len(complete)
 
     def on_train_end(self, net, **kwargs):
-        """Note what a checkpoint brought, if no epoch was left."""
+        """Log the epochs of a checkpoint that had no epoch left to train."""
         self.on_epoch_end(net)
 
     def take_notes(self, rows, epochs):
-        """Note what other processes tell of a training.
+        """Log rows and epochs that workers trained.
 
         Parameters
         ----------
         rows : dict of {str: str}
-            Which rows there are.
+            Description of the training and validation rows, as of
+            :meth:`TrackedRun.describe_rows`.
         epochs : list of dict
-            Those that are new.
+            New entries of the history.
         """
-        self.run.note_rows(rows)
-        self.run.note_epochs(epochs)
+        self.run.log_rows(rows)
+        self.run.log_epochs(epochs)
 
 
 FLUSH_SECONDS = 5.0
-"""Metrics are sent at most so often."""
+"""Shortest time between two requests with metrics, in seconds."""
 
 FIT_TAG, PROCESS_TAG = "sk_easytensor.fit", "sk_easytensor.process"
+"""Tags by which an interrupted fit with checkpoints is found."""
 
 
 class TrackedRun:
-    """What is recorded of a fit, and sent as far as the server answers.
+    """Run of a fit: its record, and the requests to the server while that is reachable.
 
     Parameters
     ----------
     tracker : MLflowTracker
-        What to record.
+        Settings of the run.
     owner : str
-        Name of the estimator, for warnings.
+        Class name of the estimator, used in warnings.
     uri : str
-        Of the server.
+        Address of the MLflow server or database.
     parent : dict or None
-        Run that this one belongs to.
+        ``run_id``, ``experiment_id`` and ``tracking_uri`` of the parent run.
     record : RunRecord
-        Of this run.
+        Record of this run.
 
     Attributes
     ----------
     artifacts : Path
-        Folder on this machine with the artifacts.
+        Temporary folder on this machine with the artifacts.
     """
 
     def __init__(self, tracker, owner, uri, parent, record):
@@ -124,22 +126,22 @@ class TrackedRun:
         self.folder = Path(make_temporary_directory("run"))
         self.artifacts = self.folder / ARTIFACTS
         self.artifacts.mkdir()
-        self.waiting = Path(tracker.pending_dir) / record.identifier
+        self.pending = Path(tracker.pending_dir) / record.identifier
         self.down = False
         self._client = None
-        self._known_step, self._flushed = 0, 0.0
+        self._last_step, self._flushed = 0, 0.0
 
     # ------------------------------------------------------------------ begin
 
     def begin(self, estimator, X):
-        """Make the run, or find that of the same fit that was interrupted."""
+        """Create the run, or resume the run of the same fit if that was interrupted."""
         record = self.record
         record.start_time = milliseconds()
-        record.add_params(self._describe(contents.parameters, estimator) or {})
+        record.add_params(self._describe(artifacts.parameters, estimator) or {})
         record.add_tags({"estimator_name": self.owner, **self._context()})
-        self._describe(contents.write_source, self.artifacts)
-        found = self._describe(contents.write_environment, self.artifacts) or {}
-        record.add_tags({f"version.{name}": number for name, number in found.items()})
+        self._describe(artifacts.write_source, self.artifacts)
+        versions = self._describe(artifacts.write_environment, self.artifacts) or {}
+        record.add_tags({f"version.{name}": number for name, number in versions.items()})
         if self.parent is not None:
             self.attempt(self._check_parent)
         if self.parent is not None:
@@ -147,40 +149,40 @@ class TrackedRun:
         record.add_tags(self.tracker.tags or {})
         if is_in_mlflow(estimator.checkpoint_dir):
             parameters = json.dumps(describe_parameters(estimator), sort_keys=True)
-            fit = contents.digest_of(self.owner, parameters, contents.data_digest(X))
-            record.add_tags({FIT_TAG: fit, PROCESS_TAG: this_process()})
-            self.attempt(self._join_interrupted)
+            fit = artifacts.digest_of(self.owner, parameters, artifacts.data_digest(X))
+            record.add_tags({FIT_TAG: fit, PROCESS_TAG: process_name()})
+            self.attempt(self._resume_interrupted)
         self.attempt(self._open)
 
     def _context(self):
         from mlflow.tracking.context.registry import resolve_tags
 
-        # Who, which script, which commit.
+        # User, script and commit.
         return self._describe(resolve_tags) or {}
 
     def _check_parent(self, client):
-        # What was noted in another process may be over by now.
+        # The parent of another process may have ended by now.
         if client.get_run(self.parent["run_id"]).info.status != "RUNNING":
             self.parent = None
 
-    def _join_interrupted(self, client):
+    def _resume_interrupted(self, client):
         record = self.record
         experiment = find_experiment(record, client)
-        same = f"tags.`{FIT_TAG}` = '{record.tags[FIT_TAG]}' and attributes.status != 'FINISHED'"
-        found = client.search_runs([experiment], same, order_by=["attributes.start_time DESC"])
-        for run in found:
+        query = f"tags.`{FIT_TAG}` = '{record.tags[FIT_TAG]}' and attributes.status != 'FINISHED'"
+        runs = client.search_runs([experiment], query, order_by=["attributes.start_time DESC"])
+        for run in runs:
             tags, parent = run.data.tags, "mlflow.parentRunId"
-            goes_on = run.info.status == "RUNNING" and is_alive(tags.get(PROCESS_TAG))
-            if goes_on or (parent in tags) != (parent in record.tags):
+            is_active = run.info.status == "RUNNING" and is_alive(tags.get(PROCESS_TAG))
+            if is_active or (parent in tags) != (parent in record.tags):
                 continue
             record.run_id, record.experiment_id = run.info.run_id, experiment
             record.start_time = run.info.start_time
-            # Parameters and the commit are those of the begin.
-            keep = (PROCESS_TAG, parent)
-            record.tags = {k: v for k, v in record.tags.items() if k in keep or k not in tags}
+            # The run keeps the parameters and the commit with which it began.
+            updated = (PROCESS_TAG, parent)
+            record.tags = {k: v for k, v in record.tags.items() if k in updated or k not in tags}
             record.params = {k: v for k, v in record.params.items() if k not in run.data.params}
             histories = [client.get_metric_history(record.run_id, k) for k in run.data.metrics]
-            self._known_step = max((m.step for history in histories for m in history), default=0)
+            self._last_step = max((m.step for history in histories for m in history), default=0)
             client.update_run(record.run_id, status="RUNNING")
             return
 
@@ -190,22 +192,22 @@ class TrackedRun:
         send_values(self.record, client)
         self._flushed = time.monotonic()
 
-    # ------------------------------------------------------------------ while it goes on
+    # ------------------------------------------------------------------ during the fit
 
     @property
     def callback(self):
-        """What notes the epochs, for a net."""
+        """Name and callback that log rows and epochs, for the ``callbacks`` of a skorch net."""
         return "easytensor_tracking", MLflowCallback(self)
 
     def describe_rows(self, net, rows):
-        """Return which rows the net is trained and evaluated on."""
+        """Return the number and digest of the rows that the net is trained and evaluated on."""
         return self._describe(describe_data, net.module_, rows, net.valid_rows) or {}
 
-    def note_rows(self, described):
-        """Note which rows a net is trained and evaluated on, once."""
+    def log_rows(self, rows):
+        """Log the rows that a net is trained and evaluated on; later calls have no effect."""
         if self.record.datasets:
             return
-        for name, text in described.items():
+        for name, text in rows.items():
             match = re.fullmatch(r"(\d+) rows of (\w+)", text)
             if match:
                 count, digest = match.groups()
@@ -221,62 +223,62 @@ class TrackedRun:
                     }
                 )
 
-    def note_epochs(self, epochs):
-        """Note epochs, and send them if some time has passed."""
+    def log_epochs(self, epochs):
+        """Log epochs, and send them if the last request is :data:`FLUSH_SECONDS` ago."""
         now = milliseconds()
         for epoch in epochs:
             step = epoch["epoch"]
-            if step > self._known_step:
-                self.record.add_metrics(contents.metric_values(epoch), now, step)
+            if step > self._last_step:
+                self.record.add_metrics(artifacts.metric_values(epoch), now, step)
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
     def flush(self):
-        """Send the metrics that were noted."""
+        """Send the metrics that have not been sent yet."""
         self.attempt(lambda client: send_values(self.record, client))
         self._flushed = time.monotonic()
 
     # ------------------------------------------------------------------ end
 
     def finish(self, estimator, X):
-        """Record what came of the fit, and end the run."""
-        for make in (self._note_outcome, self._note_data, self._draw):
-            self._describe(make, estimator)
+        """Record the results of the fit, and end the run."""
+        for step in (self._log_results, self._log_data, self._draw):
+            self._describe(step, estimator)
         if self.tracker.log_model:
             self._describe(self._save_model, estimator, X)
         self.end("FINISHED")
 
     def fail(self, status, error):
-        """End the run of a fit that did not end well."""
+        """Record the error of a fit, and end the run with the status."""
         self.record.add_tags({"error": f"{type(error).__name__}: {error}"})
         text = masked("".join(traceback.format_exception(error)))
         self._describe((self.artifacts / "error.txt").write_text, text, encoding="utf-8")
         self.end(status)
 
     def end(self, status):
-        """Send what is left, or set it aside."""
+        """Send the rest of the record, or save it in the pending directory."""
         record = self.record
         record.status, record.end_time = status, milliseconds()
         was_down, self.down = self.down, False
         sent = self.attempt(
-            lambda client: send(record, self.folder, client) or True, again=was_down
+            lambda client: send(record, self.folder, client) or True, has_warned=was_down
         )
         if not sent:
             try:
-                save_pending(record, self.folder, self.waiting)
+                save_pending(record, self.folder, self.pending)
             except OSError as error:
                 warn(
                     f"{self.owner}: the record of the fit cannot be written to "
-                    f"{str(self.waiting)!r} either ({error}), and is lost",
+                    f"{str(self.pending)!r} either ({error}), and is lost",
                     stacklevel=2,
                 )
         self.discard()
 
     def discard(self):
-        """Remove what is on this machine."""
+        """Remove the temporary files of the run."""
         remove_temporary_directory(self.folder)
 
-    def _note_outcome(self, estimator):
+    def _log_results(self, estimator):
         values = {
             "best_score": estimator.best_score_,
             "best_iteration": estimator.best_iteration_,
@@ -287,47 +289,46 @@ class TrackedRun:
                 values[f"{name}_seconds"] = seconds
         self.record.add_metrics(values, milliseconds(), 0)
 
-    def _note_data(self, estimator):
-        found = contents.data_of(estimator)
-        text = json.dumps(found, indent=1)
+    def _log_data(self, estimator):
+        data = artifacts.data_description(estimator)
+        text = json.dumps(data, indent=1)
         (self.artifacts / "data.json").write_text(text, encoding="utf-8")
-        self.record.add_params({"data.rows": found["rows"], "data.columns": len(found["columns"])})
+        self.record.add_params({"data.rows": data["rows"], "data.columns": len(data["columns"])})
 
     def _save_model(self, estimator, X):
-        # Nobody shall find half a model if it cannot be saved.
+        # A model that could not be saved completely has another name, and is not sent.
         partial = self.folder / f"{MODEL}.part"
         save_model(estimator, X, partial)
         partial.rename(self.folder / MODEL)
 
     def _draw(self, estimator):
-        contents.draw_curves(estimator, self.artifacts)
+        artifacts.draw_curves(estimator, self.artifacts)
         if self.tracker.log_report:
-            contents.write_importances(estimator, self.artifacts)
+            artifacts.write_importances(estimator, self.artifacts)
             estimator.report(self.artifacts / "report.html")
 
     # ------------------------------------------------------------------ files
 
     def fetch(self, name):
-        """Copy a folder of artifacts of an interrupted fit to this machine."""
+        """Download a folder of artifacts, which an interrupted fit has left, if it exists."""
 
         def download(client):
-            if any(found.path == name for found in client.list_artifacts(self.record.run_id)):
+            if any(entry.path == name for entry in client.list_artifacts(self.record.run_id)):
                 client.download_artifacts(self.record.run_id, name, str(self.artifacts))
 
         self.attempt(download)
         sent = self.record.sent.setdefault(ARTIFACTS, [])
-        found = (self.artifacts / name).iterdir()
-        sent += [f"{name}/{path.name}" for path in found]
+        sent += [f"{name}/{path.name}" for path in (self.artifacts / name).iterdir()]
 
     def send_file(self, name):
-        """Send an artifact as it is now."""
+        """Send the present content of an artifact, also if it has been sent before."""
         sent = self.record.sent.setdefault(ARTIFACTS, [])
         if name in sent:
             sent.remove(name)
         self.attempt(lambda client: send_artifact(self.record, self.folder, name, client))
 
     def remove_file(self, name):
-        """Remove an artifact on the server, if the server can."""
+        """Remove an artifact from the server, if its storage can remove files."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         sent = self.record.sent.setdefault(ARTIFACTS, [])
@@ -336,28 +337,28 @@ class TrackedRun:
         sent.remove(name)
 
         def remove(client):
-            where = client.get_run(self.record.run_id).info.artifact_uri
+            location = client.get_run(self.record.run_id).info.artifact_uri
             with suppress(NotImplementedError):
-                get_artifact_repository(where, tracking_uri=self.uri).delete_artifacts(name)
+                get_artifact_repository(location, tracking_uri=self.uri).delete_artifacts(name)
 
         self.attempt(remove)
 
-    # ------------------------------------------------------------------ what may fail
+    # ------------------------------------------------------------------ failures
 
-    def attempt(self, function, again=False):
-        """Ask something of the server; if it fails, warn once and ask no more until the end.
+    def attempt(self, function, has_warned=False):
+        """Call a function with the client; after a failure, warn once and skip further calls.
 
         Parameters
         ----------
         function : callable
-            Takes the client.
-        again : bool, default=False
-            Whether there has been a warning.
+            Function of an :class:`mlflow.MlflowClient`.
+        has_warned : bool, default=False
+            Whether a warning has been issued before, so that this call issues none.
 
         Returns
         -------
         object
-            What the function returned; None if it failed.
+            Result of the function; None if it failed or was skipped.
         """
         if self.down:
             return None
@@ -370,18 +371,18 @@ class TrackedRun:
                 return function(self._client)
         except Exception as error:
             self.down = True
-            if not again:
+            if not has_warned:
                 warn(
                     f"{self.owner}: MLflow at {masked(self.uri)} failed "
-                    f"({shortened(error)}). The fit goes on; unless MLflow answers at its end, the "
-                    f"record is written to {str(self.waiting)!r}, from where "
+                    f"({error_text(error)}). The fit continues; unless MLflow responds at its "
+                    f"end, the record is written to {str(self.pending)!r}, from where "
                     "sk_easytensor.tracking.upload sends it",
                     stacklevel=2,
                 )
             return None
 
     def _describe(self, function, *arguments, **options):
-        """Call a function; if it fails, a part of the record is missing, and nothing else."""
+        """Call a function that adds a part of the record; a failure is a warning, not an error."""
         try:
             with catch_warnings():
                 simplefilter("ignore")
@@ -396,29 +397,29 @@ class TrackedRun:
 
 
 def milliseconds():
-    """Return the time as MLflow counts it."""
+    """Return the time in milliseconds since 1970-01-01 UTC."""
     return int(time.time() * 1000)
 
 
-def this_process():
-    """Return what this process is called, for others on this machine."""
+def process_name():
+    """Return the number of this process and the name of this machine: ``"123@host"``."""
     return f"{os.getpid()}@{socket.gethostname()}"
 
 
 def is_alive(process):
-    """Tell whether another process of this machine is still there."""
+    """Return whether the name is that of another running process of this machine."""
     number, _, host = (process or "").partition("@")
     if os.name != "posix" or host != socket.gethostname() or number == str(os.getpid()):
         return False
     return is_running(int(number))
 
 
-def shortened(error):
-    """Return the begin of an error's message."""
+def error_text(error):
+    """Return the type and message of an error in at most 300 characters, passwords masked."""
     text = masked(" ".join(f"{type(error).__name__}: {error}".split()))
     return text if len(text) <= 300 else text[:299] + "…"
 
 
-def new_record(**about):
-    """Return an empty record."""
-    return RunRecord(identifier=uuid4().hex, **about)
+def new_record(**fields):
+    """Return a record with a new identifier and the given fields."""
+    return RunRecord(identifier=uuid4().hex, **fields)

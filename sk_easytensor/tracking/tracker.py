@@ -1,4 +1,4 @@
-"""Which fits are recorded, and where."""
+"""The ``tracker`` parameter of estimators, and the decorator that records a ``fit`` in MLflow."""
 
 from __future__ import annotations
 
@@ -18,34 +18,36 @@ __all__ = [
 
 
 RUN = "_tracked_run"
+"""Attribute of an estimator that holds the run during the fit."""
 
 
 class MLflowTracker:
-    """Records each fit as a run in MLflow.
+    """Record each fit as a run in MLflow.
 
     Parameters
     ----------
     tracking_uri : str or None, default=None
-        Server or database; None for what ``mlflow.set_tracking_uri`` or ``MLFLOW_TRACKING_URI``
-        say, otherwise the SQLite database ``mlflow.db`` in the working directory. A password in it
-        is displayed nowhere; ``MLFLOW_TRACKING_USERNAME`` and ``MLFLOW_TRACKING_PASSWORD`` need no
-        such address.
+        Address of an MLflow server or database. None uses ``mlflow.set_tracking_uri`` or
+        ``MLFLOW_TRACKING_URI``, and otherwise the SQLite database ``mlflow.db`` in the working
+        directory. A password in the address is masked wherever the address is displayed. With
+        ``MLFLOW_TRACKING_USERNAME`` and ``MLFLOW_TRACKING_PASSWORD``, the address needs none.
     experiment_name : str or None, default=None
-        Experiment that runs belong to, made if it is not there; None for the active one.
+        Name of the experiment that runs belong to, which is created if it does not exist. None
+        uses the active experiment.
     run_name : str or None, default=None
-        None for one that MLflow makes up.
+        Name of each run. With None, MLflow makes one up.
     tags : dict of {str: str} or None, default=None
-        Tags of each run, beside those of the library.
+        Tags of each run, in addition to those of the library.
     log_model : bool, default=True
         Whether the fitted model is recorded.
     log_report : bool, default=True
         Whether importances and the page of ``report`` are recorded, which costs forward passes.
     pending_dir : str, default="mlflow-pending"
-        Directory in which records wait that could not be sent.
+        Directory for records that could not be sent.
 
     See Also
     --------
-    upload : Sends a record that waits.
+    upload : Send a pending record.
 
     Notes
     -----
@@ -55,8 +57,8 @@ class MLflowTracker:
     ``mlflow.pyfunc.load_model`` load without pickle.
 
     If a run is active in the process, fits are its children. A copy of the tracker, such as
-    :class:`~sklearn.model_selection.GridSearchCV` sends to other processes, knows the run that was
-    active when it was made.
+    :class:`~sklearn.model_selection.GridSearchCV` sends to other processes, stores the run that
+    was active when it was copied.
 
     Examples
     --------
@@ -88,16 +90,28 @@ class MLflowTracker:
     def __repr__(self):
         parameters = signature(type(self)).parameters.values()
         changed = [p.name for p in parameters if getattr(self, p.name) != p.default]
-        given = ", ".join(f"{name}={masked(repr(getattr(self, name)))}" for name in changed)
-        return f"{type(self).__name__}({given})"
+        arguments = ", ".join(f"{name}={masked(repr(getattr(self, name)))}" for name in changed)
+        return f"{type(self).__name__}({arguments})"
 
     def __getstate__(self):
-        """Return what is copied: with the run that is active here."""
+        """Return the attributes, with the run that is active in this process."""
         active = active_run()
         return {**vars(self), **({"_parent": active} if active is not None else {})}
 
     def check(self, owner):
-        """Raise ``ValueError`` unless the parameters make sense."""
+        """Check the parameters.
+
+        Parameters
+        ----------
+        owner : str
+            Class name of the estimator, used in error messages.
+
+        Raises
+        ------
+        ValueError
+            If a name or address is neither a string nor None, or if tags are no dictionary with
+            strings as keys.
+        """
         for name in ("tracking_uri", "experiment_name", "run_name"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value):
@@ -116,13 +130,14 @@ class MLflowTracker:
         Parameters
         ----------
         estimator : estimator
-            Before the fit.
+            Estimator that is about to be fitted.
         X : table-like
-            What it is fitted on.
+            Rows that it is fitted on.
 
         Returns
         -------
         TrackedRun
+            Run, which the server has if it is reachable.
         """
         from sk_easytensor.tracking.record import import_mlflow
 
@@ -130,21 +145,21 @@ class MLflowTracker:
         mlflow = import_mlflow(owner)
         from sk_easytensor.tracking.run import TrackedRun, new_record
 
-        here = mlflow.get_tracking_uri()
+        default_uri = mlflow.get_tracking_uri()
         parent = active_run() or vars(self).get("_parent")
         if parent is not None and self.tracking_uri not in (None, parent["tracking_uri"]):
             parent = None
-        uri = self.tracking_uri or (here if parent is None else parent["tracking_uri"])
-        about = {"tracking_uri": uri, "run_name": self.run_name}
+        uri = self.tracking_uri or (default_uri if parent is None else parent["tracking_uri"])
+        fields = {"tracking_uri": uri, "run_name": self.run_name}
         if self.experiment_name is not None:
-            about["experiment_name"] = self.experiment_name
+            fields["experiment_name"] = self.experiment_name
         elif parent is not None:
-            about["experiment_id"] = parent["experiment_id"]
-        elif uri == here:
-            # Where MLflow keeps what mlflow.set_experiment said.
-            about["experiment_name"] = os.environ.get("MLFLOW_EXPERIMENT_NAME")
-            about["experiment_id"] = os.environ.get("MLFLOW_EXPERIMENT_ID")
-        run = TrackedRun(self, owner, uri, parent, new_record(**about))
+            fields["experiment_id"] = parent["experiment_id"]
+        elif uri == default_uri:
+            # mlflow.set_experiment stores the active experiment in these variables.
+            fields["experiment_name"] = os.environ.get("MLFLOW_EXPERIMENT_NAME")
+            fields["experiment_id"] = os.environ.get("MLFLOW_EXPERIMENT_ID")
+        run = TrackedRun(self, owner, uri, parent, new_record(**fields))
         try:
             run.begin(estimator, X)
         except BaseException:
@@ -154,30 +169,47 @@ class MLflowTracker:
 
 
 def active_run():
-    """Return the run that is active in this process, in this thread or another, or None."""
+    """Return the run that is active in a thread of this process, or None.
+
+    Returns
+    -------
+    dict or None
+        ``run_id``, ``experiment_id`` and ``tracking_uri``.
+    """
     mlflow = sys.modules.get("mlflow")
     if mlflow is None or not hasattr(mlflow, "active_run"):
         return None
     run = mlflow.active_run()
     if run is None:
-        # Searches fit in threads, where the run that was begun around them is not active.
+        # Searches fit in threads, where the run of the calling thread is not active.
         from mlflow.tracking import fluent
 
         latest = getattr(fluent, "_get_latest_active_run", lambda: None)
         run = latest()
     if run is None:
         return None
-    about = {"run_id": run.info.run_id, "experiment_id": run.info.experiment_id}
-    return {**about, "tracking_uri": mlflow.get_tracking_uri()}
+    identifiers = {"run_id": run.info.run_id, "experiment_id": run.info.experiment_id}
+    return {**identifiers, "tracking_uri": mlflow.get_tracking_uri()}
 
 
 def check_tracker(tracker, owner):
-    """Return the tracker for a parameter, or None.
+    """Return the tracker that the parameter ``tracker`` stands for.
+
+    Parameters
+    ----------
+    tracker : "mlflow", MLflowTracker or None
+        Value of the parameter.
+    owner : str
+        Class name of the estimator, used in error messages.
+
+    Returns
+    -------
+    MLflowTracker or None
 
     Raises
     ------
     ValueError
-        If it is none of those that are accepted.
+        If the value is of another kind, or a parameter of the tracker is not valid.
     """
     if tracker is None:
         return None
@@ -192,13 +224,13 @@ def check_tracker(tracker, owner):
 
 
 def with_active_run(state):
-    """Return the state of an estimator that is copied, with the run that is active here.
+    """Return the state of an estimator, with a tracker that stores the active run.
 
-    It matters for those that a search sends to other processes: the name of a tracker becomes a
-    tracker that knows the run.
+    A search sends copies of unfitted estimators to other processes. There ``tracker="mlflow"``
+    would not find the run that is active in this process.
     """
-    named = isinstance(state.get("tracker"), str) and state["tracker"] == "mlflow"
-    if named and "n_iter_" not in state and active_run() is not None:
+    is_default = isinstance(state.get("tracker"), str) and state["tracker"] == "mlflow"
+    if is_default and "n_iter_" not in state and active_run() is not None:
         tracker = MLflowTracker()
         tracker._parent = active_run()
         return {**state, "tracker": tracker}
@@ -206,7 +238,7 @@ def with_active_run(state):
 
 
 def tracked(fit):
-    """Make a ``fit`` record itself if the estimator's ``tracker`` says so."""
+    """Decorate ``fit``, so that it is recorded if the estimator has a ``tracker``."""
 
     @wraps(fit)
     def recorded(self, X, *args, **kwargs):
@@ -226,7 +258,7 @@ def tracked(fit):
             delattr(self, RUN)
         self.run_id_ = run.record.run_id
         run.finish(self, X)
-        # A server that was down may have given one only now.
+        # If the server was unreachable at the begin, the run has its identifier only now.
         self.run_id_ = run.record.run_id
         return self
 

@@ -109,7 +109,7 @@ def test_it_needs_a_tracker(classifier, table):
 def test_a_server_that_is_down(classifier, table, work):
     """Checkpoints are written on this machine, and the fit goes on."""
     tracker = MLflowTracker("http://127.0.0.1:9", log_model=False, log_report=False)
-    with pytest.warns(UserWarning, match="The fit goes on"):
+    with pytest.warns(UserWarning, match="The fit continues"):
         model = classifier(tracker=tracker, checkpoint_dir="mlflow").fit(*table)
     same(model, classifier(tracker=None).fit(*table))
     (folder,) = (work / "mlflow-pending").iterdir()

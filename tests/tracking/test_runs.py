@@ -31,7 +31,7 @@ from sk_easytensor import (
 )
 from sk_easytensor.tracking import MLflowTracker
 from sk_easytensor.tracking.record import (
-    LONGEST_PARAM,
+    MAX_PARAM_LENGTH,
     RunRecord,
     create_run,
     send_datasets,
@@ -168,7 +168,7 @@ def test_what_is_long_or_odd_is_made_to_fit():
     record = RunRecord("1", "sqlite://")
     record.add_params({"blocks__a&b__width": "x" * 9000, "../x": None, "plain": 1})
     assert list(record.params) == ["blocks__a_b__width", "x", "plain"]
-    assert len(record.params["blocks__a_b__width"]) == LONGEST_PARAM
+    assert len(record.params["blocks__a_b__width"]) == MAX_PARAM_LENGTH
     record.add_metrics({"auc@5": np.float32(0.5)}, 1, 2)
     assert record.metrics == [["auc_5", 0.5, 1, 2]]
 

@@ -64,7 +64,7 @@ def test_waiting_records_hold_no_secret(work, table, classifier, monkeypatch):
     for path, data in files_in(work).items():
         assert SECRET.encode() not in data, path
     (folder,) = (work / "mlflow-pending").iterdir()
-    with pytest.raises(ValueError, match=r"http://\*\*\*@127.0.0.1:9.*give tracking_uri"):
+    with pytest.raises(ValueError, match=r"http://\*\*\*@127.0.0.1:9.*pass tracking_uri"):
         upload(folder)
     with pytest.raises(mlflow.exceptions.MlflowException) as caught:
         upload(folder, uri)
