@@ -57,7 +57,7 @@ class ChunkedBackend(Backend):
         rows, valid_rows = rows.joined(), [valid.joined() for valid in valid_rows]
         result = train_network(network, head, rows, valid_rows, settings)
         if inspection is not None:
-            result.inspected = inspection.later(rows, valid_rows)
+            result.inspected = inspection.keep_sample(rows, valid_rows)
         return result
 
 

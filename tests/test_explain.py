@@ -212,7 +212,7 @@ def test_one_seed_gives_one_explanation(table):
     [
         ({"n_permutations": 0}, "explain: n_permutations must be an integer at least 1, got 0"),
         ({"max_background": 0}, "explain: max_background must be an integer at least 1, got 0"),
-        ({}, "explain: X of 1 rows cannot be its own background; give background"),
+        ({}, "explain: X of 1 rows cannot be its own background; pass background"),
     ],
 )
 def test_invalid_parameters(table, params, message):

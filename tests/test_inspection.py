@@ -321,13 +321,13 @@ def test_importances_of_wide_tables_need_no_pass_for_each_column(wide, monkeypat
     assert len(numbers) <= 2
     # The same with a pass of all columns for each.
     monkeypatch.setattr(_encoded, "MANY_COLUMNS", 1000)
-    passes, _ = sample.found(model.network_, model._encoder, model._target, LocalBackend())
+    passes, _ = sample.compute(model.network_, model._encoder, model._target, LocalBackend())
     np.testing.assert_allclose(importances, passes, rtol=0, atol=1e-5)
     assert {model.feature_names_in_[place] for place in passes.argsort()[-2:]} == {"x0", "city"}
 
 
 def test_rows_of_wide_tables_are_bounded(wide, monkeypatch):
-    assert [_sample.bounded_rows(_sample.MOST_PASSES // n) for n in (101, 4096, 8192, 10**6)] == [
+    assert [_sample.bounded_rows(_sample.MAX_PASSES // n) for n in (101, 4096, 8192, 10**6)] == [
         256,
         256,
         128,
@@ -336,7 +336,7 @@ def test_rows_of_wide_tables_are_bounded(wide, monkeypatch):
     X, y = wide
     model = EasyTensorClassifier(max_epochs=1, trees=None, trunk=Sum(width=4), random_state=0)
     model.fit(X, y)
-    monkeypatch.setattr(_sample, "MOST_VALUES", 20 * X.shape[1])
+    monkeypatch.setattr(_sample, "MAX_VALUES", 20 * X.shape[1])
     drawn = count_calls(monkeypatch, _sample, "draw_orders")
     assert model.feature_importances_.shape == (X.shape[1],)
     assert [args[:2] for args in drawn] == [(20, 1)]
@@ -477,7 +477,7 @@ def test_display_of_scikit_learns_result(plt, regressor, table):
     result = sklearn.inspection.permutation_importance(regressor, *table, n_repeats=2)
     display = PermutationImportanceDisplay.from_importances(result, names=table[0].columns)
     assert "city" in [label.get_text() for label in display.ax_.get_yticklabels()]
-    with pytest.raises(ValueError, match="give names"):
+    with pytest.raises(ValueError, match="pass the parameter names"):
         PermutationImportanceDisplay.from_importances(result)
     with pytest.raises(ValueError, match="one for each of"):
         PermutationImportanceDisplay.from_importances({"r2": result}, names=table[0].columns)

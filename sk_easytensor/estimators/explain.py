@@ -46,7 +46,7 @@ class ExplainMixin:
         check_is_fitted(self)
         if not hasattr(self, "_importances"):
             backend = resolve_backend(self.backend, self.n_jobs)
-            found = self._importance_sample.found(
+            found = self._importance_sample.compute(
                 self.network_, self._encoder, self._target, backend
             )
             self._importances, self._validation = found

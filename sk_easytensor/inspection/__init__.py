@@ -1,4 +1,4 @@
-"""Which columns a fitted model relies on, over many rows and for one: numbers, and a plot."""
+"""Importances of columns over many rows, their plot, and contributions of columns to one row."""
 
 from sk_easytensor.inspection.display import PermutationImportanceDisplay
 from sk_easytensor.inspection.encoded_model import EncodedModel, GivenOutputs

@@ -15,25 +15,31 @@ __all__ = [
 
 
 class PermutationImportanceDisplay:
-    """A box for each column or block, over the repeats, those that matter most on top.
+    """Box plot of permutation importances, with the most important columns or blocks on top.
 
-    Use :meth:`from_estimator` or :meth:`from_importances`; needs matplotlib.
+    Each box shows the repeats of one column or block. Use :meth:`from_estimator` or
+    :meth:`from_importances` to create a display. Plotting requires matplotlib.
 
     Parameters
     ----------
-    importances : ndarray of shape (n_features, n_repeats)
-        How much the score fell.
+    importances : array-like of shape (n_features, n_repeats)
+        Decrease of the score in each repeat.
     names : sequence of str
-        Of the columns or blocks.
+        Names of the columns or blocks.
 
     Attributes
     ----------
     ax_ : matplotlib.axes.Axes
-        The axes drawn on.
+        Axes of the plot.
     figure_ : matplotlib.figure.Figure
-        Their figure.
+        Figure of the axes.
     boxes_ : dict of {str: list}
-        The artists, as :meth:`matplotlib.axes.Axes.boxplot` returns them.
+        Artists that :meth:`matplotlib.axes.Axes.boxplot` returned.
+
+    Raises
+    ------
+    ValueError
+        If the number of names is not that of the importances.
 
     Examples
     --------
@@ -74,11 +80,11 @@ class PermutationImportanceDisplay:
         Parameters
         ----------
         estimator, X, y, n_repeats, by, random_state, sample_weight, max_samples, n_jobs
-            As of :func:`permutation_importance`.
+            Parameters of :func:`permutation_importance`.
         scoring : str, callable or None, default=None
-            A single scorer.
+            Single scorer; None for the ``score`` of the estimator.
         max_features, ax, **boxplot_kwargs
-            As of :meth:`plot`.
+            Parameters of :meth:`plot`.
 
         Returns
         -------
@@ -106,11 +112,13 @@ class PermutationImportanceDisplay:
         Parameters
         ----------
         result : Bunch
-            Of :func:`permutation_importance`, or scikit-learn's.
+            Result of :func:`permutation_importance` or
+            :func:`sklearn.inspection.permutation_importance`, for one scorer.
         names : sequence of str, optional
-            Of the columns; needed where the result has none, as scikit-learn's.
+            Names of the columns. They are required if the result has no ``names``, as that of
+            scikit-learn.
         max_features, ax, **boxplot_kwargs
-            As of :meth:`plot`.
+            Parameters of :meth:`plot`.
 
         Returns
         -------
@@ -119,7 +127,7 @@ class PermutationImportanceDisplay:
         Raises
         ------
         ValueError
-            If the result is of several scorers, or there are no names.
+            If the result is that of several scorers, or has no names and `names` is None.
         """
         if "importances" not in result:
             raise ValueError(
@@ -127,7 +135,7 @@ class PermutationImportanceDisplay:
             )
         names = result.get("names") if names is None else names
         if names is None:
-            raise ValueError(f"{cls.__name__}: result has no names; give names")
+            raise ValueError(f"{cls.__name__}: result has no names; pass the parameter names")
         display = cls(result["importances"], names)
         return display.plot(max_features=max_features, ax=ax, **boxplot_kwargs)
 
@@ -137,11 +145,12 @@ class PermutationImportanceDisplay:
         Parameters
         ----------
         max_features : int or None, default=20
-            Only so many, those that matter most on average; None for all.
+            Number of columns or blocks to draw, those with the largest mean importances; None for
+            all.
         ax : matplotlib.axes.Axes, optional
-            Where to draw; by default on axes of a new figure.
+            Axes to draw on; by default those of a new figure.
         **boxplot_kwargs
-            Passed to :meth:`matplotlib.axes.Axes.boxplot`.
+            Keyword arguments of :meth:`matplotlib.axes.Axes.boxplot`.
 
         Returns
         -------
@@ -150,30 +159,32 @@ class PermutationImportanceDisplay:
         Raises
         ------
         ImportError
-            Without matplotlib.
+            If matplotlib is not installed.
+        ValueError
+            If `max_features` is neither an integer of at least 1 nor None.
         """
         _check_matplotlib(f"{type(self).__name__}.plot")
         import matplotlib.pyplot as plt
 
         if max_features is not None:
             check_number(type(self).__name__, "max_features", max_features, low=1, integer=True)
-        # Stable, so that columns that matter alike stay in their order from the top down.
+        # Stable, so that columns of equal importance keep their order from the top down.
         order = np.argsort(-self.importances.mean(axis=1), kind="stable")[:max_features][::-1]
         if ax is None:
             _, ax = plt.subplots(figsize=(6.4, 1 + 0.3 * len(order)), layout="constrained")
-        # The second is the name that matplotlib had for it before 3.10.
-        known = "orientation" in signature(ax.boxplot).parameters
-        lying = {"orientation": "horizontal"} if known else {"vert": False}
-        self.boxes_ = ax.boxplot(self.importances[order].T, **{**lying, **boxplot_kwargs})
+        # matplotlib before 3.10 has the parameter vert.
+        has_orientation = "orientation" in signature(ax.boxplot).parameters
+        horizontal = {"orientation": "horizontal"} if has_orientation else {"vert": False}
+        self.boxes_ = ax.boxplot(self.importances[order].T, **{**horizontal, **boxplot_kwargs})
         ax.set_yticks(np.arange(1, len(order) + 1), [self.names[index] for index in order])
         ax.axvline(0, color="0.6", linewidth=0.8, zorder=0)
-        ax.set(xlabel="Fall of the score")
+        ax.set(xlabel="Decrease of the score")
         self.ax_, self.figure_ = ax, ax.figure
         return self
 
 
 def _check_matplotlib(caller):
-    """Raise ``ImportError`` that says what needs matplotlib."""
+    """Raise ``ImportError`` naming the caller if matplotlib is not installed."""
     try:
         import matplotlib.pyplot  # noqa: F401
     except ImportError as error:

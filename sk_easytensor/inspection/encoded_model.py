@@ -1,4 +1,4 @@
-"""A fitted network with encoded rows, and what it gives of them when some values are shuffled."""
+"""A fitted network with encoded rows, and its outputs after some values are shuffled."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ __all__ = [
 
 
 MANY_COLUMNS = 100
-"""A table with more columns is wide: what changes of a row is computed, rather than the row."""
+"""A table with more columns is wide: only the change of the output by a column is computed."""
 
 
 class GivenOutputs:
-    """What a network gave of some rows, taken by an estimator in the place of a table.
+    """Outputs of a network for some rows, which an estimator accepts in place of a table.
 
-    ``predict`` and all that scikit-learn's scorers call then go on from there, so that a scorer
-    needs neither the table nor the encoded rows.
+    ``predict`` and the other methods that scikit-learn's scorers call start from these outputs, so
+    that a scorer needs neither the table nor the encoded rows.
 
     Parameters
     ----------
     values : torch.Tensor of shape (n_rows, out_features)
-        The ensemble's outputs.
+        Outputs of the ensemble.
     """
 
     def __init__(self, values):
@@ -50,30 +50,30 @@ class EncodedModel:
     frame : TensorFrame
         Encoded rows.
     modules : dict of {str: torch.nn.Module}
-        What reads each block of the frame.
+        Module of each block of the frame.
     join : callable
-        Takes what each module gave, a dictionary of tensors by block, and returns the ensemble's
-        outputs, of shape (n_rows, 1, out_features).
+        Function of the modules' outputs, a dictionary of tensors by block, that returns the
+        outputs of the ensemble, of shape (n_rows, 1, out_features).
     places : dict of {str: dict of {str: dict of {str: list of int}}}
-        For each input column the places of the frame where it stands: block to entry to positions
-        in the entry's second dimension.
+        Positions of each input column in the frame: from column to block to entry to positions in
+        the second dimension of the entry.
     backend : LocalExecutor
-        Where forward passes run.
+        Executor of forward passes.
     network : BlockNetwork, optional
-        Where the outputs are those of one network. With it, a column of a wide table is replaced
-        in a time that does not depend on the number of other columns.
+        Network, if the outputs are those of a single one. With it, the time to replace a column of
+        a wide table does not depend on the number of other columns.
     head : Head, optional
-        Of the network.
+        Head of the network.
     features : list of str, optional
-        Names of the features, where a column holds several; those of the columns by default.
+        Names of the features, if a column has several; by default the names of the columns.
     by_feature : callable, optional
-        Takes importances of columns, an ndarray whose first dimension is the column, and returns
-        those of features.
+        Function of importances of columns, an ndarray whose first dimension is the column, that
+        returns importances of features.
 
     Attributes
     ----------
     outputs : torch.Tensor of shape (n_rows, 1, out_features)
-        Of the rows as they are.
+        Outputs of the unchanged rows.
     """
 
     def __init__(
@@ -90,14 +90,14 @@ class EncodedModel:
     ):
         self.frame = frame
         self.features = list(places) if features is None else features
-        self.by_feature = by_feature or (lambda found: found)
+        self.by_feature = by_feature or (lambda importances: importances)
         self.modules = modules
         self.places = places
         self._join = join
         self._backend = backend
         self._network, self._head = network, head
-        read = {name: {"output": self._read(name, frame)} for name in modules}
-        self._parts = TensorFrame(read, len(frame))
+        outputs = {name: {"output": self._read(name, frame)} for name in modules}
+        self._parts = TensorFrame(outputs, len(frame))
         self.outputs = self._outputs(self._parts)
 
     @classmethod
@@ -107,122 +107,128 @@ class EncodedModel:
         Parameters
         ----------
         network : BlockNetwork
-            Trained.
+            Trained network.
         head : Head
-            Of the network.
+            Head of the network.
         encoder : TableEncoder
-            Has encoded the rows.
+            Encoder of the rows.
         frame : TensorFrame
             Encoded rows.
         backend : LocalExecutor
-            Where forward passes run.
+            Executor of forward passes.
+
+        Returns
+        -------
+        EncodedModel
         """
         return cls(
             frame,
             modules=network.readers(),
-            join=lambda read: network.average_read(read, head),
+            join=lambda outputs: network.average_read(outputs, head),
             places=encoder.all_column_positions(frame),
             backend=backend,
             network=network,
             head=head,
             features=encoder.features,
-            by_feature=lambda found: encoder.by_feature(found, network, frame),
+            by_feature=lambda importances: encoder.by_feature(importances, network, frame),
         )
 
     def columns(self):
-        """Return, for each group of columns that can only be shuffled together, where they stand.
+        """Return the groups of columns that can only be shuffled together.
 
         Returns
         -------
         list of (list of int, dict)
-            Numbers of the columns, and their places. Columns that no block reads are in none.
+            Indices of the columns of each group, and their positions in the frame: from block to
+            entry to positions. Columns that no block reads are in no group.
         """
-        together = {}
+        groups = {}
         for index, places in enumerate(self.places.values()):
             if places:
-                together.setdefault(repr(places), ([], places))[0].append(index)
-        return list(together.values())
+                groups.setdefault(repr(places), ([], places))[0].append(index)
+        return list(groups.values())
 
     def blocks(self):
-        """Return the same for whole blocks."""
+        """Return a group for each block, in the form of :meth:`columns`."""
         return [
-            ([index], {name: {entry: _all_positions(found) for entry, found in encoding.items()}})
+            ([index], {name: {entry: _all_positions(values) for entry, values in encoding.items()}})
             for index, (name, encoding) in enumerate(self.frame.items())
         ]
 
     def permuted(self, places, orders):
-        """Return the outputs when the values at some places come from other rows.
+        """Return the outputs after the values at some positions were taken from other rows.
 
         Parameters
         ----------
-        places : dict
-            Block to entry to positions.
+        places : dict of {str: dict of {str: list of int}}
+            Positions whose values are shuffled: from block to entry to positions.
         orders : ndarray of int64, shape (n_repeats, n_rows)
             For each repeat, the row that each row's values are taken from.
 
         Returns
         -------
-        list of torch.Tensor
-            The outputs of each repeat.
+        list of torch.Tensor of shape (n_rows, 1, out_features)
+            Outputs of each repeat.
 
         Notes
         -----
-        What a row gives depends on the row and the value it is lent. The network is asked once
-        for each such pair; rows that get back what they had are not asked for at all, and blocks
-        that are not concerned have been read before.
+        The output of a row depends on the row and on the values that it receives. The forward pass
+        runs once for each distinct pair of both. Rows that receive equal values keep their
+        outputs, and the modules of other blocks do not run again.
         """
         values = self._values(places)
         n_rows = len(self.frame)
-        lent = np.concatenate([values[None], values[orders]])
-        pairs = np.arange(n_rows) * (values.max(initial=0) + 1) + lent
+        received = np.concatenate([values[None], values[orders]])
+        pairs = np.arange(n_rows) * (values.max(initial=0) + 1) + received
         _, first, inverse = np.unique(pairs.ravel(), return_index=True, return_inverse=True)
-        turn, row = np.divmod(first, n_rows)
+        repeat_of_pair, row = np.divmod(first, n_rows)
         outputs = self.outputs.new_empty(len(first), *self.outputs.shape[1:])
-        outputs[turn == 0] = self.outputs[row[turn == 0]]
+        unchanged = repeat_of_pair == 0
+        outputs[unchanged] = self.outputs[row[unchanged]]
         for repeat, order in enumerate(orders, start=1):
-            asked = np.flatnonzero(turn == repeat)
-            if len(asked):
-                outputs[asked] = self._shuffled(places, order, row[asked])
-        inverse = torch.from_numpy(inverse.reshape(lent.shape))
+            changed = np.flatnonzero(repeat_of_pair == repeat)
+            if len(changed):
+                outputs[changed] = self._shuffled(places, order, row[changed])
+        inverse = torch.from_numpy(inverse.reshape(received.shape))
         return [outputs[rows] for rows in inverse[1:]]
 
     @cached_property
     def network_parts(self):
-        """What the network makes of the rows, a :class:`NetworkParts`."""
+        """Intermediate results of the network for the rows, a :class:`NetworkParts`."""
         with self.running():
             return NetworkParts(self, self._network, self._head)
 
     @property
     def linear(self):
-        """Whether the time of a shuffle does not depend on the number of other columns."""
+        """Whether the time to shuffle a column does not depend on the number of other columns."""
         return self._incremental and self.network_parts.is_linear()
 
     @property
     def _incremental(self):
-        # Of narrow tables, rows with equal values keep equal outputs to the last bit.
+        # The full forward pass of narrow tables keeps outputs of equal rows equal to the last bit.
         return self._network is not None and len(self.places) > MANY_COLUMNS
 
     def running(self):
-        """Compute as the backend does within the context."""
+        """Return a context with the threads of the backend and without gradients."""
         context = ExitStack()
         context.enter_context(limited_threads(self._backend.n_jobs))
         context.enter_context(torch.inference_mode())
         return context
 
     def _values(self, places):
-        """Return a number for each row, equal where the row lends the same values."""
-        moving = {}
+        """Return a number for each row, equal for rows with equal values at the positions."""
+        selected = {}
         for block, positions in places.items():
-            moving[block] = {
+            selected[block] = {
                 name: entry if isinstance(entry, Ragged) else entry[:, positions[name]]
                 for name, entry in self.frame[block].items()
                 if positions.get(name)
             }
-        hashes = TensorFrame(moving, len(self.frame)).row_hashes()
+        hashes = TensorFrame(selected, len(self.frame)).row_hashes()
         return np.unique(hashes, return_inverse=True)[1].reshape(-1)
 
     def _shuffled(self, places, order, rows):
-        """Return the outputs of some rows, after their values were taken from others."""
+        """Return the outputs of some rows, with values at the positions taken from other rows."""
         order, rows = torch.from_numpy(order), torch.from_numpy(rows)
         if self._incremental:
             with self.running():
@@ -233,13 +239,13 @@ class EncodedModel:
             if self.is_whole(block, positions):
                 part = self._parts[block]["output"][order[rows]]
             else:
-                alone = TensorFrame({block: self.frame[block]}, len(self.frame))
-                part = self._read(block, alone.permute_column(block, positions, order).take(rows))
+                frame = TensorFrame({block: self.frame[block]}, len(self.frame))
+                part = self._read(block, frame.permute_column(block, positions, order).take(rows))
             parts[block] = {"output": part}
         return self._outputs(TensorFrame(parts, len(rows)))
 
     def read(self, block):
-        """Return what a block's module gives of the rows, and behind it what it shows trees."""
+        """Return the outputs of a block's module, followed by its inputs of trees, as columns."""
         return self._parts[block]["output"]
 
     def read_mixed(self, block, positions, rows, donors):
@@ -250,18 +256,18 @@ class EncodedModel:
         block : str
             Name of the block.
         positions : dict of {str: list of int}
-            Entry to positions, where values are replaced.
+            Positions of the replaced values, by entry.
         rows, donors : torch.Tensor of int64, shape (batch,)
-            The rows, and those that the replaced values come from.
+            Indices of the rows, and of the rows that the replaced values come from.
         """
         size = len(rows)
-        alone = TensorFrame({block: self.frame[block]}, len(self.frame))
-        both = alone.take(torch.cat([rows, donors]))
+        frame = TensorFrame({block: self.frame[block]}, len(self.frame))
+        both = frame.take(torch.cat([rows, donors]))
         order = torch.arange(2 * size).roll(size)
         return self._read(block, both.permute_column(block, positions, order).take(slice(size)))
 
     def is_whole(self, block, positions):
-        """Tell whether these are all the positions of a block."""
+        """Return whether ``positions`` are all positions of a block."""
         return all(
             positions.get(name) == _all_positions(entry)
             for name, entry in self.frame[block].items()

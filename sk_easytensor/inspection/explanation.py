@@ -24,26 +24,26 @@ __all__ = [
 
 
 ROWS_AT_ONCE = 2048
-"""Rows that pass through the layers behind the first at a time."""
+"""Rows in a batch of the layers behind the first."""
 
 LOOKUPS_AT_ONCE = 2_000_000
-"""Entries of a table of trees that are looked up at a time where only some trees are concerned."""
+"""Entries of a table of trees that are looked up at a time if only some trees change."""
 
 SCATTERED = 8
-"""How many times as long it takes to look up an entry as one of a whole row of them."""
+"""Time to look up single entries of the table, relative to entries of whole rows."""
 
 
 class NetworkParts:
-    """What each block gives of some rows, and what the first layer and the trees make of it.
+    """Intermediate results for some rows: outputs of blocks, of the first layer and of the trees.
 
     Parameters
     ----------
     model : EncodedModel
-        Of the rows.
+        Model with the encoded rows.
     network : BlockNetwork
-        Of the model.
+        Network of the model.
     head : Head
-        Of the network.
+        Head of the network.
 
     Attributes
     ----------
@@ -53,9 +53,9 @@ class NetworkParts:
     Notes
     -----
     The first layer adds up the contributions of the columns, so that it only needs the difference
-    that a replaced column makes. Only those trees are looked up again that split on the column. In
+    that a replaced column makes. Only the trees that split on the column are looked up again. In
     blocks whose modules have ``output_columns``, a replaced column's outputs are those of the row
-    that its value comes from. Other blocks read the changed encoding.
+    that its value comes from. The modules of other blocks run on the changed encoding.
     """
 
     def __init__(self, model, network, head):
@@ -76,7 +76,7 @@ class NetworkParts:
             if module.is_offset:
                 weight = torch.ones(1, 1)
             elif module.is_added:
-                # Where its outputs stand among those that gates multiply.
+                # Its outputs are at these positions of those that gates multiply.
                 weight = torch.eye(n_added)[first_added : first_added + width]
                 first_added += width
             elif weight is not None:
@@ -104,19 +104,19 @@ class NetworkParts:
                     self.hidden += block.outputs @ block.weight
         for block in self.blocks.values():
             if block.wide:
-                found = block.outputs @ block.weight
-                self.wide = found if self.wide is None else self.wide + found
+                wide = block.outputs @ block.weight
+                self.wide = wide if self.wide is None else self.wide + wide
 
-    def is_linear(self, most=100):
-        """Tell whether the time of a replacement does not depend on the number of other columns.
+    def is_linear(self, max_columns=100):
+        """Return whether the time of a replacement does not depend on the number of other columns.
 
         Parameters
         ----------
-        most : int, default=100
-            Columns of a block that is read again as a whole, at most.
+        max_columns : int, default=100
+            Number of columns that a block may have if its module must run on all of them.
         """
         return self.linear and all(
-            block.column_wise or block.n_columns <= most for block in self.blocks.values()
+            block.column_wise or block.n_columns <= max_columns for block in self.blocks.values()
         )
 
     def members(self, hidden, wide, outputs, added, offset):
@@ -125,25 +125,25 @@ class NetworkParts:
         Parameters
         ----------
         hidden : torch.Tensor of shape (batch, units) or None
-            Outputs of the first layer; None where the trunk has no such layer.
+            Outputs of the first layer; None if the trunk has no such layer.
         wide : torch.Tensor of shape (batch, out_features) or None
-            Outputs of the layer past the trunk.
+            Outputs of the wide layer, which bypasses the trunk.
         outputs : dict of {str: torch.Tensor} or None
-            What each block gives; only needed without `hidden`.
+            Outputs of each block; only needed if `hidden` is None.
         added : torch.Tensor of shape (batch, n) or None
-            What is multiplied by gates and added to the outputs.
+            Outputs of blocks that are multiplied by gates and added to the outputs.
         offset : torch.Tensor of shape (batch, 1) or None
-            What is added to the outputs.
+            Offset that is added to the outputs.
         """
         network = self.network
         if hidden is None:
             return network.join(outputs)
         hidden = network.trunk.after_first(hidden)
         hidden = hidden[:, None, :] if hidden.ndim == 2 else hidden
-        found = network.head(hidden)
-        found = found if wide is None else found + wide[:, None, :]
-        found = found if added is None else found + network.gated_sum(hidden, added)
-        return found if offset is None else found + offset[:, None, :]
+        result = network.head(hidden)
+        result = result if wide is None else result + wide[:, None, :]
+        result = result if added is None else result + network.gated_sum(hidden, added)
+        return result if offset is None else result + offset[:, None, :]
 
     def join(self, hidden, wide, outputs, added, offset, leaves):
         """Return the ensemble's outputs, of shape (batch, 1, out_features).
@@ -151,9 +151,9 @@ class NetworkParts:
         Parameters
         ----------
         hidden, wide, outputs, added, offset
-            As of :meth:`members`.
+            Parameters of :meth:`members`.
         leaves : list of torch.Tensor of shape (batch, n_trees)
-            For each forest the values of the leaves that the rows are in.
+            For each forest, the values of the leaves that the rows are in.
         """
         trees = self.network.trees
         combined = None
@@ -162,26 +162,26 @@ class NetworkParts:
         if trees is None:
             return combined
         pairs = zip(self.forests, leaves, strict=True)
-        found = torch.cat([forest.outputs(values) for forest, values in pairs], dim=1)
-        found = found if offset is None else found + offset
-        return self.head.normalize(trees.join_outputs(combined, found[:, None, :]))
+        result = torch.cat([forest.outputs(values) for forest, values in pairs], dim=1)
+        result = result if offset is None else result + offset
+        return self.head.normalize(trees.join_outputs(combined, result[:, None, :]))
 
 
 class BlockParts:
-    """A block's outputs and codes for trees, and which of them belong to each column.
+    """Outputs and tree codes of a block, with the positions that belong to each column.
 
     Parameters
     ----------
     model : EncodedModel
-        Of the rows.
+        Model with the encoded rows.
     name : str
         Name of the block.
-    module : torch.nn.Module
-        Its module.
+    module : BlockModule
+        Module of the block.
     weight : torch.Tensor of shape (out_features, units) or None
-        Of the layer that reads the outputs.
+        Weights by which the next layer multiplies the outputs.
     first_code : int
-        Position of the block's first column among all that trees read.
+        Position of the block's first code among the codes of all blocks.
     """
 
     def __init__(self, model, name, module, weight, first_code):
@@ -205,16 +205,16 @@ class BlockParts:
             self._codes_of = by_column(columns, entry.shape[1])
 
     def outputs_of(self, columns):
-        """Return the positions of the outputs of some columns, as an int64 tensor."""
+        """Return the positions of the columns' outputs in the block, as an int64 tensor."""
         return torch.cat([self._outputs_of[column] for column in columns])
 
     def codes_of(self, columns):
-        """Return the positions of their codes among those of all blocks."""
+        """Return the positions of the columns' codes among those of all blocks."""
         return torch.cat([self._codes_of[column] for column in columns]) + self.first_code
 
 
 def by_column(columns, n_columns):
-    """Return for each column where it stands in a list of columns, as a list of int64 tensors."""
+    """Return the positions of each column in a list of columns, as a list of int64 tensors."""
     columns = torch.as_tensor(np.asarray(columns, dtype=np.int64))
     counts = torch.bincount(columns, minlength=n_columns).tolist()
     return list(columns.argsort(stable=True).split(counts))
@@ -226,14 +226,14 @@ class ForestRows:
     Parameters
     ----------
     forest : ForestModule
-        The trees.
+        Trees.
     codes : torch.Tensor of int32, shape (n_rows, n_columns)
-        What trees read of the rows.
+        Codes of the rows, which are the inputs of the trees.
 
     Attributes
     ----------
     values : torch.Tensor of float32, shape (n_rows, n_trees)
-        Of the leaves that the rows are in.
+        Values of the leaves that the rows are in.
     """
 
     def __init__(self, forest, codes):
@@ -248,10 +248,10 @@ class ForestRows:
         begins = np.minimum.reduceat(code_rows, first_code)
         uses = np.logical_or.reduceat(table != every_leaf, begins, axis=0)
         n_columns = len(begins)
-        self.place = {column: place for place, column in enumerate(forest.columns.tolist())}
-        self.trees_of = [torch.from_numpy(np.flatnonzero(each)) for each in uses]
-        # The columns of each tree; those that split on fewer columns have further ones that leave
-        # every leaf open.
+        self.column_index = {column: i for i, column in enumerate(forest.columns.tolist())}
+        self.trees_of = [torch.from_numpy(np.flatnonzero(is_used)) for is_used in uses]
+        # The columns of each tree. Trees that split on fewer columns are padded with a column that
+        # leaves every leaf open.
         self.columns_of = np.full((self.n_trees, max(uses.sum(0).max(), 1)), n_columns)
         tree, column = np.nonzero(uses.T)
         counts = np.bincount(tree, minlength=self.n_trees)
@@ -277,58 +277,59 @@ class ForestRows:
         rows : torch.Tensor of int64, shape (n_columns + 1, batch)
             Rows of the table.
         """
-        left = self.table.index_select(0, rows[0])
-        found = torch.empty_like(left)
-        for of_column in rows[1:-1]:
-            torch.index_select(self.table, 0, of_column, out=found)
-            left &= found
-        return self._values(left, torch.arange(self.n_trees)[None])
+        open_leaves = self.table.index_select(0, rows[0])
+        of_column = torch.empty_like(open_leaves)
+        for column_rows in rows[1:-1]:
+            torch.index_select(self.table, 0, column_rows, out=of_column)
+            open_leaves &= of_column
+        return self._values(open_leaves, torch.arange(self.n_trees)[None])
 
     def of_trees(self, trees, replaced, donors, rows):
-        """Return the values of the leaves of some trees, where some columns are replaced.
+        """Return the values of the leaves of some trees after some columns were replaced.
 
         Parameters
         ----------
         trees : torch.Tensor of int64, shape (k,)
-            Numbers of the trees.
+            Indices of the trees.
         replaced : torch.Tensor of bool, shape (n_columns + 1,)
             Whether a column's values come from `donors`, rather than from `rows`.
         donors, rows : torch.Tensor of int64, shape (batch,)
-            Which of the encoded rows.
+            Indices of encoded rows.
 
         Returns
         -------
         torch.Tensor of float32, shape (batch, k)
         """
         parts = []
-        for some in trees.split(max(1, LOOKUPS_AT_ONCE // self.columns_of.shape[1] // len(rows))):
-            columns = self.columns_of[some].t()[:, :, None]
+        n_at_once = max(1, LOOKUPS_AT_ONCE // self.columns_of.shape[1] // len(rows))
+        for batch in trees.split(n_at_once):
+            columns = self.columns_of[batch].t()[:, :, None]
             source = torch.where(replaced[columns], donors, rows)
             row = self.rows.take(columns * self.rows.shape[1] + source)
-            left = self.table.take(row * self.n_trees + some[:, None])
-            while len(left) > 1:
-                half = (len(left) + 1) // 2
-                left[: len(left) - half] &= left[half:]
-                left = left[:half]
-            parts.append(self._values(left[0], some[:, None]).t())
+            open_leaves = self.table.take(row * self.n_trees + batch[:, None])
+            while len(open_leaves) > 1:
+                half = (len(open_leaves) + 1) // 2
+                open_leaves[: len(open_leaves) - half] &= open_leaves[half:]
+                open_leaves = open_leaves[:half]
+            parts.append(self._values(open_leaves[0], batch[:, None]).t())
         return torch.cat(parts, dim=1)
 
-    def _values(self, left, trees):
-        leaf = bit_positions(left).long() + trees * self.forest.n_leaves
+    def _values(self, open_leaves, trees):
+        leaf = bit_positions(open_leaves).long() + trees * self.forest.n_leaves
         return self.forest.values.reshape(-1)[leaf]
 
 
 class MixedRows:
-    """Rows, some of whose columns have the values of other rows.
+    """Rows in which some columns have the values of other rows.
 
     Parameters
     ----------
     parts : NetworkParts
-        Of the encoded rows.
+        Intermediate results for the encoded rows.
     rows : torch.Tensor of int64, shape (batch,)
-        Which of the encoded rows these are at first.
+        Indices of the encoded rows whose columns are replaced.
     donors : torch.Tensor of int64, shape (batch,)
-        The encoded row that each row's replaced values come from.
+        Index of the encoded row that each row's replaced values come from.
     """
 
     def __init__(self, parts, rows, donors):
@@ -342,7 +343,7 @@ class MixedRows:
             self.outputs = {name: block.outputs[rows] for name, block in parts.blocks.items()}
         self.leaves = [forest.values[rows] for forest in parts.forests]
         self.replaced_codes = [self._none_replaced(forest) for forest in parts.forests]
-        # Of blocks that read a changed encoding: where it is replaced, and what they make of it.
+        # For blocks that run on a changed encoding: replaced positions, outputs and tree codes.
         self.positions, self.read, self.codes = {}, {}, {}
 
     @staticmethod
@@ -350,12 +351,12 @@ class MixedRows:
         return torch.zeros(0 if forest.n_trees == 0 else forest.n_columns + 1, dtype=torch.bool)
 
     def replaced(self, places):
-        """Return the rows with the values at some more places replaced.
+        """Return the rows with the values at further positions replaced.
 
         Parameters
         ----------
-        places : dict
-            Block to entry to positions, as of :meth:`EncodedModel.columns`.
+        places : dict of {str: dict of {str: list of int}}
+            Positions by block and entry, in the form of :meth:`EncodedModel.columns`.
 
         Returns
         -------
@@ -363,27 +364,29 @@ class MixedRows:
         """
         other = object.__new__(MixedRows)
         vars(other).update(vars(self))
-        codes = [other._replace(*each) for each in places.items()]
+        codes = [other._replace(name, positions) for name, positions in places.items()]
         if self.parts.forests and codes:
             other._replace_leaves(torch.cat(codes))
         return other
 
     def combined(self):
         """Return the ensemble's outputs, of shape (batch, 1, out_features)."""
-        found = []
+        results = []
         for start in range(0, len(self.rows), ROWS_AT_ONCE):
-            some = slice(start, start + ROWS_AT_ONCE)
-            outputs = self.outputs and {name: each[some] for name, each in self.outputs.items()}
+            batch = slice(start, start + ROWS_AT_ONCE)
+            outputs = self.outputs and {
+                name: values[batch] for name, values in self.outputs.items()
+            }
             hidden, wide, added, offset = (
-                each if each is None else each[some]
-                for each in (self.hidden, self.wide, self.added, self.offset)
+                values if values is None else values[batch]
+                for values in (self.hidden, self.wide, self.added, self.offset)
             )
-            leaves = [each[some] for each in self.leaves]
-            found.append(self.parts.join(hidden, wide, outputs, added, offset, leaves))
-        return found[0] if len(found) == 1 else torch.cat(found)
+            leaves = [values[batch] for values in self.leaves]
+            results.append(self.parts.join(hidden, wide, outputs, added, offset, leaves))
+        return results[0] if len(results) == 1 else torch.cat(results)
 
     def _replace(self, name, positions):
-        """Replace a block's outputs, and return which columns of the trees change."""
+        """Replace a block's outputs, and return the positions of the tree codes that change."""
         block = self.parts.blocks[name]
         if not block.column_wise:
             return self._read_again(name, block, positions)
@@ -407,10 +410,10 @@ class MixedRows:
             merged[entry] = sorted({*merged.get(entry, []), *columns})
         self.positions = {**self.positions, name: merged}
         if model.is_whole(name, merged):
-            found = model.read(name)[self.donors]
+            values = model.read(name)[self.donors]
         else:
-            found = model.read_mixed(name, merged, self.rows, self.donors)
-        outputs, codes = found.tensor_split([block.width], dim=1)
+            values = model.read_mixed(name, merged, self.rows, self.donors)
+        outputs, codes = values.tensor_split([block.width], dim=1)
         if self.outputs is not None:
             self.outputs = {**self.outputs, name: outputs}
         if block.weight is not None:
@@ -433,61 +436,60 @@ class MixedRows:
             self.hidden = self.hidden + change
 
     def _replace_leaves(self, codes):
-        """Look up the trees that read some columns of codes."""
+        """Look up the trees that read the codes at some positions."""
         leaves, all_replaced = [], []
         for forest, values, replaced in zip(
             self.parts.forests, self.leaves, self.replaced_codes, strict=True
         ):
-            places = (
-                []
-                if forest.n_trees == 0
-                else [forest.place[code] for code in codes.tolist() if code in forest.place]
-            )
-            if places:
-                replaced = replaced.index_fill(0, torch.tensor(places), True)
-                values = self._leaves(forest, values, replaced, places)
+            columns = []
+            if forest.n_trees > 0:
+                index = forest.column_index
+                columns = [index[code] for code in codes.tolist() if code in index]
+            if columns:
+                replaced = replaced.index_fill(0, torch.tensor(columns), True)
+                values = self._leaves(forest, values, replaced, columns)
             leaves.append(values)
             all_replaced.append(replaced)
         self.leaves, self.replaced_codes = leaves, all_replaced
 
-    def _leaves(self, forest, values, replaced, places):
-        trees = torch.cat([forest.trees_of[place] for place in places])
-        trees = trees.unique() if len(places) > 1 else trees
-        few = SCATTERED * len(trees) * forest.columns_of.shape[1]
-        if not self.codes and few < forest.n_columns * forest.n_trees:
-            found = forest.of_trees(trees, replaced, self.donors, self.rows)
-            return values.index_copy(1, trees, found)
+    def _leaves(self, forest, values, replaced, columns):
+        trees = torch.cat([forest.trees_of[column] for column in columns])
+        trees = trees.unique() if len(columns) > 1 else trees
+        cost = SCATTERED * len(trees) * forest.columns_of.shape[1]
+        if not self.codes and cost < forest.n_columns * forest.n_trees:
+            changed = forest.of_trees(trees, replaced, self.donors, self.rows)
+            return values.index_copy(1, trees, changed)
         rows = torch.where(
             replaced[:, None], forest.rows[:, self.donors], forest.rows[:, self.rows]
         )
         for name, codes in self.codes.items():
             first = self.parts.blocks[name].first_code
-            for position, of_column in enumerate(codes.int().unbind(1), start=first):
-                if position in forest.place:
-                    place = forest.place[position]
-                    index = of_column + forest.forest.first_code[place]
-                    rows[place] = forest.forest.code_rows[index.long()].long()
+            for position, column_codes in enumerate(codes.int().unbind(1), start=first):
+                if position in forest.column_index:
+                    column = forest.column_index[position]
+                    index = column_codes + forest.forest.first_code[column]
+                    rows[column] = forest.forest.code_rows[index.long()].long()
         return forest.of_rows(rows)
 
 
 MIXED_ROWS = 4096
-"""Pairs of a row and a background row that are computed at a time."""
+"""Pairs of a row and a background row in a batch."""
 
 
 @dataclass
 class Explanation:
     """Contributions of columns to the raw outputs for rows.
 
-    ``shap.Explanation(**vars(explanation))`` makes an object of the package ``shap`` of it.
+    ``shap.Explanation(**vars(explanation))`` converts it to an object of the package ``shap``.
 
     Attributes
     ----------
     values : ndarray of float64, shape (n_samples, n_features) or (n_samples, n_features, n_outputs)
-        Contributions.
+        Contributions of each column.
     base_values : ndarray of float64, shape (n_samples,) or (n_samples, n_outputs)
         Mean raw output of the background rows, the same for all rows.
     feature_names : list of str
-        Columns.
+        Names of the columns.
     """
 
     values: np.ndarray
@@ -496,16 +498,20 @@ class Explanation:
 
     @classmethod
     def of(cls, values, base, names):
-        """Return an explanation with a base value, or one for each output, repeated for all rows.
+        """Return an explanation whose base values are repeated for all rows.
 
         Parameters
         ----------
-        values : ndarray
-            Contributions.
+        values : ndarray of float64, shape (n_samples, n_features[, n_outputs])
+            Contributions of each column.
         base : float or ndarray of float64, shape (n_outputs,)
-            Base value.
+            Mean raw output of the background rows, or one for each output.
         names : sequence of str
-            Columns.
+            Names of the columns.
+
+        Returns
+        -------
+        Explanation
         """
         return cls(values, np.repeat(np.asarray(base)[None], len(values), axis=0), list(names))
 
@@ -516,9 +522,9 @@ def shapley_values(estimator, X, background, n_permutations, max_background, ran
     Parameters
     ----------
     estimator : EasyTensorClassifier or EasyTensorRegressor
-        Fitted.
+        Fitted estimator.
     X, background, n_permutations, max_background, random_state
-        As of the estimator's ``explain``.
+        Parameters of the estimator's ``explain``.
 
     Returns
     -------
@@ -526,6 +532,12 @@ def shapley_values(estimator, X, background, n_permutations, max_background, ran
         Contributions to the network's outputs.
     base : ndarray of float64, shape (out_features,)
         Mean outputs of the background rows.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is not valid, if the estimator was fitted with ``base_margin``, or if `X` has
+        one row and there is no background.
     """
     owner = f"{type(estimator).__name__}.explain"
     check_number(owner, "n_permutations", n_permutations, low=1, integer=True)
@@ -533,44 +545,46 @@ def shapley_values(estimator, X, background, n_permutations, max_background, ran
     random_state = check_random_state(random_state)
     if estimator._encoder.with_margin:
         raise ValueError(
-            f"{owner}: offsets given as base_margin are no column, so that their contribution has "
-            "no entry; fit with the parameter offset, which names a column"
+            f"{owner}: offsets passed as base_margin are not a column, so that their contribution "
+            "has no entry; fit with the parameter offset, which names a column"
         )
     backend = resolve_backend(estimator.backend, estimator.n_jobs)
     table = estimator._read(X)
     if background is None and len(table) < 2:
         raise ValueError(
-            f"{owner}: X of {len(table)} rows cannot be its own background; give background, a "
+            f"{owner}: X of {len(table)} rows cannot be its own background; pass background, a "
             "table of rows that contributions are differences from, such as training rows"
         )
-    others = table if background is None else estimator._read(background)
-    if len(others) > max_background:
-        chosen = random_state.choice(len(others), max_background, replace=False)
-        others = others.take(np.sort(chosen))
-    rows, others = (estimator._encoder.encode_table(each, backend) for each in (table, others))
+    background = table if background is None else estimator._read(background)
+    if len(background) > max_background:
+        sample = random_state.choice(len(background), max_background, replace=False)
+        background = background.take(np.sort(sample))
+    rows, background = (
+        estimator._encoder.encode_table(part, backend) for part in (table, background)
+    )
     orders, values = None, []
-    step = max(1, MIXED_ROWS // len(others))
+    step = max(1, MIXED_ROWS // len(background))
     for start in range(0, len(rows), step):
-        some = rows.take(slice(start, start + step))
-        model = estimator._inspection_model(TensorFrame.concatenate([some, others]), backend)
+        batch = rows.take(slice(start, start + step))
+        model = estimator._inspection_model(TensorFrame.concatenate([batch, background]), backend)
         groups = model.columns()
         if orders is None:
             orders = draw_orders(len(groups), n_permutations, random_state)
-        base = model.outputs[len(some) :, 0].double().mean(0)
-        found = contributions(model, groups, orders, len(some))
-        values.append(by_columns(found, groups, len(model.places)))
+        base = model.outputs[len(batch) :, 0].double().mean(0)
+        of_groups = contributions(model, groups, orders, len(batch))
+        values.append(by_columns(of_groups, groups, len(model.places)))
     return np.concatenate(values), base.numpy()
 
 
 def draw_orders(n_groups, n_permutations, random_state):
-    """Return orders in which columns are replaced: all there are, or some, each with its reverse.
+    """Return orders in which columns are replaced: all orders, or drawn ones with their reverses.
 
     Parameters
     ----------
     n_groups : int
-        Columns.
+        Number of groups of columns.
     n_permutations : int
-        Orders to draw.
+        Number of orders to draw, without the reverses.
     random_state : RandomState
         Source of the orders.
 
@@ -581,31 +595,31 @@ def draw_orders(n_groups, n_permutations, random_state):
     if n_groups <= 10 and factorial(n_groups) <= 2 * n_permutations:
         return [list(order) for order in permutations(range(n_groups))]
     drawn = [random_state.permutation(n_groups).tolist() for _ in range(n_permutations)]
-    return [order for each in drawn for order in (each, each[::-1])]
+    return [order for forward in drawn for order in (forward, forward[::-1])]
 
 
 def contributions(model, groups, orders, n_rows):
-    """Return by how much outputs change as the columns of background rows are replaced.
+    """Return the changes of the outputs as the columns of background rows are replaced.
 
     Parameters
     ----------
     model : EncodedModel
-        Of the rows to explain, followed by the background rows.
+        Model with the rows to explain, followed by the background rows.
     groups : list of (list of int, dict)
-        As of :meth:`EncodedModel.columns`.
+        Groups of columns, in the form of :meth:`EncodedModel.columns`.
     orders : list of list of int
-        In which they are replaced.
+        Orders in which the groups are replaced.
     n_rows : int
-        Rows to explain.
+        Number of rows to explain.
 
     Returns
     -------
     ndarray of float64, shape (n_rows, n_groups, out_features)
-        Mean over background rows and orders.
+        Means over background rows and orders.
     """
-    n_others = len(model.frame) - n_rows
-    rows = torch.arange(n_others).repeat(n_rows) + n_rows
-    donors = torch.arange(n_rows).repeat_interleave(n_others)
+    n_background = len(model.frame) - n_rows
+    rows = torch.arange(n_background).repeat(n_rows) + n_rows
+    donors = torch.arange(n_rows).repeat_interleave(n_background)
     outputs = model.outputs[:, 0].double()
     values = torch.zeros(n_rows, len(groups), outputs.shape[1], dtype=torch.float64)
     with model.running():
@@ -615,18 +629,18 @@ def contributions(model, groups, orders, n_rows):
             for group in order[:-1]:
                 mixed = mixed.replaced(groups[group][1])
                 after = mixed.combined()[:, 0].double()
-                values[:, group] += (after - before).unflatten(0, (n_rows, n_others)).mean(1)
+                values[:, group] += (after - before).unflatten(0, (n_rows, n_background)).mean(1)
                 before = after
-            # With every column replaced it is the row to explain: its output is exact.
+            # With every column replaced, the row is the one to explain, whose output is known.
             for group in order[-1:]:
                 change = outputs[donors] - before
-                values[:, group] += change.unflatten(0, (n_rows, n_others)).mean(1)
+                values[:, group] += change.unflatten(0, (n_rows, n_background)).mean(1)
     return (values / max(len(orders), 1)).numpy()
 
 
-def by_columns(found, groups, n_columns):
-    """Share the contributions of groups evenly among their columns."""
-    values = np.zeros((len(found), n_columns, found.shape[2]))
-    for place, (indices, _) in enumerate(groups):
-        values[:, indices] = found[:, place, None] / len(indices)
+def by_columns(of_groups, groups, n_columns):
+    """Divide the contributions of groups evenly among their columns."""
+    values = np.zeros((len(of_groups), n_columns, of_groups.shape[2]))
+    for group, (indices, _) in enumerate(groups):
+        values[:, indices] = of_groups[:, group, None] / len(indices)
     return values

@@ -1,4 +1,4 @@
-"""Permutation importances of encoded columns, of single models and of pairs."""
+"""Permutation importances of the columns of tables and of pairs of users and items."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ __all__ = [
 
 
 def pair_model(towers, table, score, executor):
-    """Encode pairs for both towers.
+    """Return a model of encoded pairs of users and items.
 
     Parameters
     ----------
     towers : dict of {str: Tower}
-        The user tower and the item tower, by the names of their sides.
+        User tower and item tower, by the names of their sides.
     table : pyarrow.Table
-        Pairs, with the columns of both.
+        Pairs, with the columns of both sides.
     score : callable
-        Takes users and items, tensors of shape (n_pairs, embedding_dim), and returns tensors of
-        shape (n_pairs,).
+        Function of embeddings of users and of items, tensors of shape (n_pairs, embedding_dim),
+        that returns a tensor of shape (n_pairs,).
     executor : LocalExecutor
-        Where forward passes run.
+        Executor of forward passes.
 
     Returns
     -------
@@ -53,9 +53,9 @@ def pair_model(towers, table, score, executor):
         encodings |= {_joint(side, name): frame[name] for name in network.names}
         pairs = zip(network.names, network.blocks, strict=True)
         modules |= {_joint(side, name): module for name, module in pairs}
-        for column, found in tower.places(frame).items():
+        for column, blocks in tower.places(frame).items():
             places.setdefault(column, {}).update(
-                {_joint(side, name): positions for name, positions in found.items()}
+                {_joint(side, name): positions for name, positions in blocks.items()}
             )
 
     def join(parts):
@@ -66,7 +66,7 @@ def pair_model(towers, table, score, executor):
         return score(*embeddings)[:, None, None]
 
     frame = TensorFrame(encodings, len(table))
-    # In the order of the table's columns; those that no tower reads are in no place.
+    # In the order of the table's columns. Columns that no tower reads have no positions.
     places = {column: places.get(column, {}) for column in table.column_names}
     return EncodedModel(frame, modules, join, places, executor)
 
@@ -76,6 +76,7 @@ def _joint(side, name):
 
 
 OWNER = "permutation_importance"
+"""Name used in error messages."""
 
 
 @with_library_settings
@@ -92,44 +93,45 @@ def permutation_importance(
     max_samples=1.0,
     n_jobs=None,
 ):
-    """How much a score falls when the values of a column are shuffled among the rows.
+    """Compute by how much a score decreases when the values of a column are shuffled.
 
-    What :func:`sklearn.inspection.permutation_importance` computes, for less: the table is
-    encoded once and columns are shuffled in the encoding, blocks that do not read a column are
-    not asked again, and neither are rows that a shuffle leaves as they were.
+    The results are those of :func:`sklearn.inspection.permutation_importance`, at less cost: the
+    table is encoded once and columns are shuffled in the encoding. Blocks that do not read a column
+    do not run again, nor do rows that a shuffle leaves unchanged.
 
     Parameters
     ----------
     estimator : EasyTensorClassifier, EasyTensorRegressor or EasyTensorTwoTower
-        Fitted. Two towers need a target, and the columns of both in `X`.
+        Fitted estimator. A two-tower model needs a target, and the columns of both towers in `X`.
     X : table-like of shape (n_samples, n_features), path of Parquet files or Ray Dataset
-        Rows to evaluate on, best not those of `fit`.
+        Rows to evaluate on, preferably not those of `fit`.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs), or str
-        Target, or the column of `X` that holds it. For an estimator whose backend is Ray, a path
-        or Dataset needs the latter; a list of columns names several targets.
+        Target, or name of the column of `X` that holds it. If the backend of the estimator is Ray,
+        a path or Dataset requires a name; a list of names is a target of several outputs.
     scoring : str, callable, list, tuple, set, dict or None, default=None
-        As in scikit-learn: the name of a scorer, or a function of estimator, rows and target;
-        several for one result each; None for the estimator's ``score``. A function may call
+        Scorer as in scikit-learn: its name, or a function of estimator, rows and target. Several
+        scorers give a result each; None uses the estimator's ``score``. A function may call
         ``predict``, ``predict_proba``, ``decision_function`` and ``score`` of the estimator on
-        the rows, which are no table here.
+        the rows it receives, which are not a table.
     n_repeats : int, default=5
-        Shuffles a column.
+        Number of times that each column is shuffled.
     by : {"column", "block"}, default="column"
-        What is shuffled: the values of one input column, or all that one block makes of its
-        columns. Columns that blocks read as one, such as the parts of a vector that is spread over
-        columns, can only be shuffled together and share evenly what they matter. So can the
-        columns of a sparse matrix that a :class:`~sk_easytensor.SparseBlock` reads, which share it
-        by the variance of what each adds, as in ``feature_importances_``: shuffled one by one, they
-        would take as many passes as the matrix has columns.
+        Unit that is shuffled: the values of one input column, or the whole encoding of one block.
+        Columns that blocks read together, such as the parts of a vector that is spread over
+        columns, can only be shuffled together, and share their importance evenly. This is also true
+        of the columns of a sparse matrix that a :class:`~sk_easytensor.SparseBlock` reads, which
+        share it by the variance of their contributions, as in ``feature_importances_``: shuffled
+        one by one, they would take as many passes as the matrix has columns.
     random_state : int, RandomState or None, default=None
-        Of the shuffles, which are the same for all columns, and of the rows chosen. With all rows
-        the shuffles are scikit-learn's for the same value, and so are the results.
+        Seed of the shuffles, which are the same for all columns, and of the sampled rows. With all
+        rows, shuffles and results are those of scikit-learn for the same value.
     sample_weight : array-like of shape (n_samples,) or str, optional
-        Given to the scorer, or the column of `X` that holds it.
+        Sample weights for the scorer, or name of the column of `X` that holds them.
     max_samples : int or float, default=1.0
-        Rows to evaluate on, or the fraction of them; they are drawn once.
+        Number of rows to evaluate on, or the fraction of them. They are drawn once, without
+        replacement.
     n_jobs : int or None, default=None
-        Threads: None for one (unless in a joblib context), -1 for all cores.
+        Number of threads: None for one (unless in a joblib context), -1 for all cores.
 
     Returns
     -------
@@ -140,15 +142,17 @@ def permutation_importance(
     Raises
     ------
     TypeError
-        If the estimator is none of this library's that predicts.
+        If the estimator is not one of this library that predicts.
+    NotFittedError
+        If the estimator is not fitted.
     ValueError
-        If a parameter makes no sense, or rows and target differ in length.
+        If a parameter is not valid, or rows and target differ in length.
 
     Notes
     -----
     Breiman, "Random Forests" (2001). Shuffling a column of the encoding equals shuffling it in
     the table, because a row's encoding depends on that row alone. Lists that are parallel to
-    those of other columns stay as long as they are.
+    those of other columns keep their lengths.
 
     With more than 100 columns, only the change that a column makes to the output is computed, so
     that the time is linear in the number of columns. Outputs then equal those for the shuffled
@@ -156,9 +160,9 @@ def permutation_importance(
     ``TabM``, or one with ``first_layer``, and columns of numbers, categories or dates.
 
     If the estimator's backend is Ray, a path or Dataset is evaluated by tasks, in chunks of about
-    16,000 consecutive rows that do not depend on the number of workers. Values are shuffled within
-    a chunk, scores are of a chunk, and the result is their mean, weighted by the chunks' rows. Rows
-    of weight zero are left out. `n_jobs` are the threads of a task.
+    16,000 consecutive rows that do not depend on the number of workers. Values are shuffled and
+    scores computed within a chunk, and the result is the mean over the chunks, weighted by their
+    rows. Rows of weight zero are left out. `n_jobs` is the number of threads of a task.
 
     Examples
     --------
@@ -174,7 +178,7 @@ def permutation_importance(
         raise TypeError(
             f"{OWNER}: estimator must be an EasyTensorClassifier, EasyTensorRegressor or "
             f"EasyTensorTwoTower, got {type(estimator).__name__}; for others, pipelines included, "
-            "there is sklearn.inspection.permutation_importance"
+            "use sklearn.inspection.permutation_importance"
         )
     check_is_fitted(estimator)
     check_number(OWNER, "n_repeats", n_repeats, low=1, integer=True)
@@ -209,12 +213,16 @@ def chunk_importances(
     max_samples,
     n_jobs,
 ):
-    """Return the importances that some rows show, and how many rows have been evaluated."""
+    """Return the number of rows of a chunk that were evaluated, and their importances.
+
+    Parameters are those of :func:`permutation_importance`, for a chunk of its rows.
+    ``n_rows_of_all`` is the number of rows of all chunks; None for a single chunk.
+    """
     n_rows = len(as_table(X))
     check_consistent_length(range(n_rows), y, sample_weight)
-    rows = chosen_rows(n_rows, max_samples, random_state, n_rows_of_all)
+    rows = sample_rows(n_rows, max_samples, random_state, n_rows_of_all)
     y, weight = (
-        None if each is None else _safe_indexing(each, rows) for each in (y, sample_weight)
+        None if values is None else _safe_indexing(values, rows) for values in (y, sample_weight)
     )
     weights = {} if weight is None else {"sample_weight": weight}
     scorer = check_scoring(estimator, scoring=scoring)
@@ -223,7 +231,7 @@ def chunk_importances(
     def score(outputs):
         return scorer(estimator, GivenOutputs(outputs[:, 0]), y, **weights)
 
-    orders = scikit_learns_orders(len(rows), n_repeats, random_state)
+    orders = scikit_learn_orders(len(rows), n_repeats, random_state)
     if by == "column":
         n_shuffled, groups = len(model.places), model.columns()
     else:
@@ -231,51 +239,53 @@ def chunk_importances(
         n_shuffled = len(groups)
     before, after = permuted_scores(model, groups, orders, score)
 
-    def found(before, after):
-        importances = falls(n_shuffled, len(orders), groups, before, after)
+    def as_result(before, after):
+        importances = score_decreases(n_shuffled, len(orders), groups, before, after)
         if by == "block":
-            return bunch(importances, list(model.frame))
-        return bunch(model.by_feature(importances), model.features)
+            return as_bunch(importances, list(model.frame))
+        return as_bunch(model.by_feature(importances), model.features)
 
     if not isinstance(before, dict):
-        return len(rows), found(before, after)
+        return len(rows), as_result(before, after)
     return len(rows), {
-        name: found(before[name], [[each[name] for each in scores] for scores in after])
+        name: as_result(before[name], [[score[name] for score in scores] for scores in after])
         for name in before
     }
 
 
 def _mean(parts):
     """Return the mean of the importances of several chunks, weighted by their rows."""
-    sizes, found = zip(*parts, strict=True)
-    if len(found) == 1:
-        return found[0]
-    if "importances" not in found[0]:
-        return {name: _mean([(size, each[name]) for size, each in parts]) for name in found[0]}
-    importances = np.average([each.importances for each in found], axis=0, weights=sizes)
-    return bunch(importances, found[0].names)
+    sizes, results = zip(*parts, strict=True)
+    if len(results) == 1:
+        return results[0]
+    if "importances" not in results[0]:
+        return {
+            name: _mean([(size, result[name]) for size, result in parts]) for name in results[0]
+        }
+    importances = np.average([result.importances for result in results], axis=0, weights=sizes)
+    return as_bunch(importances, results[0].names)
 
 
 def permuted_scores(model, groups, orders, score):
-    """Score the outputs of a model as they are, and after each of several groups was shuffled.
+    """Score the outputs of a model for unchanged rows, and after each group was shuffled.
 
     Parameters
     ----------
     model : EncodedModel
-        Gives the outputs.
+        Model with the encoded rows.
     groups : list of (list of int, dict)
-        As of :meth:`EncodedModel.columns`.
+        Groups of columns, in the form of :meth:`EncodedModel.columns`.
     orders : ndarray of int64, shape (n_repeats, n_rows)
-        Of the rows.
+        Permutations of the rows.
     score : callable
-        Takes outputs, of shape (n_rows, 1, out_features).
+        Function of outputs of shape (n_rows, 1, out_features) that returns a score.
 
     Returns
     -------
     before : object
-        What `score` gave of the outputs as they are.
+        Score of the unchanged rows.
     after : list of list of object
-        For each group and repeat what it gave.
+        Scores by group and repeat.
     """
     before = score(model.outputs)
     after = [[score(outputs) for outputs in model.permuted(places, orders)] for _, places in groups]
@@ -287,21 +297,27 @@ def draw_orders(n_rows, n_repeats, random_state):
     return np.stack([random_state.permutation(n_rows) for _ in range(n_repeats)])
 
 
-def scikit_learns_orders(n_rows, n_repeats, random_state):
-    """Draw the permutations that scikit-learn's function draws for each column."""
+def scikit_learn_orders(n_rows, n_repeats, random_state):
+    """Draw the permutations that ``sklearn.inspection.permutation_importance`` draws."""
     random_state = np.random.RandomState(random_state.randint(np.iinfo(np.int32).max + 1))
     shuffle, order = np.arange(n_rows), np.arange(n_rows)
     orders = []
     for _ in range(n_repeats):
-        # It shuffles both the order of the last shuffle and the column as that left it.
+        # scikit-learn shuffles the order of the previous shuffle, and the shuffled column with it.
         random_state.shuffle(shuffle)
         order = order[shuffle]
         orders.append(order)
     return np.stack(orders)
 
 
-def chosen_rows(n_rows, max_samples, random_state, n_rows_of_all=None):
-    """Return the rows to evaluate on, in order; of a chunk, its share of them."""
+def sample_rows(n_rows, max_samples, random_state, n_rows_of_all=None):
+    """Return the sorted indices of the rows to evaluate on, in proportion for a chunk.
+
+    Raises
+    ------
+    ValueError
+        If ``max_samples`` is out of range or leaves no row.
+    """
     all_rows = n_rows if n_rows_of_all is None else n_rows_of_all
     if isinstance(max_samples, Integral):
         check_number(OWNER, "max_samples", max_samples, low=1, high=all_rows, integer=True)
@@ -320,16 +336,16 @@ def chosen_rows(n_rows, max_samples, random_state, n_rows_of_all=None):
     return np.sort(random_state.choice(n_rows, size, replace=False))
 
 
-def falls(n_shuffled, n_repeats, groups, before, after):
-    """Return how much scores fell, shared evenly within groups."""
+def score_decreases(n_shuffled, n_repeats, groups, before, after):
+    """Return the decrease of the score by column and repeat, shared evenly within groups."""
     importances = np.zeros((n_shuffled, n_repeats))
     for (indices, _), scores in zip(groups, after, strict=True):
         importances[indices] = (before - np.asarray(scores, dtype=np.float64)) / len(indices)
     return importances
 
 
-def bunch(importances, names):
-    """Return importances of several repeats in scikit-learn's form."""
+def as_bunch(importances, names):
+    """Return importances of shape (n_features, n_repeats) in the form of scikit-learn."""
     return Bunch(
         importances_mean=importances.mean(axis=1),
         importances_std=importances.std(axis=1),

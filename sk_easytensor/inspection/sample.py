@@ -1,4 +1,4 @@
-"""Rows that importances and measures of predictions are computed from."""
+"""Samples of rows for importances of columns and for metrics of predictions."""
 
 from __future__ import annotations
 
@@ -20,26 +20,29 @@ __all__ = [
 
 
 BINS = 10
+"""Number of bins of equal numbers of rows."""
+
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Quantiles of the residuals of a bin."""
 
 
 def calibration(probabilities, happened, weight):
-    """Compare probabilities with how often what they are of happened.
+    """Compare predicted probabilities with observed frequencies.
 
     Parameters
     ----------
     probabilities : ndarray of float, shape (n,)
-        Predicted.
+        Predicted probabilities of an event.
     happened : ndarray of bool, shape (n,)
-        Whether it did.
+        Whether the event happened.
     weight : ndarray of float, shape (n,)
         Row weights, some of them positive.
 
     Returns
     -------
     ndarray of float64, shape (10, 2)
-        Mean probability and share that happened, in bins of as many rows, by rising probability.
-        NaN where no row of a bin has weight.
+        Mean probability and observed frequency, in bins of equal numbers of rows, by increasing
+        probability. NaN for a bin without weight.
     """
     table = np.full((BINS, 2), np.nan)
     for index, rows in enumerate(_bins(probabilities)):
@@ -52,7 +55,7 @@ def calibration(probabilities, happened, weight):
 
 
 def residual_bins(predicted, actual, weight):
-    """Return how far targets are from predictions, by prediction.
+    """Return quantiles of the residuals by prediction.
 
     Parameters
     ----------
@@ -65,7 +68,7 @@ def residual_bins(predicted, actual, weight):
     -------
     ndarray of float64, shape (10, 6)
         Mean prediction, and the 5%, 25%, 50%, 75% and 95% quantiles of target minus prediction, in
-        bins of as many rows, by rising prediction. NaN where no row of a bin has weight.
+        bins of equal numbers of rows, by increasing prediction. NaN for a bin without weight.
     """
     table = np.full((BINS, 1 + len(QUANTILES)), np.nan)
     for index, rows in enumerate(_bins(predicted)):
@@ -83,34 +86,38 @@ def _bins(values):
 def _quantiles(values, weight):
     order = np.argsort(values, kind="stable")
     mass = weight[order].cumsum()
-    places = np.searchsorted(mass, np.array(QUANTILES) * mass[-1])
-    return values[order][np.minimum(places, len(order) - 1)]
+    indices = np.searchsorted(mass, np.array(QUANTILES) * mass[-1])
+    return values[order][np.minimum(indices, len(order) - 1)]
 
 
-ROWS, ROWS_OF_MANY = 2048, 256
-REPEATS, REPEATS_OF_MANY = 3, 1
+ROWS, WIDE_TABLE_ROWS = 2048, 256
+"""Rows of a sample at most, of tables of up to MANY_COLUMNS columns and of wider ones."""
 
-FEWEST_ROWS = 16
-"""Rows that even the widest table is sampled to."""
+REPEATS, WIDE_TABLE_REPEATS = 3, 1
+"""Shuffles of each column."""
 
-MOST_PASSES = 2**20
-"""Rows, over all columns of a wide table, that pass through the network with a column shuffled."""
+MIN_ROWS = 16
+"""Rows of a sample of even the widest table."""
 
-MOST_VALUES = 2**16
-"""Values, of the rows and all columns, that a pass reads where it cannot read one column only."""
+MAX_PASSES = 2**20
+"""Rows that pass through the network with a column shuffled, over all columns of a wide table."""
 
-VALIDATION_ROWS_AT_LEAST = 32
+MAX_VALUES = 2**16
+"""Values of rows and columns that a pass over all columns of a wide table reads."""
+
+MIN_VALIDATION_ROWS = 32
+"""With fewer validation rows, training rows are sampled."""
 
 
 class Inspection:
-    """What is kept or computed of a training's rows, before they are forgotten.
+    """Importances of a trained model, computed after training or on first use.
 
     Parameters
     ----------
     target : Target
-        Has learned its scale.
+        Fitted target.
     encoder : TableEncoder
-        Has encoded the rows.
+        Encoder of the rows.
     seed : int
         Seed of the sample and of the permutations.
     """
@@ -120,8 +127,8 @@ class Inspection:
         self.encoder = encoder
         self.seed = seed
 
-    def later(self, rows, evals):
-        """Keep a sample for importances that are computed when they are asked for.
+    def keep_sample(self, rows, evals):
+        """Return a sample of the rows, from which importances are computed on first use.
 
         Parameters
         ----------
@@ -133,30 +140,32 @@ class Inspection:
         Returns
         -------
         dict
-            Attributes of the estimator.
+            Fitted attributes of the estimator.
         """
         return {"_importance_sample": ImportanceSample(rows, evals, self._n_columns, self.seed)}
 
-    def now(self, network, rows, evals, group):
-        """Compute importances, each worker its part, from a sample of the rows of all.
+    def compute(self, network, rows, evals, group):
+        """Compute importances from samples of the shards of all workers.
 
         Parameters
         ----------
         network : BlockNetwork
-            Trained.
-        rows, evals
-            A worker's share of the training and validation rows.
+            Trained network.
+        rows : TrainingDataset
+            Shard of the training rows.
+        evals : list of TrainingDataset
+            Shards of the validation rows.
         group : SingleProcess or ProcessGroup
-            The workers.
+            Workers, all of which call this.
 
         Returns
         -------
         dict
-            Attributes of the estimator, none of which holds a row. The validation is None in all
-            workers but the first.
+            Fitted attributes of the estimator, which contain no rows. The validation metrics are
+            None in all workers but the first.
         """
         sample = ImportanceSample(rows, evals, self._n_columns, self.seed, group)
-        importances, validation = sample.found(
+        importances, validation = sample.compute(
             network, self.encoder, self.target, LocalExecutor(), group
         )
         return {
@@ -171,102 +180,107 @@ class Inspection:
 
 
 class ImportanceSample:
-    """A bounded sample of encoded rows for importances to be computed from.
+    """A bounded sample of encoded rows, from which importances are computed.
 
     Parameters
     ----------
     rows : TrainingDataset
         Training rows.
     evals : list of TrainingDataset
-        Validation rows; the first are sampled if they are enough for validation.
+        Validation rows. The first of them are sampled if they have at least 32 rows, otherwise the
+        training rows.
     n_columns : int
-        Input columns.
+        Number of input columns.
     seed : int
-        Of the sample and the permutations.
+        Seed of the sample and of the permutations.
     group : SingleProcess or ProcessGroup, optional
-        Workers that have a share of the rows each; the sample is a part of this worker's.
+        Workers, each with a shard of the rows. The sample is drawn from this worker's shard.
 
     Attributes
     ----------
     held_out : bool
-        Whether these are validation rows.
+        Whether the sample consists of validation rows.
+    quick : bool
+        Whether the table has at most ``MANY_COLUMNS`` columns.
+    rows : TrainingDataset
+        Sampled rows.
     """
 
     def __init__(self, rows, evals, n_columns, seed, group=None):
         group = SingleProcess() if group is None else group
         n_valid = group.sum([len(evals[0])])[0] if evals else 0
-        self.held_out = n_valid >= VALIDATION_ROWS_AT_LEAST
+        self.held_out = n_valid >= MIN_VALIDATION_ROWS
         if self.held_out:
             rows = evals[0]
-        # Otherwise importances take too long to be computed whenever something is pickled.
+        # Pickling computes importances. Those of wide tables take long, and get a smaller sample.
         self.quick = n_columns <= MANY_COLUMNS
-        # Workers would otherwise all draw the same places of their shares.
+        # Otherwise all workers would draw the same positions of their shards.
         self.seed = seed + group.rank
-        size = ROWS if self.quick else bounded_rows(MOST_PASSES // n_columns)
-        share = len(rows) / group.sum([len(rows)])[0]
-        self.rows = bounded_sample(rows, int(np.ceil(size * share)), self.seed)
+        size = ROWS if self.quick else bounded_rows(MAX_PASSES // n_columns)
+        fraction = len(rows) / group.sum([len(rows)])[0]
+        self.rows = bounded_sample(rows, int(np.ceil(size * fraction)), self.seed)
 
-    def found(self, network, encoder, target, backend, group=None):
-        """Return importances, and how good predictions are if these are validation rows.
+    def compute(self, network, encoder, target, backend, group=None):
+        """Compute importances, and metrics of the predictions of validation rows.
 
         Parameters
         ----------
         network : BlockNetwork
-            Is evaluated.
+            Trained network.
         encoder : TableEncoder
-            Has encoded the rows.
+            Encoder of the rows.
         target : Target
-            Has the head of the network, and measures its predictions.
+            Fitted target, with the head of the network and the metrics of predictions.
         backend : LocalExecutor
-            Where forward passes run.
+            Executor of forward passes.
         group : SingleProcess or ProcessGroup, optional
-            Workers that have a sample each.
+            Workers, each with a sample.
 
         Returns
         -------
         importances : ndarray of float64, shape (n_features,)
-            As of :meth:`importances`.
+            Importance of each feature, at least 0.
         validation : dict or None
-            Of the rows of all workers, in the first of them.
+            Metrics for the samples of all workers. None for training rows, and in all workers but
+            the first.
         """
         group = SingleProcess() if group is None else group
         head = target.head_
         model = EncodedModel.of_network(network, head, encoder, self.rows.frame, backend)
         evaluated, rows = model, self.rows
         if not (self.quick or model.linear):
-            few = slice(bounded_rows(MOST_VALUES // len(model.places)))
-            rows = rows.take(few)
+            rows = rows.take(slice(bounded_rows(MAX_VALUES // len(model.places))))
             evaluated = EncodedModel.of_network(network, head, encoder, rows.frame, backend)
         importances = self.importances(evaluated, rows, head, group)
         importances = encoder.by_feature(importances, network, rows.frame)
         if not self.held_out:
             return importances, None
-        told = group.gather((model.outputs[:, 0], self.rows.target, self.rows.weight))
+        gathered = group.gather((model.outputs[:, 0], self.rows.target, self.rows.weight))
         if group.rank > 0:
             return importances, None
-        outputs, actual, weight = (torch.cat(parts) for parts in zip(*told, strict=True))
-        found = target.validation_measures(outputs, actual, weight)
-        return importances, {"rows": len(weight), **found}
+        outputs, actual, weight = (torch.cat(parts) for parts in zip(*gathered, strict=True))
+        metrics = target.validation_measures(outputs, actual, weight)
+        return importances, {"rows": len(weight), **metrics}
 
     def importances(self, model, rows, head, group):
-        """Permutation importance of each input column.
+        """Return the permutation importance of each input column.
 
         Parameters
         ----------
         model : EncodedModel
-            Of the rows.
+            Model with the encoded rows.
         rows : TrainingDataset
             All rows of the sample, or the first of them.
         head : Head
-            Gives the loss.
+            Head that computes the loss.
         group : SingleProcess or ProcessGroup
-            Workers whose losses are added up; each shuffles among the rows of its own sample.
+            Workers whose losses are summed. Each shuffles the rows of its own sample.
 
         Returns
         -------
-        ndarray of float64, shape (n_features,)
-            Rise of the loss, at least 0, scaled to sum to 1; all 0 where no column matters.
-            Columns that can only be shuffled together share evenly what they matter.
+        ndarray of float64, shape (n_columns,)
+            Increase of the loss, at least 0, scaled to sum to 1; all 0 if no column increases it.
+            Columns that can only be shuffled together share their importance evenly.
         """
         weight = rows.weight.double()
 
@@ -274,21 +288,22 @@ class ImportanceSample:
             losses = head.loss(outputs, rows.target)[:, 0].double()
             return float((losses * weight).sum())
 
-        repeats = REPEATS if self.quick else REPEATS_OF_MANY
+        repeats = REPEATS if self.quick else WIDE_TABLE_REPEATS
         orders = draw_orders(len(rows), repeats, np.random.RandomState(self.seed))
         groups = model.columns()
         before, after = permuted_scores(model, groups, orders, loss)
-        sums = group.sum([float(weight.sum()), before, *(sum_ for each in after for sum_ in each)])
-        before, *after = [each / sums[0] for each in sums[1:]]
+        losses = [loss for of_group in after for loss in of_group]
+        sums = group.sum([float(weight.sum()), before, *losses])
+        before, *after = [sum_ / sums[0] for sum_ in sums[1:]]
         importances = np.zeros(len(model.places))
-        for place, (indices, _) in enumerate(groups):
-            losses = after[place * repeats : (place + 1) * repeats]
-            rise = np.mean([loss - before for loss in losses])
-            importances[indices] = max(rise, 0.0) / len(indices)
+        for index, (columns, _) in enumerate(groups):
+            losses = after[index * repeats : (index + 1) * repeats]
+            increase = np.mean([loss - before for loss in losses])
+            importances[columns] = max(increase, 0.0) / len(columns)
         total = importances.sum()
         return importances / total if total > 0 else importances
 
 
 def bounded_rows(n_rows):
-    """Return how many rows of a wide table are sampled, where time allows for so many."""
-    return min(max(n_rows, FEWEST_ROWS), ROWS_OF_MANY)
+    """Return a number of rows of a wide table, limited to the range of its samples."""
+    return min(max(n_rows, MIN_ROWS), WIDE_TABLE_ROWS)

@@ -268,7 +268,7 @@ def test_an_offset_contributes_what_it_is(counts, regressor, trees):
     np.testing.assert_allclose(found.values[:, 0], expected, atol=1e-4)
     rest = X.drop(columns="log_exposure")
     array = regressor(trees=None, max_epochs=1).fit(rest, y, base_margin=X["log_exposure"])
-    with pytest.raises(ValueError, match="given as base_margin are no column"):
+    with pytest.raises(ValueError, match="passed as base_margin are not a column"):
         array.explain(X.rename(columns={"log_exposure": "base_margin"}))
 
 

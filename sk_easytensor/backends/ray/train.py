@@ -281,7 +281,7 @@ def _train(job, group, rank):
         torch.manual_seed(job.seed + 1_000_003 * rank)
     result = train_network(job.network, job.head, rows, evals, settings)
     if job.inspection is not None:
-        result.inspected = job.inspection.now(job.network, rows, evals, group)
+        result.inspected = job.inspection.compute(job.network, rows, evals, group)
     if rank > 0:
         return None
     return network_state(job.network), result
