@@ -1,4 +1,4 @@
-"""Work on chunks of rows in the threads of one process: summaries, encodings, forward passes."""
+"""Summaries, encodings and forward passes of chunks of rows, in the threads of one process."""
 
 from __future__ import annotations
 
@@ -24,31 +24,37 @@ __all__ = [
 
 
 COLUMN_WISE = 16
-"""So many times more rows at a time for blocks that work column by column."""
+"""Factor of the chunk size for blocks that work column by column."""
 
 ROW_MULTIPLE = 32
-"""Batches are predicted with a multiple of so many rows."""
+"""Batches are padded to a multiple of this number of rows for predictions."""
 
 ITEMS = 131_072
-"""Items of lists, padding included, that are predicted at a time."""
+"""Largest number of items of lists in a batch, padding included."""
 
 ONCE_FREED = 31_000_000
-"""Bytes that are freed once; more than 32 MB would change nothing."""
+"""Size of the memory that :func:`keep_freed_memory` frees, in bytes. A size above 32 MB would have
+no effect."""
 
 FORWARD_DEVICE = ContextVar("FORWARD_DEVICE", default="cpu")
-"""Where the networks are that predict; see :func:`forward_on`."""
+"""Device of the networks in forward passes; see :func:`forward_on`."""
 
 
 class LocalExecutor:
-    """Summarises, encodes and predicts chunks of rows in threads.
+    """Summarizes, encodes and predicts chunks of rows in threads.
 
     Parameters
     ----------
     n_jobs : int or None, default=None
-        Threads; see :func:`resolve_threads`.
+        Number of threads; see :func:`resolve_threads`.
     chunk_rows : int, default=262_144
-        Rows that are summarised or encoded at a time; several times more by blocks that work
+        Rows that are summarized or encoded at a time; up to 16 times more for blocks that work
         column by column.
+
+    Raises
+    ------
+    ValueError
+        If `n_jobs` is 0 or not an integer, or `chunk_rows` is less than 1.
     """
 
     def __init__(self, n_jobs=None, chunk_rows=262_144):
@@ -63,24 +69,24 @@ class LocalExecutor:
         self.chunk_rows = chunk_rows
 
     def summarize(self, table, blocks):
-        """Summarise a table for all blocks in one pass.
+        """Summarize a table for all blocks in one pass.
 
         Parameters
         ----------
         table : pyarrow.Table
-            All columns.
+            Table with the columns of all blocks.
         blocks : dict of {str: tuple of (Block, list of str)}
-            Blocks and the columns each reads.
+            Blocks with the columns that they read, by name.
 
         Returns
         -------
         dict of {str: Summary}
-            By name of block; merged in the order of the rows.
+            Summary of each block, merged in the order of the rows.
 
         Raises
         ------
         RowError
-            That a block raised, with the number of the row in `table`.
+            Error of a block, with the number of the row in `table`.
         """
         work = {}
         for name, (block, columns) in blocks.items():
@@ -127,9 +133,9 @@ class LocalExecutor:
         Parameters
         ----------
         table : pyarrow.Table
-            All columns.
+            Table with the columns of all blocks.
         blocks : dict of {str: tuple of (Block, list of str)}
-            Fitted blocks and the columns each reads.
+            Fitted blocks with the columns that they read, by name.
 
         Returns
         -------
@@ -145,7 +151,7 @@ class LocalExecutor:
         for name, (block, columns) in blocks.items():
             chunks = slices(table.select(columns), self._chunk_rows(table, block))
             work[name] = (block.encode, chunks)
-        # A block may run a model of its own.
+        # A block may run a pretrained model.
         with limited_threads(self.n_jobs):
             encoded = self._run(table, work)
         encodings = {
@@ -160,18 +166,21 @@ class LocalExecutor:
         Parameters
         ----------
         function : callable
-            Takes a :class:`TensorFrame`, returns a tensor with a row for each of its rows.
+            Function of a :class:`TensorFrame` that returns a tensor with a row for each of its
+            rows.
         frame : TensorFrame
             Encoded rows.
         batch_size : int, default=2048
-            Rows at a time: so few that what a layer gives them stays in a processor's cache.
+            Largest number of rows of a batch. The outputs of a layer for a batch should fit into
+            the cache of a processor.
         lengths : torch.Tensor of int64, shape (n_rows,), optional
-            How long each row's lists are. Rows of like length are then taken together, and fewer
-            of them where lists are long.
+            Length of the lists of each row. With lengths, batches consist of rows of similar
+            length, and of fewer rows if their lists are long.
 
         Returns
         -------
         torch.Tensor
+            Results in the order of the rows, on the CPU.
         """
         keep_freed_memory()
         if lengths is None:
@@ -191,11 +200,11 @@ class LocalExecutor:
             return joined if order is None else joined[order.argsort()]
 
     def _chunk_rows(self, table, block, n_groups=1):
-        """Return how many rows of a table a block gets at a time."""
+        """Return the number of rows of a chunk for a block."""
         if not block.column_wise:
             return self.chunk_rows
-        # Chunks are looked up in and merged into whole vocabularies, so the fewer the better, as
-        # long as every thread gets one.
+        # Every chunk costs look-ups in whole vocabularies and a merge, so that chunks are as large
+        # as they can be while every thread has one.
         chunk_rows = COLUMN_WISE * self.chunk_rows
         threads = resolve_threads(self.n_jobs)
         while chunk_rows > self.chunk_rows and n_groups * -(-len(table) // chunk_rows) < threads:
@@ -203,12 +212,12 @@ class LocalExecutor:
         return chunk_rows
 
     def _run(self, table, work):
-        """Call functions on chunks of a table; both `work` and the results are by key."""
+        """Call functions on chunks of a table, and return lists of results by key of ``work``."""
         tasks = []
         for key, (function, chunks) in work.items():
             starts = np.cumsum([0] + [len(chunk) for chunk in chunks])
             tasks += [(key, function, *pair) for pair in zip(chunks, starts, strict=False)]
-        # Threads only pay where there is more than one chunk's worth of work.
+        # Threads only save time if the table has more than one chunk.
         threads = resolve_threads(self.n_jobs) if len(table) > self.chunk_rows else 1
         if threads == 1:
             results = [_apply(*task) for _, *task in tasks]
@@ -228,15 +237,15 @@ def _apply(function, chunk, start):
 
 
 def slices(table, n_rows):
-    """Cut a table into pieces of `n_rows` rows, at least one."""
+    """Return slices of at most `n_rows` rows of a table, at least one slice."""
     return [table.slice(start, n_rows) for start in range(0, max(len(table), 1), n_rows)]
 
 
 def padded(frame):
     """Repeat the last row up to a multiple of `ROW_MULTIPLE` rows.
 
-    Matrix products take other code paths, with other rounding, for a row than for many. Padding
-    keeps predictions from depending on how many rows are predicted together.
+    Matrix products of a single row take other code paths, with other rounding, than those of many.
+    With padding, predictions do not depend on the number of rows that are predicted together.
     """
     size = -(-len(frame) // ROW_MULTIPLE) * ROW_MULTIPLE
     if size == len(frame):
@@ -245,11 +254,19 @@ def padded(frame):
 
 
 def batch_sizes(lengths, batch_size):
-    """Cut rows, sorted by the length of their lists, into batches of at most `ITEMS` items.
+    """Divide rows, sorted by the length of their lists, into batches of at most `ITEMS` items.
+
+    Parameters
+    ----------
+    lengths : torch.Tensor of int64, shape (n_rows,)
+        Increasing lengths.
+    batch_size : int
+        Largest number of rows of a batch.
 
     Returns
     -------
     list of int
+        Number of rows of each batch.
     """
     sizes, start = [], 0
     while start < len(lengths):
@@ -262,19 +279,20 @@ def batch_sizes(lengths, batch_size):
 
 @cache
 def keep_freed_memory():
-    """Have freed memory kept for what is computed next.
+    """Make the C library keep freed memory for later computations.
 
-    The C library of Linux gives memory back once more of it is free than twice the largest piece
-    that was ever freed, and the system clears it page by page when it is asked for again: for two
-    batches of 22 columns that is 9 MB, and a third to a half of the time of a prediction.
+    The C library of Linux returns memory to the system once more of it is free than twice the
+    largest block that was ever freed, and the system clears it page by page when it is allocated
+    again. For two batches of 22 columns this is 9 MB, and a third to a half of the time of a
+    prediction.
     """
-    # Nobody writes to it, so that it never takes memory.
+    # The tensor is never written to, so that it takes no physical memory.
     torch.empty(ONCE_FREED, dtype=torch.uint8)
 
 
 @contextmanager
 def forward_on(device):
-    """Predict on a device within the context, with networks that are there already."""
+    """Run forward passes on a device within the context, with networks that are already there."""
     token = FORWARD_DEVICE.set(device)
     try:
         yield

@@ -1,6 +1,6 @@
-"""Losses of regressors and classifiers: the contract, and those that are built in.
+"""Losses of regressors and classifiers: the base class, and the built-in losses.
 
-A new loss is one subclass of :class:`Loss`. An estimator takes it as ``loss=``, as it takes a
+A new loss is one subclass of :class:`Loss`. An estimator accepts it as ``loss=``, and likewise a
 ``torch.nn.Module`` or another callable on raw outputs and targets.
 """
 
@@ -37,11 +37,11 @@ __all__ = [
 
 
 class LossError(ValueError):
-    """A loss returned something else than a loss for each row."""
+    """Raised for a loss that returns anything but a loss for each row."""
 
 
 class Loss(BaseEstimator):
-    """Base class of losses; a subclass needs the method :meth:`loss` alone.
+    """Base class of losses; a subclass only needs the method :meth:`loss`.
 
     Parameters of a subclass are those of its ``__init__``, as in scikit-learn: they can be searched
     as ``loss__<parameter>``.
@@ -49,9 +49,9 @@ class Loss(BaseEstimator):
     Attributes
     ----------
     name : str, default="loss"
-        What the loss is called in ``evals_result_``.
+        Name of the loss in ``evals_result_``.
     estimator_types : tuple of str, default=("regressor", "classifier")
-        The kinds of estimators that can use it.
+        Kinds of estimators that can use the loss.
     link : {"identity", "log"}, default="identity"
         For regressors: whether raw outputs are predictions or their logarithms. Classifiers
         predict through a sigmoid, or through a softmax for three classes or more.
@@ -59,19 +59,19 @@ class Loss(BaseEstimator):
         Raw outputs for each row of a regressor whose `y` has one column. `predict` returns as many
         columns.
     standardized : bool, default=False
-        For regressors. If False, :meth:`loss` gets outputs and targets in units of `y`. If True, it
-        gets them divided by the scale of the training targets, with their mean subtracted if the
-        link is the identity, and :meth:`in_units` converts its values. In either case the network
-        itself is trained on the standardized scale, where an output of 0, the initial level,
-        predicts the mean of `y`.
+        For regressors. If False, :meth:`loss` receives outputs and targets in units of `y`. If
+        True, it receives them divided by the scale of the training targets, with their mean
+        subtracted if the link is the identity, and :meth:`in_units` converts its values. In either
+        case the network itself is trained on the standardized scale, where an output of 0, the
+        initial level, predicts the mean of `y`.
     tree_loss : str or None, default=None
-        The ``loss`` of scikit-learn's ``HistGradientBoostingRegressor`` that boosted trees are
-        grown with, or ``"log_loss"`` for classifiers. None if they know no such loss: there are no
-        trees then.
+        ``loss`` of scikit-learn's ``HistGradientBoostingRegressor`` with which boosted trees are
+        fitted, or ``"log_loss"`` for classifiers. With None there are no trees.
 
     Examples
     --------
-    A loss by which too low a prediction costs three times as much as too high a one:
+    A loss by which a prediction that is too low costs several times as much as one that is too
+    high:
 
     >>> import numpy as np
     >>> from sk_easytensor import EasyTensorRegressor
@@ -105,59 +105,80 @@ class Loss(BaseEstimator):
         Parameters
         ----------
         outputs : torch.Tensor of shape (n,) or (n, n_outputs)
-            Raw outputs. For regressors of shape (n,), (n, n_targets) if `y` has several columns,
-            or (n, n_predictions). For classifiers log-odds of shape (n,) for two classes, logits
-            of shape (n, n_classes) for more, log-odds of shape (n, n_labels) for several labels.
+            Raw outputs. For regressors they have shape (n,), (n, n_targets) if `y` has several
+            columns, or (n, n_predictions). For classifiers they are log-odds of shape (n,) for two
+            classes, logits of shape (n, n_classes) for more, or log-odds of shape (n, n_labels) for
+            several labels.
         targets : torch.Tensor of shape (n,) or (n, n_targets)
-            Numbers. For classifiers 0.0 and 1.0 for two classes or for labels, and class indices
-            of dtype int64 for three classes or more.
+            Targets of a regressor as floats. For classifiers 0.0 and 1.0 for two classes or for
+            labels, and class indices of dtype int64 for three classes or more.
 
         Returns
         -------
         torch.Tensor of shape (n,), or of shape (n, n_targets), which is averaged
-            Differentiable with respect to `outputs`.
+            Losses, which are differentiable with respect to `outputs`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no method loss")
 
     def check_parameters(self, owner):
-        """Raise ``ValueError`` for parameters of the loss that make no sense.
+        """Check the parameters of the loss; by default all are valid.
 
         Parameters
         ----------
         owner : str
-            Name of the estimator, for errors.
+            Class name of the estimator, used in error messages.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is not valid.
         """
 
     def check_target(self, y):
-        """Raise ``ValueError`` for targets that the loss is not defined for.
+        """Check targets of training or validation rows; by default all are valid.
 
         Parameters
         ----------
         y : ndarray
             Finite numbers of dtype float64, of shape (n_samples,) or (n_samples, n_targets), or
-            class labels. Called for training and validation rows.
+            class labels.
+
+        Raises
+        ------
+        ValueError
+            If the loss is not defined for a target.
         """
 
     def check_range(self, low, high, names):
-        """Raise ``ValueError`` for columns of training targets that nothing can be learned from.
+        """Check the range of the training targets; by default all are valid.
 
         Parameters
         ----------
         low, high : ndarray of float64, shape (n_targets,)
-            The least and greatest target of each column, in rows of positive weight.
+            Minimum and maximum of each column, in rows of positive weight.
         names : list of str
-            What errors call each column.
+            Name of each column in error messages.
+
+        Raises
+        ------
+        ValueError
+            If nothing can be learned from a column.
         """
 
     def check_classes(self, kind, n_classes):
-        """Raise ``ValueError`` if the loss does not fit the classes.
+        """Check the classes of a classifier; by default all are valid.
 
         Parameters
         ----------
         kind : {"binary", "multiclass", "multilabel"}
             Kind of the target of a classifier.
         n_classes : int
-            How many classes, or labels, there are.
+            Number of classes, or of labels.
+
+        Raises
+        ------
+        ValueError
+            If parameters of the loss do not fit the classes.
         """
 
     def in_units(self, losses, targets, scale):
@@ -166,21 +187,29 @@ class Loss(BaseEstimator):
         Parameters
         ----------
         losses : torch.Tensor of float64, or float
-            Returned by :meth:`loss` for standardized outputs and targets.
+            Losses that :meth:`loss` returned for standardized outputs and targets.
         targets : torch.Tensor of float64, or float
-            The standardized targets.
+            Standardized targets.
         scale : torch.Tensor of float64, or float
-            What targets were divided by.
+            Scale by which targets were divided.
+
+        Returns
+        -------
+        torch.Tensor of float64, or float
         """
         raise NotImplementedError(f"{type(self).__name__} has no method in_units")
 
     def normalize(self, outputs):
-        """Bring outputs into a valid form, such as increasing order; by default as they are.
+        """Convert outputs to a valid form, such as increasing order; by default unchanged.
 
         Parameters
         ----------
         outputs : torch.Tensor of shape (..., n_outputs)
             Means over members, or over network and trees.
+
+        Returns
+        -------
+        torch.Tensor of shape (..., n_outputs)
         """
         return outputs
 
@@ -199,16 +228,25 @@ class Loss(BaseEstimator):
             Row weights.
         offsets : torch.Tensor of shape (n, 1)
             Offsets on the scale of the outputs.
+
+        Returns
+        -------
+        targets : torch.Tensor of shape (n, 1)
+        weights : torch.Tensor of shape (n,)
         """
         return targets - offsets, weights
 
     def likelihood(self, mean_loss):
-        """Return the mean negative log-likelihood of a row, by which trees are blended in.
+        """Return the mean negative log-likelihood of a row, by which trees are weighted.
 
         Parameters
         ----------
         mean_loss : float
             Mean of :meth:`loss`.
+
+        Returns
+        -------
+        float
         """
         return mean_loss
 
@@ -230,7 +268,7 @@ class SquaredError(Loss):
         return scale**2 * losses
 
     def likelihood(self, mean_loss):
-        # Of normal errors of the most likely spread.
+        # The likelihood of normal errors, with the most likely standard deviation.
         return 0.5 * math.log(max(mean_loss, 1e-300))
 
 
@@ -248,14 +286,14 @@ class AbsoluteError(Loss):
         return scale * losses
 
     def likelihood(self, mean_loss):
-        # Of Laplace errors of the most likely spread.
+        # The likelihood of Laplace errors, with the most likely scale.
         return math.log(max(mean_loss, 1e-300))
 
 
 class Huber(AbsoluteError):
     """Squared error up to one standard deviation of the target, and absolute error beyond.
 
-    Trees have no such loss and are grown with the nearest, absolute error.
+    Trees do not have this loss and are fitted with absolute error, the nearest to it.
     """
 
     name = "huber"
@@ -273,10 +311,11 @@ class Quantile(AbsoluteError):
     Parameters
     ----------
     quantile : float or list of float, default=0.5
-        Between 0 and 1. Of a list, which must be increasing, `predict` returns a column for each,
-        and predictions never cross: they are sorted in each row, which does not raise the loss
-        (Chernozhukov, Fernández-Val and Galichon, "Quantile and Probability Curves Without
-        Crossing", 2010). Sorting also holds for averages of network and trees.
+        Quantile between 0 and 1, or an increasing list of them. For a list, `predict` returns a
+        column for each quantile, and predictions never cross: they are sorted in each row, which
+        does not increase the loss (Chernozhukov, Fernández-Val and Galichon, "Quantile and
+        Probability Curves Without Crossing", 2010). Averages of network and trees are sorted as
+        well.
     """
 
     name = tree_loss = "quantile"
@@ -290,14 +329,14 @@ class Quantile(AbsoluteError):
 
     @property
     def n_predictions(self):
-        """How many quantiles there are."""
+        """Number of quantiles."""
         return len(self.quantile) if self._several else 1
 
     def check_parameters(self, owner):
         values = list(self.quantile) if self._several else [self.quantile]
         for value in values:
             check_number(owner, "quantile", value, low=0, high=1, exclusive=True)
-        if not values or any(one >= other for one, other in pairwise(values)):
+        if not values or any(lower >= upper for lower, upper in pairwise(values)):
             raise ValueError(
                 f"{owner}: quantile must be a number or a list of increasing numbers between 0 and "
                 f"1, got {shortened(self.quantile)}"
@@ -330,9 +369,9 @@ class Expectile(SquaredError):
     Parameters
     ----------
     expectile : float, default=0.5
-        Between 0 and 1: the weight of squared errors of targets above the prediction; those below
-        have the rest. 0.5 is half the squared error. Only then are there trees, because
-        scikit-learn's have no such loss.
+        Weight between 0 and 1 of squared errors of targets above the prediction. The weight of
+        those below is ``1 - expectile``. With 0.5 the loss is half the squared error, and only then
+        are there trees, because those of scikit-learn do not have this loss.
     """
 
     name = "expectile"
@@ -342,7 +381,7 @@ class Expectile(SquaredError):
 
     @property
     def tree_loss(self):
-        """Squared error in the symmetric case."""
+        """Squared error if `expectile` is 0.5, otherwise None."""
         return "squared_error" if self.expectile == 0.5 else None
 
     def check_parameters(self, owner):
@@ -354,7 +393,7 @@ class Expectile(SquaredError):
 
 
 class _LogLinkLoss(Loss):
-    """Base class of losses of numbers that are not negative, predicted through an exponential."""
+    """Base class of losses of non-negative numbers, predicted by the exponential of outputs."""
 
     estimator_types = ("regressor",)
     link = "log"
@@ -368,12 +407,12 @@ class _LogLinkLoss(Loss):
         for index in np.flatnonzero(high == 0):
             raise ValueError(
                 f"loss={self.name!r} needs at least one value above 0, and {names[index]} (where "
-                "sample_weight is positive) holds only 0"
+                "sample_weight is positive) has only 0"
             )
 
 
 class Poisson(_LogLinkLoss):
-    """Half the Poisson deviance, but for a term that depends on the target alone."""
+    """Half the Poisson deviance, without the term that depends only on the target."""
 
     name = tree_loss = "poisson"
 
@@ -385,13 +424,13 @@ class Poisson(_LogLinkLoss):
         return scale * losses - scale * logs * targets
 
     def without_offset(self, targets, weights, offsets):
-        # A rate counts as often as its exposure says.
+        # Rates are weighted by their exposures.
         factor = torch.exp(offsets)
         return targets / factor, weights * factor[:, 0]
 
 
 class Gamma(_LogLinkLoss):
-    """Half the gamma deviance, but for a term that depends on the target alone."""
+    """Half the gamma deviance, without the term that depends only on the target."""
 
     name = tree_loss = "gamma"
 
@@ -407,25 +446,25 @@ class Gamma(_LogLinkLoss):
         return losses + logs
 
     def without_offset(self, targets, weights, offsets):
-        # The spread of a target grows with its exposure, so that each rate counts alike.
+        # The spread of a target grows with its exposure, so that all rates have equal weight.
         return targets / torch.exp(offsets), weights
 
 
 class Tweedie(_LogLinkLoss):
-    """Half the Tweedie deviance, but for a term that depends on the target alone.
+    """Half the Tweedie deviance, without the term that depends only on the target.
 
-    For targets that are 0 in many rows and positive numbers in the others, such as claims.
+    It is for targets that are 0 in many rows and positive in the others, such as claims.
 
     Parameters
     ----------
     power : float, default=1.5
-        The variance is proportional to the mean raised to this power, between 1 (Poisson) and 2
-        (gamma), as LightGBM's ``tweedie_variance_power``.
+        Power of the mean to which the variance is proportional, between 1 (Poisson) and 2 (gamma);
+        ``tweedie_variance_power`` in LightGBM.
 
     Notes
     -----
-    Boosted trees are grown with Poisson's loss, the nearest of scikit-learn's: it has the same
-    minimizer, the conditional mean.
+    Boosted trees are fitted with the Poisson loss, the nearest one of scikit-learn, which has the
+    same minimizer, the conditional mean.
     """
 
     name = "tweedie"
@@ -454,7 +493,7 @@ class Tweedie(_LogLinkLoss):
 
 
 class LogLoss(Loss):
-    """Logistic loss, also called cross-entropy, of classes; a mean over labels."""
+    """Logistic loss, also called cross-entropy. For several labels, it is the mean over labels."""
 
     name = tree_loss = "log_loss"
     estimator_types = ("classifier",)
@@ -468,18 +507,20 @@ class LogLoss(Loss):
 class Focal(Loss):
     """Focal loss of Lin, Goyal, Girshick, He and Dollár (2017), for rare classes.
 
-    ``-alpha * (1 - p)**gamma * log(p)``, where `p` is the probability of the class of the row. Rows
-    that are easy count less, so that probabilities are drawn towards the middle: they are not
-    calibrated. Boosted trees have no such loss, so that there are none.
+    It is ``-alpha * (1 - p)**gamma * log(p)``, where `p` is the probability of the class of the
+    row. Rows with large `p` have less weight, so that probabilities are drawn towards the middle:
+    they are not calibrated. Boosted trees do not have this loss, so that there are none.
 
     Parameters
     ----------
     gamma : float, default=2.0
-        How much less easy rows count, at least 0; with 0 it is log loss.
+        Exponent, at least 0, by which rows with large `p` have less weight. With 0 the loss is log
+        loss.
     alpha : float, list of float or None, default=None
-        Weights of the classes. For two classes, or for labels, the weight of the second class, or
-        of labels that are present, between 0 and 1; the other class has ``1 - alpha``. For three
-        classes or more a weight for each, in the order of ``classes_``. None for a weight of 1.
+        Weights of the classes. For two classes, or for labels, it is the weight of the second
+        class, or of labels that are present, between 0 and 1; the other class has ``1 - alpha``.
+        For three classes or more it is a list with a weight for each, in the order of ``classes_``.
+        None stands for a weight of 1.
     """
 
     name = "focal"
@@ -528,7 +569,7 @@ class Focal(Loss):
         return torch.tensor(self.alpha, dtype=losses.dtype, device=losses.device)[targets] * losses
 
 
-# ---------------------------------------------------------------------- given by users
+# ---------------------------------------------------------------------- the parameter loss
 
 
 BUILT_IN = {
@@ -546,7 +587,7 @@ BUILT_IN = {
         Focal,
     )
 }
-"""Losses by the names that estimators take."""
+"""Built-in losses by name."""
 
 
 def loss_names(estimator_type):
@@ -560,8 +601,8 @@ class CallableLoss(Loss):
     Parameters
     ----------
     function : callable
-        Takes outputs and targets as :meth:`Loss.loss` does, and returns losses of rows or their
-        mean.
+        Function of outputs and targets, in the form of :meth:`Loss.loss`, that returns the losses
+        of the rows or their mean.
     """
 
     def __init__(self, function):
@@ -582,7 +623,7 @@ class CallableLoss(Loss):
         return self.function(outputs, targets)
 
     def __getstate__(self):
-        """Return what is pickled: a module on the CPU."""
+        """Return the state, with a module moved to the CPU."""
         state = dict(super().__getstate__())
         if isinstance(self.function, nn.Module):
             state["function"] = deepcopy(self.function).cpu()
@@ -590,65 +631,65 @@ class CallableLoss(Loss):
 
 
 def resolve_loss(loss, owner, estimator_type, **parameters):
-    """Return the loss that the parameter ``loss`` of an estimator says.
+    """Return the loss that the parameter ``loss`` of an estimator stands for.
 
     Parameters
     ----------
     loss : str, Loss, torch.nn.Module or callable
-        The parameter.
+        Value of the parameter.
     owner : str
-        Name of the estimator, for errors.
+        Class name of the estimator, used in error messages.
     estimator_type : {"regressor", "classifier"}
-        Its kind.
+        Kind of the estimator.
     **parameters
-        Of a loss that is given by its name.
+        Parameters of a loss that is given by its name.
 
     Returns
     -------
     Loss
-        A copy, which the estimator's parameters do not share.
+        A copy of a loss, so that the estimator's parameters do not share it.
 
     Raises
     ------
     ValueError
-        If `loss` is none, is not for this kind of estimators, or has invalid parameters.
+        If `loss` is not a loss, is not for this kind of estimators, or has invalid parameters.
     """
     names = loss_names(estimator_type)
     if isinstance(loss, str) and loss in names:
-        found = BUILT_IN[loss](**parameters)
+        resolved = BUILT_IN[loss](**parameters)
     elif isinstance(loss, Loss):
-        found = deepcopy(loss)
-        if estimator_type not in found.estimator_types:
+        resolved = deepcopy(loss)
+        if estimator_type not in resolved.estimator_types:
             raise ValueError(
-                f"{owner}: loss={shortened(loss)} is for a {' or '.join(found.estimator_types)}; "
-                f"use one of {names}"
+                f"{owner}: loss={shortened(loss)} is for a "
+                f"{' or '.join(resolved.estimator_types)}; use one of {names}"
             )
-        if found.link not in ("identity", "log"):
+        if resolved.link not in ("identity", "log"):
             raise ValueError(
                 f"{owner}: {type(loss).__name__}.link must be 'identity' or 'log', got "
-                f"{shortened(found.link)}"
+                f"{shortened(resolved.link)}"
             )
-        if found.standardized and type(found).in_units is Loss.in_units:
+        if resolved.standardized and type(resolved).in_units is Loss.in_units:
             raise ValueError(
                 f"{owner}: {type(loss).__name__} is standardized, which needs a method in_units; "
                 "define it or leave standardized at False"
             )
     elif callable(loss) and not isinstance(loss, type):
-        found = CallableLoss(of_rows(loss) if isinstance(loss, nn.Module) else loss)
+        resolved = CallableLoss(without_reduction(loss) if isinstance(loss, nn.Module) else loss)
     else:
         raise ValueError(
             f"{owner}: loss must be one of {names}, a Loss of sk_easytensor.losses, a "
             f"torch.nn.Module or a callable on outputs and targets, got {shortened(loss)}"
         )
-    found.check_parameters(owner)
-    return found
+    resolved.check_parameters(owner)
+    return resolved
 
 
-def of_rows(module):
-    """Return a copy of a module; one of torch's losses then has a loss for each row."""
+def without_reduction(module):
+    """Return a copy of a module that returns a loss for each row if it is a loss of torch."""
     copied = deepcopy(module)
     if isinstance(copied, nn.modules.loss._Loss):
-        # A mean with weights of classes is no mean of the losses of single rows.
+        # A mean with weights of classes is not the mean of the losses of single rows.
         copied.reduction = "none"
     return copied
 
@@ -659,27 +700,28 @@ def with_checked_mean(loss):
     Parameters
     ----------
     loss : Loss
-        A loss of the user.
+        Loss of a user.
 
     Returns
     -------
     Loss
-        Its method ``loss`` raises :class:`LossError` if what is returned for all rows is neither
-        the mean nor the sum of what is returned for each row by itself, as of a correlation.
+        Copy whose method ``loss`` raises :class:`LossError` if the value for all rows is neither
+        the mean nor the sum of the values for single rows. This is the case for a correlation.
     """
 
     def checked(outputs, targets):
-        found = loss.loss(outputs, targets)
-        if len(outputs) > 1 and isinstance(found, torch.Tensor) and found.ndim == 0:
+        result = loss.loss(outputs, targets)
+        if len(outputs) > 1 and isinstance(result, torch.Tensor) and result.ndim == 0:
             rows = row_losses(loss, outputs, targets).detach()
-            apart = [(found - rows.mean()).abs(), (found - rows.sum()).abs() / rows.numel()]
-            if found.isfinite() and not any(each <= 0.01 * rows.abs().mean() for each in apart):
+            errors = [(result - rows.mean()).abs(), (result - rows.sum()).abs() / rows.numel()]
+            tolerance = 0.01 * rows.abs().mean()
+            if result.isfinite() and not any(error <= tolerance for error in errors):
                 raise LossError(
-                    f"loss {loss.name!r} is {found.item():.4g} for {len(outputs)} rows, which is "
+                    f"loss {loss.name!r} is {result.item():.4g} for {len(outputs)} rows, which is "
                     f"not the mean of the losses of single rows, {rows.mean().item():.4g}; return "
                     "one loss for each row"
                 )
-        return found
+        return result
 
     other = copy(loss)
     other.loss = checked
@@ -687,45 +729,50 @@ def with_checked_mean(loss):
 
 
 def describe_loss(loss):
-    """Return a text that differs between losses, and is the same in another process."""
+    """Return a string that identifies a loss, and is the same in all processes."""
     return repr(loss) if isinstance(loss, (str, Loss)) else describe_object(loss)
 
 
 def row_losses(loss, outputs, targets):
-    """Return what a loss gives for each row, also if it returns a mean over rows.
+    """Return the losses of single rows, also if the loss returns a mean over rows.
 
     Parameters
     ----------
     loss : Loss
-        Whose method is called.
+        Loss to evaluate.
     outputs, targets : torch.Tensor
-        As :meth:`Loss.loss` takes them.
+        Parameters of :meth:`Loss.loss`.
 
     Returns
     -------
     torch.Tensor of shape (n,) or (n, n_targets)
+
+    Raises
+    ------
+    LossError
+        If the result is not a tensor of floats, or has another shape.
     """
 
-    def checked(found, shape):
-        if not isinstance(found, torch.Tensor) or not found.is_floating_point():
-            kind = type(found).__name__
-            kind = f"a tensor of {found.dtype}" if isinstance(found, torch.Tensor) else f"a {kind}"
+    def checked(result, shape):
+        is_tensor = isinstance(result, torch.Tensor)
+        if not is_tensor or not result.is_floating_point():
+            kind = f"a tensor of {result.dtype}" if is_tensor else f"a {type(result).__name__}"
             raise LossError(
                 f"loss {loss.name!r} returns {kind}; it must return a torch.Tensor of floating "
                 "point numbers"
             )
-        if tuple(found.shape) not in {(), shape[:1], shape}:
+        if tuple(result.shape) not in {(), shape[:1], shape}:
             raise LossError(
-                f"loss {loss.name!r} returns a tensor of shape {tuple(found.shape)} for "
+                f"loss {loss.name!r} returns a tensor of shape {tuple(result.shape)} for "
                 f"{shape[0]} rows; it must return one loss for each row, of shape ({shape[0]},), "
                 "or their mean"
             )
-        return found
+        return result
 
     shape = tuple(targets.shape)
-    found = checked(loss.loss(outputs, targets), shape)
-    if found.ndim > 0:
-        return found
-    # A mean is computed of each row by itself, because rows have weights.
-    one = torch.func.vmap(lambda output, target: loss.loss(output[None], target[None]))
-    return checked(one(outputs, targets), shape)
+    losses = checked(loss.loss(outputs, targets), shape)
+    if losses.ndim > 0:
+        return losses
+    # The mean is replaced by the losses of single rows, because rows have weights.
+    of_single_rows = torch.func.vmap(lambda output, target: loss.loss(output[None], target[None]))
+    return checked(of_single_rows(outputs, targets), shape)

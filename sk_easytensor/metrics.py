@@ -1,4 +1,4 @@
-"""Metrics of validation rows by name, as scikit-learn, LightGBM and XGBoost call them."""
+"""Metrics of validation rows, by their names in scikit-learn, LightGBM and XGBoost."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 LOSS_NAMES = frozenset(
     ["log_loss", "logloss", "binary_logloss", "multi_logloss", "mlogloss", "cross_entropy"]
 )
-"""Names of the loss that classifiers are trained with by default."""
+"""Names of log loss, the default loss of classifiers."""
 
 ALIASES = {
     "acc": "accuracy",
@@ -46,10 +46,10 @@ ALIASES = {
     "mape": "neg_mean_absolute_percentage_error",
     "mean_absolute_percentage_error": "neg_mean_absolute_percentage_error",
 }
-"""scikit-learn's scorers for names of LightGBM and XGBoost."""
+"""Names of LightGBM, XGBoost and others, with the scorers of scikit-learn."""
 
 ERRORS = frozenset(["error", "binary_error", "multi_error", "merror"])
-"""One minus the accuracy."""
+"""Names of one minus the accuracy."""
 
 
 @dataclass
@@ -59,19 +59,20 @@ class Metric:
     Attributes
     ----------
     name : str
-        As in ``evals_result_``.
+        Name in ``evals_result_``.
     function : callable
-        Takes target, outputs, true values and weights, and returns a number.
+        Function of target, outputs, true values and weights that returns a number, or a tuple of
+        name, number and whether greater is better.
     greater_is_better : bool
         Whether a greater value is better.
-    given : object
-        What the user wrote; None for a loss that is reported without being asked for.
+    entry : object
+        Entry of ``eval_metric``; None for a loss that is always reported.
     """
 
     name: str
     function: Callable
     greater_is_better: bool
-    given: object = None
+    entry: object = None
 
     def __call__(self, target, outputs, y, weight):
         """Return the metric as a float.
@@ -79,30 +80,30 @@ class Metric:
         Parameters
         ----------
         target : Target
-            Predicts from outputs; its classes are 0, 1, 2 and so on.
+            Fitted target, which predicts from outputs. Its classes are 0, 1, 2 and so on.
         outputs : torch.Tensor of shape (n_rows, out_features)
-            Of the model.
+            Outputs of the model.
         y : ndarray of shape (n_rows,) or (n_rows, n_outputs)
-            Targets: numbered classes, or numbers in their units.
+            Targets: indices of classes, or numbers in their units.
         weight : ndarray of shape (n_rows,) or None
-            Row weights; None for equal ones.
+            Row weights; None for equal weights.
         """
         value = self.function(target, outputs, y, weight)
         if isinstance(value, tuple):
-            # As LightGBM's: name, value, whether greater is better.
+            # A function for LightGBM returns name, value, and whether greater is better.
             self.name, value, self.greater_is_better = value
         return float(value)
 
 
 def resolve_metrics(eval_metric, target):
-    """Return the metrics that an ``eval_metric`` parameter names.
+    """Return the metrics that the parameter ``eval_metric`` stands for.
 
     Parameters
     ----------
     eval_metric : str, callable, list of them, or None
-        The parameter.
+        Value of the parameter.
     target : Target
-        What is predicted; names the estimator in errors.
+        Target of the estimator, which also has the class name used in error messages.
 
     Returns
     -------
@@ -111,41 +112,46 @@ def resolve_metrics(eval_metric, target):
     Raises
     ------
     ValueError
-        Naming what is no metric, or occurs twice.
+        If an entry is not a metric, or a name occurs twice. The message has the entry.
     """
     if eval_metric is None:
         return []
     entries = eval_metric if isinstance(eval_metric, (list, tuple)) else [eval_metric]
     metrics = [_metric(entry, target) for entry in entries]
     names = [metric.name for metric in metrics]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"{target.owner}: eval_metric names {twice} more than once")
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise ValueError(f"{target.owner}: eval_metric names {duplicates} more than once")
     return metrics
 
 
 def resolve_stopping_metric(stopping_metric, metrics, loss_name, owner):
-    """Return the metric that decides about epochs, or None for the loss.
+    """Return the metric by which early stopping chooses the epoch, or None for the loss.
 
     Parameters
     ----------
     stopping_metric : str, callable or None
-        The parameter; None for the first metric if there is any.
+        Value of the parameter; None for the first metric, or for the loss if there is none.
     metrics : list of Metric
-        Those of ``eval_metric``.
+        Metrics of ``eval_metric``.
     loss_name : str
-        What the loss is called.
+        Name of the loss.
     owner : str
-        Name of the estimator, for errors.
+        Class name of the estimator, used in error messages.
 
     Returns
     -------
     Metric or None
+
+    Raises
+    ------
+    ValueError
+        If the value is neither a metric of `metrics` nor the loss.
     """
     if stopping_metric is None:
         return metrics[0] if metrics else None
     for metric in metrics:
-        if stopping_metric is metric.given or stopping_metric == metric.name:
+        if stopping_metric is metric.entry or stopping_metric == metric.name:
             return metric
     if isinstance(stopping_metric, str) and stopping_metric in ("loss", loss_name):
         return None
@@ -160,8 +166,8 @@ def _metric(entry, target):
     owner = target.owner
     if callable(entry):
         name = getattr(entry, "__name__", type(entry).__name__)
-        # The convention of sklearn.metrics: scores are to be high, errors and losses low.
-        return Metric(name, Function(entry), name.endswith("_score"), entry)
+        # In sklearn.metrics, greater is better for scores, and less for errors and losses.
+        return Metric(name, MetricFunction(entry), name.endswith("_score"), entry)
     if not isinstance(entry, str):
         raise ValueError(
             f"{owner}: eval_metric must be a name, a callable or a list of them, got {entry!r}"
@@ -173,11 +179,11 @@ def _metric(entry, target):
     scorer = ALIASES.get(entry, entry)
     if scorer not in get_scorer_names():
         raise ValueError(
-            f"{owner}: eval_metric {entry!r} is unknown; give a name of "
+            f"{owner}: eval_metric {entry!r} is unknown; pass a name of "
             f"sklearn.metrics.get_scorer_names(), one of {sorted(['auc', *LOSS_NAMES, *ALIASES])}, "
             "or a function of targets and predictions"
         )
-    # Scorers negate errors, so that greater is better; the other libraries' names do not.
+    # Scorers of scikit-learn negate errors, so that greater is better. The aliases do not.
     sign = -1 if entry != scorer and scorer.startswith("neg_") else 1
     if entry in ERRORS:
         return Metric(entry, Scorer(scorer, -1, 1.0), False, entry)
@@ -186,7 +192,7 @@ def _metric(entry, target):
 
 @dataclass
 class Scorer:
-    """A scorer of scikit-learn; what it returns is multiplied and added to."""
+    """Scorer of scikit-learn, whose score is multiplied by a factor and added to a constant."""
 
     name: str
     factor: float
@@ -195,18 +201,18 @@ class Scorer:
     def __call__(self, target, outputs, y, weight):
         """Return the score."""
         weights = {} if weight is None else {"sample_weight": weight}
-        found = get_scorer(self.name)(target, outputs, y, **weights)
-        return self.constant + self.factor * found
+        score = get_scorer(self.name)(target, outputs, y, **weights)
+        return self.constant + self.factor * score
 
 
 @dataclass
-class Function:
-    """A user's function of targets, predictions and, if it takes them, weights."""
+class MetricFunction:
+    """A user's function of targets, predictions and, if it accepts them, weights."""
 
     function: Callable
 
     def __call__(self, target, outputs, y, weight):
-        """Return what the function does."""
+        """Return the result of the function."""
         if is_classifier(target):
             predicted = target.predict_proba(outputs)
             if y.ndim == 1 and predicted.shape[1] == 2:
@@ -220,11 +226,11 @@ class Function:
             return self.function(y, predicted, sample_weight=weight)
         if len(names) > 2 and names[2] in ("weight", "w"):
             return self.function(y, predicted, weight)
-        raise TypeError("it takes no sample_weight, but the rows have weights")
+        raise TypeError("it accepts no sample_weight, but the rows have weights")
 
 
 def log_loss(target, outputs, y, weight):
-    """Return the log loss of a classifier, whatever loss it is trained with."""
+    """Return the log loss of a classifier, which may be trained with another loss."""
     head = target.head_.with_loss(LogLoss())
     codes = torch.from_numpy(y)
     codes = codes if outputs.shape[1] > 1 and y.ndim == 1 else codes.to(outputs.dtype)
@@ -232,7 +238,7 @@ def log_loss(target, outputs, y, weight):
 
 
 def area_under_curve(target, outputs, y, weight):
-    """Return the area under the ROC curve; of several classes the mean of one against the rest."""
+    """Return the area under the ROC curve, averaged over one-vs-rest for several classes."""
     several = y.ndim == 1 and outputs.shape[1] > 1
     return Scorer("roc_auc_ovr" if several else "roc_auc", 1.0, 0.0)(target, outputs, y, weight)
 
@@ -243,9 +249,9 @@ class MetricScores:
     Parameters
     ----------
     target : Target
-        Predicts from the outputs.
+        Fitted target, which predicts from outputs.
     metrics : list of Metric
-        What to compute.
+        Metrics to compute.
     """
 
     def __init__(self, target, metrics):
@@ -259,20 +265,25 @@ class MetricScores:
         Parameters
         ----------
         outputs : torch.Tensor of shape (n_rows, out_features)
-            Of the model.
+            Outputs of the model.
         target : torch.Tensor
-            As the head takes it.
+            Targets in the form of the head.
         weight : torch.Tensor of shape (n_rows,)
             Row weights.
 
         Returns
         -------
         dict of {str: float}
+
+        Raises
+        ------
+        ValueError
+            If a metric cannot be computed. The message names the metric.
         """
         y = self.target.decode(target)
         weight = weight.numpy()
         weight = None if (weight == weight[0]).all() else weight
-        found = {}
+        values = {}
         for metric in self.metrics:
             try:
                 value = metric(self.target, outputs, y, weight)
@@ -281,5 +292,5 @@ class MetricScores:
                     f"eval_metric {metric.name!r} cannot be computed on the validation rows: "
                     f"{error}"
                 ) from error
-            found[metric.name] = value
-        return found
+            values[metric.name] = value
+        return values

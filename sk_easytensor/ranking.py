@@ -1,8 +1,8 @@
-"""Ranking metrics: how well the top of a list of recommendations holds what a user wanted.
+"""Ranking metrics of recommendations.
 
-All take the same two arguments. `relevant` is a list column: for each user, the items wanted.
-`recommended` is a matrix: for each user, the items recommended, the best first. Items are any
-values that can be compared, such as keys or positions in a catalogue. Users without a relevant
+Metrics have two common parameters. `relevant` is a list column with the relevant items of each
+user. `recommended` is a matrix with the items recommended to each user, the best first. Items are
+any values that can be compared, such as keys or positions in a catalogue. Users without a relevant
 item are left out of every mean.
 """
 
@@ -35,12 +35,12 @@ def recall_at_k(relevant, recommended, *, k=10):
     Parameters
     ----------
     relevant : list of lists, or Arrow, polars or pandas list column, of length n_users
-        Items each user wanted.
+        Relevant items of each user.
     recommended : array-like of shape (n_users, at least k)
         Items recommended to each user, the best first. Missing values (None, NaN) stand for
-        places that nothing was recommended for.
+        positions without a recommendation.
     k : int, default=10
-        Recommendations that count.
+        Number of recommendations that are evaluated.
 
     Returns
     -------
@@ -51,8 +51,8 @@ def recall_at_k(relevant, recommended, *, k=10):
     >>> recall_at_k([["a", "b"], ["c"]], [["a", "x"], ["y", "z"]], k=2)
     0.25
     """
-    hits, wanted = _hits(relevant, recommended, k)
-    return _mean(hits.sum(axis=1) / np.maximum(wanted, 1), wanted)
+    hits, n_relevant = _hits(relevant, recommended, k)
+    return _mean(hits.sum(axis=1) / np.maximum(n_relevant, 1), n_relevant)
 
 
 def precision_at_k(relevant, recommended, *, k=10):
@@ -72,8 +72,8 @@ def precision_at_k(relevant, recommended, *, k=10):
     >>> precision_at_k([["a", "b"], ["c"]], [["a", "x"], ["y", "z"]], k=2)
     0.25
     """
-    hits, wanted = _hits(relevant, recommended, k)
-    return _mean(hits.sum(axis=1) / k, wanted)
+    hits, n_relevant = _hits(relevant, recommended, k)
+    return _mean(hits.sum(axis=1) / k, n_relevant)
 
 
 def hit_rate_at_k(relevant, recommended, *, k=10):
@@ -93,15 +93,15 @@ def hit_rate_at_k(relevant, recommended, *, k=10):
     >>> hit_rate_at_k([["a", "b"], ["c"]], [["a", "x"], ["y", "z"]], k=2)
     0.5
     """
-    hits, wanted = _hits(relevant, recommended, k)
-    return _mean(hits.any(axis=1).astype(float), wanted)
+    hits, n_relevant = _hits(relevant, recommended, k)
+    return _mean(hits.any(axis=1).astype(float), n_relevant)
 
 
 def ndcg_at_k(relevant, recommended, *, k=10):
     """Return the mean normalised discounted cumulative gain of the first k.
 
-    Each relevant item counts ``1 / log2(1 + place)``, over what the best order would give
-    (Järvelin and Kekäläinen, "Cumulated Gain-Based Evaluation of IR Techniques", 2002).
+    The gain of a relevant item is ``1 / log2(1 + rank)``, and the sum is divided by that of the
+    best order (Järvelin and Kekäläinen, "Cumulated Gain-Based Evaluation of IR Techniques", 2002).
 
     Parameters
     ----------
@@ -117,14 +117,14 @@ def ndcg_at_k(relevant, recommended, *, k=10):
     >>> ndcg_at_k([["a"], ["c"]], [["x", "a", "b"], ["c", "d", "e"]], k=3)
     0.815
     """
-    hits, wanted = _hits(relevant, recommended, k)
+    hits, n_relevant = _hits(relevant, recommended, k)
     discount = 1 / np.log2(np.arange(2, k + 2))
-    best = np.append(0, np.cumsum(discount))[np.minimum(wanted, k)]
-    return _mean(hits @ discount / np.maximum(best, discount[0]), wanted)
+    best = np.append(0, np.cumsum(discount))[np.minimum(n_relevant, k)]
+    return _mean(hits @ discount / np.maximum(best, discount[0]), n_relevant)
 
 
 def mrr_at_k(relevant, recommended, *, k=10):
-    """Return the mean of one over the place of the first relevant item, 0 if not among k.
+    """Return the mean reciprocal rank of the first relevant item, 0 if it is not among the first k.
 
     Parameters
     ----------
@@ -140,16 +140,16 @@ def mrr_at_k(relevant, recommended, *, k=10):
     >>> mrr_at_k([["a"], ["c"]], [["x", "a"], ["c", "d"]], k=2)
     0.75
     """
-    hits, wanted = _hits(relevant, recommended, k)
+    hits, n_relevant = _hits(relevant, recommended, k)
     first = np.where(hits.any(axis=1), 1 / (1 + hits.argmax(axis=1)), 0.0)
-    return _mean(first, wanted)
+    return _mean(first, n_relevant)
 
 
 def map_at_k(relevant, recommended, *, k=10):
     """Return the mean average precision of the first k.
 
-    The precision at each relevant item's place, summed and divided by the relevant items that
-    k places can hold.
+    The average precision of a user is the sum of the precisions at the ranks of relevant items,
+    divided by the number of relevant items or by k, whichever is less.
 
     Parameters
     ----------
@@ -165,22 +165,22 @@ def map_at_k(relevant, recommended, *, k=10):
     >>> map_at_k([["a", "b"]], [["a", "x", "b"]], k=3)
     0.833
     """
-    hits, wanted = _hits(relevant, recommended, k)
+    hits, n_relevant = _hits(relevant, recommended, k)
     precision = hits.cumsum(axis=1) / np.arange(1, k + 1)
-    return _mean((precision * hits).sum(axis=1) / np.clip(wanted, 1, k), wanted)
+    return _mean((precision * hits).sum(axis=1) / np.clip(n_relevant, 1, k), n_relevant)
 
 
 def coverage_at_k(recommended, n_items, *, k=10):
-    """Return the fraction of a catalogue that is recommended to anyone.
+    """Return the fraction of a catalogue that is recommended to at least one user.
 
     Parameters
     ----------
     recommended : array-like of shape (n_users, at least k)
         Items recommended to each user, the best first.
     n_items : int
-        Items in the catalogue.
+        Number of items in the catalogue.
     k : int, default=10
-        Recommendations that count.
+        Number of recommendations that are evaluated.
 
     Returns
     -------
@@ -204,7 +204,7 @@ def ranking_report(relevant, recommended, *, k=10, n_items=None):
     relevant, recommended, k
         As for :func:`recall_at_k`.
     n_items : int, optional
-        Items in the catalogue, for the coverage.
+        Number of items in the catalogue, for the coverage.
 
     Returns
     -------
@@ -229,10 +229,10 @@ def ranking_report(relevant, recommended, *, k=10, n_items=None):
     return report
 
 
-def _mean(values, wanted):
-    if not (wanted > 0).any():
-        raise ValueError("no user has a relevant item, so that there is nothing to rank for")
-    return float(values[wanted > 0].mean())
+def _mean(values, n_relevant):
+    if not (n_relevant > 0).any():
+        raise ValueError("no user has a relevant item, so that there is nothing to evaluate")
+    return float(values[n_relevant > 0].mean())
 
 
 def _matrix(recommended, k):
@@ -248,7 +248,13 @@ def _matrix(recommended, k):
 
 
 def _hits(relevant, recommended, k):
-    """Return which recommendations are relevant, (n_users, k), and how many items are wanted."""
+    """Return whether recommendations are relevant, by user and rank, and counts of relevant items.
+
+    Returns
+    -------
+    hits : ndarray of bool, shape (n_users, k)
+    n_relevant : ndarray of int64, shape (n_users,)
+    """
     items = _matrix(recommended, k)
     lists = as_table({"relevant": relevant}).column("relevant").combine_chunks()
     n_users = len(items) // k
@@ -257,25 +263,27 @@ def _hits(relevant, recommended, k):
     if pa.types.is_null(lists.type):
         lists = lists.cast(pa.list_(pa.null()))
     if not is_list(lists.type):
-        found = type_name(lists.type)
-        raise ValueError(f"relevant must hold a list for each user, got values of {found}")
-    owner = np.repeat(np.arange(n_users), pc.fill_null(pc.list_value_length(lists), 0).to_numpy())
-    wanted_items = pc.list_flatten(lists)
-    known = wanted_items.is_valid()
-    owner = owner[known.to_numpy(zero_copy_only=False)]
-    codes = _codes(wanted_items.filter(known), items)
+        kind = type_name(lists.type)
+        raise ValueError(f"relevant must have a list for each user, got values of {kind}")
+    user = np.repeat(np.arange(n_users), pc.fill_null(pc.list_value_length(lists), 0).to_numpy())
+    relevant_items = pc.list_flatten(lists)
+    valid = relevant_items.is_valid()
+    user = user[valid.to_numpy(zero_copy_only=False)]
+    codes = _codes(relevant_items.filter(valid), items)
     n_codes = codes.max(initial=0) + 1
-    wanted = np.unique(owner * n_codes + codes[: len(owner)])
-    places = np.repeat(np.arange(n_users), k) * n_codes + codes[len(owner) :]
-    hits = np.isin(places, wanted) & (codes[len(owner) :] >= 0)
-    # An item recommended twice is found once.
-    first = np.zeros(len(places), dtype=bool)
-    first[np.unique(places, return_index=True)[1]] = True
-    return (hits & first).reshape(n_users, k), np.bincount(wanted // n_codes, minlength=n_users)
+    # Pairs of a user and an item, as one number each.
+    relevant_pairs = np.unique(user * n_codes + codes[: len(user)])
+    pairs = np.repeat(np.arange(n_users), k) * n_codes + codes[len(user) :]
+    hits = np.isin(pairs, relevant_pairs) & (codes[len(user) :] >= 0)
+    # An item that is recommended twice counts once.
+    first = np.zeros(len(pairs), dtype=bool)
+    first[np.unique(pairs, return_index=True)[1]] = True
+    n_relevant = np.bincount(relevant_pairs // n_codes, minlength=n_users)
+    return (hits & first).reshape(n_users, k), n_relevant
 
 
 def _comparable(array):
-    """Cast integers, floats and strings each to the type that holds them all."""
+    """Return an array with integers, floats and strings cast to the largest type of their kind."""
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     kind = array.type
@@ -288,19 +296,19 @@ def _comparable(array):
     return array
 
 
-def _codes(wanted, recommended):
-    """Return a number for each distinct value of both arrays, -1 for missing ones."""
-    wanted, recommended = _comparable(wanted), _comparable(recommended)
-    types = {part.type for part in (wanted, recommended) if not pa.types.is_null(part.type)}
+def _codes(relevant, recommended):
+    """Return a number for each distinct value of both arrays, -1 for missing values."""
+    relevant, recommended = _comparable(relevant), _comparable(recommended)
+    types = {part.type for part in (relevant, recommended) if not pa.types.is_null(part.type)}
     common = types.pop() if types else pa.null()
     if types:
         kinds = {common, *types}
         if kinds != {pa.int64(), pa.float64()}:
             raise ValueError(
-                f"relevant items are of type {type_name(wanted.type)}, recommended ones of "
+                f"relevant items are of type {type_name(relevant.type)}, recommended ones of "
                 f"{type_name(recommended.type)}"
             )
         common = pa.float64()
-    both = pa.chunked_array([wanted.cast(common), recommended.cast(common)]).combine_chunks()
+    both = pa.chunked_array([relevant.cast(common), recommended.cast(common)]).combine_chunks()
     codes = both.dictionary_encode().indices
     return pc.fill_null(codes, -1).to_numpy(zero_copy_only=False).astype(np.int64)

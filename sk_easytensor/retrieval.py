@@ -1,4 +1,4 @@
-"""The best of many candidates for each query, by product of embeddings: exact or approximate."""
+"""Exact and approximate search for the candidates with the largest products of embeddings."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ __all__ = [
 INDEXES = ("exact", "usearch")
 
 BLOCK = 1 << 24
-"""Products held at a time."""
+"""Products in memory at a time."""
 
-RECALL = 0.97
-"""Fraction of the best that an approximate search is set to find, measured on some queries."""
+MIN_RECALL = 0.97
+"""Recall of the ten best candidates to which an approximate search is adjusted."""
 
 EXPANSIONS = tuple(32 * 2**power for power in range(8))
-"""Candidates that a search of the graph keeps at hand: more of them find more of the best."""
+"""Sizes of the candidate list of a graph search, of which larger ones increase the recall."""
 
 
 @with_library_settings
@@ -38,20 +38,20 @@ def top_k(queries, candidates, k, *, excluded=None):
     Parameters
     ----------
     queries : ndarray of float32, shape (n_queries, embedding_dim)
-        Embeddings.
+        Embeddings of the queries.
     candidates : ndarray of float32, shape (n_candidates, embedding_dim)
-        Embeddings.
+        Embeddings of the candidates.
     k : int
-        How many, at most `n_candidates`.
+        Number of candidates to return, at most `n_candidates`.
     excluded : tuple of ndarray of int64, optional
-        Queries and candidates of the pairs that do not count, sorted by query.
+        Indices of the queries and candidates of excluded pairs, sorted by query.
 
     Returns
     -------
-    places : ndarray of int64, shape (n_queries, k)
-        The best first; -1 where all others are excluded.
+    indices : ndarray of int64, shape (n_queries, k)
+        Indices of the candidates, the best first; -1 if no candidate is left.
     scores : ndarray of float32, shape (n_queries, k)
-        Products; ``-inf`` where there is no candidate left.
+        Products; ``-inf`` if no candidate is left.
 
     Notes
     -----
@@ -59,7 +59,7 @@ def top_k(queries, candidates, k, *, excluded=None):
     """
     queries, candidates = as_tensor(queries), as_tensor(candidates)
     rows = max(1, BLOCK // max(len(candidates), 1))
-    places = torch.empty(len(queries), k, dtype=torch.int64)
+    indices = torch.empty(len(queries), k, dtype=torch.int64)
     scores = torch.empty(len(queries), k)
     products = torch.empty(min(rows, len(queries)), len(candidates))
     with torch.inference_mode():
@@ -68,43 +68,48 @@ def top_k(queries, candidates, k, *, excluded=None):
             product = torch.mm(part, candidates.T, out=products[: len(part)])
             if excluded is not None:
                 first, last = np.searchsorted(excluded[0], [start, start + len(part)])
-                own = torch.from_numpy(excluded[0][first:last] - start)
-                product[own, torch.from_numpy(excluded[1][first:last])] = -torch.inf
+                query = torch.from_numpy(excluded[0][first:last] - start)
+                product[query, torch.from_numpy(excluded[1][first:last])] = -torch.inf
             best = torch.topk(product, k, dim=1)
             scores[start : start + len(part)] = best.values
-            places[start : start + len(part)] = best.indices
-    places[scores == -torch.inf] = -1
-    return places.numpy(), scores.numpy()
+            indices[start : start + len(part)] = best.indices
+    indices[scores == -torch.inf] = -1
+    return indices.numpy(), scores.numpy()
 
 
 def as_tensor(array):
-    """Return an array as a tensor that shares its memory and is not to be written to."""
+    """Return an array as a tensor that shares its memory, and must not be written to."""
     with catch_warnings():
-        # Arrays that joblib maps into memory cannot be written to, of which torch warns.
+        # torch warns of read-only arrays, such as those that joblib maps into memory.
         simplefilter("ignore", UserWarning)
         return torch.from_numpy(array)
 
 
 class ApproximateIndex:
-    """A graph of candidates in which near neighbours are found without looking at all.
+    """Approximate nearest-neighbour index of candidates.
 
     Parameters
     ----------
     candidates : ndarray of float32, shape (n_candidates, embedding_dim)
-        Embeddings.
+        Embeddings of the candidates.
     queries : ndarray of float32, shape (n_queries, embedding_dim)
-        Some hundred queries of the kind that will be asked. How far a search goes is the least
-        that finds 97% of the ten best candidates of these.
+        Embeddings of some hundred typical queries. The search is as fast as a recall of 97% of
+        their ten best candidates allows.
 
     Attributes
     ----------
     recall : float
-        Fraction of the ten best that is found for `queries`.
+        Recall of the ten best candidates of `queries`.
+
+    Raises
+    ------
+    ImportError
+        If usearch is not installed.
 
     Notes
     -----
-    Hierarchical navigable small worlds (Malkov and Yashunin, 2018), by the package usearch.
-    Pickles hold the graph.
+    The index is a graph of hierarchical navigable small worlds (Malkov and Yashunin, 2018), by the
+    package usearch. Pickles include the graph.
     """
 
     def __init__(self, candidates, queries):
@@ -114,13 +119,13 @@ class ApproximateIndex:
         best, _ = top_k(queries, candidates, min(10, len(candidates)))
         for expansion in EXPANSIONS:
             self._index.expansion_search = expansion
-            found, _ = self._search(queries, best.shape[1], 1)
-            self.recall = float((found[:, :, None] == best[:, None, :]).any(1).mean())
-            if self.recall >= RECALL:
+            indices, _ = self._search(queries, best.shape[1], 1)
+            self.recall = float((indices[:, :, None] == best[:, None, :]).any(1).mean())
+            if self.recall >= MIN_RECALL:
                 break
 
     def __getstate__(self):
-        """Return what is pickled."""
+        """Return the state, with the graph as bytes."""
         return {
             "dimensions": self._index.ndim,
             "expansion": self._index.expansion_search,
@@ -129,43 +134,59 @@ class ApproximateIndex:
         }
 
     def __setstate__(self, state):
-        """Restore what was pickled."""
+        """Restore the index from its state."""
         self._index = _new_index(state["dimensions"])
         self._index.load(state["graph"])
         self._index.expansion_search = state["expansion"]
         self.recall = state["recall"]
 
     def search(self, queries, k, *, excluded=None, threads=1):
-        """Return places and scores of about the k best candidates, as :func:`top_k` does.
+        """Return indices and scores of approximately the k best candidates.
 
-        As many more are looked up as are excluded for any query, so that k are left.
+        Parameters
+        ----------
+        queries, k, excluded
+            Parameters of :func:`top_k`.
+        threads : int, default=1
+            Number of threads.
+
+        Returns
+        -------
+        indices : ndarray of int64, shape (n_queries, k)
+        scores : ndarray of float32, shape (n_queries, k)
+
+        Notes
+        -----
+        With excluded pairs, the search is for more candidates by the largest number that is
+        excluded for a query, so that k are left.
         """
         if excluded is None:
             return self._search(queries, k, threads)
         query, candidate = excluded
-        most = np.bincount(query).max(initial=0)
-        places, scores = self._search(queries, min(k + most, len(self._index)), threads)
-        pairs = np.arange(len(queries))[:, None] * len(self._index) + places
-        out = np.isin(pairs, query * len(self._index) + candidate)
-        places[out], scores[out] = -1, -np.inf
-        first = np.argsort(out, axis=1, kind="stable")[:, :k]
-        return (np.take_along_axis(values, first, axis=1) for values in (places, scores))
+        n_excluded = np.bincount(query).max(initial=0)
+        indices, scores = self._search(queries, min(k + n_excluded, len(self._index)), threads)
+        pairs = np.arange(len(queries))[:, None] * len(self._index) + indices
+        is_excluded = np.isin(pairs, query * len(self._index) + candidate)
+        indices[is_excluded], scores[is_excluded] = -1, -np.inf
+        first = np.argsort(is_excluded, axis=1, kind="stable")[:, :k]
+        return (np.take_along_axis(values, first, axis=1) for values in (indices, scores))
 
     def _search(self, queries, k, threads):
-        found = self._index.search(queries, k, threads=threads)
+        matches = self._index.search(queries, k, threads=threads)
         keys, distances = (
-            np.asarray(values).reshape(len(queries), -1) for values in (found.keys, found.distances)
+            np.asarray(values).reshape(len(queries), -1)
+            for values in (matches.keys, matches.distances)
         )
-        # Of a single query, only what was found is returned.
-        counts = np.asarray(getattr(found, "counts", [keys.shape[1]]))
+        # Matches of a single query have no counts.
+        counts = np.asarray(getattr(matches, "counts", [keys.shape[1]]))
         filled = np.zeros((len(queries), k), dtype=bool)
         filled[:, : keys.shape[1]] = np.arange(keys.shape[1]) < counts[:, None]
-        places = np.full((len(queries), k), -1)
+        indices = np.full((len(queries), k), -1)
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
-        places[filled] = keys[filled[:, : keys.shape[1]]]
+        indices[filled] = keys[filled[:, : keys.shape[1]]]
         # The distance of the inner product metric is one minus the product.
         scores[filled] = 1 - distances[filled[:, : keys.shape[1]]]
-        return places, scores
+        return indices, scores
 
 
 def _new_index(dimensions):

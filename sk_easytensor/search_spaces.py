@@ -28,72 +28,72 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Choices:
-    """One of several values.
+    """Choice of one of several values.
 
     Parameters
     ----------
     values : tuple
-        All of them.
+        Values to choose from.
     """
 
     values: tuple
 
     def grid(self):
-        """Return a few values."""
+        """Return the values of a grid."""
         return list(self.values)
 
     def distribution(self):
-        """Return what RandomizedSearchCV draws from."""
+        """Return a list of the values, for ``RandomizedSearchCV``."""
         return list(self.values)
 
     def suggest(self, trial, name):
-        """Return what an Optuna trial suggests."""
+        """Return the value that an Optuna trial suggests."""
         return trial.suggest_categorical(name, list(self.values))
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Any number between two.
+    """Interval of numbers.
 
     Parameters
     ----------
     low, high : float
         Bounds.
-    few : tuple of float
-        Those of a grid.
+    grid_values : tuple of float
+        Values of a grid.
     log : bool, default=False
-        Whether it is the logarithm that is drawn evenly.
+        Whether the logarithm is uniformly distributed, rather than the number.
     """
 
     low: float
     high: float
-    few: tuple
+    grid_values: tuple
     log: bool = False
 
     def grid(self):
-        """Return a few values."""
-        return list(self.few)
+        """Return the values of a grid."""
+        return list(self.grid_values)
 
     def distribution(self):
-        """Return what RandomizedSearchCV draws from."""
+        """Return a distribution of scipy.stats, for ``RandomizedSearchCV``."""
         if self.log:
             return loguniform(self.low, self.high)
         return uniform(self.low, self.high - self.low)
 
     def suggest(self, trial, name):
-        """Return what an Optuna trial suggests."""
+        """Return the number that an Optuna trial suggests."""
         return trial.suggest_float(name, self.low, self.high, log=self.log)
 
 
 RANGES = {
-    "learning_rate": Interval(4e-3, 6e-2, few=(1.2e-2, 2.4e-2, 4e-2), log=True),
-    "trunk__dropout": Interval(0.0, 0.4, few=(0.0, 0.1)),
-    "weight_decay": Interval(1e-3, 0.3, few=(1e-2, 5e-2, 0.2), log=True),
+    "learning_rate": Interval(4e-3, 6e-2, grid_values=(1.2e-2, 2.4e-2, 4e-2), log=True),
+    "trunk__dropout": Interval(0.0, 0.4, grid_values=(0.0, 0.1)),
+    "weight_decay": Interval(1e-3, 0.3, grid_values=(1e-2, 5e-2, 0.2), log=True),
     "trunk__members": Choices((4, 8, 16)),
     "trunk__width": Choices((64, 96, 128, 256)),
     "trunk__layers": Choices((1, 2, 3)),
 }
-"""What is worth tuning, the most important first; keys are parameters of the estimators."""
+"""Ranges of parameters of the estimators by name, the most important parameters first."""
 
 FIRST = ("learning_rate", "trunk__dropout")
 
@@ -106,7 +106,8 @@ def grid(names=FIRST, *, prefix=""):
     names : iterable of str, default=("learning_rate", "trunk__dropout")
         Keys of `RANGES`.
     prefix : str, default=""
-        Put before each name: ``"model__"`` where the estimator is a pipeline's step ``"model"``.
+        Prefix of each name, such as ``"model__"`` for an estimator that is the step ``"model"`` of
+        a pipeline.
 
     Returns
     -------
@@ -115,14 +116,14 @@ def grid(names=FIRST, *, prefix=""):
     Raises
     ------
     ValueError
-        If a name is not among `RANGES`.
+        If a name is not a key of `RANGES`.
 
     Examples
     --------
     >>> grid(["trunk__layers"], prefix="model__")
     {'model__trunk__layers': [1, 2, 3]}
     """
-    return {prefix + name: of.grid() for name, of in _chosen(names)}
+    return {prefix + name: space.grid() for name, space in _spaces(names)}
 
 
 def distributions(names=tuple(RANGES), *, prefix=""):
@@ -133,7 +134,7 @@ def distributions(names=tuple(RANGES), *, prefix=""):
     names : iterable of str, default=all
         Keys of `RANGES`.
     prefix : str, default=""
-        Put before each name.
+        Prefix of each name.
 
     Returns
     -------
@@ -142,7 +143,7 @@ def distributions(names=tuple(RANGES), *, prefix=""):
     Raises
     ------
     ValueError
-        If a name is not among `RANGES`.
+        If a name is not a key of `RANGES`.
 
     Examples
     --------
@@ -150,20 +151,20 @@ def distributions(names=tuple(RANGES), *, prefix=""):
     >>> bool(4e-3 <= space["learning_rate"].rvs(random_state=0) <= 6e-2)
     True
     """
-    return {prefix + name: of.distribution() for name, of in _chosen(names)}
+    return {prefix + name: space.distribution() for name, space in _spaces(names)}
 
 
 def suggest(trial, names=tuple(RANGES), *, prefix=""):
-    """Return parameters that an Optuna trial suggests, to be given to ``set_params``.
+    """Return parameters that an Optuna trial suggests, for ``set_params``.
 
     Parameters
     ----------
     trial : optuna.trial.Trial
-        Or another object with ``suggest_float`` and ``suggest_categorical``.
+        Trial, or another object with ``suggest_float`` and ``suggest_categorical``.
     names : iterable of str, default=all
         Keys of `RANGES`.
     prefix : str, default=""
-        Put before each name.
+        Prefix of each name.
 
     Returns
     -------
@@ -172,7 +173,7 @@ def suggest(trial, names=tuple(RANGES), *, prefix=""):
     Raises
     ------
     ValueError
-        If a name is not among `RANGES`.
+        If a name is not a key of `RANGES`.
 
     Examples
     --------
@@ -184,12 +185,12 @@ def suggest(trial, names=tuple(RANGES), *, prefix=""):
     EasyTensorClassifier(learning_rate=0.01,
                          trunk=TabM(dropout=0.0, layers=3, members=4, width=96))
     """
-    return {prefix + name: of.suggest(trial, prefix + name) for name, of in _chosen(names)}
+    return {prefix + name: space.suggest(trial, prefix + name) for name, space in _spaces(names)}
 
 
-def _chosen(names):
-    chosen = [names] if isinstance(names, str) else list(names)
-    unknown = [name for name in chosen if name not in RANGES]
+def _spaces(names):
+    names = [names] if isinstance(names, str) else list(names)
+    unknown = [name for name in names if name not in RANGES]
     if unknown:
         raise ValueError(f"names must be among {list(RANGES)}, got {unknown[0]!r}")
-    return [(name, RANGES[name]) for name in chosen]
+    return [(name, RANGES[name]) for name in names]

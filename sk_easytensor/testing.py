@@ -1,7 +1,7 @@
-"""Checks for blocks of your own.
+"""Checks for custom blocks.
 
-:func:`check_block` runs the contract that :class:`~sk_easytensor.Block` describes, and
-:func:`registered_block` makes a block part of the automatic choice for the time of a test.
+:func:`check_block` checks the contract that :class:`~sk_easytensor.Block` describes, and
+:func:`registered_block` makes a block part of the automatic choice during a test.
 """
 
 from __future__ import annotations
@@ -35,17 +35,23 @@ __all__ = [
 ]
 
 
-ALONE = 12
-"""Rows that are encoded one by one, at most."""
+MAX_SINGLE_ROWS = 12
+"""Largest number of rows that are encoded one by one."""
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
-"""Differences between outputs of a module for the same rows in other batches, at most."""
+"""Tolerances for differences between outputs of a module for the same rows in other batches."""
 
-MOST_CODES = 2**24
-"""Trees read at most so many codes of a column."""
+MAX_CODES = 2**24
+"""Largest number of codes of a column that trees can read."""
 
-FOREIGN = (pa.binary(), pa.map_(pa.string(), pa.int8()), pa.date32(), pa.float64(), pa.string())
-"""Types of which a block refuses one, usually."""
+FOREIGN_TYPES = (
+    pa.binary(),
+    pa.map_(pa.string(), pa.int8()),
+    pa.date32(),
+    pa.float64(),
+    pa.string(),
+)
+"""Types of columns, at least one of which most blocks refuse."""
 
 
 def check_block(block, table, *, exact=True):
@@ -55,48 +61,49 @@ def check_block(block, table, *, exact=True):
     of the contract are checked in this order, each named in the error:
 
     - ``parameters``: ``__init__`` only assigns them, ``fit`` refuses invalid ones by name.
-    - ``column types``: ``accepts`` is true of the table's columns; others are refused by name.
-    - ``fit``: it returns the block, sets ``feature_names_in_`` and gives the same twice.
-    - ``summaries``: they merge to the same fit wherever the rows are split, in any order.
+    - ``column types``: ``accepts`` returns True for the columns of the table; columns of other
+      types are refused by name.
+    - ``fit``: it returns the block, sets ``feature_names_in_`` and has the same result twice.
+    - ``summaries``: they merge to the same fit for any split of the rows, in any order.
     - ``encoding``: each entry has the rows of the table and the columns of ``encoding_columns``.
-    - ``independent rows``: a row's encoding is the same alone as among other rows.
+    - ``independent rows``: the encoding of a row does not depend on other rows.
     - ``column positions``: shuffling a column changes its parts of the encoding and nothing else.
     - ``module``: a ``BlockModule`` with finite outputs of the right shape, row by row, gradients,
       and consistent ``tree_inputs`` and ``output_columns``.
     - ``missing values`` and ``unseen values``: both are encoded, and outputs are finite.
     - ``empty tables``: a table without rows is encoded as any other.
-    - ``matrix``: ``flatten`` gives finite float32 columns, named by ``get_feature_names_out``.
+    - ``matrix``: ``flatten`` returns finite float32 columns, named by ``get_feature_names_out``.
     - ``pickling``: pickles and deep copies are the same block.
-    - ``column names``: columns are found by name, and ``renamed`` copies read others.
-    - ``saving without pickle``: skops can write the fitted block, and no attribute holds tensors.
-    - ``ONNX``: the graph of ``to_onnx`` gives the encoding. Left out where the block does not
-      support it or onnxruntime is not installed.
+    - ``column names``: columns are matched by name, and ``renamed`` copies read renamed columns.
+    - ``saving without pickle``: skops can write the fitted block, and no attribute has tensors.
+    - ``ONNX``: the graph of ``to_onnx`` computes the encoding. This is skipped if the block does
+      not support it or onnxruntime is not installed.
 
     Parameters
     ----------
     block : Block
-        An instance; it stays as it is.
+        Block to check, which is not changed.
     table : table-like
-        Rows with the columns of the block only. Some values should be missing, and some rows alike.
+        Rows with the columns of the block only. Some values should be missing, and some rows equal.
     exact : bool, default=True
-        Whether the same row has the same encoding bit for bit in every batch. False is for blocks
-        that run a network in ``encode``, which allows for differences by rounding.
+        Whether the same row must have the same encoding bit for bit in every batch. False allows
+        for rounding, in blocks that run a network in ``encode``.
 
     Raises
     ------
     AssertionError
-        Naming the first part of the contract that the block does not follow, and how. Errors that
-        the block itself raises become its cause.
+        If the block does not follow the contract. The message names the first part that fails, and
+        an error of the block itself is the cause.
     TypeError
-        If `block` is no instance of ``Block``.
+        If `block` is not an instance of ``Block``.
     ValueError
         If the table has fewer than four rows or no columns.
 
     Warns
     -----
     UserWarning
-        If skops cannot write the block, or it holds tensors: models with it work, but can only be
-        saved by pickle.
+        If skops cannot write the block, or the block has tensors: models with it work, but can only
+        be saved by pickle.
 
     Examples
     --------
@@ -110,7 +117,7 @@ def check_block(block, table, *, exact=True):
     table = as_table(table)
     if table.num_rows < 4 or table.num_columns == 0:
         raise ValueError(
-            f"check_block: table must have four rows and one column at least, got "
+            f"check_block: table must have at least four rows and one column, got "
             f"{table.num_rows} rows and {table.num_columns} columns"
         )
     owner = type(block).__name__
@@ -130,12 +137,12 @@ def registered_block(block_class, *, before=None):
     Parameters
     ----------
     block_class, before
-        As for :func:`~sk_easytensor.blocks.register_block`.
+        Parameters of :func:`~sk_easytensor.blocks.register_block`.
 
     Yields
     ------
     type
-        `block_class`.
+        The class `block_class`.
 
     Examples
     --------
@@ -158,25 +165,25 @@ def registered_block(block_class, *, before=None):
 
 @contextmanager
 def _part(owner, part):
-    """Raise errors within as an ``AssertionError`` that names the part of the contract."""
-    start = f"{owner} does not follow the block contract, part {part!r}: "
+    """Raise errors of the context as an ``AssertionError`` that names a part of the contract."""
+    prefix = f"{owner} does not follow the block contract, part {part!r}: "
     try:
         yield
     except AssertionError as error:
-        raise AssertionError(start + str(error)) from error.__cause__
+        raise AssertionError(prefix + str(error)) from error.__cause__
     except Exception as error:
-        raise AssertionError(f"{start}{type(error).__name__}: {error}") from error
+        raise AssertionError(f"{prefix}{type(error).__name__}: {error}") from error
 
 
 class _Nonsense:
-    """A value that is no valid parameter of any block."""
+    """A value that is invalid for any parameter of a block."""
 
     def __repr__(self):
         return "<nonsense>"
 
 
 class _Case:
-    """A block that is checked, not fitted and fitted, and its table."""
+    """A block that is checked, unfitted and fitted, and its table."""
 
     def __init__(self, block, table, exact):
         self.block, self.table, self.exact = clone(block), table, exact
@@ -185,7 +192,7 @@ class _Case:
 
     @property
     def fitted(self):
-        """The block, fitted on the whole table."""
+        """Block, fitted on the whole table."""
         if self._fitted is None:
             self._fitted = self.new().fit(self.table)
         return self._fitted
@@ -198,11 +205,11 @@ class _Case:
         pairs = zip(self.names, kinds, strict=True)
         return pa.table({name: pa.nulls(n_rows, kind) for name, kind in pairs})
 
-    def check_same(self, found, expected, message):
-        """Check that two frames hold the same, up to rounding where the block is not exact."""
-        if found.equals(expected):
+    def check_same(self, actual, expected, message):
+        """Check that two frames are equal, up to rounding if the block is not exact."""
+        if actual.equals(expected):
             return
-        close = not self.exact and _are_close(found["block"], expected["block"])
+        close = not self.exact and _are_close(actual["block"], expected["block"])
         assert close, message
 
 
@@ -210,14 +217,14 @@ def _encoded(block, table):
     return TensorFrame({"block": block.transform(table)}, table.num_rows)
 
 
-def _are_close(found, expected):
+def _are_close(actual, expected):
     for name, entry in expected.items():
-        pairs = [(found[name], entry)]
+        pairs = [(actual[name], entry)]
         if isinstance(entry, Ragged):
-            pairs = [(found[name].values, entry.values), (found[name].offsets, entry.offsets)]
-        for one, other in pairs:
-            if one.shape != other.shape or not torch.allclose(
-                one.double(), other.double(), **TOLERANCE, equal_nan=True
+            pairs = [(actual[name].values, entry.values), (actual[name].offsets, entry.offsets)]
+        for a, b in pairs:
+            if a.shape != b.shape or not torch.allclose(
+                a.double(), b.double(), **TOLERANCE, equal_nan=True
             ):
                 return False
     return True
@@ -231,16 +238,17 @@ def _outputs(block, table, *, training=False):
 
 
 def _check_outputs(module, outputs, n_rows, rows):
-    """Check shape, type and values of what a module returned."""
+    """Check the type, shape, dtype and values of a module's outputs."""
     owner = type(module).__name__
-    assert isinstance(outputs, torch.Tensor), f"{owner} returned {type(outputs).__name__} of {rows}"
+    kind = type(outputs).__name__
+    assert isinstance(outputs, torch.Tensor), f"{owner} returned {kind} for {rows}"
     shape = (n_rows, module.out_features)
     assert outputs.shape == shape, (
-        f"{owner} returned shape {tuple(outputs.shape)} of {rows}, expected (n_rows, out_features) "
-        f"= {shape}"
+        f"{owner} returned shape {tuple(outputs.shape)} for {rows}, expected (n_rows, "
+        f"out_features) = {shape}"
     )
     assert outputs.dtype == torch.float32, f"{owner} returned {outputs.dtype}, expected float32"
-    assert torch.isfinite(outputs).all(), f"{owner} returned NaN or infinity of {rows}"
+    assert torch.isfinite(outputs).all(), f"{owner} returned NaN or infinity for {rows}"
 
 
 # ------------------------------------------------------------------ parts of the contract
@@ -248,8 +256,8 @@ def _check_outputs(module, outputs, n_rows, rows):
 
 def _check_parameters(case):
     parameters = case.block.get_params(deep=False)
-    more = sorted(vars(case.block).keys() - parameters.keys())
-    assert not more, f"__init__ sets {', '.join(more)}, which are not among its parameters"
+    additional = sorted(vars(case.block).keys() - parameters.keys())
+    assert not additional, f"__init__ sets {', '.join(additional)}, which are not its parameters"
     for name in parameters:
         try:
             other = type(case.block)(**{**parameters, name: _Nonsense()})
@@ -271,7 +279,7 @@ def _check_parameters(case):
 
 
 def _error_of(function, *arguments):
-    """Return the error that a call raises, or None."""
+    """Return the error that a call raises; None if it raises none."""
     try:
         function(*arguments)
     except Exception as error:
@@ -283,14 +291,16 @@ def _check_types(case):
     for field in case.table.schema:
         assert case.block.accepts(field.type) in (True, False), "accepts must return True or False"
         assert case.block.accepts(field.type), (
-            f"accepts is false of column {field.name!r} of type {type_name(field.type)}"
+            f"accepts returns False for column {field.name!r} of type {type_name(field.type)}"
         )
-    foreign = [kind for kind in FOREIGN if not case.block.accepts(kind)]
+    foreign = [kind for kind in FOREIGN_TYPES if not case.block.accepts(kind)]
     if foreign:
         error = _error_of(case.new().fit, pa.table({"foreign": pa.nulls(2, foreign[0])}))
-        assert error is not None, f"fit reads a column of {foreign[0]}, of which accepts is false"
+        assert error is not None, (
+            f"fit reads a column of {foreign[0]}, for which accepts returns False"
+        )
         assert isinstance(error, TypeError) and "foreign" in str(error), (  # noqa: PT018
-            "a column of which accepts is false must raise a TypeError that names it, got "
+            "a column for which accepts returns False must raise a TypeError that names it, got "
             f"{type(error).__name__}: {error}"
         )
 
@@ -302,7 +312,9 @@ def _check_fit(case):
     )
     returned = block.fit(table)
     assert returned is block, "fit and finish must return self"
-    assert list(block.feature_names_in_) == case.names, "feature_names_in_ are not the columns"
+    assert list(block.feature_names_in_) == case.names, (
+        "feature_names_in_ differs from the columns of the table"
+    )
     assert block.n_features_in_ == len(case.names), "n_features_in_ is not the number of columns"
     assert_same_fit(block, case.fitted, "fitted a second time on the same rows")
     half = table.slice(0, len(table) // 2)
@@ -316,21 +328,22 @@ def _check_summaries(case):
         parts = [table.slice(start, stop - start) for start, stop in bounds]
         block = case.new().fit_columns(table)
         before = vars(block).copy()
-        # Neither the order of the chunks nor the process that summarises them is known beforehand.
+        # Chunks are summarized in any order and in other processes.
         parts = [parts[index] for index in random.permutation(len(parts))]
         summaries = [pickle.loads(pickle.dumps(block.summarize(part))) for part in parts]
         changed = [k for k, v in vars(block).items() if k not in before or before[k] is not v]
-        assert not changed, f"summarize sets {', '.join(changed)}; it must set nothing"
+        assert not changed, f"summarize sets {', '.join(changed)}; it must set no attributes"
         assert all(isinstance(summary, Summary) for summary in summaries), (
-            "summarize must return a Summary, as those in sk_easytensor.data.summaries"
+            "summarize must return a Summary, such as those in sk_easytensor.data.summaries"
         )
         assert block.finish(merge_all(summaries)) is block, "finish must return self"
-        assert_same_fit(block, case.fitted, f"rows summarised in {len(parts)} chunks, shuffled")
+        assert_same_fit(block, case.fitted, f"rows summarized in {len(parts)} chunks, shuffled")
     if case.block.column_wise:
         block = case.new().fit_columns(table)
         parts = [block.summarize(table.select([name])) for name in case.names]
-        whole = type(parts[0])({name: part for each in parts for name, part in each.items()})
-        assert_same_fit(block.finish(whole), case.fitted, "columns summarised apart (column_wise)")
+        merged = type(parts[0])({name: column for part in parts for name, column in part.items()})
+        message = "columns summarized separately (column_wise)"
+        assert_same_fit(block.finish(merged), case.fitted, message)
 
 
 def _check_encoding(case):
@@ -338,12 +351,12 @@ def _check_encoding(case):
     attributes = set(vars(block))
     encoding = block.transform(case.table)
     assert isinstance(encoding, dict), "encode must return a dictionary"
-    assert encoding, "encode must return one entry at least"
+    assert encoding, "encode must return at least one entry"
     assert set(vars(block)) == attributes, "encode must set no attributes"
     columns = block.encoding_columns(encoding)
     assert columns.keys() == encoding.keys(), "encoding_columns must name the entries of encode"
     for name, entry in encoding.items():
-        assert isinstance(name, str), f"entry {name!r} must have a string for a name"
+        assert isinstance(name, str), f"names of entries must be strings, got {name!r}"
         assert isinstance(entry, (torch.Tensor, Ragged)), (
             f"entry {name!r} must be a tensor or Ragged, got {type(entry).__name__}"
         )
@@ -359,7 +372,7 @@ def _check_encoding(case):
             unknown = {*source} if isinstance(source, tuple) else {source}
             unknown -= {*case.names}
             assert not unknown, (
-                f"encoding_columns of {name!r} names {unknown}, which are no columns"
+                f"encoding_columns of {name!r} names {unknown}, which are not columns"
             )
     example = block.example(2)
     assert example.keys() == encoding.keys(), (
@@ -376,14 +389,13 @@ def _check_rows(case):
     block, table, n = case.fitted, case.table, case.table.num_rows
     whole = _encoded(block, table)
     kinds = {"in reverse order": range(n)[::-1], "twice": [0, 0, *range(n), n - 1]}
-    kinds |= {
-        f"alone (row {row})": [row] for row in np.linspace(0, n - 1, min(n, ALONE)).astype(int)
-    }
+    single_rows = np.linspace(0, n - 1, min(n, MAX_SINGLE_ROWS)).astype(int)
+    kinds |= {f"alone (row {row})": [row] for row in single_rows}
     for kind, rows in kinds.items():
-        found = _encoded(block, table.take(pa.array(rows)))
+        actual = _encoded(block, table.take(pa.array(rows)))
         expected = whole.take(torch.tensor([*map(int, rows)]))
         message = f"rows that are encoded {kind} differ from the same rows in the whole table"
-        case.check_same(found, expected, message)
+        case.check_same(actual, expected, message)
     chunks = pa.concat_tables([table.slice(0, n // 2), table.slice(0, 0), table.slice(n // 2)])
     case.check_same(_encoded(block, chunks), whole, "columns in several chunks differ")
 
@@ -395,7 +407,7 @@ def _check_positions(case):
     for index, name in enumerate(case.names):
         positions = _positions(block, frame["block"], name)
         if positions is None:
-            # What several columns make together changes with each of them.
+            # Parts of the encoding that come from several columns change with each of them.
             continue
         shuffled = table.set_column(index, name, table.column(name).take(pa.array(rows)))
         case.check_same(
@@ -407,17 +419,17 @@ def _check_positions(case):
 
 
 def _positions(block, encoding, name):
-    """Return where a column is in each entry; None if some part is of several columns."""
-    found = {}
+    """Return the positions of a column in each entry; None if a part comes from several columns."""
+    positions = {}
     for entry, sources in block.encoding_columns(encoding).items():
         if any(isinstance(source, tuple) and name in source for source in sources):
             return None
-        found[entry] = [index for index, source in enumerate(sources) if source == name]
-    return found
+        positions[entry] = [index for index, source in enumerate(sources) if source == name]
+    return positions
 
 
 def _order(encoding, table):
-    """Return rows in another order, in which lists that are read together keep their lengths."""
+    """Return a permutation of the rows in which parallel lists keep their lengths."""
     rng, n = np.random.default_rng(1), table.num_rows
     lists = [column for column in table.columns if is_list(column.type)]
     ragged = [entry for entry in encoding.values() if isinstance(entry, Ragged)]
@@ -434,32 +446,32 @@ def _check_missing(case):
     block, table = case.fitted, case.table
     _check_finite(case.fitted, case.missing(), "rows whose values are all missing")
     frame = _encoded(block, case.missing())
-    both = frame.take(torch.tensor([1, 0]))
-    case.check_same(both, frame, "two rows whose values are all missing differ")
+    swapped = frame.take(torch.tensor([1, 0]))
+    case.check_same(swapped, frame, "two rows whose values are all missing differ")
     untyped = _encoded(block, case.missing(typed=False))
     case.check_same(untyped, frame, "columns of type null differ from typed missing values")
     tables = [case.missing()]
     if case.block.accepts(pa.null()):
         tables.append(case.missing(typed=False))
-    for nothing in tables:
-        other = case.new().fit(nothing)
-        for rows in (nothing, table):
-            _check_finite(other, rows, "a table, where all values of fit were missing")
+    for missing in tables:
+        block = case.new().fit(missing)
+        for rows in (missing, table):
+            _check_finite(block, rows, "a table, after a fit on missing values only")
 
 
 def _check_unseen(case):
     table, n = case.table, case.table.num_rows
     first = table.take(pa.array([0] * 5))
-    parts = {"one row": table.slice(0, 1), "half of them": table.slice(0, n // 2)}
+    parts = {"one row": table.slice(0, 1), "half of the rows": table.slice(0, n // 2)}
     for kind, rows in {**parts, "one row, five times": first}.items():
-        _check_finite(case.new().fit(rows), table, f"a table, where fit saw only {kind}")
+        _check_finite(case.new().fit(rows), table, f"a table, after a fit on {kind}")
 
 
 def _check_finite(block, table, rows):
     with torch.no_grad():
         _check_outputs(*_outputs(block, table), table.num_rows, rows)
     matrix = block.flatten(block.transform(table))
-    assert np.isfinite(matrix).all(), f"flatten returns NaN or infinity of {rows}"
+    assert np.isfinite(matrix).all(), f"flatten returns NaN or infinity for {rows}"
 
 
 def _check_module(case):
@@ -473,7 +485,7 @@ def _check_module(case):
     second = block.make_module()
     second.load_state_dict(module.state_dict())
     shared = {id(p) for p in module.parameters()} & {id(p) for p in second.parameters()}
-    assert not shared, "make_module must return a new module, which shares no parameters"
+    assert not shared, "make_module must return a new module that shares no parameters"
     module, outputs = _outputs(block, table)
     rows = torch.randperm(n, generator=torch.Generator().manual_seed(0))[: min(n, 5)]
     frame = _encoded(block, table)
@@ -490,7 +502,7 @@ def _check_module(case):
 
 
 def _check_gradients(module, outputs):
-    weights = {name: each for name, each in module.named_parameters() if each.requires_grad}
+    weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
     if not weights or not outputs.numel():
         return
     assert outputs.requires_grad, "no gradient flows from the outputs to the parameters"
@@ -511,8 +523,8 @@ def _check_tree_inputs(module, frame):
         f"tree_inputs has shape {tuple(codes.shape)}, expected (n_rows, len(tree_codes)) = {shape}"
     )
     counts = [count for count, _ in module.tree_codes]
-    assert all(0 < count <= MOST_CODES for count in counts), (
-        f"tree_codes has counts that are not from 1 to {MOST_CODES}"
+    assert all(0 < count <= MAX_CODES for count in counts), (
+        f"tree_codes has counts that are not from 1 to {MAX_CODES}"
     )
     inside = (codes >= 0) & (codes < torch.tensor(counts))
     assert inside.all(), "tree_inputs has codes that are not from 0 to the count in tree_codes"
@@ -523,34 +535,35 @@ def _check_tree_inputs(module, frame):
 
 
 def _check_output_columns(block, module, frame, rows):
-    """Check that outputs depend on the columns that the module names alone."""
+    """Check that outputs only depend on the columns that the module states."""
     encoding = frame["block"]
     assert len(encoding) == 1, "output_columns is for modules that read a single entry"
-    named = {"output_columns": (module, module.output_columns, module.out_features)}
+    attributes = {"output_columns": (module, module.output_columns, module.out_features)}
     if module.has_tree_inputs:
         assert module.tree_columns is not None, (
-            "tree_inputs beside output_columns need tree_columns"
+            "a module with tree_inputs and output_columns needs tree_columns"
         )
-        named["tree_columns"] = (module.tree_inputs, module.tree_columns, len(module.tree_codes))
-    for name, (read, columns, size) in named.items():
+        size = len(module.tree_codes)
+        attributes["tree_columns"] = (module.tree_inputs, module.tree_columns, size)
+    for name, (function, columns, size) in attributes.items():
         columns = np.asarray(columns)
         assert columns.shape == (size,), f"{name} has shape {columns.shape}, expected ({size},)"
-        before = read(**encoding)
+        before = function(**encoding)
         for index, column in enumerate(block.feature_names_in_):
             positions = _positions(block, encoding, column)
             if positions is None:
                 continue
             changed = frame.permute_column("block", positions, torch.from_numpy(rows))
             others = torch.from_numpy(columns != index)
-            after = read(**changed["block"])
+            after = function(**changed["block"])
             assert torch.equal(after[:, others], before[:, others]), (
-                f"{name} is wrong: column {column!r} changes outputs that are of other columns"
+                f"{name} is wrong: column {column!r} changes outputs of other columns"
             )
 
 
 def _check_empty(case):
     empty = case.table.slice(0, 0)
-    # transform refuses them, but a backend may encode a chunk without rows.
+    # transform refuses tables without rows, but a backend may encode a chunk without rows.
     for name, entry in case.fitted.encode(empty).items():
         assert len(entry) == 0, f"entry {name!r} of a table without rows has {len(entry)} rows"
 
@@ -572,40 +585,40 @@ def _check_matrix(case):
 def _check_names(case):
     block, table, names = case.fitted, case.table, case.names
     expected = _encoded(block, table)
-    other = table.select(names[::-1])
-    more = other.append_column("another", pa.nulls(len(table), pa.int8()))
-    case.check_same(_encoded(block, more), expected, "columns are not found by their names")
+    reordered = table.select(names[::-1])
+    reordered = reordered.append_column("another", pa.nulls(len(table), pa.int8()))
+    case.check_same(_encoded(block, reordered), expected, "columns are not matched by their names")
     new = [f"other {name}" for name in names]
     before = block.get_feature_names_out().tolist()
     renamed = block.renamed(new)
     assert list(renamed.feature_names_in_) == new, "renamed must change feature_names_in_"
-    found = _encoded(renamed, table.rename_columns(new))
-    case.check_same(found, expected, "a renamed block encodes the same rows differently")
+    actual = _encoded(renamed, table.rename_columns(new))
+    case.check_same(actual, expected, "a renamed block encodes the same rows differently")
     sources = [
         column
-        for columns in renamed.encoding_columns(found["block"]).values()
+        for columns in renamed.encoding_columns(actual["block"]).values()
         for source in columns
         for column in (source if isinstance(source, tuple) else (source,))
     ]
-    assert {*sources} <= {*new}, "encoding_columns of a renamed block names columns of before"
+    assert {*sources} <= {*new}, "encoding_columns of a renamed block has the previous names"
     assert len(renamed.get_feature_names_out()) == len(before), (
         "a renamed block has another number of columns in get_feature_names_out"
     )
     unchanged = list(block.feature_names_in_) == names
     assert unchanged and block.get_feature_names_out().tolist() == before, (  # noqa: PT018
-        "renamed must return a copy and leave the block as it is"
+        "renamed must return a copy and not change the block"
     )
 
 
 def _check_pickle(case):
     expected = _encoded(case.fitted, case.table)
-    others = {
+    copies = {
         "a pickle": pickle.loads(pickle.dumps(case.fitted)),
         "a deep copy": copy.deepcopy(case.fitted),
     }
-    for kind, other in others.items():
-        assert_same_fit(other, case.fitted, kind)
-        case.check_same(_encoded(other, case.table), expected, f"{kind} encodes differently")
+    for kind, copied in copies.items():
+        assert_same_fit(copied, case.fitted, kind)
+        case.check_same(_encoded(copied, case.table), expected, f"{kind} encodes differently")
     cloned = clone(case.fitted)
     assert vars(cloned).keys() == cloned.get_params(deep=False).keys(), "clones must be unfitted"
 
@@ -615,7 +628,7 @@ def _check_saving(case):
 
     owner, problem = type(case.fitted).__name__, None
     if b"torch" in pickle.dumps(case.fitted):
-        problem = "it holds objects of torch; keep NumPy arrays instead"
+        problem = "it has objects of torch; use NumPy arrays instead"
     else:
         try:
             dumps(case.fitted)
@@ -640,16 +653,16 @@ def _check_onnx(case):
 
     graph = Graph()
     try:
-        written = block.to_onnx(graph)
+        exported = block.to_onnx(graph)
     except TypeError:
-        # Not with these parameters.
+        # The block does not support ONNX with these parameters.
         return
     encoding = block.transform(case.table)
-    assert written.keys() == encoding.keys(), (
-        f"to_onnx writes entries {sorted(written)}, the encoding has {sorted(encoding)}"
+    assert exported.keys() == encoding.keys(), (
+        f"to_onnx writes entries {sorted(exported)}, the encoding has {sorted(encoding)}"
     )
     outputs = []
-    for name, value in written.items():
+    for name, value in exported.items():
         ragged = isinstance(encoding[name], Ragged)
         values = encoding[name].values if ragged else encoding[name]
         kinds = [values.numpy().dtype, np.dtype(np.int64)]
@@ -657,14 +670,14 @@ def _check_onnx(case):
         for part, kind, shape in zip(value if ragged else [value], kinds, shapes, strict=False):
             outputs.append(graph.output(part, f"{name}.{len(outputs)}", kind, shape))
     model = graph.model("sk_easytensor", "", {})
-    given = {}
+    inputs = {}
     for read in readers(graph.readers):
-        given.update(read(case.table))
+        inputs.update(read(case.table))
     session = open_session(model.SerializeToString())
-    needed = {each.name for each in session.get_inputs()}
-    given = {name: value for name, value in given.items() if name in needed}
-    found = dict(zip(outputs, session.run(outputs, given), strict=True))
-    arrays = iter(found.values())
+    used = {input_.name for input_ in session.get_inputs()}
+    inputs = {name: value for name, value in inputs.items() if name in used}
+    results = dict(zip(outputs, session.run(outputs, inputs), strict=True))
+    arrays = iter(results.values())
     for name, entry in encoding.items():
         values = next(arrays)
         if isinstance(entry, Ragged):
@@ -707,66 +720,66 @@ PARTS = {
 # ------------------------------------------------------------------ comparisons
 
 
-def assert_same_fit(found, expected, how="fitted blocks"):
-    """Check that two fitted blocks have the same state, floats up to rounding.
+def assert_same_fit(actual, expected, description="fitted blocks"):
+    """Check that two fitted blocks have the same state, with floats equal up to rounding.
 
     Parameters
     ----------
-    found, expected : Block
-        Fitted.
-    how : str
-        What was done to get the first, for the message.
+    actual, expected : Block
+        Fitted blocks.
+    description : str, default="fitted blocks"
+        Description of the first block, used in the message.
 
     Raises
     ------
     AssertionError
-        Naming the attribute that differs.
+        If an attribute differs. The message names the attribute.
     """
-    # Without what is made from the rest when it is needed.
-    found, expected = found.__getstate__(), expected.__getstate__()
-    assert found.keys() == expected.keys(), (
-        f"{how}: attributes are {sorted(found)}, expected {sorted(expected)}"
+    # The state has no cached attributes.
+    actual, expected = actual.__getstate__(), expected.__getstate__()
+    assert actual.keys() == expected.keys(), (
+        f"{description}: attributes are {sorted(actual)}, expected {sorted(expected)}"
     )
-    for name in found:
-        difference = _difference(found[name], expected[name])
-        assert difference is None, f"{how}: attribute {name!r} differs ({difference})"
+    for name in actual:
+        difference = _difference(actual[name], expected[name])
+        assert difference is None, f"{description}: attribute {name!r} differs ({difference})"
 
 
-def _difference(found, expected):
-    """Return in words how two values differ, or None."""
-    if found is expected:
+def _difference(actual, expected):
+    """Return a description of the difference of two values; None if they are equal."""
+    if actual is expected:
         return None
-    if type(found) is not type(expected):
-        return f"{type(found).__name__} rather than {type(expected).__name__}"
-    if isinstance(found, ArrowBytes):
-        found, expected = found.array(), expected.array()
-    if isinstance(found, dict):
-        if list(found) != list(expected):
-            return f"keys {list(found)!r:.60} rather than {list(expected)!r:.60}"
-        found, expected = list(found.values()), list(expected.values())
-    if isinstance(found, (list, tuple)):
-        if len(found) != len(expected):
-            return f"{len(found)} items rather than {len(expected)}"
-        pairs = zip(found, expected, strict=True)
+    if type(actual) is not type(expected):
+        return f"{type(actual).__name__} rather than {type(expected).__name__}"
+    if isinstance(actual, ArrowBytes):
+        actual, expected = actual.array(), expected.array()
+    if isinstance(actual, dict):
+        if list(actual) != list(expected):
+            return f"keys {list(actual)!r:.60} rather than {list(expected)!r:.60}"
+        actual, expected = list(actual.values()), list(expected.values())
+    if isinstance(actual, (list, tuple)):
+        if len(actual) != len(expected):
+            return f"{len(actual)} items rather than {len(expected)}"
+        pairs = zip(actual, expected, strict=True)
         return next(filter(None, (_difference(*pair) for pair in pairs)), None)
-    if isinstance(found, (float, np.floating)) or (
-        isinstance(found, np.ndarray) and found.dtype.kind == "f"
+    if isinstance(actual, (float, np.floating)) or (
+        isinstance(actual, np.ndarray) and actual.dtype.kind == "f"
     ):
-        close = np.shape(found) == np.shape(expected) and np.allclose(
-            found, expected, rtol=1e-9, atol=1e-12, equal_nan=True
+        close = np.shape(actual) == np.shape(expected) and np.allclose(
+            actual, expected, rtol=1e-9, atol=1e-12, equal_nan=True
         )
         same = bool(close)
-    elif isinstance(found, torch.Tensor):
-        same = torch.equal(found, expected)
-    elif isinstance(found, np.ndarray):
-        same = found.shape == expected.shape and bool((found == expected).all())
-    elif isinstance(found, (pa.Array, pa.ChunkedArray)):
-        same = found.equals(expected)
-    elif hasattr(found, "__dict__") and type(found).__eq__ is object.__eq__:
-        return _difference(found.__getstate__(), expected.__getstate__())
+    elif isinstance(actual, torch.Tensor):
+        same = torch.equal(actual, expected)
+    elif isinstance(actual, np.ndarray):
+        same = actual.shape == expected.shape and bool((actual == expected).all())
+    elif isinstance(actual, (pa.Array, pa.ChunkedArray)):
+        same = actual.equals(expected)
+    elif hasattr(actual, "__dict__") and type(actual).__eq__ is object.__eq__:
+        return _difference(actual.__getstate__(), expected.__getstate__())
     else:
-        same = bool(found == expected)
-    return None if same else f"{_short(found)} rather than {_short(expected)}"
+        same = bool(actual == expected)
+    return None if same else f"{_short(actual)} rather than {_short(expected)}"
 
 
 def _short(value):

@@ -194,7 +194,7 @@ def test_no_relevant_items(relevant):
         ([[1]], [1, 2], 1, r"at least k=1\), got \(2,\)"),
         ([[1], [2]], [[1, 2], [1]], 1, r"at least k=1\), got \(2,\)"),
         ([[1]], [[1], [2]], 1, "relevant has 1 users and recommended has 2"),
-        ([1, 2], [[1], [2]], 1, "relevant must hold a list for each user, got values of int64"),
+        ([1, 2], [[1], [2]], 1, "relevant must have a list for each user, got values of int64"),
         ([["1"]], [[1]], 1, "relevant items are of type string, recommended ones of int64"),
         ([[1]], [[1]], 0, "k must be an integer at least 1"),
         ([[1]], [[1]], 1.0, "k must be an integer at least 1"),

@@ -1,4 +1,4 @@
-"""Small data sets for examples, demos and tests: real ones, and interactions made up."""
+"""Small data sets for examples and tests: two real ones, and generated interactions."""
 
 from sk_easytensor.datasets._clothing_reviews import load_clothing_reviews
 from sk_easytensor.datasets._flights import load_flights

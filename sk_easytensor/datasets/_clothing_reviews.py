@@ -13,9 +13,9 @@ TARGET = "recommended_ind"
 def load_clothing_reviews(*, return_X_y=False, as_frame=True):
     """Load the women's clothing reviews data set (binary classification).
 
-    Each row is a customer's review of a piece of clothing from an online shop; the target says
-    whether the customer recommends it. The columns mix free text, categories and numbers, some
-    with missing values. The data ships with the package: nothing is downloaded.
+    Each row is a customer's review of a piece of clothing from an online shop. The target is
+    whether the customer recommends it. The columns are texts, categories and numbers, some with
+    missing values. The data is part of the package: nothing is downloaded.
 
     =================   =============================================
     Classes             2
@@ -40,7 +40,7 @@ def load_clothing_reviews(*, return_X_y=False, as_frame=True):
         data : {DataFrame, ndarray} of shape (22641, 8)
             The features.
         target : {Series, ndarray} of shape (22641,)
-            1 where the customer recommends the piece, 0 elsewhere.
+            1 if the customer recommends the piece, otherwise 0.
         feature_names : list of str
             The names of the feature columns.
         target_names : ndarray of shape (2,)

@@ -8,16 +8,17 @@ from sklearn.utils import Bunch
 
 DATA = Path(__file__).parent / "data"
 TARGET = "late"
-KNOWN_BEFORE = ["tailnum", "schedule", "carrier", "flight", "origin", "dest", "distance"]
+FEATURES = ["tailnum", "schedule", "carrier", "flight", "origin", "dest", "distance"]
 
 
 def load_flights(*, return_X_y=False, as_frame=True):
     """Load the flights data set (binary classification from a log of events).
 
-    Each row is a flight that left New York in 2013, or should have. The target says whether it
+    Each row is a flight that was scheduled to leave New York in 2013. The target is whether it
     arrived more than 15 minutes late. Before departure little is known of the flight itself, but
-    all of what the same aircraft did before; :func:`~sk_easytensor.events.collect_sequences` puts
-    the two together. The data ships with the package: nothing is downloaded.
+    the previous flights of the same aircraft are known;
+    :func:`~sk_easytensor.events.collect_sequences` adds them to the rows. The data is part of the
+    package: nothing is downloaded.
 
     =================   =====================================================
     Classes             2
@@ -41,12 +42,12 @@ def load_flights(*, return_X_y=False, as_frame=True):
         Dictionary-like object, with the following attributes.
 
         events : DataFrame of shape (114483, 12)
-            The whole log in order of `schedule`, what became known after departure included.
+            The whole log in order of `schedule`, with values that are known only after departure.
         data : {DataFrame, ndarray} of shape (112191, 7)
-            What is known of a flight before it departs. Its index says which rows of `events` these
-            are: flights that never arrived are left out, since their target is missing.
+            The values that are known before departure. The index has the rows of `events`. Flights
+            that never arrived are left out, because their target is missing.
         target : {Series, ndarray} of shape (112191,)
-            1 where the flight arrived more than 15 minutes late, 0 elsewhere.
+            1 if the flight arrived more than 15 minutes late, otherwise 0.
         feature_names : list of str
             The names of the feature columns.
         target_names : ndarray of shape (2,)
@@ -61,8 +62,8 @@ def load_flights(*, return_X_y=False, as_frame=True):
 
     Notes
     -----
-    Split by time, as in use: train on the earlier rows and test on the later ones. Licence: CC0
-    (public domain).
+    Split by time: train on the earlier rows and test on the later ones. Licence: CC0 (public
+    domain).
 
     Examples
     --------
@@ -90,7 +91,7 @@ def load_flights(*, return_X_y=False, as_frame=True):
         {"schedule": "datetime64[us]", "distance": "int64", "cancelled": "int64"}
     )
     arrived = events[TARGET].notna()
-    data = events.loc[arrived, KNOWN_BEFORE]
+    data = events.loc[arrived, FEATURES]
     target = events.loc[arrived, TARGET].astype("int64")
     if not as_frame:
         data, target = data.to_numpy(dtype=object), target.to_numpy()
@@ -100,7 +101,7 @@ def load_flights(*, return_X_y=False, as_frame=True):
         events=events,
         data=data,
         target=target,
-        feature_names=list(KNOWN_BEFORE),
+        feature_names=list(FEATURES),
         target_names=np.array(["on time", "late"]),
         DESCR=(DATA / "flights.md").read_text(encoding="utf-8"),
         filename=str(filename),

@@ -1,4 +1,4 @@
-"""Interactions of made-up users with made-up items, whose structure is known."""
+"""Generated interactions of users with items, with a known structure."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ def make_interactions(
 ):
     """Generate interactions of users with items that share a taste.
 
-    Every user and every item has one of a few tastes. A user interacts with items of the own
-    taste, among which popular ones are chosen more often; only a fraction of interactions is
-    with any item at all. The taste is not among the columns: the town of a user and the genre of
-    an item tell it.
+    Every user and every item has one of several tastes. A user interacts with items of the same
+    taste, of which popular ones are chosen more often, and in a fraction `noise` of the
+    interactions with random items. The taste is not a column, but follows from the town of a user
+    and the genre of an item.
 
     Parameters
     ----------
     n_interactions : int, default=5000
-        Rows of the log; a user may meet an item more than once.
+        Number of rows of the log. A user may interact with an item more than once.
     n_users, n_items : int, default=200, 100
-        How many there are.
+        Numbers of users and items.
     n_tastes : int, default=4
-        How many tastes.
+        Number of tastes.
     noise : float, default=0.1
-        Fraction of interactions that have nothing to do with taste.
+        Fraction of interactions with random items, between 0 and 1.
     random_state : int, RandomState or None, default=None
-        Makes results repeatable.
+        Seed of the random numbers; an integer makes results reproducible.
 
     Returns
     -------
@@ -50,13 +50,18 @@ def make_interactions(
         affinity : ndarray of bool, shape (n_users, n_items)
             Whether user and item share a taste.
 
+    Raises
+    ------
+    ValueError
+        If a number is less than 1, or `noise` is not between 0 and 1.
+
     Examples
     --------
     >>> data = make_interactions(1000, random_state=0)
     >>> data.interactions.columns.tolist()
     ['user_id', 'town', 'age', 'item_id']
-    >>> met = data.affinity[data.interactions["user_id"], data.interactions["item_id"]]
-    >>> bool(met.mean() > 0.85)
+    >>> same = data.affinity[data.interactions["user_id"], data.interactions["item_id"]]
+    >>> bool(same.mean() > 0.85)
     True
     """
     for name, value in (
@@ -84,19 +89,19 @@ def make_interactions(
             "price": random.uniform(1, 20, n_items).round(2),
         }
     )
-    who = random.randint(0, n_users, n_interactions)
-    # Zipf's law: the item of rank r is chosen in proportion to 1 / r.
+    user = random.randint(0, n_users, n_interactions)
+    # Zipf's law: the probability of the item of rank r is proportional to 1 / r.
     popularity = 1 / (1 + random.permutation(n_items))
-    chance = popularity[None, :] * (user_taste[:, None] == item_taste[None, :])
-    nothing = chance.sum(axis=1) == 0
-    chance[nothing] = popularity
-    chance = np.cumsum(chance / chance.sum(axis=1, keepdims=True), axis=1)
-    what = (random.uniform(size=n_interactions)[:, None] > chance[who]).sum(axis=1)
-    what = np.minimum(what, n_items - 1)
-    stray = random.uniform(size=n_interactions) < noise
-    what[stray] = random.randint(0, n_items, stray.sum())
+    probability = popularity[None, :] * (user_taste[:, None] == item_taste[None, :])
+    without_items = probability.sum(axis=1) == 0
+    probability[without_items] = popularity
+    cumulative = np.cumsum(probability / probability.sum(axis=1, keepdims=True), axis=1)
+    item = (random.uniform(size=n_interactions)[:, None] > cumulative[user]).sum(axis=1)
+    item = np.minimum(item, n_items - 1)
+    is_noise = random.uniform(size=n_interactions) < noise
+    item[is_noise] = random.randint(0, n_items, is_noise.sum())
     return Bunch(
-        interactions=users.loc[who].reset_index(drop=True).assign(item_id=what),
+        interactions=users.loc[user].reset_index(drop=True).assign(item_id=item),
         users=users,
         catalogue=items,
         affinity=user_taste[:, None] == item_taste[None, :],

@@ -1,1 +1,1 @@
-"""Fitted models as ONNX files, TensorRT engines and programs of other engines."""
+"""Export of fitted models as ONNX files and TensorRT engines, and inference by other engines."""

@@ -1,4 +1,4 @@
-"""Adapters for export: what each kind of model computes from encoded rows."""
+"""Export adapters: the outputs that each kind of model computes from encoded rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 
 
 CLASSES, NUMBER = "probabilities", "predictions"
-"""What the outputs of tasks are called, before their numbers."""
+"""Names of the outputs of tasks, which are followed by ``_`` and the index of the task."""
 
 
 def export_adapter(model):
@@ -38,7 +38,7 @@ def export_adapter(model):
     Parameters
     ----------
     model : estimator or Tower
-        Fitted.
+        Fitted model.
 
     Returns
     -------
@@ -47,54 +47,56 @@ def export_adapter(model):
     Raises
     ------
     TypeError
-        If it is no model of this library.
+        If the model is not one of this library that can be exported.
     NotFittedError
-        If it is not fitted.
+        If the model is not fitted.
     """
     adapter = getattr(type(model), "_export_adapter", None)
     if adapter is not None:
         check_is_fitted(model)
         return adapter(model)
     raise TypeError(
-        f"a {type(model).__name__} cannot be exported; give a fitted estimator of this library or "
+        f"a {type(model).__name__} cannot be exported; pass a fitted estimator of this library or "
         "one of its towers"
     )
 
 
 def engine_adapter(model):
-    """Return what an engine computes of a fitted model: what its network gives.
+    """Return the adapter for an inference engine, which computes the outputs of the network.
 
     Parameters
     ----------
     model : estimator or Tower
-        Fitted, with one network.
+        Fitted model with one network.
 
     Returns
     -------
     ExportAdapter
-        Its outputs are those of the model's ``_network_functions()``.
+        Adapter whose outputs are those of the model's ``_network_functions()``.
     """
     return type(model)._engine_adapter(model)
 
 
 class ExportAdapter:
-    """Base: a network with its blocks, and what is made of its outputs.
+    """Base class: the networks of a model with their blocks, and its outputs in an exported file.
 
     Parameters
     ----------
     model : estimator or Tower
-        Fitted.
+        Fitted model.
 
     Attributes
     ----------
     kind : str
-        What :class:`OnnxPredictor` makes of the outputs.
+        Kind of the outputs, by which :class:`~sk_easytensor.onnx.predictor.OnnxPredictor` chooses
+        its methods.
     towers : dict of {str: (blocks, network, encoder)}
-        By what the names of encoded inputs begin with.
+        Parts of the model, by the prefix of the names of their encoded inputs.
     outputs : list of str
-        Names of what :meth:`compute` returns.
+        Names of the tensors that :meth:`compute` returns.
     warns_of_unknown : bool
-        Whether columns of which no value is a known category are warned of, as the model does.
+        Whether predictions warn of a column of which no value is a known category, as those of the
+        model do.
     """
 
     kind = ""
@@ -109,46 +111,64 @@ class ExportAdapter:
         return {"": (model.blocks_, model.network_, model._encoder)}
 
     def compute(self, networks, frames, precise):
-        """Return the outputs, tensors whose first dimension is the row.
+        """Return the outputs.
 
         Parameters
         ----------
         networks : list of BlockNetwork
-            Of the towers.
+            Networks of the towers.
         frames : list of dict
-            Encoded rows for each.
+            Encoded rows for each network.
         precise : bool
-            Whether to end in double precision, as the model itself does.
+            Whether the last steps are in double precision, as in the model.
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            Tensors whose first dimension is the row, in the order of :attr:`outputs`.
         """
         raise TypeError(f"{type(self).__name__} does not implement compute")
 
     def scales(self):
-        """Return what predictions are multiplied by and what is added, as an array."""
+        """Return the factors and constants by which predictions are scaled, as one array."""
         return np.ones(1)
 
     def check_single(self):
-        """Raise ``ValueError`` if predictions are beyond single precision."""
+        """Raise ``ValueError`` if predictions are outside the range of single precision."""
         sizes = np.abs(self.scales())
         limits = np.finfo(np.float32)
-        wrong = sizes[(sizes > limits.max) | ((sizes < limits.tiny) & (sizes > 0))]
-        if len(wrong):
+        invalid = sizes[(sizes > limits.max) | ((sizes < limits.tiny) & (sizes > 0))]
+        if len(invalid):
             raise ValueError(
-                f"y was of the size of {wrong[0]:.3g}, which the single precision of this engine "
-                f"does not reach ({limits.tiny:.3g} to {limits.max:.3g}); fit on y divided by a "
+                f"y was of the size of {invalid[0]:.3g}, which is outside the single precision of "
+                f"this engine ({limits.tiny:.3g} to {limits.max:.3g}); fit on y divided by a "
                 "constant"
             )
 
     def finish(self, graph, values):
-        """Return all that a graph gives out, by name; `values` are those of :meth:`compute`."""
+        """Add operators after the network to a graph, and return all its outputs.
+
+        Parameters
+        ----------
+        graph : Graph
+            Graph that has the network.
+        values : dict of {str: str}
+            Values of the graph by name of the output, in the order of :attr:`outputs`.
+
+        Returns
+        -------
+        dict of {str: str}
+            Values of the graph by name of the output.
+        """
         return values
 
-    def described(self):
-        """Return what :class:`OnnxPredictor` needs to know, as plain values."""
+    def metadata(self):
+        """Return the metadata that predictors need of the outputs, as JSON values."""
         return {"kind": self.kind}
 
 
 class NetworkAdapter(ExportAdapter):
-    """What the network gives, before predictions are made of it, and the representation."""
+    """Outputs of the network before they become predictions, and the representation."""
 
     outputs = ("combined", "representation")
 
@@ -174,15 +194,15 @@ class ClassifierAdapter(NetworkAdapter):
         return probabilities, representation
 
     def finish(self, graph, values):
-        labels = labels_of(graph, values["probabilities"], *self._classes())
+        labels = add_labels(graph, values["probabilities"], *self._classes())
         return {"label": labels, **values}
 
     def _classes(self):
         return self.target.classes_, self.target.head_.kind == "multilabel"
 
-    def described(self):
+    def metadata(self):
         classes, multilabel = self._classes()
-        return {"kind": self.kind, "classes": plain(classes), "multilabel": multilabel}
+        return {"kind": self.kind, "classes": as_json(classes), "multilabel": multilabel}
 
 
 class RegressorAdapter(NetworkAdapter):
@@ -208,7 +228,7 @@ class RegressorAdapter(NetworkAdapter):
 
 
 class MultiTaskAdapter(NetworkAdapter):
-    """What the tasks predict, side by side, and the representation."""
+    """Predictions of each task, and the representation."""
 
     kind = "tasks"
 
@@ -228,24 +248,25 @@ class MultiTaskAdapter(NetworkAdapter):
 
     def compute(self, networks, frames, precise):
         combined, representation = super().compute(networks, frames, precise)
-        dtype, found = torch.float64 if precise else torch.float32, []
+        dtype, predictions = torch.float64 if precise else torch.float32, []
         for kind, part, own in self._parts:
             outputs = combined[:, own]
             if kind == CLASSES:
-                found.append(part.head_.predict(outputs.to(dtype)))
+                predictions.append(part.head_.predict(outputs.to(dtype)))
                 continue
-            pair = (torch.from_numpy(np.array(each)) for each in part.unscaling())
-            scale, center = (each.to(dtype) for each in pair)
-            found.append((part.head_.predict(outputs).to(dtype) * scale + center)[:, 0])
-        return *found, representation
+            scale, center = (
+                torch.from_numpy(np.array(value)).to(dtype) for value in part.unscaling()
+            )
+            predictions.append((part.head_.predict(outputs).to(dtype) * scale + center)[:, 0])
+        return *predictions, representation
 
-    def described(self):
+    def metadata(self):
         names = self.model.tasks
         tasks = [
             {
                 "name": name,
                 "output": output,
-                "classes": plain(part.classes_) if kind == CLASSES else None,
+                "classes": as_json(part.classes_) if kind == CLASSES else None,
             }
             for name, output, (kind, part, _) in zip(names, self.outputs, self._parts, strict=False)
         ]
@@ -253,7 +274,7 @@ class MultiTaskAdapter(NetworkAdapter):
 
 
 class EmbeddingAdapter(ExportAdapter):
-    """Embeddings."""
+    """Embeddings of a tower."""
 
     kind = "embedding"
     outputs = ("embedding",)
@@ -264,7 +285,7 @@ class EmbeddingAdapter(ExportAdapter):
 
 
 class EmbedderAdapter(EmbeddingAdapter):
-    """The embeddings of an embedder's tower."""
+    """Embeddings of the tower of an embedder."""
 
     warns_of_unknown = True
 
@@ -273,7 +294,7 @@ class EmbedderAdapter(EmbeddingAdapter):
 
 
 class PairAdapter(ExportAdapter):
-    """How well users and items fit, and what follows from it."""
+    """Scores of pairs of users and items, and predictions of the target."""
 
     kind = "pairs"
     warns_of_unknown = False
@@ -287,7 +308,7 @@ class PairAdapter(ExportAdapter):
 
     @property
     def outputs(self):
-        """Probabilities with two classes, predictions without."""
+        """Scores, and probabilities of a target of two classes or predictions of other targets."""
         second = "predictions" if self.model._target.classes_ is None else "probabilities"
         return ("scores", second)
 
@@ -311,22 +332,22 @@ class PairAdapter(ExportAdapter):
         classes = self.model._target.classes_
         if classes is None:
             return values
-        return {"label": labels_of(graph, values["probabilities"], classes, False), **values}
+        return {"label": add_labels(graph, values["probabilities"], classes, False), **values}
 
-    def described(self):
+    def metadata(self):
         classes = self.model._target.classes_
-        return {"kind": self.kind, "classes": None if classes is None else plain(classes)}
+        return {"kind": self.kind, "classes": None if classes is None else as_json(classes)}
 
 
 class ExportedNetwork(nn.Module):
-    """The networks of a model and what it predicts, from flat inputs to flat outputs.
+    """Module from encoded inputs to the outputs of a model, all of them separate tensors.
 
     Parameters
     ----------
     adapter : ExportAdapter
-        What is computed.
+        Adapter of the model.
     precise : bool, default=True
-        Whether to end in double precision.
+        Whether the last steps are in double precision.
     """
 
     def __init__(self, adapter, *, precise=True):
@@ -336,24 +357,24 @@ class ExportedNetwork(nn.Module):
         self.parts = [
             EncodedInputs(blocks, prefix) for prefix, (blocks, _, _) in adapter.towers.items()
         ]
-        # Copies: exporting must not show in the model.
+        # Copies, because the export changes modules.
         networks = [deepcopy(network).float() for _, network, _ in adapter.towers.values()]
         self.networks = nn.ModuleList(networks)
         self.eval().requires_grad_(False)
 
     def unpack_trees(self):
-        """Have trees read without operators on bits, which some runtimes lack."""
+        """Evaluate trees without bitwise operators, which some runtimes lack."""
         for network in self.networks:
             if network.trees is not None:
                 network.trees.unpack()
 
     @property
     def inputs(self):
-        """The encoded inputs of all towers."""
-        return [each for part in self.parts for each in part.inputs]
+        """Encoded inputs of all towers."""
+        return [input_ for part in self.parts for input_ in part.inputs]
 
     def forward(self, *tensors):
-        """Return the outputs, given the inputs in their order."""
+        """Return the outputs for tensors in the order of :attr:`inputs`."""
         frames, start = [], 0
         for part in self.parts:
             stop = start + len(part.inputs)
@@ -362,19 +383,19 @@ class ExportedNetwork(nn.Module):
         return self.adapter.compute(list(self.networks), frames, self.precise)
 
 
-def plain(classes):
-    """Return classes as values that JSON has: strings, numbers or truth values."""
+def as_json(classes):
+    """Return classes as a list of JSON values: all numbers or booleans, or all strings."""
     values = np.asarray(classes).tolist()
     if all(isinstance(value, (bool, int, float)) for value in values):
         return values
     return [str(value) for value in values]
 
 
-def labels_of(graph, probabilities, classes, multilabel):
-    """Add the labels that follow from probabilities to a graph."""
+def add_labels(graph, probabilities, classes, multilabel):
+    """Add operators that turn probabilities into labels to a graph, and return the labels."""
     if multilabel:
         half = graph.op("Greater", probabilities, np.float64(0.5))
         return graph.cast(half, np.int64)
     best = graph.op("ArgMax", probabilities, axis=1, keepdims=0)
-    values = np.asarray(plain(classes))
+    values = np.asarray(as_json(classes))
     return graph.op("Gather", values.astype(object) if values.dtype.kind == "U" else values, best)

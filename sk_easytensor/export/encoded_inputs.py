@@ -1,4 +1,4 @@
-"""Encoded rows as an exported network takes them: dense arrays and lengths of lists."""
+"""Encoded rows in the form of an exported network's inputs: dense arrays and lengths of lists."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = [
 
 
 ROWS, LONGEST = 5, 7
-"""Sizes of the example that is traced: unlike, so that one is not taken for the other."""
+"""Rows and list lengths of the traced example. They differ, so that tracing separates them."""
 
 
 @dataclass
@@ -25,15 +25,15 @@ class EncodedInput:
     Attributes
     ----------
     name : str
-        Of the input in the graph.
+        Name of the input in the graph.
     block, entry : str
-        What it is of the encoding.
+        Block, and entry of its encoding. The entry of an input with lengths of lists is empty.
     example : torch.Tensor
-        Rows of the right shape.
+        Example with the dtype and number of dimensions of the input.
     dynamic : dict of {int: str}
-        Which dimensions vary, and what they are called.
+        Names of the dimensions whose sizes vary.
     lengths : str or None
-        Name of the input that holds the lengths of these lists.
+        Name of the input with the lengths of the lists; None if the input has no lists.
     """
 
     name: str
@@ -45,14 +45,19 @@ class EncodedInput:
 
 
 class EncodedInputs:
-    """The inputs that the encodings of fitted blocks are.
+    """Inputs of an exported network: the encodings of fitted blocks.
 
     Parameters
     ----------
     blocks : dict of {str: Block}
-        Fitted.
+        Fitted blocks by name.
     prefix : str, default=""
-        What the names begin with.
+        Prefix of the inputs' names.
+
+    Attributes
+    ----------
+    inputs : list of EncodedInput
+        Inputs in the order of the network's arguments.
     """
 
     def __init__(self, blocks, prefix=""):
@@ -61,7 +66,7 @@ class EncodedInputs:
         for block_name, block in blocks.items():
             encoding = block.example(ROWS)
             groups = {id(e.offsets) for e in encoding.values() if isinstance(e, Ragged)}
-            known = {}
+            lengths_of = {}
             for entry, value in encoding.items():
                 name = f"{prefix}{block_name}.{entry}"
                 if not isinstance(value, Ragged):
@@ -69,39 +74,40 @@ class EncodedInputs:
                     self.inputs.append(EncodedInput(name, block_name, entry, example, {0: "rows"}))
                     continue
                 group = id(value.offsets)
-                alone = len(groups) == 1
-                lengths = f"{prefix}{block_name}.lengths" if alone else f"{name}.lengths"
+                lengths = f"{name}.lengths"
+                if len(groups) == 1:
+                    lengths = f"{prefix}{block_name}.lengths"
                 longest = lengths.removesuffix(".lengths") + ".longest"
                 shape = (ROWS, value.n_columns, LONGEST, *value.values.shape[1:])
                 example = torch.zeros(shape, dtype=value.values.dtype)
                 dynamic = {0: "rows", 2: longest}
-                lengths = known.get(group, lengths)
+                lengths = lengths_of.get(group, lengths)
                 self.inputs.append(EncodedInput(name, block_name, entry, example, dynamic, lengths))
-                if group not in known:
-                    known[group] = lengths
+                if group not in lengths_of:
+                    lengths_of[group] = lengths
                     example = torch.arange(ROWS * value.n_columns).reshape(ROWS, -1) % LONGEST
                     self.inputs.append(EncodedInput(lengths, block_name, "", example, {0: "rows"}))
 
     @property
     def names(self):
         """Names of the inputs, in their order."""
-        return [each.name for each in self.inputs]
+        return [input_.name for input_ in self.inputs]
 
     def frame(self, tensors):
-        """Return what a network reads of tensors in the order of :attr:`names`."""
-        given = dict(zip(self.names, tensors, strict=True))
+        """Return the encoding, by block and entry, for tensors in the order of :attr:`names`."""
+        by_name = dict(zip(self.names, tensors, strict=True))
         frame = {}
-        for each in self.inputs:
-            if not each.entry:
+        for input_ in self.inputs:
+            if not input_.entry:
                 continue
-            value = given[each.name]
-            if each.lengths is not None:
-                value = Padded(value, given[each.lengths])
-            frame.setdefault(each.block, {})[each.entry] = value
+            value = by_name[input_.name]
+            if input_.lengths is not None:
+                value = Padded(value, by_name[input_.lengths])
+            frame.setdefault(input_.block, {})[input_.entry] = value
         return frame
 
     def arrays(self, frame):
-        """Return encoded rows as the arrays that the inputs take.
+        """Return encoded rows as arrays for the inputs.
 
         Parameters
         ----------
@@ -111,18 +117,19 @@ class EncodedInputs:
         Returns
         -------
         dict of {str: ndarray}
+            Arrays by name of the input.
         """
         arrays = {}
-        for each in self.inputs:
-            if not each.entry:
+        for input_ in self.inputs:
+            if not input_.entry:
                 continue
-            value = frame[each.block][each.entry]
-            if each.lengths is not None:
+            value = frame[input_.block][input_.entry]
+            if input_.lengths is not None:
                 padded = value.to_padded()
                 if padded.shape[1] == 0:
                     padded = padded.new_zeros(len(padded), 1, *padded.shape[2:])
                 shape = (len(value), value.n_columns)
-                arrays[each.lengths] = value.lengths.reshape(shape).cpu().numpy()
+                arrays[input_.lengths] = value.lengths.reshape(shape).cpu().numpy()
                 value = padded.unflatten(0, shape)
-            arrays[each.name] = np.ascontiguousarray(value.cpu().numpy())
+            arrays[input_.name] = np.ascontiguousarray(value.cpu().numpy())
         return arrays

@@ -1,4 +1,4 @@
-"""Engines that run the network of a fitted estimator: torch, onnxruntime, TensorRT."""
+"""Inference engines of the network of a fitted estimator: torch, onnxruntime, TensorRT."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ __all__ = [
 TORCH = "torch"
 
 ROWS = 2048
-"""At most so many rows tell whether an engine agrees with torch, and how fast it is."""
+"""Largest number of rows by which engines are compared with torch and timed."""
 
 RUNNING_ENGINE = "_engine"
-"""The attribute that holds what runs the network, and is made anew where it is missing."""
+"""Attribute with the running engine. It is not pickled, and created again if it is missing."""
 
 
 class EngineMixin:
-    """Runs a fitted network by torch or by the engine that was chosen for it.
+    """Mixin that runs a fitted network by torch or by the engine that was chosen for it.
 
     A subclass has ``blocks_``, ``network_``, ``n_jobs`` and ``_encoder``, and implements
-    ``_network_functions()``: for each output of the network, a function of encoded rows.
+    ``_network_functions()``, which returns a function of encoded rows for each output of the
+    network.
     """
 
     _engine_adapter = NetworkAdapter
-    """Says what an engine computes of the model."""
+    """Adapter with the outputs that an engine computes."""
 
     def _run_network(self, output, frame, backend):
         """Return an output of the network for encoded rows, as a tensor."""
@@ -56,36 +57,37 @@ class EngineMixin:
         return backend.forward(function, frame, lengths=lengths)
 
     def _use_torch(self):
-        """Forget an engine that was chosen for other weights."""
+        """Run the network by torch, and remove an engine that was chosen for other weights."""
         for name in (RUNNING_ENGINE, "inference_report_"):
             vars(self).pop(name, None)
         self.inference_engine_, self._program = TORCH, None
 
-    def _choose_engine(self, wanted, table, backend):
-        """Set which engine runs the network from now on.
+    def _choose_engine(self, requested, table, backend):
+        """Choose the engine that runs the network, and set the attributes that describe it.
 
         Parameters
         ----------
-        wanted : {"auto", "onnxruntime", "tensorrt"}
-            What the user asked for.
+        requested : {"auto", "onnxruntime", "tensorrt"}
+            Value of the parameter ``inference_engine``.
         table : pyarrow.Table
-            Some of its rows, evenly spread, are what engines are compared and timed with.
+            Table of which at most :data:`ROWS` evenly spread rows serve to compare and time
+            engines.
         backend : LocalExecutor
-            Where forward passes run.
+            Executor of forward passes.
         """
         self._use_torch()
         rows = np.linspace(0, len(table) - 1, min(len(table), ROWS)).astype(np.int64)
         table = self._encoder.read(table.take(rows), owner=type(self).__name__)
         frame = self._encoder.encode_table(table, backend)
-        chosen = choose(self, wanted, frame, backend)
-        self.inference_report_ = chosen.report
-        if chosen.engine is not None:
-            self.inference_engine_, self._program = chosen.engine.name, chosen.program
-            setattr(self, RUNNING_ENGINE, chosen.engine)
+        choice = choose(self, requested, frame, backend)
+        self.inference_report_ = choice.report
+        if choice.engine is not None:
+            self.inference_engine_, self._program = choice.engine.name, choice.program
+            setattr(self, RUNNING_ENGINE, choice.engine)
 
     def _started_engine(self):
-        """Return the engine, started if it is not yet; None for torch."""
-        # Models that are being fitted have none.
+        """Return the engine, which is started on first use; None for torch."""
+        # Estimators that are being fitted do not have the attribute.
         name = getattr(self, "inference_engine_", TORCH)
         if name == TORCH:
             return None
@@ -108,34 +110,36 @@ class EngineMixin:
 
 
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
-"""By how much outputs may differ from torch's, as in :func:`numpy.allclose`."""
+"""Tolerances for differences from the outputs of torch, as in :func:`numpy.allclose`."""
 
-WORTHWHILE = 1.1
-"""How many times faster than torch an engine has to be for ``"auto"`` to take it."""
+MIN_SPEED_UP = 1.1
+"""Speed relative to torch from which ``"auto"`` chooses an engine."""
 
 REPEATS = 5
-"""The least time of so many runs counts."""
+"""Number of timed runs, of which the fastest counts."""
 
 
 class Engine:
-    """Base: runs a network that was exported to ONNX, on encoded rows.
+    """Base class of engines that run a network on encoded rows, from its export to ONNX.
 
     Parameters
     ----------
     program : bytes
-        The network, as :func:`~sk_easytensor.export.onnx.network_model` exports it.
+        Network as exported by :func:`~sk_easytensor.export.onnx.network_model`, serialized.
     inputs : EncodedInputs
-        What it takes.
+        Inputs of the network.
     threads : int
-        Threads at most.
+        Largest number of threads.
     """
 
     name = ""
-    needs = ()
-    """Packages, by what they are imported as and the extra that they come with."""
+    """Value of the parameter ``inference_engine``."""
+
+    requires = ()
+    """Pairs of a required package, by its import name, and the extra that installs it."""
 
     supports_bitwise = True
-    """Whether it has operators on the bits of integers."""
+    """Whether the engine has bitwise operators."""
 
     def __init__(self, program, inputs, threads):
         self.inputs = inputs
@@ -143,83 +147,95 @@ class Engine:
 
     @classmethod
     def check(cls):
-        """Raise ``ImportError`` or ``RuntimeError`` saying what is lacking here."""
-        for package, extra in cls.needs:
+        """Check that the engine can run on this machine.
+
+        Raises
+        ------
+        ImportError
+            If a package is not installed. The message has the command that installs it.
+        RuntimeError
+            If there is no GPU for an engine that needs one.
+        """
+        for package, extra in cls.requires:
             if find_spec(package) is None:
                 raise ImportError(
                     f"inference_engine={cls.name!r} needs {package}: pip install "
                     f"'sk_easytensor[{extra}]'"
                 )
 
-    def function(self, output, otherwise):
-        """Return a function of encoded rows.
+    def function(self, output, fallback):
+        """Return a function of encoded rows that computes an output of the network.
 
         Parameters
         ----------
         output : str
-            Which output of the network it gives.
-        otherwise : callable
-            The same computed by torch, for rows that the engine does not take.
+            Name of the output.
+        fallback : callable
+            Function that computes the same output by torch, for rows that the engine does not
+            accept.
 
         Returns
         -------
         callable
+            Function of a TensorFrame that returns a tensor.
         """
 
         def run(frame):
             arrays = self.inputs.arrays(frame)
-            return self.run(output, arrays) if self.takes(arrays) else otherwise(frame)
+            return self.run(output, arrays) if self.accepts(arrays) else fallback(frame)
 
         return run
 
-    def takes(self, arrays):
-        """Tell whether the engine takes rows of this shape."""
+    def accepts(self, arrays):
+        """Return whether the engine accepts arrays of these shapes."""
         return True
 
     def run(self, output, arrays):
-        """Return an output, as a tensor; `arrays` are the inputs by name."""
-        raise TypeError(f"{type(self).__name__} runs nothing")
+        """Return an output as a tensor; `arrays` are the inputs by name."""
+        raise TypeError(f"{type(self).__name__} does not implement run")
 
 
 class OnnxRuntimeEngine(Engine):
-    """onnxruntime, on the processor."""
+    """onnxruntime on the CPU."""
 
     name = "onnxruntime"
-    needs = (("onnx", "onnx"), ("onnxscript", "onnx"), ("onnxruntime", "onnx"))
+    requires = (("onnx", "onnx"), ("onnxscript", "onnx"), ("onnxruntime", "onnx"))
 
     def __init__(self, program, inputs, threads):
         from sk_easytensor.onnx.predictor import open_session
 
         super().__init__(program, inputs, threads)
         self._session = open_session(program, threads)
-        self._taken = [each.name for each in self._session.get_inputs()]
+        # The session has only inputs that the graph uses.
+        self._input_names = [input_.name for input_ in self._session.get_inputs()]
 
     def run(self, output, arrays):
-        """Return an output, as a tensor; `arrays` are the inputs by name."""
-        (found,) = self._session.run([output], {name: arrays[name] for name in self._taken})
-        return torch.from_numpy(found)
+        """Return an output as a tensor; `arrays` are the inputs by name."""
+        inputs = {name: arrays[name] for name in self._input_names}
+        (values,) = self._session.run([output], inputs)
+        return torch.from_numpy(values)
 
 
 class TensorRTEngine(Engine):
-    """TensorRT, on a GPU."""
+    """TensorRT on a GPU."""
 
     name = "tensorrt"
     supports_bitwise = False
-    needs = (("onnx", "onnx"), ("onnxscript", "onnx"))
+    requires = (("onnx", "onnx"), ("onnxscript", "onnx"))
 
     def __init__(self, program, inputs, threads):
         from sk_easytensor.export.tensorrt import EngineRunner, build, tensorrt_package
 
         super().__init__(program, inputs, threads)
         trt = tensorrt_package()
-        built, self._longest = build(trt, program, [inputs])
-        self._runner = EngineRunner(trt, built)
+        engine, self._longest = build(trt, program, [inputs])
+        self._runner = EngineRunner(trt, engine)
         # A context runs one batch at a time.
         self._lock = ForkSafeLock()
 
     @classmethod
     def check(cls):
-        """Raise ``ImportError`` or ``RuntimeError`` saying what is lacking here."""
+        """Check that TensorRT is installed and that there is a GPU; see :meth:`Engine.check`."""
         from sk_easytensor.export.tensorrt import tensorrt_package
 
         super().check()
@@ -227,32 +243,34 @@ class TensorRTEngine(Engine):
         if not torch.cuda.is_available():
             raise RuntimeError("inference_engine='tensorrt' needs a GPU, and torch finds none")
 
-    def takes(self, arrays):
-        """Tell whether no list is longer than the engine was built for."""
-        return all(arrays[name].shape[2] <= most for name, most in self._longest.items())
+    def accepts(self, arrays):
+        """Return whether no list is longer than the engine was built for."""
+        return all(arrays[name].shape[2] <= longest for name, longest in self._longest.items())
 
     def run(self, output, arrays):
-        """Return an output, as a tensor; `arrays` are the inputs by name."""
+        """Return an output as a tensor; `arrays` are the inputs by name."""
         with self._lock:
             return torch.from_numpy(self._runner.run(arrays, [output])[output])
 
 
 ENGINES = {engine.name: engine for engine in (OnnxRuntimeEngine, TensorRTEngine)}
-"""What can run a network besides torch."""
+"""Engines besides torch, by name."""
 
 
 @dataclass
 class EngineChoice:
-    """What is to run a network.
+    """Engine that was chosen for a network, with the comparison of engines.
 
     Attributes
     ----------
     engine : Engine or None
-        None for torch.
+        Running engine; None for torch.
     program : bytes or None
-        The exported network, if it is needed.
+        Exported network of the engine; None for torch.
     report : dict
-        What was found of each engine.
+        ``"rows"``, ``"relative"`` and ``"absolute"`` describe the comparison. ``"engines"`` has a
+        dictionary by name of the engine, with ``"seconds"``, ``"speed_up"`` and ``"difference"``
+        or with ``"unavailable"`` or ``"failed"`` and the reason.
     """
 
     engine: Engine | None
@@ -261,21 +279,21 @@ class EngineChoice:
 
 
 def check_engine(owner, name):
-    """Raise an error unless `name` is an engine that there is on this machine.
+    """Check the parameter ``inference_engine``.
 
     Parameters
     ----------
     owner : str
-        Class name for messages.
+        Class name used in error messages.
     name : {"torch", "auto", "onnxruntime", "tensorrt"}
-        The parameter ``inference_engine``.
+        Value of the parameter.
 
     Raises
     ------
     ValueError
-        If it is none of these.
+        If the value is none of these.
     ImportError, RuntimeError
-        If a package or the GPU is missing that an engine given by name needs.
+        If a package or the GPU is missing that the named engine needs.
     """
     check_choice(owner, "inference_engine", name, (TORCH, "auto", *ENGINES))
     if name in ENGINES:
@@ -288,13 +306,13 @@ def start(name, program, blocks, threads):
     Parameters
     ----------
     name : str
-        Of the engine.
+        Name of the engine.
     program : bytes
-        The exported network.
+        Exported network.
     blocks : dict of {str: Block}
-        Those that encode its inputs.
+        Fitted blocks that encode the inputs of the network.
     threads : int
-        Threads at most.
+        Largest number of threads.
 
     Returns
     -------
@@ -303,20 +321,20 @@ def start(name, program, blocks, threads):
     return ENGINES[name](program, EncodedInputs(blocks), threads)
 
 
-def choose(model, wanted, frame, backend):
-    """Choose what runs a fitted network.
+def choose(model, requested, frame, backend):
+    """Choose the engine of a fitted network.
 
     Parameters
     ----------
     model : estimator or Tower
-        Fitted, with torch as its engine.
-    wanted : {"auto", "onnxruntime", "tensorrt"}
-        An engine by name is taken if its outputs agree with torch's; ``"auto"`` takes the
-        fastest that agrees.
+        Fitted model, with torch as its engine.
+    requested : {"auto", "onnxruntime", "tensorrt"}
+        A named engine is chosen if its outputs agree with those of torch. ``"auto"`` chooses the
+        fastest engine that agrees and is at least :data:`MIN_SPEED_UP` times as fast as torch.
     frame : TensorFrame
         Encoded rows by which engines are compared and timed.
     backend : LocalExecutor
-        Where forward passes run.
+        Executor of forward passes.
 
     Returns
     -------
@@ -325,76 +343,76 @@ def choose(model, wanted, frame, backend):
     Warns
     -----
     UserWarning
-        If the network cannot be exported, or an engine fails or disagrees. Engines that are not
-        on this machine are passed over by ``"auto"`` in silence; the report names them.
+        If the network cannot be exported, or an engine fails or disagrees. With ``"auto"`` there is
+        no warning of engines that are not installed; the report names them.
     """
-    owner, rest = type(model).__name__, "the model predicts with torch"
-    expected, seconds = timed(model, None, frame, backend)
-    found = {TORCH: {"seconds": seconds, "speed_up": 1.0}}
-    report = {"rows": len(frame), "relative": RELATIVE, "absolute": ABSOLUTE, "engines": found}
+    owner, consequence = type(model).__name__, "the model predicts with torch"
+    expected, seconds = timed_outputs(model, None, frame, backend)
+    results = {TORCH: {"seconds": seconds, "speed_up": 1.0}}
+    report = {"rows": len(frame), "relative": RELATIVE, "absolute": ABSOLUTE, "engines": results}
     candidates = []
-    for name in ENGINES if wanted == "auto" else [wanted]:
+    for name in ENGINES if requested == "auto" else [requested]:
         try:
             ENGINES[name].check()
             candidates.append(name)
         except (ImportError, RuntimeError) as error:
-            found[name] = {"unavailable": str(error)}
+            results[name] = {"unavailable": str(error)}
     try:
         programs = {
-            bits: exported(model, bits)
-            for bits in {ENGINES[name].supports_bitwise for name in candidates}
+            bitwise: exported(model, bitwise)
+            for bitwise in {ENGINES[name].supports_bitwise for name in candidates}
         }
     except Exception as error:
-        found.update({name: {"failed": str(error)} for name in candidates})
-        warn(f"{owner}: {error}; {rest}", UserWarning, stacklevel=2)
+        results.update({name: {"failed": str(error)} for name in candidates})
+        warn(f"{owner}: {error}; {consequence}", UserWarning, stacklevel=2)
         return EngineChoice(None, None, report)
     best, threads = None, resolve_threads(model.n_jobs)
     for name in candidates:
         program = programs[ENGINES[name].supports_bitwise]
         try:
             engine = start(name, program, model.blocks_, threads)
-            outputs, seconds = timed(model, engine, frame, backend)
+            outputs, seconds = timed_outputs(model, engine, frame, backend)
         except Exception as error:
-            found[name] = {"failed": str(error)}
-            warn(f"{owner}: {name} failed: {error}; {rest}", UserWarning, stacklevel=2)
+            results[name] = {"failed": str(error)}
+            warn(f"{owner}: {name} failed: {error}; {consequence}", UserWarning, stacklevel=2)
             continue
-        difference, agrees = compared(outputs, expected)
-        speed_up = found[TORCH]["seconds"] / seconds
-        found[name] = {"seconds": seconds, "speed_up": speed_up, "difference": difference}
+        difference, agrees = compare(outputs, expected)
+        speed_up = results[TORCH]["seconds"] / seconds
+        results[name] = {"seconds": seconds, "speed_up": speed_up, "difference": difference}
         if not agrees:
             warn(
                 f"{owner}: outputs of {name} differ from torch's by up to {difference:.3g}, which "
-                f"is more than {ABSOLUTE} and {RELATIVE} of their size; {rest}",
+                f"is more than {ABSOLUTE} and {RELATIVE} of their size; {consequence}",
                 UserWarning,
                 stacklevel=2,
             )
-        elif wanted == name or speed_up > max(WORTHWHILE, best[0] if best else 0):
+        elif requested == name or speed_up > max(MIN_SPEED_UP, best[0] if best else 0):
             best = (speed_up, engine, program)
     if best is None:
         return EngineChoice(None, None, report)
     return EngineChoice(*best[1:], report)
 
 
-def exported(model, bits=True):
-    """Return the network of a model as a program that takes encoded rows.
+def exported(model, bitwise=True):
+    """Return the network of a model as a serialized ONNX model whose inputs are encoded rows.
 
     Parameters
     ----------
     model : estimator or Tower
-        Fitted.
-    bits : bool, default=True
-        Whether the program may have operators on bits.
+        Fitted model.
+    bitwise : bool, default=True
+        Whether the model may have bitwise operators.
     """
     from sk_easytensor.export.onnx import network_model
 
     network = ExportedNetwork(engine_adapter(model), precise=False)
-    if not bits:
+    if not bitwise:
         network.unpack_trees()
     return network_model(network).SerializeToString()
 
 
-def timed(model, engine, frame, backend):
-    """Return all outputs of an engine, torch if there is none, and the seconds for the first."""
+def timed_outputs(model, engine, frame, backend):
+    """Return all outputs of an engine, or of torch for None, and the seconds of the first one."""
     lengths = model.network_.padded_lengths(frame)
     functions = {
         output: function if engine is None else engine.function(output, function)
@@ -413,12 +431,9 @@ def timed(model, engine, frame, backend):
     return outputs, min(seconds)
 
 
-def compared(outputs, expected):
+def compare(outputs, expected):
     """Return the largest difference of arrays, and whether all are within the tolerance."""
     pairs = list(zip(outputs, expected, strict=True))
-    difference = max(float(np.abs(ours - theirs).max(initial=0)) for ours, theirs in pairs)
-    agrees = all(
-        ours.shape == theirs.shape and np.allclose(ours, theirs, RELATIVE, ABSOLUTE)
-        for ours, theirs in pairs
-    )
+    difference = max(float(np.abs(a - b).max(initial=0)) for a, b in pairs)
+    agrees = all(a.shape == b.shape and np.allclose(a, b, RELATIVE, ABSOLUTE) for a, b in pairs)
     return difference, agrees

@@ -1,4 +1,4 @@
-"""The methods by which estimators and towers are exported."""
+"""Methods that export fitted estimators and towers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = [
 
 
 class ExportMixin:
-    """Gives fitted models ``to_onnx`` and ``to_tensorrt``.
+    """Mixin with the methods ``to_onnx`` and ``to_tensorrt`` of fitted models.
 
     A subclass sets ``_export_adapter``, a class of :mod:`sk_easytensor.export.adapters`.
     """
@@ -21,22 +21,24 @@ class ExportMixin:
         Parameters
         ----------
         path : str or path-like
-            The file. It is there whole or not at all.
+            Path of the file. The file is written completely or not at all.
         inputs : {"raw", "encoded"}, default="raw"
-            What the graph takes: the user's own columns, or what the blocks make of them. See
+            Inputs of the graph: the columns of the table, or the encodings of the blocks. See
             :func:`sk_easytensor.inference.export_onnx`.
 
         Returns
         -------
         pathlib.Path
-            Of the file, for :func:`sk_easytensor.inference.load`.
+            Path of the file, for :func:`sk_easytensor.inference.load`.
 
         Raises
         ------
         ImportError
             If the extra ``onnx`` is not installed.
         TypeError, RuntimeError
-            Naming a block that cannot be exported, and what can be done.
+            If a block cannot be exported. The message names the block and a remedy.
+        NotFittedError
+            If the model is not fitted.
         """
         try:
             import onnx  # noqa: F401
@@ -50,23 +52,25 @@ class ExportMixin:
         return export_onnx(self, path, inputs)
 
     def to_tensorrt(self, path, precision="fp32", batch_sizes=(1, 64, 4096), list_lengths=None):
-        """Build a TensorRT engine of the fitted network, which takes encoded rows.
+        """Build a TensorRT engine of the fitted network, whose inputs are encoded rows.
 
         Parameters
         ----------
         path : str or path-like
-            The file. It is there whole or not at all.
+            Path of the file. The file is written completely or not at all.
         precision : {"fp32", "fp16", "bf16"}, default="fp32"
-            Of the trunk, the head and the networks over lists.
+            Precision of the trunk, the head and the networks over lists.
         batch_sizes : tuple of int, default=(1, 64, 4096)
-            Fewest rows, those the engine is tuned for, and most.
+            Smallest number of rows of a batch, the number the engine is optimized for, and the
+            largest.
         list_lengths : tuple of int, optional
-            The same of items of lists. See :func:`sk_easytensor.inference.build_engine`.
+            The same numbers for items of lists. See :func:`sk_easytensor.inference.build_engine`
+            for this and for the errors raised.
 
         Returns
         -------
         pathlib.Path
-            Of the file, for :class:`sk_easytensor.inference.TensorRTPredictor`.
+            Path of the file, for :class:`sk_easytensor.inference.TensorRTPredictor`.
         """
         from sk_easytensor.export.tensorrt import build_engine
 

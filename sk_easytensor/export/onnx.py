@@ -1,4 +1,4 @@
-"""Fitted models as ONNX files, with the encoding of raw columns in the same file."""
+"""Export of fitted models as ONNX files that include the encoding of raw columns."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def log_sigmoid(self):
 
 
 def log_sum_exp(self, dim, keepdim=False):
-    """Return the logarithm of the sum of exponentials, the largest taken out of the sum."""
+    """Return the logarithm of the sum of exponentials, computed relative to the maximum."""
     axes = op.Constant(value_ints=[dim] if isinstance(dim, int) else list(dim))
     largest = op.ReduceMax(self, axes, keepdims=1)
     total = op.ReduceSum(op.Exp(op.Sub(self, largest)), axes, keepdims=1)
-    found = op.Add(largest, op.Log(total))
-    return found if keepdim else op.Squeeze(found, axes)
+    result = op.Add(largest, op.Log(total))
+    return result if keepdim else op.Squeeze(result, axes)
 
 
 def log_softmax(self, dim, dtype=-1):
     """Return the logarithm of the softmax."""
     if dtype not in (-1, None):
         self = op.Cast(self, to=dtype)
-    # The logarithm of the sum would be lost in the digits of a large maximum.
+    # Added to a large maximum, the logarithm of the sum would lose its digits.
     axes = op.Constant(value_ints=[dim])
     below = op.Sub(self, op.ReduceMax(self, axes, keepdims=1))
     return op.Sub(below, op.Log(op.ReduceSum(op.Exp(below), axes, keepdims=1)))
@@ -59,11 +59,11 @@ TRANSLATIONS = {
     torch.ops.aten.logsumexp.default: log_sum_exp,
     torch.ops.aten.log_softmax.int: log_softmax,
 }
-"""For the parameter ``custom_translation_table`` of :func:`torch.onnx.export`."""
+"""Operators for the parameter ``custom_translation_table`` of :func:`torch.onnx.export`."""
 
 
 TOLERANCE = 1e-4
-"""By how much outputs for other sizes than the traced ones may differ from torch's."""
+"""Tolerance for differences from the outputs of torch, for other sizes than the traced ones."""
 
 
 @with_library_settings
@@ -73,25 +73,29 @@ def export_onnx(model, path, inputs="raw"):
     Parameters
     ----------
     model : estimator or Tower
-        Fitted: a classifier, a regressor, a two-tower model (it becomes a scorer of pairs), one of
-        its towers, or an embedder.
+        Fitted classifier, regressor, multi-task model, two-tower model, which is exported as a
+        scorer of pairs, one of its towers, or embedder.
     path : str or path-like
-        The file. It is there whole or not at all.
+        Path of the file. The file is written completely or not at all.
     inputs : {"raw", "encoded"}, default="raw"
-        What the graph takes: the user's own columns, or what the blocks make of them.
+        Inputs of the graph: the columns of the table, or the encodings of the blocks.
 
     Returns
     -------
     pathlib.Path
-        Of the file.
+        Path of the file.
 
     Raises
     ------
     TypeError
-        Naming a block whose encoding cannot be written in ONNX operators; ``inputs="encoded"``
-        can do without.
+        If the encoding of a block cannot be written in ONNX operators, which
+        ``inputs="encoded"`` does not need. The message names the block.
     RuntimeError
-        Naming a block whose network torch cannot export.
+        If torch cannot export the network of a block. The message names the block.
+    ValueError
+        If `inputs` is neither ``"raw"`` nor ``"encoded"``.
+    NotFittedError
+        If the model is not fitted.
 
     Notes
     -----
@@ -99,19 +103,18 @@ def export_onnx(model, path, inputs="raw"):
     float64 with NaN where missing; categories are strings, U+FFFF where missing; dates and
     timestamps are int64, microseconds since 1970, in UTC if the column had a time zone and by the
     wall clock otherwise, and the least integer where missing. Vectors are float64 of shape (rows,
-    length). Lists are padded, of shape (rows, longest), with their lengths as an input of its
-    own; times within lists are float64, seconds since 1970. Texts cannot be cut into words by
-    ONNX operators: their n-grams are found before, from the vocabulary that the file holds, and
-    so are categories that are hashed. :class:`~sk_easytensor.inference.OnnxPredictor` does all
+    length). Lists are padded, of shape (rows, longest), with their lengths as a separate input;
+    times within lists are float64, seconds since 1970. ONNX operators cannot split texts into
+    words: their n-grams are computed before the graph runs, from the vocabulary in the file, and
+    so are the codes of hashed categories. :class:`~sk_easytensor.inference.OnnxPredictor` does all
     this, without torch.
 
     Outputs are ``label`` and ``probabilities``, ``predictions``, ``embedding`` or ``scores``, and
-    ``representation`` for what ``transform`` gives. The last output, ``highest_codes``, has the
+    ``representation`` for the result of ``transform``. The last output, ``highest_codes``, has the
     highest code among the rows for each column of categories, 1 if none of its values was seen
     during fit; :class:`~sk_easytensor.inference.OnnxPredictor` warns of such columns as the model
-    does. The numbers of rows and of items of lists may
-    be any; before the file is written the network is run with other sizes than it was traced
-    with.
+    does. The numbers of rows and of items of lists may vary. Before the file is written, the
+    network is run with other sizes than the traced ones.
 
     Examples
     --------
@@ -128,7 +131,7 @@ def export_onnx(model, path, inputs="raw"):
     check_choice("export_onnx", "inputs", inputs, ("raw", "encoded"))
     adapter = export_adapter(model)
     graph = Graph()
-    # Blocks are asked first: the network takes longer.
+    # Blocks come first: their errors are found at once, while the network takes longer.
     encodings = {}
     if inputs == "raw":
         encodings = {
@@ -138,24 +141,24 @@ def export_onnx(model, path, inputs="raw"):
     program = network_model(network)
     values = {}
     for part, prefix in zip(network.parts, adapter.towers, strict=True):
-        for each in part.inputs:
+        for input_ in part.inputs:
             if inputs == "encoded":
-                kind = torch_to_onnx(each.example)
-                values[each.name] = graph.input(each.name, kind, shape_of(each))
-            elif each.entry:
-                made = encodings[prefix][each.block][each.entry]
-                values[each.name] = made if each.lengths is None else made[0]
-                if each.lengths is not None:
-                    values[each.lengths] = made[1]
+                kind = torch_to_onnx(input_.example)
+                values[input_.name] = graph.input(input_.name, kind, shape_of(input_))
+            elif input_.entry:
+                value = encodings[prefix][input_.block][input_.entry]
+                values[input_.name] = value if input_.lengths is None else value[0]
+                if input_.lengths is not None:
+                    values[input_.lengths] = value[1]
     outputs = dict(zip(adapter.outputs, graph.append(program, values), strict=True))
     names = {}
     shapes = {output.name: output for output in program.graph.output}
     for name, value in adapter.finish(graph, outputs).items():
-        names[name] = graph.output(value, name, *form_of(name, shapes, adapter))
+        names[name] = graph.output(value, name, *output_type(name, shapes, adapter))
     watched = None
     if graph.watched and adapter.warns_of_unknown:
-        # Keys of towers are usually new ones.
-        columns = [column for _, _, part in graph.watched for column in part]
+        # Towers are not watched: most keys of new rows were not seen during fit.
+        columns = [column for _, _, group in graph.watched for column in group]
         value = graph.output(graph.highest_codes(), "highest_codes", np.int32, [len(columns)])
         watched = {"output": value, "columns": columns}
     metadata = {
@@ -163,27 +166,27 @@ def export_onnx(model, path, inputs="raw"):
         "version": sk_easytensor.__version__,
         "estimator": type(model).__name__,
         "inputs": inputs,
-        "features": features_of(adapter),
+        "features": list_features(adapter),
         "named": all(encoder._named for _, _, encoder in adapter.towers.values()),
         "sparse": sparse_layout(adapter),
         "missing_string": MISSING_STRING,
         "missing_time": MISSING_TIME,
         "readers": graph.readers,
         "encoded": [
-            {"name": each.name, "block": each.block, "entry": each.entry or "lengths"}
-            for each in network.inputs
+            {"name": input_.name, "block": input_.block, "entry": input_.entry or "lengths"}
+            for input_ in network.inputs
         ],
-        "answer": adapter.described(),
+        "answer": adapter.metadata(),
         "outputs": names,
         "watched": watched,
     }
     text = {METADATA: json.dumps(metadata, ensure_ascii=True)}
-    whole = graph.model("sk_easytensor", sk_easytensor.__version__, text)
-    return write_atomically(path, sealed(whole.SerializeToString()), "to_onnx")
+    onnx_model = graph.model("sk_easytensor", sk_easytensor.__version__, text)
+    return write_atomically(path, sealed(onnx_model.SerializeToString()), "to_onnx")
 
 
 def raw_encodings(graph, blocks, network, encoder):
-    """Return what each block's ``to_onnx`` wrote, by block."""
+    """Add the encodings of all blocks to a graph, and return their values by block and entry."""
     encodings = {}
     for name, block in blocks.items():
         try:
@@ -194,14 +197,15 @@ def raw_encodings(graph, blocks, network, encoder):
 
 
 def network_model(network, tolerance=TOLERANCE):
-    """Export a network that reads encoded rows, checked with sizes it was not traced with.
+    """Export a network whose inputs are encoded rows, and check it with other sizes.
 
     Parameters
     ----------
     network : ExportedNetwork
-        What is exported.
-    tolerance : float or None
-        By how much outputs may differ from torch's; None if onnxruntime cannot run the graph.
+        Network to export.
+    tolerance : float or None, default=1e-4
+        Tolerance for differences from the outputs of torch; None to skip the check, if onnxruntime
+        cannot run the graph.
 
     Returns
     -------
@@ -210,9 +214,10 @@ def network_model(network, tolerance=TOLERANCE):
     Raises
     ------
     RuntimeError
-        Naming the block that torch cannot export, or the input of which a size would be fixed.
+        If torch cannot export a block, if a size of an input would be fixed, or if outputs differ.
+        The message names the block, the input or the output.
     """
-    names = [each.name for each in network.inputs]
+    names = [input_.name for input_ in network.inputs]
     try:
         model = traced(network, network.inputs, names, list(network.adapter.outputs))
     except Exception as error:
@@ -230,13 +235,13 @@ def network_model(network, tolerance=TOLERANCE):
 
 
 def traced(module, inputs, input_names, output_names):
-    """Export a module with torch, all sizes that may vary kept open."""
+    """Export a module with torch, with dynamic sizes of the inputs."""
     dynamic = torch.export.Dim.DYNAMIC
-    shapes = tuple({axis: dynamic for axis in each.dynamic} for each in inputs)
-    with quiet(), no_kept_kernels(), torch.no_grad():
+    shapes = tuple({axis: dynamic for axis in input_.dynamic} for input_ in inputs)
+    with without_messages(), fresh_dispatch(), torch.no_grad():
         program = torch.onnx.export(
             module,
-            tuple(each.example for each in inputs),
+            tuple(input_.example for input_ in inputs),
             dynamo=True,
             dynamic_shapes=(shapes,),
             input_names=input_names,
@@ -254,7 +259,7 @@ def traced(module, inputs, input_names, output_names):
 
 
 class OneBlock(torch.nn.Module):
-    """The network of one block alone, to find out whether it can be exported."""
+    """Module of a single block with flat inputs, to test whether it can be exported."""
 
     def __init__(self, module, part, block):
         super().__init__()
@@ -263,44 +268,45 @@ class OneBlock(torch.nn.Module):
         self.block = block
 
     def forward(self, *tensors):
-        """Return the block's vectors."""
-        inputs = [each for each in self.part.inputs if each.block == self.block]
-        given = dict(zip([each.name for each in inputs], tensors, strict=True))
-        examples = [given.get(each.name, each.example) for each in self.part.inputs]
+        """Return the vectors of the block for tensors in the order of its inputs."""
+        inputs = [input_ for input_ in self.part.inputs if input_.block == self.block]
+        by_name = dict(zip([input_.name for input_ in inputs], tensors, strict=True))
+        examples = [by_name.get(input_.name, input_.example) for input_ in self.part.inputs]
         return self.module(**self.part.frame(examples)[self.block])
 
 
 def check_modules(part, blocks, network, cause):
-    """Raise ``RuntimeError`` naming the block whose network cannot be exported, if there is one."""
+    """Raise ``RuntimeError`` naming the first block whose network cannot be exported, if any."""
     for name, module in zip(network.names, network.blocks, strict=True):
-        inputs = [each for each in part.inputs if each.block == name]
+        inputs = [input_ for input_ in part.inputs if input_.block == name]
         try:
-            names = [each.name for each in inputs]
+            names = [input_.name for input_ in inputs]
             traced(OneBlock(module, part, name).eval(), inputs, names, ["vectors"])
         except Exception as error:
             raise RuntimeError(
                 f"block {name!r} ({type(blocks[name]).__name__}) cannot be exported to ONNX: its "
                 f"network, {type(module).__name__}, is not one that torch.onnx.export can trace "
                 f"for any number of rows and items ({first_line(error)}). Write its forward "
-                "without sizes taken as Python numbers (tensor.shape[0] rather than "
+                "without sizes as Python numbers (tensor.shape[0] rather than "
                 "len(tensor)), or leave the block out"
             ) from cause
 
 
 def check_dynamic(model, inputs):
-    """Raise ``RuntimeError`` if a size of an input that should be open is fixed."""
-    given = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
-    for each in inputs:
-        for axis, name in each.dynamic.items():
-            if not given[each.name][axis].dim_param:
+    """Raise ``RuntimeError`` if a size of an input is fixed that should be dynamic."""
+    sizes = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
+    for input_ in inputs:
+        for axis, name in input_.dynamic.items():
+            size = sizes[input_.name][axis]
+            if not size.dim_param:
                 raise RuntimeError(
-                    f"input {each.name!r} of block {each.block!r} would have the fixed size "
-                    f"{given[each.name][axis].dim_value} in dimension {axis} ({name})"
+                    f"input {input_.name!r} of block {input_.block!r} would have the fixed size "
+                    f"{size.dim_value} in dimension {axis} ({name})"
                 )
 
 
 def check_other_sizes(model, network, tolerance):
-    """Raise ``RuntimeError`` unless the graph gives what torch does for other numbers of rows."""
+    """Raise ``RuntimeError`` if outputs differ from torch for other sizes than the traced ones."""
     try:
         import onnxruntime
     except ImportError:
@@ -311,57 +317,57 @@ def check_other_sizes(model, network, tolerance):
     generator = torch.Generator().manual_seed(0)
     for rows, longest in ((1, 1), (4, 3)):
         tensors = []
-        for each in network.inputs:
-            shape = list(each.example.shape)
-            for axis in each.dynamic:
+        for input_ in network.inputs:
+            shape = list(input_.example.shape)
+            for axis in input_.dynamic:
                 shape[axis] = longest if axis else rows
-            if not each.entry:
+            if not input_.entry:
                 tensor = torch.randint(0, longest + 1, shape, generator=generator)
-            elif each.example.is_floating_point():
+            elif input_.example.is_floating_point():
                 tensor = torch.rand(shape, generator=generator)
             else:
                 tensor = torch.zeros(shape)
-            tensors.append(tensor.to(each.example.dtype))
-        names = [each.name for each in network.inputs]
-        known = {value.name for value in session.get_inputs()}
-        given = {n: t.numpy() for n, t in zip(names, tensors, strict=True) if n in known}
+            tensors.append(tensor.to(input_.example.dtype))
+        names = [input_.name for input_ in network.inputs]
+        used = {value.name for value in session.get_inputs()}
+        arrays = {n: t.numpy() for n, t in zip(names, tensors, strict=True) if n in used}
         with torch.no_grad():
             expected = network(*tensors)
-        found = session.run(None, given)
-        for name, one, other in zip(network.adapter.outputs, expected, found, strict=True):
-            size = 1 + np.abs(one.numpy())
-            # Not the other way round: every comparison with NaN is false.
-            agrees = one.shape == other.shape and np.all(
-                np.abs(one.numpy() - other) <= tolerance * size
+        actual = session.run(None, arrays)
+        for name, of_torch, of_graph in zip(network.adapter.outputs, expected, actual, strict=True):
+            size = 1 + np.abs(of_torch.numpy())
+            # Comparisons with NaN are false, so that the condition is one of agreement.
+            agrees = of_torch.shape == of_graph.shape and np.all(
+                np.abs(of_torch.numpy() - of_graph) <= tolerance * size
             )
             if not agrees:
                 raise RuntimeError(
-                    f"the exported network gives other {name} than torch for {rows} rows and "
-                    f"lists of {longest} items"
+                    f"output {name!r} of the exported network differs from that of torch for "
+                    f"{rows} rows and lists of {longest} items"
                 )
 
 
 @contextmanager
-def no_kept_kernels():
-    """Let torch look up anew how recurrent layers are traced, before and after it exports.
+def fresh_dispatch():
+    """Clear torch's dispatch caches of recurrent layers before and after an export.
 
-    While it exports it puts loops in their place whose number of steps is open. What it looked up
-    before, or in an export before, would otherwise be taken, and fix the number of steps.
+    The export replaces recurrent layers by loops with a dynamic number of steps. A cached kernel,
+    of a forward pass or of a previous export, would fix the number of steps.
     """
     operators = (torch.ops.aten.gru.input, torch.ops.aten.lstm.input)
-    kept = [getattr(operator, "_dispatch_cache", {}) for operator in operators]
-    for cache in kept:
+    caches = [getattr(operator, "_dispatch_cache", {}) for operator in operators]
+    for cache in caches:
         cache.clear()
     try:
         yield
     finally:
-        for cache in kept:
+        for cache in caches:
             cache.clear()
 
 
 @contextmanager
-def quiet():
-    """Keep what torch says of its own while exporting from the user."""
+def without_messages():
+    """Suppress log messages and warnings of torch's exporter."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -380,14 +386,14 @@ def encoded_arrays(model, X):
     Parameters
     ----------
     model : estimator or Tower
-        The one that was exported.
+        Fitted model that was exported.
     X : table-like
         Rows.
 
     Returns
     -------
     dict of {str: ndarray}
-        By input.
+        Arrays by name of the input.
     """
     from sk_easytensor.data.tables import as_table
     from sk_easytensor.export.encoded_inputs import EncodedInputs
@@ -399,30 +405,30 @@ def encoded_arrays(model, X):
     return arrays
 
 
-def features_of(adapter):
-    """Return the columns of fit with the kinds of the blocks that read them."""
+def list_features(adapter):
+    """Return the columns that the model was fitted on, with the blocks that read them."""
     features = {}
     for prefix, (blocks, _, encoder) in adapter.towers.items():
         for column in encoder.column_names:
             features.setdefault(str(column), {"name": str(column), "blocks": []})
         for name, block in blocks.items():
             for column in block.feature_names_in_:
-                # Offsets that were an array are none of the encoder's columns.
+                # Offsets that were passed as an array are not a column of the encoder.
                 features.setdefault(str(column), {"name": str(column), "blocks": []})
-                read = {"name": f"{prefix}{name}", "kind": block.kind}
-                features[str(column)]["blocks"].append(read)
+                entry = {"name": f"{prefix}{name}", "kind": block.kind}
+                features[str(column)]["blocks"].append(entry)
     return list(features.values())
 
 
 def sparse_layout(adapter):
-    """Return the layout of the sparse matrix that a model was fitted on, if it was, or None."""
+    """Return the layout of the sparse matrix that a model was fitted on; None for other tables."""
     layouts = [encoder._sparse for _, _, encoder in adapter.towers.values()]
     return None if layouts[0] is None else dict(vars(layouts[0]))
 
 
-def shape_of(each):
-    """Return the shape of an encoded input, with names for what varies."""
-    return [each.dynamic.get(axis, size) for axis, size in enumerate(each.example.shape)]
+def shape_of(input_):
+    """Return the shape of an encoded input, with names of dynamic sizes."""
+    return [input_.dynamic.get(axis, size) for axis, size in enumerate(input_.example.shape)]
 
 
 def torch_to_onnx(example):
@@ -430,13 +436,13 @@ def torch_to_onnx(example):
     return onnx.helper.np_dtype_to_tensor_dtype(example.numpy().dtype)
 
 
-def form_of(name, shapes, adapter):
-    """Return dtype and shape of an output."""
+def output_type(name, shapes, adapter):
+    """Return the dtype and shape of an output."""
     if name == "label":
-        described = adapter.described()
-        if described.get("multilabel"):
-            return np.int64, ["rows", len(described["classes"])]
-        values = np.asarray(described["classes"])
+        metadata = adapter.metadata()
+        if metadata.get("multilabel"):
+            return np.int64, ["rows", len(metadata["classes"])]
+        values = np.asarray(metadata["classes"])
         return (object if values.dtype.kind == "U" else values.dtype), ["rows"]
     tensor = shapes[name].type.tensor_type
     sizes = [dim.dim_value for dim in tensor.shape.dim]
@@ -444,7 +450,7 @@ def form_of(name, shapes, adapter):
 
 
 def first_line(error):
-    """Return the first line of what an error came of."""
+    """Return the first line of the message of an error's original cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

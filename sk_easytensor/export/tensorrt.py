@@ -1,4 +1,4 @@
-"""TensorRT engines of fitted networks: built anywhere, run where there is a GPU."""
+"""TensorRT engines of fitted networks, which run on a GPU."""
 
 from __future__ import annotations
 
@@ -27,21 +27,23 @@ __all__ = [
 
 
 PACKAGES = ("tensorrt", "tensorrt_rtx")
-"""Packages with the same interface, the first that is there is used."""
+"""Packages with the same interface, of which the first that is installed is used."""
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""Values of the parameter ``precision``."""
 
 TOLERANCES = {"fp32": 1e-4, "fp16": 0.05, "bf16": None}
-"""By how much onnxruntime may differ from torch; it knows no bfloat16 on a processor."""
+"""Tolerances of onnxruntime against torch. onnxruntime has no bfloat16 on CPUs."""
 
 BATCH_SIZES = (1, 64, 4096)
-"""Rows that an engine takes: the fewest, those it is tuned for, and the most."""
+"""Rows of a batch: the smallest number, the one that engines are optimized for, the largest."""
 
 LENGTHS = (1, 64, 512)
-"""Items of lists that an engine takes where the block does not say."""
+"""The same numbers for items of lists of a block without ``max_length``."""
 
 MAGIC = b"sk_easytensor engine 2\n"
-"""What a file begins with; the length of its description and the description follow."""
+"""First bytes of a file. A SHA-256, the length of the description, the description and the engine
+follow."""
 
 
 @with_library_settings
@@ -51,39 +53,39 @@ def build_engine(model, path, precision="fp32", batch_sizes=BATCH_SIZES, list_le
     Parameters
     ----------
     model : estimator or Tower
-        Fitted.
+        Fitted model.
     path : str or path-like
-        The file. It is there whole or not at all.
+        Path of the file. The file is written completely or not at all.
     precision : {"fp32", "fp16", "bf16"}, default="fp32"
-        Of the trunk, the head and the networks over lists (in bfloat16 not of recurrent ones, which
-        TensorRT cannot parse then). Embeddings and the step from the
-        outputs to probabilities stay in single precision: positions among bins and logarithms
-        would suffer.
+        Precision of the trunk, the head and the networks over lists. Recurrent networks stay in
+        single precision with ``"bf16"``, in which TensorRT cannot parse them. Embeddings and the
+        step from the outputs to probabilities always stay in single precision, which positions
+        among bins and logarithms need.
     batch_sizes : tuple of int, default=(1, 64, 4096)
-        Fewest rows, those the engine is tuned for, and most.
+        Smallest number of rows of a batch, the number the engine is optimized for, and the largest.
     list_lengths : tuple of int, optional
-        The same of items of lists; by default one, 64 and the block's ``max_length``, or 512 for
-        n-grams. :class:`TensorRTPredictor` refuses longer ones.
+        The same numbers for items of lists; by default 1, 64 and the block's ``max_length``, or 512
+        for n-grams. :class:`TensorRTPredictor` refuses longer lists.
 
     Returns
     -------
     pathlib.Path
-        Of the file.
+        Path of the file.
 
     Raises
     ------
     ImportError
         If neither ``tensorrt`` nor ``tensorrt_rtx`` is installed.
     ValueError
-        If `y` was too large or too small for single precision.
+        If a parameter is not valid, or `y` was too large or too small for single precision.
     RuntimeError
-        If TensorRT cannot parse or build the network, with its own words.
+        If TensorRT cannot parse or build the network. The message includes its errors.
 
     Notes
     -----
-    An engine takes encoded rows, because TensorRT knows neither strings nor look-ups of them;
-    :class:`TensorRTPredictor` encodes with the model's blocks. Building needs no GPU with
-    ``tensorrt_rtx``; ``tensorrt`` builds for the GPU it finds.
+    The inputs of an engine are encoded rows, because TensorRT has neither strings nor look-ups of
+    them; :class:`TensorRTPredictor` encodes with the model's blocks. Building needs no GPU with
+    ``tensorrt_rtx``; ``tensorrt`` builds for the GPU of the machine.
     """
     check_choice("build_engine", "precision", precision, PRECISIONS)
     check_sizes("batch_sizes", batch_sizes)
@@ -106,54 +108,63 @@ def build_engine(model, path, precision="fp32", batch_sizes=BATCH_SIZES, list_le
         "batch_sizes": list(batch_sizes),
         "longest": longest,
         "outputs": list(adapter.outputs),
-        "answer": adapter.described(),
+        "answer": adapter.metadata(),
     }
     text = json.dumps(description).encode()
-    rest = len(text).to_bytes(8, "little") + text + bytes(engine)
-    return write_atomically(path, MAGIC + hashlib.sha256(rest).digest() + rest, "to_tensorrt")
+    content = len(text).to_bytes(8, "little") + text + bytes(engine)
+    data = MAGIC + hashlib.sha256(content).digest() + content
+    return write_atomically(path, data, "to_tensorrt")
 
 
 def build(trt, program, parts, batch_sizes=BATCH_SIZES, list_lengths=None):
-    """Return an engine of an exported network, and the longest lists that each input takes.
+    """Build an engine of an exported network.
 
     Parameters
     ----------
     trt : module
-        What :func:`tensorrt_package` returns.
+        Package that :func:`tensorrt_package` returned.
     program : bytes
-        The network, in ONNX.
+        Network as a serialized ONNX model.
     parts : list of EncodedInputs
-        What it takes.
+        Inputs of the network.
     batch_sizes, list_lengths : tuple of int
-        As of :func:`build_engine`.
+        Parameters of :func:`build_engine`.
 
     Returns
     -------
     engine : bytes
+        Serialized engine.
     longest : dict of {str: int}
+        Length of the longest lists that each input with lists accepts.
+
+    Raises
+    ------
+    RuntimeError
+        If TensorRT cannot parse or build the network. The message includes its errors.
     """
-    messages = Messages(trt)
-    builder = trt.Builder(messages.logger)
+    log = ErrorLog(trt)
+    builder = trt.Builder(log.logger)
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     definition = builder.create_network(flags)
-    parser = trt.OnnxParser(definition, messages.logger)
+    parser = trt.OnnxParser(definition, log.logger)
     if not parser.parse(program):
         errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
         raise RuntimeError(f"TensorRT cannot parse the network: {'; '.join(errors)}")
-    taken = {definition.get_input(index).name for index in range(definition.num_inputs)}
+    used = {definition.get_input(index).name for index in range(definition.num_inputs)}
     config = builder.create_builder_config()
     profile = builder.create_optimization_profile()
     longest = {}
-    for each, block in [(each, part.blocks[each.block]) for part in parts for each in part.inputs]:
-        lengths = list_lengths or own_lengths(block)
-        if each.lengths is not None:
-            longest[each.name] = int(lengths[2])
-        if each.name in taken:
-            profile.set_shape(each.name, *shapes(each, batch_sizes, lengths))
+    for part in parts:
+        for input_ in part.inputs:
+            lengths = list_lengths or default_lengths(part.blocks[input_.block])
+            if input_.lengths is not None:
+                longest[input_.name] = int(lengths[2])
+            if input_.name in used:
+                profile.set_shape(input_.name, *shapes(input_, batch_sizes, lengths))
     config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(definition, config)
     if engine is None:
-        raise RuntimeError(f"TensorRT cannot build the network: {'; '.join(messages.errors)}")
+        raise RuntimeError(f"TensorRT cannot build the network: {'; '.join(log.errors)}")
     return bytes(engine), longest
 
 
@@ -163,14 +174,14 @@ def tensorrt_package():
     Raises
     ------
     ImportError
-        Naming what can be installed.
+        If none is installed. The message has the command that installs one.
     """
     for name in PACKAGES:
         try:
             package = import_module(name)
         except ImportError:
             continue
-        # The package of that name on PyPI may be a stub without its libraries.
+        # The package on PyPI may be a stub without the libraries.
         if hasattr(package, "Builder"):
             return package
     raise ImportError(
@@ -182,37 +193,37 @@ def tensorrt_package():
 def check_sizes(name, sizes):
     """Raise ``ValueError`` unless sizes are three increasing positive integers."""
     try:
-        least, usual, most = sizes
+        smallest, optimal, largest = sizes
     except (TypeError, ValueError):
         raise ValueError(
-            f"build_engine: {name} must be three integers, the fewest, the usual and the most, "
-            f"got {sizes!r}"
+            f"build_engine: {name} must be three integers, the smallest, the optimal and the "
+            f"largest size, got {sizes!r}"
         ) from None
-    check_number("build_engine", f"{name}[0]", least, low=1, integer=True)
-    check_number("build_engine", f"{name}[1]", usual, low=least, integer=True)
-    check_number("build_engine", f"{name}[2]", most, low=usual, integer=True)
+    check_number("build_engine", f"{name}[0]", smallest, low=1, integer=True)
+    check_number("build_engine", f"{name}[1]", optimal, low=smallest, integer=True)
+    check_number("build_engine", f"{name}[2]", largest, low=optimal, integer=True)
 
 
-def own_lengths(block):
-    """Return fewest, usual and most items of the lists that a block encodes."""
+def default_lengths(block):
+    """Return smallest, optimal and largest numbers of items of the lists that a block encodes."""
     ngrams = getattr(block, "encoder", None) == "ngrams"
-    most = LENGTHS[2] if ngrams else getattr(block, "max_length", LENGTHS[2])
-    return 1, min(LENGTHS[1], most), most
+    largest = LENGTHS[2] if ngrams else getattr(block, "max_length", LENGTHS[2])
+    return 1, min(LENGTHS[1], largest), largest
 
 
-def shapes(each, batch_sizes, lengths):
-    """Return the least, usual and largest shape of an input."""
-    found = []
+def shapes(input_, batch_sizes, lengths):
+    """Return the smallest, the optimal and the largest shape of an input."""
+    result = []
     for rows, items in zip(batch_sizes, lengths, strict=True):
-        shape = list(each.example.shape)
-        for axis in each.dynamic:
+        shape = list(input_.example.shape)
+        for axis in input_.dynamic:
             shape[axis] = items if axis else rows
-        found.append(tuple(map(int, shape)))
-    return found
+        result.append(tuple(map(int, shape)))
+    return result
 
 
 class Lowered(nn.Module):
-    """A module that computes in another precision than what is before and behind it."""
+    """A module that computes in another precision than the modules around it."""
 
     def __init__(self, module, dtype):
         super().__init__()
@@ -225,9 +236,9 @@ class Lowered(nn.Module):
 
 
 def lower(network, dtype):
-    """Let trunks, heads and networks over lists compute in another precision, and trees in floats.
+    """Set the precision of trunks, heads and networks over lists, and unpack trees.
 
-    TensorRT does not know operators on bits.
+    Trees are unpacked because TensorRT has no bitwise operators.
     """
     network.unpack_trees()
     if dtype == torch.float32:
@@ -238,7 +249,7 @@ def lower(network, dtype):
             if module is not None:
                 setattr(part, name, Lowered(module, dtype))
         for module in list(part.modules()):
-            # TensorRT's parser gives recurrent layers constants that bfloat16 does not go with.
+            # TensorRT's parser gives recurrent layers constants of another type than bfloat16.
             if isinstance(module, SequenceEncoder) and not (
                 dtype == torch.bfloat16 and isinstance(module.reader, Recurrent)
             ):
@@ -246,15 +257,15 @@ def lower(network, dtype):
 
 
 class LoweredReader(Lowered):
-    """A network over lists, of which the pooling asks whether it reads both ways."""
+    """A lowered network over lists, with the attribute ``bidirectional`` that pooling reads."""
 
     def __init__(self, reader, dtype):
         super().__init__(reader, dtype)
         self.bidirectional = getattr(reader, "bidirectional", False)
 
 
-class Messages:
-    """Collects what TensorRT says."""
+class ErrorLog:
+    """Logger of TensorRT that collects the messages of errors."""
 
     def __init__(self, trt):
         self.errors = errors = []
@@ -271,12 +282,12 @@ class Messages:
 
 
 def read_engine(path):
-    """Return the description and the engine in a file.
+    """Return the description, a dictionary, and the bytes of the engine in a file.
 
     Raises
     ------
     ValueError
-        If the file is not one that :func:`build_engine` wrote, or not as it was written.
+        If the file was not written by :func:`build_engine`, is corrupt or was changed.
     """
     data = Path(path).read_bytes()
     if not data.startswith(MAGIC):
@@ -289,23 +300,25 @@ def read_engine(path):
 
 
 class TensorRTPredictor:
-    """Runs an engine on a GPU; rows are encoded by the model's blocks.
+    """Predictor that runs an engine on a GPU, after the model's blocks encoded the rows.
 
     Parameters
     ----------
     model : estimator or Tower
-        The fitted model that the engine was built of.
+        Fitted model that the engine was built from.
     path : str or path-like
-        A file that ``to_tensorrt(path)`` wrote.
+        Path of a file that ``to_tensorrt(path)`` wrote.
 
     Raises
     ------
     RuntimeError
-        If there is no GPU, or it is not one that the engine can be run on.
+        If there is no GPU, or the engine was built for another one.
+    ValueError
+        If the file was not written by ``to_tensorrt``, is corrupt or was changed.
 
     Notes
     -----
-    The engine has to be read by the version of TensorRT that built it. Building engines is part of
+    An engine is loaded by the version of TensorRT that built it. Building engines is part of
     this library's tests; running them has not been tried yet on any GPU.
     """
 
@@ -320,66 +333,70 @@ class TensorRTPredictor:
         Parameters
         ----------
         X : table-like
-            Rows, as the model takes them.
+            Rows, in the form that the model accepts.
 
         Returns
         -------
         dict of {str: ndarray}
+            Arrays whose first dimension is the row, by name of the output.
 
         Raises
         ------
+        ValueError
+            If lists are longer than the engine accepts.
         RuntimeError
-            If the engine gives NaN or infinity, with the output and the number of rows.
+            If an output has NaN or infinity. The message has the output and the number of rows.
         """
         arrays = encoded_arrays(self.model, X)
         for name, values in arrays.items():
-            most = self.description["longest"].get(name)
-            if most is not None and values.shape[2] > most:
+            longest = self.description["longest"].get(name)
+            if longest is not None and values.shape[2] > longest:
                 raise ValueError(
-                    f"{name} has lists of {values.shape[2]} items and the engine takes {most}; "
-                    "build it with larger list_lengths"
+                    f"{name} has lists of {values.shape[2]} items, but the engine accepts at most "
+                    f"{longest}; build it with larger list_lengths"
                 )
-        n_rows, most = len(next(iter(arrays.values()))), self.description["batch_sizes"][2]
+        n_rows, batch_size = len(next(iter(arrays.values()))), self.description["batch_sizes"][2]
         outputs = self.description["outputs"]
         parts = [
             self._runner.run(
-                {name: values[start : start + most] for name, values in arrays.items()}, outputs
+                {name: values[start : start + batch_size] for name, values in arrays.items()},
+                outputs,
             )
-            for start in range(0, n_rows, most)
+            for start in range(0, n_rows, batch_size)
         ]
-        found = {name: np.concatenate([part[name] for part in parts]) for name in outputs}
-        for name, values in found.items():
+        results = {name: np.concatenate([part[name] for part in parts]) for name in outputs}
+        for name, values in results.items():
             check_finite(name, values, "the engine")
-        return found
+        return results
 
 
 class EngineRunner:
-    """Runs an engine on a GPU, from arrays to arrays.
+    """Engine on a GPU, from arrays to arrays.
 
     Parameters
     ----------
     trt : module
         TensorRT, of the version that built the engine.
     engine : bytes
-        What it built.
+        Serialized engine.
 
     Raises
     ------
     RuntimeError
-        If there is no GPU, or it is not one that the engine can be run on.
+        If there is no GPU, or the engine was built for another one.
     """
 
     def __init__(self, trt, engine):
         if not torch.cuda.is_available():
             raise RuntimeError("running a TensorRT engine needs a GPU, and torch finds none")
-        self._messages = Messages(trt)
+        self._log = ErrorLog(trt)
         self._trt = trt
-        self._runtime = trt.Runtime(self._messages.logger)
+        self._runtime = trt.Runtime(self._log.logger)
         self._engine = self._runtime.deserialize_cuda_engine(engine)
         if self._engine is None:
             raise RuntimeError(
-                f"the engine cannot be run here: {'; '.join(self._messages.errors)}. It has to be "
-                f"read by the version of {trt.__name__} that built it; this is {trt.__version__}"
+                f"the engine cannot be run here: {'; '.join(self._log.errors)}. It must be "
+                f"run by the version of {trt.__name__} that built it; this is {trt.__version__}"
             )
         self._context = self._engine.create_execution_context()
 
@@ -389,33 +406,39 @@ class EngineRunner:
         Parameters
         ----------
         arrays : dict of {str: ndarray}
-            By input.
+            Arrays by name of the input.
         outputs : list of str
-            Which of the engine's outputs to return.
+            Names of the outputs to return.
 
         Returns
         -------
         dict of {str: ndarray}
+
+        Raises
+        ------
+        RuntimeError
+            If the engine fails. The message includes the errors of TensorRT.
         """
         trt, stream = self._trt, torch.cuda.Stream()
-        held, found = [], {}
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-        given = {
+        inputs = {
             name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
         }
-        for name in given:
+        # Tensors are referenced until the engine has run.
+        input_tensors, output_tensors = [], {}
+        for name in inputs:
             tensor = torch.from_numpy(np.ascontiguousarray(arrays[name])).cuda()
             self._context.set_input_shape(name, tuple(tensor.shape))
             self._context.set_tensor_address(name, tensor.data_ptr())
-            held.append(tensor)
-        # Every output needs a place, asked for or not.
-        for name in set(names) - given:
+            input_tensors.append(tensor)
+        # Every output needs a buffer, also those that are not returned.
+        for name in set(names) - inputs:
             shape = tuple(self._context.get_tensor_shape(name))
-            found[name] = torch.empty(shape, dtype=torch.float32, device="cuda")
-            self._context.set_tensor_address(name, found[name].data_ptr())
+            output_tensors[name] = torch.empty(shape, dtype=torch.float32, device="cuda")
+            self._context.set_tensor_address(name, output_tensors[name].data_ptr())
         # Copies are made on the default stream.
         torch.cuda.current_stream().synchronize()
         if not self._context.execute_async_v3(stream.cuda_stream):
-            raise RuntimeError(f"TensorRT failed: {'; '.join(self._messages.errors)}")
+            raise RuntimeError(f"TensorRT failed: {'; '.join(self._log.errors)}")
         stream.synchronize()
-        return {name: found[name].cpu().numpy() for name in outputs}
+        return {name: output_tensors[name].cpu().numpy() for name in outputs}

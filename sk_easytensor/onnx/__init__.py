@@ -1,1 +1,1 @@
-"""ONNX graphs: how they are built, what they read, and predictions by them without torch."""
+"""ONNX graphs: construction, inputs from tables, and predictions without torch."""

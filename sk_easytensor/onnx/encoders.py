@@ -1,4 +1,4 @@
-"""The arithmetic of the blocks' encodings as ONNX operators, in double precision as they do it."""
+"""Encodings of the blocks as ONNX operators, in double precision as in the blocks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 
 
 LARGEST = 1e100
-"""Scaled numbers beyond this are bounded alike, and their squares are finite."""
+"""Scaled numbers are clipped to this size, so that their squares are finite."""
 
 DAY = 86_400
 EPOCH = 719_468
@@ -40,16 +40,16 @@ def bounded(graph, values, center, scale):
     Parameters
     ----------
     graph : Graph
-        Where the operators go.
+        Graph to add operators to.
     values : str
         Double, of shape (..., n_columns); NaN where missing.
     center, scale : ndarray of float64, shape (n_columns,)
-        What is subtracted, and what is divided by.
+        Subtrahend and divisor of each column.
 
     Returns
     -------
     str
-        Double; missing and infinite values as they are.
+        Double; missing and infinite values are unchanged.
     """
     scaled = graph.op("Div", graph.op("Sub", values, np.float64(center)), np.float64(scale))
     scaled = graph.op("Clip", scaled, np.float64(-LARGEST), np.float64(LARGEST))
@@ -65,7 +65,7 @@ def numbers(graph, values, edges, center, scale):
     Parameters
     ----------
     graph, values, center, scale
-        As for :func:`bounded`.
+        Parameters of :func:`bounded`.
     edges : list of ndarray of float64
         Increasing bin edges of each column.
 
@@ -97,13 +97,14 @@ def seconds(graph, times):
     Parameters
     ----------
     graph : Graph
-        Where the operators go.
+        Graph to add operators to.
     times : str
         Microseconds since 1970, int64; the least integer where missing.
 
     Returns
     -------
     str
+        Double.
     """
     missing = graph.op("Equal", times, np.int64(MISSING_TIME))
     converted = graph.op("Div", graph.cast(times, np.float64), np.float64(1e6))
@@ -111,45 +112,45 @@ def seconds(graph, times):
 
 
 def clock(graph, times, shifts):
-    """Return what a clock shows at some times.
+    """Convert times in UTC to those of a clock in a time zone.
 
     Parameters
     ----------
     graph : Graph
-        Where the operators go.
+        Graph to add operators to.
     times : str
-        Microseconds since 1970, int64 of shape (rows,).
+        Microseconds since 1970, int64 of shape (rows,); the least integer where missing.
     shifts : tuple of ndarray of int64, or None
-        Seconds at which the clock is turned, the first of them before all others, and how far
-        it is ahead from each of them on; None for times that are shown as they are.
+        Times at which the offset from UTC changes, in seconds, and the offset from each of them on,
+        in seconds. The first time is before all others. None for times without a time zone.
 
     Returns
     -------
     str
-        Microseconds; 0 where missing.
+        Microseconds, int64; 0 where missing.
     """
     times = graph.op("Where", graph.op("Equal", times, np.int64(MISSING_TIME)), np.int64(0), times)
     if shifts is None:
         return times
-    turned, ahead = shifts
-    if len(turned) == 1:
-        return graph.op("Add", times, np.int64(ahead[0] * 1_000_000))
+    changes, offsets = shifts
+    if len(changes) == 1:
+        return graph.op("Add", times, np.int64(offsets[0] * 1_000_000))
     column = graph.op("Unsqueeze", times, np.array([1]))
     column = graph.op("Max", column, np.int64(MISSING_SECONDS * 1_000_000))
-    place, _ = graph.search(column, [turned * 1_000_000])
-    shift = graph.op("Squeeze", graph.op("Gather", ahead * 1_000_000, place), np.array([1]))
+    index, _ = graph.search(column, [changes * 1_000_000])
+    shift = graph.op("Squeeze", graph.op("Gather", offsets * 1_000_000, index), np.array([1]))
     return graph.op("Add", times, shift)
 
 
 def phases(graph, wall):
-    """Return how far the day, the week, the month and the year have run.
+    """Return the elapsed fractions of the day, the week, the month and the year.
 
     Parameters
     ----------
     graph : Graph
-        Where the operators go.
+        Graph to add operators to.
     wall : str
-        What a clock shows, microseconds since 1970, int64; within the years 1 to 9999.
+        Times of a clock, in microseconds since 1970, int64; within the years 1 to 9999.
 
     Returns
     -------
@@ -158,8 +159,8 @@ def phases(graph, wall):
 
     Notes
     -----
-    Years are reckoned from March on, so that the day that is put in comes last. Within 400 years
-    the calendar repeats.
+    Years begin in March, so that the leap day is their last day. The calendar repeats after 400
+    years.
     """
 
     def op(kind, *values):
@@ -180,7 +181,7 @@ def phases(graph, wall):
     year = op("Div", op("Sub", day, leaps), 365)
     before = op("Add", op("Mul", year, 365), op("Div", year, 4))
     day = op("Sub", day, op("Sub", before, op("Div", year, 100)))
-    # Days from March on, and the months they make: 31, 30, 31, 30, 31 and so on.
+    # Days since the first of March, and months from March on, of 31, 30, 31, 30, 31 days and so on.
     month = op("Div", op("Add", op("Mul", day, 5), 2), 153)
     begin = op("Div", op("Add", op("Mul", month, 153), 2), 5)
     next_year = op("GreaterOrEqual", month, 10)
@@ -205,34 +206,35 @@ def phases(graph, wall):
 
 
 def waves(graph, phase, harmonic):
-    """Return sine and cosine of a phase."""
+    """Return sine and cosine of a harmonic of a phase."""
     angle = graph.op("Mul", phase, np.float64(2 * math.pi * harmonic))
     return graph.op("Sin", angle), graph.op("Cos", angle)
 
 
 def signed_log(graph, values):
-    """Return logarithms of seconds, which are 0 for 0 and negative for negative ones."""
+    """Return ``sign(x) * log(1 + |x|)``."""
     size = graph.op("Log", graph.op("Add", graph.op("Abs", values), np.float64(1)))
     return graph.op("Mul", graph.op("Sign", values), size)
 
 
 def gaps(graph, times, lengths, now=None):
-    """Return the seconds since the previous event, and up to now.
+    """Return the seconds since the previous event, and from each event to now.
 
     Parameters
     ----------
     graph : Graph
-        Where the operators go.
+        Graph to add operators to.
     times : str
-        Seconds, double of shape (rows, longest), NaN where missing.
+        Times of events in seconds, double of shape (rows, longest), NaN where missing.
     lengths : str
-        Events of each row.
+        Number of events of each row, int64 of shape (rows,).
     now : str, optional
-        Seconds, double of shape (rows,); by default the time of the last event.
+        Reference time in seconds, double of shape (rows,); by default the time of the last event.
 
     Returns
     -------
     previous, to_now : str
+        Double, of the shape of the times.
     """
     axis = np.array([1])
     later = graph.op("Slice", times, np.array([1]), np.array([2**62]), axis)
@@ -255,15 +257,16 @@ def entries(graph, lists, names):
     Parameters
     ----------
     graph : Graph
-        Where the operators go.
+        Graph to add operators to.
     lists : Lists
-        Items of shape (rows, longest, ...).
+        Lists with items of shape (rows, longest, ...).
     names : dict of {str: str}
-        For each entry the field that it is.
+        Field of each entry.
 
     Returns
     -------
     dict of {str: tuple of str}
+        Items and lengths of each entry.
     """
     lengths = graph.stack([lists.lengths], axis=1)
     return {
@@ -273,27 +276,27 @@ def entries(graph, lists, names):
 
 
 def read_lists(graph, block, fields, category_codes=None):
-    """Read list columns: categories as codes, the others as they are, cut as the block cuts them.
+    """Add inputs of list columns, with categories as codes, truncated as by the block.
 
     Parameters
     ----------
     graph : Graph
-        Where the operators go.
+        Graph to add operators to.
     block : SequenceBlock
-        Whose lists they are.
+        Block that reads the lists.
     fields : dict of {str: dict}
-        As for :meth:`Graph.lists`.
+        Fields, in the form of :meth:`Graph.lists`.
     category_codes : dict of {str: callable}, optional
-        For each field of categories, what turns strings into codes.
+        Functions that turn strings into codes, by field of categories.
 
     Returns
     -------
     Lists
     """
-    cut = {"max_length": int(block.max_length), "keep": block.keep}
-    lists = graph.lists(fields, owner=type(block).__name__, **cut)
+    limits = {"max_length": int(block.max_length), "keep": block.keep}
+    lists = graph.lists(fields, owner=type(block).__name__, **limits)
     values = {
         name: category_codes[name](value) if name in (category_codes or {}) else value
         for name, value in lists.values.items()
     }
-    return graph.cut(Lists(values, lists.lengths), **cut)
+    return graph.cut(Lists(values, lists.lengths), **limits)

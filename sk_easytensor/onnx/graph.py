@@ -1,7 +1,7 @@
-"""ONNX graphs, built node by node: what a block's ``to_onnx`` writes its encoding in.
+"""ONNX graphs, built node by node, to which a block's ``to_onnx`` adds its encoding.
 
-A :class:`Graph` gives values their names and knows which columns of the user's it reads. Values are
-names of tensors; every method that makes one returns its name.
+A :class:`Graph` names its values and records which columns of the table are its inputs. A value is
+the name of a tensor; every method that adds one returns its name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KINDS = {
     "seconds": TensorProto.DOUBLE,
     "hashed": TensorProto.INT64,
 }
-"""Element types of the columns a graph reads, by how they are read."""
+"""Element types of inputs, by kind of the column."""
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Lists:
     Attributes
     ----------
     values : dict of {str: str}
-        For each field the name of its items, of shape (rows, longest).
+        Names of the items of each field, of shape (rows, longest).
     lengths : str
         Name of the lengths, int64 of shape (rows,).
     """
@@ -55,16 +55,16 @@ class Graph:
     Attributes
     ----------
     readers : list of dict
-        How each column that the graph takes is read, for :class:`~sk_easytensor.inference.\
-OnnxPredictor`; plain values, kept in the file.
+        Specifications by which :class:`~sk_easytensor.inference.OnnxPredictor` reads the inputs
+        from a table. They are JSON values, stored in the file.
     watched : list of (codes, axes, columns)
-        Codes of which :meth:`highest_codes` gives the highest: see :meth:`watch`.
+        Codes whose maxima :meth:`highest_codes` returns; see :meth:`watch`.
     """
 
     def __init__(self):
         self.readers, self.watched = [], []
         self._nodes, self._initializers, self._inputs, self._outputs = [], [], {}, []
-        self._constants, self._count, self._given = {}, 0, {}
+        self._constants, self._count = {}, 0
 
     # ------------------------------------------------------------------ values
 
@@ -74,13 +74,13 @@ OnnxPredictor`; plain values, kept in the file.
         Parameters
         ----------
         kind : str
-            Such as ``"Add"``.
+            Name of the operator, such as ``"Add"``.
         *inputs : str, number or ndarray
             Names of values; numbers and arrays become constants.
-        domain : str
-            Of the operator.
+        domain : str, default=""
+            Domain of the operator.
         **attributes
-            As the operator has them.
+            Attributes of the operator.
 
         Returns
         -------
@@ -105,7 +105,7 @@ OnnxPredictor`; plain values, kept in the file.
         return self._constants[key]
 
     def cast(self, value, dtype):
-        """Return a value as another NumPy dtype."""
+        """Return a value converted to a NumPy dtype."""
         return self.op("Cast", value, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
     def stack(self, values, axis):
@@ -119,49 +119,49 @@ OnnxPredictor`; plain values, kept in the file.
 
     # ------------------------------------------------------------------ columns
 
-    def column(self, name, kind, **how):
-        """Return a column of the user's.
+    def column(self, name, kind, **settings):
+        """Return an input with a column of the table.
 
         Parameters
         ----------
         name : str
-            Of the column.
+            Name of the column.
         kind : {"number", "category", "time", "seconds", "hashed"}
-            How it is read: float64 with NaN; strings, with one that stands for missing ones;
-            microseconds since 1970, with the least integer for missing ones; seconds, float64
-            with NaN; or codes of hashed strings.
-        **how
+            Form of the values: float64, NaN where missing; strings, U+FFFF where missing;
+            microseconds since 1970 as int64, the least integer where missing; seconds since 1970
+            as float64, NaN where missing; or codes of hashed strings as int64, 0 where missing.
+        **settings
             Further settings of the reader: `zone` of times, `buckets` of hashes.
 
         Returns
         -------
         str
-            Of shape (rows,).
+            Value of shape (rows,).
         """
-        reader = {"read": kind, "column": str(name), **how}
-        return self._read(reader, lambda given: self.input(given, KINDS[kind], ["rows"]))
+        reader = {"read": kind, "column": str(name), **settings}
+        return self._read(reader, lambda name: self.input(name, KINDS[kind], ["rows"]))
 
     def vector(self, name, length):
         """Return a column of vectors, float64 of shape (rows, length), NaN where missing."""
         reader = {"read": "vector", "column": str(name), "length": length}
         return self._read(
-            reader, lambda given: self.input(given, TensorProto.DOUBLE, ["rows", length])
+            reader, lambda name: self.input(name, TensorProto.DOUBLE, ["rows", length])
         )
 
     def lists(self, fields, *, max_length, keep, owner):
-        """Return columns of lists that describe the same items, cut to their longest.
+        """Return inputs with columns of lists that describe the same items.
 
         Parameters
         ----------
         fields : dict of {str: dict}
-            For each field ``column``, ``kind`` as for :meth:`column` and, for fields of structs,
-            ``inner``, the name within the struct.
+            ``column`` and ``kind`` of each field, the latter as in :meth:`column`. A field of a
+            struct also has ``inner``, its name within the struct.
         max_length : int
-            Items read of each list.
+            Largest number of items that are read of a list.
         keep : {"last", "first"}
-            Which those are.
+            Which items of longer lists are read.
         owner : str
-            Class name of the block, for error messages.
+            Class name of the block, used in error messages.
 
         Returns
         -------
@@ -170,11 +170,10 @@ OnnxPredictor`; plain values, kept in the file.
         names = {field: self._free(field) for field in fields}
         lengths = self._free(f"{next(iter(fields))}.lengths")
         longest = f"{lengths.removesuffix('.lengths')}.longest"
-        fields_read = [{"name": names[field], **how} for field, how in fields.items()]
         self.readers.append(
             {
                 "read": "lists",
-                "fields": fields_read,
+                "fields": [{"name": names[field], **spec} for field, spec in fields.items()],
                 "lengths": lengths,
                 "max_length": max_length,
                 "keep": keep,
@@ -182,21 +181,21 @@ OnnxPredictor`; plain values, kept in the file.
             }
         )
         values = {
-            field: self.input(names[field], KINDS[how["kind"]], ["rows", longest])
-            for field, how in fields.items()
+            field: self.input(names[field], KINDS[spec["kind"]], ["rows", longest])
+            for field, spec in fields.items()
         }
         self.input(lengths, TensorProto.INT64, ["rows"])
         return Lists(values, lengths)
 
     def cut(self, lists, *, max_length, keep):
-        """Leave out what is beyond the longest length that a block reads.
+        """Truncate lists to the largest number of items that a block reads.
 
         Parameters
         ----------
         lists : Lists
-            Of numbers: strings are looked up before.
+            Lists of numbers. Strings are looked up before.
         max_length, keep
-            As for :meth:`lists`.
+            Parameters of :meth:`lists`.
 
         Returns
         -------
@@ -205,39 +204,39 @@ OnnxPredictor`; plain values, kept in the file.
         first = next(iter(lists.values.values()))
         size = self.op("Slice", self.op("Shape", first), [1], [2])
         longest = self.op("Min", size, np.array([max_length]))
-        kept = self.op("Min", lists.lengths, np.int64(max_length))
-        place = self.op("Range", np.int64(0), self.op("Squeeze", longest), np.int64(1))
+        lengths = self.op("Min", lists.lengths, np.int64(max_length))
+        index = self.op("Range", np.int64(0), self.op("Squeeze", longest), np.int64(1))
         start = np.int64(0)
         if keep == "last":
-            start = self.op("Sub", lists.lengths, kept)
+            start = self.op("Sub", lists.lengths, lengths)
             start = self.op("Unsqueeze", start, np.array([1]))
         else:
-            start = self.op("Unsqueeze", self.op("Sub", kept, kept), np.array([1]))
-        place = self.op("Add", place, start)
+            start = self.op("Unsqueeze", self.op("Sub", lengths, lengths), np.array([1]))
+        index = self.op("Add", index, start)
         last = self.op("Sub", self.op("Squeeze", size), np.int64(1))
-        place = self.op("Min", place, last)
+        index = self.op("Min", index, last)
         values = {
-            name: self.op("GatherElements", value, place, axis=1)
+            name: self.op("GatherElements", value, index, axis=1)
             for name, value in lists.values.items()
         }
-        return Lists(values, kept)
+        return Lists(values, lengths)
 
-    def given(self, reader, prefix, inputs):
-        """Return values that are computed before the graph, by what reads the file.
+    def precomputed(self, reader, prefix, inputs):
+        """Return inputs that the predictor computes before it runs the graph.
 
         Parameters
         ----------
         reader : dict
-            How; with ``"read"``, and plain values.
+            Specification of a reader, with the key ``"read"`` and JSON values.
         prefix : str
-            What the names of the inputs begin with.
+            Prefix of the names of the inputs.
         inputs : dict of {str: (dtype, shape)}
-            What the reader gives.
+            Arrays that the reader returns.
 
         Returns
         -------
         dict of {str: str}
-            Their names in the graph.
+            Names of the inputs in the graph.
         """
         names = {name: self._free(f"{prefix}.{name}") for name in inputs}
         self.readers.append({**reader, "names": names})
@@ -247,42 +246,43 @@ OnnxPredictor`; plain values, kept in the file.
         }
 
     def weighted_ids(self, reader, columns):
-        """Return lists of ids and weights that are computed before the graph.
+        """Return lists of ids and weights that are computed before the graph runs.
 
         Parameters
         ----------
         reader : dict
-            As for :meth:`given`; it gives ids, weights and lengths.
+            Specification of a reader, as in :meth:`precomputed`, that returns ids, weights and
+            lengths.
         columns : list of str
-            That have a list a row each.
+            Columns with a list in each row.
 
         Returns
         -------
         dict of {str: tuple of str}
-            The entries ``ids`` and ``weights`` of an encoding.
+            Entries ``ids`` and ``weights`` of an encoding.
         """
         lists = ["rows", len(columns), f"{columns[0]}.longest"]
         inputs = {"ids": (np.int32, lists), "weights": (np.float32, lists)}
         inputs["lengths"] = (np.int64, lists[:2])
-        given = self.given(reader, columns[0], inputs)
-        return {name: (given[name], given["lengths"]) for name in ("ids", "weights")}
+        names = self.precomputed(reader, columns[0], inputs)
+        return {entry: (names[entry], names["lengths"]) for entry in ("ids", "weights")}
 
     def input(self, name, kind, shape):
-        """Add an input of an element type of ONNX and a shape, in which strings are sizes."""
+        """Add an input of an ONNX element type and a shape, in which strings name dynamic sizes."""
         self._inputs[name] = helper.make_tensor_value_info(name, kind, shape)
         return name
 
-    def _read(self, reader, make):
-        """Return the input of a reader, the same one if two blocks read a column alike."""
+    def _read(self, reader, add_input):
+        """Return the input of a reader, which blocks share if they read a column the same way."""
         for known in self.readers:
             if {**known, "name": None} == {**reader, "name": None}:
                 return known["name"]
         reader["name"] = self._free(reader["column"])
         self.readers.append(reader)
-        return make(reader["name"])
+        return add_input(reader["name"])
 
     def _free(self, name):
-        """Return a name that no input has: that of the column, if it can be."""
+        """Return a name that no input has, which is that of the column if possible."""
         while name in self._inputs or any(name in self._names(reader) for reader in self.readers):
             name += "'"
         return name
@@ -300,21 +300,21 @@ OnnxPredictor`; plain values, kept in the file.
     # ------------------------------------------------------------------ look-ups
 
     def codes(self, strings, categories, also=()):
-        """Look categories up.
+        """Look up the codes of categories.
 
         Parameters
         ----------
         strings : str
             Name of a tensor of strings.
         categories : list of str
-            Known ones, whose codes are 2 and so on.
+            Known categories, whose codes are 2, 3 and so on.
         also : dict of {str: str}, optional
-            Further spellings of categories.
+            Further spellings, with their categories.
 
         Returns
         -------
         str
-            Of int64: 0 where missing, 1 where unknown.
+            Codes of int64: 0 where missing, 1 where unknown.
         """
         codes = {MISSING_STRING: 0, **{word: 2 + i for i, word in enumerate(categories)}}
         for word, category in dict(also).items():
@@ -330,18 +330,18 @@ OnnxPredictor`; plain values, kept in the file.
         )
 
     def watch(self, codes, columns, axes=(0,)):
-        """Have the highest code of columns given out, which says whether any category is known.
+        """Include columns in :meth:`highest_codes`, which shows whether any category is known.
 
         Parameters
         ----------
         codes : str
             Name of a tensor of int32.
         columns : list of dict or None
-            How :class:`~sk_easytensor.inference.OnnxPredictor` finds the values: ``name`` for
-            messages, ``block``, ``column`` and, within structs, ``inner``. None for columns that
+            Columns of the codes, for warnings of :class:`~sk_easytensor.inference.OnnxPredictor`:
+            ``name``, ``block``, ``column`` and, within structs, ``inner``. None for columns that
             have no known category.
-        axes : tuple of int
-            Axes of rows and items; what is left are the columns.
+        axes : tuple of int, default=(0,)
+            Axes of rows and items. The remaining axis is that of the columns.
         """
         if any(columns):
             self.watched.append((codes, axes, columns))
@@ -355,21 +355,21 @@ OnnxPredictor`; plain values, kept in the file.
         return self.op("Concat", *parts, axis=0)
 
     def search(self, values, tables):
-        """Return how many entries of a sorted table are not above each value, less one.
+        """Return the index of the last entry of a sorted table that is not above each value.
 
         Parameters
         ----------
         values : str
-            Of shape (..., n_tables); none may be below the first entry of its table.
+            Values of shape (..., n_tables). None may be below the first entry of its table.
         tables : list of ndarray
-            Increasing, of one dtype.
+            Increasing tables of one dtype.
 
         Returns
         -------
-        place : str
-            Of int64, in the shape of the values.
+        index : str
+            Indices of int64, in the shape of the values.
         look_up : callable
-            Returns the entries at some places of the values' tables.
+            Function of indices that returns the entries of the values' tables.
         """
         steps = max(int(np.ceil(np.log2(max(map(len, tables))))), 1)
         size = 2**steps
@@ -381,45 +381,45 @@ OnnxPredictor`; plain values, kept in the file.
         flat = self.constant(padded.reshape(-1))
         first = self.constant(np.arange(len(tables)) * (size + 1))
 
-        def look_up(place):
-            return self.op("Gather", flat, self.op("Add", place, first))
+        def look_up(index):
+            return self.op("Gather", flat, self.op("Add", index, first))
 
-        place = self.op("Mul", self.cast(self.op("IsNaN", self.cast(values, float)), int), 0)
+        index = self.op("Mul", self.cast(self.op("IsNaN", self.cast(values, float)), int), 0)
         for step in 2 ** np.arange(steps)[::-1]:
-            ahead = self.op("Add", place, np.int64(step))
+            ahead = self.op("Add", index, np.int64(step))
             below = self.op("LessOrEqual", look_up(ahead), values)
-            place = self.op("Where", below, ahead, place)
-        return place, look_up
+            index = self.op("Where", below, ahead, index)
+        return index, look_up
 
-    # ------------------------------------------------------------------ the whole
+    # ------------------------------------------------------------------ model
 
     def append(self, model, inputs):
-        """Run another model on values of this graph.
+        """Append the nodes of another model, with values of this graph as its inputs.
 
         Parameters
         ----------
         model : onnx.ModelProto
-            Of the same versions.
+            Model with the same versions of operators.
         inputs : dict of {str: str}
-            For each of its inputs the value to give it.
+            Value for each input of the model.
 
         Returns
         -------
         list of str
-            Its outputs.
+            Outputs of the model.
         """
         model = compose.add_prefix(model, "network/")
         graph = model.graph
         renamed = {f"network/{name}": value for name, value in inputs.items()}
         for node in graph.node:
-            for place, name in enumerate(node.input):
-                node.input[place] = renamed.get(name, name)
+            for index, name in enumerate(node.input):
+                node.input[index] = renamed.get(name, name)
         self._nodes += graph.node
         self._initializers += graph.initializer
         return [output.name for output in graph.output]
 
     def output(self, value, name, dtype, shape):
-        """Give a value out under a name, which may get a mark if a column has it."""
+        """Add an output, and return its name, to which ``'`` is added if a column has it."""
         while name in self._inputs:
             name += "'"
         self._nodes.append(helper.make_node("Identity", [value], [name]))
@@ -428,14 +428,14 @@ OnnxPredictor`; plain values, kept in the file.
         return name
 
     def model(self, producer, version, metadata):
-        """Return the graph as a model, checked.
+        """Return the graph as a model, after a check by ONNX.
 
         Parameters
         ----------
         producer, version : str
-            Who made it.
+            Name and version of the library that writes the model.
         metadata : dict of {str: str}
-            Kept in the file.
+            Metadata of the model.
 
         Returns
         -------

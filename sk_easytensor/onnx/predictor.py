@@ -1,4 +1,4 @@
-"""Exported models: files with a digest, and predictions by onnxruntime without torch."""
+"""Exported models: files with a digest, and predictions by onnxruntime, without torch."""
 
 from __future__ import annotations
 
@@ -26,74 +26,80 @@ __all__ = [
 
 
 DIGEST = "sk_easytensor.sha256"
-"""Key of the metadata."""
+"""Key of the metadata whose value is the digest."""
 
 
 def sealed(model):
-    """Return a serialised model with an entry of its metadata that has its SHA-256.
+    """Return a serialized model with its SHA-256 as an entry of its metadata.
 
     Parameters
     ----------
     model : bytes
-        As ``SerializeToString`` gives it, without the entry.
+        Result of ``SerializeToString``, without the entry.
 
     Returns
     -------
     bytes
-        The entry comes last. Fields of a protobuf message may come in any order, and one that is
-        repeated in several places, so that all readers of ONNX find it among the metadata.
+        Model with the entry at the end. Fields of a protobuf message may come in any order, and
+        entries of a repeated field in several places, so that all readers of ONNX find the entry
+        among the metadata.
     """
     return model + entry(hashlib.sha256(model).hexdigest())
 
 
-def check_sealed(data, where):
-    """Raise ``ValueError`` unless bytes are those that :func:`sealed` returned.
+def check_sealed(data, name):
+    """Check the digest that :func:`sealed` added.
 
     Parameters
     ----------
     data : bytes
-        What is in a file.
-    where : str
-        The file, for the message.
+        Content of a file.
+    name : str
+        Name of the file, used in the message.
+
+    Raises
+    ------
+    ValueError
+        If there is no digest, or it is not that of the content.
     """
     model = memoryview(data)[: -len(entry("0" * 64))]
     if data[len(model) :] != entry(hashlib.sha256(model).hexdigest()):
         raise ValueError(
-            f"{where} is corrupt, was changed after it was exported, or was not written by to_onnx "
+            f"{name} is corrupt, was changed after it was exported, or was not written by to_onnx "
             "of this library. Export the model again"
         )
 
 
 def entry(digest):
-    """Return an entry of the metadata of a model (field 14: key is field 1, value field 2)."""
+    """Return a serialized metadata entry: field 14, of a key in field 1 and a value in field 2."""
     pair = b"\x0a" + sized(DIGEST.encode()) + b"\x12" + sized(digest.encode())
     return b"\x72" + sized(pair)
 
 
 def sized(data):
-    """Return bytes, fewer than 128, behind their number."""
+    """Return at most 127 bytes, preceded by their number."""
     return bytes([len(data)]) + data
 
 
 FORMAT = 1
-"""Version of what files say of themselves; raised when older readers cannot read new ones."""
+"""Version of the metadata. It is increased when older predictors cannot read new files."""
 
 METADATA = "sk_easytensor"
-"""Key of the file's metadata."""
+"""Key of the metadata that predictors read."""
 
-BATCH = 8_192
-"""Rows that go through the graph at once."""
+BATCH_SIZE = 8_192
+"""Rows that pass through the graph at once."""
 
 
 def load(path, **params):
-    """Read a file that ``to_onnx`` wrote, if it is as it was written.
+    """Load a file that ``to_onnx`` wrote, after a check of its digest.
 
     Parameters
     ----------
     path : str, path-like or bytes
-        The file, or what is in it.
+        Path of the file, or its content.
     **params
-        As for :class:`OnnxPredictor`.
+        Parameters of :class:`OnnxPredictor`.
 
     Returns
     -------
@@ -102,36 +108,46 @@ def load(path, **params):
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If the file does not exist.
     ValueError
-        Naming the file, if a SHA-256 in its metadata is not that of the rest: it is corrupt, or was
-        changed after it was exported.
+        If the SHA-256 in the metadata is not that of the content: the file is corrupt, or was
+        changed after it was exported. The message names the file.
     """
     return OnnxPredictor(path, **params)
 
 
 class OnnxPredictor:
-    """A fitted model in an ONNX file: what it predicts, from the user's own columns.
+    """Predictor of a fitted model in an ONNX file, from tables with the columns of fit.
 
-    It needs NumPy, pyarrow and onnxruntime, and neither torch nor scikit-learn.
+    It requires NumPy, pyarrow and onnxruntime, and neither torch nor scikit-learn.
 
     Parameters
     ----------
     path : str, path-like or bytes
-        A file that ``to_onnx(path)`` wrote, with raw columns, or what is in it.
+        Path of a file that ``to_onnx(path)`` wrote with ``inputs="raw"``, or its content.
     n_jobs : int or None, default=None
-        Threads; None for one, -1 for all cores.
+        Number of threads; None for one, -1 for all cores.
     providers : list, optional
-        Of onnxruntime; by default the processor.
+        Execution providers of onnxruntime; by default the CPU.
 
     Attributes
     ----------
     feature_names_in_ : ndarray of str
-        Columns of fit. Those that no block read need not be there.
-    classes_ : ndarray
-        Of classifiers, and of pairs with two classes.
+        Columns that the model was fitted on. Columns that no block reads may be missing.
+    classes_ : ndarray, or dict of {str: ndarray} for several tasks
+        Class labels. Only classifiers and pairs with two classes have them.
     metadata_ : dict
-        What the file says of itself.
+        Metadata of the file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file does not exist.
+    ValueError
+        If the file was not written by ``to_onnx`` with ``inputs="raw"``, is corrupt or was changed,
+        or is of a newer format.
+    ImportError
+        If onnxruntime is not installed.
 
     Examples
     --------
@@ -146,39 +162,39 @@ class OnnxPredictor:
     """
 
     def __init__(self, path, *, n_jobs=None, providers=None):
-        self._where = "what was given"
+        self._name = "the content of the file"
         data = path
         if not isinstance(path, bytes):
-            path = self._where = os.fspath(path)
+            path = self._name = os.fspath(path)
             if not os.path.isfile(path):
-                raise FileNotFoundError(f"there is no file {path!r}")
+                raise FileNotFoundError(f"file {path!r} does not exist")
             with open(path, "rb") as file:
                 data = file.read()
-        check_sealed(data, self._where)
+        check_sealed(data, self._name)
         try:
             self._session = open_session(data, n_jobs, providers)
         except ImportError:
             raise
         except Exception as error:
-            # Those of onnxruntime have no common class but this.
-            raise ValueError(f"{self._where} cannot be read as an ONNX file: {error}") from error
-        self.metadata_ = read_metadata(self._session, self._where)
+            # Errors of onnxruntime have no other common class.
+            raise ValueError(f"{self._name} cannot be read as an ONNX file: {error}") from error
+        self.metadata_ = read_metadata(self._session, self._name)
         if self.metadata_["inputs"] != "raw":
             raise ValueError(
-                f"{self._where} was exported with inputs={self.metadata_['inputs']!r}, which takes "
-                "what the model's blocks make of a table; export it with inputs='raw' to predict "
-                "from columns"
+                f"{self._name} was exported with inputs={self.metadata_['inputs']!r}, so that its "
+                "inputs are encoded rows; export the model with inputs='raw' to predict from "
+                "tables"
             )
         self._readers = readers(self.metadata_["readers"])
         self._inputs = {value.name for value in self._session.get_inputs()}
         features = self.metadata_["features"]
-        self.feature_names_in_ = np.array([each["name"] for each in features], dtype=object)
+        self.feature_names_in_ = np.array([feature["name"] for feature in features], dtype=object)
         self._sparse = self.metadata_.get("sparse")
         if self._sparse is not None:
             self._sparse = SparseLayout(**self._sparse)
         self._columns = list(self.feature_names_in_)
         if self.metadata_["named"]:
-            self._columns = [each["name"] for each in features if each["blocks"]]
+            self._columns = [feature["name"] for feature in features if feature["blocks"]]
         if self._sparse is not None:
             self.feature_names_in_ = np.array(self._sparse.features, dtype=object)
         self._watched = self.metadata_["watched"]
@@ -188,35 +204,38 @@ class OnnxPredictor:
             self.classes_ = class_array(answer["classes"])
         if self.kind == "tasks":
             self.classes_ = {
-                each["name"]: class_array(each["classes"])
-                for each in answer["tasks"]
-                if each["classes"] is not None
+                task["name"]: class_array(task["classes"])
+                for task in answer["tasks"]
+                if task["classes"] is not None
             }
 
     def run(self, X, *outputs):
-        """Return some of the graph's outputs.
+        """Return outputs of the graph.
 
         Parameters
         ----------
         X : table-like
             Data frame of any kind, Arrow table, dictionary of lists, list of dictionaries, or
-            2-D array or sparse matrix if `fit` was given one of the two.
+            2-D array or sparse matrix if the model was fitted on one.
         *outputs : str
-            Which; as in ``metadata_["outputs"]``.
+            Names of the outputs, which are the keys of ``metadata_["outputs"]``.
 
         Returns
         -------
         list of ndarray
+            Arrays whose first dimension is the row, in the order of `outputs`.
 
         Raises
         ------
+        ValueError
+            If a column is missing or has values that cannot be read. The message names the column.
         RuntimeError
-            If the graph gives NaN or infinity, with the output and the number of rows.
+            If an output has NaN or infinity. The message has the output and the number of rows.
 
         Warns
         -----
         UserWarning
-            Naming a column of which no value is a category that fit saw.
+            If no value of a column is a category seen during fit. The message names the column.
         """
         names = [self.metadata_["outputs"][name] for name in outputs]
         if self._watched is not None:
@@ -229,41 +248,40 @@ class OnnxPredictor:
             sparse=self._sparse,
         )
         parts = []
-        for start in range(0, len(table), BATCH):
-            rows = table.slice(start, BATCH)
-            given = {}
+        for start in range(0, len(table), BATCH_SIZE):
+            rows = table.slice(start, BATCH_SIZE)
+            arrays = {}
             for read in self._readers:
-                given.update(read(rows))
-            given = {name: values for name, values in given.items() if name in self._inputs}
-            parts.append(self._session.run(names, given))
+                arrays.update(read(rows))
+            arrays = {name: values for name, values in arrays.items() if name in self._inputs}
+            parts.append(self._session.run(names, arrays))
         if self._watched is not None:
             self._warn_of_unseen(table, np.max([part.pop() for part in parts], axis=0))
-        found = parts[0]
+        results = parts[0]
         if len(parts) > 1:
-            found = [np.concatenate(columns) for columns in zip(*parts, strict=True)]
-        for name, values in zip(outputs, found, strict=True):
-            check_finite(name, values, self._where)
-        return found
+            results = [np.concatenate(columns) for columns in zip(*parts, strict=True)]
+        for name, values in zip(outputs, results, strict=True):
+            check_finite(name, values, self._name)
+        return results
 
     def predict(self, X):
-        """Return what the model's ``predict`` does.
+        """Return the predictions of the model's ``predict``.
 
         Parameters
         ----------
         X : table-like
-            As for :meth:`run`.
+            Rows, in a form that :meth:`run` accepts.
 
         Returns
         -------
         ndarray of shape (n_rows,) or (n_rows, n_outputs), or dict of them for several tasks
         """
         if self.kind == "tasks":
-            found = self._by_task(X)
             return {
                 name: self.classes_[name][values.argmax(axis=1)]
                 if name in self.classes_
                 else values
-                for name, values in found.items()
+                for name, values in self._by_task(X).items()
             }
         if "predictions" in self.metadata_["outputs"]:
             return self.run(X, "predictions")[0]
@@ -278,7 +296,7 @@ class OnnxPredictor:
         Parameters
         ----------
         X : table-like
-            As for :meth:`run`.
+            Rows, in a form that :meth:`run` accepts.
 
         Returns
         -------
@@ -287,19 +305,19 @@ class OnnxPredictor:
         Raises
         ------
         AttributeError
-            If the model gives none.
+            If the model has no class probabilities.
         """
         if self.kind == "tasks":
-            found = self._by_task(X)
-            return {name: found[name] for name in self.classes_}
+            by_task = self._by_task(X)
+            return {name: by_task[name] for name in self.classes_}
         return self._only("predict_proba", "probabilities", X)
 
     def decision_function(self, X):
-        """Return how well the users and items of pairs fit, float64 of shape (n_rows,)."""
+        """Return the scores of pairs of users and items, float64 of shape (n_rows,)."""
         return self._only("decision_function", "scores", X)
 
     def transform(self, X):
-        """Return embeddings, or what the model's ``transform`` gives, float32."""
+        """Return embeddings, or the representations of the model's ``transform``, float32."""
         name = "embedding" if "embedding" in self.metadata_["outputs"] else "representation"
         return self._only("transform", name, X)
 
@@ -312,8 +330,8 @@ class OnnxPredictor:
 
     def _by_task(self, X):
         tasks = self.metadata_["answer"]["tasks"]
-        found = self.run(X, *(each["output"] for each in tasks))
-        return {each["name"]: values for each, values in zip(tasks, found, strict=True)}
+        results = self.run(X, *(task["output"] for task in tasks))
+        return {task["name"]: values for task, values in zip(tasks, results, strict=True)}
 
     def _only(self, method, output, X):
         if output not in self.metadata_["outputs"]:
@@ -325,29 +343,29 @@ class OnnxPredictor:
 
 
 def class_array(classes):
-    """Return class labels as an array; strings as objects."""
+    """Return class labels as an array, strings as an array of objects."""
     classes = np.asarray(classes)
     return classes.astype(object) if classes.dtype.kind == "U" else classes
 
 
-def check_finite(output, values, where):
-    """Raise ``RuntimeError`` if an output holds NaN or infinity.
+def check_finite(output, values, source):
+    """Raise ``RuntimeError`` if an output has NaN or infinity.
 
     Parameters
     ----------
     output : str
-        Name of the output, for the message.
+        Name of the output, used in the message.
     values : ndarray
-        Whose first dimension is the row.
-    where : str
-        What computed it, for the message.
+        Values of the output, whose first dimension is the row.
+    source : str
+        File or engine that computed the values, used in the message.
     """
     if values.dtype.kind != "f" or np.isfinite(values).all():
         return
-    wrong = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    invalid = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
     raise RuntimeError(
-        f"{where} gives NaN or infinity in output {output!r} for {wrong.sum()} of {len(values)} "
-        f"rows, the first of them row {wrong.argmax()}. Export the model again with this version "
+        f"{source} gives NaN or infinity in output {output!r} for {invalid.sum()} of {len(values)} "
+        f"rows, the first of them row {invalid.argmax()}. Export the model again with this version "
         "of sk_easytensor"
     )
 
@@ -358,11 +376,11 @@ def open_session(model, n_jobs=None, providers=None):
     Parameters
     ----------
     model : str or bytes
-        A path, or what is in a file.
-    n_jobs : int or None
-        Threads; None for one, -1 for all cores.
+        Path of a file, or its content.
+    n_jobs : int or None, default=None
+        Number of threads; None for one, -1 for all cores.
     providers : list, optional
-        Of onnxruntime; by default the processor.
+        Execution providers of onnxruntime; by default the CPU.
 
     Returns
     -------
@@ -387,21 +405,21 @@ def open_session(model, n_jobs=None, providers=None):
     return onnxruntime.InferenceSession(model, options, providers=providers)
 
 
-def read_metadata(session, where):
-    """Return what a file says of itself.
+def read_metadata(session, name):
+    """Return the metadata of a model of this library.
 
     Raises
     ------
     ValueError
-        If it is from a newer version, or not of this library.
+        If the file was not written by this library, or by a newer version.
     """
-    found = session.get_modelmeta().custom_metadata_map.get(METADATA)
-    if found is None:
-        raise ValueError(f"{where} was not written by to_onnx of this library")
-    metadata = json.loads(found)
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA)
+    if text is None:
+        raise ValueError(f"{name} was not written by to_onnx of this library")
+    metadata = json.loads(text)
     if metadata["format"] > FORMAT:
         raise ValueError(
-            f"{where} is of format {metadata['format']}, written by sk_easytensor "
+            f"{name} is of format {metadata['format']}, written by sk_easytensor "
             f"{metadata['version']}; this version reads formats up to {FORMAT}. Update "
             "sk_easytensor where the file is read"
         )

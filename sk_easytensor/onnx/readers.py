@@ -1,4 +1,4 @@
-"""Columns of a table as arrays for an exported graph; needs neither torch nor scikit-learn."""
+"""Readers of columns as arrays for an exported graph, without torch and scikit-learn."""
 
 from __future__ import annotations
 
@@ -22,42 +22,42 @@ __all__ = [
 
 
 MISSING_STRING = "\uffff"
-"""Stands for a missing string: a code point that is no character."""
+"""Missing string: a code point that is not a character."""
 
 MISSING_TIME = -(2**63)
-"""Stands for a missing time."""
+"""Missing time: the least int64."""
 
 MISSING_SECONDS = -(2**62) // 1_000_000
 """Earlier than any time, in seconds."""
 
-HASHED = 2
-"""The code of the first bucket."""
+FIRST_BUCKET = 2
+"""Code of the first bucket of hashed categories."""
 
 
 def readers(specs):
-    """Return what reads the columns that a file's graph takes.
+    """Return the readers of a graph's inputs.
 
     Parameters
     ----------
     specs : list of dict
-        As the file has them.
+        Specifications of the readers, from the metadata of the file.
 
     Returns
     -------
     list of callable
-        Each takes a table and returns a dictionary of arrays by input.
+        Functions of a table that return a dictionary of arrays by name of the input.
     """
     return [READERS[spec["read"]](spec) for spec in specs]
 
 
 class Column:
-    """Reads a column with one value a row."""
+    """Reader of a column with one value a row."""
 
     def __init__(self, spec):
         self.spec = spec
 
     def __call__(self, table):
-        """Return a dictionary with the input's array."""
+        """Return a dictionary with the array of the input."""
         values = READ[self.spec["read"]](table.column(self.spec["column"]), self.spec)
         return {self.spec["name"]: values}
 
@@ -68,26 +68,26 @@ def numbers(column, spec):
 
 
 def strings(column, spec):
-    """Return categories as objects that are strings."""
+    """Return categories as an array of strings, U+FFFF where missing."""
     check_family(column.type, spec["types"], spec["column"], "CategoryBlock")
-    # The graph spells the texts of booleans.
+    # The graph has the spellings of booleans.
     keys = category_keys(column, boolean_texts=False)
     words = keys.dictionary.to_numpy(zero_copy_only=False).astype(object)
     if MISSING_STRING in words.tolist():
-        # No file has a category made of this character, so that two of them are as unknown.
+        # No category consists of this character, so that a string of two is unknown as well.
         words[words == MISSING_STRING] = 2 * MISSING_STRING
     words = np.append(words, MISSING_STRING)
     return words[pc.fill_null(keys.indices, len(keys.dictionary)).to_numpy(zero_copy_only=False)]
 
 
 def times(column, spec):
-    """Return microseconds since 1970: in UTC if the block knew a zone, else by the wall clock."""
+    """Return microseconds since 1970, in UTC for a column with a zone, else by the wall clock."""
     instants = read_instants(column, spec["column"], spec.get("zone"))
     missing = np.isnan(instants)
     whole = np.floor(np.where(missing, 0, instants))
     rest = np.where(missing, 0, instants) - whole
-    found = whole.astype(np.int64) * 1_000_000 + np.rint(rest * 1e6).astype(np.int64)
-    return np.where(missing, MISSING_TIME, found)
+    microseconds = whole.astype(np.int64) * 1_000_000 + np.rint(rest * 1e6).astype(np.int64)
+    return np.where(missing, MISSING_TIME, microseconds)
 
 
 def clock_seconds(column, spec):
@@ -101,18 +101,18 @@ def clock_seconds(column, spec):
 def vectors(column, spec):
     """Return vectors, float64 of shape (rows, length), NaN where missing."""
     name, length = spec["column"], spec["length"]
-    found = np.full((len(column), length), np.nan)
-    # Without any vector during fit there is nothing to read one by.
+    array = np.full((len(column), length), np.nan)
+    # With length 0, all vectors were missing during fit.
     if length == 0 or pa.types.is_null(column.type):
-        return found
+        return array
     if not is_list(column.type):
         raise TypeError(
             f"column {name!r} is of type {type_name(column.type)}; it must hold vectors"
         )
     lengths = pc.list_value_length(column)
-    unlike = pc.fill_null(pc.not_equal(lengths, length), False).to_numpy()
-    if unlike.any():
-        row = int(np.argmax(unlike))
+    differs = pc.fill_null(pc.not_equal(lengths, length), False).to_numpy()
+    if differs.any():
+        row = int(np.argmax(differs))
         raise RowError(
             f"column {name!r} has a vector of length {lengths[row].as_py()} in row {{row}}; all of "
             f"them must have the length {length}",
@@ -121,16 +121,16 @@ def vectors(column, spec):
     items = pc.list_flatten(column)
     flat = cast_column(items, name, pa.float64(), block="VectorBlock", rows=False)
     present = column.is_valid().to_numpy()
-    found[present] = pc.fill_null(flat, np.nan).to_numpy().reshape(present.sum(), length)
-    return found
+    array[present] = pc.fill_null(flat, np.nan).to_numpy().reshape(present.sum(), length)
+    return array
 
 
 def hashed(column, spec):
-    """Return the codes of categories that are hashed, int64."""
+    """Return the codes of hashed categories, int64, 0 where missing."""
     check_family(column.type, spec["types"], spec["column"], "CategoryBlock")
     keys = category_keys(column)
     codes = hash_strings(keys.dictionary) % np.uint64(spec["buckets"])
-    codes = np.append(codes.astype(np.int64) + HASHED, 0)
+    codes = np.append(codes.astype(np.int64) + FIRST_BUCKET, 0)
     return codes[pc.fill_null(keys.indices, len(codes) - 1).to_numpy(zero_copy_only=False)]
 
 
@@ -142,14 +142,14 @@ READ = {
     "vector": vectors,
     "hashed": hashed,
 }
-"""How the values of a column become an array."""
+"""Functions from columns to arrays, by kind."""
 
 FILL = {"number": np.nan, "category": "", "time": MISSING_TIME, "seconds": np.nan, "hashed": 0}
-"""What stands behind the end of a list."""
+"""Padding of lists, by kind."""
 
 
 class ListColumns:
-    """Reads parallel columns of lists."""
+    """Reader of parallel columns of lists."""
 
     def __init__(self, spec):
         self.spec = spec
@@ -162,12 +162,12 @@ class ListColumns:
             kind = table.schema.field(name).type
             if not (is_list(kind) or pa.types.is_null(kind)):
                 raise TypeError(f"column {name!r} is of type {type_name(kind)}; it must hold lists")
-        cut = {"max_length": spec["max_length"], "keep": spec["keep"]}
-        lists = read_lists(table.select(columns), block=spec["owner"], **cut)
+        limits = {"max_length": spec["max_length"], "keep": spec["keep"]}
+        lists = read_lists(table.select(columns), block=spec["owner"], **limits)
         lengths = np.diff(lists.offsets)
         longest = max(int(lengths.max(initial=0)), 1)
         inside = np.arange(longest) < lengths[:, None]
-        found = {spec["lengths"]: lengths}
+        arrays = {spec["lengths"]: lengths}
         for field in spec["fields"]:
             items = lists.items.column(field["column"])
             if "inner" in field and not pa.types.is_null(items.type):
@@ -175,19 +175,19 @@ class ListColumns:
             values = READ[field["kind"]](items, field)
             padded = np.full(inside.shape, FILL[field["kind"]], values.dtype)
             padded[inside] = values
-            found[field["name"]] = padded
-        return found
+            arrays[field["name"]] = padded
+        return arrays
 
 
 def category_values(table, watched):
-    """Return the values of a column of categories, or of the items of one of lists.
+    """Return the values of a column of categories, or the items of a column of lists of them.
 
     Parameters
     ----------
     table : pyarrow.Table
         Rows.
     watched : dict
-        Which column, as :meth:`Graph.watch` has it.
+        Column, in the form of :meth:`Graph.watch`.
 
     Returns
     -------
@@ -202,7 +202,7 @@ def category_values(table, watched):
 
 
 class Ngrams:
-    """Finds the n-grams of text columns and their weights."""
+    """Reader of text columns: ids and weights of their n-grams."""
 
     def __init__(self, spec):
         self.spec = spec
@@ -225,29 +225,30 @@ class Ngrams:
         column = cast_column(table.column(name), name, pa.large_string(), block="TextBlock")
         ids, weights, lengths = [], [], []
         for texts, rows in distinct_texts(column):
-            owner, found, occurrences = self._find(Words(texts), index)
-            weight = (1 + np.log(occurrences)) * self.idf[index][found]
-            weight /= np.sqrt(np.bincount(owner, weights=weight**2, minlength=len(texts)))[owner]
-            offsets = np.searchsorted(owner, np.arange(len(texts) + 2))
-            own = np.diff(offsets)[rows]
-            place = np.arange(own.sum()) - np.repeat(np.cumsum(own) - own, own)
-            place += np.repeat(offsets[:-1][rows], own)
-            ids.append(found[place] + self.first[index])
-            weights.append(weight[place])
-            lengths.append(own)
+            text, ngrams, occurrences = self._count(Words(texts), index)
+            weight = (1 + np.log(occurrences)) * self.idf[index][ngrams]
+            weight /= np.sqrt(np.bincount(text, weights=weight**2, minlength=len(texts)))[text]
+            offsets = np.searchsorted(text, np.arange(len(texts) + 2))
+            counts = np.diff(offsets)[rows]
+            position = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            position += np.repeat(offsets[:-1][rows], counts)
+            ids.append(ngrams[position] + self.first[index])
+            weights.append(weight[position])
+            lengths.append(counts)
         offsets = np.append(0, np.cumsum(np.concatenate(lengths)))
         return np.concatenate(ids), np.concatenate(weights), offsets
 
-    def _find(self, words, index):
+    def _count(self, words, index):
+        """Return texts, their n-grams, and how often they occur, as arrays of equal length."""
         if self.vocabularies:
             return self.vocabularies[index].count(words)
-        owner, found, occurrences = hashed_ngrams(words, self.ngram_range, len(self.idf[index]))
-        used = self.idf[index][found] > 0
-        return owner[used], found[used], occurrences[used]
+        text, ngrams, occurrences = hashed_ngrams(words, self.ngram_range, len(self.idf[index]))
+        used = self.idf[index][ngrams] > 0
+        return text[used], ngrams[used], occurrences[used]
 
 
 class SparseVectors:
-    """Reads columns of sparse vectors."""
+    """Reader of columns of sparse vectors."""
 
     def __init__(self, spec):
         self.spec = spec
@@ -267,27 +268,28 @@ class SparseVectors:
 
 
 def padded_ids(columns, names):
-    """Return lists of ids and weights as arrays by the names of a graph's inputs.
+    """Return lists of ids and weights as padded arrays for the inputs of a graph.
 
     Parameters
     ----------
     columns : list of (ids, weights, offsets)
-        Of each column.
+        Arrays of each column.
     names : dict of {str: str}
-        Of the inputs ``ids``, ``weights`` and ``lengths``.
+        Names of the inputs ``ids``, ``weights`` and ``lengths``.
 
     Returns
     -------
     dict of {str: ndarray}
+        Arrays by name of the input.
     """
     lengths = np.stack([np.diff(offsets) for _, _, offsets in columns], axis=1)
     longest = max(int(lengths.max(initial=0)), 1)
     inside = np.arange(longest) < lengths[..., None]
     ids = np.zeros(inside.shape, np.int32)
     weights = np.zeros(inside.shape, np.float32)
-    for index, (found, weight, _) in enumerate(columns):
-        ids[:, index][inside[:, index]] = found
-        weights[:, index][inside[:, index]] = weight
+    for index, (column_ids, column_weights, _) in enumerate(columns):
+        ids[:, index][inside[:, index]] = column_ids
+        weights[:, index][inside[:, index]] = column_weights
     return {names["ids"]: ids, names["weights"]: weights, names["lengths"]: lengths}
 
 
@@ -297,4 +299,4 @@ READERS = {
     "ngrams": Ngrams,
     "sparse": SparseVectors,
 }
-"""What makes the reader of each kind."""
+"""Classes of readers, by kind."""

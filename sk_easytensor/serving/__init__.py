@@ -1,7 +1,7 @@
-"""An HTTP service of an exported model: requests of JSON rows, without torch and scikit-learn.
+"""HTTP service of an exported model for rows in JSON, without torch and scikit-learn.
 
-``python -m sk_easytensor.serving model.onnx`` starts it; :func:`make_app` returns the ASGI
-application for deployments with a server of their own. It needs the extra ``serve``.
+``python -m sk_easytensor.serving model.onnx`` starts it. :func:`make_app` returns the ASGI
+application, for deployments with another server. It requires the extra ``serve``.
 """
 
 from typing import TYPE_CHECKING

@@ -10,42 +10,49 @@ from pathlib import Path
 from sk_easytensor.serving.limits import Limits, prepared_keys
 
 KEY_VARIABLE = "SK_EASYTENSOR_API_KEY"
+"""Environment variable with an API key."""
 
 
-def parser():
-    """Return the parser of the command line; each limit is an option."""
-    made = argparse.ArgumentParser(
+def make_parser():
+    """Return the parser of the command line, which has an option for each limit."""
+    parser = argparse.ArgumentParser(
         "python -m sk_easytensor.serving",
         description="Serve a model that to_onnx wrote: rows as JSON in, predictions out.",
     )
-    made.add_argument("model", help="file that to_onnx wrote")
-    made.add_argument("--host", default="127.0.0.1", help="address to listen at (%(default)s)")
-    made.add_argument("--port", type=int, default=8000, help="0 for a free one (%(default)s)")
-    made.add_argument("--n-jobs", type=int, help="threads of the model, -1 for all cores (1)")
-    made.add_argument(
+    parser.add_argument("model", help="file that to_onnx wrote")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (%(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="0 for a free port (%(default)s)")
+    parser.add_argument("--n-jobs", type=int, help="threads of the model, -1 for all cores (1)")
+    parser.add_argument(
         "--api-key-file",
         type=Path,
-        help=f"file of the keys that clients may have, one a line; otherwise {KEY_VARIABLE} has "
-        "one, and without both the service is open",
+        help=f"file with the API keys of clients, one a line; otherwise {KEY_VARIABLE} has one, "
+        "and without both the service needs no key",
     )
-    made.add_argument("--log-level", default="warning", help="of uvicorn (%(default)s)")
+    parser.add_argument("--log-level", default="warning", help="log level of uvicorn (%(default)s)")
     for field in fields(Limits):
-        made.add_argument(
+        parser.add_argument(
             f"--{field.name.replace('_', '-')}",
             type=type(field.default),
             default=field.default,
             help="(%(default)s)",
         )
-    return made
+    return parser
 
 
 def api_key(file):
-    """Return the keys in a file or the environment, None if there is neither."""
+    """Return the API keys in a file or in the environment; None if there is neither.
+
+    Raises
+    ------
+    ValueError
+        If the file has no key, or the environment variable is empty.
+    """
     if file is not None:
         lines = file.read_text(encoding="utf-8").splitlines()
         keys = [line.strip() for line in lines if line.strip()]
         if not keys:
-            raise ValueError(f"{file} has no key; write one a line, or leave out --api-key-file")
+            raise ValueError(f"{file} has no key; write one a line, or omit --api-key-file")
         return keys
     key = os.environ.get(KEY_VARIABLE)
     if key is not None and not key.strip():
@@ -55,13 +62,14 @@ def api_key(file):
 
 def main(arguments=None):
     """Read the command line and serve."""
-    options = parser().parse_args(arguments)
+    parser = make_parser()
+    options = parser.parse_args(arguments)
     try:
-        limits = Limits(**{each.name: getattr(options, each.name) for each in fields(Limits)})
+        limits = Limits(**{field.name: getattr(options, field.name) for field in fields(Limits)})
         key = api_key(options.api_key_file)
         prepared_keys(key)
     except (OSError, ValueError) as error:
-        parser().error(str(error))
+        parser.error(str(error))
     from sk_easytensor.serving.server import serve
 
     serve(

@@ -1,4 +1,4 @@
-"""The ASGI application: routes, and how errors become responses."""
+"""ASGI application of the service: routes and error responses."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ except ImportError as error:
 __all__ = ["make_app"]
 
 VALIDATORS = 2
-"""Threads that parse and validate requests; one of them may be busy with a large one."""
+"""Threads that parse and validate requests, so that a large one does not block the others."""
 
-ERROR = {"description": "`detail` says what is wrong."}
+ERROR = {"description": "`detail` describes the error."}
 STATUSES = {400: ERROR, 401: ERROR, 408: ERROR, 413: ERROR, 415: ERROR, 422: ERROR, 503: ERROR}
 
 
@@ -36,19 +36,20 @@ def make_app(path, *, limits=None, api_key=None, n_jobs=None):
     Parameters
     ----------
     path : str, path-like or bytes
-        A file that ``to_onnx`` wrote, or what is in it.
+        Path of a file that ``to_onnx`` wrote, or its content.
     limits : Limits, optional
-        Bounds of bodies, rows, time and waiting requests; by default those of ``Limits()``.
+        Limits of bodies, rows, time and waiting requests; by default those of ``Limits()``.
     api_key : str or list of str, optional
-        Keys that clients send as ``Authorization: Bearer <key>``. With keys, only ``/health`` and
-        ``/ready`` are open; ``/metrics`` and ``/docs`` need one as well.
+        API keys, one of which clients send as ``Authorization: Bearer <key>``. With keys, only
+        ``/health`` and ``/ready`` are open; ``/metrics`` and ``/docs`` require one as well.
     n_jobs : int or None, default=None
-        Threads of the model; None for one, -1 for all cores.
+        Number of threads of the model; None for one, -1 for all cores.
 
     Returns
     -------
     fastapi.FastAPI
-        Routes can be added to it. ``app.state.stopping = True`` makes ``/ready`` give 503.
+        Application, to which routes can be added. With ``app.state.stopping = True``, ``/ready``
+        responds with 503.
 
     Raises
     ------
@@ -60,25 +61,25 @@ def make_app(path, *, limits=None, api_key=None, n_jobs=None):
 
     Notes
     -----
-    ``POST /predict`` takes a row, a JSON object of values by column, or a list of them. The columns
-    are those that the model reads; all of them have to be there, and missing values are null. Times
-    are strings in ISO 8601, vectors and sequences are lists, and events are lists of objects. The
-    response is an object of lists with one element a row:
+    ``POST /predict`` accepts a row, which is a JSON object of values by column, or a list of rows.
+    The columns are those that the model reads. All of them are required, and missing values are
+    null. Times are strings in ISO 8601, vectors and sequences are lists, and events are lists of
+    objects. The response is an object of lists with one element a row:
 
     - classifiers: ``label`` and ``probabilities``, lists in the order of ``classes`` at ``/model``
     - regressors: ``predictions``
     - several tasks: ``label`` and ``probabilities`` of tasks with classes, ``predictions`` of the
       others, each an object by task
-    - two towers: rows are pairs, with the columns of user and item in one object; ``scores`` as of
-      ``decision_function``, with ``label`` and ``probabilities`` if there are classes and with
-      ``predictions`` if not
+    - two towers: rows are pairs, with the columns of user and item in one object; ``scores`` of
+      ``decision_function``, with ``label`` and ``probabilities`` for a target of classes and with
+      ``predictions`` for others
     - one tower (``model.user_tower_.to_onnx(path)``): ``embedding`` of rows of its columns
-    - embedders: ``embedding`` of rows that hold lists, in the order of time, as
-      :meth:`EasyTensorEmbedder.collect` makes them of a log
+    - embedders: ``embedding`` of rows with lists in the order of time, as
+      :meth:`EasyTensorEmbedder.collect` returns them for a log
 
     See Also
     --------
-    serve : Run it with uvicorn and with limits of connections and slow clients.
+    serve : Run the application by uvicorn, with limits of connections and slow clients.
 
     Examples
     --------
@@ -126,18 +127,18 @@ def make_app(path, *, limits=None, api_key=None, n_jobs=None):
 
     @app.get("/ready", responses={503: ERROR})
     async def ready():
-        """Return whether the service takes requests."""
+        """Return whether the service accepts requests."""
         if app.state.stopping or not app.state.ready:
             return problem(503, "the service is starting or stopping")
         return {"status": "ready"}
 
     @app.get("/model")
     async def model():
-        """Return what is served."""
+        """Return the estimator, version, outputs and classes of the model."""
         outputs, classes = app.state.batcher.outputs, metadata["answer"].get("classes")
         if metadata["answer"]["kind"] == "tasks":
             tasks = metadata["answer"]["tasks"]
-            classes = {each["name"]: each["classes"] for each in tasks if each["classes"]}
+            classes = {task["name"]: task["classes"] for task in tasks if task["classes"]}
             outputs = ["label", "probabilities"] if classes else []
             outputs += ["predictions"] if len(classes) < len(tasks) else []
         return {
@@ -149,7 +150,7 @@ def make_app(path, *, limits=None, api_key=None, n_jobs=None):
 
     @app.get("/metrics", response_class=Response)
     async def show_metrics():
-        """Return the metrics in Prometheus' text format."""
+        """Return the metrics in the text format of Prometheus."""
         text, content_type = metrics.text()
         return Response(text, headers={"Content-Type": content_type})
 
@@ -185,26 +186,26 @@ REQUEST_BODY = {
 }
 
 
-def with_schema(openapi, app, request, others):
+def with_schema(openapi, app, request, definitions):
     """Return a method ``openapi`` whose document has the schema of requests."""
 
     def document():
         if app.openapi_schema is None:
             schemas = openapi().setdefault("components", {}).setdefault("schemas", {})
-            schemas.update(others, Request=request)
+            schemas.update(definitions, Request=request)
         return app.openapi_schema
 
     return document
 
 
 def is_json(content_type):
-    """Return whether a content type is JSON, in UTF-8 if it says so."""
+    """Return whether a content type is JSON, with UTF-8 as its charset if it has one."""
     kind, _, params = content_type.lower().partition(";")
     charset = params.replace(" ", "").replace('"', "")
     return kind.strip() == "application/json" and charset in {"", "charset=utf-8"}
 
 
 def problem(status, detail, headers=None):
-    """Return an error as a response."""
-    # In ASCII: a message may hold what UTF-8 cannot.
+    """Return a response with an error."""
+    # In ASCII, because a message may have lone surrogates, which UTF-8 cannot encode.
     return Response(json.dumps({"detail": detail}), status, headers, "application/json")

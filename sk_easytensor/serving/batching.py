@@ -1,4 +1,4 @@
-"""Requests that wait for the model, predicted in batches."""
+"""Queue of requests, whose rows are predicted in batches."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ __all__ = [
 
 
 BATCH_ROWS, BATCH_BYTES = 1024, 2**18
-"""A batch takes no further requests once it has so many rows or bytes of JSON. The model runs on no
-more of them at once, except for a single row: some steps, such as those from lists to arrays, keep
-other threads waiting for as long as they take."""
+"""Rows and bytes of JSON from which a batch accepts no further requests. The model runs on no more
+of them at once, except for a single row, because some steps, such as the conversion of lists to
+arrays, block other threads."""
 
 MESSAGE_LENGTH = 300
-"""Characters of a message about rows that the model refuses; longer ones are cut."""
+"""Characters to which messages about invalid rows are shortened."""
 
 logger = logging.getLogger("sk_easytensor.serving")
 
 
 class InvalidRows(ValueError):
-    """Rows that have the right types and that the model refuses all the same."""
+    """Raised for rows of valid types that the model refuses."""
 
 
 class PredictionError(RuntimeError):
-    """A prediction that failed for a reason that is not in the rows; the log has it."""
+    """Raised for a prediction that failed for another reason than its rows, which is logged."""
 
 
 @dataclass
-class Waiting:
+class QueuedRequest:
     """Rows of a request, and the future of its response."""
 
     rows: Rows
@@ -49,17 +49,17 @@ class Waiting:
 
 
 class Batcher:
-    """Runs the model on all requests that wait, in a thread of its own.
+    """Runs the model on batches of requests, in a thread of its own.
 
-    No request waits for others to come: while the model is busy, requests queue up, and the next
-    batch is all of them.
+    No request waits for a batch to fill up. While the model runs, requests are queued, and the
+    next batch consists of all of them.
 
     Parameters
     ----------
     predictor : OnnxPredictor
-        The model.
+        Predictor of the model.
     metrics : Metrics
-        Where batches are counted.
+        Metrics that count batches.
     """
 
     def __init__(self, predictor, metrics):
@@ -76,16 +76,25 @@ class Batcher:
     async def predict(self, rows):
         """Return the outputs for some rows as JSON.
 
+        Parameters
+        ----------
+        rows : Rows
+            Rows of a request.
+
+        Returns
+        -------
+        bytes
+
         Raises
         ------
         InvalidRows
             If the model refuses the rows.
         PredictionError
-            If it fails otherwise.
+            If the model fails for another reason.
         """
-        waiting = Waiting(rows, asyncio.get_running_loop().create_future())
-        self._queue.put_nowait(waiting)
-        return await waiting.result
+        request = QueuedRequest(rows, asyncio.get_running_loop().create_future())
+        self._queue.put_nowait(request)
+        return await request.result
 
     async def run(self):
         """Predict batches until cancelled."""
@@ -93,55 +102,55 @@ class Batcher:
         try:
             while True:
                 batch = await self._next_batch()
-                rows = [waiting.rows for waiting in batch]
-                found = await loop.run_in_executor(self._thread, self.responses, rows)
-                for waiting, response in zip(batch, found, strict=True):
-                    if waiting.result.done():  # Its time is over.
+                rows = [request.rows for request in batch]
+                responses = await loop.run_in_executor(self._thread, self.responses, rows)
+                for request, response in zip(batch, responses, strict=True):
+                    if request.result.done():  # The request timed out.
                         continue
                     if isinstance(response, Exception):
-                        waiting.result.set_exception(response)
+                        request.result.set_exception(response)
                     else:
-                        waiting.result.set_result(response)
+                        request.result.set_result(response)
         finally:
             self._thread.shutdown(wait=False)
 
     async def _next_batch(self):
-        """Return requests that wait, at least one."""
+        """Return the queued requests, after waiting for the first."""
         batch, n_rows, n_bytes = [], 0, 0
         while not batch or (
             n_rows < BATCH_ROWS and n_bytes < BATCH_BYTES and not self._queue.empty()
         ):
-            waiting = await self._queue.get()
-            if not waiting.result.done():
-                batch.append(waiting)
-                n_rows += len(waiting.rows)
-                n_bytes += sum(waiting.rows.sizes)
+            request = await self._queue.get()
+            if not request.result.done():
+                batch.append(request)
+                n_rows += len(request.rows)
+                n_bytes += sum(request.rows.sizes)
         return batch
 
     def responses(self, requests):
-        """Return for each request its outputs as JSON, or the exception that its rows raise.
+        """Return the outputs of each request as JSON, or the exception that its rows raise.
 
         Parameters
         ----------
         requests : list of Rows
-            The rows of each.
+            Rows of each request.
 
         Returns
         -------
         list of bytes or Exception
         """
-        rows = [row for each in requests for row in each]
-        sizes = [size for each in requests for size in each.sizes]
+        rows = [row for request in requests for row in request]
+        sizes = [size for request in requests for size in request.sizes]
         try:
-            found = [self._run(rows[piece]) for piece in pieces(sizes)]
+            parts = [self._run(rows[part]) for part in batch_slices(sizes)]
         except Exception as error:
             if len(requests) == 1:
-                return [self._refused(error)]
-            # Halving finds the request that the error is about and keeps it from the others.
+                return [self._as_exception(error)]
+            # Halving finds the request that raises the error, so that the others succeed.
             half = len(requests) // 2
             return self.responses(requests[:half]) + self.responses(requests[half:])
-        arrays = found[0] if len(found) == 1 else map(np.concatenate, zip(*found, strict=True))
-        bounds = np.cumsum([len(each) for each in requests])[:-1]
+        arrays = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
+        bounds = np.cumsum([len(request) for request in requests])[:-1]
         parts = [np.split(array, bounds) for array in arrays]
         return [self._as_json(self.outputs, part) for part in zip(*parts, strict=True)]
 
@@ -152,8 +161,8 @@ class Batcher:
         return arrays
 
     @staticmethod
-    def _refused(error):
-        """Return the exception for a request whose rows made the model fail."""
+    def _as_exception(error):
+        """Return the exception for a request on whose rows the model failed."""
         if isinstance(error, TypeError | ValueError | OverflowError):
             message = str(error)
             return InvalidRows(message[:MESSAGE_LENGTH] + "..." * (len(message) > MESSAGE_LENGTH))
@@ -163,8 +172,8 @@ class Batcher:
         return failed
 
 
-def pieces(sizes):
-    """Return slices of rows of these sizes that the model runs on, one after the other."""
+def batch_slices(sizes):
+    """Return slices of rows within the limits of a batch, for rows of these sizes in bytes."""
     starts, n_bytes = [0], 0
     for row, size in enumerate(sizes):
         if row - starts[-1] == BATCH_ROWS or (n_bytes and n_bytes + size > BATCH_BYTES):
@@ -180,34 +189,40 @@ def as_json(names, arrays):
 
 
 def as_json_by_task(tasks, names, arrays):
-    """Return what tasks predict as a JSON object of objects by task.
+    """Return predictions of several tasks as a JSON object of objects by task.
 
     Parameters
     ----------
     tasks : list of dict
-        What an exported file says of them.
+        Metadata of the tasks in the exported file.
     names : list of str
-        Of outputs.
+        Names of the outputs.
     arrays : iterable of ndarray
-        Probabilities of classes or predictions.
+        Probabilities of classes, or predictions.
+
+    Returns
+    -------
+    bytes
     """
     by_output = dict(zip(names, arrays, strict=True))
-    found = {"label": {}, "probabilities": {}, "predictions": {}}
+    results = {"label": {}, "probabilities": {}, "predictions": {}}
     for task in tasks:
         values, classes = by_output[task["output"]], task["classes"]
         if classes is None:
-            found["predictions"][task["name"]] = as_list(values)
+            results["predictions"][task["name"]] = as_list(values)
             continue
         best = values.argmax(axis=1)
-        found["label"][task["name"]] = as_list(np.array(classes, dtype=object)[best])
-        found["probabilities"][task["name"]] = as_list(values)
-    parts = {name: as_object(each, each.values()) for name, each in found.items() if each}
+        results["label"][task["name"]] = as_list(np.array(classes, dtype=object)[best])
+        results["probabilities"][task["name"]] = as_list(values)
+    parts = {
+        name: as_object(by_task, by_task.values()) for name, by_task in results.items() if by_task
+    }
     return as_object(parts, parts.values()).encode()
 
 
 def as_list(array):
     """Return an array as a JSON list."""
-    # Row by row, because one call would keep other threads waiting until all is written.
+    # Row by row, because a single call would block other threads until it ends.
     return f"[{','.join(map(json.dumps, array.tolist()))}]"
 
 

@@ -25,46 +25,48 @@ RETRY_AFTER = (b"retry-after", b"1")
 CLOSE = (b"connection", b"close")
 
 LINGER_SECONDS = 1.0
-"""That the rest of a refused body is read and dropped. If the connection were closed at once, a
-client that is still sending would see an error instead of the response."""
+"""Time for which the rest of a refused body is read and dropped, in seconds. If the connection were
+closed at once, a client that is still sending would see an error instead of the response."""
 
 DISCONNECTED = 499
-"""Status that metrics count for clients that left before there was a response."""
+"""Status in metrics for clients that disconnected before there was a response."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of the service.
+    """Limits of the service.
 
     Parameters
     ----------
     max_body_bytes : int, default=8 MiB
-        Of a request; 413 beyond.
+        Size of the body of a request in bytes. Larger bodies get status 413.
     max_row_bytes : int, default=256 KiB
-        Of a row as it is in the body; 422 beyond, and no more of the row is parsed. JSON of a row
-        is parsed in one go, in which the process does nothing else. `max_body_bytes` bounds a row
-        as well: raise both for larger ones.
+        Size of the JSON of a row in bytes. Larger rows get 422, and are not parsed to their end.
+        The process does nothing else while it parses a row. `max_body_bytes` limits rows as well;
+        raise both for larger rows.
     max_buffered_bytes : int, default=64 MiB
-        Of all bodies that are in memory at once; 503 beyond.
+        Size of all bodies in memory together in bytes. Further requests get 503.
     max_rows : int, default=10_000
-        Of a request; 422 beyond.
+        Number of rows of a request. Requests with more get 422.
     max_waiting : int, default=256
-        Requests whose rows are validated, wait for the model or are predicted; 503 beyond.
+        Number of requests that are validated, queued or predicted. Further requests get 503.
     max_connections : int, default=512
-        Open connections; further requests get 503, and connections far beyond are closed.
+        Number of open connections. Further requests get 503, and connections far beyond the limit
+        are closed.
     header_seconds : float, default=10.0
-        For the head of a request, from its connection or its first byte.
+        Time for the head of a request in seconds, from its connection or its first byte.
     body_seconds : float, default=20.0
-        For the body of a request; 408 beyond.
+        Time for the body of a request in seconds. Slower requests get 408.
     request_seconds : float, default=30.0
-        From the end of the body to the response; 503 beyond.
+        Time from the end of the body to the response in seconds. Requests that take longer get 503.
     keep_alive_seconds : float, default=5.0
-        That a connection may be idle between requests, and that a closing one has for reading
-        the last response.
+        Time for which a connection may be idle between requests, and for reading the last response
+        of a closing connection, in seconds.
     drain_seconds : float, default=0.0
-        That requests are still accepted after SIGTERM, while ``/ready`` gives 503.
+        Time for which requests are still accepted after SIGTERM, while ``/ready`` responds with
+        503, in seconds.
     shutdown_seconds : float, default=20.0
-        Until requests in flight are cancelled after that.
+        Time after that until requests in flight are cancelled, in seconds.
 
     Notes
     -----
@@ -74,7 +76,8 @@ class Limits:
     Raises
     ------
     ValueError
-        Naming the parameter, if a bound is not a positive number (`drain_seconds` may be 0).
+        If a limit is not a positive number; `drain_seconds` may be 0. The message names the
+        parameter.
     """
 
     max_body_bytes: int = 8 * 2**20
@@ -91,7 +94,7 @@ class Limits:
     shutdown_seconds: float = 20.0
 
     def __post_init__(self):
-        """Check each bound."""
+        """Check each limit."""
         for field in fields(self):
             if field.name.startswith("max_"):
                 bounds = {"low": 1, "integer": True}
@@ -106,7 +109,7 @@ def prepared_keys(api_key):
     Parameters
     ----------
     api_key : str, list of str or None
-        One key or several, or none.
+        One key, several keys, or None for a service without keys.
 
     Returns
     -------
@@ -115,34 +118,35 @@ def prepared_keys(api_key):
     Raises
     ------
     ValueError
-        If there is no key among them, or one is empty or has whitespace.
+        If the list is empty, or a key is empty or has whitespace.
     """
     if api_key is None:
         return None
     keys = [api_key] if isinstance(api_key, str) else list(api_key)
     if not keys or not all(isinstance(key, str) and key and len(key.split()) == 1 for key in keys):
         raise ValueError(
-            "api_key must be a string without whitespace, not empty, or a list of them"
+            "api_key must be a non-empty string without whitespace, or a list of such strings"
         )
     return [key.strip().encode() for key in keys]
 
 
 class Refused(Exception):
-    """A request that gets an error before the application sees it."""
+    """Raised for a request that gets an error response before it reaches the application."""
 
 
 class Guard:
-    """Checks keys, reads bodies within the limits, and bounds the time of a request.
+    """ASGI middleware that checks API keys and enforces limits of bodies and times.
 
     Parameters
     ----------
     app : ASGI application
-        What requests go to that pass.
+        Application that handles accepted requests.
     limits : Limits
+        Limits to enforce.
     keys : list of bytes or None
-        Keys that clients may have; None for a service without keys.
+        Valid API keys; None for a service without keys.
     metrics : Metrics
-        Where requests are counted.
+        Metrics that count requests.
     """
 
     def __init__(self, app, limits, keys, metrics):
@@ -153,7 +157,7 @@ class Guard:
         self.buffered = 0
 
     async def __call__(self, scope, receive, send):
-        """Handle a request as ASGI describes it."""
+        """Handle an ASGI request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -174,7 +178,7 @@ class Guard:
             if self.keys is not None and path not in OPEN_PATHS:
                 self._check_key(request)
             if not await self._read_body(request):
-                return  # The client is gone.
+                return  # The client has disconnected.
             async with asyncio.timeout(self.limits.request_seconds) as limit:
                 await self.app(request.scope, request.replay, request.send)
         except Refused as refused:
@@ -186,15 +190,15 @@ class Guard:
             await request.refuse(503, message, RETRY_AFTER)
 
     def _check_key(self, request):
-        scheme, _, given = request.header(b"authorization").partition(b" ")
-        # All keys are compared, so that the time does not depend on which one fits.
-        fits = [hmac.compare_digest(given.strip(), key) for key in self.keys]
-        if scheme.lower() != b"bearer" or not any(fits):
+        scheme, _, credentials = request.header(b"authorization").partition(b" ")
+        # All keys are compared, so that the time does not depend on which one matches.
+        matches = [hmac.compare_digest(credentials.strip(), key) for key in self.keys]
+        if scheme.lower() != b"bearer" or not any(matches):
             header = (b"www-authenticate", b"Bearer")
             raise Refused(401, "needs the header 'Authorization: Bearer' with an API key", header)
 
     async def _read_body(self, request):
-        """Read the body into memory; return whether the client is still there."""
+        """Read the body into memory, and return whether the client is still connected."""
         too_large = Refused(413, f"the body has more than {self.limits.max_body_bytes} bytes")
         length = request.header(b"content-length")
         if length.isdigit() and int(length[:20]) > self.limits.max_body_bytes:
@@ -220,7 +224,7 @@ class Guard:
 
 
 class GuardedRequest:
-    """A request whose body was read ahead, and what was sent in response."""
+    """A request whose body is read before the application runs, and the status of its response."""
 
     def __init__(self, scope, receive, send):
         self.scope = scope
@@ -233,25 +237,25 @@ class GuardedRequest:
         self._replayed = False
 
     def header(self, name):
-        """Return the value of a header, empty if there is none."""
+        """Return the value of a header; empty if there is none."""
         return next((value for key, value in self.scope["headers"] if key == name), b"")
 
     async def replay(self):
-        """Receive the body, and then whatever else the server has to say."""
+        """Receive the body, and then further messages of the server."""
         if self._replayed:
             return await self.receive()
         self._replayed = True
         return {"type": "http.request", "body": bytes(self.body), "more_body": False}
 
     async def refuse(self, status, detail, *headers):
-        """Send a JSON error, and read what the client has sent by then without keeping it."""
+        """Send an error as JSON, and drop what the client is still sending."""
         body = json.dumps({"detail": detail}).encode()
         length = (b"content-length", str(len(body)).encode())
         headers = [(b"content-type", b"application/json"), length, *headers]
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body, "more_body": True})
         with suppress(TimeoutError):
-            # A client whose body came too slowly has nothing more under way.
+            # There is no need to wait for a client whose body was too slow.
             async with asyncio.timeout(LINGER_SECONDS if status != 408 else 0):
                 while not self.complete:
                     message = await self.receive()
@@ -259,7 +263,7 @@ class GuardedRequest:
         await self.send({"type": "http.response.body", "body": b""})
 
     async def send(self, message):
-        """Send, and close the connection after a response to a body that was not read."""
+        """Send a message, and close the connection if the body was not read to its end."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             if not self.complete:

@@ -19,14 +19,15 @@ __all__ = [
 ROUTES = frozenset(
     {"/predict", "/model", "/health", "/ready", "/metrics", "/docs", "/openapi.json"}
 )
-"""Others are counted together, so that clients cannot add series."""
+"""Routes with separate metrics. Others are counted together, so that clients add no series."""
 
+# Upper bounds of the buckets of histograms.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 10_000)
 
 
 class Metrics:
-    """Counters, gauges and histograms, in a registry of their own for each service."""
+    """Counters, gauges and histograms of a service, in a separate registry."""
 
     def __init__(self):
         self.registry = CollectorRegistry()
@@ -52,7 +53,7 @@ class Metrics:
         )
 
     def observe_request(self, path, status, seconds):
-        """Count a request that is over."""
+        """Count a request that has ended."""
         route = path if path in ROUTES else "other"
         self.requests.labels(route, str(status)).inc()
         self.seconds.labels(route).observe(seconds)
@@ -64,5 +65,5 @@ class Metrics:
         self.batch_seconds.observe(seconds)
 
     def text(self):
-        """Return all of them in Prometheus' text format, and its content type."""
+        """Return all metrics in the text format of Prometheus, and its content type."""
         return generate_latest(self.registry), CONTENT_TYPE_LATEST

@@ -1,4 +1,4 @@
-"""Types of requests, made of what an exported file says of its columns, and their validation."""
+"""Types of requests, which follow from the metadata of an exported file, and their validation."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ __all__ = [
 
 
 MAX_ERRORS = 20
-"""A response describes at most so many errors."""
+"""Largest number of errors in a response."""
 
 MESSAGE_LENGTH = 200
-"""Characters of a message; longer ones are cut."""
+"""Characters to which messages are shortened."""
 
-LONGEST_TOKEN = 16
-"""Characters that a JSON token other than a string or a number has at most, an escape included."""
+MAX_TOKEN_LENGTH = 16
+"""Upper bound of the characters of a JSON token other than a string or number, or of an escape."""
 
 WHITESPACE = re.compile(r"[ \t\n\r]*")
 
@@ -36,13 +36,13 @@ INTEGERS = range(-(2**63), 2**63)
 
 
 class InvalidRequest(Exception):
-    """A request that does not hold rows of the model.
+    """Raised for a request without valid rows of the model.
 
     Parameters
     ----------
     errors : list of dict
-        Each with ``type``, ``loc`` (where in the body) and ``msg``, as in FastAPI's responses, but
-        without the input.
+        Errors with ``type``, ``loc`` (location in the body) and ``msg``, as in responses of
+        FastAPI, but without the input.
     """
 
     def __init__(self, errors):
@@ -68,20 +68,20 @@ def number(value):
 
 
 def category(value):
-    """Return the string that stands for a category: 3, 3.0 and "3" are the same."""
+    """Return a category as a string: 3, 3.0 and "3" are the same."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool | int):
         return str(int(number(value)))
     if not isinstance(value, float):
-        raise ValueError("must be a string, a number or a truth value")
+        raise ValueError("must be a string, a number or a boolean")
     if value - value != 0:
         raise ValueError("must be finite")
     return category_keys(pa.array([value])).to_pylist()[0]
 
 
 def parse_time(value):
-    """Return a time in ISO 8601 as a datetime; the error does not repeat the value."""
+    """Return a time in ISO 8601 as a datetime; the error does not contain the value."""
     if isinstance(value, str):
         try:
             return datetime.fromisoformat(value)
@@ -91,13 +91,13 @@ def parse_time(value):
 
 
 def iso_time(value):
-    """Check a time, and leave the string to the model."""
+    """Check a time in ISO 8601, and return the string, which the model parses."""
     parse_time(value)
     return value
 
 
 def event_time(zone):
-    """Return the type of times of events, of one kind for all: in UTC, or without a zone."""
+    """Return the type of times of events, which are in UTC for a column with a zone."""
 
     def read(value):
         if isinstance(value, int | float):
@@ -105,13 +105,13 @@ def event_time(zone):
             if value - value != 0:
                 raise ValueError("must be finite")
             return value
-        moment = parse_time(value)
+        time = parse_time(value)
         if zone is None:
-            return moment.replace(tzinfo=None)
-        if moment.tzinfo is None:
-            raise ValueError("must have an offset, as '2026-01-31T12:00:00+00:00' has")
+            return time.replace(tzinfo=None)
+        if time.tzinfo is None:
+            raise ValueError("must have an offset, such as '2026-01-31T12:00:00+00:00'")
         try:
-            return moment.astimezone(UTC)
+            return time.astimezone(UTC)
         except OverflowError:
             raise ValueError("must be within the years 1 to 9999 in UTC") from None
 
@@ -128,17 +128,17 @@ KINDS = {
 }
 
 FIRST_ERROR = Field(fail_fast=True)
-"""Lists are validated up to their first error: a million items could have as many errors."""
+"""Lists are validated up to their first error, because each of a million items could have one."""
 
 UNREAD = Annotated[None, BeforeValidator(lambda value: None, Any)]
-"""Type of a column that has to be there, and that no block reads."""
+"""Type of a required column that no block reads."""
 
 
 # ---------------------------------------------------------------------- types of columns
 
 
 def column_types(readers):
-    """Return the type of each column that a model reads, from what its file says."""
+    """Return the type of each column that a model reads, from the specifications of its readers."""
     types = {}
     for reader in readers:
         if reader["read"] == "ngrams":
@@ -150,18 +150,18 @@ def column_types(readers):
         elif reader["read"] == "lists":
             types.update(list_types(reader["fields"]))
         elif types.get(reader["column"]) is not NUMBER:
-            # A column that is read twice, as a number too, has to be one.
+            # A column that is read as a number and as another kind must be a number.
             types[reader["column"]] = value_type(reader["read"], reader)
     return types
 
 
 def value_type(kind, spec):
-    """Return the type of a value by how it is read."""
+    """Return the type of a value by the kind of its reader."""
     return event_time(spec.get("zone")) if kind == "seconds" else KINDS[kind]
 
 
 def list_types(fields):
-    """Return the types of columns of lists; those of events are lists of objects."""
+    """Return the types of columns of lists. Events are lists of objects."""
     types, structs = {}, {}
     for field in fields:
         item = value_type(field["kind"], field) | None
@@ -176,7 +176,7 @@ def list_types(fields):
 
 
 def row_type(name, types):
-    """Return the type of objects with these keys, all of them required and any of them null."""
+    """Return the type of objects with these keys, all of which are required and may be null."""
     return TypedDict(name, {key: kind | None for key, kind in types.items()})
 
 
@@ -200,14 +200,14 @@ class Rows(list):
 
 
 class Window:
-    """Parts of a text, one after the other, so that what reads a value never sees all of it.
+    """Consecutive parts of a text, so that the decoder of a value is not passed all of it.
 
     Parameters
     ----------
     text : str
-        The text.
+        Text of a body.
     length : int
-        Characters that a value may have.
+        Largest number of characters of a value.
     """
 
     def __init__(self, text, length):
@@ -215,54 +215,57 @@ class Window:
         self._move(0)
 
     def at(self, index):
-        """Return a part that goes on for `length` characters, if the text does, and the index."""
+        """Return a part with `length` characters from an index on, and the index in the part."""
         if self.is_cut and index - self.start + self.length > len(self.part):
             self._move(index)
         return self.part, index - self.start
 
     def _move(self, index):
-        # A quarter more than is needed: small values do not cost a copy each.
+        # A quarter longer than needed, so that not every small value costs a copy.
         end = index + self.length + self.length // 4
         self.start, self.part = index, self.text[index:end]
         self.is_cut = end < len(self.text)
 
 
 class RequestSchema:
-    """Reads the bodies of requests: a row as a JSON object, or a list of them.
+    """Schema of the bodies of requests: a row as a JSON object, or a list of rows.
 
     Parameters
     ----------
     metadata : dict
-        What an exported file says of itself.
+        Metadata of an exported file.
     max_rows : int
-        Rows of a request.
+        Largest number of rows of a request.
     max_row_bytes : int, default=256 KiB
-        Bytes of a row.
+        Largest size of a row in bytes.
 
     Raises
     ------
     ValueError
-        If the model was fitted on a sparse matrix, which JSON rows do not hold.
+        If the model was fitted on a sparse matrix, for which JSON rows have no form.
     """
 
     def __init__(self, metadata, max_rows, max_row_bytes=Limits.max_row_bytes):
-        sparse = [each for each in metadata["readers"] if each["read"] == "sparse"]
+        sparse = [reader for reader in metadata["readers"] if reader["read"] == "sparse"]
         if sparse or metadata.get("sparse") is not None:
             raise ValueError(
-                "the model reads a sparse matrix; the service takes JSON rows, which hold numbers, "
+                "the model reads a sparse matrix; the service accepts JSON rows of numbers, "
                 "strings, times, vectors and lists"
             )
-        known = column_types(metadata["readers"])
-        features = metadata["features"]
-        # Without names, columns are known by their positions, so that all have to be there.
-        names = [each["name"] for each in features if each["blocks"] or not metadata["named"]]
-        row = row_type("Row", {name: known.get(name, UNREAD) for name in names})
+        types = column_types(metadata["readers"])
+        # Without names, columns are identified by their positions, so that all are required.
+        names = [
+            feature["name"]
+            for feature in metadata["features"]
+            if feature["blocks"] or not metadata["named"]
+        ]
+        row = row_type("Row", {name: types.get(name, UNREAD) for name in names})
         self.null_row = dict.fromkeys(names)
         self.max_rows = max_rows
         self.max_row_bytes = max_row_bytes
         self._row = TypeAdapter(row)
-        several = Annotated[list[row], Field(min_length=1, max_length=max_rows)]
-        self._body = TypeAdapter(row | several)
+        rows = Annotated[list[row], Field(min_length=1, max_length=max_rows)]
+        self._body = TypeAdapter(row | rows)
         self._decoder = json.JSONDecoder(
             object_pairs_hook=unique_keys, parse_constant=refuse_constant
         )
@@ -275,8 +278,8 @@ class RequestSchema:
     def read(self, body):
         """Return the rows of a body.
 
-        Rows are parsed and validated one after the other, so that neither a body of too many rows
-        nor one of many errors is read to its end, and none of a row beyond its bound.
+        Rows are parsed and validated one after the other. A body with too many rows or errors is
+        not read to its end, and neither is a row that is too large.
 
         Parameters
         ----------
@@ -286,18 +289,18 @@ class RequestSchema:
         Returns
         -------
         Rows
-            Values by column, as the model reads them.
+            Values by column, in the form that the model reads.
 
         Raises
         ------
         InvalidRequest
-            With at most 20 errors.
+            If the body is not valid, with at most 20 errors.
         """
         try:
             text = bytes(body).decode("utf-8")
         except UnicodeDecodeError as error:
             raise InvalidRequest.at([error.start], "unicode", "invalid UTF-8") from None
-        # What escapes of surrogates make is not validated by pydantic, and may be in a key.
+        # pydantic does not validate surrogates that were escaped, which may also be in a key.
         escaped = "\\ud" in text or "\\uD" in text
         rows, errors = Rows(), []
         for location, value, size in self._values(text):
@@ -307,7 +310,7 @@ class RequestSchema:
                 rows.append(self._row.validate_python(value))
                 rows.sizes.append(size)
             except ValidationError as error:
-                errors.extend(described(error, location))
+                errors.extend(describe_errors(error, location))
             if len(errors) >= MAX_ERRORS:
                 break
         if errors:
@@ -319,14 +322,14 @@ class RequestSchema:
         if is_unicode(row):
             return
         columns = row.items() if isinstance(row, dict) else ()
-        wrong = [key for key, value in columns if not is_unicode([key, value])]
-        location = location + [key for key in wrong[:1] if key in self.null_row]
-        message = "a string holds a surrogate without its pair"
+        invalid = [key for key, value in columns if not is_unicode([key, value])]
+        location = location + [key for key in invalid[:1] if key in self.null_row]
+        message = "a string has a surrogate without its pair"
         raise InvalidRequest.at(location, "string_unicode", message)
 
     def _values(self, text):
-        """Yield the rows of a JSON text as they were parsed, each with its location and size."""
-        window = Window(text, self.max_row_bytes + LONGEST_TOKEN)
+        """Yield the location, the parsed value and the size in bytes of each row of a JSON text."""
+        window = Window(text, self.max_row_bytes + MAX_TOKEN_LENGTH)
         index = after_space(text, 0)
         if text.startswith("{", index):
             value, size, index = self._decode(window, index, ["row"])
@@ -352,10 +355,10 @@ class RequestSchema:
             raise InvalidRequest.at([index], "json_invalid", "must be a JSON object or a list")
         index = after_space(text, index)
         if index < len(text):
-            raise InvalidRequest.at([index], "json_invalid", "unexpected text behind the rows")
+            raise InvalidRequest.at([index], "json_invalid", "unexpected text after the rows")
 
     def _decode(self, window, index, location):
-        """Return a JSON value, its size in bytes and the index behind it."""
+        """Return a JSON value, its size in bytes and the index after it."""
         part, begin = window.at(index)
         too_large = InvalidRequest.at(
             location, "too_large", f"must have at most {self.max_row_bytes} bytes of JSON"
@@ -363,7 +366,8 @@ class RequestSchema:
         try:
             value, end = self._decoder.raw_decode(part, begin)
         except json.JSONDecodeError as error:
-            at_end = error.pos > len(part) - LONGEST_TOKEN or error.msg.startswith("Unterminated")
+            near_end = error.pos > len(part) - MAX_TOKEN_LENGTH
+            at_end = near_end or error.msg.startswith("Unterminated")
             if window.is_cut and at_end:
                 raise too_large from None
             message = error.msg[:MESSAGE_LENGTH]
@@ -373,7 +377,7 @@ class RequestSchema:
             raise InvalidRequest.at(location, "json_invalid", "nested too deeply") from None
         except UnacceptableJSON as error:
             raise InvalidRequest.at(location, "json_invalid", str(error)) from None
-        except ValueError:  # Python's bound on the digits of integers.
+        except ValueError:  # Python limits the digits of integers.
             message = "an integer has too many digits"
             raise InvalidRequest.at(location, "json_invalid", message) from None
         size = end - begin if part.isascii() else len(part[begin:end].encode())
@@ -383,15 +387,15 @@ class RequestSchema:
 
 
 class UnacceptableJSON(ValueError):
-    """What Python's decoder accepts and the service does not."""
+    """Raised for JSON that Python's decoder accepts and the service refuses."""
 
 
 def unique_keys(pairs):
-    """Return a dictionary of pairs; refuse keys that occur twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """Return a dictionary of pairs, and refuse duplicate keys."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
         raise UnacceptableJSON("an object has a key twice")
-    return found
+    return result
 
 
 def refuse_constant(name):
@@ -400,7 +404,7 @@ def refuse_constant(name):
 
 
 def after_space(text, index):
-    """Return the index behind whitespace."""
+    """Return the index after whitespace."""
     return WHITESPACE.match(text, index).end()
 
 
@@ -413,13 +417,13 @@ def is_unicode(value):
     return True
 
 
-def described(error, location):
-    """Return the errors of a row without its values."""
+def describe_errors(error, location):
+    """Return the errors of a row, without its values."""
     return [
         {
-            "type": each["type"],
-            "loc": ["body", *location, *each["loc"]],
-            "msg": each["msg"][:MESSAGE_LENGTH],
+            "type": detail["type"],
+            "loc": ["body", *location, *detail["loc"]],
+            "msg": detail["msg"][:MESSAGE_LENGTH],
         }
-        for each in error.errors(include_url=False, include_context=False, include_input=False)
+        for detail in error.errors(include_url=False, include_context=False, include_input=False)
     ]

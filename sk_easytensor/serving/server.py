@@ -1,4 +1,4 @@
-"""uvicorn with bounds on slow clients and open connections, and with a graceful shutdown."""
+"""uvicorn with limits of slow clients and open connections, and with a graceful shutdown."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ except ImportError as error:
 __all__ = ["serve"]
 
 STARTUP_FAILURE = 3
-"""Exit status if the model cannot predict, as uvicorn has it."""
+"""Exit status if the model cannot predict, which is that of uvicorn for a failed startup."""
 
 SPARE_CONNECTIONS = 64
-"""So many connections beyond the limit get a response, 503; further ones are closed at once."""
+"""Connections beyond the limit that get a response, 503. Further ones are closed at once."""
 
 
 def serve(
@@ -36,44 +36,46 @@ def serve(
 ):
     """Serve an exported model until SIGTERM or SIGINT.
 
-    After the signal, ``/ready`` gives 503; after ``limits.drain_seconds`` no request is accepted
-    any more, those in flight get their responses, and the function returns.
+    After the signal, ``/ready`` responds with 503. After ``limits.drain_seconds`` no further
+    request is accepted, those in flight get their responses, and the function returns.
 
     Parameters
     ----------
     path, limits, api_key, n_jobs
-        As for :func:`make_app`.
+        Parameters of :func:`make_app`.
     host : str, default="127.0.0.1"
-        Address to listen at; ``"0.0.0.0"`` for all of the machine's.
+        Address to listen at; ``"0.0.0.0"`` for all addresses of the machine.
     port : int, default=8000
-        0 for any that is free. The address is printed once the service is ready.
+        Port to listen at; 0 for any free port. The address is printed once the service is ready.
     log_level : str, default="warning"
-        Of uvicorn; ``"info"`` logs each request.
+        Log level of uvicorn; ``"info"`` logs each request.
 
     Raises
     ------
     SystemExit
-        If the model cannot predict a row of nulls; uvicorn logs why.
+        If the model cannot predict a row of nulls; uvicorn logs the reason.
     OSError
         If the address is in use.
+    ImportError, ValueError
+        Errors of :func:`make_app`.
     """
     limits = Limits() if limits is None else limits
     app = make_app(path, limits=limits, api_key=api_key, n_jobs=n_jobs)
-    config = configured(app, limits, log_level)
+    config = make_config(app, limits, log_level)
     # With the protocol set, asyncio turns off Nagle's algorithm.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, proto=socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         port = listener.getsockname()[1]
-        shown = f"[{host}]" if ":" in host else host
-        server = Server(config, f"serving {path} on http://{shown}:{port}")
+        address = f"[{host}]" if ":" in host else host
+        server = Server(config, f"serving {path} on http://{address}:{port}")
         server.run(sockets=[listener])
     if not server.started:
         raise SystemExit(STARTUP_FAILURE)
 
 
-def configured(app, limits, log_level="warning"):
+def make_config(app, limits, log_level="warning"):
     """Return the configuration of uvicorn for an application of :func:`make_app`."""
     return uvicorn.Config(
         app,
@@ -89,14 +91,14 @@ def configured(app, limits, log_level="warning"):
 
 
 class Server(uvicorn.Server):
-    """A server that is no longer ready from the signal on, and stops after the drain time.
+    """A server that is not ready after the signal, and stops after the drain time.
 
     Parameters
     ----------
     config : uvicorn.Config
-        With the application of :func:`make_app`.
+        Configuration with the application of :func:`make_app`.
     message : str
-        Printed when the service is ready.
+        Message that is printed when the service is ready.
     """
 
     def __init__(self, config, message):
@@ -108,14 +110,14 @@ class Server(uvicorn.Server):
         """Start, and print the message."""
         await super().startup(sockets=sockets)
         if self.started:
-            # What is loaded by now stays. Without it, a garbage collection, in which requests
-            # wait, has to look at those of late only.
+            # Objects that are loaded by now stay. Garbage collections, during which requests
+            # wait, then only examine later objects.
             gc.collect()
             gc.freeze()
             print(self.message, flush=True)
 
     def handle_exit(self, sig, frame):
-        """Begin to stop; a second signal does so at once."""
+        """Begin to stop, at once on a second signal."""
         state = self.config.app.state
         first, state.stopping = not state.stopping, True
         if first and self.limits.drain_seconds:
@@ -128,10 +130,10 @@ class Server(uvicorn.Server):
 
 
 class TimedProtocol(H11Protocol):
-    """HTTP connections with time limits for what uvicorn waits for without end.
+    """HTTP connections with time limits for heads of requests and for closing.
 
-    uvicorn has a time limit for idle connections between requests only. A client could send the
-    head of a request byte by byte, or never read the response of a connection that is closing.
+    uvicorn only limits the time of idle connections between requests. A client could send the head
+    of a request byte by byte, or never read the response of a connection that is closing.
     """
 
     limits = Limits()
@@ -145,17 +147,17 @@ class TimedProtocol(H11Protocol):
         self._limit_head()
 
     def data_received(self, data):
-        """Handle data; the head of a request has to be complete in time."""
+        """Handle data, and limit the time until the head of a request is complete."""
         super().data_received(data)
         self._limit_head()
 
     def connection_lost(self, exc):
-        """Forget the time limit."""
+        """Stop the timer."""
         self._stop_timer()
         super().connection_lost(exc)
 
     def on_response_complete(self):
-        """Leave the time until the next request to uvicorn, or limit that of closing."""
+        """Limit the time of a closing connection; uvicorn limits that until the next request."""
         super().on_response_complete()
         if self.transport.is_closing():
             self._abort_later()
@@ -173,7 +175,7 @@ class TimedProtocol(H11Protocol):
             self._deadline = self.loop.call_later(self.limits.header_seconds, self.transport.abort)
 
     def _abort_later(self):
-        """Abort if the client does not read what is left to send."""
+        """Abort the connection if the client does not read the rest of the response in time."""
         self._stop_timer()
         seconds = self.limits.keep_alive_seconds
         self._deadline = self.loop.call_later(seconds, self.transport.abort)

@@ -93,7 +93,7 @@ class Evaluator:
                 warnings.simplefilter("ignore")
                 found = dict(self._scores(outputs, rows))
             for metric in self.plan.metrics:
-                if metric.given is not None and not np.isfinite(found[metric.name]):
+                if metric.entry is not None and not np.isfinite(found[metric.name]):
                     raise ValueError(
                         f"eval_metric {metric.name!r} is {found[metric.name]} on the "
                         f"{len(rows.target)} rows of {name!r}: they may hold a single class or no "

@@ -150,7 +150,7 @@ def test_torch_is_the_default_and_reports_nothing(rows, target):
 def test_auto_takes_what_is_worthwhile(rows, target, monkeypatch):
     model = clone(quick_regressor("auto"))
     for factor, engine in ((0.0, "onnxruntime"), (np.inf, "torch")):
-        monkeypatch.setattr(engines, "WORTHWHILE", factor)
+        monkeypatch.setattr(engines, "MIN_SPEED_UP", factor)
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
             model.fit(rows, target)
@@ -176,7 +176,7 @@ def test_what_is_missing_is_told_before_training(rows, target, monkeypatch):
     if not torch.cuda.is_available():
         with pytest.raises((ImportError, RuntimeError), match="need"):
             quick_regressor("tensorrt").fit(rows, target)
-    monkeypatch.setattr(engines.OnnxRuntimeEngine, "needs", (("no_such_package", "onnx"),))
+    monkeypatch.setattr(engines.OnnxRuntimeEngine, "requires", (("no_such_package", "onnx"),))
     model = quick_regressor("onnxruntime")
     with pytest.raises(
         ImportError, match=r"needs no_such_package: pip install 'sk_easytensor\[onnx"

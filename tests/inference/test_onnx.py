@@ -120,7 +120,7 @@ def test_columns_without_a_known_category_are_warned_of(everything, rows):
 @one_process
 def test_a_known_category_in_a_later_batch_is_found(everything, rows, monkeypatch):
     _, path = everything
-    monkeypatch.setattr("sk_easytensor.onnx.predictor.BATCH", 50)
+    monkeypatch.setattr("sk_easytensor.onnx.predictor.BATCH_SIZE", 50)
     late = rows.assign(city=["Rome", "Bern"] * 74 + ["Rome", "Oslo"])
     assert messages(load(path).predict, late) == []
 
@@ -262,7 +262,7 @@ def test_changed_files_are_refused_by_name(everything, tmp_path):
         path.write_bytes(changed)
         with pytest.raises(ValueError, match=rf"{re.escape(str(path))} is corrupt, was changed"):
             load(path)
-    with pytest.raises(ValueError, match="what was given is corrupt"):
+    with pytest.raises(ValueError, match="the content of the file is corrupt"):
         load(whole[:-1])
     with pytest.raises(FileNotFoundError, match=r"missing\.onnx"):
         load(tmp_path / "missing.onnx")

@@ -30,10 +30,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from sk_easytensor.serving import Limits, app, limits, make_app, serve
 from sk_easytensor.serving.__main__ import api_key
 from sk_easytensor.serving.__main__ import main as command_line
-from sk_easytensor.serving.batching import BATCH_BYTES, BATCH_ROWS, Batcher, InvalidRows, pieces
+from sk_easytensor.serving.batching import (
+    BATCH_BYTES,
+    BATCH_ROWS,
+    Batcher,
+    InvalidRows,
+    batch_slices,
+)
 from sk_easytensor.serving.metrics import Metrics
 from sk_easytensor.serving.schema import InvalidRequest, RequestSchema, Rows
-from sk_easytensor.serving.server import Server, configured
+from sk_easytensor.serving.server import Server, make_config
 
 ROOT = Path(__file__).parents[2]
 JSON = {"Content-Type": "application/json"}
@@ -117,7 +123,7 @@ def until_closed(connection):
 def running(api_key=None, **bounds):
     """Run the service of the made up model in a thread; give a client."""
     chosen = Limits(**bounds)
-    server = Server(configured(make_app("no file", limits=chosen, api_key=api_key), chosen), "")
+    server = Server(make_config(make_app("no file", limits=chosen, api_key=api_key), chosen), "")
     with socket.socket(proto=socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -548,12 +554,12 @@ def test_the_model_runs_on_a_bounded_part_of_large_requests(model):
     assert model.runs[-5:] == [1, 1, 1, 1, 1]
 
 
-def test_pieces():
+def test_batch_slices():
     half = BATCH_BYTES // 2
-    assert pieces([3, 4]) == [slice(0, 2)]
-    assert pieces([half, half, 1]) == [slice(0, 2), slice(2, 3)]
-    assert pieces([3 * half, 1, 3 * half]) == [slice(0, 1), slice(1, 2), slice(2, 3)]
-    assert pieces([0] * (BATCH_ROWS + 1)) == [slice(0, BATCH_ROWS), slice(BATCH_ROWS, 1025)]
+    assert batch_slices([3, 4]) == [slice(0, 2)]
+    assert batch_slices([half, half, 1]) == [slice(0, 2), slice(2, 3)]
+    assert batch_slices([3 * half, 1, 3 * half]) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+    assert batch_slices([0] * (BATCH_ROWS + 1)) == [slice(0, BATCH_ROWS), slice(BATCH_ROWS, 1025)]
 
 
 # ---------------------------------------------------------------------- keys, probes, metrics

@@ -202,7 +202,7 @@ class MultiTaskTarget(Target):
             )
         parts = self.make_parts()
         metrics = [
-            Metric(f"{name}_{own.name}", OfTask(name, own), own.greater_is_better, own.given)
+            Metric(f"{name}_{own.name}", OfTask(name, own), own.greater_is_better, own.entry)
             for name, entries in given.items()
             for own in resolve_metrics(entries, parts[name])
         ]
