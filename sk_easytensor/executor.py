@@ -109,20 +109,20 @@ class LocalExecutor:
         Parameters
         ----------
         table : pyarrow.Table
-            All rows.
+            Table to summarize.
         function : callable
-            Takes consecutive rows as a table and returns a
+            Function of consecutive rows, a table, that returns a
             :class:`~sk_easytensor.data.summaries.Summary`.
 
         Returns
         -------
         Summary
-            Of all rows, merged in their order.
+            Summary of all rows, merged in their order.
 
         Raises
         ------
         RowError
-            That the function raised, with the number of the row in `table`.
+            Error of the function, with the number of the row in `table`.
         """
         chunks = slices(table, self.chunk_rows)
         return merge_all(self._run(table, {"": (function, chunks)})[""])
@@ -140,12 +140,12 @@ class LocalExecutor:
         Returns
         -------
         TensorFrame
-            Of as many rows, with an entry for each block.
+            Encoding of each block, with the rows of the table.
 
         Raises
         ------
         RowError
-            That a block raised, with the number of the row in `table`.
+            Error of a block, with the number of the row in `table`.
         """
         work = {}
         for name, (block, columns) in blocks.items():

@@ -61,7 +61,7 @@ def precision_at_k(relevant, recommended, *, k=10):
     Parameters
     ----------
     relevant, recommended, k
-        As for :func:`recall_at_k`.
+        Parameters of :func:`recall_at_k`.
 
     Returns
     -------
@@ -82,7 +82,7 @@ def hit_rate_at_k(relevant, recommended, *, k=10):
     Parameters
     ----------
     relevant, recommended, k
-        As for :func:`recall_at_k`.
+        Parameters of :func:`recall_at_k`.
 
     Returns
     -------
@@ -106,7 +106,7 @@ def ndcg_at_k(relevant, recommended, *, k=10):
     Parameters
     ----------
     relevant, recommended, k
-        As for :func:`recall_at_k`.
+        Parameters of :func:`recall_at_k`.
 
     Returns
     -------
@@ -129,7 +129,7 @@ def mrr_at_k(relevant, recommended, *, k=10):
     Parameters
     ----------
     relevant, recommended, k
-        As for :func:`recall_at_k`.
+        Parameters of :func:`recall_at_k`.
 
     Returns
     -------
@@ -154,7 +154,7 @@ def map_at_k(relevant, recommended, *, k=10):
     Parameters
     ----------
     relevant, recommended, k
-        As for :func:`recall_at_k`.
+        Parameters of :func:`recall_at_k`.
 
     Returns
     -------
@@ -202,7 +202,7 @@ def ranking_report(relevant, recommended, *, k=10, n_items=None):
     Parameters
     ----------
     relevant, recommended, k
-        As for :func:`recall_at_k`.
+        Parameters of :func:`recall_at_k`.
     n_items : int, optional
         Number of items in the catalogue, for the coverage.
 

@@ -249,7 +249,7 @@ class EncodedModel:
         return self._parts[block]["output"]
 
     def read_mixed(self, block, positions, rows, donors):
-        """Return what a block's module gives of rows with some values of others.
+        """Return the outputs of a block's module for rows with some values of other rows.
 
         Parameters
         ----------

@@ -274,9 +274,9 @@ class Graph:
 
     def _read(self, reader, add_input):
         """Return the input of a reader, which blocks share if they read a column the same way."""
-        for known in self.readers:
-            if {**known, "name": None} == {**reader, "name": None}:
-                return known["name"]
+        for existing in self.readers:
+            if {**existing, "name": None} == {**reader, "name": None}:
+                return existing["name"]
         reader["name"] = self._free(reader["column"])
         self.readers.append(reader)
         return add_input(reader["name"])

@@ -49,7 +49,7 @@ class QueuedRequest:
 
 
 class Batcher:
-    """Runs the model on batches of requests, in a thread of its own.
+    """Runs the model on batches of requests, in a separate thread.
 
     No request waits for a batch to fill up. While the model runs, requests are queued, and the
     next batch consists of all of them.

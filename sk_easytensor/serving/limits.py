@@ -71,7 +71,7 @@ class Limits:
     Notes
     -----
     The limits of connections, heads, idle connections and shutdown are those of :func:`serve`.
-    Other servers have options of their own for them.
+    Other servers have their own options for these limits.
 
     Raises
     ------

@@ -55,7 +55,7 @@ class MLflowCallback(Callback):
     Notes
     -----
     The callback stays in the process that called `fit`. If workers train the network, their rows
-    and epochs arrive by :meth:`take_notes`.
+    and epochs arrive by :meth:`log_progress`.
     """
 
     def __init__(self, run):
@@ -76,7 +76,7 @@ class MLflowCallback(Callback):
         """Log the epochs of a checkpoint that had no epoch left to train."""
         self.on_epoch_end(net)
 
-    def take_notes(self, rows, epochs):
+    def log_progress(self, rows, epochs):
         """Log rows and epochs that workers trained.
 
         Parameters

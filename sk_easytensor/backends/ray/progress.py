@@ -70,14 +70,14 @@ def noting(settings):
     Parameters
     ----------
     settings : TrainingSettings
-        How to train. Callbacks that belong to this process have ``take_notes(rows, epochs)``.
+        How to train. Callbacks that belong to this process have ``log_progress(rows, epochs)``.
 
     Yields
     ------
     TrainingSettings
         For the workers.
     """
-    staying = [entry for entry in settings.callbacks if hasattr(_callback(entry), "take_notes")]
+    staying = [entry for entry in settings.callbacks if hasattr(_callback(entry), "log_progress")]
     if not staying:
         yield settings
         return
@@ -101,7 +101,7 @@ class Reader(threading.Thread):
     progress : actor handle
         Of a :class:`~sk_easytensor.backends.ray.actors.ProgressActor`.
     callbacks : list
-        Have ``take_notes``.
+        Have ``log_progress``.
     """
 
     def __init__(self, progress, callbacks):
@@ -128,7 +128,7 @@ class Reader(threading.Thread):
         if epochs:
             self.known = epochs[-1]["epoch"]
         for callback in self.callbacks:
-            callback.take_notes(rows, epochs)
+            callback.log_progress(rows, epochs)
 
 
 def _callback(entry):
