@@ -14,8 +14,8 @@ from sk_easytensor.data.ngrams import (
     Words,
     count_ngrams,
     distinct_texts,
-    hashed_ngrams,
     project,
+    weighted_ngrams,
 )
 from sk_easytensor.data.summaries import ValueCounts
 from sk_easytensor.networks.block_module import BlockModule
@@ -134,29 +134,19 @@ class NgramEncoder(TextEncoder):
 
     def _encode_column(self, column, index):
         first_id = sum(len(idf) for idf in self.block.idf_[:index])
-        idf = self.block.idf_[index]
+        block = self.block
+        vocabulary = block._vocabularies[index] if block.hash_buckets is None else None
         ids, weights = [empty_lists(torch.int32)], [empty_lists(torch.float32)]
         for texts, rows in distinct_texts(column):
-            owner, ngram_ids, occurrences = self._find(Words(texts), index)
-            weight = (1 + np.log(occurrences)) * idf[ngram_ids]
-            norm = np.sqrt(np.bincount(owner, weights=weight**2, minlength=len(texts)))
-            weight /= norm[owner]
-            # An additional empty list is the encoding of missing texts.
-            offsets = np.searchsorted(owner, np.arange(len(texts) + 2))
+            ngram_ids, weight, offsets = weighted_ngrams(
+                texts, block.idf_[index], block.ngram_range, vocabulary
+            )
             offsets, rows = torch.from_numpy(offsets), torch.from_numpy(rows)
             ngram_ids = torch.from_numpy((ngram_ids + first_id).astype(np.int32))
             weight = torch.from_numpy(weight.astype(np.float32))
             ids.append(Ragged(ngram_ids, offsets).take(rows))
             weights.append(Ragged(weight, offsets).take(rows))
         return Ragged.concatenate(ids), Ragged.concatenate(weights)
-
-    def _find(self, words, index):
-        block = self.block
-        if block.hash_buckets is None:
-            return block._vocabularies[index].count(words)
-        owner, buckets, occurrences = hashed_ngrams(words, block.ngram_range, block.hash_buckets)
-        used = block.idf_[index][buckets] > 0
-        return owner[used], buckets[used], occurrences[used]
 
     def make_module(self):
         n_ids = sum(len(idf) for idf in self.block.idf_)

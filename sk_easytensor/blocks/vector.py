@@ -10,7 +10,8 @@ from torch import nn
 
 from sk_easytensor._utils.validation import check_number
 from sk_easytensor.blocks.base import Block, unsupported_column
-from sk_easytensor.data.columns import RowError, sample_values
+from sk_easytensor.data.columns import sample_values
+from sk_easytensor.data.lists import is_list, read_vectors
 from sk_easytensor.data.summaries import Moments, SummaryMap, merge_all
 from sk_easytensor.networks.block_module import BlockModule
 
@@ -139,13 +140,13 @@ class VectorBlock(Block):
     @classmethod
     def accepts(cls, column_type):
         return pa.types.is_null(column_type) or (
-            _is_list(column_type) and _holds_numbers(column_type)
+            is_list(column_type) and _holds_numbers(column_type)
         )
 
     @classmethod
     def detects(cls, column):
         kind = column.type
-        if not (_is_list(kind) and _holds_numbers(kind)):
+        if not (is_list(kind) and _holds_numbers(kind)):
             return False
         if pa.types.is_fixed_size_list(kind):
             return True
@@ -231,11 +232,6 @@ class VectorBlock(Block):
         return np.asarray(names, dtype=object)
 
 
-def _is_list(kind):
-    tests = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
-    return any(test(kind) for test in tests)
-
-
 def _holds_numbers(kind):
     return pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)
 
@@ -247,7 +243,7 @@ def _scale(moments):
 
 
 def _moments(column, name):
-    lengths = pc.drop_null(pc.list_value_length(column)) if _is_list(column.type) else []
+    lengths = pc.drop_null(pc.list_value_length(column)) if is_list(column.type) else []
     length = lengths[0].as_py() if len(lengths) else getattr(column.type, "list_size", 0)
     parts = (
         Moments.of(np.where(np.isfinite(vectors), vectors, np.nan))
@@ -262,21 +258,16 @@ def _chunks(column, name, length):
         raise TypeError(unsupported_column(pa.field(name, column.type), "VectorBlock"))
     for start in range(0, max(len(column), 1), CHUNK):
         chunk = column.slice(start, CHUNK)
-        vectors = np.full((len(chunk), length), np.nan)
-        if _is_list(column.type):
-            lengths = pc.list_value_length(chunk)
-            present = chunk.is_valid().to_numpy()
-            differs = pc.fill_null(pc.not_equal(lengths, length), False).to_numpy()
-            if differs.any():
-                row = int(np.argmax(differs))
-                raise RowError(
-                    f"column {name!r} has a vector of length {lengths[row].as_py()} in row {{row}};"
-                    f" VectorBlock expects all of them to have the length {length}",
-                    start + row,
-                )
-            flat = pc.list_flatten(chunk).cast(pa.float64(), safe=False)
-            vectors[present] = pc.fill_null(flat, np.nan).to_numpy().reshape(present.sum(), length)
+        if is_list(column.type):
+            vectors = read_vectors(chunk, name, length, as_floats, start)
+        else:
+            vectors = np.full((len(chunk), length), np.nan)
         yield slice(start, start + len(chunk)), vectors
+
+
+def as_floats(items):
+    """Return numbers of any type as float64, rounded where it holds fewer digits."""
+    return items.cast(pa.float64(), safe=False)
 
 
 class VectorModule(BlockModule):

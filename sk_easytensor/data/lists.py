@@ -15,6 +15,7 @@ __all__ = [
     "is_list",
     "list_lengths",
     "read_lists",
+    "read_vectors",
     "same_lengths",
 ]
 
@@ -160,3 +161,45 @@ def _flat(column, lengths, longest, offsets, keep):
     positions = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], retained)
     missing = np.repeat(lengths < 0, retained)
     return items.take(pa.array(positions, mask=missing if missing.any() else None))
+
+
+def read_vectors(column, name, length, cast, first_row=0):
+    """Return a list column of numbers as a matrix.
+
+    Parameters
+    ----------
+    column : pyarrow.Array or ChunkedArray
+        Lists, all of them of one length.
+    name : str
+        Name of the column, for the error.
+    length : int
+        Length of the vectors.
+    cast : callable
+        Takes the items of the lists and returns them as float64.
+    first_row : int, default=0
+        Number of the first row, for the error.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_rows, length)
+        NaN where a vector or a component is missing.
+
+    Raises
+    ------
+    RowError
+        If a vector has another length.
+    """
+    vectors = np.full((len(column), length), np.nan)
+    lengths = pc.list_value_length(column)
+    differs = pc.fill_null(pc.not_equal(lengths, length), False).to_numpy(zero_copy_only=False)
+    if differs.any():
+        row = int(np.argmax(differs))
+        raise RowError(
+            f"column {name!r} has a vector of length {lengths[row].as_py()} in row {{row}}; all of "
+            f"them must have the length {length}",
+            first_row + row,
+        )
+    items = cast(pc.list_flatten(column))
+    present = column.is_valid().to_numpy(zero_copy_only=False)
+    vectors[present] = pc.fill_null(items, np.nan).to_numpy().reshape(present.sum(), length)
+    return vectors

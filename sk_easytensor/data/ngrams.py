@@ -21,8 +21,8 @@ __all__ = [
     "Words",
     "count_ngrams",
     "distinct_texts",
-    "hashed_ngrams",
     "project",
+    "weighted_ngrams",
 ]
 
 
@@ -314,6 +314,42 @@ def hashed_ngrams(words, ngram_range, n_buckets):
         owners.append(owner)
         buckets.append((mix(states) % np.uint64(n_buckets)).astype(np.int64))
     return count_pairs(np.concatenate(owners), np.concatenate(buckets))
+
+
+def weighted_ngrams(texts, idf, ngram_range, vocabulary=None):
+    """Return the n-grams of texts with their TF-IDF weights, whose squares sum to 1 in each text.
+
+    Parameters
+    ----------
+    texts : pyarrow.Array of large_string
+        Without nulls.
+    idf : ndarray of float32
+        Inverse document frequency of each id; 0 for hash buckets that were empty during fit.
+    ngram_range : tuple of int
+        Smallest and largest number of words of an n-gram.
+    vocabulary : NgramVocabulary, optional
+        Gives n-grams their ids; without one they are hashed into ``len(idf)`` buckets.
+
+    Returns
+    -------
+    ids : ndarray of int64
+        N-grams, text by text.
+    weights : ndarray of float64
+        ``(1 + log(occurrences)) * idf``, divided by the norm of the text.
+    offsets : ndarray of int64, shape (n_texts + 2,)
+        The n-grams of text ``i`` are ``ids[offsets[i]:offsets[i + 1]]``. The additional list at the
+        end is empty and stands for missing texts.
+    """
+    words = Words(texts)
+    if vocabulary is not None:
+        owner, ids, occurrences = vocabulary.count(words)
+    else:
+        owner, ids, occurrences = hashed_ngrams(words, ngram_range, len(idf))
+        used = idf[ids] > 0
+        owner, ids, occurrences = owner[used], ids[used], occurrences[used]
+    weights = (1 + np.log(occurrences)) * idf[ids]
+    weights /= np.sqrt(np.bincount(owner, weights=weights**2, minlength=len(texts)))[owner]
+    return ids, weights, np.searchsorted(owner, np.arange(len(texts) + 2))
 
 
 def project(offsets, ids, weights, n_dimensions):

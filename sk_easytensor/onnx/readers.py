@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sk_easytensor.data.columns import RowError, cast_column, to_float64, type_name
+from sk_easytensor.data.columns import cast_column, to_float64, type_name
 from sk_easytensor.data.datetimes import read_instants
 from sk_easytensor.data.keys import category_keys, check_family, hash_strings
-from sk_easytensor.data.lists import is_list, read_lists
-from sk_easytensor.data.ngrams import NgramVocabulary, Words, distinct_texts, hashed_ngrams
+from sk_easytensor.data.lists import is_list, read_lists, read_vectors
+from sk_easytensor.data.ngrams import NgramVocabulary, distinct_texts, weighted_ngrams
 from sk_easytensor.data.sparse import encode_sparse
 
 __all__ = [
@@ -101,28 +101,19 @@ def clock_seconds(column, spec):
 def vectors(column, spec):
     """Return vectors, float64 of shape (rows, length), NaN where missing."""
     name, length = spec["column"], spec["length"]
-    array = np.full((len(column), length), np.nan)
     # With length 0, all vectors were missing during fit.
     if length == 0 or pa.types.is_null(column.type):
-        return array
+        return np.full((len(column), length), np.nan)
     if not is_list(column.type):
         raise TypeError(
             f"column {name!r} is of type {type_name(column.type)}; it must hold vectors"
         )
-    lengths = pc.list_value_length(column)
-    differs = pc.fill_null(pc.not_equal(lengths, length), False).to_numpy()
-    if differs.any():
-        row = int(np.argmax(differs))
-        raise RowError(
-            f"column {name!r} has a vector of length {lengths[row].as_py()} in row {{row}}; all of "
-            f"them must have the length {length}",
-            row,
-        )
-    items = pc.list_flatten(column)
-    flat = cast_column(items, name, pa.float64(), block="VectorBlock", rows=False)
-    present = column.is_valid().to_numpy()
-    array[present] = pc.fill_null(flat, np.nan).to_numpy().reshape(present.sum(), length)
-    return array
+    return read_vectors(
+        column,
+        name,
+        length,
+        lambda items: cast_column(items, name, pa.float64(), block="VectorBlock", rows=False),
+    )
 
 
 def hashed(column, spec):
@@ -223,12 +214,12 @@ class Ngrams:
         """Return ids, weights and offsets of one column."""
         name = self.spec["columns"][index]
         column = cast_column(table.column(name), name, pa.large_string(), block="TextBlock")
+        vocabulary = self.vocabularies[index] if self.vocabularies else None
         ids, weights, lengths = [], [], []
         for texts, rows in distinct_texts(column):
-            text, ngrams, occurrences = self._count(Words(texts), index)
-            weight = (1 + np.log(occurrences)) * self.idf[index][ngrams]
-            weight /= np.sqrt(np.bincount(text, weights=weight**2, minlength=len(texts)))[text]
-            offsets = np.searchsorted(text, np.arange(len(texts) + 2))
+            ngrams, weight, offsets = weighted_ngrams(
+                texts, self.idf[index], self.ngram_range, vocabulary
+            )
             counts = np.diff(offsets)[rows]
             position = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
             position += np.repeat(offsets[:-1][rows], counts)
@@ -237,14 +228,6 @@ class Ngrams:
             lengths.append(counts)
         offsets = np.append(0, np.cumsum(np.concatenate(lengths)))
         return np.concatenate(ids), np.concatenate(weights), offsets
-
-    def _count(self, words, index):
-        """Return texts, their n-grams, and how often they occur, as arrays of equal length."""
-        if self.vocabularies:
-            return self.vocabularies[index].count(words)
-        text, ngrams, occurrences = hashed_ngrams(words, self.ngram_range, len(self.idf[index]))
-        used = self.idf[index][ngrams] > 0
-        return text[used], ngrams[used], occurrences[used]
 
 
 class SparseVectors:
