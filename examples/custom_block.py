@@ -60,13 +60,15 @@ class PathBlock(Block):
 
     @classmethod
     def accepts(cls, column_type):
-        """Read strings."""
-        return pa.types.is_string(column_type) or pa.types.is_large_string(column_type)
+        """Read strings, and columns without a value, whose type is null."""
+        types = pa.types
+        tests = (types.is_string, types.is_large_string, types.is_null)
+        return any(test(column_type) for test in tests)
 
     @classmethod
     def detects(cls, column):
         """Choose columns of strings with a slash in each."""
-        if not cls.accepts(column.type) or column.null_count == len(column):
+        if column.null_count == len(column) or not cls.accepts(column.type):
             return False
         return pc.all(pc.match_substring(column, "/")).as_py()
 
@@ -160,7 +162,7 @@ def main():
     # It is registered: without blocks=..., estimators choose it for columns of paths.
     model = EasyTensorRegressor(max_epochs=1, trees=None, random_state=0).fit(sales, price)
     chosen = {name: list(block.feature_names_in_) for name, block in model.blocks_.items()}
-    print(f"EngineChoice automatically: {chosen}")
+    print(f"Chosen automatically: {chosen}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Losses of regressors and classifiers: the base class, and the built-in losses.
 
 A new loss is one subclass of :class:`Loss`. An estimator accepts it as ``loss=``, and likewise a
-``torch.nn.Module`` or another callable on raw outputs and targets.
+``torch.nn.Module`` or another callable on raw outputs and targets. A
+built-in loss also has an entry in ``BUILT_IN``.
 """
 
 from __future__ import annotations
@@ -63,10 +64,11 @@ class Loss(BaseEstimator):
         True, it receives them divided by the scale of the training targets, with their mean
         subtracted if the link is the identity, and :meth:`in_units` converts its values. In either
         case the network itself is trained on the standardized scale, where an output of 0, the
-        initial level, predicts the mean of `y`.
+        initial level, predicts the mean of `y`. Built-in losses of regressors are standardized.
     tree_loss : str or None, default=None
         ``loss`` of scikit-learn's ``HistGradientBoostingRegressor`` with which boosted trees are
-        fitted, or ``"log_loss"`` for classifiers. With None there are no trees.
+        fitted: ``"squared_error"``, ``"absolute_error"`` or ``"quantile"``, with the link ``"log"``
+        ``"poisson"`` or ``"gamma"``; for classifiers ``"log_loss"``. With None there are no trees.
 
     Examples
     --------
@@ -589,6 +591,15 @@ BUILT_IN = {
 }
 """Built-in losses by name."""
 
+TREE_LOSSES = {
+    ("regressor", "identity"): ("squared_error", "absolute_error", "quantile"),
+    ("regressor", "log"): ("poisson", "gamma"),
+    ("classifier", "identity"): ("log_loss",),
+    ("classifier", "log"): ("log_loss",),
+}
+"""What boosted trees can be grown with, by kind of estimator and link, so that what they predict is
+on the scale of the raw outputs."""
+
 
 def loss_names(estimator_type):
     """Return the names of the built-in losses of a kind of estimators."""
@@ -659,6 +670,11 @@ def resolve_loss(loss, owner, estimator_type, **parameters):
         resolved = BUILT_IN[loss](**parameters)
     elif isinstance(loss, Loss):
         resolved = deepcopy(loss)
+        if isinstance(resolved.estimator_types, str):
+            raise ValueError(
+                f"{owner}: {type(loss).__name__}.estimator_types must be a tuple, such as "
+                f"({resolved.estimator_types!r},), got {shortened(resolved.estimator_types)}"
+            )
         if estimator_type not in resolved.estimator_types:
             raise ValueError(
                 f"{owner}: loss={shortened(loss)} is for a "
@@ -674,15 +690,33 @@ def resolve_loss(loss, owner, estimator_type, **parameters):
                 f"{owner}: {type(loss).__name__} is standardized, which needs a method in_units; "
                 "define it or leave standardized at False"
             )
+        if type(resolved).loss is Loss.loss:
+            raise ValueError(
+                f"{owner}: {type(loss).__name__} has no method loss(outputs, targets), which "
+                "returns the loss of each row"
+            )
+        _check_tree_loss(resolved, owner, estimator_type)
     elif callable(loss) and not isinstance(loss, type):
         resolved = CallableLoss(without_reduction(loss) if isinstance(loss, nn.Module) else loss)
     else:
+        hint = f"; create an instance, {loss.__name__}()" if isinstance(loss, type) else ""
         raise ValueError(
             f"{owner}: loss must be one of {names}, a Loss of sk_easytensor.losses, a "
-            f"torch.nn.Module or a callable on outputs and targets, got {shortened(loss)}"
+            f"torch.nn.Module or a callable on outputs and targets, got {shortened(loss)}{hint}"
         )
     resolved.check_parameters(owner)
     return resolved
+
+
+def _check_tree_loss(loss, owner, estimator_type):
+    """Raise ``ValueError`` for a loss of trees whose predictions are not raw outputs."""
+    known = TREE_LOSSES[estimator_type, loss.link]
+    if loss.tree_loss is not None and loss.tree_loss not in known:
+        link = f" with link={loss.link!r}" if estimator_type == "regressor" else ""
+        raise ValueError(
+            f"{owner}: {type(loss).__name__}.tree_loss must be one of {list(known)}{link}, or None "
+            f"for no trees, got {shortened(loss.tree_loss)}"
+        )
 
 
 def without_reduction(module):

@@ -27,6 +27,11 @@ class First(BlockModule):
         return values[:, :1, 0].nan_to_num()
 
 
+class Deeper(First):
+    def forward(self, values):
+        return super().forward(values)[:, None]
+
+
 class Plain(nn.Module):
     out_features = 1
 
@@ -119,6 +124,18 @@ def test_other_names_are_free(monkeypatch):
 )
 def test_what_breaks_the_contract_is_named(module, message, monkeypatch):
     with pytest.raises(TypeError, match=rf"(?s)block 'own' \(Given\): .*{message}"):
+        fit(module, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (First(out_features=2), r"returned shape \(\d+, 1\), expected .* = \(n_rows, 2\)"),
+        (Deeper(), r"returned shape \(\d+, 1, 1\), expected .* = \(n_rows, 1\)"),
+    ],
+)
+def test_outputs_of_another_shape_are_refused(module, message, monkeypatch):
+    with pytest.raises(ValueError, match=rf"block 'own': {type(module).__name__} {message}"):
         fit(module, monkeypatch)
 
 

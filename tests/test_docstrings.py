@@ -3,11 +3,16 @@
 import ast
 import inspect
 import re
+from pathlib import Path
 
 import pytest
 
 import sk_easytensor
+from sk_easytensor import EasyTensorClassifier, EasyTensorRegressor, blocks
 from sk_easytensor._utils.docstrings import documented_like
+from sk_easytensor.losses import BUILT_IN
+
+DOCS = Path(__file__).parent.parent / "docs"
 
 PARAMETRIZED = [
     found
@@ -47,6 +52,24 @@ def test_parameters_are_documented_with_their_defaults(kind):
             stated = re.search(r"default=(.*)$", described)
             assert stated, name
             assert ast.literal_eval(stated[1]) == parameter.default, name
+
+
+def test_public_names_have_an_entry_in_the_reference():
+    """A new block is missing here until it is exported by the package, too."""
+    listed = re.findall(r"^   ([\w.]+)$", (DOCS / "api.md").read_text(encoding="utf-8"), re.M)
+    names = {name.rpartition(".")[2] for name in listed}
+    own = {name for name in blocks.__all__ if name.endswith("Block")}
+    assert own <= {*sk_easytensor.__all__}
+    assert {*sk_easytensor.__all__, *(kind.__name__ for kind in BUILT_IN.values())} <= names
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_losses_are_documented_where_their_names_are_used(name):
+    kinds = {"regressor": EasyTensorRegressor, "classifier": EasyTensorClassifier}
+    for kind in BUILT_IN[name].estimator_types:
+        assert f'``"{name}"``' in documented(kinds[kind])["loss"][1]
+    guide = (DOCS / "user_guide.md").read_text(encoding="utf-8")
+    assert re.search(rf'^\| [^|]*`"{name}"`', guide, re.M)
 
 
 def test_entries_are_taken_from_another_class():

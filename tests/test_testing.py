@@ -288,7 +288,7 @@ class Exported(LevelBlock):
         strings = [graph.column(name, "category") for name in self.feature_names_in_]
         levels = zip(strings, self.levels_, strict=True)
         codes = [graph.op("Equal", s, np.array(["low"], object)) for s, _ in levels]
-        return {"codes": graph.cast(graph.stack(codes, axis=1), np.int32)}
+        return {"codes": graph.cast(graph.stack(codes, axis=1), np.int64)}
 
 
 FAULTS = [
@@ -302,9 +302,9 @@ FAULTS = [
     (Growing, "fit", "'fits_' differs"),
     (Forgetful, "summaries", "'levels_' differs"),
     (Setting, "summaries", "summarize sets seen_"),
-    (Unmerged, "summaries", "must return a Summary"),
+    (Unmerged, "fit", "summarize must return a Summary, .* got list"),
     (Short, "encoding", "has 9 rows, the table has 10"),
-    (Misnamed, "encoding", "2 columns, encoding_columns names 1"),
+    (Misnamed, "encoding", r"2 columns, encoding_columns names 1: \['left'\].* by a tuple"),
     (Relative, "independent rows", "alone"),
     (Swapped, "column positions", "shuffling column 'left'"),
     (Untyped, "missing values", "columns of type null differ from typed"),
@@ -332,8 +332,44 @@ def test_faults_are_found(block, part, detail):
 
 def test_wrong_graphs_are_found():
     pytest.importorskip("onnxruntime")
-    with pytest.raises(AssertionError, match="part 'ONNX'"):
+    # The graph knows one level, and the block three.
+    found = r"'codes': 0 rather than 2 at \[0, 1\], of 8 that differ"
+    with pytest.raises(AssertionError, match=rf"part 'ONNX': .* of entry {found}"):
         check_block(Exported(), TABLE)
+
+
+def test_the_number_of_columns_may_be_part_of_a_block():
+    class Pair(LevelBlock):
+        def fit_columns(self, table, *, named=True):
+            if table.num_columns != 2:
+                raise ValueError(f"Pair reads two columns, got {table.column_names}")
+            return super().fit_columns(table, named=named)
+
+        def encode(self, table):
+            return {"codes": self.codes(table)[:, None]}
+
+        def encoding_columns(self, encoding):
+            return {"codes": [tuple(self.feature_names_in_)]}
+
+        def make_module(self):
+            return PairModule([len(levels) + 1 for levels in self.levels_], self.width)
+
+    class PairModule(LevelModule):
+        def __init__(self, sizes, width):
+            super().__init__(sizes, width)
+            self.output_columns = None
+
+        def forward(self, codes):
+            return super().forward(codes[:, 0])
+
+        def tree_inputs(self, codes):
+            return super().tree_inputs(codes[:, 0])
+
+    globals().update(Pair=Pair)
+    Pair.__qualname__ = "Pair"
+    check_block(Pair(), TABLE)
+    with pytest.raises(ValueError, match="two columns"):
+        Pair().fit(TABLE.select(["left"]))
 
 
 def test_blocks_that_hold_tensors_are_warned_of():

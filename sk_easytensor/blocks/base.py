@@ -3,14 +3,18 @@
 A block needs three methods:
 
 ``accepts(column_type)``, a class method
-    Return whether the block reads columns of a :class:`pyarrow.DataType`.
+    Return whether the block reads columns of a :class:`pyarrow.DataType`. The type null is that of
+    a column without any value.
 ``encode(table)``
     Return the encoding of a :class:`pyarrow.Table` with the block's columns: a dictionary of
     tensors of shape ``(n_rows, n_columns, ...)`` or :class:`~sk_easytensor.tensors.Ragged` with
-    ``n_columns`` lists per row. A row's encoding depends on that row alone.
+    ``n_columns`` lists per row. A row's encoding depends on that row alone. Numbers are float32, as
+    the weights of modules are; a missing value may be NaN, or a code of its own.
 ``make_module()``
     Return a new :class:`~sk_easytensor.BlockModule`. Its ``forward`` takes the entries of the
-    encoding as keyword arguments and returns a tensor of shape ``(n_rows, out_features)``.
+    encoding as keyword arguments and returns a tensor of shape ``(n_rows, out_features)``, which is
+    finite for missing values too. Boosted trees beside the network see the block's columns only if
+    the module defines ``tree_inputs``.
 
 A block that learns from training rows, as most do, has two more:
 
@@ -22,19 +26,31 @@ A block that learns from training rows, as most do, has two more:
     names end in ``_``; they hold NumPy arrays, Arrow arrays and plain Python values, because they
     are pickled.
 
+:mod:`sk_easytensor.data.summaries` has summaries of categories (``ValueCounts``), of numbers
+(``Quantiles``) and of vectors (``Moments``), and ``SummaryMap`` to have one for each column.
+:func:`~sk_easytensor.data.columns.to_float64` and :func:`~sk_easytensor.data.columns.cast_column`
+read columns of any numeric, or given, type.
+
 Everything else has a default:
 
-- ``check_parameters()`` raises ``ValueError`` for the first parameter that is invalid, by name.
+- ``check_parameters()`` raises ``ValueError`` for the first parameter that is invalid, by name. A
+  block with parameters defines it.
+- ``fit_columns(table)`` is extended by a block that reads a certain number of columns, or some by
+  name: it calls ``super().fit_columns`` and raises ``ValueError``.
 - ``kind`` and ``detects(column)``, or ``assign_columns(table, columns)``, make a block part of the
   automatic choice: see :func:`~sk_easytensor.blocks.register_block`.
-- ``flatten(encoding)`` and ``get_feature_names_out()`` give the encoding as one matrix, for use
-  without a network. A block with ragged entries defines both.
+- ``flatten(encoding)`` and ``get_feature_names_out()`` give the encoding as one matrix of finite
+  numbers, for use without a network. A block with ragged entries defines both, one whose entries
+  have NaN for missing values ``flatten``.
 - ``encoding_columns(encoding)`` names the input column of each part of the encoding. A block
-  defines it if its entries do not have one position for each of its columns, in their order.
+  defines it if its entries do not have one position for each of its columns, in their order. A
+  position that several columns make together, such as a point of latitude and longitude, is named
+  by their tuple: ``{"points": [("latitude", "longitude")]}``.
 - ``renamed(names)`` is extended by a block that stores names of columns.
 - ``claimed_columns(table)`` returns the columns that no other block reads, by default all of them.
 - ``unseen_columns(table, encoding)`` lists the columns for which a warning is issued.
-- ``to_onnx(graph)`` writes the encoding in ONNX operators, for export with raw columns.
+- ``to_onnx(graph)`` writes the encoding in the operators of a
+  :class:`~sk_easytensor.onnx.graph.Graph`, for export with raw columns.
 
 The base class and the estimators read pandas, polars and other tables, align columns, fit all
 blocks in one pass, train, pickle and compute importances. :func:`sk_easytensor.testing.check_block`
@@ -151,7 +167,8 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
         Parameters
         ----------
         column_type : pyarrow.DataType
-            Type of a column.
+            Type of a column in fit. It is null if all values of the column are missing: a block
+            that does not accept it cannot be fitted to such a column.
 
         Returns
         -------
@@ -227,7 +244,8 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
         -------
         dict of {str: torch.Tensor or Ragged}
             Tensors of shape (n_rows, n_columns, ...), or ragged entries with ``n_columns`` lists
-            per row. A row's encoding depends on that row alone.
+            per row. A row's encoding depends on that row alone. What a module multiplies by its
+            weights is float32, codes are integers.
         """
 
     def example(self, n_rows):
@@ -281,7 +299,26 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
         return self.fit_columns(table, named=has_column_names(X)).finish(self.summarize(table))
 
     def fit_columns(self, table, *, named=True):
-        """Check the columns and store their names, before rows are summarized."""
+        """Check parameters and columns and store the columns' names, before rows are summarized.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            Table with exactly the block's columns.
+        named : bool, default=True
+            Whether the input had column names.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        TypeError
+            If the block does not accept the type of a column. The message names the column.
+        ValueError
+            If a parameter is invalid.
+        """
         self.check_parameters()
         for field in table.schema:
             if not self.accepts(field.type):
@@ -387,6 +424,7 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
         Returns
         -------
         numpy.ndarray of float32, shape (n_rows, len(get_feature_names_out()))
+            Finite values. A block that encodes missing values as NaN has to replace them.
 
         Raises
         ------
@@ -489,6 +527,11 @@ def unsupported_column(field, block="", column=None):
     readers = [cls.__name__ for cls in BLOCKS if cls.accepts(field.type)]
     if is_nested(field.type):
         hint = "Lists are read one level deep; flatten or drop the inner ones."
+    elif pa.types.is_null(field.type) and readers:
+        hint = (
+            "All its values are missing. Leave it out or use a block that accepts the type null, "
+            f"such as {readers[-1]}."
+        )
     elif readers:
         hint = f"It can be read by {' or '.join(readers)}."
     else:

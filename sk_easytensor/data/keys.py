@@ -291,8 +291,9 @@ def check_family(kind, fitted, name, owner):
     ----------
     kind : pyarrow.DataType
         Type of the column.
-    fitted : dict of {str: str}
-        Families of types seen during fit, each with the name of one type.
+    fitted : dict of {str: str} or None
+        Families of types seen during fit, each with the name of one type. All are accepted if there
+        are none.
     name : str
         Name of the column, for error messages.
     owner : str

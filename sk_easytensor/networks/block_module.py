@@ -107,7 +107,8 @@ class BlockModule(nn.Module):
         Returns
         -------
         torch.Tensor of float32, shape (n_rows, out_features)
-            The output of a row depends on that row alone.
+            Finite, for missing values too. In evaluation, the output of a row depends on that row
+            alone.
         """
         raise NotImplementedError(f"{type(self).__name__} has no method forward")
 

@@ -125,8 +125,15 @@ class BlockNetwork(nn.Module):
         -------
         dict of {str: torch.Tensor of shape (batch, out_features of the block)}
         """
-        pairs = zip(self.names, self.blocks, strict=True)
-        return {name: block(**frame[name]) for name, block in pairs}
+        parts = {}
+        for name, block in zip(self.names, self.blocks, strict=True):
+            parts[name] = part = block(**frame[name])
+            if part.ndim != 2 or part.shape[1] != block.out_features:
+                raise ValueError(
+                    f"block {name!r}: {type(block).__name__} returned shape {tuple(part.shape)}, "
+                    f"expected (n_rows, out_features) = (n_rows, {block.out_features})"
+                )
+        return parts
 
     def average_members(self, frame, head):
         """Return the average of the outputs of all members, blended with those of the trees.

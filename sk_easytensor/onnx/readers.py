@@ -69,7 +69,7 @@ def numbers(column, spec):
 
 def strings(column, spec):
     """Return categories as an array of strings, U+FFFF where missing."""
-    check_family(column.type, spec["types"], spec["column"], "CategoryBlock")
+    check_family(column.type, spec.get("types"), spec["column"], "CategoryBlock")
     # The graph has the spellings of booleans.
     keys = category_keys(column, boolean_texts=False)
     words = keys.dictionary.to_numpy(zero_copy_only=False).astype(object)
@@ -118,7 +118,7 @@ def vectors(column, spec):
 
 def hashed(column, spec):
     """Return the codes of hashed categories, int64, 0 where missing."""
-    check_family(column.type, spec["types"], spec["column"], "CategoryBlock")
+    check_family(column.type, spec.get("types"), spec["column"], "CategoryBlock")
     keys = category_keys(column)
     codes = hash_strings(keys.dictionary) % np.uint64(spec["buckets"])
     codes = np.append(codes.astype(np.int64) + FIRST_BUCKET, 0)

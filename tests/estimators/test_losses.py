@@ -32,6 +32,7 @@ from sk_easytensor.losses import (
     Quantile,
     SquaredError,
     Tweedie,
+    resolve_loss,
     row_losses,
 )
 from sk_easytensor.networks.heads import RegressionHead
@@ -94,6 +95,23 @@ class Relative(Loss):
 
 class NoUnits(Relative):
     standardized = True
+
+
+class NoLoss(Loss):
+    def losses(self, outputs, targets):
+        return (outputs - targets) ** 2
+
+
+class NoTuple(Relative):
+    estimator_types = "regressor"
+
+
+class OtherScale(Relative):
+    tree_loss = "squared_error"
+
+
+class NoTrees(Focal):
+    tree_loss = "focal"
 
 
 @pytest.fixture
@@ -316,7 +334,7 @@ def test_checkpoints_are_of_one_loss():
     [
         ("absolute", "loss must be one of .*'squared_error'.* a callable .*, got 'absolute'"),
         (5, "loss must be one of .* got 5"),
-        (nn.MSELoss, "loss must be one of .* got <class"),
+        (nn.MSELoss, r"loss must be one of .* got <class.*; create an instance, MSELoss\(\)"),
         ("focal", "loss must be one of"),
         (Focal(), "is for a classifier; use one of"),
         (lambda o, t: (o - t).detach(), "not differentiable"),
@@ -330,7 +348,9 @@ def test_checkpoints_are_of_one_loss():
         (lambda o, t: -((o - o.mean()) * (t - t.mean())).mean(), "not the mean of the losses"),
         (lambda o, t: ((o - t) * t).sum() / t.sum(), "not the mean of the losses of single rows"),
         (NoUnits(), "NoUnits is standardized, which needs a method in_units"),
-        (Loss(), "failed for 120 rows with 1 outputs: NotImplementedError: Loss has no method"),
+        (NoLoss(), r"NoLoss has no method loss\(outputs, targets\)"),
+        (NoTuple(), r"NoTuple\.estimator_types must be a tuple, such as \('regressor',\), got"),
+        (OtherScale(), r"OtherScale\.tree_loss must be one of \['poisson', 'gamma'\] with link='l"),
         (Tweedie(power=2.5), "power must be a number greater than 1 and less than 2, got 2.5"),
     ],
 )
@@ -352,6 +372,7 @@ def test_losses_that_cannot_be_trained_on(loss, message, recorder):
         (SquaredError(), 2, "is for a regressor"),
         (Focal(gamma=-1), 2, "gamma must be a number at least 0"),
         (Focal(alpha=2.0), 2, "alpha must be a number at least 0 and at most 1"),
+        (NoTrees(), 2, r"NoTrees\.tree_loss must be one of \['log_loss'\], or None for no trees"),
         (Focal(alpha=0.3), 3, "alpha must be a list of 3 numbers"),
         (Focal(alpha=[0.3, 0.7]), 2, "alpha must be a number for a binary target"),
     ],
@@ -363,6 +384,15 @@ def test_losses_that_do_not_fit_classes(loss, n_classes, message):
 
 
 # ---------------------------------------------------------------------- built in
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_losses_are_for_any_unit_of_the_target(name):
+    """What they return is not scaled, as that of a user's loss is."""
+    loss = BUILT_IN[name]()
+    assert loss.standardized or loss.estimator_types == ("classifier",)
+    for kind in loss.estimator_types:
+        assert resolve_loss(loss, "owner", kind).name == name
 
 
 @pytest.mark.parametrize("power", [1.1, 1.5, 1.9])
