@@ -19,38 +19,39 @@ __all__ = [
 
 
 LARGEST_WEIGHT = 10**15
-"""Of a loss: its products with losses are finite in single precision."""
+"""Largest weight of a loss. Its products with losses are finite in single precision."""
 
 
 @documented_like(EasyTensorClassifier)
 class EasyTensorMultiTask(BaseEasyTensor):
     """One model for several targets of different kinds, such as a click and a rating.
 
-    Blocks and trunk are shared; each task has a head, a loss and trees of its own. What one target
-    says of the rows helps to learn the others, above all those that few rows have.
+    Blocks and trunk are shared; each task has its own head, loss and trees. The shared
+    representation helps most with targets that are known in few rows.
 
     Parameters
     ----------
     tasks : dict of {str: str}, default=None
-        The targets, which are columns of `y`, and their kinds: ``"binary"``, ``"multiclass"``,
+        Kind of each target, by the name of its column in `y`: ``"binary"``, ``"multiclass"``,
         ``"regression"``, or a loss of :class:`EasyTensorRegressor` such as ``"poisson"`` or
         ``"gamma"``.
     blocks
         As in :class:`EasyTensorClassifier`.
     loss_weights : dict of {str: float} or None, default=None
-        What the loss of each task is multiplied by; 1 for those that are not named. Losses are
-        means over the rows of which the task is known, of standardised targets for numbers, so
-        that equal weights are of use in most cases.
+        Factor of the loss of each task; 1 for tasks that are not named. Losses are means over the
+        rows in which the task is known, on standardised targets for numbers, so that equal weights
+        suit most cases.
     remainder, categorical_features, trunk, trees, learning_rate, batch_size, max_epochs
         As in :class:`EasyTensorClassifier`.
     optimizer, weight_decay, early_stopping_rounds
         As in :class:`EasyTensorClassifier`.
     eval_metric : dict of {str: str, callable or list} or None, default=None
-        Metrics of tasks, as in :class:`EasyTensorClassifier`. They are named by the task as well:
-        ``{"clicked": "auc"}`` is ``"clicked_auc"`` in ``evals_result_``.
+        Metrics of each task, as in :class:`EasyTensorClassifier`. Their names begin with that of
+        the task: ``{"clicked": "auc"}`` is ``"clicked_auc"`` in ``evals_result_``.
     stopping_metric : str or None, default=None
-        The metric that decides about early stopping, such as ``"clicked_auc"``, or ``"loss"``. None
-        for the first of `eval_metric`, and for the weighted sum of the losses without any.
+        Metric that decides about early stopping, such as ``"clicked_auc"``, or ``"loss"``, the
+        weighted sum of the losses. None for the first entry of `eval_metric`, or for ``"loss"``
+        without any.
     validation_fraction, warm_start, random_state, n_jobs, device
         As in :class:`EasyTensorClassifier`.
     verbose, callbacks, backend, checkpoint_dir, tracker, inference_engine
@@ -64,7 +65,7 @@ class EasyTensorMultiTask(BaseEasyTensor):
         Losses and metrics by epoch, of network and trees together: the weighted sum of the losses
         as ``"loss"``, and the loss of each task in its units, such as ``"clicked_log_loss"``.
     tree_weight_ : dict of {str: float}
-        Weight of the trees, for each task.
+        Weight of the trees' outputs for each task, between 0 and 1.
     n_features_in_, feature_names_in_, blocks_, network_, best_iteration_, best_score_, n_iter_
         As in :class:`EasyTensorClassifier`.
     fit_times_, feature_importances_, inference_engine_, inference_report_
@@ -77,8 +78,8 @@ class EasyTensorMultiTask(BaseEasyTensor):
 
     Notes
     -----
-    A target may be missing in some rows (NaN or None): these do not count for the task. The idea is
-    that of Caruana, "Multitask Learning" (1997).
+    A target may be missing in some rows (NaN or None): its loss leaves these rows out. The method
+    is that of Caruana, "Multitask Learning" (1997).
 
     Examples
     --------
@@ -183,8 +184,8 @@ class EasyTensorMultiTask(BaseEasyTensor):
                 f"({list(self.tasks)}), got {weights!r}"
             )
         for name, weight in weights.items():
-            where = f"loss_weights[{name!r}]"
-            check_number(owner, where, weight, low=0, high=LARGEST_WEIGHT, exclusive=True)
+            parameter = f"loss_weights[{name!r}]"
+            check_number(owner, parameter, weight, low=0, high=LARGEST_WEIGHT, exclusive=True)
         super()._check_parameters()
 
     def _make_target(self):
@@ -205,7 +206,7 @@ class EasyTensorMultiTask(BaseEasyTensor):
         Returns
         -------
         pandas.DataFrame of shape (n_samples, n_tasks)
-            A column for each task: labels, or numbers in their units.
+            A column for each task: labels, or numbers in units of the target.
         """
         outputs = self._raw_predict(X)
         return self._target.predict(outputs)
@@ -222,7 +223,7 @@ class EasyTensorMultiTask(BaseEasyTensor):
         Returns
         -------
         dict of {str: ndarray of float64, shape (n_samples, n_classes)}
-            In the order of ``classes_[task]``.
+            Probabilities for each task, in the order of ``classes_[task]``.
         """
         outputs = self._raw_predict(X)
         return self._target.predict_proba(outputs)
@@ -236,13 +237,19 @@ class EasyTensorMultiTask(BaseEasyTensor):
         X : table-like of shape (n_samples, n_features)
             Rows.
         y : DataFrame, dict or array-like of shape (n_samples, n_tasks)
-            Targets; rows of which a task is missing do not count for it.
+            Targets. The score of a task leaves out rows in which it is missing.
         sample_weight : array-like of shape (n_samples,), optional
             Row weights.
 
         Returns
         -------
         float
+            Mean of the scores, at most 1.
+
+        Raises
+        ------
+        ValueError
+            If a task is missing in all rows.
         """
         outputs = self._raw_predict(X)
         return self._target.score(outputs, y, sample_weight)
