@@ -460,7 +460,7 @@ class RecommendingMixin:
 
     def _check_users(self, usage):
         if self._user_key is None:
-            raise ValueError(f"{usage} needs users of fit; call fit with user_key")
+            raise ValueError(f"{usage} needs the user_key of fit, with which users are stored")
 
     def _hit_rate(self, X, k=10):
         """Return the fraction of pairs whose item is among the k best of the catalogue."""
