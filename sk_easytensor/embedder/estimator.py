@@ -390,8 +390,8 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
         self._check_parameters()
         if user is not None and time is None:
             raise ValueError(
-                f"{type(self).__name__}: user={user!r} makes X a log of events, which needs time too, "
-                "the column of the times of events"
+                f"{type(self).__name__}: user={user!r} makes X a log of events, which needs time "
+                "too, the column of the times of events"
             )
         if user is not None and not isinstance(user, (str, list, tuple)):
             raise TypeError(
