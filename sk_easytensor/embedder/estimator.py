@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -50,6 +51,29 @@ from sk_easytensor.tracking import tracked
 from sk_easytensor.training.train import default_batch_size, default_max_epochs
 from sk_easytensor.two_tower.tower import Tower
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Literal, Self
+
+    import torch
+
+    from sk_easytensor._utils.typing import (
+        BackendLike,
+        BlockSpec,
+        CallbackSpec,
+        Duration,
+        EngineName,
+        OptimizerLike,
+        PathLike,
+        Predictions,
+        RandomStateLike,
+        TableLike,
+        Trunk,
+    )
+    from sk_easytensor.blocks import Block
+    from sk_easytensor.blocks.pretrained import Representation
+    from sk_easytensor.tracking import MLflowTracker
+
 __all__ = [
     "EasyTensorEmbedder",
     "EmbeddingMixin",
@@ -59,7 +83,7 @@ __all__ = [
 class EmbeddingMixin(TransformerMixin):
     """Methods that embed users by the fitted tower."""
 
-    def collect(self, events):
+    def collect(self, events: TableLike) -> pd.DataFrame | pa.Table:
         """Return the sequences of a log, with a row for each user.
 
         Parameters
@@ -104,7 +128,7 @@ class EmbeddingMixin(TransformerMixin):
 
     @with_library_settings
     @of_stored_rows(Vectors("embedding"), check="_check_lists")
-    def transform(self, X):
+    def transform(self, X: TableLike) -> Predictions:
         """Return embeddings.
 
         Parameters
@@ -257,35 +281,35 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
 
     def __init__(
         self,
-        blocks=None,
+        blocks: Sequence[BlockSpec] | None = None,
         *,
-        objective="contrastive",
-        embedding_dim=128,
-        remainder="auto",
-        trunk=None,
-        temperature=None,
-        dropout=0.0,
-        session_gap=None,
-        session=None,
-        min_length=0.1,
-        max_length=0.75,
-        learning_rate=3e-3,
-        batch_size=None,
-        max_epochs=None,
-        optimizer="adamw",
-        weight_decay=0.01,
-        early_stopping_rounds="auto",
-        validation_fraction=0.1,
-        random_state=None,
-        n_jobs=None,
-        device="auto",
-        verbose=0,
-        callbacks=None,
-        backend="local",
-        checkpoint_dir=None,
-        tracker=None,
-        inference_engine="torch",
-    ):
+        objective: Literal["contrastive", "session_pair"] = "contrastive",
+        embedding_dim: int = 128,
+        remainder: Literal["auto", "drop"] = "auto",
+        trunk: Trunk | None = None,
+        temperature: float | None = None,
+        dropout: float = 0.0,
+        session_gap: Duration | None = None,
+        session: str | None = None,
+        min_length: float = 0.1,
+        max_length: float | None = 0.75,
+        learning_rate: float = 3e-3,
+        batch_size: int | None = None,
+        max_epochs: int | None = None,
+        optimizer: OptimizerLike = "adamw",
+        weight_decay: float = 0.01,
+        early_stopping_rounds: int | Literal["auto"] | None = "auto",
+        validation_fraction: float | None = 0.1,
+        random_state: RandomStateLike | None = None,
+        n_jobs: int | None = None,
+        device: str = "auto",
+        verbose: int = 0,
+        callbacks: Sequence[CallbackSpec] | None = None,
+        backend: BackendLike = "local",
+        checkpoint_dir: PathLike | None = None,
+        tracker: MLflowTracker | Literal["mlflow"] | None = None,
+        inference_engine: EngineName = "torch",
+    ) -> None:
         self.blocks = blocks
         self.objective = objective
         self.embedding_dim = embedding_dim
@@ -340,7 +364,15 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
     @with_library_settings
     @tracked
     @restored_on_error
-    def fit(self, X, y=None, *, user=None, time=None, eval_set=None):
+    def fit(
+        self,
+        X: TableLike,
+        y: None = None,
+        *,
+        user: str | Sequence[str] | None = None,
+        time: str | None = None,
+        eval_set: Sequence[TableLike] | None = None,
+    ) -> Self:
         """Learn embeddings.
 
         Parameters
@@ -518,16 +550,16 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
         return hasattr(self, "n_features_in_")
 
     @property
-    def blocks_(self):
+    def blocks_(self) -> dict[str, Block]:
         """Fitted blocks by name."""
         return self.tower_.blocks_
 
     @property
-    def network_(self):
+    def network_(self) -> torch.nn.Module:
         """The trained network."""
         return self.tower_.network_
 
-    def representation(self):
+    def representation(self) -> Representation:
         """Return the blocks and the network of the tower.
 
         Returns

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from copy import deepcopy
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.base import clone
@@ -62,6 +63,30 @@ from sk_easytensor.training.train import (
 )
 from sk_easytensor.trees import BoostedTrees
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Literal, Self
+
+    from sk_easytensor._utils.typing import (
+        ArrayLike,
+        BackendLike,
+        BlockSpec,
+        CallbackSpec,
+        ColumnSelection,
+        EngineName,
+        EvalSet,
+        MetricLike,
+        MonotonicConstraints,
+        OptimizerLike,
+        PathLike,
+        Predictions,
+        RandomStateLike,
+        TableLike,
+        TargetLike,
+        Trunk,
+    )
+    from sk_easytensor.tracking import MLflowTracker
+
 __all__ = [
     "BaseEasyTensor",
 ]
@@ -78,34 +103,34 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
 
     def __init__(
         self,
-        blocks=None,
+        blocks: Sequence[BlockSpec] | None = None,
         *,
-        remainder="auto",
-        categorical_features=None,
-        offset=None,
-        monotonic_cst=None,
-        trunk=None,
-        trees="auto",
-        learning_rate=2.4e-2,
-        batch_size=None,
-        max_epochs=None,
-        optimizer="adamw",
-        weight_decay=5e-2,
-        early_stopping_rounds="auto",
-        eval_metric=None,
-        stopping_metric=None,
-        validation_fraction=0.15,
-        warm_start=False,
-        random_state=None,
-        n_jobs=None,
-        device="auto",
-        verbose=0,
-        callbacks=None,
-        backend="local",
-        checkpoint_dir=None,
-        tracker=None,
-        inference_engine="torch",
-    ):
+        remainder: Literal["auto", "drop"] = "auto",
+        categorical_features: ColumnSelection | None = None,
+        offset: str | int | None = None,
+        monotonic_cst: MonotonicConstraints | None = None,
+        trunk: Trunk | None = None,
+        trees: BoostedTrees | Literal["auto"] | None = "auto",
+        learning_rate: float = 2.4e-2,
+        batch_size: int | None = None,
+        max_epochs: int | None = None,
+        optimizer: OptimizerLike = "adamw",
+        weight_decay: float = 5e-2,
+        early_stopping_rounds: int | Literal["auto"] | None = "auto",
+        eval_metric: MetricLike | Sequence[MetricLike] | None = None,
+        stopping_metric: MetricLike | None = None,
+        validation_fraction: float | None = 0.15,
+        warm_start: bool = False,
+        random_state: RandomStateLike | None = None,
+        n_jobs: int | None = None,
+        device: str = "auto",
+        verbose: int = 0,
+        callbacks: Sequence[CallbackSpec] | None = None,
+        backend: BackendLike = "local",
+        checkpoint_dir: PathLike | None = None,
+        tracker: MLflowTracker | Literal["mlflow"] | None = None,
+        inference_engine: EngineName = "torch",
+    ) -> None:
         self.blocks = blocks
         self.remainder = remainder
         self.categorical_features = categorical_features
@@ -186,18 +211,18 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
     @restored_on_error
     def fit(
         self,
-        X,
-        y,
-        sample_weight=None,
+        X: TableLike,
+        y: TargetLike,
+        sample_weight: ArrayLike | str | None = None,
         *,
-        eval_set=None,
-        eval_sample_weight=None,
-        eval_X=None,
-        eval_y=None,
-        sample_weight_eval_set=None,
-        base_margin=None,
-        base_margin_eval_set=None,
-    ):
+        eval_set: EvalSet | None = None,
+        eval_sample_weight: Sequence[ArrayLike | None] | ArrayLike | None = None,
+        eval_X: TableLike | tuple[TableLike, ...] | None = None,
+        eval_y: TargetLike | tuple[TargetLike, ...] | None = None,
+        sample_weight_eval_set: Sequence[ArrayLike | None] | ArrayLike | None = None,
+        base_margin: ArrayLike | None = None,
+        base_margin_eval_set: Sequence[ArrayLike] | ArrayLike | None = None,
+    ) -> Self:
         """Fit the blocks and train the network.
 
         Parameters
@@ -319,7 +344,14 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             self._split_seed = int(random_state.randint(np.iinfo(np.int32).max))
         return check_random_state(self._split_seed)
 
-    def partial_fit(self, X, y, sample_weight=None, *, base_margin=None):
+    def partial_fit(
+        self,
+        X: TableLike,
+        y: TargetLike,
+        sample_weight: ArrayLike | str | None = None,
+        *,
+        base_margin: ArrayLike | None = None,
+    ) -> Self:
         """Train for one epoch on these rows.
 
         The first call fits the blocks on its rows. Later calls keep the blocks and continue from
@@ -560,7 +592,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
 
     @with_library_settings
     @of_stored_rows(Vectors("embedding"), check="_read")
-    def transform(self, X):
+    def transform(self, X: TableLike) -> Predictions:
         """Return the learned representation.
 
         It is the trunk's output, averaged over members, followed by the vectors of blocks that
@@ -580,7 +612,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         margin = 0.0 if self._encoder.with_margin else None
         return self._forward(X, "representation", margin).numpy()
 
-    def representation(self):
+    def representation(self) -> Representation:
         """Return the blocks and the part of the network that compute :meth:`transform`.
 
         Returns

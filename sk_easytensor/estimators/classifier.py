@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sklearn.base import ClassifierMixin
 
 from sk_easytensor._utils.runtime import with_library_settings
@@ -10,6 +12,31 @@ from sk_easytensor.estimators.stored import Values, of_stored_rows
 from sk_easytensor.estimators.targets.classification import ClassificationTarget
 from sk_easytensor.export.adapters import ClassifierAdapter
 from sk_easytensor.losses import describe_loss, resolve_loss
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any, Literal, Self
+
+    from sk_easytensor._utils.typing import (
+        ArrayLike,
+        BackendLike,
+        BlockSpec,
+        CallbackSpec,
+        ColumnSelection,
+        EngineName,
+        LossLike,
+        MetricLike,
+        MonotonicConstraints,
+        OptimizerLike,
+        PathLike,
+        Predictions,
+        RandomStateLike,
+        TableLike,
+        TargetLike,
+        Trunk,
+    )
+    from sk_easytensor.tracking import MLflowTracker
+    from sk_easytensor.trees import BoostedTrees
 
 __all__ = [
     "EasyTensorClassifier",
@@ -208,36 +235,36 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
 
     def __init__(
         self,
-        blocks=None,
+        blocks: Sequence[BlockSpec] | None = None,
         *,
-        loss="log_loss",
-        remainder="auto",
-        categorical_features=None,
-        offset=None,
-        monotonic_cst=None,
-        trunk=None,
-        trees="auto",
-        learning_rate=2.4e-2,
-        batch_size=None,
-        max_epochs=None,
-        optimizer="adamw",
-        weight_decay=5e-2,
-        early_stopping_rounds="auto",
-        eval_metric=None,
-        stopping_metric=None,
-        validation_fraction=0.15,
-        class_weight=None,
-        warm_start=False,
-        random_state=None,
-        n_jobs=None,
-        device="auto",
-        verbose=0,
-        callbacks=None,
-        backend="local",
-        checkpoint_dir=None,
-        tracker=None,
-        inference_engine="torch",
-    ):
+        loss: LossLike = "log_loss",
+        remainder: Literal["auto", "drop"] = "auto",
+        categorical_features: ColumnSelection | None = None,
+        offset: str | int | None = None,
+        monotonic_cst: MonotonicConstraints | None = None,
+        trunk: Trunk | None = None,
+        trees: BoostedTrees | Literal["auto"] | None = "auto",
+        learning_rate: float = 2.4e-2,
+        batch_size: int | None = None,
+        max_epochs: int | None = None,
+        optimizer: OptimizerLike = "adamw",
+        weight_decay: float = 5e-2,
+        early_stopping_rounds: int | Literal["auto"] | None = "auto",
+        eval_metric: MetricLike | Sequence[MetricLike] | None = None,
+        stopping_metric: MetricLike | None = None,
+        validation_fraction: float | None = 0.15,
+        class_weight: dict[Any, float] | Literal["balanced"] | None = None,
+        warm_start: bool = False,
+        random_state: RandomStateLike | None = None,
+        n_jobs: int | None = None,
+        device: str = "auto",
+        verbose: int = 0,
+        callbacks: Sequence[CallbackSpec] | None = None,
+        backend: BackendLike = "local",
+        checkpoint_dir: PathLike | None = None,
+        tracker: MLflowTracker | Literal["mlflow"] | None = None,
+        inference_engine: EngineName = "torch",
+    ) -> None:
         super().__init__(
             blocks,
             remainder=remainder,
@@ -269,7 +296,15 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         self.loss = loss
         self.class_weight = class_weight
 
-    def partial_fit(self, X, y, classes=None, sample_weight=None, *, base_margin=None):
+    def partial_fit(
+        self,
+        X: TableLike,
+        y: TargetLike,
+        classes: ArrayLike | None = None,
+        sample_weight: ArrayLike | str | None = None,
+        *,
+        base_margin: ArrayLike | None = None,
+    ) -> Self:
         """Train for one epoch on these rows.
 
         Parameters
@@ -294,7 +329,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
 
     @with_library_settings
     @of_stored_rows(Values("probability"), check="_read")
-    def predict_proba(self, X, base_margin=None):
+    def predict_proba(self, X: TableLike, base_margin: ArrayLike | None = None) -> Predictions:
         """Return class probabilities.
 
         Parameters
@@ -315,7 +350,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
 
     @with_library_settings
     @of_stored_rows(Values("log_probability"), check="_read")
-    def predict_log_proba(self, X, base_margin=None):
+    def predict_log_proba(self, X: TableLike, base_margin: ArrayLike | None = None) -> Predictions:
         """Return logarithms of class probabilities.
 
         These are finite even where :meth:`predict_proba` rounds to 0.
@@ -338,7 +373,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
 
     @with_library_settings
     @of_stored_rows(Values("decision"), check="_read")
-    def decision_function(self, X, base_margin=None):
+    def decision_function(self, X: TableLike, base_margin: ArrayLike | None = None) -> Predictions:
         """Return log-odds (two classes, multilabel) or log-probabilities (more classes).
 
         Parameters
@@ -358,7 +393,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
 
     @with_library_settings
     @of_stored_rows(Values("prediction"), check="_read")
-    def predict(self, X, base_margin=None):
+    def predict(self, X: TableLike, base_margin: ArrayLike | None = None) -> Predictions:
         """Return the most probable class of each row.
 
         Parameters
@@ -378,7 +413,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         return self._target.predict(outputs)
 
     @property
-    def n_classes_(self):
+    def n_classes_(self) -> int:
         """Number of classes, or of labels."""
         return len(self.classes_)
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor._utils.runtime import with_library_settings
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.inspection import EncodedModel
 from sk_easytensor.inspection.explanation import Explanation, shapley_values
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sk_easytensor._utils.typing import RandomStateLike, TableLike
 
 __all__ = [
     "ExplainMixin",
@@ -23,7 +30,7 @@ class ExplainMixin:
 
     @property
     @with_library_settings
-    def feature_importances_(self):
+    def feature_importances_(self) -> np.ndarray:
         """Permutation importance of each input column, an ndarray of shape (n_features,).
 
         The importance of a column is the increase of the loss when the column's values are
@@ -60,8 +67,14 @@ class ExplainMixin:
 
     @with_library_settings
     def explain(
-        self, X, *, background=None, n_permutations=4, max_background=50, random_state=None
-    ):
+        self,
+        X: TableLike,
+        *,
+        background: TableLike | None = None,
+        n_permutations: int = 4,
+        max_background: int = 50,
+        random_state: RandomStateLike | None = None,
+    ) -> Explanation:
         """Return the contribution of each column to the difference of each output to a base value.
 
         The contributions are Shapley values of the columns. A row's contributions and its base

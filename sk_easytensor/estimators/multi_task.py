@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from sk_easytensor._utils.docstrings import documented_like
 from sk_easytensor._utils.runtime import with_library_settings
@@ -12,6 +13,31 @@ from sk_easytensor.estimators.classifier import EasyTensorClassifier
 from sk_easytensor.estimators.stored import TaskValues, of_stored_rows
 from sk_easytensor.estimators.targets.multi_task import CLASSES, NUMBERS, MultiTaskTarget
 from sk_easytensor.export.adapters import MultiTaskAdapter
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any, Literal
+
+    import numpy as np
+    import pandas as pd
+
+    from sk_easytensor._utils.typing import (
+        ArrayLike,
+        BackendLike,
+        BlockSpec,
+        CallbackSpec,
+        ColumnSelection,
+        EngineName,
+        MetricLike,
+        OptimizerLike,
+        PathLike,
+        RandomStateLike,
+        TableLike,
+        TargetLike,
+        Trunk,
+    )
+    from sk_easytensor.tracking import MLflowTracker
+    from sk_easytensor.trees import BoostedTrees
 
 __all__ = [
     "EasyTensorMultiTask",
@@ -100,34 +126,34 @@ class EasyTensorMultiTask(BaseEasyTensor):
 
     def __init__(
         self,
-        tasks=None,
-        blocks=None,
+        tasks: Mapping[str, str] | None = None,
+        blocks: Sequence[BlockSpec] | None = None,
         *,
-        loss_weights=None,
-        remainder="auto",
-        categorical_features=None,
-        trunk=None,
-        trees="auto",
-        learning_rate=2.4e-2,
-        batch_size=None,
-        max_epochs=None,
-        optimizer="adamw",
-        weight_decay=5e-2,
-        early_stopping_rounds="auto",
-        eval_metric=None,
-        stopping_metric=None,
-        validation_fraction=0.15,
-        warm_start=False,
-        random_state=None,
-        n_jobs=None,
-        device="auto",
-        verbose=0,
-        callbacks=None,
-        backend="local",
-        checkpoint_dir=None,
-        tracker=None,
-        inference_engine="torch",
-    ):
+        loss_weights: Mapping[str, float] | None = None,
+        remainder: Literal["auto", "drop"] = "auto",
+        categorical_features: ColumnSelection | None = None,
+        trunk: Trunk | None = None,
+        trees: BoostedTrees | Literal["auto"] | None = "auto",
+        learning_rate: float = 2.4e-2,
+        batch_size: int | None = None,
+        max_epochs: int | None = None,
+        optimizer: OptimizerLike = "adamw",
+        weight_decay: float = 5e-2,
+        early_stopping_rounds: int | Literal["auto"] | None = "auto",
+        eval_metric: Mapping[str, MetricLike | Sequence[MetricLike]] | None = None,
+        stopping_metric: str | None = None,
+        validation_fraction: float | None = 0.15,
+        warm_start: bool = False,
+        random_state: RandomStateLike | None = None,
+        n_jobs: int | None = None,
+        device: str = "auto",
+        verbose: int = 0,
+        callbacks: Sequence[CallbackSpec] | None = None,
+        backend: BackendLike = "local",
+        checkpoint_dir: PathLike | None = None,
+        tracker: MLflowTracker | Literal["mlflow"] | None = None,
+        inference_engine: EngineName = "torch",
+    ) -> None:
         super().__init__(
             blocks,
             remainder=remainder,
@@ -195,7 +221,7 @@ class EasyTensorMultiTask(BaseEasyTensor):
 
     @with_library_settings
     @of_stored_rows(TaskValues("prediction"), check="_read")
-    def predict(self, X):
+    def predict(self, X: TableLike) -> pd.DataFrame | Any:
         """Return predictions of all tasks.
 
         Parameters
@@ -212,7 +238,7 @@ class EasyTensorMultiTask(BaseEasyTensor):
         return self._target.predict(outputs)
 
     @with_library_settings
-    def predict_proba(self, X):
+    def predict_proba(self, X: TableLike) -> dict[str, np.ndarray]:
         """Return probabilities of the classes of the tasks that have classes.
 
         Parameters
@@ -229,7 +255,7 @@ class EasyTensorMultiTask(BaseEasyTensor):
         return self._target.predict_proba(outputs)
 
     @with_library_settings
-    def score(self, X, y, sample_weight=None):
+    def score(self, X: TableLike, y: TargetLike, sample_weight: ArrayLike | None = None) -> float:
         """Return the mean score over the tasks: accuracy for classes, R² for numbers.
 
         Parameters

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.metrics import d2_pinball_score
@@ -15,6 +17,31 @@ from sk_easytensor.estimators.stored import Values, of_stored_rows
 from sk_easytensor.estimators.targets.regression import RegressionTarget
 from sk_easytensor.export.adapters import RegressorAdapter
 from sk_easytensor.losses import describe_loss, resolve_loss
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Literal
+
+    from sk_easytensor._utils.typing import (
+        ArrayLike,
+        BackendLike,
+        BlockSpec,
+        CallbackSpec,
+        ColumnSelection,
+        EngineName,
+        LossLike,
+        MetricLike,
+        MonotonicConstraints,
+        OptimizerLike,
+        PathLike,
+        Predictions,
+        RandomStateLike,
+        TableLike,
+        TargetLike,
+        Trunk,
+    )
+    from sk_easytensor.tracking import MLflowTracker
+    from sk_easytensor.trees import BoostedTrees
 
 __all__ = [
     "EasyTensorRegressor",
@@ -122,36 +149,36 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
 
     def __init__(
         self,
-        blocks=None,
+        blocks: Sequence[BlockSpec] | None = None,
         *,
-        loss="squared_error",
-        quantile=None,
-        remainder="auto",
-        categorical_features=None,
-        offset=None,
-        monotonic_cst=None,
-        trunk=None,
-        trees="auto",
-        learning_rate=2.4e-2,
-        batch_size=None,
-        max_epochs=None,
-        optimizer="adamw",
-        weight_decay=5e-2,
-        early_stopping_rounds="auto",
-        eval_metric=None,
-        stopping_metric=None,
-        validation_fraction=0.15,
-        warm_start=False,
-        random_state=None,
-        n_jobs=None,
-        device="auto",
-        verbose=0,
-        callbacks=None,
-        backend="local",
-        checkpoint_dir=None,
-        tracker=None,
-        inference_engine="torch",
-    ):
+        loss: LossLike = "squared_error",
+        quantile: float | Sequence[float] | None = None,
+        remainder: Literal["auto", "drop"] = "auto",
+        categorical_features: ColumnSelection | None = None,
+        offset: str | int | None = None,
+        monotonic_cst: MonotonicConstraints | None = None,
+        trunk: Trunk | None = None,
+        trees: BoostedTrees | Literal["auto"] | None = "auto",
+        learning_rate: float = 2.4e-2,
+        batch_size: int | None = None,
+        max_epochs: int | None = None,
+        optimizer: OptimizerLike = "adamw",
+        weight_decay: float = 5e-2,
+        early_stopping_rounds: int | Literal["auto"] | None = "auto",
+        eval_metric: MetricLike | Sequence[MetricLike] | None = None,
+        stopping_metric: MetricLike | None = None,
+        validation_fraction: float | None = 0.15,
+        warm_start: bool = False,
+        random_state: RandomStateLike | None = None,
+        n_jobs: int | None = None,
+        device: str = "auto",
+        verbose: int = 0,
+        callbacks: Sequence[CallbackSpec] | None = None,
+        backend: BackendLike = "local",
+        checkpoint_dir: PathLike | None = None,
+        tracker: MLflowTracker | Literal["mlflow"] | None = None,
+        inference_engine: EngineName = "torch",
+    ) -> None:
         super().__init__(
             blocks,
             remainder=remainder,
@@ -185,7 +212,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
 
     @with_library_settings
     @of_stored_rows(Values("prediction"), check="_read")
-    def predict(self, X, base_margin=None):
+    def predict(self, X: TableLike, base_margin: ArrayLike | None = None) -> Predictions:
         """Return predictions.
 
         Parameters
@@ -204,7 +231,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         outputs = self._raw_predict(X, base_margin)
         return self._target.predict(outputs)
 
-    def score(self, X, y, sample_weight=None):
+    def score(self, X: TableLike, y: TargetLike, sample_weight: ArrayLike | None = None) -> float:
         """Return R², or for several quantiles the mean fraction of pinball loss explained.
 
         Parameters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from functools import wraps
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from sk_easytensor.export.engines import RUNNING_ENGINE
 from sk_easytensor.networks.block_network import make_network
 from sk_easytensor.tracking.tracker import RUN, with_active_run
 from sk_easytensor.trees.forest import load_network_state, network_state
+
+if TYPE_CHECKING:
+    from sk_easytensor._utils.typing import Method
 
 __all__ = [
     "FittedStateMixin",
@@ -105,7 +109,7 @@ class FittedStateMixin:
             delattr(self, name)
 
 
-def restored_on_error(fit):
+def restored_on_error(fit: Method) -> Method:
     """Decorate a ``fit`` so that the estimator is unchanged if it raises an error.
 
     A fitted estimator then keeps its previous fit, and one that was not fitted stays so. The

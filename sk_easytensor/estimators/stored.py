@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import wraps
 from inspect import signature, unwrap
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,11 @@ from sk_easytensor.backends import resolve_backend
 from sk_easytensor.data.sources import is_source
 from sk_easytensor.inspection import GivenOutputs
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sk_easytensor._utils.typing import Method
+
 __all__ = [
     "Ranking",
     "StoredCall",
@@ -26,7 +32,7 @@ __all__ = [
 ]
 
 
-def of_stored_rows(results, check):
+def of_stored_rows(results: object, check: str) -> Callable[[Method], Method]:
     """Return a decorator of methods that lets the backend compute predictions of stored tables.
 
     Tables in memory are passed to the method unchanged.

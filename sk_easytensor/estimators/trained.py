@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
@@ -30,6 +31,12 @@ from sk_easytensor.training.train import (
     resolve_optimizer,
 )
 
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any, Self
+
+    from sk_easytensor._utils.typing import PathLike
+
 __all__ = [
     "TrainedEstimator",
 ]
@@ -50,7 +57,7 @@ class TrainedEstimator(
 
     checkpoint_dir = UrlParameter()
 
-    def get_params(self, deep=True):
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the parameters, including those of named blocks, of the trunk and of trees.
 
         Parameters of the trunk are included even if ``trunk`` is None, so that ``trunk__dropout``
@@ -73,7 +80,7 @@ class TrainedEstimator(
                 params.update({f"{parameter}__{name}": value for name, value in nested.items()})
         return params
 
-    def set_params(self, **params):
+    def set_params(self, **params: Any) -> Self:
         """Set parameters, nested ones included.
 
         Parameters
@@ -248,7 +255,7 @@ class TrainedEstimator(
         self.fit_times_ = {**times, part: times.get(part, 0.0) + perf_counter() - begin}
 
     @with_library_settings
-    def report(self, path):
+    def report(self, path: PathLike) -> Path:
         """Write a report of the fitted model as one page of HTML.
 
         The page shows the data's columns, the parameters, the blocks, learning curves, importances,

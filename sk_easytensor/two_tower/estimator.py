@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.base import clone
@@ -43,6 +44,28 @@ from sk_easytensor.two_tower.pairs import (
 from sk_easytensor.two_tower.recommend import PairScoringMixin, RecommendingMixin
 from sk_easytensor.two_tower.targets import PairTarget
 from sk_easytensor.two_tower.tower import Tower
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any, Literal, Self
+
+    from sk_easytensor._utils.typing import (
+        ArrayLike,
+        BackendLike,
+        BlockSpec,
+        CallbackSpec,
+        EngineName,
+        EvalSet,
+        OptimizerLike,
+        PathLike,
+        Predictions,
+        RandomStateLike,
+        TableLike,
+        TargetLike,
+        Trunk,
+    )
+    from sk_easytensor.blocks.pretrained import Representation
+    from sk_easytensor.tracking import MLflowTracker
 
 __all__ = [
     "EasyTensorTwoTower",
@@ -267,34 +290,34 @@ class EasyTensorTwoTower(
 
     def __init__(
         self,
-        user_blocks=None,
-        item_blocks=None,
+        user_blocks: Sequence[BlockSpec] | None = None,
+        item_blocks: Sequence[BlockSpec] | None = None,
         *,
-        embedding_dim=64,
-        similarity="dot",
-        temperature=None,
-        shared_blocks=(),
-        n_negatives=0,
-        dropout=0.3,
-        index="exact",
-        trunk=None,
-        learning_rate=1e-2,
-        batch_size=None,
-        max_epochs=None,
-        optimizer="adamw",
-        weight_decay=0.1,
-        early_stopping_rounds="auto",
-        validation_fraction=0.1,
-        random_state=None,
-        n_jobs=None,
-        device="auto",
-        verbose=0,
-        callbacks=None,
-        backend="local",
-        checkpoint_dir=None,
-        tracker=None,
-        inference_engine="torch",
-    ):
+        embedding_dim: int = 64,
+        similarity: Literal["dot", "cosine"] = "dot",
+        temperature: float | None = None,
+        shared_blocks: Sequence[str] = (),
+        n_negatives: int = 0,
+        dropout: float = 0.3,
+        index: Literal["exact", "usearch"] = "exact",
+        trunk: Trunk | None = None,
+        learning_rate: float = 1e-2,
+        batch_size: int | None = None,
+        max_epochs: int | None = None,
+        optimizer: OptimizerLike = "adamw",
+        weight_decay: float = 0.1,
+        early_stopping_rounds: int | Literal["auto"] | None = "auto",
+        validation_fraction: float | None = 0.1,
+        random_state: RandomStateLike | None = None,
+        n_jobs: int | None = None,
+        device: str = "auto",
+        verbose: int = 0,
+        callbacks: Sequence[CallbackSpec] | None = None,
+        backend: BackendLike = "local",
+        checkpoint_dir: PathLike | None = None,
+        tracker: MLflowTracker | Literal["mlflow"] | None = None,
+        inference_engine: EngineName = "torch",
+    ) -> None:
         self.user_blocks = user_blocks
         self.item_blocks = item_blocks
         self.embedding_dim = embedding_dim
@@ -349,16 +372,16 @@ class EasyTensorTwoTower(
     @restored_on_error
     def fit(
         self,
-        X,
-        y=None,
-        sample_weight=None,
+        X: TableLike,
+        y: TargetLike | None = None,
+        sample_weight: ArrayLike | str | None = None,
         *,
-        items=None,
-        item_key=None,
-        user_key=None,
-        eval_set=None,
-        eval_sample_weight=None,
-    ):
+        items: TableLike | None = None,
+        item_key: str | None = None,
+        user_key: str | None = None,
+        eval_set: Sequence[Any] | EvalSet | None = None,
+        eval_sample_weight: Sequence[ArrayLike | None] | ArrayLike | None = None,
+    ) -> Self:
         """Fit both towers.
 
         Parameters
@@ -484,7 +507,7 @@ class EasyTensorTwoTower(
 
     @with_library_settings
     @of_stored_rows(Vectors("embedding"), check="_check_user_columns")
-    def transform(self, X):
+    def transform(self, X: TableLike) -> Predictions:
         """Return the embeddings of users.
 
         Parameters
@@ -509,7 +532,7 @@ class EasyTensorTwoTower(
         diagrams = [blocks_diagram(tower) for tower in towers.values()]
         return _VisualBlock("parallel", diagrams, names=list(towers))
 
-    def representation(self):
+    def representation(self) -> Representation:
         """Return the blocks and the network of the user tower.
 
         Returns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,12 @@ from sk_easytensor.training.pairs import distinct_rows
 from sk_easytensor.two_tower.keys import KeyIndex, key_values, rows_of_keys
 from sk_easytensor.two_tower.pairs import summarize_interactions
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any, Literal
+
+    from sk_easytensor._utils.typing import Predictions, TableLike, TargetLike
+
 __all__ = [
     "PairScoringMixin",
     "RecommendingMixin",
@@ -37,7 +44,7 @@ class PairScoringMixin:
 
     @with_library_settings
     @of_stored_rows(Values("decision"), check="_check_pair_columns")
-    def decision_function(self, X):
+    def decision_function(self, X: TableLike) -> Predictions:
         """Return a score of each pair of user and item.
 
         Parameters
@@ -129,7 +136,7 @@ class PairScoringMixin:
     @available_if(_check_classes)
     @with_library_settings
     @of_stored_rows(Values("probability"), check="_check_pair_columns")
-    def predict_proba(self, X):
+    def predict_proba(self, X: TableLike) -> Predictions:
         """Return the probability of each class.
 
         Parameters
@@ -152,7 +159,7 @@ class PairScoringMixin:
 
     @with_library_settings
     @of_stored_rows(Values("prediction"), check="_check_pair_columns")
-    def predict(self, X):
+    def predict(self, X: TableLike) -> Predictions:
         """Return the predicted class or number of each pair.
 
         Parameters
@@ -170,7 +177,7 @@ class PairScoringMixin:
         return self._target.predict(torch.from_numpy(scores)[:, None])
 
     @with_library_settings
-    def score(self, X, y=None):
+    def score(self, X: TableLike, y: TargetLike | None = None) -> float:
         """Return a measure of the quality of predictions.
 
         Parameters
@@ -226,7 +233,14 @@ class RecommendingMixin:
 
     @with_library_settings
     @of_stored_rows(Ranking("items", "scores"), check="_check_query")
-    def recommend(self, users, items=None, *, k=10, exclude=None):
+    def recommend(
+        self,
+        users: TableLike,
+        items: TableLike | None = None,
+        *,
+        k: int = 10,
+        exclude: Literal["seen"] | ArrayLike | None = None,
+    ) -> tuple[np.ndarray, np.ndarray] | Any:
         """Return the items with the highest scores for each user.
 
         Parameters
@@ -279,7 +293,9 @@ class RecommendingMixin:
         return _take_keys(keys, indices), scores
 
     @with_library_settings
-    def rank_users(self, item, *, k=10, users=None):
+    def rank_users(
+        self, item: TableLike, *, k: int = 10, users: TableLike | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return the users with the highest scores for each item.
 
         Parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
@@ -21,6 +22,14 @@ from sk_easytensor.networks.block_network import make_network
 from sk_easytensor.networks.heads import EmbeddingHead
 from sk_easytensor.networks.trunks import Sum
 from sk_easytensor.networks.two_tower import embed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Self
+
+    import numpy as np
+
+    from sk_easytensor._utils.typing import BlockSpec, Predictions, TableLike, Trunk
 
 __all__ = [
     "Tower",
@@ -76,14 +85,22 @@ class Tower(
     _export_adapter = EmbeddingAdapter
     _engine_adapter = EmbeddingAdapter
 
-    def __init__(self, blocks=None, trunk=None, *, embedding_dim=64, normalized=False, n_jobs=None):
+    def __init__(
+        self,
+        blocks: Sequence[BlockSpec] | None = None,
+        trunk: Trunk | None = None,
+        *,
+        embedding_dim: int = 64,
+        normalized: bool = False,
+        n_jobs: int | None = None,
+    ) -> None:
         self.blocks = blocks
         self.trunk = trunk
         self.embedding_dim = embedding_dim
         self.normalized = normalized
         self.n_jobs = n_jobs
 
-    def fit(self, X=None, y=None):
+    def fit(self, X: object = None, y: object = None) -> Self:
         """Do nothing: the tower is fitted by the estimator that created it.
 
         Parameters
@@ -178,7 +195,7 @@ class Tower(
         return partial(encode_table, encoder=self._encoder, owner=self._owner, executor=executor)
 
     @with_library_settings
-    def transform(self, X):
+    def transform(self, X: TableLike) -> Predictions:
         """Return embeddings.
 
         Parameters
@@ -193,7 +210,7 @@ class Tower(
         return self.embed(X)
 
     @with_library_settings
-    def embed(self, X):
+    def embed(self, X: TableLike) -> np.ndarray:
         """Return embeddings as an array, regardless of ``set_output``.
 
         Parameters
@@ -209,7 +226,7 @@ class Tower(
         executor = LocalExecutor(self.n_jobs)
         return self.embed_frame(self.encode(X, executor), executor).numpy()
 
-    def representation(self):
+    def representation(self) -> Representation:
         """Return the blocks and the network that compute :meth:`transform`.
 
         Returns
