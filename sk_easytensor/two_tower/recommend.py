@@ -28,10 +28,9 @@ from sk_easytensor.two_tower.keys import KeyIndex, key_values, rows_of_keys
 from sk_easytensor.two_tower.pairs import summarize_interactions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import Any, Literal
 
-    from sk_easytensor._utils.typing import Predictions, TableLike, TargetLike
+    from sk_easytensor._utils.typing import ArrayLike, Predictions, TableLike, TargetLike
 
 __all__ = [
     "PairScoringMixin",
