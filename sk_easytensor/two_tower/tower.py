@@ -243,7 +243,7 @@ class Tower(
         trunk, head = self._network_trunk, self._head
         return Representation(self.blocks_, self.network_, trunk, head, self.normalized)
 
-    def places(self, frame):
+    def all_column_positions(self, frame):
         """Return the positions of every column in encoded rows.
 
         See :meth:`~sk_easytensor.TableEncoder.all_column_positions`.
