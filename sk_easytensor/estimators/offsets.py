@@ -82,7 +82,7 @@ def add_offset(head, owner, name):
     if not head.single_output:
         raise ValueError(
             f"{owner}: {name} needs two classes or a target of one column; this one has "
-            f"{head.out_features} outputs, to which one number a row cannot be added"
+            f"{head.out_features} outputs, to which one number for each row cannot be added"
         )
     head.has_offset = True
 

@@ -62,8 +62,8 @@ def of_stored_rows(results: object, check: str) -> Callable[[Method], Method]:
             check_is_fitted(self)
             arguments = signature(method).bind(self, *args, **params).arguments
             # The first two are the estimator and the table.
-            others = dict(list(arguments.items())[2:])
-            call = StoredCall(self, method.__name__, others, results, check)
+            remaining = dict(list(arguments.items())[2:])
+            call = StoredCall(self, method.__name__, remaining, results, check)
             return resolve_backend(self.backend, self.n_jobs).map_batches(call, X)
 
         return predict_table

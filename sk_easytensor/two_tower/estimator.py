@@ -98,7 +98,7 @@ class TowerTrainingMixin:
                 checkpoints=checkpoints,
             )
         with errors_name("item_blocks"):
-            source = "items" if catalogue.given else "X"
+            source = "items" if catalogue.has_catalogue else "X"
             self.item_tower_.fit_blocks(
                 catalogue.dataset.sample().table,
                 item_columns,

@@ -61,8 +61,8 @@ class ItemCatalogue:
     ----------
     dataset : BaseTableDataset
         A row for each item, in memory; without a key the interactions.
-    given : bool
-        Whether `items` is a catalogue.
+    has_catalogue : bool
+        Whether `items` was passed.
     item_columns : list of str
         Columns that the item tower may read.
     index : ItemIndex
@@ -76,7 +76,7 @@ class ItemCatalogue:
     """
 
     def __init__(self, interactions, items, key, item_blocks, executor):
-        self.given = items is not None
+        self.has_catalogue = items is not None
         if items is not None and key is None:
             raise ValueError(f"{OWNER}: items needs item_key, the column of keys of items")
         if items is None and item_blocks is None:
@@ -84,7 +84,7 @@ class ItemCatalogue:
                 f"{OWNER}: item_blocks is needed to say which columns are the item's, unless fit "
                 "is given a catalogue: fit(X, items=catalogue, item_key=column)"
             )
-        self.dataset = TableDataset(as_table(items)) if self.given else interactions
+        self.dataset = TableDataset(as_table(items)) if self.has_catalogue else interactions
         self.item_columns = self.dataset.column_names
         self.index = ItemIndex()
         if key is None:
@@ -95,14 +95,15 @@ class ItemCatalogue:
                     f"{OWNER}: item_key names column {key!r}, which {table} does not have; it has "
                     f"{columns}"
                 )
-        if not self.given:
+        if not self.has_catalogue:
             rows = rows_of_keys(interactions, key, self.item_columns, executor, keep="first")
             self.dataset = TableDataset(rows)
-        self.index = ItemIndex(key, self.dataset.table.column(key), given=self.given)
+        column = self.dataset.table.column(key)
+        self.index = ItemIndex(key, column, from_catalogue=self.has_catalogue)
 
     def user_columns(self, interactions):
         """Return the columns of the interactions that the catalogue does not have."""
-        if not self.given:
+        if not self.has_catalogue:
             raise ValueError(
                 f"{OWNER}: user_blocks is needed to say which columns are the user's, unless fit "
                 "is given a catalogue: fit(X, items=catalogue, item_key=column)"
@@ -143,7 +144,7 @@ class ItemIndex:
         Column of keys of items; None if items have no keys.
     column : pyarrow.ChunkedArray, optional
         Key of each item.
-    given : bool, default=False
+    from_catalogue : bool, default=False
         Whether the user passed a catalogue, whose keys must be distinct.
 
     Attributes
@@ -161,13 +162,13 @@ class ItemIndex:
         If a key is missing, or if the keys of a catalogue are not distinct.
     """
 
-    def __init__(self, key=None, column=None, *, given=False):
+    def __init__(self, key=None, column=None, *, from_catalogue=False):
         self.key = key
         self.keyed = key is not None
-        self.given = given
+        self.from_catalogue = from_catalogue
         if self.keyed:
             self.lookup = KeyIndex(column, key)
-            if given:
+            if from_catalogue:
                 self.lookup.check_distinct(column)
             self.lookup.forget_rows()
             self.keys = key_values(column)

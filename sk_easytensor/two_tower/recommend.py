@@ -482,7 +482,7 @@ class RecommendingMixin:
         self._check_catalogue()
         table = as_table(X, columns=self._columns_read())
         # Without a catalogue, items that were not in fit have no embedding here.
-        rows = self._items.rows(table, all_known=self._items.given).numpy()
+        rows = self._items.rows(table, all_known=self._items.from_catalogue).numpy()
         vectors = self.user_tower_.embed(table)
         k = min(k, len(self.item_embeddings_))
         indices, _ = self._top_k(vectors, self.item_embeddings_, k)

@@ -31,7 +31,7 @@ SHOWN_OUTPUTS = 8
 
 
 class RegressionTarget(RegressorMixin, Target):
-    """One number a row, or several.
+    """Target of one number for each row, or of several.
 
     Parameters
     ----------
