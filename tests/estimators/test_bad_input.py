@@ -140,7 +140,7 @@ def test_no_target(make, data):
         (np.linspace(0, 1, 60), "Unknown label type: continuous"),
         (np.tile([[0, 1, 2]], (60, 1)), "several columns with more than two classes"),
         ([1, "a"] * 30, "y holds 1 in row 0 and 'a' in row 1; labels must be all of them text"),
-        (np.tile([[-1, 1]], (60, 1)), "several columns and holds -1; each of several labels must be 0 or 1"),
+        (np.tile([[-1, 1]], (60, 1)), "holds -1; each of several labels must be 0 or 1"),
         (np.tile([[0, 5]], (60, 1)), "several columns and holds 5; "),
         (np.tile([[0.0, 2.0]], (60, 1)), "several columns and holds 2.0; "),
         (np.full((60, 2), 7), "several columns and holds 7; "),
