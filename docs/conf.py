@@ -24,6 +24,8 @@ autosummary_generate = True
 # Members of torch's own modules are documented by torch.
 autodoc_default_options = {"members": True, "inherited-members": "Module"}
 numpydoc_show_class_members = False
+# Docstrings state the types of parameters.
+autodoc_typehints = "none"
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 

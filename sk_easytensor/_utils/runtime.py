@@ -7,12 +7,16 @@ import sys
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from threading import local
+from typing import TYPE_CHECKING
 
 import torch
 from joblib import effective_n_jobs
 
 from sk_easytensor._utils.forking import ForkSafeLock, after_fork, is_forked
 from sk_easytensor._utils.masking import mask_error
+
+if TYPE_CHECKING:
+    from sk_easytensor._utils.typing import Method
 
 __all__ = [
     "library_settings",
@@ -157,7 +161,7 @@ def limited_threads(n_jobs):
         torch.set_num_threads(before)
 
 
-def with_library_settings(function):
+def with_library_settings(function: Method) -> Method:
     """Decorate a function to run within :func:`library_settings` and a limit of threads.
 
     Torch uses at most ``n_jobs`` threads, if the first argument has this attribute, and one thread

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from sk_easytensor.data.columns import type_name
 from sk_easytensor.data.tables import align_table, as_table, has_column_names
 from sk_easytensor.data.validation import errors_name
 from sk_easytensor.embedder.objectives import (
-    AT_LEAST,
+    MIN_ELIGIBLE_USERS,
     OBJECTIVES,
     PairSampling,
     UserEncoder,
@@ -30,8 +31,8 @@ from sk_easytensor.embedder.objectives import (
 )
 from sk_easytensor.embedder.slices import sample_windows, summarize_windows
 from sk_easytensor.embedder.tables import (
+    check_eligible,
     check_length,
-    check_pairs,
     eval_tables,
     list_blocks,
     list_names,
@@ -50,6 +51,29 @@ from sk_easytensor.tracking import tracked
 from sk_easytensor.training.train import default_batch_size, default_max_epochs
 from sk_easytensor.two_tower.tower import Tower
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Literal, Self
+
+    import torch
+
+    from sk_easytensor._utils.typing import (
+        BackendLike,
+        BlockSpec,
+        CallbackSpec,
+        Duration,
+        EngineName,
+        OptimizerLike,
+        PathLike,
+        Predictions,
+        RandomStateLike,
+        TableLike,
+        Trunk,
+    )
+    from sk_easytensor.blocks import Block
+    from sk_easytensor.blocks.pretrained import Representation
+    from sk_easytensor.tracking import MLflowTracker
+
 __all__ = [
     "EasyTensorEmbedder",
     "EmbeddingMixin",
@@ -57,27 +81,27 @@ __all__ = [
 
 
 class EmbeddingMixin(TransformerMixin):
-    """Embeds users by the tower that was fitted."""
+    """Methods that embed users by the fitted tower."""
 
-    def collect(self, events):
-        """Return the sequences of a log, a row for each user.
+    def collect(self, events: TableLike) -> pd.DataFrame | pa.Table:
+        """Return the sequences of a log, with a row for each user.
 
         Parameters
         ----------
         events : table-like
-            A log with the columns of the one that `fit` was given.
+            Log with the columns of the log in `fit`.
 
         Returns
         -------
         DataFrame or pyarrow.Table
-            The user's columns and columns of lists, named as in the log. Users are in the order
-            of their first event in the log, as in what :meth:`transform` returns; it takes this
-            table, too, and gives the same.
+            The columns of the user, and columns of lists, named as in the log. Users are in the
+            order of their first event in the log, as in the result of :meth:`transform`, which also
+            takes this table and returns the same embeddings for it.
 
         Raises
         ------
         AttributeError
-            If `fit` was given no log.
+            If `X` in `fit` was not a log.
         """
         check_is_fitted(self)
         if self._user is None:
@@ -99,24 +123,24 @@ class EmbeddingMixin(TransformerMixin):
                     f"{type(self).__name__}: column {field.name!r} holds "
                     f"{type_name(field.type)}, not lists; "
                     "events of a user may be anywhere in a stored log, so that only a stored table "
-                    "with a row for each user can be embedded, such as collect makes"
+                    "with a row for each user can be embedded, such as collect returns"
                 )
 
     @with_library_settings
     @of_stored_rows(Vectors("embedding"), check="_check_lists")
-    def transform(self, X):
+    def transform(self, X: TableLike) -> Predictions:
         """Return embeddings.
 
         Parameters
         ----------
         X : table-like
-            Columns of lists, a row for each user; or a log, if `fit` was given one.
+            Table with columns of lists and a row for each user, or a log if `X` in `fit` was one.
 
         Returns
         -------
         ndarray of float32, shape (n_users, embedding_dim)
-            For a log, users are in the order of their first event; as pandas data frames, if
-            ``set_output`` asks for these, they have the users as index.
+            Embeddings. For a log, users are in the order of their first event. With
+            ``set_output(transform="pandas")``, the index has the keys of the users.
         """
         check_is_fitted(self)
         table = as_table(X, columns=self._read_columns())
@@ -126,73 +150,77 @@ class EmbeddingMixin(TransformerMixin):
         embeddings = self.tower_.embed(sequences)
         if _get_output_config("transform", self)["dense"] != "pandas":
             return embeddings
-        # Left to itself, scikit-learn would take over the index of the events.
-        users = self._user_names()
-        users = sequences.select(users).to_pandas().set_index(users).index
+        # Without an index here, scikit-learn would use the index of the events.
+        names = self._user_names()
+        users = sequences.select(names).to_pandas().set_index(names).index
         return pd.DataFrame(embeddings, index=users, columns=self.get_feature_names_out())
 
     def _read_columns(self):
-        """Return the names of the columns that are read of a table of lists or a log."""
+        """Return the names of the columns to read from a table of lists or a log."""
         times = [] if self._time is None else [self._time]
         return list(dict.fromkeys([*self.tower_.feature_names_in_, *self._user_names(), *times]))
 
     def _user_names(self):
-        """Return the columns that name the user in a log; none if `fit` was given no log."""
+        """Return the key columns of the user in a log; none if `X` in `fit` was not a log."""
         return [self._user] if isinstance(self._user, str) else list(self._user or ())
 
     def _is_log(self, table):
-        read = set(self.tower_.feature_names_in_).intersection(table.column_names)
-        return self._user is not None and not read.intersection(list_names(table))
+        columns = set(self.tower_.feature_names_in_).intersection(table.column_names)
+        return self._user is not None and not columns.intersection(list_names(table))
 
 
 @documented_like(EasyTensorClassifier)
 class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator):
-    """Embeddings of users, learned without labels from what they did.
+    """Embeddings of users, learned from their events without labels.
 
-    A network reads the events of a user and gives a vector. It is trained to tell which parts of
-    sequences belong together, so that whatever is lasting about a user has to be in the vector.
-    Anything that has events is a user here: a customer, a card, an aircraft.
+    A network reads the events of a user and returns a vector. It is trained to recognize parts of
+    sequences that are of the same user, so that the vector has to represent lasting properties of
+    the user. A user can be anything that has events: a customer, a card, an aircraft.
 
     Parameters
     ----------
     blocks : list of (str, Block, columns) or None, default=None
-        Blocks for list columns, as in :class:`~sk_easytensor.TableEncoder`. Columns of a log are
-        the lists that :meth:`collect` makes of them.
+        Name, block and columns of each block for list columns, as in
+        :class:`~sk_easytensor.TableEncoder`. Columns of a log are the lists that :meth:`collect`
+        returns.
     objective : {"contrastive", "session_pair"}, default="contrastive"
-        What is learned. ``"contrastive"``: which two random parts are of the same user, among
-        those of many. ``"session_pair"``: whether a session follows a history.
+        Training task. ``"contrastive"`` matches two random parts of a user among those of many
+        users. ``"session_pair"`` classifies whether a session follows a history.
     embedding_dim : int, default=128
         Size of the embeddings.
     remainder : {"auto", "drop"}, default="auto"
-        What happens to list columns that no block names: ``"auto"`` gives all to one
+        Handling of list columns that no block names: ``"auto"`` reads all of them by one
         :class:`~sk_easytensor.EventSequenceBlock`, ``"drop"`` leaves them out. The column
         `session` is left out in any case.
     trunk : object or None, default=None
-        Network between blocks and embedding; by default :class:`~sk_easytensor.Sum`, which adds
-        up what the blocks give.
+        Network between blocks and embedding; None for :class:`~sk_easytensor.Sum`, which adds up
+        the outputs of the blocks.
     temperature : float or None, default=None
-        What products of embeddings are divided by; by default 0.05 for ``"contrastive"``, where
-        they are cosines, and 1 for ``"session_pair"``.
+        Number that products of embeddings are divided by; None for 0.05 with ``"contrastive"``,
+        where they are cosines, and for 1.0 with ``"session_pair"``.
     dropout : float, default=0.0
-        Fraction of the embeddings' components zeroed in training.
+        Fraction of the embeddings' components that are set to zero in training.
     session_gap : float, str, timedelta or None, default=None
-        A session ends where the next event is later by more than this: a number of seconds, or a
-        duration such as ``"6h"``. Only ``"session_pair"`` has sessions.
+        Time after which a new session starts: a number of seconds, or a duration such as ``"6h"``.
+        A session ends if the next event is later by more than this. Only ``"session_pair"`` uses
+        sessions.
     session : str or None, default=None
-        Instead of a gap: the column that names the session of each event.
+        Column that identifies the session of each event, an alternative to `session_gap`.
     min_length : int or float, default=0.1
-        For ``"contrastive"``: least length of a slice, whose length is drawn uniformly between
-        `min_length` and `max_length`. A number of events, or a fraction of the user's.
+        Minimum length of the slices of ``"contrastive"``: a number of events, or a fraction of the
+        user's events. Lengths are drawn uniformly between `min_length` and `max_length`.
     max_length : int, float or None, default=0.75
-        For ``"contrastive"``: greatest length of a slice, in the same units; None for all events.
+        Maximum length of the slices of ``"contrastive"``, in the same units; None for all events.
     learning_rate : float, default=3e-3
         Highest learning rate of the schedule.
     batch_size : int or None, default=None
-        Pairs a batch; by default by the number of users, at least 128.
+        Pairs of each training step; None for at least 128, by the number of users.
     max_epochs : int or None, default=None
-        Epochs at most; by default by the number of users. Each has parts of its own.
+        Maximum number of epochs; None for a number by that of the users. New parts are drawn in
+        each epoch.
     validation_fraction : float or None, default=0.1
-        Part of the users that validates if `fit` gets no `eval_set`.
+        Fraction of the users that is held out for validation when `fit` gets no ``eval_set``; None
+        to train on all users.
     weight_decay : float, default=0.01
         Weight decay of the optimizer.
     optimizer, early_stopping_rounds, random_state, n_jobs, device, verbose
@@ -200,38 +228,41 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
     callbacks, backend, checkpoint_dir, tracker
         As in :class:`~sk_easytensor.EasyTensorClassifier`.
     inference_engine : {"torch", "auto", "onnxruntime", "tensorrt"}, default="torch"
-        What computes embeddings once they are learned, as in
-        :class:`~sk_easytensor.EasyTensorClassifier`; ``tower_.inference_engine_`` says which it is.
+        Engine that computes embeddings with the fitted network, as in
+        :class:`~sk_easytensor.EasyTensorClassifier`. ``tower_.inference_engine_`` is the engine
+        that was chosen.
 
     Attributes
     ----------
     tower_ : Tower
-        The fitted network with its blocks: a transformer of tables of lists, picklable alone.
+        Fitted blocks and network: a transformer of tables of lists, which can be pickled alone.
     blocks_ : dict of {str: Block}
-        Its blocks.
+        Fitted blocks of the tower by name.
     network_ : torch.nn.Module
-        Its network.
+        The trained network of the tower.
     n_users_ : int
-        Users that `fit` was given.
+        Number of users in `fit`.
     n_users_without_pair_ : int
-        Those of them with too few events or sessions to be trained on. The blocks have seen their
-        events, and others may have been told from them.
+        Number of users with too few events or sessions for a pair of their own. Blocks are fitted
+        on their events too, and their sessions may be in pairs of different users.
     evals_result_ : dict of {str: dict of {str: list of float}}
         Losses by epoch, such as ``{"training": {"softmax_loss": [...]}, "valid_0": {...}}``. The
         training loss is the mean over an epoch's batches.
     n_iter_, best_iteration_, best_score_
         As in :class:`~sk_easytensor.EasyTensorClassifier`.
-    n_features_in_, feature_names_in_
-        Columns of the table or the log.
+    n_features_in_ : int
+        Number of columns of the table or the log.
+    feature_names_in_ : ndarray of str
+        Names of the columns of the table or the log, if it had names.
 
     Notes
     -----
-    ``"contrastive"`` is the idea of Babaev et al., "CoLES: Contrastive Learning for Event
+    ``"contrastive"`` is the method of Babaev et al., "CoLES: Contrastive Learning for Event
     Sequences with Self-Supervision" (2022), with a softmax over the users of a batch.
 
-    Only columns of lists are read: what is constant for a user would tell at once which parts
-    are whose. Parts are cut before blocks read them, so that nothing of a part, such as the time
-    since the previous event, depends on what is outside it.
+    Only columns of lists are read, because a value that is constant for a user would identify the
+    user of a part. Parts are cut before blocks read them, so that no feature of a part, such as the
+    time since the previous event, depends on events outside it.
 
     Examples
     --------
@@ -250,35 +281,35 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
 
     def __init__(
         self,
-        blocks=None,
+        blocks: Sequence[BlockSpec] | None = None,
         *,
-        objective="contrastive",
-        embedding_dim=128,
-        remainder="auto",
-        trunk=None,
-        temperature=None,
-        dropout=0.0,
-        session_gap=None,
-        session=None,
-        min_length=0.1,
-        max_length=0.75,
-        learning_rate=3e-3,
-        batch_size=None,
-        max_epochs=None,
-        optimizer="adamw",
-        weight_decay=0.01,
-        early_stopping_rounds="auto",
-        validation_fraction=0.1,
-        random_state=None,
-        n_jobs=None,
-        device="auto",
-        verbose=0,
-        callbacks=None,
-        backend="local",
-        checkpoint_dir=None,
-        tracker=None,
-        inference_engine="torch",
-    ):
+        objective: Literal["contrastive", "session_pair"] = "contrastive",
+        embedding_dim: int = 128,
+        remainder: Literal["auto", "drop"] = "auto",
+        trunk: Trunk | None = None,
+        temperature: float | None = None,
+        dropout: float = 0.0,
+        session_gap: Duration | None = None,
+        session: str | None = None,
+        min_length: float = 0.1,
+        max_length: float | None = 0.75,
+        learning_rate: float = 3e-3,
+        batch_size: int | None = None,
+        max_epochs: int | None = None,
+        optimizer: OptimizerLike = "adamw",
+        weight_decay: float = 0.01,
+        early_stopping_rounds: int | Literal["auto"] | None = "auto",
+        validation_fraction: float | None = 0.1,
+        random_state: RandomStateLike | None = None,
+        n_jobs: int | None = None,
+        device: str = "auto",
+        verbose: int = 0,
+        callbacks: Sequence[CallbackSpec] | None = None,
+        backend: BackendLike = "local",
+        checkpoint_dir: PathLike | None = None,
+        tracker: MLflowTracker | Literal["mlflow"] | None = None,
+        inference_engine: EngineName = "torch",
+    ) -> None:
         self.blocks = blocks
         self.objective = objective
         self.embedding_dim = embedding_dim
@@ -333,123 +364,138 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
     @with_library_settings
     @tracked
     @restored_on_error
-    def fit(self, X, y=None, *, user=None, time=None, eval_set=None):
+    def fit(
+        self,
+        X: TableLike,
+        y: None = None,
+        *,
+        user: str | Sequence[str] | None = None,
+        time: str | None = None,
+        eval_set: Sequence[TableLike] | None = None,
+    ) -> Self:
         """Learn embeddings.
 
         Parameters
         ----------
         X : table-like, path of Parquet files or Ray Dataset
-            Either a row for each user with columns of lists, all lists of a row of one length,
-            or a log with a row for each event, in any order.
+            Either a table with a row for each user and columns of lists, where all lists of a row
+            have the same length, or a log with a row for each event, in any order.
         y : None
             Ignored.
         user : str or list of str, optional
-            With a log: the column that names the user.
+            Column or columns that identify the user. Required for a log, and only for a log.
         time : str, optional
-            The column that says when events happened: timestamps, dates, or numbers of seconds.
-            A log needs it, and so does a `session_gap`. Of numbers, too, blocks that are chosen
-            automatically read the gaps only.
+            Column of the times of events: timestamps, dates, or numbers of seconds. Required for a
+            log and with `session_gap`. Blocks that are chosen automatically read only the time
+            between events, also from numbers.
         eval_set : list of table-like, paths or Datasets, optional
-            Of the kind of `X`, with other users; evaluated after each epoch. The last decides about
-            early stopping and which weights are kept. One that is `X` itself is called
-            ``training`` in ``evals_result_`` and never decides.
+            Tables of the same kind as `X`, with other users, that are evaluated after each epoch.
+            The last one decides about early stopping and which weights are kept. One that is `X`
+            itself is called ``training`` in ``evals_result_`` and never decides.
 
         Returns
         -------
-        self
+        self : object
+            The fitted estimator.
 
         Raises
         ------
         ValueError, TypeError
-            For input or parameters that make no sense, before any training starts.
+            If a parameter of the estimator or an argument is invalid. Parameters and columns are
+            checked before any training starts.
 
         Warns
         -----
         UserWarning
-            If there are users with too few events or sessions to be trained on.
+            If there are users with too few events or sessions for a pair.
 
         Notes
         -----
-        On Ray, tasks bring the events of each user of a log together, and no process has all users:
-        each worker draws pairs of its own. Their sequences have to be in its memory, as they are
-        and not encoded; if they take more than half of ``memory_per_worker``, the fit ends with an
-        error before any training, and more workers are needed. With ``"contrastive"`` each worker
-        tells a user from those of its own part of a batch, ``batch_size / num_workers`` pairs: the
-        more workers, the larger a `batch_size` pays.
+        On Ray, tasks collect the events of each user of a log, and no process has all users: each
+        worker draws pairs of its own users. Their sequences must be in its memory, not encoded. If
+        they take more than half of ``memory_per_worker``, `fit` raises an error before any
+        training, and more workers are needed. With ``"contrastive"``, the softmax of each worker is
+        over the users of its own part of a batch, ``batch_size / num_workers`` pairs: with more
+        workers, a larger `batch_size` pays off.
         """
         backend = resolve_backend(self.backend, self.n_jobs)
         self._check_parameters()
         if user is not None and time is None:
             raise ValueError(
-                f"{type(self).__name__}: user={user!r} says that X is a log of events, which needs "
-                "time too, the column that says when they happened"
+                f"{type(self).__name__}: user={user!r} makes X a log of events, which needs time "
+                "too, the column of the times of events"
             )
         if user is not None and not isinstance(user, (str, list, tuple)):
             raise TypeError(
                 f"{type(self).__name__}: user must be the name of a column or a list of names, "
                 f"got {user!r}"
             )
-        with backend.running(), ExitStack() as opened:
-            given, lists = self._read_lists(X, user, time, backend)
-            some = lists.sample().table
-            settings = view_settings(self, some, time)
-            blocks = list_blocks(self, some, X if user is None else None, time)
-            read = [name for _, _, columns in blocks for name in columns]
+        with backend.running(), ExitStack() as stack:
+            input_sample, lists = self._read_lists(X, user, time, backend)
+            sample = lists.sample().table
+            settings = view_settings(self, sample, time)
+            blocks = list_blocks(self, sample, X if user is None else None, time)
+            features = [name for _, _, columns in blocks for name in columns]
             cut_by = [name for name in (settings.label, settings.gap and time) if name]
-            needed = [name for name in some.column_names if name in {*read, *cut_by}]
+            needed = [name for name in sample.column_names if name in {*features, *cut_by}]
             encoder = UserEncoder(OBJECTIVES[self.objective], settings, needed, type(self).__name__)
             lists, rows, counts = self._read_users(lists, encoder)
-            evals, sources = [], {"X": lists}
+            evals, datasets = [], {"X": lists}
             tables = eval_tables(eval_set)
-            for where, X_eval in tables:
-                with errors_name(where):
+            for name, X_eval in tables:
+                with errors_name(name):
                     _, valid = self._read_lists(X_eval, user, time, backend)
-                    sources[where], valid, _ = self._read_users(valid, encoder)
+                    datasets[name], valid, _ = self._read_users(valid, encoder)
                     evals.append(valid)
-            checkpoints, random_state = self._open_checkpoints(
-                opened,
-                lambda: (
-                    {name: each.digest() for name, each in sources.items()}
-                    | {"user": repr(user), "time": repr(time)}
-                ),
-            )
+
+            def data_digests():
+                digests = {name: dataset.digest() for name, dataset in datasets.items()}
+                return digests | {"user": repr(user), "time": repr(time)}
+
+            checkpoints, random_state = self._open_checkpoints(stack, data_digests)
             names = eval_names([(X_eval, None) for _, X_eval in tables], X)
             evals = {names[index]: evals[index] for index in deciding_first(names)}
             self._clear_state()
-            self.n_users_, usable = counts
-            self.n_users_without_pair_ = self.n_users_ - usable
+            self.n_users_, n_eligible = counts
+            self.n_users_without_pair_ = self.n_users_ - n_eligible
             if self.n_users_without_pair_:
                 warn_user(
                     f"{type(self).__name__}: {self.n_users_without_pair_} of {self.n_users_} users "
-                    f"have {encoder.objective.lack} and make no pair of their own to train on",
+                    f"have {encoder.objective.ineligible_reason} and make no pair of their own to "
+                    "train on",
                 )
             self._user, self._time = user, time
-            self._data_summary = summarize_table(given)
+            self._data_summary = summarize_table(input_sample)
             with self._timed("blocks"):
                 self._fit_tower(lists, blocks, backend)
             self._train(rows, evals, random_state, backend, checkpoints)
-            self._choose_engines([(self.tower_, some)], backend)
+            self._choose_engines([(self.tower_, sample)], backend)
         self._n_features_out = self.embedding_dim
-        self.n_features_in_ = given.num_columns
+        self.n_features_in_ = input_sample.num_columns
         if has_column_names(X):
-            self.feature_names_in_ = np.asarray(given.column_names, dtype=object)
+            self.feature_names_in_ = np.asarray(input_sample.column_names, dtype=object)
         return self
 
     def _read_lists(self, X, user, time, backend):
-        """Return some of the rows that the user gave, and sequences with a row for each user."""
+        """Return a sample of the rows of `X`, and sequences with a row for each user."""
         dataset = backend.read_dataset(X, None, None, as_table, no_target)
-        given = dataset.sample().table
-        return given, dataset if user is None else dataset.collect_sequences(user, time)
+        sample = dataset.sample().table
+        return sample, dataset if user is None else dataset.collect_sequences(user, time)
 
     def _read_users(self, lists, encoder):
-        """Return the columns that are read, users with their sequences, and how many they are."""
-        # Columns that are missing are named.
+        """Return the columns to read, users with their sequences, and the numbers of users.
+
+        Raises
+        ------
+        ValueError
+            If columns are missing, or if too few users are eligible.
+        """
         align_table(lists.sample().table, encoder.columns, owner=type(self).__name__)
         lists = lists.select(encoder.columns)
         rows = lists.encode(encoder)
-        n_users, usable = map(int, sum(rows.map_chunks(count_users)))
-        check_pairs(n_users, usable, encoder.objective.lack)
-        return lists, rows, (n_users, usable)
+        n_users, n_eligible = map(int, sum(rows.map_chunks(count_users)))
+        check_eligible(n_users, n_eligible, encoder.objective.ineligible_reason)
+        return lists, rows, (n_users, n_eligible)
 
     def _fit_tower(self, lists, blocks, executor):
         trunk = self._default_trunk() if self.trunk is None else self.trunk
@@ -472,15 +518,17 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
 
     def _train(self, rows, evals, random_state, backend, checkpoints):
         if set(evals) <= {"training"} and self.validation_fraction is not None:
-            parts, held_out = rows.hold_out(is_eligible, self.validation_fraction, random_state)
-            usable = [sum(part.map_chunks(count_users))[1] for part in (parts, *held_out)]
-            if held_out and min(usable) >= AT_LEAST:
-                rows, evals = parts, {"valid_0": held_out[0], **evals}
+            retained, held_out = rows.hold_out(
+                eligible_strata, self.validation_fraction, random_state
+            )
+            n_eligible = [sum(part.map_chunks(count_users))[1] for part in (retained, *held_out)]
+            if held_out and min(n_eligible) >= MIN_ELIGIBLE_USERS:
+                rows, evals = retained, {"valid_0": held_out[0], **evals}
         seed = int(random_state.randint(np.iinfo(np.int32).max))
         encode = self.tower_.encoding(backend)
         counts = [sum(part.map_chunks(count_pairs)) for part in (rows, *evals.values())]
         rows = rows.map(PairSampling(encode, [seed, 0], fresh=True))
-        # Validation pairs are drawn once, so that epochs can be compared.
+        # Validation pairs are drawn once, so that losses of epochs can be compared.
         validation = [
             valid.map(PairSampling(encode, [seed, 1 + index], fresh=False))
             for index, valid in enumerate(evals.values())
@@ -502,22 +550,27 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
         return hasattr(self, "n_features_in_")
 
     @property
-    def blocks_(self):
-        """The fitted blocks."""
+    def blocks_(self) -> dict[str, Block]:
+        """Fitted blocks by name."""
         return self.tower_.blocks_
 
     @property
-    def network_(self):
+    def network_(self) -> torch.nn.Module:
         """The trained network."""
         return self.tower_.network_
 
-    def representation(self):
-        """Return blocks and network.
+    def representation(self) -> Representation:
+        """Return the blocks and the network of the tower.
 
         Returns
         -------
         Representation
-            For :class:`~sk_easytensor.PretrainedBlock`.
+            Input of :class:`~sk_easytensor.PretrainedBlock`.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
         """
         check_is_fitted(self)
         return self.tower_.representation()
@@ -534,10 +587,10 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
 
 
 def no_target(y):
-    """Return that there is nothing to learn but the rows themselves."""
+    """Check the target of an embedder: there is none."""
     return None
 
 
-def is_eligible(target):
-    """Return the groups of users that a validation part is drawn evenly from."""
+def eligible_strata(target):
+    """Return the strata of users for the validation split: whether they are eligible."""
     return target.numpy()

@@ -1,4 +1,4 @@
-"""Objectives of embedders: pairs of parts of event sequences."""
+"""Objectives of embedders: sampling of pairs of parts of event sequences, and networks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sk_easytensor.training.dataset import (
 from sk_easytensor.training.pairs import PairFrame
 
 __all__ = [
-    "AT_LEAST",
+    "MIN_ELIGIBLE_USERS",
     "OBJECTIVES",
     "Objective",
     "PairSampler",
@@ -36,14 +36,22 @@ __all__ = [
 
 @dataclass
 class ViewSettings:
-    """How sequences are cut.
+    """Settings by which sequences are cut into parts.
 
     Attributes
     ----------
-    min_length, max_length : int, float or None
-        Bounds of random slices; see :func:`~sk_easytensor.embedder.slices.random_slices`.
-    time, gap, label : str, float and str, or None
-        How sessions are cut; see :func:`~sk_easytensor.embedder.slices.cut_sessions`.
+    min_length : int or float, default=1
+        Minimum length of random slices: a number of events, or a fraction of the sequence. See
+        :func:`~sk_easytensor.embedder.slices.random_slices`.
+    max_length : int, float or None, default=None
+        Maximum length of random slices; None for whole sequences.
+    time : str or None, default=None
+        Column of times, from which sessions are cut. See
+        :func:`~sk_easytensor.embedder.slices.cut_sessions`.
+    gap : float or None, default=None
+        Seconds without an event after which a new session starts.
+    label : str or None, default=None
+        Column that identifies the session of each event.
     """
 
     min_length: int | float = 1
@@ -55,14 +63,14 @@ class ViewSettings:
 
 @dataclass
 class SampledPairs:
-    """Parts of sequences, and which of them are taken together.
+    """Parts of sequences, and the pairs that they form.
 
     Attributes
     ----------
     left, right : Slices
-        The parts.
+        The parts of either side.
     left_rows, right_rows : ndarray of int64, shape (n_pairs,)
-        For each pair, which part of either side.
+        Indices of the two parts of each pair in `left` and `right`.
     target : ndarray of float32, shape (n_pairs,)
         1 where both parts are of one user, else 0.
     """
@@ -82,30 +90,30 @@ class Objective(ABC):
     sequences : Sequences
         The events of each user.
     settings : ViewSettings
-        How they are cut.
+        Settings by which sequences are cut.
 
     Attributes
     ----------
     head : Head
-        Gives the loss.
+        Head with the loss.
     normalized : bool
-        Whether embeddings have length 1.
+        Whether embeddings are scaled to length 1.
     temperature : float
-        What products are divided by, unless the user says otherwise.
+        Default of the number that products of embeddings are divided by.
     has_sessions : bool
         Whether sequences are cut into sessions.
-    pairs_a_user : int
-        Pairs that are drawn of each user that makes one.
-    lack : str
-        What users have that make no pair, for messages.
+    pairs_per_user : int
+        Number of pairs that are drawn of each eligible user.
+    ineligible_reason : str
+        Description of users that are not eligible, for messages.
     """
 
     head = None
     normalized = False
     temperature = 1.0
     has_sessions = False
-    pairs_a_user = 1
-    lack = ""
+    pairs_per_user = 1
+    ineligible_reason = ""
 
     def __init__(self, sequences, settings):
         self.sequences = sequences
@@ -114,18 +122,18 @@ class Objective(ABC):
     @property
     @abstractmethod
     def is_eligible(self):
-        """Which users make a pair on their own, bool of shape (n_users,)."""
+        """Whether each user has enough events or sessions for a pair, bool of shape (n_users,)."""
 
     @abstractmethod
     def draw(self, users, random):
-        """Draw the pairs of some users, always as many for the same ones.
+        """Draw pairs of some users. Their number depends on the users only.
 
         Parameters
         ----------
         users : ndarray of int64
-            Of which two at least make a pair.
+            Indices of users, of whom at least two are eligible.
         random : numpy.random.Generator
-            What is drawn from.
+            Random number generator.
 
         Returns
         -------
@@ -135,18 +143,18 @@ class Objective(ABC):
     @classmethod
     @abstractmethod
     def make_network(cls, tower, n_pairs, temperature, dropout):
-        """Return the network to be trained, whose batches are of :class:`PairFrame`.
+        """Return the network to be trained, which takes batches of :class:`PairFrame`.
 
         Parameters
         ----------
         tower : BlockNetwork
-            Embeds a part of a sequence.
+            Network that embeds parts of sequences.
         n_pairs : int
-            Pairs of an epoch, or of a validation set if that has more.
+            Number of pairs of an epoch, or of a validation set if that has more.
         temperature : float
-            What products are divided by.
+            Number that products of embeddings are divided by.
         dropout : float
-            Fraction of the embeddings' components dropped in training.
+            Fraction of the embeddings' components that are set to zero in training.
 
         Returns
         -------
@@ -155,18 +163,18 @@ class Objective(ABC):
 
 
 class Contrastive(Objective):
-    """Two random slices of a user, to be found among those of all users of the batch.
+    """Objective: match two random slices of a user among the slices of all users of the batch.
 
     Notes
     -----
-    The idea of Babaev et al., "CoLES: Contrastive Learning for Event Sequences with
+    The method is that of Babaev et al., "CoLES: Contrastive Learning for Event Sequences with
     Self-Supervision" (2022). The loss is a softmax over cosines.
     """
 
     head = SampledSoftmaxHead()
     normalized = True
     temperature = 0.05
-    lack = "fewer than two events"
+    ineligible_reason = "fewer than two events"
 
     @property
     def is_eligible(self):
@@ -177,8 +185,8 @@ class Contrastive(Objective):
         bounds = self.settings.min_length, self.settings.max_length
         left = random_slices(self.sequences, users, *bounds, random)
         right = random_slices(self.sequences, users, *bounds, random)
-        own = np.arange(len(users))
-        return SampledPairs(left, right, own, own, np.ones(len(users), dtype=np.float32))
+        rows = np.arange(len(users))
+        return SampledPairs(left, right, rows, rows, np.ones(len(users), dtype=np.float32))
 
     @classmethod
     def make_network(cls, tower, n_pairs, temperature, dropout):
@@ -188,27 +196,28 @@ class Contrastive(Objective):
             normalized=cls.normalized,
             temperature=temperature,
             dropout=dropout,
-            # The choice is among the users of the batch, who are there for certain.
+            # The softmax is over the users of the batch, each of whom is in it with probability 1.
             popularity=torch.ones(n_pairs),
             n_rows=n_pairs,
         )
 
 
 class SessionPair(Objective):
-    """A user's history with the session after it, to be told from it with another's session.
+    """Objective: classify whether a session follows a history, or is one of another user.
 
-    Users with a single session, which have no history, lend it to others.
+    Sessions of users with a single session, who have no history, are paired with histories of
+    others.
 
     Notes
     -----
-    Each epoch takes another session of a user, and what came before it as the history, rather
-    than the latest session only.
+    In each epoch a session of each user is drawn, and the events before it are the history. Not
+    only the latest session is used.
     """
 
     head = BinaryHead()
     has_sessions = True
-    pairs_a_user = 2
-    lack = "fewer than two sessions"
+    pairs_per_user = 2
+    ineligible_reason = "fewer than two sessions"
 
     def __init__(self, sequences, settings):
         super().__init__(sequences, settings)
@@ -222,16 +231,16 @@ class SessionPair(Objective):
 
     def draw(self, users, random):
         sessions = self.sessions
-        lenders = users[sessions.counts[users] > 0]
-        counts = sessions.counts[lenders]
+        users = users[sessions.counts[users] > 0]
+        counts = sessions.counts[users]
         drawn = random.integers(np.minimum(counts - 1, 1), counts)
-        session = sessions.part(sessions.offsets[lenders] + drawn)
-        own = np.flatnonzero(counts > 1)
-        history = Slices(self.sequences.offsets[lenders[own]], session.starts[own])
-        # Going on by less than a full turn, one never comes back to oneself.
-        other = (own + random.integers(1, len(lenders), len(own))) % len(lenders)
-        left_rows, right_rows = np.tile(np.arange(len(own)), 2), np.append(own, other)
-        target = np.repeat(np.float32([1, 0]), len(own))
+        session = sessions.part(sessions.offsets[users] + drawn)
+        eligible = np.flatnonzero(counts > 1)
+        history = Slices(self.sequences.offsets[users[eligible]], session.starts[eligible])
+        # A shift by 1 to n - 1 positions modulo n never ends at the user itself.
+        other = (eligible + random.integers(1, len(users), len(eligible))) % len(users)
+        left_rows, right_rows = np.tile(np.arange(len(eligible)), 2), np.append(eligible, other)
+        target = np.repeat(np.float32([1, 0]), len(eligible))
         return SampledPairs(history, session, left_rows, right_rows, target)
 
     @classmethod
@@ -245,18 +254,18 @@ OBJECTIVES = {"contrastive": Contrastive, "session_pair": SessionPair}
 
 
 class PairSampler:
-    """Draws the pairs of an epoch and encodes them.
+    """Function of the epoch that draws pairs and encodes them.
 
     Parameters
     ----------
     objective : Objective
-        Draws them.
+        Objective that draws pairs.
     users : ndarray of int64
-        Of whom pairs are drawn.
+        Indices of the users of whom pairs are drawn.
     encode : callable
-        Takes a table of list columns and returns a :class:`TensorFrame`.
+        Function that takes a table of list columns and returns a :class:`TensorFrame`.
     seed : list of int
-        Makes draws repeatable.
+        Seed; the number of the epoch is appended.
     """
 
     def __init__(self, objective, users, encode, seed):
@@ -276,7 +285,7 @@ class PairSampler:
         Returns
         -------
         EncodedDataset
-            Of a :class:`PairFrame`.
+            Pairs, whose frame is a :class:`PairFrame`.
         """
         random = np.random.default_rng([*self.seed, epoch])
         pairs = self.objective.draw(self.users, random)
@@ -290,8 +299,8 @@ class PairSampler:
         return EncodedDataset(frame, torch.from_numpy(pairs.target), torch.ones(len(frame)))
 
 
-AT_LEAST = 2
-"""Users that make a pair: fewer have nobody to be told from."""
+MIN_ELIGIBLE_USERS = 2
+"""Minimum number of eligible users: with one user there is no pair of different users."""
 
 
 class UserDataset(InMemoryDataset):
@@ -300,14 +309,14 @@ class UserDataset(InMemoryDataset):
     Parameters
     ----------
     objective : Objective
-        Has the sequences.
+        Objective with the sequences.
     users : ndarray of int64, optional
-        Some of them; by default all.
+        Indices of the users; by default of all.
 
     Attributes
     ----------
     target : torch.Tensor of int64, shape (n_users,)
-        1 for users that make a pair, else 0.
+        1 for eligible users, else 0.
     """
 
     def __init__(self, objective, users=None):
@@ -320,31 +329,31 @@ class UserDataset(InMemoryDataset):
 
     @property
     def nbytes(self):
-        """Bytes of the sequences."""
+        """Size of the sequences in bytes."""
         return self.objective.sequences.items.nbytes
 
     def __len__(self):
         return len(self.users)
 
     def take(self, rows):
-        """Return some of the users."""
+        """Return the users at some rows, a slice or a tensor of indices."""
         rows = rows if isinstance(rows, slice) else rows.numpy()
         return UserDataset(self.objective, self.users[rows])
 
 
 class UserEncoder(BaseRowEncoder):
-    """Makes :class:`UserDataset` of a table of lists.
+    """Encoder of tables of lists, which returns :class:`UserDataset`.
 
     Parameters
     ----------
     objective : type
-        An :class:`~sk_easytensor.embedder.objectives.Objective`.
+        Subclass of :class:`~sk_easytensor.embedder.objectives.Objective`.
     settings : ViewSettings
-        How sequences are cut.
+        Settings by which sequences are cut.
     columns : list of str
-        The columns of lists.
+        Names of the columns of lists.
     owner : str
-        Who asks, for errors.
+        Class name of the estimator, for errors.
     """
 
     def __init__(self, objective, settings, columns, owner):
@@ -354,33 +363,44 @@ class UserEncoder(BaseRowEncoder):
         self.owner = owner
 
     def encode(self, table, y, weight):
-        """Return the users of a table of lists; targets and weights have no part in it."""
+        """Return the users of a table of lists; targets and weights are not used."""
         return self._rows(Sequences(table, self.owner))
 
     encode_targets = encode
 
     def concatenate(self, parts, memory):
-        """Join the users of several tables.
+        """Concatenate the users of several tables.
+
+        Parameters
+        ----------
+        parts : iterable of UserDataset
+            Users of each table.
+        memory : float
+            Bytes that the process may use.
+
+        Returns
+        -------
+        UserDataset
 
         Raises
         ------
         ValueError
-            If their sequences take more than half of so many bytes.
+            If the sequences take more than half of `memory`.
         """
-        kept, size = [], 0
+        datasets, size = [], 0
         for part in parts:
-            kept.append(part)
+            datasets.append(part)
             size += part.nbytes
             # Joining the parts takes as much memory again.
             if 2 * size > memory:
                 raise ValueError(
                     f"{self.owner}: the sequences of a worker's users take more than half of the "
-                    f"{memory:,} bytes it has. They must be in memory, for parts are cut from them "
-                    "in every epoch: use more workers, or more memory_per_worker"
+                    f"{memory:,} bytes it has. They must be in memory, because parts are cut from "
+                    "them in every epoch: use more workers, or more memory_per_worker"
                 )
-        if len(kept) == 1:
-            return kept[0]
-        return self._rows(Sequences.joined([part.objective.sequences for part in kept]))
+        if len(datasets) == 1:
+            return datasets[0]
+        return self._rows(Sequences.joined([part.objective.sequences for part in datasets]))
 
     def _rows(self, sequences):
         return UserDataset(self.objective(sequences, self.settings))
@@ -388,16 +408,16 @@ class UserEncoder(BaseRowEncoder):
 
 @dataclass
 class PairSampling:
-    """Draws pairs of users: called with :class:`UserDataset`, it returns rows of pairs.
+    """Function that takes a :class:`UserDataset` and returns a data set of pairs.
 
     Parameters
     ----------
     encode : callable
-        Takes a table of list columns and returns a :class:`TensorFrame`.
+        Function that takes a table of list columns and returns a :class:`TensorFrame`.
     seed : list of int
-        Makes draws repeatable.
+        Seed of the draws.
     fresh : bool
-        Whether each epoch has pairs of its own.
+        Whether new pairs are drawn in each epoch.
     """
 
     encode: object
@@ -405,21 +425,22 @@ class PairSampling:
     fresh: bool
 
     def __call__(self, rows):
-        usable = int(rows.target.sum())
-        if usable < AT_LEAST:
+        n_eligible = int(rows.target.sum())
+        if n_eligible < MIN_ELIGIBLE_USERS:
             raise ValueError(
-                f"of the {len(rows)} users that one worker trains or validates on, {usable} make a "
-                f"pair, and {AT_LEAST} at least have to; use fewer workers or more users"
+                f"of the {len(rows)} users that one worker trains or validates on, {n_eligible} "
+                f"make a pair, and at least {MIN_ELIGIBLE_USERS} must; use fewer workers or more "
+                "users"
             )
-        draw = PairSampler(rows.objective, rows.users, self.encode, self.seed)
-        return ResampledDataset(draw) if self.fresh else draw(0)
+        sampler = PairSampler(rows.objective, rows.users, self.encode, self.seed)
+        return ResampledDataset(sampler) if self.fresh else sampler(0)
 
 
 def count_users(rows):
-    """Return how many users there are, and how many of them make a pair."""
+    """Return the number of users and that of eligible users, an array of shape (2,)."""
     return np.array([len(rows), int(rows.target.sum())])
 
 
 def count_pairs(rows):
-    """Return how many pairs are drawn of the users."""
-    return rows.objective.pairs_a_user * int(rows.target.sum())
+    """Return the number of pairs that are drawn of the users."""
+    return rows.objective.pairs_per_user * int(rows.target.sum())

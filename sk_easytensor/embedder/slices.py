@@ -1,4 +1,4 @@
-"""Parts of event sequences: random slices, sessions, and the tables that are cut from them."""
+"""Parts of event sequences: random slices, sessions, windows, and tables of these parts."""
 
 from __future__ import annotations
 
@@ -35,12 +35,15 @@ __all__ = [
 
 @dataclass
 class Slices:
-    """Contiguous parts of sequences: the events from a start up to a stop, which is not included.
+    """Contiguous parts of sequences, each with the events from a start up to a stop.
 
     Attributes
     ----------
-    starts, stops : ndarray of int64, shape (n_slices,)
-        Positions among the events of all sequences, one sequence after the other.
+    starts : ndarray of int64, shape (n_slices,)
+        Position of the first event of each part among the events of all sequences, which follow
+        each other.
+    stops : ndarray of int64, shape (n_slices,)
+        Position after the last event of each part.
     """
 
     starts: np.ndarray
@@ -51,27 +54,28 @@ class Slices:
 
 
 class Sequences:
-    """The events of all rows of a table, one row's after the other.
+    """The events of all rows of a table, row after row.
 
     Parameters
     ----------
     table : pyarrow.Table
-        Of list columns. All lists of a row have one length; a list that is missing beside others
-        is one of missing items.
+        Table of list columns. All lists of a row have the same length; a missing list beside others
+        is read as a list of missing items.
     owner : str
-        Who asks, for errors.
+        Class name of the estimator, for errors.
 
     Attributes
     ----------
     items : pyarrow.Table
-        A row for each event.
+        Table with a row for each event.
     offsets : ndarray of int64, shape (n_rows + 1,)
-        Row ``i`` has the events ``offsets[i]`` up to ``offsets[i + 1]``.
+        Row ``i`` has the events from ``offsets[i]`` up to ``offsets[i + 1]``.
 
     Raises
     ------
     RowError
-        Naming the first row in which two lists differ in length, and both columns.
+        If two lists of a row differ in length. The message names the first such row and both
+        columns.
 
     Examples
     --------
@@ -88,22 +92,22 @@ class Sequences:
         self.offsets = lists.offsets
 
     @classmethod
-    def joined(cls, several):
-        """Join the rows of several sequences of the same columns.
+    def joined(cls, sequences):
+        """Concatenate the rows of several objects with the same columns.
 
         Parameters
         ----------
-        several : list of Sequences
-            At least one.
+        sequences : list of Sequences
+            At least one object.
 
         Returns
         -------
         Sequences
         """
         joined = object.__new__(cls)
-        items = pa.concat_tables([sequences.items for sequences in several])
+        items = pa.concat_tables([part.items for part in sequences])
         joined.items = pa.table({name: contiguous(items[name]) for name in items.column_names})
-        lengths = np.concatenate([sequences.lengths for sequences in several])
+        lengths = np.concatenate([part.lengths for part in sequences])
         joined.offsets = np.append(0, np.cumsum(lengths))
         return joined
 
@@ -112,16 +116,16 @@ class Sequences:
 
     @property
     def lengths(self):
-        """Events of each row, int64 of shape (n_rows,)."""
+        """Number of events of each row, int64 of shape (n_rows,)."""
         return np.diff(self.offsets)
 
     @property
     def whole(self):
-        """The sequences as they are, as :class:`Slices`."""
+        """Whole sequences, as :class:`Slices`."""
         return Slices(self.offsets[:-1], self.offsets[1:])
 
     def row_of(self, position):
-        """Return the row that has the event at a position."""
+        """Return the index of the row that has the event at a position."""
         return int(np.searchsorted(self.offsets, position, side="right")) - 1
 
     def cut(self, slices):
@@ -130,7 +134,7 @@ class Sequences:
         Parameters
         ----------
         slices : Slices
-            What each row holds.
+            Events of each row of the table.
 
         Returns
         -------
@@ -139,19 +143,24 @@ class Sequences:
         return materialize(self.items, np.arange(len(self.items)), slices.starts, slices.stops)
 
     def read(self, slices, function):
-        """Call a function with what :meth:`cut` returns; errors name the row that was cut from.
+        """Call a function with the table of :meth:`cut`, and translate rows in its errors.
 
         Parameters
         ----------
         slices : Slices
-            What each row of the table holds.
+            Events of each row of the table.
         function : callable
-            Takes the table.
+            Function that takes the table.
 
         Returns
         -------
         object
-            What the function returned.
+            Result of the function.
+
+        Raises
+        ------
+        RowError
+            If the function raises one. The row is then that of the sequence.
         """
         try:
             return function(self.cut(slices))
@@ -161,19 +170,19 @@ class Sequences:
 
 
 def random_slices(sequences, rows, shortest, longest, random):
-    """Draw a slice of each of some rows: first its length, then where it begins, both evenly.
+    """Draw a random slice of each of some rows: first its length, then its start, both uniformly.
 
     Parameters
     ----------
     sequences : Sequences
-        Of which the rows are.
+        Sequences of all rows.
     rows : ndarray of int64, shape (n,)
-        Rows with at least one event.
+        Indices of rows with at least one event.
     shortest, longest : int, float or None
-        Bounds of the length: so many events, or a fraction of the row's. Rows of fewer events
-        give what they have. None, for `longest`, is all events.
+        Bounds of the length: a number of events, or a fraction of the row's events. Slices of rows
+        with fewer events have all of them. None, for `longest`, is all events.
     random : numpy.random.Generator
-        What is drawn from.
+        Random number generator.
 
     Returns
     -------
@@ -188,7 +197,7 @@ def random_slices(sequences, rows, shortest, longest, random):
 
 
 def events_of(bound, lengths, rounded):
-    """Return a bound, a number of events or a fraction of them, as events of each row."""
+    """Return a bound of the length, an int or a fraction, as a number of events of each row."""
     if bound is None:
         return lengths
     if isinstance(bound, Integral):
@@ -197,37 +206,37 @@ def events_of(bound, lengths, rounded):
 
 
 def consecutive_slices(sequences, length):
-    """Cut all sequences into slices of a length, the last of each row being what is left.
+    """Cut all sequences into slices of a length; the last one of each row has the rest.
 
     Parameters
     ----------
     sequences : Sequences
-        What to cut.
+        Sequences to cut.
     length : int
-        Events of a slice, at most.
+        Maximum number of events of a slice.
 
     Returns
     -------
     Slices
-        At least one a row, which is empty if the row is.
+        At least one for each row, which is empty if the row is.
     """
     counts = np.maximum(-(-sequences.lengths // length), 1)
     first = np.cumsum(counts) - counts
-    place = np.arange(counts.sum()) - np.repeat(first, counts)
-    starts = np.repeat(sequences.offsets[:-1], counts) + place * length
+    index = np.arange(counts.sum()) - np.repeat(first, counts)
+    starts = np.repeat(sequences.offsets[:-1], counts) + index * length
     return Slices(starts, np.minimum(starts + length, np.repeat(sequences.offsets[1:], counts)))
 
 
 @dataclass
 class Sessions:
-    """Sequences cut into sessions, which follow each other.
+    """Sequences cut into consecutive sessions.
 
     Attributes
     ----------
     starts, stops : ndarray of int64, shape (n_sessions,)
-        Positions among all events.
+        Positions of each session among all events; the stop is excluded.
     offsets : ndarray of int64, shape (n_rows + 1,)
-        Row ``i`` has the sessions ``offsets[i]`` up to ``offsets[i + 1]``; none if it is empty.
+        Row ``i`` has the sessions from ``offsets[i]`` up to ``offsets[i + 1]``.
     """
 
     starts: np.ndarray
@@ -236,27 +245,27 @@ class Sessions:
 
     @property
     def counts(self):
-        """Sessions of each row, int64 of shape (n_rows,)."""
+        """Number of sessions of each row, int64 of shape (n_rows,)."""
         return np.diff(self.offsets)
 
     def part(self, sessions):
-        """Return some of the sessions, given by their numbers, as :class:`Slices`."""
+        """Return the sessions at some indices, as :class:`Slices`."""
         return Slices(self.starts[sessions], self.stops[sessions])
 
 
 def cut_sessions(sequences, *, time=None, gap=None, label=None):
-    """Cut sequences into sessions, where time passes or where a label changes.
+    """Cut sequences into sessions, at gaps in time or where a label changes.
 
     Parameters
     ----------
     sequences : Sequences
-        What to cut.
+        Sequences to cut.
     time : str, optional
-        The column of times: dates, timestamps, or numbers of seconds.
+        Column of times: dates, timestamps, or numbers of seconds.
     gap : float, optional
-        A session ends where the next event is more than so many seconds later.
+        Seconds. A session ends if the next event is later by more than this.
     label : str, optional
-        Instead of times: the column that names the session of each event.
+        Column that identifies the session of each event, an alternative to `time` and `gap`.
 
     Returns
     -------
@@ -264,47 +273,48 @@ def cut_sessions(sequences, *, time=None, gap=None, label=None):
 
     Raises
     ------
-    ValueError
-        Naming a column and a row with a missing value, or whose times are not in order.
+    RowError
+        If a value is missing, or if the times of a row are not in order. The message names the
+        column and the row.
     TypeError
-        If the times are none.
+        If `time` is no column of times.
     """
     column = sequences.items.column(label or time)
-    refuse_missing_items(sequences, column, label or time)
+    check_no_missing_items(sequences, column, label or time)
     if label is not None:
         codes = decoded(column).dictionary_encode().combine_chunks().indices.to_numpy()
-        parted = codes[1:] != codes[:-1]
+        is_break = codes[1:] != codes[:-1]
     else:
-        passed = np.diff(read_seconds(sequences, column, time))
-        parted = passed > gap
+        elapsed = np.diff(read_seconds(column, time))
+        is_break = elapsed > gap
     is_start = np.ones(len(column), dtype=bool)
-    is_start[1:] = parted
-    begins = sequences.offsets[:-1][sequences.lengths > 0]
-    is_start[begins] = True
+    is_start[1:] = is_break
+    first_events = sequences.offsets[:-1][sequences.lengths > 0]
+    is_start[first_events] = True
     if label is None:
-        backwards = np.append(False, passed < 0)
-        backwards[begins] = False
-        refuse_disorder(sequences, column, time, backwards)
+        is_earlier = np.append(False, elapsed < 0)
+        is_earlier[first_events] = False
+        check_order(sequences, column, time, is_earlier)
     starts = np.flatnonzero(is_start)
     stops = np.append(starts[1:], len(column))
     return Sessions(starts, stops, np.searchsorted(starts, sequences.offsets))
 
 
-def read_seconds(sequences, column, name):
-    """Return times as seconds."""
+def read_seconds(column, name):
+    """Return the times of a column as seconds; raise ``TypeError`` if it has no times."""
     numbers = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
     if not (is_time(column.type) or numbers):
         raise TypeError(
-            f"column {name!r} holds lists of {type_name(column.type)} and cannot tell when "
-            "sessions end; it must hold timestamps, dates or numbers of seconds"
+            f"column {name!r} holds lists of {type_name(column.type)}, from which sessions cannot "
+            "be cut; it must hold timestamps, dates or numbers of seconds"
         )
     if numbers:
         return column.to_numpy().astype(np.float64)
     return seconds(column, name, getattr(column.type, "tz", None))
 
 
-def refuse_missing_items(sequences, column, name):
-    """Raise ``ValueError`` if an event lacks what sessions are cut by."""
+def check_no_missing_items(sequences, column, name):
+    """Raise :class:`RowError` if an event has no time or session label."""
     missing = np.flatnonzero(pc.is_null(column, nan_is_null=True).to_numpy())
     if len(missing):
         raise RowError(
@@ -314,10 +324,10 @@ def refuse_missing_items(sequences, column, name):
         )
 
 
-def refuse_disorder(sequences, column, name, backwards):
-    """Raise ``ValueError`` if an event is earlier than the one before it."""
-    if backwards.any():
-        event = int(np.argmax(backwards))
+def check_order(sequences, column, name, is_earlier):
+    """Raise :class:`RowError` if an event is earlier than the one before it."""
+    if is_earlier.any():
+        event = int(np.argmax(is_earlier))
         raise RowError(
             f"column {name!r} is not in order of time in row {{row}}: {column[event]} comes after "
             f"{column[event - 1]}; sort the events of each row by time",
@@ -326,12 +336,23 @@ def refuse_disorder(sequences, column, name, backwards):
 
 
 def gap_seconds(owner, gap):
-    """Return a gap between sessions, a number of seconds or a duration, in seconds.
+    """Return a gap between sessions in seconds.
+
+    Parameters
+    ----------
+    owner : str
+        Class name of the estimator, for errors.
+    gap : float, str or timedelta
+        Number of seconds, or a duration such as ``"6h"``.
+
+    Returns
+    -------
+    float
 
     Raises
     ------
     ValueError
-        Unless it is one, and greater than 0.
+        If `gap` is neither, or not greater than 0.
     """
     duration = isinstance(gap, (str, dt.timedelta, np.timedelta64))
     try:
@@ -346,7 +367,7 @@ def gap_seconds(owner, gap):
 
 
 SAMPLED_USERS = 1000
-"""Users whose windows say which types there are."""
+"""Number of users whose windows are read to learn the types of columns."""
 
 
 def sample_windows(table, length, owner):
@@ -355,16 +376,16 @@ def sample_windows(table, length, owner):
     Parameters
     ----------
     table : pyarrow.Table
-        Some users, with columns of lists, those that decide about the length of a row included.
+        Rows of some users, with columns of lists.
     length : int or None
-        Events of a window; None for sequences as they are.
+        Maximum number of events of a window; None for whole sequences.
     owner : str
-        Name of the estimator, for errors.
+        Class name of the estimator, for errors.
 
     Returns
     -------
     pyarrow.Table
-        Of the same columns.
+        Table of the same columns, with a row for each window.
     """
     return read_windows(table.slice(0, SAMPLED_USERS), length, owner, lambda windows: windows)
 
@@ -372,24 +393,26 @@ def sample_windows(table, length, owner):
 def summarize_windows(dataset, length, owner, executor, blocks):
     """Summarise the windows of all sequences for blocks.
 
-    Blocks read one end of long lists, whereas parts are cut from anywhere: in windows as short as
-    that, they see all events.
+    Blocks read only one end of long lists, whereas parts for training are cut at any position. From
+    windows that are short enough, blocks read all events.
 
     Parameters
     ----------
     dataset : BaseTableDataset
         A row for each user, with columns of lists.
-    length, owner
-        As of :func:`sample_windows`.
+    length : int or None
+        Maximum number of events of a window; None for whole sequences.
+    owner : str
+        Class name of the estimator, for errors.
     executor : LocalExecutor
-        Says how many threads there are, and how many rows a block gets at a time.
+        Executor, with the number of threads and of the rows that a block gets at a time.
     blocks : dict of {str: tuple of (Block, list of str)}
-        Blocks and the columns each reads.
+        Blocks and the columns of each.
 
     Returns
     -------
     SummaryMap of {str: Summary}
-        By name of block.
+        Summaries by name of the block.
     """
     inner = LocalExecutor(executor.n_jobs, executor.chunk_rows)
     summarize = partial(_summarize_chunk, length, owner, inner, blocks)
@@ -403,7 +426,7 @@ def _summarize_chunk(length, owner, executor, blocks, table):
 
 
 def read_windows(table, length, owner, function):
-    """Call a function with a table of the windows of sequences; errors name rows of `table`."""
+    """Call a function with a table of the windows of sequences; its errors name rows of `table`."""
     sequences = Sequences(table, owner)
     whole = sequences.whole
     windows = whole if length is None else consecutive_slices(sequences, length)

@@ -1,4 +1,4 @@
-"""Input of embedders: the columns that are read, how sequences are cut, checks of both."""
+"""Input of embedders: checks of tables of lists, choice of blocks, settings of parts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from sk_easytensor._utils.validation import check_number
 from sk_easytensor.blocks import EventSequenceBlock
 from sk_easytensor.blocks.detection import check_blocks, select_columns
 from sk_easytensor.data.lists import is_list
-from sk_easytensor.embedder.objectives import AT_LEAST, OBJECTIVES, ViewSettings
+from sk_easytensor.embedder.objectives import MIN_ELIGIBLE_USERS, OBJECTIVES, ViewSettings
 from sk_easytensor.embedder.slices import gap_seconds
 
 __all__ = [
+    "check_eligible",
     "check_length",
-    "check_pairs",
     "eval_tables",
     "list_blocks",
     "list_names",
@@ -22,24 +22,24 @@ __all__ = [
 
 
 def list_names(table):
-    """Return the names of the columns of lists."""
+    """Return the names of the columns of lists of a table."""
     return [field.name for field in table.schema if is_list(field.type)]
 
 
-def check_pairs(n_users, usable, lack):
-    """Raise ``ValueError`` unless enough users make a pair."""
-    if usable < AT_LEAST:
+def check_eligible(n_users, n_eligible, ineligible_reason):
+    """Raise ``ValueError`` if there are too few users of whom pairs can be drawn."""
+    if n_eligible < MIN_ELIGIBLE_USERS:
         raise ValueError(
-            f"X: at least {AT_LEAST} users have to make a pair to train on, and {usable} of "
-            f"{n_users} do: the others have {lack}"
+            f"X: at least {MIN_ELIGIBLE_USERS} users must make a pair to train on, but "
+            f"{n_eligible} of {n_users} do: the others have {ineligible_reason}"
         )
 
 
 def check_length(owner, name, value):
-    """Raise ``ValueError`` unless a value is a number of events or a fraction of them."""
-    whole = isinstance(value, Integral)
+    """Raise ``ValueError`` unless a value is a number of events or a fraction between 0 and 1."""
+    is_count = isinstance(value, Integral)
     try:
-        check_number(owner, name, value, low=1 if whole else 0, high=None if whole else 1)
+        check_number(owner, name, value, low=1 if is_count else 0, high=None if is_count else 1)
     except ValueError:
         raise ValueError(
             f"{owner}: {name} must be a number of events, from 1 on, or a fraction between 0.0 and "
@@ -48,7 +48,7 @@ def check_length(owner, name, value):
 
 
 def eval_tables(eval_set):
-    """Check the form of ``eval_set`` and name its entries."""
+    """Check the form of ``eval_set``, and return its entries as pairs of a name and a table."""
     if eval_set is None:
         return []
     if not isinstance(eval_set, (list, tuple)):
@@ -58,16 +58,16 @@ def eval_tables(eval_set):
 
 
 def view_settings(estimator, table, time):
-    """Return how sequences are cut, after a look at whether they can be.
+    """Return the settings by which sequences are cut, and check their columns.
 
     Parameters
     ----------
     estimator : EasyTensorEmbedder
-        Has the parameters.
+        Estimator with the parameters.
     table : pyarrow.Table
-        Some of the rows, with lists.
+        Some of the rows, with columns of lists.
     time : str or None
-        The column of times.
+        Column of times.
 
     Returns
     -------
@@ -76,21 +76,22 @@ def view_settings(estimator, table, time):
     Raises
     ------
     ValueError
-        If a column of lists is missing, or what sessions are cut by.
+        If the column of times or sessions is missing, or if the objective needs sessions and there
+        is no parameter to cut them by.
     """
     owner = type(estimator).__name__
     sessions = OBJECTIVES[estimator.objective].has_sessions
     if sessions and estimator.session is None and estimator.session_gap is None:
         raise ValueError(
             f"{owner}: objective={estimator.objective!r} needs sessions; give session_gap, the "
-            "time after which a new one begins, or session, the column that names them"
+            "time after which a new one begins, or session, the column of session labels"
         )
     lists = list_names(table)
     for name, value in (("time", time), ("session", estimator.session)):
         if value is not None and value not in lists:
             raise ValueError(
-                f"{owner}: {name} names {value!r}, which is no column of lists of X; those are "
-                f"{lists}"
+                f"{owner}: {name} names {value!r}, which is no column of lists of X; the "
+                f"columns of lists are {lists}"
             )
     if not sessions:
         return ViewSettings(estimator.min_length, estimator.max_length)
@@ -98,8 +99,8 @@ def view_settings(estimator, table, time):
         return ViewSettings(label=estimator.session)
     if time is None:
         raise ValueError(
-            f"{owner}: session_gap needs to know when events happened; give fit the column of "
-            f"times, as in fit(X, time=...); columns of lists are {lists}"
+            f"{owner}: session_gap needs the times of events; name the column of times, as in "
+            f"fit(X, time=...); the columns of lists are {lists}"
         )
     return ViewSettings(time=time, gap=gap_seconds(owner, estimator.session_gap))
 
@@ -110,22 +111,24 @@ def list_blocks(estimator, table, X, time):
     Parameters
     ----------
     estimator : EasyTensorEmbedder
-        Has the parameters.
+        Estimator with the parameters.
     table : pyarrow.Table
-        Some of the rows, with lists.
+        Some of the rows, with columns of lists.
     X : table-like or None
-        What the user gave, if it has lists.
+        Table that the user passed, if it has columns of lists; None for a log.
     time : str or None
-        The column of times.
+        Column of times.
 
     Returns
     -------
     list of (str, Block, list of str)
+        Name, block and columns of each block.
 
     Raises
     ------
     ValueError
-        If there is none, or if a block reads what is constant for a user.
+        If there are no columns of lists, if no block reads any, or if a block reads a column that
+        is constant for a user.
     """
     owner = type(estimator).__name__
     lists = list_names(table)
@@ -140,12 +143,12 @@ def list_blocks(estimator, table, X, time):
         constant = [column for column in columns if column not in lists]
         if constant:
             raise ValueError(
-                f"{owner}: block {name!r} reads {constant}, which hold one value for a user "
-                f"and would tell users apart at once; only lists are read: {lists}"
+                f"{owner}: block {name!r} reads {constant}, which hold one value for each user "
+                f"and would identify the user of a part; only lists can be read: {lists}"
             )
         specs.append((name, block, columns))
-    taken = {column for _, _, columns in specs for column in columns} | {estimator.session}
-    rest = [column for column in lists if column not in taken]
+    named = {column for _, _, columns in specs for column in columns} | {estimator.session}
+    rest = [column for column in lists if column not in named]
     if estimator.remainder == "auto" and rest:
         name = EventSequenceBlock.kind
         while name in [name for name, _, _ in specs]:

@@ -1,4 +1,4 @@
-"""Base of classifier and regressor: reading, encoding, training, predicting, pickling."""
+"""Base class of the estimators of tables with a target."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from copy import deepcopy
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.base import clone
@@ -42,7 +43,7 @@ from sk_easytensor.estimators.offsets import (
     eval_margins,
     read_with_margin,
 )
-from sk_easytensor.estimators.rows import RowEncoder, divided, total_weight
+from sk_easytensor.estimators.rows import RowEncoder, scale_weights, total_weight
 from sk_easytensor.estimators.state import restored_on_error
 from sk_easytensor.estimators.stored import Vectors, of_stored_rows
 from sk_easytensor.estimators.trained import TrainedEstimator
@@ -62,49 +63,74 @@ from sk_easytensor.training.train import (
 )
 from sk_easytensor.trees import BoostedTrees
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Literal, Self
+
+    from sk_easytensor._utils.typing import (
+        ArrayLike,
+        BackendLike,
+        BlockSpec,
+        CallbackSpec,
+        ColumnSelection,
+        EngineName,
+        EvalSet,
+        MetricLike,
+        MonotonicConstraints,
+        OptimizerLike,
+        PathLike,
+        Predictions,
+        RandomStateLike,
+        TableLike,
+        TargetLike,
+        Trunk,
+    )
+    from sk_easytensor.tracking import MLflowTracker
+
 __all__ = [
     "BaseEasyTensor",
 ]
 
 
 class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEstimator, ABC):
-    """Base of the estimators of tables with a target.
+    """Base class of the estimators of tables with a target.
 
-    A subclass makes the :class:`~sk_easytensor.estimators.targets.base.Target` that its parameters
-    describe, and has the methods that predict: each passes the raw outputs of the ensemble to the
+    A subclass implements ``_make_target``, which returns the
+    :class:`~sk_easytensor.estimators.targets.base.Target` that its parameters describe. It also
+    defines the methods that predict. Each of them passes the raw outputs of the ensemble to the
     fitted target.
     """
 
     def __init__(
         self,
-        blocks=None,
+        blocks: Sequence[BlockSpec] | None = None,
         *,
-        remainder="auto",
-        categorical_features=None,
-        offset=None,
-        monotonic_cst=None,
-        trunk=None,
-        trees="auto",
-        learning_rate=2.4e-2,
-        batch_size=None,
-        max_epochs=None,
-        optimizer="adamw",
-        weight_decay=5e-2,
-        early_stopping_rounds="auto",
-        eval_metric=None,
-        stopping_metric=None,
-        validation_fraction=0.15,
-        warm_start=False,
-        random_state=None,
-        n_jobs=None,
-        device="auto",
-        verbose=0,
-        callbacks=None,
-        backend="local",
-        checkpoint_dir=None,
-        tracker=None,
-        inference_engine="torch",
-    ):
+        remainder: Literal["auto", "drop"] = "auto",
+        categorical_features: ColumnSelection | None = None,
+        offset: str | int | None = None,
+        monotonic_cst: MonotonicConstraints | None = None,
+        trunk: Trunk | None = None,
+        trees: BoostedTrees | Literal["auto"] | None = "auto",
+        learning_rate: float = 2.4e-2,
+        batch_size: int | None = None,
+        max_epochs: int | None = None,
+        optimizer: OptimizerLike = "adamw",
+        weight_decay: float = 5e-2,
+        early_stopping_rounds: int | Literal["auto"] | None = "auto",
+        eval_metric: MetricLike | Sequence[MetricLike] | None = None,
+        stopping_metric: MetricLike | None = None,
+        validation_fraction: float | None = 0.15,
+        warm_start: bool = False,
+        random_state: RandomStateLike | None = None,
+        n_jobs: int | None = None,
+        device: str = "auto",
+        verbose: int = 0,
+        callbacks: Sequence[CallbackSpec] | None = None,
+        backend: BackendLike = "local",
+        checkpoint_dir: PathLike | None = None,
+        tracker: MLflowTracker | Literal["mlflow"] | None = None,
+        inference_engine: EngineName = "torch",
+    ) -> None:
         self.blocks = blocks
         self.remainder = remainder
         self.categorical_features = categorical_features
@@ -135,7 +161,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
     # ------------------------------------------------------------------ parameters
 
     def _structure(self):
-        """Describe the parameters that cannot change while training goes on."""
+        """Return a description of the parameters that must not change when training resumes."""
         blocks = {
             name: (block, describe_selector(columns))
             for name, block, columns in check_blocks(self.blocks)
@@ -152,16 +178,17 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
 
     @abstractmethod
     def _make_target(self):
-        """Return the target that the parameters describe, not fitted, or raise ``ValueError``."""
+        """Return the unfitted target that the parameters describe, or raise ``ValueError``."""
 
     def _default_trunk(self):
-        # Trees beside the network bring what more members, wider ones or dropout would.
+        # Beside boosted trees, more members, wider ones or dropout do not improve predictions.
         return TabM(members=4, width=96, dropout=0.0)
 
     def _defaults(self, params):
-        found = super()._defaults(params)
-        trees = params.get("trees")
-        return {**found, "trees": BoostedTrees()} if isinstance(trees, str) else found
+        defaults = super()._defaults(params)
+        if isinstance(params.get("trees"), str):
+            defaults["trees"] = BoostedTrees()
+        return defaults
 
     def _check_parameters(self):
         super()._check_parameters()
@@ -184,18 +211,18 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
     @restored_on_error
     def fit(
         self,
-        X,
-        y,
-        sample_weight=None,
+        X: TableLike,
+        y: TargetLike,
+        sample_weight: ArrayLike | str | None = None,
         *,
-        eval_set=None,
-        eval_sample_weight=None,
-        eval_X=None,
-        eval_y=None,
-        sample_weight_eval_set=None,
-        base_margin=None,
-        base_margin_eval_set=None,
-    ):
+        eval_set: EvalSet | None = None,
+        eval_sample_weight: Sequence[ArrayLike | None] | ArrayLike | None = None,
+        eval_X: TableLike | tuple[TableLike, ...] | None = None,
+        eval_y: TargetLike | tuple[TargetLike, ...] | None = None,
+        sample_weight_eval_set: Sequence[ArrayLike | None] | ArrayLike | None = None,
+        base_margin: ArrayLike | None = None,
+        base_margin_eval_set: Sequence[ArrayLike] | ArrayLike | None = None,
+    ) -> Self:
         """Fit the blocks and train the network.
 
         Parameters
@@ -205,41 +232,47 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
             Target.
         sample_weight : array-like of shape (n_samples,), optional
-            Row weights; they enter the loss. Rows of weight zero are as good as absent.
+            Row weights, by which the losses of rows are multiplied; 1 for each row by default. Rows
+            of weight 0 are ignored.
         eval_set : list of (X, y) pairs, optional
-            Evaluated after each epoch, as ``valid_0``, ``valid_1`` and so on in
-            ``evals_result_``. The last decides about early stopping and which weights are kept,
-            as in XGBoost. A pair that is the training data is called ``training`` and never
-            decides. Without a pair that decides, ``validation_fraction`` of the rows does.
+            Pairs that are evaluated after each epoch. ``evals_result_`` names them ``valid_0``,
+            ``valid_1`` and so on. The last pair decides about early stopping and which weights are
+            kept, as in XGBoost. A pair that is the training data is called ``training`` and never
+            decides. Without a pair that decides, a fraction `validation_fraction` of the rows is
+            held out and decides.
         eval_sample_weight : list of array-like, optional
-            Weights for each pair of `eval_set`.
-        eval_X : table-like or tuple of them, optional
-            Instead of `eval_set`: the rows of one set, or of each.
-        eval_y : array-like or tuple of them, optional
-            The targets that belong to `eval_X`.
+            Row weights of each pair of `eval_set`.
+        eval_X : table-like or tuple of table-like, optional
+            Rows of one evaluation set, or a tuple with the rows of each. An alternative to
+            `eval_set`.
+        eval_y : array-like or tuple of array-like, optional
+            Targets of the rows of `eval_X`: a tuple if `eval_X` is one.
         sample_weight_eval_set : list of array-like, optional
-            Another name of `eval_sample_weight`.
+            XGBoost's name of `eval_sample_weight`; only one of them can be given.
         base_margin : array-like of shape (n_samples,), optional
-            Offsets of the rows, as a column named by the parameter `offset` has them. Methods that
-            predict then need them as well: as ``base_margin=``, or in a column ``"base_margin"``,
-            which is also what an exported model reads. An alternative to `offset`.
+            Offsets of the rows: numbers that are added to the raw output. An alternative to the
+            parameter `offset`, which names a column. Methods that predict then need offsets too: as
+            ``base_margin=``, or in a column ``"base_margin"`` of `X`, which is also what an
+            exported model reads.
         base_margin_eval_set : list of array-like, optional
-            Those of each pair of `eval_set`.
+            Offsets of the rows of each pair of `eval_set`.
 
         Returns
         -------
-        self
+        self : object
+            The fitted estimator.
 
         Raises
         ------
         ValueError, TypeError
-            For input or parameters that make no sense, before any training starts.
+            If a parameter of the estimator or an argument is invalid. Parameters, columns and
+            targets are checked before any training starts.
         KeyboardInterrupt
             If the fit is interrupted.
 
         Notes
         -----
-        After an error the estimator is what it was before: fitted as before, or not fitted.
+        If `fit` raises an error, the estimator is unchanged: fitted as before, or not fitted.
         """
         backend, owner = resolve_backend(self.backend, self.n_jobs), type(self).__name__
         self._check_parameters()
@@ -250,22 +283,22 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         margins = eval_margins(base_margin, base_margin_eval_set, [name for name, *_ in pairs])
         resuming = self.warm_start and hasattr(self, "network_")
         target = self._new_target(resuming)
-        with backend.running(), ExitStack() as opened:
+        with backend.running(), ExitStack() as stack:
             dataset = self._training_dataset(X, y, sample_weight, base_margin, backend, target)
             evals = [
-                self._eval_dataset(where, *pair, weight, margin, dataset, backend)
-                for (where, pair, weight), margin in zip(pairs, margins, strict=True)
+                self._eval_dataset(name, *pair, weight, margin, dataset, backend)
+                for (name, pair, weight), margin in zip(pairs, margins, strict=True)
             ]
 
-            def source():
+            def data_digests():
                 digests = {"X": dataset.digest()}
-                digests |= {f"eval_set[{i}]": each.digest() for i, each in enumerate(evals)}
+                digests |= {f"eval_set[{i}]": valid.digest() for i, valid in enumerate(evals)}
                 if resuming:
                     weights = digest(*self.network_.state_dict().values())
                     digests["network"] = f"{weights} after {self.n_iter_} epochs"
                 return digests
 
-            checkpoints, random_state = self._open_checkpoints(opened, source)
+            checkpoints, random_state = self._open_checkpoints(stack, data_digests)
             if checkpoints is None:
                 random_state = self._same_split(random_state, resuming)
             if not resuming:
@@ -303,7 +336,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
     def _same_split(self, random_state, resuming):
         """Return a random state that holds out the same rows in each fit of a warm start.
 
-        Otherwise weights would be validated on rows that they were trained on.
+        With another split, weights would be validated on rows that they were trained on.
         """
         if self.random_state is not None:
             return random_state
@@ -311,11 +344,18 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             self._split_seed = int(random_state.randint(np.iinfo(np.int32).max))
         return check_random_state(self._split_seed)
 
-    def partial_fit(self, X, y, sample_weight=None, *, base_margin=None):
+    def partial_fit(
+        self,
+        X: TableLike,
+        y: TargetLike,
+        sample_weight: ArrayLike | str | None = None,
+        *,
+        base_margin: ArrayLike | None = None,
+    ) -> Self:
         """Train for one epoch on these rows.
 
-        The first call fits the blocks on its rows; later calls keep blocks, weights and the
-        optimizer's state and go on. No row is set apart for validation.
+        The first call fits the blocks on its rows. Later calls keep the blocks and continue from
+        the present weights and optimizer state. No rows are held out for validation.
 
         Parameters
         ----------
@@ -326,22 +366,23 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         sample_weight : array-like of shape (n_samples,), optional
             Row weights.
         base_margin : array-like of shape (n_samples,), optional
-            Offsets, as in `fit`; in all calls or in none.
+            Offsets of the rows, as in `fit`. They must be given in all calls or in none.
 
         Returns
         -------
-        self
+        self : object
+            The fitted estimator.
         """
         return self._partial_fit(X, y, sample_weight, base_margin=base_margin)
 
     @with_library_settings
     @restored_on_error
-    def _partial_fit(self, X, y, sample_weight, base_margin=None, **about_target):
+    def _partial_fit(self, X, y, sample_weight, base_margin=None, **target_params):
         backend = resolve_backend(self.backend, self.n_jobs)
         self._check_parameters()
         check_margin(type(self).__name__, self.offset, base_margin, X, backend)
         resuming = hasattr(self, "network_")
-        target = self._new_target(resuming, **about_target)
+        target = self._new_target(resuming, **target_params)
         with backend.running():
             dataset = self._training_dataset(X, y, sample_weight, base_margin, backend, target)
             if not resuming:
@@ -355,26 +396,26 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             )
 
     def _check_unchanged(self):
-        """Refuse to resume training of a network that the parameters no longer describe."""
-        for name, now in self._structure().items():
-            # What is not there was no parameter of the version that it was fitted by.
-            before = self._fitted_structure.get(name, now)
-            if now != before:
+        """Raise ``ValueError`` if the parameters no longer describe the fitted network."""
+        for name, value in self._structure().items():
+            # The version that fitted the estimator may not have had the parameter.
+            previous = self._fitted_structure.get(name, value)
+            if value != previous:
                 raise ValueError(
-                    f"{type(self).__name__}: {name} changed since the last fit, from {before} to "
-                    f"{now}; clone the estimator to train from scratch"
+                    f"{type(self).__name__}: {name} changed since the last fit, from {previous} to "
+                    f"{value}; clone the estimator to train from scratch"
                 )
 
-    def _new_target(self, resuming, **about_target):
-        """Return the target of a fit, which has learned what another one did if that resumes."""
-        target = self._make_target(**about_target)
+    def _new_target(self, resuming, **target_params):
+        """Return the target of a fit, with the state of the previous fit's if training resumes."""
+        target = self._make_target(**target_params)
         if resuming:
             self._check_unchanged()
             target.resume(self._target)
         return target
 
     def _training_dataset(self, X, y, sample_weight, base_margin, backend, target):
-        """Read the training rows, and have the target learn from them what it has not yet."""
+        """Read the training rows, and fit the target on them unless training resumes."""
         owner, resuming = type(self).__name__, hasattr(target, "head_")
         if y is None:
             raise ValueError(f"{owner} requires y to be passed, but the target y is None")
@@ -400,24 +441,25 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         self._target = target
         return dataset
 
-    def _eval_dataset(self, where, X_eval, y_eval, weight, base_margin, dataset, backend):
+    def _eval_dataset(self, name, X_eval, y_eval, weight, base_margin, dataset, backend):
+        """Read the rows of an evaluation set, whose `name` appears in errors."""
         target, y_eval = self._target, self._target.column_order(X_eval, y_eval)
-        names = list(dataset.column_names)
+        columns = list(dataset.column_names)
         if base_margin is not None:
-            names.remove(BASE_MARGIN)
+            columns.remove(BASE_MARGIN)
         read = partial(
             read_like_fit,
-            names=names,
+            names=columns,
             fitted_with_names=has_column_names(dataset.source),
             owner=type(self).__name__,
             sparse=layout_of(dataset.sample().table),
         )
         read = partial(read_with_margin, read=read, base_margin=base_margin)
-        found = backend.read_dataset(X_eval, y_eval, weight, read, target.check, where)
-        with errors_name(where):
-            # Labels that training rows lack are refused before anything is trained.
-            target.check_known(target.join_samples(found.map_chunks(target.sample)))
-        return found
+        valid = backend.read_dataset(X_eval, y_eval, weight, read, target.check, name)
+        with errors_name(name):
+            # Labels that training rows lack raise an error before training starts.
+            target.check_known(target.join_samples(valid.map_chunks(target.sample)))
+        return valid
 
     def _encoded(self, dataset, backend, *, weighted=True):
         with self._timed("encoding"):
@@ -459,12 +501,12 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         keep=False,
         checkpoints=None,
     ):
-        # A mean of one leaves the learning rate what it is for unweighted rows.
+        # With a mean weight of one, the learning rate suits weighted and unweighted rows.
         total = sum(rows.map_chunks(total_weight))
-        rows = rows.map(partial(divided, by=total / len(rows)))
+        rows = rows.map(partial(scale_weights, divisor=total / len(rows)))
         seed = int(random_state.randint(np.iinfo(np.int32).max))
         if resuming:
-            # Otherwise every call would shuffle and drop out alike.
+            # With the same seed, every call would shuffle rows and drop units in the same way.
             seed += self.n_iter_
         if epochs is None:
             epochs = self.max_epochs or default_table_epochs(len(rows))
@@ -478,23 +520,23 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         if not keep:
             metrics, stopping = target.metrics(self.eval_metric, self.stopping_metric)
             plan = self._eval_plan(evals, metrics, MetricScores(target, metrics), stopping)
-        # One epoch at a time, nobody knows how many will follow.
+        # With one epoch a call, the number of epochs is unknown, and so is a schedule's length.
         settings = self._settings(
             batch_size, epochs, plan, annealed=not keep, checkpoints=checkpoints
         )
         settings.evaluate_first = resuming
         if self.early_stopping_rounds == "auto":
             settings.early_stopping_rounds = default_table_patience(len(rows), batch_size)
-        kept, kind = getattr(self, "_optimizer_state", None), settings.optimizer.__name__
-        if resuming and kept is not None and kept["kind"] == kind:
-            settings.optimizer_state = deepcopy(kept)
+        state, kind = getattr(self, "_optimizer_state", None), settings.optimizer.__name__
+        if resuming and state is not None and state["kind"] == kind:
+            settings.optimizer_state = deepcopy(state)
         settings.seed = seed
         if not resuming and not keep and self.trees is not None:
             settings.trees = BoostedTrees() if self.trees == "auto" else self.trees
-        rows, *evals = (each.map(target.scaled) for each in (rows, *evals.values()))
+        rows, *evals = (part.map(target.scaled) for part in (rows, *evals.values()))
         with seeded(seed):
             if resuming:
-                # The network of before stays what it is, should this training fail.
+                # If this training fails, the previous network must be unchanged.
                 self.network_ = copy_network(self.network_)
             else:
                 trunk = self._default_trunk() if self.trunk is None else clone(self.trunk)
@@ -528,14 +570,14 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         return self._encoder.read(X, owner=type(self).__name__, base_margin=base_margin)
 
     def _forward(self, X, output, base_margin=None):
-        """Return an output of the network for rows, in batches."""
+        """Return an output of the network for rows, computed in batches."""
         table = self._read(X, base_margin)
         backend = resolve_backend(self.backend, self.n_jobs)
         frame = self._encoder.encode_table(table, backend)
         return self._run_network(output, frame, backend)
 
     def _network_functions(self):
-        """Return what the network gives, by name, as functions of encoded rows."""
+        """Return functions of encoded rows that compute the outputs of the network, by name."""
         head, network = self._head, self.network_
         return {
             "combined": lambda frame: network.average_members(frame, head)[:, 0],
@@ -543,18 +585,18 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         }
 
     def _raw_predict(self, X, base_margin=None):
-        """Return the ensemble's outputs, of shape (n_rows, out_features)."""
+        """Return the raw outputs of the ensemble, a tensor of shape (n_rows, out_features)."""
         if isinstance(X, GivenOutputs):
             return X.values
         return self._forward(X, "combined", base_margin)
 
     @with_library_settings
     @of_stored_rows(Vectors("embedding"), check="_read")
-    def transform(self, X):
+    def transform(self, X: TableLike) -> Predictions:
         """Return the learned representation.
 
-        It is the trunk's output, averaged over members, beside the vectors of blocks that go
-        past the trunk (texts, by default).
+        It is the trunk's output, averaged over members, followed by the vectors of blocks that
+        bypass the trunk (those of texts, by default).
 
         Parameters
         ----------
@@ -570,16 +612,21 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         margin = 0.0 if self._encoder.with_margin else None
         return self._forward(X, "representation", margin).numpy()
 
-    def representation(self):
-        """Return blocks and network up to what :meth:`transform` gives.
+    def representation(self) -> Representation:
+        """Return the blocks and the part of the network that compute :meth:`transform`.
 
         Returns
         -------
         Representation
-            For :class:`~sk_easytensor.PretrainedBlock`.
+            Input of :class:`~sk_easytensor.PretrainedBlock`.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
         """
         check_is_fitted(self)
-        # Offsets and columns with monotonic constraints are added to outputs behind it.
+        # Offsets and columns with monotonic constraints are added after the representation.
         blocks = {
             name: block
             for name, block in self.blocks_.items()
@@ -588,7 +635,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         return Representation(blocks, self.network_, self._network_trunk)
 
     def _summarize_data(self, dataset):
-        """Keep what reports say of the data."""
+        """Store the summaries of columns and target that reports show."""
         sample = dataset.sample()
         self._data_summary = summarize_table(sample.table)
         self._target_summary = self._target.summary(sample.y)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sklearn.base import ClassifierMixin
 
 from sk_easytensor._utils.runtime import with_library_settings
@@ -10,6 +12,31 @@ from sk_easytensor.estimators.stored import Values, of_stored_rows
 from sk_easytensor.estimators.targets.classification import ClassificationTarget
 from sk_easytensor.export.adapters import ClassifierAdapter
 from sk_easytensor.losses import describe_loss, resolve_loss
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any, Literal, Self
+
+    from sk_easytensor._utils.typing import (
+        ArrayLike,
+        BackendLike,
+        BlockSpec,
+        CallbackSpec,
+        ColumnSelection,
+        EngineName,
+        LossLike,
+        MetricLike,
+        MonotonicConstraints,
+        OptimizerLike,
+        PathLike,
+        Predictions,
+        RandomStateLike,
+        TableLike,
+        TargetLike,
+        Trunk,
+    )
+    from sk_easytensor.tracking import MLflowTracker
+    from sk_easytensor.trees import BoostedTrees
 
 __all__ = [
     "EasyTensorClassifier",
@@ -22,168 +49,176 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     Parameters
     ----------
     blocks : list of (str, Block, columns) or None, default=None
-        Which block reads which columns, as in :class:`~sklearn.compose.ColumnTransformer`. For a
-        sparse `X`, names and positions are those of the columns of the matrix, as in
-        :class:`~sk_easytensor.TableEncoder`.
+        Name, block and columns of each block, as in
+        :class:`~sklearn.compose.ColumnTransformer`. For a sparse `X`, names and positions are those
+        of the columns of the matrix, as in :class:`~sk_easytensor.TableEncoder`. None chooses a
+        block for each column by its type.
     loss : str, Loss, torch.nn.Module or callable, default="log_loss"
-        What is minimized: ``"log_loss"``, ``"focal"``, a loss of :mod:`sk_easytensor.losses` with
-        its parameters such as ``Focal(gamma=1.0)``, or a loss of your own. A callable gets raw
-        outputs and targets, and returns a loss for each row or their mean, which is computed of
-        each row: log-odds and 0.0 or 1.0, of shape (n,) for two classes and (n, n_labels) for
-        labels; logits of shape (n, n_classes) and class indices for more classes. It is checked
-        on a few rows before training. There are boosted trees for ``"log_loss"`` alone, because
-        scikit-learn's cannot learn the others.
+        Loss that training minimizes: ``"log_loss"``, ``"focal"``, a loss of
+        :mod:`sk_easytensor.losses` with its parameters such as ``Focal(gamma=1.0)``, or a loss of
+        your own. A callable takes raw outputs and targets, and returns a loss for each row, or a
+        mean, which is then computed for each row alone. Outputs and targets are log-odds and 0.0 or
+        1.0, of shape (n,) for two classes and (n, n_labels) for labels; for more classes they are
+        logits of shape (n, n_classes) and class indices. A callable is checked on a few rows before
+        training. Boosted trees are used with ``"log_loss"`` only, because scikit-learn's trees do
+        not support the other losses.
     remainder : {"auto", "drop"}, default="auto"
-        Columns that no block names: given to blocks by their type, or left out.
+        Handling of columns that no block names: ``"auto"`` chooses blocks for them by type,
+        ``"drop"`` leaves them out.
     categorical_features : str, int, list, slice, mask, callable or None, default=None
-        Columns that are categories whatever their type, such as numbers that are labels, selected
-        as in `blocks`, also for a sparse `X`. A :class:`~sk_easytensor.CategoryBlock` reads them,
-        also with ``remainder="drop"``.
+        Columns that are categories whatever their type, such as numbers that are labels. They are
+        selected as in `blocks`, also for a sparse `X`. A :class:`~sk_easytensor.CategoryBlock`
+        reads them, also with ``remainder="drop"``.
     offset : str, int or None, default=None
         Name or position of a column of `X` whose numbers are added to the raw output, the
-        log-odds of the second class, before and after training: what the model learns is what they
-        leave to be learned. No feature unless `blocks` names it, needed wherever rows are
-        predicted, and never missing. Two classes only; there are no trees then, because
-        scikit-learn's start from one log-odds for all rows, and no temperature. An array can be
-        given to `fit` as ``base_margin`` instead.
+        log-odds of the second class, in training and in prediction. The model learns the difference
+        between these numbers and the log-odds. The column is not a feature unless `blocks` names
+        it. It is required wherever rows are predicted, and must not have missing values. Offsets
+        are for two classes only. With offsets there are no trees, because scikit-learn's trees
+        start from one log-odds for all rows, and no temperature. An array can be given to `fit` as
+        ``base_margin`` instead.
     monotonic_cst : dict of {str: int}, array-like of shape (n_features,) or None, default=None
         Columns of numbers along which predictions (the probability of the second class) must not
         decrease (1) or not increase (-1), by name or for all columns in order; 0 for the others.
         As in :class:`~sklearn.ensemble.HistGradientBoostingClassifier`. The network adds a
         monotonic function of each such column, times a positive factor that depends on the other
         columns, to its output, and trees have scikit-learn's constraint: predictions are monotonic
-        by construction. `transform` does not see these columns. Missing values are in no order. Two
-        classes only.
+        by construction. `transform` does not use these columns. Missing values have no order.
+        Constraints are for two classes only.
     trunk : MLP, TabM or None, default=None
         Network between blocks and head; None for ``TabM(members=4, width=96,
         dropout=0.0)``. ``trunk__<parameter>`` can be set in either case.
     trees : BoostedTrees, "auto" or None, default="auto"
-        Boosted trees that stand beside the network. They see the columns of the blocks for numbers,
-        categories and dates; their outputs and the network's are averaged, with weights that
-        validation rows decide (equal ones without any), and then divided by a temperature near one
-        that these decide as well. ``"auto"`` for ``BoostedTrees()``, None
-        for a network alone. ``trees__<parameter>`` can be set in the first two cases. There are
-        none with fewer than 100 training rows, or where no block shows them any column, and
-        `partial_fit` grows none.
+        Boosted trees that are fitted beside the network, on the columns of the blocks for numbers,
+        categories and dates. The outputs of trees and network are averaged, with weights that are
+        chosen on validation rows (equal weights without any), and then divided by a temperature
+        near one, which is chosen in the same way. ``"auto"`` stands for ``BoostedTrees()``, None
+        for a network alone. ``trees__<parameter>`` can be set in the first two cases. No trees are
+        fitted with fewer than 100 training rows, without a column that they can use, or by
+        `partial_fit`.
     learning_rate : float, default=2.4e-2
         Highest learning rate of the schedule.
     batch_size : int or None, default=None
-        Rows a step; None for 32 to 4,096 by the number of rows.
+        Rows of each training step; None for 32 to 4,096, by the number of rows.
     max_epochs : int or None, default=None
-        Passes over the rows at most; None for 5 to 400 by the number of rows.
+        Maximum number of passes over the training rows; None for 5 to 400, by the number of rows.
     optimizer : str or torch.optim.Optimizer class, default="adamw"
-        ``"adamw"``, ``"adam"``, ``"sgd"`` or a class.
+        Optimizer of the network: ``"adamw"``, ``"adam"``, ``"sgd"`` or a class.
     weight_decay : float, default=5e-2
         Weight decay of the optimizer.
     early_stopping_rounds : int, "auto" or None, default="auto"
-        Epochs without a better validation loss after which training stops; ``"auto"`` is 4, or 6
-        from 20,000 training rows on, or as many as have 64 steps if that is more, and None never
-        stops early. With validation rows the best weights are kept in any case.
+        Number of epochs without a better validation loss after which training stops. ``"auto"`` is
+        4, or 6 from 20,000 training rows on, or as many epochs as have 64 steps if that is more.
+        None never stops early. With validation rows, the weights of the best epoch are kept in any
+        case.
     eval_metric : str, callable, list of them or None, default=None
         Metrics that are computed on validation rows after each epoch, beside the loss: names of
         scikit-learn's scorers, LightGBM's and XGBoost's names such as ``"auc"``, or functions of
         targets (numbered classes) and predictions (probabilities, of the second class if there
         are two) that return a number or, as for LightGBM, ``(name, value, greater_is_better)``.
-        A number is to be high if the function's name ends in ``_score``, and low otherwise.
+        A higher number is better if the function's name ends in ``_score``; otherwise a lower one
+        is.
     stopping_metric : str, callable or None, default=None
         The entry of `eval_metric` that decides about early stopping and the weights that are
         kept, or ``"loss"``. None for the first entry, and for the loss without any.
     validation_fraction : float or None, default=0.15
-        Fraction of the rows set apart for validation when `fit` gets no ``eval_set``; None to
-        train on all rows.
+        Fraction of the rows that is held out for validation when `fit` gets no ``eval_set``; None
+        to train on all rows.
     class_weight : dict, "balanced" or None, default=None
-        Weights of the classes; they multiply the sample weights of the rows given to `fit`, not
-        those of ``eval_set``.
+        Weights of the classes; 1 for each class if None. They multiply the sample weights of the
+        rows given to `fit`, but not those of ``eval_set``.
     warm_start : bool, default=False
-        Whether another `fit` goes on from the present blocks, weights and optimizer state.
+        Whether another `fit` resumes from the present blocks, weights and optimizer state.
     random_state : int, RandomState or None, default=None
-        Seed of the initial weights, the batches and the validation split. With an int, fits on the
-        same machine are equal bit for bit.
+        Seed of the initial weights, the batches and the validation split. With an int, repeated
+        fits on the same machine are equal bit for bit.
     n_jobs : int or None, default=None
-        Threads at most: None for one (unless in a joblib context), -1 for all cores. Training uses
-        fewer where batches are small.
+        Maximum number of threads: None for one (unless in a joblib context), -1 for all cores.
+        Training uses fewer where batches are small.
     device : str, default="auto"
-        Torch device to train on; ``"auto"`` takes CUDA where there is one.
+        Torch device to train on; ``"auto"`` uses CUDA if it is available, and the CPU otherwise.
     verbose : int, default=0
-        1 to print a line an epoch, 0 or -1 to print none.
+        1 to print a line for each epoch, 0 or -1 to print nothing.
     callbacks : list of skorch callbacks or None, default=None
-        Called during training; they may monitor ``train_loss`` and ``valid_loss``, which are of
-        the network alone and of standardised targets. An ``LRScheduler`` replaces the schedule of
-        the learning rate, a callback with ``load_best=True`` the choice of weights, and an
-        ``EarlyStopping`` the automatic `early_stopping_rounds`. ``EpochScoring`` sees encoded
-        targets.
+        Callbacks that are called during training. They can monitor ``train_loss`` and
+        ``valid_loss``, which are losses of the network alone on standardised targets. An
+        ``LRScheduler`` replaces the schedule of the learning rate, a callback with
+        ``load_best=True`` the choice of weights, and an ``EarlyStopping`` the automatic
+        `early_stopping_rounds`. ``EpochScoring`` gets encoded targets.
     backend : "local", "ray" or Backend, default="local"
         Where blocks are fitted, rows encoded and predicted, and the network trained: in this
-        process, on a Ray cluster, or as a :class:`~sk_easytensor.backends.Backend` says.
+        process, on a Ray cluster, or by a :class:`~sk_easytensor.backends.Backend`.
     checkpoint_dir : str, path-like or None, default=None
-        Directory, or URL that fsspec knows such as ``s3://bucket/fits``. After each epoch the
+        Directory, or URL that fsspec supports such as ``s3://bucket/fits``. After each epoch the
         whole state of the training is written to a subdirectory, whose name is a digest of
-        parameters and data: the fits of a search each have their own. The same `fit`, run again
+        parameters and data, so that each fit of a search has its own. The same `fit`, run again
         after an interruption, resumes after the last complete epoch; a second one at the same time
-        is refused. Files of other names are neither read nor removed. See the user guide,
+        raises an error. Files of other names are neither read nor removed. See the user guide,
         "Interrupted fits".
     tracker : "mlflow", MLflowTracker or None, default=None
-        Where each `fit` is recorded, as a run in MLflow. See the user guide, "Tracking runs with
-        MLflow". Saved models hold neither `tracker` nor `checkpoint_dir`.
+        Tracker that records each `fit` as a run in MLflow; None to record nothing. See the user
+        guide, "Tracking runs with MLflow". Saved models hold neither `tracker` nor
+        `checkpoint_dir`.
     inference_engine : {"torch", "auto", "onnxruntime", "tensorrt"}, default="torch"
-        What runs the network when the fitted model predicts or transforms; blocks encode rows as
-        ever. With ``"auto"``, `fit` ends by exporting the network, which takes seconds, and takes
-        the fastest engine there is on this machine whose outputs agree with torch's on rows of
-        the `eval_set` that decides, or of `X`, to 1e-5 and 1e-4 of their size. An engine by name is
-        taken if it agrees. If none does, torch is kept and a warning says by how much they differ.
-        ``"torch"`` is the default because a quick fit should stay one, and because which engine is
-        fastest depends on more than the data: between two fits with ``"auto"``, predictions may
-        differ in the last digits. `partial_fit` goes back to torch.
+        Engine that runs the network when the fitted model predicts or transforms; blocks encode
+        rows in the same way with any engine. With ``"auto"``, `fit` ends by exporting the network,
+        which takes seconds, and chooses the fastest engine available on this machine whose outputs
+        agree with torch's on rows of the `eval_set` that decides, or of `X`, to 1e-5 and 1e-4 of
+        their size. An engine by name is used if it agrees. If none does, torch is used and a
+        warning states the difference. ``"torch"`` is the default because an export would slow down
+        quick fits, and because the fastest engine depends on more than the data: between two fits
+        with ``"auto"``, predictions may differ in the last digits. `partial_fit` resets the engine
+        to torch.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
-        Class labels, of the type of the target: integers and booleans stay what they are, also
-        those of nullable, Arrow's and categorical types. For multilabel targets
-        ``arange(n_labels)``.
+        Class labels, of the type of the target: integers and booleans keep their type, also those
+        of nullable, Arrow and categorical types. For multilabel targets ``arange(n_labels)``.
     n_classes_ : int
-        How many classes, or labels, there are.
+        Number of classes, or of labels.
     n_features_in_ : int
-        Columns seen during fit.
+        Number of columns of `X` in `fit`.
     feature_names_in_ : ndarray of str
-        Their names, if they had any.
+        Names of the columns of `X` in `fit`, if it had names.
     blocks_ : dict of {str: Block}
-        Fitted blocks, those chosen automatically included.
+        Fitted blocks by name, including those chosen automatically.
     network_ : torch.nn.Module
         The trained network, on the CPU.
     evals_result_ : dict of {str: dict of {str: list of float}}
         Losses and metrics by epoch, of network and trees together: ``{"training": {"log_loss":
         [...]}, "valid_0": {"log_loss": [...], "auc": [...]}}``. The training loss is the mean over
-        an epoch's batches, of the network alone and dropout included, unless the training data are
-        in ``eval_set``.
+        an epoch's batches, of the network alone and with dropout, unless the training data are in
+        ``eval_set``.
     best_iteration_ : int
         Epoch, counted from 1, whose weights are kept.
     best_score_ : float
-        Loss, or metric that decides, on validation rows: the value at `best_iteration_` in
-        `evals_result_`.
+        Value in `evals_result_`, at `best_iteration_`, of the validation loss or of the metric that
+        decides.
     tree_weight_ : float
-        Weight of the trees' outputs; the network's is the rest. 0 without trees.
+        Weight of the trees' outputs, between 0 and 1; the network's weight is
+        ``1 - tree_weight_``. 0 without trees.
     n_iter_ : int
-        Epochs run.
-    run_id_ : str
-        With a `tracker`, the run in MLflow; None if it could not be made.
+        Number of epochs run.
+    run_id_ : str or None
+        With a `tracker`, identifier of the run in MLflow; None if it could not be created.
     feature_importances_ : ndarray of shape (n_features,)
         Permutation importance of each column.
     inference_engine_ : str
-        What runs the network: ``"torch"``, ``"onnxruntime"`` or ``"tensorrt"``.
+        Engine that runs the network: ``"torch"``, ``"onnxruntime"`` or ``"tensorrt"``.
     inference_report_ : dict
-        Unless `inference_engine` is ``"torch"``: what was found of the engines. ``"rows"``, how
-        many they were compared on; ``"relative"`` and ``"absolute"``, the tolerance; and
-        ``"engines"``, for each ``"seconds"`` for these rows, ``"speed_up"`` over torch and
-        ``"difference"``, the largest of any output; or why it is unavailable (``"unavailable"``)
-        or ``"failed"``.
+        Comparison of the engines, unless `inference_engine` is ``"torch"``. ``"rows"`` is the
+        number of rows that they were compared on, ``"relative"`` and ``"absolute"`` are the
+        tolerances. ``"engines"`` has, for each engine, ``"seconds"`` for these rows, ``"speed_up"``
+        over torch and ``"difference"``, the largest of any output; or the reason why it is
+        ``"unavailable"`` or ``"failed"``.
     fit_times_ : dict
-        Seconds: ``"blocks"`` (fitting them), ``"encoding"``, ``"training"``, ``"trees"``,
-        ``"engine"`` (choosing one), and ``"epochs"``, a list with those of each epoch.
+        Durations in seconds: of fitting ``"blocks"``, of ``"encoding"``, ``"training"`` and
+        ``"trees"``, of choosing an ``"engine"``, and ``"epochs"``, a list with that of each epoch.
 
     See Also
     --------
-    EasyTensorRegressor : The same for numbers.
+    EasyTensorRegressor : Regressor with the same parameters.
     TableEncoder : The preprocessing alone.
 
     Examples
@@ -200,36 +235,36 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
 
     def __init__(
         self,
-        blocks=None,
+        blocks: Sequence[BlockSpec] | None = None,
         *,
-        loss="log_loss",
-        remainder="auto",
-        categorical_features=None,
-        offset=None,
-        monotonic_cst=None,
-        trunk=None,
-        trees="auto",
-        learning_rate=2.4e-2,
-        batch_size=None,
-        max_epochs=None,
-        optimizer="adamw",
-        weight_decay=5e-2,
-        early_stopping_rounds="auto",
-        eval_metric=None,
-        stopping_metric=None,
-        validation_fraction=0.15,
-        class_weight=None,
-        warm_start=False,
-        random_state=None,
-        n_jobs=None,
-        device="auto",
-        verbose=0,
-        callbacks=None,
-        backend="local",
-        checkpoint_dir=None,
-        tracker=None,
-        inference_engine="torch",
-    ):
+        loss: LossLike = "log_loss",
+        remainder: Literal["auto", "drop"] = "auto",
+        categorical_features: ColumnSelection | None = None,
+        offset: str | int | None = None,
+        monotonic_cst: MonotonicConstraints | None = None,
+        trunk: Trunk | None = None,
+        trees: BoostedTrees | Literal["auto"] | None = "auto",
+        learning_rate: float = 2.4e-2,
+        batch_size: int | None = None,
+        max_epochs: int | None = None,
+        optimizer: OptimizerLike = "adamw",
+        weight_decay: float = 5e-2,
+        early_stopping_rounds: int | Literal["auto"] | None = "auto",
+        eval_metric: MetricLike | Sequence[MetricLike] | None = None,
+        stopping_metric: MetricLike | None = None,
+        validation_fraction: float | None = 0.15,
+        class_weight: dict[Any, float] | Literal["balanced"] | None = None,
+        warm_start: bool = False,
+        random_state: RandomStateLike | None = None,
+        n_jobs: int | None = None,
+        device: str = "auto",
+        verbose: int = 0,
+        callbacks: Sequence[CallbackSpec] | None = None,
+        backend: BackendLike = "local",
+        checkpoint_dir: PathLike | None = None,
+        tracker: MLflowTracker | Literal["mlflow"] | None = None,
+        inference_engine: EngineName = "torch",
+    ) -> None:
         super().__init__(
             blocks,
             remainder=remainder,
@@ -261,111 +296,125 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         self.loss = loss
         self.class_weight = class_weight
 
-    def partial_fit(self, X, y, classes=None, sample_weight=None, *, base_margin=None):
+    def partial_fit(
+        self,
+        X: TableLike,
+        y: TargetLike,
+        classes: ArrayLike | None = None,
+        sample_weight: ArrayLike | str | None = None,
+        *,
+        base_margin: ArrayLike | None = None,
+    ) -> Self:
         """Train for one epoch on these rows.
 
         Parameters
         ----------
         X : table-like of shape (n_samples, n_features)
-            Rows of this call. The first call's rows fit the blocks.
+            Rows of this call. The blocks are fitted on those of the first call.
         y : array-like of shape (n_samples,) or (n_samples, n_labels)
-            Classes.
+            Class of each row.
         classes : array-like of shape (n_classes,), optional
-            All classes that will ever occur; needed in the first call if its rows lack some.
+            All classes that occur in any call; required in the first call if its rows lack some.
         sample_weight : array-like of shape (n_samples,), optional
             Row weights.
         base_margin : array-like of shape (n_samples,), optional
-            Offsets, as in `fit`; in all calls or in none.
+            Offsets of the rows, as in `fit`. They must be given in all calls or in none.
 
         Returns
         -------
-        self
+        self : object
+            The fitted estimator.
         """
         return self._partial_fit(X, y, sample_weight, base_margin, classes=classes)
 
     @with_library_settings
     @of_stored_rows(Values("probability"), check="_read")
-    def predict_proba(self, X, base_margin=None):
+    def predict_proba(self, X: TableLike, base_margin: ArrayLike | None = None) -> Predictions:
         """Return class probabilities.
 
         Parameters
         ----------
         X : table-like of shape (n_samples, n_features)
             Rows to classify.
-        base_margin : array-like of shape (n_samples,), optional
+        base_margin : array-like of shape (n_samples,) or number, optional
             Offsets of the rows, if `fit` was given ``base_margin``.
 
         Returns
         -------
         ndarray of float64, shape (n_samples, n_classes)
-            In the order of ``classes_``. For multilabel targets the probability of each label.
+            Probabilities, in the order of ``classes_``. For multilabel targets the probability of
+            each label.
         """
         outputs = self._raw_predict(X, base_margin)
         return self._target.predict_proba(outputs)
 
     @with_library_settings
     @of_stored_rows(Values("log_probability"), check="_read")
-    def predict_log_proba(self, X, base_margin=None):
+    def predict_log_proba(self, X: TableLike, base_margin: ArrayLike | None = None) -> Predictions:
         """Return logarithms of class probabilities.
 
-        They are finite where :meth:`predict_proba` rounds to 0.
+        These are finite even where :meth:`predict_proba` rounds to 0.
 
         Parameters
         ----------
         X : table-like of shape (n_samples, n_features)
             Rows to classify.
         base_margin : array-like of shape (n_samples,) or number, optional
-            Offsets, if `fit` was given them.
+            Offsets of the rows, if `fit` was given ``base_margin``.
 
         Returns
         -------
         ndarray of float64, shape (n_samples, n_classes)
-            In the order of ``classes_``. For multilabel targets of the probability of each label.
+            Logarithms of probabilities, in the order of ``classes_``. For multilabel targets those
+            of the probability of each label.
         """
         outputs = self._raw_predict(X, base_margin)
         return self._target.predict_log_proba(outputs)
 
     @with_library_settings
     @of_stored_rows(Values("decision"), check="_read")
-    def decision_function(self, X, base_margin=None):
+    def decision_function(self, X: TableLike, base_margin: ArrayLike | None = None) -> Predictions:
         """Return log-odds (two classes, multilabel) or log-probabilities (more classes).
 
         Parameters
         ----------
         X : table-like of shape (n_samples, n_features)
             Rows to classify.
-        base_margin : array-like of shape (n_samples,), optional
+        base_margin : array-like of shape (n_samples,) or number, optional
             Offsets of the rows, if `fit` was given ``base_margin``.
 
         Returns
         -------
         ndarray of float32, shape (n_samples,) or (n_samples, n_classes)
+            Log-odds of the second class, or a column for each class or label.
         """
         outputs = self._raw_predict(X, base_margin)
         return self._target.decision_function(outputs)
 
     @with_library_settings
     @of_stored_rows(Values("prediction"), check="_read")
-    def predict(self, X, base_margin=None):
+    def predict(self, X: TableLike, base_margin: ArrayLike | None = None) -> Predictions:
         """Return the most probable class of each row.
 
         Parameters
         ----------
         X : table-like of shape (n_samples, n_features)
             Rows to classify.
-        base_margin : array-like of shape (n_samples,), optional
+        base_margin : array-like of shape (n_samples,) or number, optional
             Offsets of the rows, if `fit` was given ``base_margin``.
 
         Returns
         -------
         ndarray of shape (n_samples,) or (n_samples, n_labels)
+            Labels of ``classes_``. For multilabel targets 1 for each label that is more probable
+            than not, and 0 for the others.
         """
         outputs = self._raw_predict(X, base_margin)
         return self._target.predict(outputs)
 
     @property
-    def n_classes_(self):
-        """How many classes, or labels, there are."""
+    def n_classes_(self) -> int:
+        """Number of classes, or of labels."""
         return len(self.classes_)
 
     def _structure(self):

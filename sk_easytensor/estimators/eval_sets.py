@@ -20,12 +20,12 @@ __all__ = [
 
 
 def named_eval_set(eval_set, eval_sample_weight, eval_X, eval_y, sample_weight_eval_set):
-    """Return evaluation pairs and their weights, under whichever names they were given.
+    """Merge the alternative arguments of ``fit`` that give evaluation sets.
 
     Parameters
     ----------
     eval_set, eval_sample_weight : object
-        As of :func:`eval_pairs`.
+        Pairs and their weights, in the form that :func:`eval_pairs` takes.
     eval_X, eval_y : object
         Rows and targets of one set, or tuples of those of several, as in LightGBM.
     sample_weight_eval_set : object
@@ -34,12 +34,13 @@ def named_eval_set(eval_set, eval_sample_weight, eval_X, eval_y, sample_weight_e
     Returns
     -------
     eval_set, eval_sample_weight : object
-        As of :func:`eval_pairs`.
+        Pairs and their weights, in the form that :func:`eval_pairs` takes.
 
     Raises
     ------
     ValueError
-        If something is given under two names, or one of `eval_X` and `eval_y` is missing.
+        If sets or weights are given under two names, if one of `eval_X` and `eval_y` is missing, or
+        if these two differ in form or length.
     """
     if sample_weight_eval_set is not None:
         if eval_sample_weight is not None:
@@ -55,7 +56,9 @@ def named_eval_set(eval_set, eval_sample_weight, eval_X, eval_y, sample_weight_e
         missing = "eval_X" if eval_X is None else "eval_y"
         raise ValueError(f"eval_X and eval_y must be given together, {missing} is None")
     if isinstance(eval_X, tuple) != isinstance(eval_y, tuple):
-        raise ValueError("eval_X and eval_y must both be tuples, with an entry a set, or neither")
+        raise ValueError(
+            "eval_X and eval_y must both be tuples, with an entry for each set, or neither"
+        )
     if not isinstance(eval_X, tuple):
         return (eval_X, eval_y), eval_sample_weight
     if len(eval_X) != len(eval_y):
@@ -64,19 +67,19 @@ def named_eval_set(eval_set, eval_sample_weight, eval_X, eval_y, sample_weight_e
 
 
 def deciding_first(names):
-    """Return positions of evaluation sets, with the one that decides in front.
+    """Return the indices of evaluation sets, that of the set that decides first.
 
-    Of several sets the last one decides, as in XGBoost. One named ``training`` never does.
+    The last set decides about early stopping, as in XGBoost. A set named ``training`` never does.
 
     Parameters
     ----------
     names : list of str
-        Of the sets.
+        Names of the sets.
 
     Returns
     -------
     list of int
-        Without any set that decides, the order stays.
+        Indices into `names`; in the given order if no set decides.
 
     Examples
     --------
@@ -91,82 +94,88 @@ def deciding_first(names):
     return order
 
 
-def eval_names(pairs, X, y=None, found=(), records=None):
+def eval_names(pairs, X, y=None, datasets=(), training=None):
     """Return the names of evaluation sets in ``evals_result_``.
 
     Parameters
     ----------
     pairs : list of (object, object)
-        Table and target of each set, as the user gave them.
+        Table and target of each set, as passed to ``fit``.
     X, y : object
-        Table and target of the training rows, as the user gave them.
-    found : list of BaseTableDataset
-        What was read of each set.
-    records : BaseTableDataset, optional
-        What was read of the training rows.
+        Table and target of the training rows, as passed to ``fit``.
+    datasets : list of BaseTableDataset
+        Rows of each set.
+    training : BaseTableDataset, optional
+        Training rows. Without them, rows are not compared.
 
     Returns
     -------
     list of str
-        ``valid_0``, ``valid_1`` and so on by position; ``training`` for the training data: the same
-        objects, path or names of columns, or the same rows in memory.
+        ``valid_0``, ``valid_1`` and so on by position. A set is named ``training`` if it is the
+        training data: the same objects, the same path or names of columns, or equal rows in memory.
     """
     names = []
     for index, (X_eval, y_eval) in enumerate(pairs):
         same = same_source(X_eval, X) and same_source(y_eval, y)
-        if not same and records is not None:
-            same = same_rows(found[index], records)
+        if not same and training is not None:
+            same = same_rows(datasets[index], training)
         names.append("training" if same else f"valid_{index}")
     return names
 
 
-def same_source(given, other):
+def same_source(left, right):
     """Return whether two arguments of ``fit`` are one object, or the same path or column name."""
-    if isinstance(given, (str, os.PathLike)) and isinstance(other, (str, os.PathLike)):
-        return os.fspath(given) == os.fspath(other)
-    return given is other
+    if isinstance(left, (str, os.PathLike)) and isinstance(right, (str, os.PathLike)):
+        return os.fspath(left) == os.fspath(right)
+    return left is right
 
 
-def same_rows(found, records):
-    """Return whether a set of rows in memory has the content of the training rows.
+def same_rows(valid, training):
+    """Return whether an evaluation set in memory has the same rows as the training data.
 
     Parameters
     ----------
-    found, records : BaseTableDataset
-        Of the set and of the training rows, which lack those of weight zero.
+    valid : BaseTableDataset
+        Rows of the evaluation set.
+    training : BaseTableDataset
+        Training rows, without those of weight zero.
+
+    Returns
+    -------
+    bool
+        Always False for rows that are not in memory.
     """
-    if not (isinstance(found, TableDataset) and isinstance(records, TableDataset)):
+    if not (isinstance(valid, TableDataset) and isinstance(training, TableDataset)):
         return False
-    tables = [found.table, records.table]
-    y = found.y
-    if records.kept is not None and len(found) == records.n_given:
-        tables[0], y = tables[0].take(pa.array(records.kept)), y[records.kept]
-    one, other = tables
-    if len(one) != len(other) or one.column_names != other.column_names:
+    table, y = valid.table, valid.y
+    if training.kept is not None and len(valid) == training.n_given:
+        table, y = table.take(pa.array(training.kept)), y[training.kept]
+    expected = training.table
+    if len(table) != len(expected) or table.column_names != expected.column_names:
         return False
-    if one.schema.types != other.schema.types:
+    if table.schema.types != expected.schema.types:
         # The same rows may come in another kind of table.
         try:
-            one = one.cast(other.schema)
+            table = table.cast(expected.schema)
         except pa.ArrowException:
             return False
-    return same_values(y, records.y) and all(map(same_columns, one.columns, other.columns))
+    return same_values(y, training.y) and all(map(same_columns, table.columns, expected.columns))
 
 
-def same_values(one, other):
-    """Return whether two arrays of targets are equal, where missing ones are alike."""
-    if hasattr(one, "toarray") or hasattr(other, "toarray"):
-        return one.shape == other.shape and (one != other).nnz == 0
-    if one.shape != other.shape or one.dtype != other.dtype:
+def same_values(left, right):
+    """Return whether two arrays of targets are equal; missing values equal each other."""
+    if hasattr(left, "toarray") or hasattr(right, "toarray"):
+        return left.shape == right.shape and (left != right).nnz == 0
+    if left.shape != right.shape or left.dtype != right.dtype:
         return False
-    return bool(np.array_equal(one, other, equal_nan=one.dtype.kind == "f"))
+    return bool(np.array_equal(left, right, equal_nan=left.dtype.kind == "f"))
 
 
-def same_columns(one, other):
-    """Return whether two columns are equal, where missing values are alike."""
-    if pa.types.is_floating(one.type):
-        one, other = (pc.if_else(pc.is_nan(each), None, each) for each in (one, other))
-    return one.equals(other)
+def same_columns(left, right):
+    """Return whether two columns are equal; missing values and NaN equal each other."""
+    if pa.types.is_floating(left.type):
+        left, right = (pc.if_else(pc.is_nan(column), None, column) for column in (left, right))
+    return left.equals(right)
 
 
 def eval_pairs(eval_set, eval_sample_weight):
@@ -175,14 +184,21 @@ def eval_pairs(eval_set, eval_sample_weight):
     Parameters
     ----------
     eval_set : list of (X, y) pairs, one pair, or None
-        What the user gave.
+        Evaluation sets, as passed to ``fit``.
     eval_sample_weight : list of array-like, array-like, or None
-        Weights for each pair, or those of the only pair if it is not in a list.
+        Row weights of each pair; weights of a single pair need not be in a list.
 
     Returns
     -------
     list of (str, (X, y), weight)
-        The first is ``eval_set[0]`` and so on.
+        Name, pair and weights of each set. Names are ``eval_set[0]`` and so on, for errors.
+
+    Raises
+    ------
+    TypeError
+        If `eval_set` is no list.
+    ValueError
+        If an entry is no pair, or if there are not as many weights as pairs.
     """
     if eval_set is None:
         return []
@@ -207,7 +223,7 @@ def eval_pairs(eval_set, eval_sample_weight):
 
 
 def _holds_weights_of_pairs(weights):
-    """Tell a list with the weights of each pair from the weights of a single one."""
+    """Return whether weights are a list with those of each pair, not the weights of one pair."""
     return (
         isinstance(weights, (list, tuple))
         and len(weights) > 0

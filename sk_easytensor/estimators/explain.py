@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor._utils.runtime import with_library_settings
@@ -9,13 +11,18 @@ from sk_easytensor.backends import resolve_backend
 from sk_easytensor.inspection import EncodedModel
 from sk_easytensor.inspection.explanation import Explanation, shapley_values
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sk_easytensor._utils.typing import RandomStateLike, TableLike
+
 __all__ = [
     "ExplainMixin",
 ]
 
 
 class ExplainMixin:
-    """Tells which columns a fitted network relies on, over many rows and for one.
+    """Importances of columns over many rows, and contributions of columns to single rows.
 
     A subclass has ``network_``, ``backend``, ``n_jobs``, ``_encoder``, ``_target`` and
     ``_importance_sample``, and implements ``_read(X)``.
@@ -23,41 +30,52 @@ class ExplainMixin:
 
     @property
     @with_library_settings
-    def feature_importances_(self):
+    def feature_importances_(self) -> np.ndarray:
         """Permutation importance of each input column, an ndarray of shape (n_features,).
 
-        How much the loss rises on rows set apart for validation (at most 2,048 of them; training
-        rows if there are fewer than 32) when a column's values are shuffled among them, at least
-        0 and scaled to sum to 1. Computed on the encoded rows, so that it costs forward passes
-        only, when first asked for or when the estimator is pickled: pickles hold no rows. With
-        more than 100 columns, one shuffle of 256 rows has to do, and pickling leaves the
-        computation for later: the pickle then holds those rows, encoded. On Ray, the workers
-        compute it at the end of a fit, each shuffling among a sample of its own rows. The features
-        of a sparse matrix that are read by a :class:`~sk_easytensor.SparseBlock` are shuffled
-        together, and share the importance by the variance of what each adds.
+        The importance of a column is the increase of the loss when the column's values are
+        shuffled among validation rows. Increases are at least 0 and scaled to sum to 1. At most
+        2,048 validation rows are used, or training rows if there are fewer than 32. Shuffling the
+        encoded rows costs forward passes only. Importances are computed on the first access, or
+        when the estimator is pickled, because pickles hold no rows. With more than 100 columns, a
+        single shuffle of 256 rows is made, and pickling does not compute them: the pickle then
+        holds those rows, encoded. On Ray, the workers compute importances at the end of a fit, each
+        by shuffling among a sample of its own rows. The features of a sparse matrix that are read
+        by a :class:`~sk_easytensor.SparseBlock` are shuffled together, and their importance is
+        divided among them by the variance of what each adds.
 
-        The time is linear in the number of columns: only the change that a column makes is
-        computed. It is bounded as well. Over all columns 1,048,576 rows are evaluated at most, so
-        that more than 4,096 columns get fewer rows each, but 16 at least. A trunk without
+        The time is linear in the number of columns, because only the change that a column makes is
+        computed. It is bounded as well: over all columns at most 1,048,576 rows are evaluated, so
+        that more than 4,096 columns get fewer rows each, but at least 16. A trunk without
         ``first_layer``, or a block of texts or lists with more than 100 columns, needs a whole pass
-        for each column. All columns of the rows are then 65,536 values at most, with 16 rows at
-        least.
+        for each column. All columns of the rows then have at most 65,536 values, with at least 16
+        rows.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
         """
         check_is_fitted(self)
         if not hasattr(self, "_importances"):
             backend = resolve_backend(self.backend, self.n_jobs)
-            found = self._importance_sample.compute(
+            self._importances, self._validation = self._importance_sample.compute(
                 self.network_, self._encoder, self._target, backend
             )
-            self._importances, self._validation = found
             self._importance_sample = None
         return self._importances
 
     @with_library_settings
     def explain(
-        self, X, *, background=None, n_permutations=4, max_background=50, random_state=None
-    ):
-        """Return by how much each column moves each row's output away from a base value.
+        self,
+        X: TableLike,
+        *,
+        background: TableLike | None = None,
+        n_permutations: int = 4,
+        max_background: int = 50,
+        random_state: RandomStateLike | None = None,
+    ) -> Explanation:
+        """Return the contribution of each column to the difference of each output to a base value.
 
         The contributions are Shapley values of the columns. A row's contributions and its base
         value add up to the raw output of the whole model, trees included: ``decision_function(X)``
@@ -71,15 +89,16 @@ class ExplainMixin:
             Rows to explain.
         background : table-like of shape (n_background, n_features), optional
             Rows whose mean output is the base value, such as training rows. By default the rows of
-            `X`, of which there must then be at least two.
+            `X`, which must then have at least two.
         n_permutations : int, default=4
-            Random orders in which columns are replaced. Each is used forwards and backwards, and
-            all rows share them. If there are no more orders than twice this number, all are used
-            and the Shapley values are exact for the background rows.
+            Number of random orders in which columns are replaced. Each is used forwards and
+            backwards, and all rows share them. If the columns have no more orders than twice this
+            number, all are used and the Shapley values are exact for the background rows.
         max_background : int, default=50
-            Background rows at most; with more, so many are drawn.
+            Maximum number of background rows; from more rows, this number is sampled.
         random_state : int, RandomState or None, default=None
-            Of the orders and the background rows drawn. With an int, results are reproducible.
+            Seed of the orders and of the sample of background rows. With an int, results are
+            reproducible.
 
         Returns
         -------
@@ -89,9 +108,9 @@ class ExplainMixin:
             ``base_values``, of shape (n_samples,) or (n_samples, n_outputs), are the same for all
             rows, and its ``feature_names`` are the columns. For a sparse `X` of many columns, the
             columns are those that are read as dense ones, followed by one for all others, the
-            sparse part. A row's features there are read as one vector, and what one of them moves
-            depends on the others, so that values for each would take as many evaluations as there
-            are features. :attr:`feature_importances_` and
+            sparse part. A row's features there are read as one vector, and the contribution of one
+            of them depends on the others, so that values for each would take as many evaluations as
+            there are features. :attr:`feature_importances_` and
             :func:`~sk_easytensor.inspection.permutation_importance` have one entry for each
             column of the matrix; a model that is fitted on ``X.toarray()`` explains each.
             ``shap.Explanation(**vars(explanation))`` makes plots of the package ``shap`` possible.
@@ -100,7 +119,9 @@ class ExplainMixin:
         ------
         ValueError
             If a parameter is invalid, if a table lacks columns, or if `X` has fewer than two rows
-            and there is no `background`.
+            and `background` is None.
+        NotFittedError
+            If the estimator is not fitted.
 
         Notes
         -----
@@ -124,30 +145,33 @@ class ExplainMixin:
         >>> X = {"size": [1.0, 2.0, 3.0, 4.0] * 25, "noise": [0.0, 1.0] * 50}
         >>> y = [10.0, 20.0, 30.0, 40.0] * 25
         >>> model = EasyTensorRegressor(random_state=0).fit(X, y)
-        >>> found = model.explain({"size": [4.0], "noise": [1.0]}, background=X, random_state=0)
-        >>> found.values.shape, found.feature_names[abs(found.values[0]).argmax()]
+        >>> row = {"size": [4.0], "noise": [1.0]}
+        >>> explanation = model.explain(row, background=X, random_state=0)
+        >>> explanation.values.shape, explanation.feature_names[abs(explanation.values[0]).argmax()]
         ((1, 2), 'size')
-        >>> total = found.base_values + found.values.sum(axis=1)
-        >>> bool(abs(total - model.predict({"size": [4.0], "noise": [1.0]})).max() < 1e-3)
+        >>> total = explanation.base_values + explanation.values.sum(axis=1)
+        >>> bool(abs(total - model.predict(row)).max() < 1e-3)
         True
         """
         check_is_fitted(self)
-        found = shapley_values(self, X, background, n_permutations, max_background, random_state)
-        return Explanation.of(*self._target.explained(*found), self._encoder.column_names)
+        values, base = shapley_values(
+            self, X, background, n_permutations, max_background, random_state
+        )
+        return Explanation.of(*self._target.explained(values, base), self._encoder.column_names)
 
     def _check_encodable(self, table):
         """Raise ``ValueError`` if a table lacks columns."""
         self._read(table)
 
     def _encoded_model(self, X, backend, rows):
-        """Return the network with some rows of a table, for inspection."""
+        """Return the network with the given rows of a table, encoded, for inspection."""
         table = self._read(X)
         if len(rows) < len(table):
             table = table.take(rows)
         return self._inspection_model(self._encoder.encode_table(table, backend), backend)
 
     def _inspection_model(self, frame, backend):
-        """Return the network with encoded rows."""
+        """Return the network with encoded rows, for inspection."""
         return EncodedModel.of_network(
             self.network_, self._target.head_, self._encoder, frame, backend
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from sk_easytensor._utils.docstrings import documented_like
 from sk_easytensor._utils.runtime import with_library_settings
@@ -13,44 +14,70 @@ from sk_easytensor.estimators.stored import TaskValues, of_stored_rows
 from sk_easytensor.estimators.targets.multi_task import CLASSES, NUMBERS, MultiTaskTarget
 from sk_easytensor.export.adapters import MultiTaskAdapter
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any, Literal
+
+    import numpy as np
+    import pandas as pd
+
+    from sk_easytensor._utils.typing import (
+        ArrayLike,
+        BackendLike,
+        BlockSpec,
+        CallbackSpec,
+        ColumnSelection,
+        EngineName,
+        MetricLike,
+        OptimizerLike,
+        PathLike,
+        RandomStateLike,
+        TableLike,
+        TargetLike,
+        Trunk,
+    )
+    from sk_easytensor.tracking import MLflowTracker
+    from sk_easytensor.trees import BoostedTrees
+
 __all__ = [
     "EasyTensorMultiTask",
 ]
 
 
 LARGEST_WEIGHT = 10**15
-"""Of a loss: its products with losses are finite in single precision."""
+"""Largest weight of a loss. Its products with losses are finite in single precision."""
 
 
 @documented_like(EasyTensorClassifier)
 class EasyTensorMultiTask(BaseEasyTensor):
     """One model for several targets of different kinds, such as a click and a rating.
 
-    Blocks and trunk are shared; each task has a head, a loss and trees of its own. What one target
-    says of the rows helps to learn the others, above all those that few rows have.
+    Blocks and trunk are shared; each task has its own head, loss and trees. The shared
+    representation helps most with targets that are known in few rows.
 
     Parameters
     ----------
     tasks : dict of {str: str}, default=None
-        The targets, which are columns of `y`, and their kinds: ``"binary"``, ``"multiclass"``,
+        Kind of each target, by the name of its column in `y`: ``"binary"``, ``"multiclass"``,
         ``"regression"``, or a loss of :class:`EasyTensorRegressor` such as ``"poisson"`` or
         ``"gamma"``.
     blocks
         As in :class:`EasyTensorClassifier`.
     loss_weights : dict of {str: float} or None, default=None
-        What the loss of each task is multiplied by; 1 for those that are not named. Losses are
-        means over the rows of which the task is known, of standardised targets for numbers, so
-        that equal weights are of use in most cases.
+        Factor of the loss of each task; 1 for tasks that are not named. Losses are means over the
+        rows in which the task is known, on standardised targets for numbers, so that equal weights
+        suit most cases.
     remainder, categorical_features, trunk, trees, learning_rate, batch_size, max_epochs
         As in :class:`EasyTensorClassifier`.
     optimizer, weight_decay, early_stopping_rounds
         As in :class:`EasyTensorClassifier`.
     eval_metric : dict of {str: str, callable or list} or None, default=None
-        Metrics of tasks, as in :class:`EasyTensorClassifier`. They are named by the task as well:
-        ``{"clicked": "auc"}`` is ``"clicked_auc"`` in ``evals_result_``.
+        Metrics of each task, as in :class:`EasyTensorClassifier`. Their names begin with that of
+        the task: ``{"clicked": "auc"}`` is ``"clicked_auc"`` in ``evals_result_``.
     stopping_metric : str or None, default=None
-        The metric that decides about early stopping, such as ``"clicked_auc"``, or ``"loss"``. None
-        for the first of `eval_metric`, and for the weighted sum of the losses without any.
+        Metric that decides about early stopping, such as ``"clicked_auc"``, or ``"loss"``, the
+        weighted sum of the losses. None for the first entry of `eval_metric`, or for ``"loss"``
+        without any.
     validation_fraction, warm_start, random_state, n_jobs, device
         As in :class:`EasyTensorClassifier`.
     verbose, callbacks, backend, checkpoint_dir, tracker, inference_engine
@@ -64,7 +91,7 @@ class EasyTensorMultiTask(BaseEasyTensor):
         Losses and metrics by epoch, of network and trees together: the weighted sum of the losses
         as ``"loss"``, and the loss of each task in its units, such as ``"clicked_log_loss"``.
     tree_weight_ : dict of {str: float}
-        Weight of the trees, for each task.
+        Weight of the trees' outputs for each task, between 0 and 1.
     n_features_in_, feature_names_in_, blocks_, network_, best_iteration_, best_score_, n_iter_
         As in :class:`EasyTensorClassifier`.
     fit_times_, feature_importances_, inference_engine_, inference_report_
@@ -77,8 +104,8 @@ class EasyTensorMultiTask(BaseEasyTensor):
 
     Notes
     -----
-    A target may be missing in some rows (NaN or None): these do not count for the task. The idea is
-    that of Caruana, "Multitask Learning" (1997).
+    A target may be missing in some rows (NaN or None): its loss leaves these rows out. The method
+    is that of Caruana, "Multitask Learning" (1997).
 
     Examples
     --------
@@ -99,34 +126,34 @@ class EasyTensorMultiTask(BaseEasyTensor):
 
     def __init__(
         self,
-        tasks=None,
-        blocks=None,
+        tasks: Mapping[str, str] | None = None,
+        blocks: Sequence[BlockSpec] | None = None,
         *,
-        loss_weights=None,
-        remainder="auto",
-        categorical_features=None,
-        trunk=None,
-        trees="auto",
-        learning_rate=2.4e-2,
-        batch_size=None,
-        max_epochs=None,
-        optimizer="adamw",
-        weight_decay=5e-2,
-        early_stopping_rounds="auto",
-        eval_metric=None,
-        stopping_metric=None,
-        validation_fraction=0.15,
-        warm_start=False,
-        random_state=None,
-        n_jobs=None,
-        device="auto",
-        verbose=0,
-        callbacks=None,
-        backend="local",
-        checkpoint_dir=None,
-        tracker=None,
-        inference_engine="torch",
-    ):
+        loss_weights: Mapping[str, float] | None = None,
+        remainder: Literal["auto", "drop"] = "auto",
+        categorical_features: ColumnSelection | None = None,
+        trunk: Trunk | None = None,
+        trees: BoostedTrees | Literal["auto"] | None = "auto",
+        learning_rate: float = 2.4e-2,
+        batch_size: int | None = None,
+        max_epochs: int | None = None,
+        optimizer: OptimizerLike = "adamw",
+        weight_decay: float = 5e-2,
+        early_stopping_rounds: int | Literal["auto"] | None = "auto",
+        eval_metric: Mapping[str, MetricLike | Sequence[MetricLike]] | None = None,
+        stopping_metric: str | None = None,
+        validation_fraction: float | None = 0.15,
+        warm_start: bool = False,
+        random_state: RandomStateLike | None = None,
+        n_jobs: int | None = None,
+        device: str = "auto",
+        verbose: int = 0,
+        callbacks: Sequence[CallbackSpec] | None = None,
+        backend: BackendLike = "local",
+        checkpoint_dir: PathLike | None = None,
+        tracker: MLflowTracker | Literal["mlflow"] | None = None,
+        inference_engine: EngineName = "torch",
+    ) -> None:
         super().__init__(
             blocks,
             remainder=remainder,
@@ -183,8 +210,8 @@ class EasyTensorMultiTask(BaseEasyTensor):
                 f"({list(self.tasks)}), got {weights!r}"
             )
         for name, weight in weights.items():
-            where = f"loss_weights[{name!r}]"
-            check_number(owner, where, weight, low=0, high=LARGEST_WEIGHT, exclusive=True)
+            parameter = f"loss_weights[{name!r}]"
+            check_number(owner, parameter, weight, low=0, high=LARGEST_WEIGHT, exclusive=True)
         super()._check_parameters()
 
     def _make_target(self):
@@ -194,7 +221,7 @@ class EasyTensorMultiTask(BaseEasyTensor):
 
     @with_library_settings
     @of_stored_rows(TaskValues("prediction"), check="_read")
-    def predict(self, X):
+    def predict(self, X: TableLike) -> pd.DataFrame | Any:
         """Return predictions of all tasks.
 
         Parameters
@@ -205,13 +232,13 @@ class EasyTensorMultiTask(BaseEasyTensor):
         Returns
         -------
         pandas.DataFrame of shape (n_samples, n_tasks)
-            A column for each task: labels, or numbers in their units.
+            A column for each task: labels, or numbers in units of the target.
         """
         outputs = self._raw_predict(X)
         return self._target.predict(outputs)
 
     @with_library_settings
-    def predict_proba(self, X):
+    def predict_proba(self, X: TableLike) -> dict[str, np.ndarray]:
         """Return probabilities of the classes of the tasks that have classes.
 
         Parameters
@@ -222,13 +249,13 @@ class EasyTensorMultiTask(BaseEasyTensor):
         Returns
         -------
         dict of {str: ndarray of float64, shape (n_samples, n_classes)}
-            In the order of ``classes_[task]``.
+            Probabilities for each task, in the order of ``classes_[task]``.
         """
         outputs = self._raw_predict(X)
         return self._target.predict_proba(outputs)
 
     @with_library_settings
-    def score(self, X, y, sample_weight=None):
+    def score(self, X: TableLike, y: TargetLike, sample_weight: ArrayLike | None = None) -> float:
         """Return the mean score over the tasks: accuracy for classes, R² for numbers.
 
         Parameters
@@ -236,13 +263,19 @@ class EasyTensorMultiTask(BaseEasyTensor):
         X : table-like of shape (n_samples, n_features)
             Rows.
         y : DataFrame, dict or array-like of shape (n_samples, n_tasks)
-            Targets; rows of which a task is missing do not count for it.
+            Targets. The score of a task leaves out rows in which it is missing.
         sample_weight : array-like of shape (n_samples,), optional
             Row weights.
 
         Returns
         -------
         float
+            Mean of the scores, at most 1.
+
+        Raises
+        ------
+        ValueError
+            If a task is missing in all rows.
         """
         outputs = self._raw_predict(X)
         return self._target.score(outputs, y, sample_weight)

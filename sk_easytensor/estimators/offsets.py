@@ -1,4 +1,4 @@
-"""Offsets and monotonic constraints: checks of what is added to one output."""
+"""Checks of offsets and of monotonic constraints, which need a single output."""
 
 from __future__ import annotations
 
@@ -31,20 +31,25 @@ def check_offset(owner, offset):
 
 
 def check_margin(owner, offset, base_margin, X, backend):
-    """Raise ``ValueError`` for an array of offsets that cannot be used.
+    """Check that an array of offsets can be used.
 
     Parameters
     ----------
     owner : str
         Class name of the estimator, for errors.
     offset : str, int or None
-        The parameter, which takes the place of an array.
+        The parameter ``offset``, which excludes an array.
     base_margin : array-like or None
         Offsets.
     X : table-like
-        Rows that they belong to.
+        Rows that the offsets belong to.
     backend : Backend
-        Reads the rows.
+        Backend that reads the rows.
+
+    Raises
+    ------
+    ValueError
+        If `offset` is given as well, or if many processes read the rows.
     """
     if base_margin is None:
         return
@@ -63,11 +68,11 @@ def add_offset(head, owner, name):
     Parameters
     ----------
     head : Head
-        Of the target; changed in place.
+        Head of the target; changed in place.
     owner : str
         Class name of the estimator, for errors.
     name : str
-        What the offsets were given as.
+        Name of the parameter that gives the offsets, for errors.
 
     Raises
     ------
@@ -77,28 +82,33 @@ def add_offset(head, owner, name):
     if not head.single_output:
         raise ValueError(
             f"{owner}: {name} needs two classes or a target of one column; this one has "
-            f"{head.out_features} outputs, to which one number a row cannot be added"
+            f"{head.out_features} outputs, to which one number for each row cannot be added"
         )
     head.has_offset = True
 
 
 def check_monotonic(head, owner, monotonic_cst):
-    """Raise ``ValueError`` for monotonic constraints on several outputs.
+    """Check that a target with monotonic constraints has a single output.
 
     Parameters
     ----------
     head : Head
-        Of the target.
+        Head of the target.
     owner : str
         Class name of the estimator, for errors.
     monotonic_cst : dict, array-like or None
-        The parameter.
+        The parameter ``monotonic_cst``.
+
+    Raises
+    ------
+    ValueError
+        If a column is constrained and the head has several outputs.
     """
     if monotonic_cst is None:
         return
-    given = isinstance(monotonic_cst, Mapping)
-    constrained = np.any(list(monotonic_cst.values()) if given else monotonic_cst)
-    if constrained and not head.single_output:
+    by_name = isinstance(monotonic_cst, Mapping)
+    constraints = list(monotonic_cst.values()) if by_name else monotonic_cst
+    if np.any(constraints) and not head.single_output:
         raise ValueError(
             f"{owner}: monotonic_cst needs two classes or a target of one column; this one has "
             f"{head.out_features} outputs"
@@ -106,20 +116,25 @@ def check_monotonic(head, owner, monotonic_cst):
 
 
 def read_with_margin(X, read, base_margin):
-    """Read a table and put offsets behind its columns.
+    """Read a table and append a column of offsets.
 
     Parameters
     ----------
     X : table-like
         Rows.
     read : callable
-        Makes a table of them.
+        Function that takes `X` and returns a :class:`pyarrow.Table`.
     base_margin : array-like or None
-        Offsets; None if there are none.
+        Offsets of the rows; None appends no column.
 
     Returns
     -------
     pyarrow.Table
+
+    Raises
+    ------
+    ValueError
+        If `X` has a column ``base_margin`` already.
     """
     table = read(X)
     if base_margin is None:
@@ -138,11 +153,11 @@ def eval_margins(base_margin, base_margin_eval_set, names):
     Parameters
     ----------
     base_margin : array-like or None
-        Those of the training rows.
+        Offsets of the training rows.
     base_margin_eval_set : list of array-like, array-like, or None
-        What the user gave; those of the only set need not be in a list.
+        Offsets of each set, as passed to ``fit``; those of a single set need not be in a list.
     names : list of str
-        Of the sets, for errors.
+        Names of the sets, for errors.
 
     Returns
     -------
@@ -151,7 +166,8 @@ def eval_margins(base_margin, base_margin_eval_set, names):
     Raises
     ------
     ValueError
-        If they are not as many as the sets, or only some rows have offsets.
+        If there are not as many offsets as sets, or if only training rows or only evaluation sets
+        have offsets.
     """
     margins = base_margin_eval_set
     if margins is None:
@@ -165,9 +181,9 @@ def eval_margins(base_margin, base_margin_eval_set, names):
         )
     for name, margin in zip(names, margins, strict=True):
         if (margin is None) != (base_margin is None):
-            lacking = "base_margin" if base_margin is None else "base_margin_eval_set"
+            missing = "base_margin" if base_margin is None else "base_margin_eval_set"
             raise ValueError(
-                f"{name}: base_margin and base_margin_eval_set belong together, but "
-                f"{lacking} is missing"
+                f"{name}: base_margin and base_margin_eval_set must be given together, but "
+                f"{missing} is missing"
             )
     return list(margins)

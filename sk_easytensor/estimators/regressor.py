@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.metrics import d2_pinball_score
@@ -16,6 +18,31 @@ from sk_easytensor.estimators.targets.regression import RegressionTarget
 from sk_easytensor.export.adapters import RegressorAdapter
 from sk_easytensor.losses import describe_loss, resolve_loss
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Literal
+
+    from sk_easytensor._utils.typing import (
+        ArrayLike,
+        BackendLike,
+        BlockSpec,
+        CallbackSpec,
+        ColumnSelection,
+        EngineName,
+        LossLike,
+        MetricLike,
+        MonotonicConstraints,
+        OptimizerLike,
+        PathLike,
+        Predictions,
+        RandomStateLike,
+        TableLike,
+        TargetLike,
+        Trunk,
+    )
+    from sk_easytensor.tracking import MLflowTracker
+    from sk_easytensor.trees import BoostedTrees
+
 __all__ = [
     "EasyTensorRegressor",
 ]
@@ -28,35 +55,38 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
     Parameters
     ----------
     blocks : list of (str, Block, columns) or None, default=None
-        Which block reads which columns, as in :class:`~sklearn.compose.ColumnTransformer`. For a
-        sparse `X`, names and positions are those of the columns of the matrix, as in
-        :class:`~sk_easytensor.TableEncoder`.
+        Name, block and columns of each block, as in
+        :class:`~sklearn.compose.ColumnTransformer`. For a sparse `X`, names and positions are those
+        of the columns of the matrix, as in :class:`~sk_easytensor.TableEncoder`. None chooses a
+        block for each column by its type.
     loss : str, Loss, torch.nn.Module or callable, default="squared_error"
-        What is minimized: ``"squared_error"``, ``"absolute_error"``, ``"huber"``, ``"quantile"``,
-        ``"expectile"``, ``"poisson"``, ``"gamma"`` or ``"tweedie"``; a loss of
+        Loss that training minimizes: ``"squared_error"``, ``"absolute_error"``, ``"huber"``,
+        ``"quantile"``, ``"expectile"``, ``"poisson"``, ``"gamma"`` or ``"tweedie"``; a loss of
         :mod:`sk_easytensor.losses` with its parameters such as ``Tweedie(power=1.3)``; or a loss of
         your own. ``"poisson"``, ``"gamma"`` and ``"tweedie"`` are for targets that are not negative
-        (gamma: positive) and predict through an exponential. ``"huber"`` turns from squared to
-        absolute error at one standard deviation of the target. A callable gets raw outputs, which
-        are the predictions, and targets, both in units of `y` and of shape (n,), or (n, n_outputs)
-        for several columns. It returns a loss for each row or their mean, which is computed of each
-        row, and is checked on a few rows before training. Boosted trees are left out beside a
-        callable, and beside a loss whose ``tree_loss`` is None, because they cannot learn it.
+        (gamma: positive), and predictions are exponentials of raw outputs. ``"huber"`` changes from
+        squared to absolute error at one standard deviation of the target. A callable takes raw
+        outputs, which are the predictions, and targets, both in units of `y` and of shape (n,), or
+        (n, n_outputs) for several columns. It returns a loss for each row, or a mean, which is then
+        computed for each row alone, and is checked on a few rows before training. Boosted trees are
+        not used with a callable or with a loss whose ``tree_loss`` is None, because they do not
+        support it.
     quantile : float, list of float or None, default=None
-        Which quantile ``loss="quantile"`` estimates, between 0 and 1. With a list of several
+        Quantile that ``loss="quantile"`` estimates, between 0 and 1. With a list of several
         increasing numbers, `predict` returns a column for each, and these never cross; `y` must
-        have one column then. None for other losses.
+        have one column then. Must be None with other losses.
     offset : str, int or None, default=None
         Name or position of a column of `X` whose numbers are added to the raw output: in units of
         `y`, or, with ``loss="poisson"`` and ``"gamma"``, to the logarithm of the mean, so that a
-        column with the logarithm of the exposure has the model learn a rate. No feature unless
-        `blocks` names it, needed wherever rows are predicted, and never missing. One target only.
-        An array can be given to `fit` as ``base_margin`` instead.
+        column with the logarithm of the exposure makes the model learn a rate. The column is not a
+        feature unless `blocks` names it. It is required wherever rows are predicted, and must not
+        have missing values. Offsets are for a single target only. An array can be given to `fit` as
+        ``base_margin`` instead.
     monotonic_cst : dict of {str: int}, array-like of shape (n_features,) or None, default=None
         Columns of numbers along which predictions must not decrease (1) or not increase (-1), as in
-        :class:`EasyTensorClassifier`. One target only. With ``"absolute_error"``, ``"huber"`` and
-        ``"quantile"`` there are no trees then, because scikit-learn's do not follow constraints for
-        these losses.
+        :class:`EasyTensorClassifier`. Constraints are for a single target only. With
+        ``"absolute_error"``, ``"huber"`` and ``"quantile"`` there are no trees then, because
+        scikit-learn's trees do not follow constraints for these losses.
     remainder, categorical_features, trunk, trees, learning_rate, batch_size, max_epochs
         As in :class:`EasyTensorClassifier`.
     optimizer, weight_decay
@@ -67,8 +97,8 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         Metrics that are computed on validation rows after each epoch, beside the loss: names of
         scikit-learn's scorers, LightGBM's and XGBoost's names such as ``"rmse"``, or functions of
         targets and predictions, both in units of `y`, that return a number or, as for LightGBM,
-        ``(name, value, greater_is_better)``. A number is to be high if the function's name ends in
-        ``_score``, and low otherwise.
+        ``(name, value, greater_is_better)``. A higher number is better if the function's name ends
+        in ``_score``; otherwise a lower one is.
     stopping_metric, validation_fraction
         As in :class:`EasyTensorClassifier`.
     warm_start, random_state, n_jobs, device
@@ -79,7 +109,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
     Attributes
     ----------
     n_outputs_ : int
-        Columns of `y`.
+        Number of columns of `y`.
     evals_result_ : dict of {str: dict of {str: list of float}}
         Losses and metrics by epoch, of network and trees together, in units of `y` (squared ones
         for squared error): ``{"training": {"squared_error": [...]}, "valid_0": {...}}``.
@@ -96,7 +126,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
 
     See Also
     --------
-    EasyTensorClassifier : The same for classes.
+    EasyTensorClassifier : Classifier with the same parameters.
 
     Notes
     -----
@@ -119,36 +149,36 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
 
     def __init__(
         self,
-        blocks=None,
+        blocks: Sequence[BlockSpec] | None = None,
         *,
-        loss="squared_error",
-        quantile=None,
-        remainder="auto",
-        categorical_features=None,
-        offset=None,
-        monotonic_cst=None,
-        trunk=None,
-        trees="auto",
-        learning_rate=2.4e-2,
-        batch_size=None,
-        max_epochs=None,
-        optimizer="adamw",
-        weight_decay=5e-2,
-        early_stopping_rounds="auto",
-        eval_metric=None,
-        stopping_metric=None,
-        validation_fraction=0.15,
-        warm_start=False,
-        random_state=None,
-        n_jobs=None,
-        device="auto",
-        verbose=0,
-        callbacks=None,
-        backend="local",
-        checkpoint_dir=None,
-        tracker=None,
-        inference_engine="torch",
-    ):
+        loss: LossLike = "squared_error",
+        quantile: float | Sequence[float] | None = None,
+        remainder: Literal["auto", "drop"] = "auto",
+        categorical_features: ColumnSelection | None = None,
+        offset: str | int | None = None,
+        monotonic_cst: MonotonicConstraints | None = None,
+        trunk: Trunk | None = None,
+        trees: BoostedTrees | Literal["auto"] | None = "auto",
+        learning_rate: float = 2.4e-2,
+        batch_size: int | None = None,
+        max_epochs: int | None = None,
+        optimizer: OptimizerLike = "adamw",
+        weight_decay: float = 5e-2,
+        early_stopping_rounds: int | Literal["auto"] | None = "auto",
+        eval_metric: MetricLike | Sequence[MetricLike] | None = None,
+        stopping_metric: MetricLike | None = None,
+        validation_fraction: float | None = 0.15,
+        warm_start: bool = False,
+        random_state: RandomStateLike | None = None,
+        n_jobs: int | None = None,
+        device: str = "auto",
+        verbose: int = 0,
+        callbacks: Sequence[CallbackSpec] | None = None,
+        backend: BackendLike = "local",
+        checkpoint_dir: PathLike | None = None,
+        tracker: MLflowTracker | Literal["mlflow"] | None = None,
+        inference_engine: EngineName = "torch",
+    ) -> None:
         super().__init__(
             blocks,
             remainder=remainder,
@@ -182,26 +212,26 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
 
     @with_library_settings
     @of_stored_rows(Values("prediction"), check="_read")
-    def predict(self, X, base_margin=None):
+    def predict(self, X: TableLike, base_margin: ArrayLike | None = None) -> Predictions:
         """Return predictions.
 
         Parameters
         ----------
         X : table-like of shape (n_samples, n_features)
             Rows to predict.
-        base_margin : array-like of shape (n_samples,), optional
+        base_margin : array-like of shape (n_samples,) or number, optional
             Offsets of the rows, if `fit` was given ``base_margin``.
 
         Returns
         -------
         ndarray of float64, shape (n_samples,) or (n_samples, n_outputs)
-            With the precision of float32. Of several quantiles, of shape (n_samples, n_quantiles)
-            and increasing in each row.
+            Predictions in units of `y`, with the precision of float32. For several quantiles the
+            shape is (n_samples, n_quantiles), and numbers increase along each row.
         """
         outputs = self._raw_predict(X, base_margin)
         return self._target.predict(outputs)
 
-    def score(self, X, y, sample_weight=None):
+    def score(self, X: TableLike, y: TargetLike, sample_weight: ArrayLike | None = None) -> float:
         """Return R², or for several quantiles the mean fraction of pinball loss explained.
 
         Parameters
@@ -209,7 +239,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         X : table-like of shape (n_samples, n_features)
             Rows.
         y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-            Their targets.
+            Targets of the rows.
         sample_weight : array-like of shape (n_samples,), optional
             Row weights.
 
@@ -223,6 +253,8 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         ------
         ValueError
             If a loss of your own makes several predictions for each row.
+        NotFittedError
+            If the estimator is not fitted.
         """
         check_is_fitted(self)
         criterion = self._target.loss
@@ -249,10 +281,10 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
 
     def _make_target(self):
         owner = type(self).__name__
-        quantiles = isinstance(self.loss, str) and self.loss == "quantile"
-        parameters = {"quantile": self.quantile} if quantiles else {}
-        loss = resolve_loss(self.loss, owner, "regressor", **parameters)
-        if self.quantile is not None and not quantiles:
+        is_quantile = isinstance(self.loss, str) and self.loss == "quantile"
+        params = {"quantile": self.quantile} if is_quantile else {}
+        loss = resolve_loss(self.loss, owner, "regressor", **params)
+        if self.quantile is not None and not is_quantile:
             raise ValueError(
                 f"{owner}: quantile={self.quantile!r} has no effect with "
                 f"loss={describe_loss(self.loss)}; set loss='quantile', or leave quantile at None"

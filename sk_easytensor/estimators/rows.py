@@ -1,4 +1,4 @@
-"""From rows of a table with their targets to rows a network is trained on."""
+"""Encoding of table rows with their targets, for training."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from sk_easytensor.training.dataset import BaseRowEncoder, EncodedDataset
 
 __all__ = [
     "RowEncoder",
-    "divided",
+    "scale_weights",
     "total_weight",
 ]
 
 
 class RowEncoder(BaseRowEncoder):
-    """Encodes rows with their targets.
+    """Encoder of table rows with their targets.
 
     Parameters
     ----------
     target : Target
-        Fitted; encodes targets.
+        Fitted target, which encodes `y`.
     encoder : TableEncoder
-        Fitted; encodes tables.
+        Fitted encoder of tables.
     executor : LocalExecutor
-        Encodes tables.
+        Executor that runs the encoding.
     weighted : bool
-        Whether weights are multiplied by those of the classes.
+        Whether row weights are multiplied by the weights of their classes.
     """
 
     def __init__(self, target, encoder, executor, weighted):
@@ -37,7 +37,7 @@ class RowEncoder(BaseRowEncoder):
 
     @property
     def columns(self):
-        """The column of offsets, if there is one: these are subtracted from targets."""
+        """Columns that targets are encoded with: the name of the offsets' column, if any."""
         offset = self.encoder.offset_column
         return [] if offset is None else [offset]
 
@@ -48,7 +48,7 @@ class RowEncoder(BaseRowEncoder):
         return rows
 
     def encode_targets(self, table, y, weight):
-        """Return rows without features, but for offsets."""
+        """Return rows whose features are the offsets alone, or none."""
         target = self.target.encode(y)
         if self.weighted:
             weight = weight * self.target.class_weights(target)
@@ -66,6 +66,6 @@ def total_weight(rows):
     return float(rows.weight.double().sum())
 
 
-def divided(rows, by):
+def scale_weights(rows, divisor):
     """Return rows with their weights divided by a number."""
-    return EncodedDataset(rows.frame, rows.target, rows.weight / torch.tensor(by).float())
+    return EncodedDataset(rows.frame, rows.target, rows.weight / torch.tensor(divisor).float())

@@ -1,9 +1,10 @@
-"""The state of fitted estimators: what is pickled, copied, sent to workers or restored."""
+"""The state of fitted estimators: pickling, copying, sending to workers, restoring."""
 
 from __future__ import annotations
 
 from copy import deepcopy
 from functools import wraps
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from sk_easytensor.networks.block_network import make_network
 from sk_easytensor.tracking.tracker import RUN, with_active_run
 from sk_easytensor.trees.forest import load_network_state, network_state
 
+if TYPE_CHECKING:
+    from sk_easytensor._utils.typing import Method
+
 __all__ = [
     "FittedStateMixin",
     "restored_on_error",
@@ -22,22 +26,24 @@ __all__ = [
 
 
 LOCATIONS = ("checkpoint_dir", "tracker")
-"""Parameters that say where a fit leaves something, which fitted models do not hold."""
+"""Parameters that name places where a fit writes, which pickles of fitted models do not hold."""
 
 ONLY_TRAINING = ("_importance_sample", "_optimizer_state", RUN)
 """Attributes that predictions do not need."""
 
 
 class FittedStateMixin:
-    """The state of what has a network: arrays in place of torch objects, and hardly a row of data.
+    """Pickling and copying of estimators with a network.
 
-    Pickles load anywhere. Of a fitted model they hold neither the tracker nor places of files, and
-    the optimizer's state only if ``warm_start`` asks to resume from it. The network is rebuilt on
-    loading, and an engine is started again when it is needed.
+    A pickle holds arrays in place of torch objects, and no rows of data other than the encoded
+    sample for importances, if there are many columns. It loads on any machine. A pickle of a fitted
+    model holds neither the tracker nor locations of files. It holds the optimizer's state only with
+    ``warm_start=True``. The network is rebuilt on loading, and an inference engine is started again
+    when it is needed.
     """
 
     def __getstate__(self):
-        """Return what is pickled."""
+        """Return the state to be pickled."""
         sample = getattr(self, "_importance_sample", None)
         if sample is not None and sample.quick:
             self.feature_importances_  # noqa: B018 - so that no training row is pickled
@@ -56,12 +62,12 @@ class FittedStateMixin:
 
     @with_library_settings
     def __setstate__(self, state):
-        """Restore what was pickled."""
+        """Restore a pickled state."""
         state = dict(state)
         network = state.pop("_network", None)
         super().__setstate__(state)
         if "checkpoint_dir" in vars(self):
-            # Formats other than pickle know no strings but plain ones.
+            # Formats other than pickle support plain strings only.
             self.checkpoint_dir = vars(self)["checkpoint_dir"]
         if network is None:
             return
@@ -79,7 +85,7 @@ class FittedStateMixin:
         return self._copied(lambda value: deepcopy(value, memo), memo)
 
     def _copied(self, copy_of, memo=None):
-        """Return a copy, which has the parameters that pickles lack."""
+        """Return a copy, which keeps the parameters that pickles leave out."""
         copied = object.__new__(type(self))
         if memo is not None:
             memo[id(self)] = copied
@@ -90,7 +96,7 @@ class FittedStateMixin:
         return copied
 
     def _predict_copy(self):
-        """Return the fitted estimator as it predicts in a process that it is sent to."""
+        """Return a copy of the fitted estimator for predictions in another process."""
         copied = object.__new__(type(self))
         vars(copied).update({k: v for k, v in vars(self).items() if k not in ONLY_TRAINING})
         copied.backend = "local"
@@ -98,16 +104,16 @@ class FittedStateMixin:
         return copied
 
     def _clear_state(self):
-        """Drop what an earlier fit learned."""
+        """Delete the fitted attributes of a previous fit."""
         for name in [name for name in vars(self) if name.endswith("_") and name[0] != "_"]:
             delattr(self, name)
 
 
-def restored_on_error(fit):
-    """Have an estimator be what it was before a ``fit`` that raises.
+def restored_on_error(fit: Method) -> Method:
+    """Decorate a ``fit`` so that the estimator is unchanged if it raises an error.
 
-    What was fitted before is intact then, and an estimator that never was is not fitted. The
-    method replaces fitted attributes and changes none in place.
+    A fitted estimator then keeps its previous fit, and one that was not fitted stays so. The
+    decorated method must replace fitted attributes and change none in place.
     """
 
     @wraps(fit)

@@ -1,9 +1,10 @@
-"""Base of all estimators that train a network: settings, results, tracking."""
+"""Base class of all estimators that train a network: settings, results, tracking."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
@@ -30,6 +31,12 @@ from sk_easytensor.training.train import (
     resolve_optimizer,
 )
 
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any, Self
+
+    from sk_easytensor._utils.typing import PathLike
+
 __all__ = [
     "TrainedEstimator",
 ]
@@ -43,15 +50,18 @@ class TrainedEstimator(
     TransformerMixin,
     BaseEstimator,
 ):
-    """Base of the estimators that train a network; subclasses have the parameters used here."""
+    """Base class of the estimators that train a network.
+
+    A subclass has the parameters that are read here, such as ``learning_rate`` and ``backend``.
+    """
 
     checkpoint_dir = UrlParameter()
 
-    def get_params(self, deep=True):
-        """Return the parameters, those of named blocks, of the trunk and of trees included.
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the parameters, including those of named blocks, of the trunk and of trees.
 
-        The trunk's are there even while ``trunk`` is None, so that ``trunk__dropout`` can be
-        searched without naming a trunk, and those of trees while ``trees`` is ``"auto"``.
+        Parameters of the trunk are included even if ``trunk`` is None, so that ``trunk__dropout``
+        can be searched without a trunk, and those of trees if ``trees`` is ``"auto"``.
 
         Parameters
         ----------
@@ -60,7 +70,8 @@ class TrainedEstimator(
 
         Returns
         -------
-        dict
+        dict of {str: object}
+            Values of the parameters by name.
         """
         params = super().get_params(deep=deep)
         if deep:
@@ -69,17 +80,23 @@ class TrainedEstimator(
                 params.update({f"{parameter}__{name}": value for name, value in nested.items()})
         return params
 
-    def set_params(self, **params):
+    def set_params(self, **params: Any) -> Self:
         """Set parameters, nested ones included.
 
         Parameters
         ----------
         **params : dict
-            Keys as :meth:`get_params` returns them.
+            Values by name, with the names that :meth:`get_params` returns.
 
         Returns
         -------
-        self
+        self : object
+            The estimator.
+
+        Raises
+        ------
+        ValueError
+            If there is no parameter of a name.
         """
         for parameter, default in self._defaults({**self.get_params(False), **params}).items():
             if any(key.startswith(f"{parameter}__") for key in params):
@@ -93,7 +110,7 @@ class TrainedEstimator(
         return super().set_params(**params)
 
     def _defaults(self, params):
-        """Return what parameters that are left to the library stand for, by name."""
+        """Return the objects that ``None`` and ``"auto"`` stand for, by name of the parameter."""
         # A subclass may have fewer parameters.
         return {"trunk": self._default_trunk()} if params.get("trunk", self) is None else {}
 
@@ -140,35 +157,42 @@ class TrainedEstimator(
                 f"workers of {self.backend!r} do not reach; give a directory or URL that they reach"
             )
 
-    def _open_checkpoints(self, opened, source):
+    def _open_checkpoints(self, stack, data_digests):
         """Return the checkpoints to resume from and to write, if any, and the random state.
 
         Parameters
         ----------
-        opened : contextlib.ExitStack
-            Until it is closed, no other fit can write to their directory.
-        source : callable
-            Returns digests of the data that the fit is given, by name.
+        stack : contextlib.ExitStack
+            Context that closes the checkpoints. Until then, no other fit can write to their
+            directory.
+        data_digests : callable
+            Function without arguments that returns digests of the data of the fit, by name.
+
+        Returns
+        -------
+        checkpoints : Checkpoints or None
+            None without a ``checkpoint_dir``.
+        random_state : numpy.random.RandomState
         """
         if self.checkpoint_dir is None:
             return None, check_random_state(self.random_state)
-        where = self.checkpoint_dir
-        if is_in_mlflow(where):
-            where = MLflowStore(getattr(self, RUN))
-        owner, described = type(self).__name__, describe_parameters(self)
-        checkpoints = Checkpoints(where, owner, described, source())
-        # An interrupt may come as soon as they are locked.
-        opened.callback(checkpoints.close)
+        store = self.checkpoint_dir
+        if is_in_mlflow(store):
+            store = MLflowStore(getattr(self, RUN))
+        owner, parameters = type(self).__name__, describe_parameters(self)
+        checkpoints = Checkpoints(store, owner, parameters, data_digests())
+        # Registered first, because an interrupt may come as soon as they are locked.
+        stack.callback(checkpoints.close)
         checkpoints.open()
         return checkpoints, check_random_state(checkpoints.seed(self.random_state))
 
     def _eval_plan(self, names, metrics=(), scores=None, stopping_metric=None):
-        """Return what is evaluated after each epoch.
+        """Return the plan of the evaluation after each epoch.
 
         Warns
         -----
         UserWarning
-            If ``early_stopping_rounds`` is a number and no rows decide about epochs.
+            If ``early_stopping_rounds`` is a number and there are no validation rows.
         """
         decides = any(name != "training" for name in names)
         if not decides and self.early_stopping_rounds not in (None, "auto"):
@@ -179,7 +203,7 @@ class TrainedEstimator(
         return EvalPlan(list(names), decides, list(metrics), scores, stopping_metric)
 
     def _settings(self, batch_size, epochs, plan, *, annealed=True, checkpoints=None):
-        """Return how to train, from the parameters."""
+        """Return the settings of the training, from the parameters."""
         owner = type(self).__name__
         patience = self.early_stopping_rounds
         if patience == "auto":
@@ -192,29 +216,29 @@ class TrainedEstimator(
             weight_decay=self.weight_decay,
             early_stopping_rounds=patience,
             device=resolve_backend(self.backend, self.n_jobs).resolve_device(self.device, owner),
-            # -1 is how LightGBM is kept silent.
+            # LightGBM accepts -1 for no output.
             verbose=max(0, self.verbose),
-            callbacks=[*(self.callbacks or []), *self._notes()],
+            callbacks=[*(self.callbacks or []), *self._tracking_callbacks()],
             annealed=annealed,
             checkpoints=checkpoints,
             plan=plan,
             automatic_patience=self.early_stopping_rounds == "auto",
         )
 
-    def _notes(self):
-        """Return the callbacks that record a fit that is tracked."""
+    def _tracking_callbacks(self):
+        """Return the callbacks that record a tracked fit; none without a tracker."""
         run = getattr(self, RUN, None)
         return [] if run is None else [run.callback]
 
     def _choose_engines(self, models, backend):
-        """Choose what runs fitted networks.
+        """Choose the engines that run fitted networks.
 
         Parameters
         ----------
         models : list of (EngineMixin, pyarrow.Table)
-            What has the networks, and rows for each by which engines are compared and timed.
+            Objects with a network, each with rows on which engines are compared and timed.
         backend : LocalExecutor
-            Where forward passes run.
+            Executor of forward passes.
         """
         if self.inference_engine == "torch":
             return
@@ -231,22 +255,22 @@ class TrainedEstimator(
         self.fit_times_ = {**times, part: times.get(part, 0.0) + perf_counter() - begin}
 
     @with_library_settings
-    def report(self, path):
-        """Write what the fitted model knows of itself as one page of HTML.
+    def report(self, path: PathLike) -> Path:
+        """Write a report of the fitted model as one page of HTML.
 
-        The page has the data's columns, the parameters, the blocks, learning curves, importances,
-        calibration or residuals on rows held out, and times, as far as the model has them. It
-        asks for nothing outside itself, and holds no row of the data but frequent categories.
+        The page shows the data's columns, the parameters, the blocks, learning curves, importances,
+        calibration or residuals on validation rows, and times, as far as the model has them. It
+        loads nothing from elsewhere. It holds frequent categories of the data, but no rows.
 
         Parameters
         ----------
         path : str or path-like
-            The file, in a directory that exists. It is there whole or not at all.
+            Path of the file, in an existing directory. The file is written whole or not at all.
 
         Returns
         -------
         pathlib.Path
-            Of the file.
+            Path of the file.
 
         Raises
         ------
@@ -258,7 +282,7 @@ class TrainedEstimator(
         return write_report(self, path)
 
     def _record_training(self, result, resuming=False):
-        """Set the fitted attributes that describe a training: curves, epochs, the best of them."""
+        """Set the fitted attributes that describe a training: curves, epochs, best epoch, times."""
         seconds = [epoch["dur"] for epoch in result.history if "dur" in epoch]
         times = getattr(self, "fit_times_", {})
         self.fit_times_ = {
@@ -266,19 +290,19 @@ class TrainedEstimator(
             "training": times.get("training", 0.0) + sum(seconds),
             "epochs": [*times.get("epochs", []), *seconds],
         }
-        before = self.n_iter_ if resuming else 0
-        earlier = self.evals_result_ if resuming else {}
+        previous_epochs = self.n_iter_ if resuming else 0
+        previous = self.evals_result_ if resuming else {}
         self.evals_result_ = {
             name: {
                 metric: [
-                    *earlier.get(name, {}).get(metric, [np.nan] * before),
+                    *previous.get(name, {}).get(metric, [np.nan] * previous_epochs),
                     *result.curves.get(name, {}).get(metric, [np.nan] * len(result.history)),
                 ]
-                for metric in {**earlier.get(name, {}), **result.curves.get(name, {})}
+                for metric in {**previous.get(name, {}), **result.curves.get(name, {})}
             }
-            for name in {**earlier, **result.curves}
+            for name in {**previous, **result.curves}
         }
-        self.n_iter_ = before + len(result.history)
+        self.n_iter_ = previous_epochs + len(result.history)
         if result.best_iteration > 0:
-            self.best_iteration_ = before + result.best_iteration
+            self.best_iteration_ = previous_epochs + result.best_iteration
         self.best_score_ = float(result.best_score)

@@ -53,7 +53,7 @@ def pair_model(towers, table, score, executor):
         encodings |= {_joint(side, name): frame[name] for name in network.names}
         pairs = zip(network.names, network.blocks, strict=True)
         modules |= {_joint(side, name): module for name, module in pairs}
-        for column, blocks in tower.places(frame).items():
+        for column, blocks in tower.all_column_positions(frame).items():
             places.setdefault(column, {}).update(
                 {_joint(side, name): positions for name, positions in blocks.items()}
             )

@@ -6,8 +6,12 @@ import os
 import sys
 from functools import wraps
 from inspect import signature
+from typing import TYPE_CHECKING
 
 from sk_easytensor._utils.masking import masked
+
+if TYPE_CHECKING:
+    from sk_easytensor._utils.typing import Method
 
 __all__ = [
     "MLflowTracker",
@@ -237,7 +241,7 @@ def with_active_run(state):
     return state
 
 
-def tracked(fit):
+def tracked(fit: Method) -> Method:
     """Decorate ``fit``, so that it is recorded if the estimator has a ``tracker``."""
 
     @wraps(fit)

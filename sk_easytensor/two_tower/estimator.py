@@ -1,9 +1,10 @@
-"""The two-tower estimator, and how its towers are trained."""
+"""The two-tower estimator, and the training of its towers."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.base import clone
@@ -19,7 +20,7 @@ from sk_easytensor.data.tables import as_table, has_column_names
 from sk_easytensor.data.validation import errors_name
 from sk_easytensor.estimators.classifier import EasyTensorClassifier
 from sk_easytensor.estimators.eval_sets import deciding_first, eval_names
-from sk_easytensor.estimators.rows import divided, total_weight
+from sk_easytensor.estimators.rows import scale_weights, total_weight
 from sk_easytensor.estimators.state import restored_on_error
 from sk_easytensor.estimators.stored import Vectors, of_stored_rows
 from sk_easytensor.estimators.trained import TrainedEstimator
@@ -44,6 +45,28 @@ from sk_easytensor.two_tower.recommend import PairScoringMixin, RecommendingMixi
 from sk_easytensor.two_tower.targets import PairTarget
 from sk_easytensor.two_tower.tower import Tower
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any, Literal, Self
+
+    from sk_easytensor._utils.typing import (
+        ArrayLike,
+        BackendLike,
+        BlockSpec,
+        CallbackSpec,
+        EngineName,
+        EvalSet,
+        OptimizerLike,
+        PathLike,
+        Predictions,
+        RandomStateLike,
+        TableLike,
+        TargetLike,
+        Trunk,
+    )
+    from sk_easytensor.blocks.pretrained import Representation
+    from sk_easytensor.tracking import MLflowTracker
+
 __all__ = [
     "EasyTensorTwoTower",
     "TowerTrainingMixin",
@@ -51,19 +74,19 @@ __all__ = [
 
 
 class TowerTrainingMixin:
-    """Fits the blocks of both towers, encodes pairs and trains the network."""
+    """Methods that fit the blocks of both towers, encode pairs and train the network."""
 
     def _fit_towers(self, interactions, catalogue, executor, checkpoints):
         trunk = self._default_trunk() if self.trunk is None else self.trunk
-        how = {
+        params = {
             "embedding_dim": self.embedding_dim,
             "normalized": self.similarity == "cosine",
             "n_jobs": self.n_jobs,
         }
         users = key_blocks(self.user_blocks, self._user_key, self.embedding_dim)
         items = key_blocks(self.item_blocks, catalogue.index.key, self.embedding_dim)
-        self.user_tower_ = Tower(users, clone(trunk), **how)
-        self.item_tower_ = Tower(items, clone(trunk), **how)
+        self.user_tower_ = Tower(users, clone(trunk), **params)
+        self.item_tower_ = Tower(items, clone(trunk), **params)
         user_columns = catalogue.user_columns(interactions) if self.user_blocks is None else None
         item_columns = catalogue.item_columns if self.item_blocks is None else None
         with errors_name("user_blocks"):
@@ -75,7 +98,7 @@ class TowerTrainingMixin:
                 checkpoints=checkpoints,
             )
         with errors_name("item_blocks"):
-            source = "items" if catalogue.given else "X"
+            source = "items" if catalogue.has_catalogue else "X"
             self.item_tower_.fit_blocks(
                 catalogue.dataset.sample().table,
                 item_columns,
@@ -94,35 +117,36 @@ class TowerTrainingMixin:
         )
 
     def _read_pairs(self, interactions, evals, catalogue, executor):
-        """Return rows of encoded pairs, the same of each evaluation set, and the items."""
+        """Return the encoded pairs of training rows and of each evaluation set, and the items."""
         encoder = PairEncoder(
             self.user_tower_, self.item_tower_, catalogue.index, self._target, executor
         )
         rows, validation = interactions.encode(encoder), []
-        for where, valid in evals:
-            with errors_name(where):
-                # What columns there are can be told by a row, wherever the others are.
+        for name, valid in evals:
+            with errors_name(name):
+                # One row shows missing columns, also where the other rows are on other machines.
                 first = valid.sample()
                 encoder.encode(first.table.slice(0, 1), first.y[:1], first.weight[:1])
                 validation.append(valid.encode(encoder))
         items = catalogue.encoded(self.item_tower_, [rows, *validation], executor)
         pairs = PairResampling(items)
         validation = [valid.map(pairs) for valid in validation]
-        for (where, _), valid in zip(evals, validation, strict=True):
-            with errors_name(where):
-                # Items that are not known are refused before anything is trained.
+        for (name, _), valid in zip(evals, validation, strict=True):
+            with errors_name(name):
+                # Unknown items raise an error before training starts.
                 valid.map_chunks(item_counts)
         return rows.map(pairs), validation, items
 
     def _train_towers(self, rows, evals, random_state, backend, checkpoints):
-        rows = rows.map(partial(divided, by=sum(rows.map_chunks(total_weight)) / len(rows)))
+        total = sum(rows.map_chunks(total_weight))
+        rows = rows.map(partial(scale_weights, divisor=total / len(rows)))
         seed = int(random_state.randint(np.iinfo(np.int32).max))
         batch_size = self.batch_size or max(512, default_batch_size(len(rows)))
         epochs = self.max_epochs or default_max_epochs(len(rows))
         popularity, counts = None, sum(rows.map_chunks(item_counts))
         if self._target.is_implicit:
-            # Rows are drawn alike, whatever their weights. Items that only validation has count
-            # as if they had been drawn once.
+            # Rows are drawn with equal probability, regardless of their weights. Items that only
+            # validation rows have count as one row.
             popularity = counts.clamp(min=1).float() / len(rows)
         temperature = self.temperature
         if temperature is None:
@@ -160,67 +184,74 @@ class EasyTensorTwoTower(
     BlockParametersMixin,
     TrainedEstimator,
 ):
-    """Users and items in one space: retrieval, recommendation and matching.
+    """Embeddings of users and items in one space: retrieval, recommendation and matching.
 
-    Two networks that share nothing but what `shared_blocks` names give an embedding each, of
-    the user's columns and of the item's. Their product says how well the two fit. Each side is
-    computed on its own, once, however many pairs are scored.
+    One network computes an embedding of the user's columns, another one an embedding of the item's
+    columns. They share only the blocks that `shared_blocks` names. The product of the two
+    embeddings is the score of the pair. Each user and each item is embedded once, regardless of the
+    number of pairs that are scored.
 
     Parameters
     ----------
     user_blocks, item_blocks : list of (str, Block, columns) or None, default=None
-        Blocks and columns of either side, as in :class:`~sk_easytensor.TableEncoder`. None, which
-        needs a catalogue of items in `fit`, chooses blocks by type: for all columns of the
-        catalogue, and for all columns of `X` that the catalogue does not have; keys are
-        categories. Columns that no given block names are not used.
+        Name, block and columns of each block of either side, as in
+        :class:`~sk_easytensor.TableEncoder`. Columns that no block names are not used. None
+        requires a catalogue of items in `fit` and chooses blocks by type: for items from all
+        columns of the catalogue, for users from all columns of `X` that the catalogue does not
+        have. Keys are then categories.
     embedding_dim : int, default=64
         Size of the embeddings.
     similarity : {"dot", "cosine"}, default="dot"
-        What is trained: the dot product, or the cosine of the angle between embeddings.
+        Score of a pair: the dot product of the embeddings, or the cosine of their angle.
     temperature : float or None, default=None
-        What products are divided by; by default 1 for dot products and 0.1 for cosines.
+        Number that scores are divided by; None for 1.0 with dot products and 0.1 with cosines.
     shared_blocks : list of str, default=()
         Names of blocks that both towers have, and whose vocabulary and weights they share.
     n_negatives : int, default=0
-        Without `y`: items drawn evenly from all and added to those of each training batch.
+        Number of items that are drawn uniformly from all items and added to those of each training
+        batch. Used only if `fit` has no `y`.
     dropout : float, default=0.3
-        Fraction of the embeddings' components zeroed in training.
+        Fraction of the embeddings' components that are set to zero in training.
     index : {"exact", "usearch"}, default="exact"
-        How the best items are found: by computing all products, or in a graph, approximately.
+        Search for the best items: ``"exact"`` computes all products, ``"usearch"`` searches a graph
+        of neighbors approximately.
     trunk : object or None, default=None
-        Network between blocks and embedding, one of its kind in each tower; by default
-        :class:`~sk_easytensor.Sum`, which adds up what the blocks give.
+        Network between blocks and embedding; each tower has one of its own. None for
+        :class:`~sk_easytensor.Sum`, which adds up the outputs of the blocks.
     learning_rate : float, default=1e-2
         Highest learning rate of the schedule.
     batch_size : int or None, default=None
-        Pairs a batch; by default by the number of pairs, at least 512.
+        Pairs of each training step; None for at least 512, by the number of pairs.
     max_epochs : int or None, default=None
-        Epochs at most; by default by the number of pairs.
+        Maximum number of passes over the pairs; None for a number by that of the pairs.
     weight_decay : float, default=0.1
-        Weight decay.
+        Weight decay of the optimizer.
     validation_fraction : float or None, default=0.1
-        Part of the pairs that validates if `fit` gets no `eval_set`.
+        Fraction of the pairs that is held out for validation when `fit` gets no ``eval_set``; None
+        to train on all pairs.
     optimizer, early_stopping_rounds, random_state, n_jobs, device, verbose
         As in :class:`~sk_easytensor.EasyTensorClassifier`.
     callbacks, backend, checkpoint_dir, tracker
         As in :class:`~sk_easytensor.EasyTensorClassifier`.
     inference_engine : {"torch", "auto", "onnxruntime", "tensorrt"}, default="torch"
-        What computes embeddings once they are learned, as in
-        :class:`~sk_easytensor.EasyTensorClassifier`; each tower has its own
+        Engine that computes embeddings with the fitted network, as in
+        :class:`~sk_easytensor.EasyTensorClassifier`. Each tower has its own
         ``inference_engine_``.
 
     Attributes
     ----------
     user_tower_, item_tower_ : Tower
-        Fitted towers: transformers on their own, with their own columns, picklable alone.
+        Fitted towers. Each is a transformer of its own columns, and can be pickled alone.
     item_keys_ : ndarray, shape (n_items,)
-        Keys of the catalogue, or positions without `item_key`.
+        Keys of the items, if `fit` had an `item_key`.
     item_embeddings_ : ndarray of float32, shape (n_items, embedding_dim)
-        Embeddings of the catalogue.
-    user_keys_, user_embeddings_ : ndarray
-        The same of users, if `fit` was given `user_key`.
-    classes_ : ndarray
-        With a `y` of two classes.
+        Embeddings of the items, if `fit` had an `item_key`.
+    user_keys_ : ndarray, shape (n_users,)
+        Keys of the users, if `fit` had a `user_key`.
+    user_embeddings_ : ndarray of float32, shape (n_users, embedding_dim)
+        Embeddings of the users, if `fit` had a `user_key`.
+    classes_ : ndarray, shape (2,)
+        Class labels, if `y` has two classes.
     evals_result_ : dict of {str: dict of {str: list of float}}
         Losses by epoch, such as ``{"training": {"softmax_loss": [...]}, "valid_0": {...}}``. The
         training loss is the mean over an epoch's batches.
@@ -232,8 +263,8 @@ class EasyTensorTwoTower(
     Without `y` every row is an item that a user chose, and the loss is a softmax over the items
     of a batch, corrected for how often each is drawn (Yi et al., "Sampling-Bias-Corrected Neural
     Modeling for Large Corpus Item Recommendations", 2019); see
-    :class:`~sk_easytensor.networks.two_tower.TwoTowerNetwork`. With a `y` of two classes it is
-    the log loss of the product, with numbers the squared error.
+    :class:`~sk_easytensor.networks.two_tower.TwoTowerNetwork`. The loss is the log loss of the
+    score for a `y` of two classes, and the squared error for numbers.
 
     Examples
     --------
@@ -259,34 +290,34 @@ class EasyTensorTwoTower(
 
     def __init__(
         self,
-        user_blocks=None,
-        item_blocks=None,
+        user_blocks: Sequence[BlockSpec] | None = None,
+        item_blocks: Sequence[BlockSpec] | None = None,
         *,
-        embedding_dim=64,
-        similarity="dot",
-        temperature=None,
-        shared_blocks=(),
-        n_negatives=0,
-        dropout=0.3,
-        index="exact",
-        trunk=None,
-        learning_rate=1e-2,
-        batch_size=None,
-        max_epochs=None,
-        optimizer="adamw",
-        weight_decay=0.1,
-        early_stopping_rounds="auto",
-        validation_fraction=0.1,
-        random_state=None,
-        n_jobs=None,
-        device="auto",
-        verbose=0,
-        callbacks=None,
-        backend="local",
-        checkpoint_dir=None,
-        tracker=None,
-        inference_engine="torch",
-    ):
+        embedding_dim: int = 64,
+        similarity: Literal["dot", "cosine"] = "dot",
+        temperature: float | None = None,
+        shared_blocks: Sequence[str] = (),
+        n_negatives: int = 0,
+        dropout: float = 0.3,
+        index: Literal["exact", "usearch"] = "exact",
+        trunk: Trunk | None = None,
+        learning_rate: float = 1e-2,
+        batch_size: int | None = None,
+        max_epochs: int | None = None,
+        optimizer: OptimizerLike = "adamw",
+        weight_decay: float = 0.1,
+        early_stopping_rounds: int | Literal["auto"] | None = "auto",
+        validation_fraction: float | None = 0.1,
+        random_state: RandomStateLike | None = None,
+        n_jobs: int | None = None,
+        device: str = "auto",
+        verbose: int = 0,
+        callbacks: Sequence[CallbackSpec] | None = None,
+        backend: BackendLike = "local",
+        checkpoint_dir: PathLike | None = None,
+        tracker: MLflowTracker | Literal["mlflow"] | None = None,
+        inference_engine: EngineName = "torch",
+    ) -> None:
         self.user_blocks = user_blocks
         self.item_blocks = item_blocks
         self.embedding_dim = embedding_dim
@@ -341,87 +372,89 @@ class EasyTensorTwoTower(
     @restored_on_error
     def fit(
         self,
-        X,
-        y=None,
-        sample_weight=None,
+        X: TableLike,
+        y: TargetLike | None = None,
+        sample_weight: ArrayLike | str | None = None,
         *,
-        items=None,
-        item_key=None,
-        user_key=None,
-        eval_set=None,
-        eval_sample_weight=None,
-    ):
+        items: TableLike | None = None,
+        item_key: str | None = None,
+        user_key: str | None = None,
+        eval_set: Sequence[Any] | EvalSet | None = None,
+        eval_sample_weight: Sequence[ArrayLike | None] | ArrayLike | None = None,
+    ) -> Self:
         """Fit both towers.
 
         Parameters
         ----------
         X : table-like of shape (n_pairs, n_features), path of Parquet files or Ray Dataset
-            Interactions: the user's columns, and the item's or its key.
+            Interactions: the user's columns, and the item's columns or its key.
         y : array-like of shape (n_pairs,) or str, optional
-            Two classes or numbers, or the column of `X` that holds them, which a stored `X` asks
-            for. Without it every row is an item that was chosen.
+            Two classes or numbers. For a stored `X`, the name of the column that holds them.
+            Without `y` every row is an item that the user chose.
         sample_weight : array-like of shape (n_pairs,) or str, optional
-            Row weights, or the column of `X` that holds them.
+            Row weights. For a stored `X`, the name of the column that holds them.
         items : table-like or path, optional
-            The catalogue: a row for each item, with its key and columns.
+            Catalogue: a row for each item, with its key and columns.
         item_key : str, optional
-            Column that names the item; needed with `items`. Without a catalogue the first row of
-            each key stands for the item.
+            Column of keys of items; required with `items`. Without a catalogue, the first row of
+            each key has the item's columns.
         user_key : str, optional
-            Column that names the user. The embedding of each user's last row is kept then, and
-            the items of each user are known.
+            Column of keys of users. With it, `fit` stores the embedding of each user's last row,
+            and the items of each user.
         eval_set : list of (X, y) pairs or of X, optional
-            Evaluated after each epoch; the last decides about early stopping and which weights
-            are kept, as in XGBoost. An entry that is `X` itself is called ``training`` in
-            ``evals_result_`` and never decides.
+            Sets that are evaluated after each epoch. The last one decides about early stopping and
+            which weights are kept, as in XGBoost. An entry that is `X` itself is called
+            ``training`` in ``evals_result_`` and never decides.
         eval_sample_weight : list of array-like, optional
-            Weights for each entry of `eval_set`.
+            Row weights of each entry of `eval_set`.
 
         Returns
         -------
-        self
+        self : object
+            The fitted estimator.
 
         Raises
         ------
         ValueError, TypeError
-            For input or parameters that make no sense, before any training starts.
+            If a parameter of the estimator or an argument is invalid. Parameters, columns and
+            targets are checked before any training starts.
 
         Notes
         -----
         On Ray, no process has all interactions: tasks read them chunk by chunk, and each worker
-        keeps its share, encoded, in memory or in files on its machine. The items are in the memory
-        of this process and of each worker, whether they are given or found among the interactions,
-        and with `user_key` the last row of each user and the pairs of user and item are in that of
-        this process. Without `y` each worker tells an item from those of its own part of a batch,
-        ``batch_size / num_workers`` rows: the more workers, the larger a `batch_size` pays.
+        stores its shard, encoded, in memory or in files on its machine. All items, of a catalogue
+        or of the interactions, are in the memory of this process and of each worker. With
+        `user_key`, the last row of each user and the pairs of user and item are in the memory of
+        this process. Without `y`, the softmax of each worker is over the items of its own part of a
+        batch, ``batch_size / num_workers`` rows: with more workers, a larger `batch_size` pays off.
         """
         backend = resolve_backend(self.backend, self.n_jobs)
         self._check_parameters()
-        with backend.running(), ExitStack() as opened:
+        with backend.running(), ExitStack() as stack:
             target = PairTarget(type(self).__name__)
             interactions = backend.read_dataset(X, y, sample_weight, as_table, target.check)
             sample = interactions.sample()
             catalogue = ItemCatalogue(interactions, items, item_key, self.item_blocks, backend)
-            # Rows that are read later are checked as these were.
+            # Rows that are read later are checked by the unfitted target, as these are.
             sampled = None if y is None else interactions.map_chunks(target.sample)
             target = clone(target).fit(None if y is None else target.join_samples(sampled))
             self._check_user_key(user_key, sample.table)
             pairs = pair_sets(eval_set, eval_sample_weight)
             evals = [
-                (where, backend.read_dataset(X_eval, y_eval, weight, as_table, target.check, where))
-                for where, X_eval, y_eval, weight in pairs
+                (name, backend.read_dataset(X_eval, y_eval, weight, as_table, target.check, name))
+                for name, X_eval, y_eval, weight in pairs
             ]
-            given = [(X_eval, y_eval) for _, X_eval, y_eval, _ in pairs]
-            names = eval_names(given, X, y, [valid for _, valid in evals], interactions)
+            sources = [(X_eval, y_eval) for _, X_eval, y_eval, _ in pairs]
+            names = eval_names(sources, X, y, [valid for _, valid in evals], interactions)
 
-            def source():
+            def data_digests():
                 digests = {"X": interactions.digest()}
-                digests |= {where: valid.digest() for where, valid in evals}
+                digests |= {name: valid.digest() for name, valid in evals}
                 if items is not None:
                     digests["items"] = table_digest(catalogue.dataset.table)
                 return digests | {"item_key": repr(item_key), "user_key": repr(user_key)}
 
-            checkpoints, random_state = self._open_checkpoints(opened, source)
+            checkpoints, random_state = self._open_checkpoints(stack, data_digests)
             self._clear_state()
             self._items, self._target, self._user_key = catalogue.index, target, user_key
             vars(self).update(target.fitted_attributes())
@@ -441,9 +474,9 @@ class EasyTensorTwoTower(
             towers = [(self.user_tower_, sample.table)]
             towers.append((self.item_tower_, catalogue.dataset.sample().table))
             self._choose_engines(towers, backend)
-            self._keep_items(items, sample.table, backend)
+            self._store_items(items, sample.table, backend)
             if users is not None:
-                self._keep_users(*users, backend)
+                self._store_users(*users, backend)
         self._n_features_out = self.embedding_dim
         self.n_features_in_ = sample.table.num_columns
         if has_column_names(X):
@@ -462,7 +495,7 @@ class EasyTensorTwoTower(
 
     def _clear_state(self):
         super()._clear_state()
-        # Nothing of an earlier fit's users is left if this one keeps none.
+        # A fit without `user_key` or `index` must not keep those of a previous fit.
         self._users = self._seen = self._index = None
 
     def __sklearn_is_fitted__(self):
@@ -474,17 +507,18 @@ class EasyTensorTwoTower(
 
     @with_library_settings
     @of_stored_rows(Vectors("embedding"), check="_check_user_columns")
-    def transform(self, X):
+    def transform(self, X: TableLike) -> Predictions:
         """Return the embeddings of users.
 
         Parameters
         ----------
         X : table-like
-            With the user tower's columns.
+            Rows with the user tower's columns.
 
         Returns
         -------
         ndarray of float32, shape (n_rows, embedding_dim)
+            Embeddings.
         """
         check_is_fitted(self)
         return self.user_tower_.embed(as_table(X, columns=self._columns_read()))
@@ -498,13 +532,18 @@ class EasyTensorTwoTower(
         diagrams = [blocks_diagram(tower) for tower in towers.values()]
         return _VisualBlock("parallel", diagrams, names=list(towers))
 
-    def representation(self):
-        """Return blocks and network of the user tower.
+    def representation(self) -> Representation:
+        """Return the blocks and the network of the user tower.
 
         Returns
         -------
         Representation
-            For :class:`~sk_easytensor.PretrainedBlock`.
+            Input of :class:`~sk_easytensor.PretrainedBlock`.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
         """
         check_is_fitted(self)
         return self.user_tower_.representation()

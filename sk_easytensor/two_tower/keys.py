@@ -1,4 +1,4 @@
-"""Rows that are named by keys: looked up, and the first or last of each."""
+"""Keys of rows: lookup of rows by key, and the first or last row of each key."""
 
 from __future__ import annotations
 
@@ -26,16 +26,30 @@ OWNER = "EasyTensorTwoTower"
 
 
 class KeyIndex(ArrowStateMixin):
-    """Values that name rows, looked up as categories are: 7, 7.0 and "7" are the same.
+    """Lookup of rows by key. Keys are compared as categories are: 7, 7.0 and "7" are equal.
 
-    Keys of another kind than these, such as dates where these are numbers, are refused.
+    Looking up keys of another kind, such as dates among numbers, raises an error.
 
     Parameters
     ----------
     column : pyarrow.ChunkedArray
-        One value a row.
+        Key of each row.
     name : str
-        Of the column, for errors.
+        Name of the column, for errors.
+
+    Attributes
+    ----------
+    codes : ndarray of int, shape (n_rows,)
+        Code of the key of each row; deleted by :meth:`forget_rows`.
+    first : ndarray of int, shape (n_keys,)
+        First row of each code; deleted by :meth:`forget_rows`.
+
+    Raises
+    ------
+    RowError
+        If a key is missing. The message names the row.
+    TypeError
+        If the type of the column is not one of keys.
     """
 
     def __init__(self, column, name):
@@ -55,40 +69,33 @@ class KeyIndex(ArrowStateMixin):
 
     def check_distinct(self, column):
         """Raise ``ValueError`` if a key of the items is in more than one row."""
-        again = np.setdiff1d(np.arange(len(self.codes)), self.first)
-        if len(again):
-            value, count = column[int(again[0])].as_py(), len(np.unique(self.codes[again]))
+        repeated = np.setdiff1d(np.arange(len(self.codes)), self.first)
+        if len(repeated):
+            value, count = column[int(repeated[0])].as_py(), len(np.unique(self.codes[repeated]))
             raise ValueError(
                 f"{OWNER}: items has {count} keys in more than one row, such as {value!r}, again "
-                f"in row {again[0]}; every value of {self.name!r} must be there once"
+                f"in row {repeated[0]}; every value of {self.name!r} must occur once"
             )
 
-    def take_first(self):
-        """Give the keys numbers in the order of their first rows, which are returned."""
-        order = np.sort(self.first)
-        place = np.full(len(self._strings), -1)
-        place[self.codes[order]] = np.arange(len(order))
-        self._row_of_code = place
-        return order
-
     def last(self):
-        """Return the last row of each key, in the order of their first ones."""
+        """Return the last row of each key, in the order of the keys' first rows."""
         last = np.zeros(len(self._strings), dtype=np.int64)
         np.maximum.at(last, self.codes, np.arange(len(self.codes)))
         return last[self.codes[np.sort(self.first)]]
 
     def rows(self, column):
-        """Return the row that each value names, -1 where there is none."""
+        """Return the row of each key of a column, -1 for keys that no row has."""
         check_family(column.type, self.types, self.name, OWNER)
         keys = category_keys(column)
-        found = pc.index_in(keys.dictionary, value_set=self._strings)
-        found = pc.fill_null(found, -1).to_numpy(zero_copy_only=False)
-        row_of_value = np.append(np.append(self._row_of_code, -1)[found], -1)
-        indices = pc.fill_null(keys.indices, len(found)).to_numpy(zero_copy_only=False)
+        codes = pc.index_in(keys.dictionary, value_set=self._strings)
+        codes = pc.fill_null(codes, -1).to_numpy(zero_copy_only=False)
+        # Code -1 stands for unknown keys, the last row for missing ones.
+        row_of_value = np.append(np.append(self._row_of_code, -1)[codes], -1)
+        indices = pc.fill_null(keys.indices, len(codes)).to_numpy(zero_copy_only=False)
         return row_of_value[indices]
 
     def forget_rows(self):
-        """Drop what is only needed while fitting."""
+        """Delete the arrays over rows, which are needed in fitting only."""
         del self.codes, self.first
 
 
@@ -98,12 +105,12 @@ def key_values(column):
     Parameters
     ----------
     column : pyarrow.ChunkedArray
-        One key a row.
+        Key of each row.
 
     Returns
     -------
     ndarray
-        Decimals that floats may not hold become integers, or strings if 64 bits do not hold them.
+        Keys in a type of NumPy. Decimals become integers, or strings if these do not have 64 bits.
     """
     if pa.types.is_decimal(column.type):
         try:
@@ -114,7 +121,7 @@ def key_values(column):
 
 
 def check_key_type(kind, name):
-    """Raise ``TypeError`` if keys cannot be of an Arrow type."""
+    """Raise ``TypeError`` if an Arrow type is not one of keys."""
     if not CategoryBlock.accepts(kind):
         raise TypeError(f"{OWNER}: key column {name!r} cannot be of type {type_name(kind)}")
 
@@ -127,11 +134,11 @@ class KeyedRows(Summary):
     Parameters
     ----------
     table : pyarrow.Table
-        A row for each key, in the order in which keys were first met.
+        A row for each key, in the order of the keys' first occurrence.
     key : str
-        Column that names rows.
+        Column of keys.
     keep : {"first", "last"}
-        Which row of a key.
+        Which row of each key is kept.
     """
 
     def __init__(self, table, key, keep):
@@ -141,13 +148,13 @@ class KeyedRows(Summary):
 
     @classmethod
     def of(cls, table, key, keep):
-        """Choose among the rows of a table."""
+        """Return the rows that are kept of a table."""
         keys = KeyIndex(table.column(key), key)
         rows = np.sort(keys.first) if keep == "first" else keys.last()
         return cls(table.take(pa.array(rows)), key, keep)
 
     def merge(self, other):
-        """Return the rows of both, `other` being of later ones."""
+        """Return the rows that are kept of both, where those of `other` are later."""
         return self.of(pa.concat_tables([self.table, other.table]), self.key, self.keep)
 
 
@@ -159,25 +166,25 @@ def rows_of_keys(dataset, key, columns, executor, keep):
     dataset : BaseTableDataset
         Rows.
     key : str
-        Column that names rows.
+        Column of keys.
     columns : list of str
-        What to return of each row.
+        Columns to return.
     executor : LocalExecutor
-        Reads rows in memory.
+        Executor for rows in memory.
     keep : {"first", "last"}
-        Which row of a key.
+        Which row of each key is returned.
 
     Returns
     -------
     pyarrow.Table
-        In the order in which keys are first met.
+        A row for each key, in the order of the keys' first occurrence.
 
     Raises
     ------
     ValueError
-        Naming a row whose key is missing.
+        If a key is missing. The message names the row.
     TypeError
-        If keys cannot be of their type.
+        If the type of the column is not one of keys.
     """
     columns = list(dict.fromkeys([key, *columns]))
     reduced = dataset.select(columns).map_reduce(

@@ -1,4 +1,4 @@
-"""Pairs of users and items: which are drawn, and their rows."""
+"""Pairs of users and items: catalogue of items, encoding of pairs, pairs that were seen."""
 
 from __future__ import annotations
 
@@ -41,59 +41,69 @@ OWNER = "EasyTensorTwoTower"
 
 
 class ItemCatalogue:
-    """The items, once each: a catalogue that is given, or the items of the interactions.
+    """The distinct items: those of a catalogue that the user passes, or of the interactions.
 
     Parameters
     ----------
     interactions : BaseTableDataset
         A row for each interaction.
     items : table-like or None
-        The catalogue.
+        Catalogue, with a row for each item; None to take the items of the interactions.
     key : str or None
-        Column of both that names the item.
+        Column of keys of items, in `interactions` and `items`.
     item_blocks : list or None
         Blocks of the item tower.
     executor : LocalExecutor
-        Finds the first row of each key among interactions in memory, if there is no catalogue.
+        Executor that finds the first row of each key among interactions in memory, if there is no
+        catalogue.
 
     Attributes
     ----------
     dataset : BaseTableDataset
         A row for each item, in memory; without a key the interactions.
+    has_catalogue : bool
+        Whether `items` was passed.
     item_columns : list of str
-        Columns that may be the item's.
+        Columns that the item tower may read.
     index : ItemIndex
-        Finds the items of pairs.
+        Lookup of the items of pairs.
+
+    Raises
+    ------
+    ValueError
+        If `items` has no key, if there are neither `items` nor `item_blocks`, or if a table does
+        not have the column `key`.
     """
 
     def __init__(self, interactions, items, key, item_blocks, executor):
-        self.given = items is not None
+        self.has_catalogue = items is not None
         if items is not None and key is None:
-            raise ValueError(f"{OWNER}: items needs item_key, the column that names an item")
+            raise ValueError(f"{OWNER}: items needs item_key, the column of keys of items")
         if items is None and item_blocks is None:
             raise ValueError(
                 f"{OWNER}: item_blocks is needed to say which columns are the item's, unless fit "
                 "is given a catalogue: fit(X, items=catalogue, item_key=column)"
             )
-        self.dataset = TableDataset(as_table(items)) if self.given else interactions
+        self.dataset = TableDataset(as_table(items)) if self.has_catalogue else interactions
         self.item_columns = self.dataset.column_names
         self.index = ItemIndex()
         if key is None:
             return
-        for where, columns in (("X", interactions.column_names), ("items", self.item_columns)):
+        for table, columns in (("X", interactions.column_names), ("items", self.item_columns)):
             if key not in columns:
                 raise ValueError(
-                    f"{OWNER}: item_key names column {key!r}, which {where} does not have; it has "
+                    f"{OWNER}: item_key names column {key!r}, which {table} does not have; it has "
                     f"{columns}"
                 )
-        if not self.given:
+        if not self.has_catalogue:
             rows = rows_of_keys(interactions, key, self.item_columns, executor, keep="first")
             self.dataset = TableDataset(rows)
-        self.index = ItemIndex(key, self.dataset.table.column(key), given=self.given)
+        column = self.dataset.table.column(key)
+        self.index = ItemIndex(key, column, from_catalogue=self.has_catalogue)
 
     def user_columns(self, interactions):
-        """Return the columns of the interactions that are none of the item's."""
-        if not self.given:
+        """Return the columns of the interactions that the catalogue does not have."""
+        if not self.has_catalogue:
             raise ValueError(
                 f"{OWNER}: user_blocks is needed to say which columns are the user's, unless fit "
                 "is given a catalogue: fit(X, items=catalogue, item_key=column)"
@@ -109,11 +119,11 @@ class ItemCatalogue:
         Parameters
         ----------
         tower : Tower
-            Of the items.
+            Item tower with fitted blocks.
         sets : list of Dataset
-            Flat rows of pairs, whose items these are if they have no keys.
+            Flat rows of pairs, from which the items are taken if they have no keys.
         executor : LocalExecutor
-            Encodes the catalogue.
+            Executor that encodes the catalogue.
 
         Returns
         -------
@@ -121,52 +131,67 @@ class ItemCatalogue:
         """
         if self.index.keyed:
             return tower.encode(self.dataset.table, executor)
-        found = [items for rows in sets for items in rows.map_chunks(distinct_items)]
-        return distinct_rows(TensorFrame.concatenate(found))[0]
+        frames = [items for rows in sets for items in rows.map_chunks(distinct_items)]
+        return distinct_rows(TensorFrame.concatenate(frames))[0]
 
 
 class ItemIndex:
-    """Finds the items of pairs by their keys; small, and all that predictions need of them.
+    """Lookup of the items of pairs by their keys. Fitted estimators hold it, not the items.
 
     Parameters
     ----------
     key : str or None, default=None
-        Column that names the item.
+        Column of keys of items; None if items have no keys.
     column : pyarrow.ChunkedArray, optional
-        The key of each item.
-    given : bool, default=False
-        Whether there was a catalogue, whose keys have to be distinct.
+        Key of each item.
+    from_catalogue : bool, default=False
+        Whether the user passed a catalogue, whose keys must be distinct.
 
     Attributes
     ----------
     keyed : bool
         Whether items have keys.
-    keys : ndarray
-        The items' keys.
+    keys : ndarray of shape (n_items,)
+        Keys of the items; only if `keyed`.
     lookup : KeyIndex
-        Finds an item by its key.
+        Lookup of items by key; only if `keyed`.
+
+    Raises
+    ------
+    ValueError
+        If a key is missing, or if the keys of a catalogue are not distinct.
     """
 
-    def __init__(self, key=None, column=None, *, given=False):
+    def __init__(self, key=None, column=None, *, from_catalogue=False):
         self.key = key
         self.keyed = key is not None
-        self.given = given
+        self.from_catalogue = from_catalogue
         if self.keyed:
             self.lookup = KeyIndex(column, key)
-            if given:
+            if from_catalogue:
                 self.lookup.check_distinct(column)
             self.lookup.forget_rows()
             self.keys = key_values(column)
 
     def rows(self, table, *, all_known=True):
-        """Return the item of each interaction as a tensor; None if items have no keys.
+        """Return the number of the item of each interaction.
 
-        Items that are not known are at -1, unless all must be.
+        Parameters
+        ----------
+        table : pyarrow.Table
+            A row for each interaction.
+        all_known : bool, default=True
+            Whether unknown items raise an error.
+
+        Returns
+        -------
+        torch.Tensor of int64, shape (n_rows,), or None
+            -1 for unknown items; None if items have no keys.
 
         Raises
         ------
         ValueError
-            Naming a key that no item has.
+            If `table` lacks the column of keys, or, with `all_known`, if a key is unknown.
         """
         if not self.keyed:
             return None
@@ -188,18 +213,26 @@ class ItemIndex:
 
 
 def key_blocks(blocks, key, width):
-    """Return a tower's blocks: those given, or by default its key as a category."""
+    """Return the blocks of a tower: `blocks`, or if None a category block for the key, if any."""
     if blocks is not None or key is None:
         return blocks
     return [("key", CategoryBlock(width=width), [key])]
 
 
 def pair_sets(eval_set, eval_sample_weight):
-    """Check the form of ``eval_set``, whose entries may do without a target.
+    """Check the form of ``eval_set``, whose entries need no target.
+
+    Parameters
+    ----------
+    eval_set : list of (X, y) pairs or of X, or None
+        Evaluation sets, as passed to ``fit``.
+    eval_sample_weight : list of array-like or None
+        Row weights of each entry.
 
     Returns
     -------
     list of (str, X, y, weight)
+        Name, pairs, target and weights of each set. Names are ``eval_set[0]`` and so on.
     """
     if isinstance(eval_set, list):
         eval_set = [
@@ -207,27 +240,29 @@ def pair_sets(eval_set, eval_sample_weight):
             for entry in eval_set
         ]
     pairs = eval_pairs(eval_set, eval_sample_weight)
-    return [(where, *pair, weight) for where, pair, weight in pairs]
+    return [(name, *pair, weight) for name, pair, weight in pairs]
 
 
 def summarize_side(dataset, executor, blocks):
-    """Summarise the rows of one side for blocks, of whose columns no others are read.
+    """Summarise the rows of one side for blocks, reading only the columns of these.
 
     Parameters
     ----------
     dataset : BaseTableDataset
-        Rows of the side, with other columns too.
+        Rows of the side, which may have other columns.
     executor : LocalExecutor
-        Summarises rows in memory.
+        Executor for rows in memory.
     blocks : dict of {str: tuple of (Block, list of str)}
-        As of :meth:`~sk_easytensor.training.dataset.BaseTableDataset.summarize`.
+        Blocks and the columns of each, as in
+        :meth:`~sk_easytensor.training.dataset.BaseTableDataset.summarize`.
 
     Returns
     -------
     Mapping of {str: Summary}
+        Summaries by name of the block.
     """
-    read = {column for _, columns in blocks.values() for column in columns}
-    columns = [name for name in dataset.column_names if name in read]
+    names = {column for _, columns in blocks.values() for column in columns}
+    columns = [name for name in dataset.column_names if name in names]
     return dataset.select(columns).summarize(blocks, executor)
 
 
@@ -237,66 +272,68 @@ def fit_shared(names, user_tower, users, item_tower, items, executor):
     Parameters
     ----------
     names : list of str
-        The blocks.
+        Names of the shared blocks.
     user_tower, item_tower : Tower
-        With fitted blocks.
+        Towers with fitted blocks.
     users, items : BaseTableDataset
         Rows of either side.
     executor : LocalExecutor
-        Summarises rows in memory.
+        Executor for rows in memory.
 
     Raises
     ------
     ValueError
-        Naming a block that only one tower has, or that is of two kinds.
+        If a tower lacks a block, or if the two blocks of a name differ in type, parameters or
+        number of columns. The message names the block.
     """
     for name in names:
         for tower, parameter in ((user_tower, "user_blocks"), (item_tower, "item_blocks")):
             if name not in tower.blocks_:
                 raise ValueError(f"{OWNER}: shared_blocks names {name!r}, which {parameter} lacks")
-        ours, theirs = user_tower.blocks_[name], item_tower.blocks_[name]
-        if type(ours) is not type(theirs) or ours.get_params() != theirs.get_params():
+        user_block, item_block = user_tower.blocks_[name], item_tower.blocks_[name]
+        same_type = type(user_block) is type(item_block)
+        if not same_type or user_block.get_params() != item_block.get_params():
             raise ValueError(
-                f"{OWNER}: shared block {name!r} is {ours!r} in user_blocks and {theirs!r} in "
-                "item_blocks; both must be alike"
+                f"{OWNER}: shared block {name!r} is {user_block!r} in user_blocks and "
+                f"{item_block!r} in item_blocks; both must be alike"
             )
-        columns = list(ours.feature_names_in_), list(theirs.feature_names_in_)
+        columns = list(user_block.feature_names_in_), list(item_block.feature_names_in_)
         if len(columns[0]) != len(columns[1]):
             raise ValueError(f"{OWNER}: shared block {name!r} reads {columns[0]} and {columns[1]}")
-        block = clone(ours).fit_columns(users.sample().table.select(columns[0]))
+        block = clone(user_block).fit_columns(users.sample().table.select(columns[0]))
         summarize = partial(summarize_renamed, block, columns[0])
-        both = [
-            dataset.select(own).map_reduce(summarize, executor)
-            for dataset, own in zip((users, items), columns, strict=True)
+        summaries = [
+            dataset.select(side_columns).map_reduce(summarize, executor)
+            for dataset, side_columns in zip((users, items), columns, strict=True)
         ]
-        block.finish(merge_all(both))
+        block.finish(merge_all(summaries))
         user_tower.replace_block(name, block)
         item_tower.replace_block(name, block.renamed(columns[1]))
 
 
 def summarize_renamed(block, names, table):
-    """Return a block's summary of columns that have other names."""
+    """Return a block's summary of a table whose columns are first renamed to `names`."""
     return block.summarize(table.rename_columns(names))
 
 
 class PairEncoder(BaseRowEncoder):
-    """Encodes pairs for both towers.
+    """Encoder of pairs for both towers.
 
     Parameters
     ----------
     user_tower, item_tower : Tower
-        With fitted blocks.
+        Towers with fitted blocks.
     items : ItemIndex
-        Gives the number of an item, if items have keys.
+        Lookup of items, if these have keys.
     target : PairTarget
-        Encodes targets.
+        Fitted target, which encodes `y`.
     executor : LocalExecutor
-        Encodes tables.
+        Executor that runs the encoding.
 
     Attributes
     ----------
     columns : list of str
-        Those that say which item is a pair's.
+        Columns that identify the item of a pair: the key, or the columns of the item tower.
     """
 
     def __init__(self, user_tower, item_tower, items, target, executor):
@@ -307,14 +344,14 @@ class PairEncoder(BaseRowEncoder):
         self.columns = [items.key] if items.keyed else list(item_tower.feature_names_in_)
 
     def encode(self, table, y, weight):
-        """Return encoded pairs, as flat rows; there need not be targets, but an array."""
+        """Return encoded pairs, as flat rows. Without targets, `y` is an array of any values."""
         users = self.encode_users(table)
         rows = self.encode_targets(table, y, weight)
         rows.frame = flat_frame(users, side_of(rows.frame, "item"))
         return rows
 
     def encode_targets(self, table, y, weight):
-        """Return pairs without the users' features."""
+        """Return encoded pairs without the features of users."""
         numbers = self.items.rows(table)
         items = self.encode_items(table) if numbers is None else numbered_items(numbers)
         frame = flat_frame(TensorFrame({}, len(items)), items)
@@ -327,7 +364,7 @@ class InteractionSet(Summary):
     Parameters
     ----------
     table : pyarrow.Table
-        Columns ``user``, strings, and ``item``.
+        Pairs, in the columns ``user`` (keys as strings) and ``item`` (numbers of items).
     """
 
     def __init__(self, table):
@@ -338,16 +375,17 @@ class InteractionSet(Summary):
         return InteractionSet(pa.concat_tables([self.table, other.table]))
 
     def numbered(self, users):
-        """Return the pairs as numbers, sorted.
+        """Return the pairs as numbers.
 
         Parameters
         ----------
         users : KeyIndex
-            Gives the users' numbers.
+            Lookup of the numbers of users.
 
         Returns
         -------
         ndarray of int64, shape (n_pairs, 2)
+            Numbers of user and item of each pair, sorted.
         """
         pairs = [users.rows(self.table.column("user")), self.table.column("item").to_numpy()]
         return np.unique(np.column_stack(pairs), axis=0)
@@ -359,11 +397,15 @@ def summarize_interactions(user_key, items, table):
     Parameters
     ----------
     user_key : str
-        Column that names the user.
+        Column of keys of users.
     items : ItemIndex
-        Gives the numbers of items.
+        Lookup of the numbers of items.
     table : pyarrow.Table
-        A row for each interaction, with the keys of both.
+        A row for each interaction, with the keys of user and item.
+
+    Returns
+    -------
+    InteractionSet
     """
     users = category_keys(table.column(user_key)).dictionary_decode()
     numbers = pa.array(items.rows(table).numpy())

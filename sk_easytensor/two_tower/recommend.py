@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,11 @@ from sk_easytensor.training.pairs import distinct_rows
 from sk_easytensor.two_tower.keys import KeyIndex, key_values, rows_of_keys
 from sk_easytensor.two_tower.pairs import summarize_interactions
 
+if TYPE_CHECKING:
+    from typing import Any, Literal
+
+    from sk_easytensor._utils.typing import ArrayLike, Predictions, TableLike, TargetLike
+
 __all__ = [
     "PairScoringMixin",
     "RecommendingMixin",
@@ -33,23 +39,31 @@ __all__ = [
 
 
 class PairScoringMixin:
-    """Predicts pairs by the product of their embeddings."""
+    """Methods that score and predict pairs by the product of their embeddings."""
 
     @with_library_settings
     @of_stored_rows(Values("decision"), check="_check_pair_columns")
-    def decision_function(self, X):
-        """Return how well users and items fit.
+    def decision_function(self, X: TableLike) -> Predictions:
+        """Return a score of each pair of user and item.
 
         Parameters
         ----------
         X : table-like
-            Pairs: the user's columns, and the item's or its key. Items that `fit` did not meet
-            need the item tower's columns.
+            Pairs: the user's columns, and the item's columns or its key. Items that were not in
+            `fit` need the item tower's columns.
 
         Returns
         -------
         ndarray of float64, shape (n_pairs,)
-            Products over the temperature; with two classes the log-odds of the second.
+            Products of embeddings, divided by the temperature; with two classes the log-odds of the
+            second.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError
+            If `X` lacks columns, or has the key of an unknown item and not its columns.
         """
         check_is_fitted(self)
         if isinstance(X, GivenOutputs):
@@ -62,7 +76,7 @@ class PairScoringMixin:
         return self._scores(users[user_rows], items[rows]).numpy()
 
     def _columns_read(self):
-        """Return the columns of users and items, and those of their keys."""
+        """Return the names of the columns of users and items, and of their keys."""
         towers = (*self.user_tower_.feature_names_in_, *self.item_tower_.feature_names_in_)
         keys = (self._user_key, self._items.key)
         return list(dict.fromkeys([*towers, *(key for key in keys if key is not None)]))
@@ -78,30 +92,30 @@ class PairScoringMixin:
         return products / self._temperature + self._bias
 
     def _check_encodable(self, table):
-        """Raise ``ValueError`` unless pairs of a table can be evaluated, and columns shuffled."""
+        """Raise ``ValueError`` unless a table of pairs can be evaluated with shuffled columns."""
         owner = type(self).__name__
         if self._target.is_implicit:
             raise ValueError(
-                f"{owner} was fitted without y, so that pairs have no target to be evaluated by; "
+                f"{owner} was fitted without y, so that pairs have no target to evaluate with; "
                 "compare sk_easytensor.ranking.ranking_report with and without a column"
             )
-        lacking = set(self.item_tower_.feature_names_in_) - set(table.column_names)
-        if lacking:
+        missing = set(self.item_tower_.feature_names_in_) - set(table.column_names)
+        if missing:
             raise ValueError(
-                f"{owner}: X lacks {sorted(lacking)} of the item tower; join the catalogue to X, "
-                "for its columns to be shuffled"
+                f"{owner}: X lacks {sorted(missing)} of the item tower; join the catalogue to X, "
+                "so that its columns can be shuffled"
             )
         self.user_tower_.read(table)
 
     def _encoded_model(self, X, backend, rows):
-        """Return both towers with some rows of a table of pairs, for inspection."""
+        """Return both towers with the given rows of a table of pairs, encoded, for inspection."""
         table = as_table(X)
         self._check_encodable(table)
         towers = {"user": self.user_tower_, "item": self.item_tower_}
         return pair_model(towers, table.take(rows), self._scores, backend)
 
     def _item_vectors(self, table, backend):
-        """Return embeddings, and for each pair which of them is its item's."""
+        """Return embeddings of items, and for each pair the index of its item among these."""
         if self._items.keyed and self._items.key in table.column_names:
             has_columns = set(self.item_tower_.feature_names_in_) <= set(table.column_names)
             rows = self._items.rows(table, all_known=not has_columns)
@@ -121,60 +135,69 @@ class PairScoringMixin:
     @available_if(_check_classes)
     @with_library_settings
     @of_stored_rows(Values("probability"), check="_check_pair_columns")
-    def predict_proba(self, X):
+    def predict_proba(self, X: TableLike) -> Predictions:
         """Return the probability of each class.
 
         Parameters
         ----------
         X : table-like
-            Pairs.
+            Pairs, as in :meth:`decision_function`.
 
         Returns
         -------
         ndarray of float64, shape (n_pairs, 2)
+            Probabilities, in the order of ``classes_``.
 
         Raises
         ------
         AttributeError
-            Unless `fit` was given two classes.
+            If `y` in `fit` did not have two classes.
         """
         positive = 1 / (1 + np.exp(-self.decision_function(X)))
         return np.column_stack([1 - positive, positive])
 
     @with_library_settings
     @of_stored_rows(Values("prediction"), check="_check_pair_columns")
-    def predict(self, X):
-        """Return the class, the number, or without `y` in `fit` the product of each pair.
+    def predict(self, X: TableLike) -> Predictions:
+        """Return the predicted class or number of each pair.
 
         Parameters
         ----------
         X : table-like
-            Pairs.
+            Pairs, as in :meth:`decision_function`.
 
         Returns
         -------
         ndarray of shape (n_pairs,)
+            Classes, or numbers in units of `y`. Without `y` in `fit`, the scores of
+            :meth:`decision_function`.
         """
         scores = self.decision_function(X)
         return self._target.predict(torch.from_numpy(scores)[:, None])
 
     @with_library_settings
-    def score(self, X, y=None):
-        """Return how good predictions are.
+    def score(self, X: TableLike, y: TargetLike | None = None) -> float:
+        """Return a measure of the quality of predictions.
 
         Parameters
         ----------
         X : table-like
-            Pairs.
-        y : array-like, optional
-            What `fit` was given of the kind.
+            Pairs, as in :meth:`decision_function`.
+        y : array-like of shape (n_pairs,), optional
+            Targets, of the same kind as in `fit`.
 
         Returns
         -------
         float
-            With two classes the area under the ROC curve, with numbers R². Without `y` the
-            fraction of pairs whose item is among the ten of the catalogue that fit its user best;
-            a pair whose item `fit` did not meet counts as missed, unless there was a catalogue.
+            The area under the ROC curve for two classes, R² for numbers. Without `y` in `fit`, the
+            fraction of pairs whose item is among the ten of the catalogue that have the highest
+            scores for the user. A pair whose item was not in `fit` counts as missed; if `fit` had a
+            catalogue, it raises an error.
+
+        Raises
+        ------
+        ValueError
+            If `y` is invalid, or without `y` in `fit` if there is no `item_key`.
         """
         check_is_fitted(self)
         if self._target.is_implicit:
@@ -186,52 +209,66 @@ class PairScoringMixin:
 
 
 QUERIES, ROWS_OF_QUERIES = 256, 16_384
-"""Users whose rankings an approximate index is adjusted by, and rows that they are found in."""
+"""Number of users with whose rankings an approximate index is tuned, and of rows they are from."""
 
 
 class RecommendingMixin:
-    """Ranks the catalogue for users, and users for items."""
+    """Methods that rank the catalogue for users, and users for items."""
 
     def _check_query(self, users, items=None, k=10, exclude=None):
-        """Raise ``ValueError`` if stored users lack columns, or cannot be ranked for as asked."""
+        """Raise ``ValueError`` if stored users lack columns, or if an argument is invalid."""
         check_number("recommend", "k", k, low=1, integer=True)
         if exclude is not None and not isinstance(exclude, str):
             raise ValueError(
-                "recommend: of stored users, exclude must be 'seen' or None, got "
+                "recommend: for stored users, exclude must be 'seen' or None, got "
                 f"{type(exclude).__name__}"
             )
         if items is None:
             self._check_catalogue()
         if exclude is not None:
             self._check_exclude(exclude, users, catalogue=items is None)
-        if not self._are_kept(users):
+        if not self._have_key_only(users):
             self.user_tower_.read(users)
 
     @with_library_settings
     @of_stored_rows(Ranking("items", "scores"), check="_check_query")
-    def recommend(self, users, items=None, *, k=10, exclude=None):
-        """Return the items that fit each user best.
+    def recommend(
+        self,
+        users: TableLike,
+        items: TableLike | None = None,
+        *,
+        k: int = 10,
+        exclude: Literal["seen"] | ArrayLike | None = None,
+    ) -> tuple[np.ndarray, np.ndarray] | Any:
+        """Return the items with the highest scores for each user.
 
         Parameters
         ----------
         users : table-like
-            With the user tower's columns, or with the `user_key` of `fit` alone: users are then
-            ranked by the embeddings that were kept.
+            Users, with the columns of the user tower, or with the column `user_key` of `fit` alone.
+            In the latter case the embeddings of `fit` are used.
         items : table-like, optional
-            Candidates, with the item tower's columns; by default the catalogue.
+            Candidates, with the columns of the item tower; by default the catalogue.
         k : int, default=10
-            Items a user, at most as many as there are.
+            Number of items for each user; all candidates if there are fewer.
         exclude : "seen", list of lists or list column, optional
-            Items that are not recommended: those of each user in `fit`, which needs its
-            `user_key`, or for each user a list of keys. Keys that no item has are ignored.
+            Items that are not recommended. ``"seen"`` excludes the items of each user in `fit`,
+            which requires `user_key`. A list of keys for each user excludes these; keys of unknown
+            items are ignored.
 
         Returns
         -------
         keys : ndarray of shape (n_users, k)
             Keys of items, the best first; positions among `items` if they have no key. None
-            where a user has fewer than k items left.
+            where fewer than k items remain for a user.
         scores : ndarray of float32, shape (n_users, k)
-            Products; ``-inf`` where there is no item.
+            Products of embeddings; ``-inf`` where there is no item.
+
+        Raises
+        ------
+        ValueError
+            If `k` or `exclude` is invalid, if tables lack columns, or if there is neither a
+            catalogue nor `items`.
         """
         check_is_fitted(self)
         check_number("recommend", "k", k, low=1, integer=True)
@@ -249,31 +286,39 @@ class RecommendingMixin:
         k = min(k, len(candidates))
         if items is None and self._index is not None:
             threads = resolve_threads(self.n_jobs)
-            places, scores = self._index.search(queries, k, excluded=excluded, threads=threads)
+            indices, scores = self._index.search(queries, k, excluded=excluded, threads=threads)
         else:
-            places, scores = self._best(queries, candidates, k, excluded)
-        return _named(keys, places), scores
+            indices, scores = self._top_k(queries, candidates, k, excluded)
+        return _take_keys(keys, indices), scores
 
     @with_library_settings
-    def rank_users(self, item, *, k=10, users=None):
-        """Return the users that fit each item best.
+    def rank_users(
+        self, item: TableLike, *, k: int = 10, users: TableLike | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the users with the highest scores for each item.
 
         Parameters
         ----------
         item : table-like
-            One item or several, new ones too, with the item tower's columns.
+            One item or several, with the columns of the item tower. They may be new.
         k : int, default=10
-            Users an item, at most as many as there are.
+            Number of users for each item; all candidates if there are fewer.
         users : table-like, optional
-            Candidates, with the user tower's columns; by default the users whose embeddings
-            `fit` kept, which needs its `user_key`.
+            Candidates, with the columns of the user tower; by default the users of `fit`, which
+            requires `user_key`.
 
         Returns
         -------
         keys : ndarray of shape (n_items, k)
             Keys of users, the best first; positions among `users` if they have no key.
         scores : ndarray of float32, shape (n_items, k)
-            Products.
+            Products of embeddings.
+
+        Raises
+        ------
+        ValueError
+            If `k` is invalid, if tables lack columns, or if `fit` had no `user_key` and `users` is
+            None.
         """
         check_is_fitted(self)
         check_number("rank_users", "k", k, low=1, integer=True)
@@ -286,13 +331,13 @@ class RecommendingMixin:
             if self._user_key in users.column_names:
                 keys = key_values(users.column(self._user_key))
         queries = self.item_tower_.embed(as_table(item, columns=self._columns_read()))
-        places, scores = self._best(queries, candidates, min(k, len(candidates)))
-        return keys[places], scores
+        indices, scores = self._top_k(queries, candidates, min(k, len(candidates)))
+        return keys[indices], scores
 
-    # ------------------------------------------------------------------ kept at the end of fit
+    # ------------------------------------------------------------------ stored at the end of fit
 
     def _read_users(self, dataset, executor):
-        """Return each user's last row, and which items each user met, as numbers."""
+        """Return the last row of each user, an index of users, and the pairs that were seen."""
         if self._user_key is None:
             return None
         columns = self.user_tower_.feature_names_in_
@@ -306,35 +351,45 @@ class RecommendingMixin:
         seen = dataset.select(keys).map_reduce(summarize, executor)
         return rows, users, seen.numbered(users)
 
-    def _keep_users(self, rows, users, seen, backend):
-        """Embed each user's last row, and remember what :meth:`_read_users` found."""
+    def _store_users(self, rows, users, seen, backend):
+        """Embed the last row of each user, and store the results of :meth:`_read_users`."""
         frame = self.user_tower_.encode(rows, backend)
         self.user_embeddings_ = self.user_tower_.embed_frame(frame, backend).numpy()
         self.user_keys_ = key_values(rows.column(self._user_key))
         self._users, self._seen = users, seen
 
-    def _keep_items(self, frame, users, backend):
-        """Embed the encoded catalogue, if there is one; some users help to adjust the index."""
+    def _store_items(self, frame, users, backend):
+        """Embed the encoded catalogue, if there is one, and build the index.
+
+        Parameters
+        ----------
+        frame : TensorFrame
+            Encoded items.
+        users : pyarrow.Table
+            Rows of users, with whose rankings an approximate index is tuned.
+        backend : Backend
+            Executor of forward passes.
+        """
         self._index = None
         if not self._items.keyed:
             return
         self.item_embeddings_ = self.item_tower_.embed_frame(frame, backend).numpy()
         self.item_keys_ = self._items.keys
         if self.index != "exact":
-            some = users.take(pa.array(some_places(len(users), ROWS_OF_QUERIES)))
-            found, _ = distinct_rows(self.user_tower_.encode(some, backend))
-            found = found.take(torch.from_numpy(some_places(len(found), QUERIES)))
-            queries = self.user_tower_.embed_frame(found, backend).numpy()
+            users = users.take(pa.array(spread_indices(len(users), ROWS_OF_QUERIES)))
+            distinct, _ = distinct_rows(self.user_tower_.encode(users, backend))
+            distinct = distinct.take(torch.from_numpy(spread_indices(len(distinct), QUERIES)))
+            queries = self.user_tower_.embed_frame(distinct, backend).numpy()
             self._index = ApproximateIndex(self.item_embeddings_, queries)
 
     # ------------------------------------------------------------------ reading
 
-    def _best(self, queries, candidates, k, excluded=None):
+    def _top_k(self, queries, candidates, k, excluded=None):
         with limited_threads(self.n_jobs):
             return top_k(queries, candidates, k, excluded=excluded)
 
     def _user_vectors(self, users):
-        if not self._are_kept(users):
+        if not self._have_key_only(users):
             return self.user_tower_.embed(users)
         needed = set(self.user_tower_.feature_names_in_)
         column = users.column(self._user_key)
@@ -342,17 +397,17 @@ class RecommendingMixin:
         if (rows < 0).any():
             row = int(np.argmax(rows < 0))
             raise ValueError(
-                f"column {self._user_key!r} holds {show_value(column[row])} in row {row}, whose "
-                f"embedding was not kept by fit; pass the columns {sorted(needed)}"
+                f"column {self._user_key!r} holds {show_value(column[row])} in row {row}, a user "
+                f"who was not in fit; pass the columns {sorted(needed)}"
             )
         return self.user_embeddings_[rows]
 
-    def _are_kept(self, users):
-        """Tell whether users are given by their key alone."""
+    def _have_key_only(self, users):
+        """Return whether a table has the key of users, but not the columns of the user tower."""
         needed = set(self.user_tower_.feature_names_in_)
-        given = needed & set(users.column_names)
-        alone = given != needed and not given - {self._user_key}
-        return alone and self._user_key in users.column_names
+        present = needed & set(users.column_names)
+        key_only = present != needed and not present - {self._user_key}
+        return key_only and self._user_key in users.column_names
 
     def _candidates(self, items):
         vectors = self.item_tower_.embed(items)
@@ -364,14 +419,14 @@ class RecommendingMixin:
         return vectors, key_values(items.column(key)), lookup
 
     def _excluded(self, exclude, users, lookup, *, catalogue):
-        """Return pairs of user and item that do not count, sorted by user."""
+        """Return the pairs of user and item that are excluded, as two arrays sorted by user."""
         if exclude is None:
             return None
         if isinstance(exclude, str):
             self._check_exclude(exclude, users, catalogue=catalogue)
             return self._seen_pairs(users)
         if lookup is None:
-            raise ValueError("recommend: exclude names keys, which items do not have")
+            raise ValueError("recommend: exclude has keys of items, but items have no key column")
         lists = exclude
         if not isinstance(lists, (pa.Array, pa.ChunkedArray)):
             lists = as_table({"exclude": exclude}).column("exclude")
@@ -385,17 +440,17 @@ class RecommendingMixin:
         if pa.types.is_null(lists.type):
             lists = lists.cast(pa.list_(pa.null()))
         lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
-        owner = np.repeat(np.arange(len(users)), lengths)
+        user_rows = np.repeat(np.arange(len(users)), lengths)
         items = pc.list_flatten(lists)
         items = items if isinstance(items, pa.ChunkedArray) else pa.chunked_array([items])
         rows = lookup.rows(items)
-        return owner[rows >= 0], rows[rows >= 0].astype(np.int64)
+        return user_rows[rows >= 0], rows[rows >= 0].astype(np.int64)
 
     def _check_exclude(self, exclude, users, *, catalogue):
-        """Raise ``ValueError`` unless it is known what users have seen."""
+        """Raise ``ValueError`` unless `exclude` is ``"seen"`` and seen items are known."""
         if exclude != "seen" or not catalogue:
             raise ValueError(
-                "recommend: exclude must be 'seen', which is known of the catalogue only, or "
+                "recommend: exclude must be 'seen', which requires the catalogue as items, or "
                 f"a list of keys for each user, got {exclude!r}"
             )
         self._check_users("exclude='seen'")
@@ -407,41 +462,42 @@ class RecommendingMixin:
         first = np.searchsorted(self._seen[:, 0], rows)
         last = np.where(rows < 0, first, np.searchsorted(self._seen[:, 0], rows, side="right"))
         lengths = last - first
-        owner = np.repeat(np.arange(len(rows)), lengths)
+        user_rows = np.repeat(np.arange(len(rows)), lengths)
         starts = np.cumsum(lengths) - lengths
-        places = np.arange(lengths.sum()) + np.repeat(first - starts, lengths)
-        return owner, self._seen[places, 1]
+        pairs = np.arange(lengths.sum()) + np.repeat(first - starts, lengths)
+        return user_rows, self._seen[pairs, 1]
 
     def _check_catalogue(self):
         if not self._items.keyed:
             raise ValueError(
-                "there is no catalogue: pass items, or give fit an item_key to make one of"
+                "there is no catalogue: pass items, or call fit with an item_key to create one"
             )
 
-    def _check_users(self, what):
+    def _check_users(self, usage):
         if self._user_key is None:
-            raise ValueError(f"{what} needs the user_key of fit, by which users are kept")
+            raise ValueError(f"{usage} needs the user_key of fit, with which users are stored")
 
     def _hit_rate(self, X, k=10):
         """Return the fraction of pairs whose item is among the k best of the catalogue."""
         self._check_catalogue()
         table = as_table(X, columns=self._columns_read())
-        # Without a catalogue, items that fit did not meet cannot be found.
-        rows = self._items.rows(table, all_known=self._items.given).numpy()
+        # Without a catalogue, items that were not in fit have no embedding here.
+        rows = self._items.rows(table, all_known=self._items.from_catalogue).numpy()
         vectors = self.user_tower_.embed(table)
-        places, _ = self._best(vectors, self.item_embeddings_, min(k, len(self.item_embeddings_)))
-        return float((places == rows[:, None]).any(axis=1).mean())
+        k = min(k, len(self.item_embeddings_))
+        indices, _ = self._top_k(vectors, self.item_embeddings_, k)
+        return float((indices == rows[:, None]).any(axis=1).mean())
 
 
-def some_places(n_places, size):
-    """Return evenly spread places, about `size` of them if there are more."""
-    return np.arange(0, n_places, max(1, n_places // size))
+def spread_indices(length, size):
+    """Return evenly spread indices of a sequence: all of them, or about `size` if it is longer."""
+    return np.arange(0, length, max(1, length // size))
 
 
-def _named(keys, places):
-    """Return the keys at some places, None where there is no place."""
-    named = keys[places]
-    if (places < 0).any():
-        named = named.astype(object)
-        named[places < 0] = None
-    return named
+def _take_keys(keys, indices):
+    """Return the keys at some indices, None for negative ones."""
+    taken = keys[indices]
+    if (indices < 0).any():
+        taken = taken.astype(object)
+        taken[indices < 0] = None
+    return taken

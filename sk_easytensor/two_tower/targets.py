@@ -1,4 +1,4 @@
-"""Targets of pairs: that they met, one of two classes, or a number."""
+"""Targets of pairs: implicit choices, one of two classes, or numbers."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ __all__ = [
 
 
 FEW_VALUES = 10
-"""So many of the distinct values of a chunk tell of which kind a target is."""
+"""Number of distinct values of a chunk from which the kind of a target is inferred."""
 
 
 class PairTarget(Target):
-    """Targets of pairs: that they met, one of two classes, or a number.
+    """Target of pairs: an implicit choice of the user, one of two classes, or a number.
 
     Parameters
     ----------
@@ -41,27 +41,28 @@ class PairTarget(Target):
     Attributes
     ----------
     classes_ : ndarray or None
-        The two classes.
+        The two classes, sorted; None for other targets.
     center_, scale_ : float
-        What is subtracted from numbers in training, and what they are divided by then.
+        Mean that is subtracted from numbers in training, and standard deviation that they are then
+        divided by; 0.0 and 1.0 for other targets.
     """
 
     def __init__(self, owner="EasyTensorTwoTower"):
         super().__init__(owner)
 
     def check(self, y):
-        """Return a valid target as an array, of the kind that was learned if one was.
+        """Return a valid target as an array. A fitted target checks that its kind is the same.
 
         Returns
         -------
         ndarray of shape (n_pairs,), or None
-            None for None: every pair is an item that was chosen.
+            None if `y` is None: every pair is an item that the user chose.
         """
         if not hasattr(self, "head_"):
             return self._values(y)
         if self.is_implicit:
             if y is not None:
-                raise ValueError(f"{self.owner} was fitted without y, and takes none")
+                raise ValueError(f"{self.owner} was fitted without y; leave y out")
             return None
         if y is None:
             raise ValueError(f"{self.owner} was fitted with y and requires y to be passed")
@@ -79,7 +80,7 @@ class PairTarget(Target):
         return y
 
     def _values(self, y):
-        """Return a `y` as an array of one dimension without missing values, or None for None."""
+        """Return `y` as an array of one dimension without missing values, or None if it is None."""
         if y is None:
             return None
         check_labels(y)
@@ -98,7 +99,7 @@ class PairTarget(Target):
             return np.unique(y)[:FEW_VALUES]
 
     def fit(self, sample):
-        """Learn what kind of target it is; the sample is None if `y` was."""
+        """Learn the kind of the target; the sample is None if `y` is."""
         self.classes_, self.center_, self.scale_ = None, 0.0, 1.0
         if sample is None:
             self.head_ = SampledSoftmaxHead()
@@ -107,7 +108,7 @@ class PairTarget(Target):
         if len(values) == 1:
             raise ValueError(
                 f"{self.owner}: y holds nothing but {values.tolist()[0]!r}. Leave it out if every "
-                "row is an item that was chosen"
+                "row is an item that the user chose"
             )
         if values.dtype.kind not in "OUSb" and set(values.tolist()) != {0, 1}:
             self.head_ = RegressionHead()
@@ -121,7 +122,7 @@ class PairTarget(Target):
 
     @property
     def is_implicit(self):
-        """Whether every pair is an item that was chosen."""
+        """Whether there is no `y`, and every pair is an item that the user chose."""
         return self.head_.kind == "choice"
 
     def fitted_attributes(self):
@@ -161,13 +162,13 @@ class PairTarget(Target):
 
 
 def weighted_mean(rows, unit, center, power):
-    """Return the mean of a power of the distances from a number of targets over a unit."""
-    found = sum(rows.map_chunks(partial(weighted_sums, unit=unit, center=center, power=power)))
-    return found[0] / found[1]
+    """Return the weighted mean of ``(target / unit - center) ** power`` over all rows."""
+    sums = sum(rows.map_chunks(partial(weighted_sums, unit=unit, center=center, power=power)))
+    return sums[0] / sums[1]
 
 
 def weighted_sums(rows, unit, center, power):
-    """Return the sum that :func:`weighted_mean` is a part of, and that of the weights."""
+    """Return the weighted sum of :func:`weighted_mean` over some rows, and the sum of weights."""
     weight = rows.weight.double()
     values = (rows.target[:, 0].double() / unit - center) ** power
     return torch.stack([(values * weight).sum(), weight.sum()])

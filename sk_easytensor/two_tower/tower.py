@@ -1,8 +1,9 @@
-"""Blocks and a network that end in an embedding: a side of two towers, or all of an embedder."""
+"""Blocks and a network that compute embeddings: a side of two towers, or a whole embedder."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
@@ -22,6 +23,14 @@ from sk_easytensor.networks.heads import EmbeddingHead
 from sk_easytensor.networks.trunks import Sum
 from sk_easytensor.networks.two_tower import embed
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Self
+
+    import numpy as np
+
+    from sk_easytensor._utils.typing import BlockSpec, Predictions, TableLike, Trunk
+
 __all__ = [
     "Tower",
 ]
@@ -39,65 +48,75 @@ class Tower(
 ):
     """A fitted tower: a transformer from its own columns to embeddings.
 
-    It is made by :class:`~sk_easytensor.EasyTensorTwoTower` or
-    :class:`~sk_easytensor.EasyTensorEmbedder`, and is of use without it: pickle it alone, where
+    Towers are created by :class:`~sk_easytensor.EasyTensorTwoTower` or
+    :class:`~sk_easytensor.EasyTensorEmbedder`. A tower can be used and pickled without them, where
     only one side is needed.
 
     Parameters
     ----------
-    blocks : list of (str, Block, columns) or None
-        As for :class:`~sk_easytensor.TableEncoder`.
-    trunk : object
-        With ``make_module(in_features)``.
-    embedding_dim : int
-        Size of an embedding.
-    normalized : bool
-        Whether embeddings have length 1.
-    n_jobs : int or None
-        Threads.
+    blocks : list of (str, Block, columns) or None, default=None
+        Name, block and columns of each block, as in :class:`~sk_easytensor.TableEncoder`.
+    trunk : object, default=None
+        Network between blocks and embedding, such as :class:`~sk_easytensor.Sum`: an object with a
+        method ``make_module(in_features)``.
+    embedding_dim : int, default=64
+        Size of the embeddings.
+    normalized : bool, default=False
+        Whether embeddings are scaled to length 1.
+    n_jobs : int or None, default=None
+        Maximum number of threads: None for one (unless in a joblib context), -1 for all cores.
 
     Attributes
     ----------
     blocks_ : dict of {str: Block}
-        Fitted blocks.
+        Fitted blocks by name.
     network_ : torch.nn.Module
-        The trained network.
+        The trained network, on the CPU.
     n_features_in_ : int
-        Columns the tower reads.
+        Number of columns that the tower reads.
     feature_names_in_ : ndarray of str
-        Their names.
+        Names of the columns that the tower reads.
     inference_engine_ : str
-        What runs the network.
+        Engine that runs the network: ``"torch"``, ``"onnxruntime"`` or ``"tensorrt"``.
     inference_report_ : dict
-        What was found of the engines, as in :class:`~sk_easytensor.EasyTensorClassifier`.
+        Comparison of the engines, as in :class:`~sk_easytensor.EasyTensorClassifier`.
     """
 
     _export_adapter = EmbeddingAdapter
     _engine_adapter = EmbeddingAdapter
 
-    def __init__(self, blocks=None, trunk=None, *, embedding_dim=64, normalized=False, n_jobs=None):
+    def __init__(
+        self,
+        blocks: Sequence[BlockSpec] | None = None,
+        trunk: Trunk | None = None,
+        *,
+        embedding_dim: int = 64,
+        normalized: bool = False,
+        n_jobs: int | None = None,
+    ) -> None:
         self.blocks = blocks
         self.trunk = trunk
         self.embedding_dim = embedding_dim
         self.normalized = normalized
         self.n_jobs = n_jobs
 
-    def fit(self, X=None, y=None):
-        """Return the tower as it is: it was fitted together with the other one.
+    def fit(self, X: object = None, y: object = None) -> Self:
+        """Do nothing: the tower is fitted by the estimator that created it.
 
         Parameters
         ----------
         X, y : ignored
-            There for pipelines.
+            Not used; present for pipelines.
 
         Returns
         -------
-        self
+        self : object
+            The tower, unchanged.
 
         Raises
         ------
         NotFittedError
-            If it was not, as after ``clone``; wrap it in
+            If the tower is not fitted, for example after ``clone``. Wrap it in
             :class:`~sklearn.frozen.FrozenEstimator` where it may be cloned.
         """
         check_is_fitted(self, "network_")
@@ -111,31 +130,37 @@ class Tower(
         sample : pyarrow.Table
             Some rows of the tower's side.
         columns : list of str or None
-            Columns for blocks to be chosen for; None for those that the blocks name.
+            Columns that are read; blocks are chosen for those that `blocks` does not name. None to
+            read only columns that `blocks` names.
         summarize : callable
-            Takes blocks with their columns and returns their summaries over all rows, as
-            :meth:`~sk_easytensor.training.dataset.BaseTableDataset.summarize` does.
+            Function that takes blocks with their columns and returns their summaries over all rows,
+            as :meth:`~sk_easytensor.training.dataset.BaseTableDataset.summarize` does.
         side : {"user", "item"}
-            For error messages.
-        source : str
-            What the table is called, for error messages.
-        checkpoints : Checkpoints or None
-            Where the fitted blocks are kept.
+            Side of the tower, for errors and checkpoints.
+        source : str, default="X"
+            Name of the table, for errors.
+        checkpoints : Checkpoints or None, default=None
+            Checkpoints that store the fitted blocks.
+
+        Returns
+        -------
+        self : object
+            The tower, with fitted blocks and without a network.
         """
         self._owner = f"the {side} tower"
-        named = [
+        blocks = [
             (name, block, select_columns(selector, sample, owner=f"block {name!r}", source=source))
             for name, block, selector in check_blocks(self.blocks)
         ]
         remainder = "auto"
         if columns is None:
             remainder = "drop"
-            wanted = {column for _, _, selected in named for column in selected}
-            columns = [column for column in sample.column_names if column in wanted]
+            selected = {column for _, _, names in blocks for column in names}
+            columns = [column for column in sample.column_names if column in selected]
         sample = sample.select(columns)
 
         def make():
-            return TableEncoder(named, remainder=remainder).fit_table(sample, sample, summarize)
+            return TableEncoder(blocks, remainder=remainder).fit_table(sample, sample, summarize)
 
         self._encoder = make() if checkpoints is None else checkpoints.keep(side, make)
         self.blocks_ = self._encoder.blocks_
@@ -145,14 +170,14 @@ class Tower(
         return self
 
     def replace_block(self, name, block):
-        """Put another fitted block, which reads the same columns, in the place of one."""
+        """Replace a block by another fitted block, which reads the same columns."""
         self.blocks_[name] = block
 
     def make_network(self):
-        """Make a new network that reads the fitted blocks' encodings."""
+        """Create a new network, whose input is the encoding of the fitted blocks, and return it."""
         self._network_trunk = self.trunk
-        as_it_is = isinstance(self.trunk, Sum) and self.trunk.width == self.embedding_dim
-        self._head = EmbeddingHead(self.embedding_dim, projected=not as_it_is)
+        fits = isinstance(self.trunk, Sum) and self.trunk.width == self.embedding_dim
+        self._head = EmbeddingHead(self.embedding_dim, projected=not fits)
         self.network_ = make_network(self.blocks_, self.trunk, self._head)
         self._use_torch()
         return self.network_
@@ -162,21 +187,21 @@ class Tower(
         return self._encoder.read(table, owner=self._owner)
 
     def encode(self, table, executor):
-        """Encode the tower's columns of a table."""
+        """Return the encoded rows of a table, a :class:`~sk_easytensor.tensors.TensorFrame`."""
         return self.encoding(executor)(table)
 
     def encoding(self, executor):
-        """Return :meth:`encode` as a function that can be sent: it knows blocks and no network."""
+        """Return :meth:`encode` as a picklable function, which does not hold the network."""
         return partial(encode_table, encoder=self._encoder, owner=self._owner, executor=executor)
 
     @with_library_settings
-    def transform(self, X):
+    def transform(self, X: TableLike) -> Predictions:
         """Return embeddings.
 
         Parameters
         ----------
         X : table-like
-            Holds the tower's columns.
+            Rows with the tower's columns.
 
         Returns
         -------
@@ -185,13 +210,13 @@ class Tower(
         return self.embed(X)
 
     @with_library_settings
-    def embed(self, X):
-        """Return embeddings as an array, whatever ``set_output`` says of :meth:`transform`.
+    def embed(self, X: TableLike) -> np.ndarray:
+        """Return embeddings as an array, regardless of ``set_output``.
 
         Parameters
         ----------
         X : table-like
-            Holds the tower's columns.
+            Rows with the tower's columns.
 
         Returns
         -------
@@ -201,24 +226,32 @@ class Tower(
         executor = LocalExecutor(self.n_jobs)
         return self.embed_frame(self.encode(X, executor), executor).numpy()
 
-    def representation(self):
-        """Return blocks and network up to what :meth:`transform` gives.
+    def representation(self) -> Representation:
+        """Return the blocks and the network that compute :meth:`transform`.
 
         Returns
         -------
         Representation
-            For :class:`~sk_easytensor.PretrainedBlock`.
+            Input of :class:`~sk_easytensor.PretrainedBlock`.
+
+        Raises
+        ------
+        NotFittedError
+            If the tower is not fitted.
         """
         check_is_fitted(self, "network_")
         trunk, head = self._network_trunk, self._head
         return Representation(self.blocks_, self.network_, trunk, head, self.normalized)
 
-    def places(self, frame):
-        """Say where columns stand in encoded rows; see :class:`~sk_easytensor.TableEncoder`."""
+    def all_column_positions(self, frame):
+        """Return the positions of every column in encoded rows.
+
+        See :meth:`~sk_easytensor.TableEncoder.all_column_positions`.
+        """
         return self._encoder.all_column_positions(frame)
 
     def embed_frame(self, frame, executor):
-        """Return the embeddings of encoded rows, as a tensor."""
+        """Return the embeddings of encoded rows, a tensor of shape (n_rows, embedding_dim)."""
         return self._run_network("embedding", frame, executor)
 
     def _network_functions(self):
@@ -227,6 +260,6 @@ class Tower(
 
 
 def encode_table(table, encoder, owner, executor):
-    """Read the columns of a table that an encoder was fitted on, and encode them."""
+    """Read the columns of an encoder from a table, and encode them."""
     table = encoder.read(table, owner=owner)
     return encoder.encode_table(table, executor, new_values=True)

@@ -419,7 +419,7 @@ BAD_INPUT = {
         "session names 'day', which is no column of lists",
     ),
     "gap": ({**SESSIONS, "session_gap": -5}, "log", LOG, "session_gap must be a number of seconds"),
-    "gap_without_time": (SESSIONS, "lists", {}, "session_gap needs to know when"),
+    "gap_without_time": (SESSIONS, "lists", {}, "session_gap needs the times of events"),
     "time_of_lists": ({}, "lists", {"time": "user"}, "time names 'user', which is no column"),
     "missing_in_lists": (
         SESSIONS,
@@ -432,20 +432,20 @@ BAD_INPUT = {
         {},
         lambda log: log.drop_duplicates("user"),
         LOG,
-        f"at least 2 users have to make a pair.*0 of {N_USERS} do.*fewer than two events",
+        f"at least 2 users must make a pair.*0 of {N_USERS} do.*fewer than two events",
     ),
     "one_session_each": (
         {**SESSIONS, "session_gap": "900D"},
         "log",
         LOG,
-        "at least 2 users have to make a pair.*fewer than two sessions",
+        "at least 2 users must make a pair.*fewer than two sessions",
     ),
     "one_user": ({}, lambda log: log[log["user"] == "user 1"], LOG, "at least 2 users"),
     "constant": (
         {"blocks": [("user", CategoryBlock(), "user")]},
         "lists",
         {},
-        r"block 'user' reads \['user'\], which hold one value for a user",
+        r"block 'user' reads \['user'\], which hold one value for each user",
     ),
     "unknown_column": (
         {"blocks": [("kind", CategorySequenceBlock(), "sort")]},

@@ -194,7 +194,7 @@ def test_texts_among_the_columns_of_a_target_are_named():
     X, y = {"x": [1.0, 2.0] * 10}, pd.DataFrame({"u": [0.5, 1.0] * 10, "v": [1, "b"] * 10})
     with pytest.raises(ValueError, match="y must be numbers, got 'b' in row 1"):
         EasyTensorRegressor().fit(X, y)
-    with pytest.raises(ValueError, match="y has several columns and holds 'b' in row 1; several"):
+    with pytest.raises(ValueError, match="y has several columns and holds 'b' in row 1; each of"):
         EasyTensorClassifier().fit(X, y)
 
 

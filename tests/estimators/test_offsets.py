@@ -226,7 +226,7 @@ def test_what_offsets_cannot_be_is_refused(counts, regressor, classifier):
             model.fit(X, y)
     with pytest.raises(TypeError, match=r"column 'b' is of type .*string.* must be numbers"):
         regressor(offset="b").fit(X, y)
-    with pytest.raises(ValueError, match="2 outputs, to which one number a row cannot be added"):
+    with pytest.raises(ValueError, match="2 outputs, to which one number for each row"):
         regressor(offset="log_exposure").fit(X, np.column_stack([y, y]))
     with pytest.raises(ValueError, match="base_margin needs two classes"):
         classifier().fit(rest, np.arange(N_ROWS) % 3, base_margin=margin)
@@ -236,7 +236,7 @@ def test_what_offsets_cannot_be_is_refused(counts, regressor, classifier):
         regressor(offset="a").fit(X, y, base_margin=margin)
     with pytest.raises(ValueError, match=r"one number for each of the 240 rows, got shape \(3,\)"):
         regressor().fit(rest, y, base_margin=margin[:3])
-    with pytest.raises(ValueError, match="named in the parameter offset"):
+    with pytest.raises(ValueError, match="name it in the parameter offset"):
         regressor().fit(X, y, base_margin="log_exposure")
     with pytest.raises(TypeError, match="base_margin must hold numbers"):
         regressor().fit(rest, y, base_margin=X["b"])

@@ -122,7 +122,7 @@ def test_what_is_refused_before_any_task_starts(on_ray, files, shop, tmp_path, m
         on_ray.predict(X="nowhere/*.parquet")
     on_ray.set_output(transform="pandas")
     try:
-        with pytest.raises(ValueError, match="set_output cannot make 'pandas'"):
+        with pytest.raises(ValueError, match=r"set_output\(transform='pandas'\) cannot"):
             on_ray.transform(files)
     finally:
         on_ray.set_output(transform="default")

@@ -223,7 +223,7 @@ def test_stored_sets_that_make_no_sense(cluster, data, choices, tmp_path):
     for valid, message in (
         (unknown, r"eval_set\[1\]: .*holds 999 in row 444"),
         (lacking, r"eval_set\[1\]: columns are missing: \['town'\]"),
-        ((choices, "town"), r"eval_set\[1\]: .*fitted without y, and takes none"),
+        ((choices, "town"), r"eval_set\[1\]: .*fitted without y; leave y out"),
     ):
         with pytest.raises(ValueError, match=message):
             two_tower(backend=on_ray()).fit(

@@ -1,1 +1,1 @@
-"""Targets: what an estimator knows of its y, and all that is computed of it."""
+"""Targets: the computations of estimators that concern their `y`."""

@@ -1,4 +1,4 @@
-"""The contract of targets."""
+"""Base class of targets."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ __all__ = [
 
 
 class Target(BaseEstimator, ABC):
-    """Base class: what an estimator knows of its `y`, and all that is computed of it.
+    """Base class of targets: all computations of an estimator that concern its `y`.
 
-    A target is small and picklable, and knows neither the estimator nor its features. Where rows
-    are on other machines, its methods are sent to them.
+    A target is small and picklable, and has no reference to the estimator or its features. Where
+    rows are on other machines, its methods are sent to them.
 
-    Its parameters come from the estimator. What it learns is in attributes that end in an
-    underscore, and is learned in this order:
+    The estimator passes the parameters. The fitted state is in attributes whose names end in an
+    underscore. The methods are called in this order:
 
-    1. :meth:`check` and :meth:`sample` see the given targets, chunk by chunk. :meth:`fit` gets the
-       samples and sets `head_`. For a warm start, :meth:`resume` takes its place.
-    2. :meth:`learn_class_weights` sees the training rows before they are encoded.
-    3. :meth:`encode` makes tensors of targets, with which validation rows are held out evenly over
-       :meth:`strata`.
-    4. :meth:`learn_scale` sees the encoded training rows, and :meth:`scaled` rows are trained on,
-       by the loss of `head_`.
-    5. :meth:`metrics` says what is evaluated, :meth:`predict` makes predictions of raw outputs.
+    1. :meth:`check` and :meth:`sample` get the targets that the user passes, chunk by chunk.
+       :meth:`fit` gets the samples and sets `head_`. For a warm start, :meth:`resume` replaces it.
+    2. :meth:`learn_class_weights` gets the training rows before they are encoded.
+    3. :meth:`encode` converts targets to tensors. Validation rows are held out evenly over the
+       :meth:`strata` of these.
+    4. :meth:`learn_scale` gets the encoded training rows. The network is trained on :meth:`scaled`
+       rows, with the loss of `head_`.
+    5. :meth:`metrics` returns what is evaluated, and :meth:`predict` converts raw outputs to
+       predictions.
 
     A subclass defines :meth:`check`, :meth:`fit`, :meth:`encode` and :meth:`predict`. It inherits
     from :class:`~sklearn.base.ClassifierMixin` or :class:`~sklearn.base.RegressorMixin` if
-    scikit-learn's scorers apply: to them it is an estimator whose `X` is raw outputs.
+    scikit-learn's scorers apply. To these a target is an estimator whose `X` is raw outputs.
 
     Parameters
     ----------
@@ -49,9 +50,9 @@ class Target(BaseEstimator, ABC):
     Attributes
     ----------
     head_ : Head
-        The last layer of the network and its loss, for the target at hand.
+        The last layer of the network and its loss, for the fitted target.
     loss : Loss or None
-        What is minimized, where it is one for all of the target.
+        Loss that training minimizes; None if parts of the target have different losses.
     """
 
     loss = None
@@ -59,16 +60,16 @@ class Target(BaseEstimator, ABC):
     def __init__(self, owner):
         self.owner = owner
 
-    # ------------------------------------------------------------------ targets as they are given
+    # ------------------------------------------------------------------ targets of the user
 
     @abstractmethod
     def check(self, y):
-        """Return a valid target as an array, or raise an error that says what is accepted.
+        """Return a valid target as an array.
 
         Parameters
         ----------
         y : array-like
-            Of training or validation rows; of all rows or of a chunk.
+            Targets of training or validation rows: of all rows or of a chunk.
 
         Returns
         -------
@@ -77,29 +78,29 @@ class Target(BaseEstimator, ABC):
         Raises
         ------
         ValueError, TypeError
-            If `y` is no such target.
+            If `y` is invalid. The message states what is accepted.
         """
 
     def column_order(self, X, y):
-        """Return `y`, in the order that :meth:`check` takes columns if it names those of `X`."""
+        """Return `y`; names of columns of `X` are put in the order that :meth:`check` expects."""
         return y
 
     def sample(self, y):
-        """Return a few checked targets that show what there is to learn of them."""
+        """Return a few checked targets from which :meth:`fit` can learn the kind of target."""
         return y[:1]
 
     def join_samples(self, samples):
-        """Return the samples of all chunks as one."""
+        """Concatenate the samples of all chunks."""
         return np.concatenate(samples)
 
     @abstractmethod
     def fit(self, sample):
-        """Learn what kind of target it is.
+        """Learn the kind of the target, and set `head_`.
 
         Parameters
         ----------
         sample : ndarray
-            Of all training rows, as :meth:`sample` and :meth:`join_samples` return it.
+            Sample of all training rows, as :meth:`sample` and :meth:`join_samples` return it.
 
         Returns
         -------
@@ -107,47 +108,47 @@ class Target(BaseEstimator, ABC):
         """
 
     def resume(self, fitted):
-        """Take over what another target has learned, for training that resumes.
+        """Copy the fitted state of another target, for training that resumes.
 
         Parameters
         ----------
         fitted : Target
-            Of the same class; stays as it is.
+            Fitted target of the same class; not changed.
 
         Returns
         -------
         self
         """
-        learned = {name: value for name, value in vars(fitted).items() if name.endswith("_")}
-        vars(self).update(learned)
+        state = {name: value for name, value in vars(fitted).items() if name.endswith("_")}
+        vars(self).update(state)
         return self
 
     def check_known(self, sample):
-        """Raise ``ValueError`` for a sample of validation rows with what training rows lack."""
+        """Raise ``ValueError`` if a sample of validation rows has labels not in training rows."""
         self.encode(sample)
 
     def fitted_attributes(self):
-        """Return what an estimator shows of its target, by the name of the attribute."""
+        """Return the fitted attributes that the estimator gets from its target, by name."""
         return {}
 
     def summary(self, y):
-        """Return what reports say of a sample of checked targets, a dictionary or None."""
+        """Return the summary of a sample of checked targets for reports, a dictionary or None."""
         return summarize_target(y)
 
     @abstractmethod
     def encode(self, y):
-        """Return checked targets as a tensor, as the head takes them.
+        """Return checked targets as a tensor, in the form that the head takes.
 
         Raises
         ------
         ValueError
-            For targets that are not of the kind seen by :meth:`fit`.
+            If targets are not of the kind of those in :meth:`fit`.
         """
 
     # ------------------------------------------------------------------ encoded targets
 
     def learn_class_weights(self, dataset):
-        """Learn what :meth:`class_weights` needs.
+        """Learn the weights of classes, for :meth:`class_weights`.
 
         Parameters
         ----------
@@ -160,24 +161,29 @@ class Target(BaseEstimator, ABC):
         return 1.0
 
     def strata(self, target):
-        """Return groups that a validation part is drawn from evenly: integers, (n_rows,)."""
+        """Return the stratum of each row, from which validation rows are drawn evenly.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_rows,)
+        """
         return np.zeros(len(target), dtype=np.int64)
 
     def learn_scale(self, rows, *, resuming=False, offset=None):
-        """Learn how encoded targets are brought to the scale that a network is trained on.
+        """Learn the scale on which the network is trained.
 
         Parameters
         ----------
         rows : Dataset
             Training rows.
         resuming : bool, default=False
-            Whether the scale is known already and only has to be confirmed.
+            Whether the target has a scale from a previous fit, which is kept.
         offset : tuple of (str, str), optional
-            Block and column of the numbers that are added to outputs.
+            Names of the block and the column of offsets.
         """
 
     def scale(self, target):
-        """Return encoded targets on the scale that a network is trained on."""
+        """Return encoded targets on the scale on which the network is trained."""
         return target
 
     def scaled(self, rows):
@@ -185,33 +191,39 @@ class Target(BaseEstimator, ABC):
         return EncodedDataset(rows.frame, self.scale(rows.target), rows.weight)
 
     def decode(self, target):
-        """Return scaled targets as metrics take them: numbered classes, or numbers in their units.
+        """Return scaled targets in the form that metrics take.
 
         Returns
         -------
         ndarray of shape (n_rows,) or (n_rows, n_columns)
+            Indices of classes, or numbers in units of `y`.
         """
         return target.numpy()
 
     def check_loss(self, rows):
-        """Raise ``ValueError`` if what a user's loss returns for rows cannot be trained on.
+        """Check that the network can be trained with the values that a user's loss returns.
 
         Parameters
         ----------
         rows : Dataset
             Training rows, whose targets are not yet scaled.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the loss fails, or returns no finite, differentiable number for each row.
         """
         check_returned_losses(self, rows)
 
     # ------------------------------------------------------------------ evaluation
 
     def metrics(self, eval_metric, stopping_metric):
-        """Return the metrics of validation rows, and which of them decides about epochs.
+        """Return the metrics of validation rows, and the one that decides about early stopping.
 
         Parameters
         ----------
         eval_metric, stopping_metric : object
-            The parameters of the estimator.
+            The parameters ``eval_metric`` and ``stopping_metric`` of the estimator.
 
         Returns
         -------
@@ -222,18 +234,18 @@ class Target(BaseEstimator, ABC):
         Raises
         ------
         ValueError
-            Naming what is no metric.
+            If an entry is no metric. The message names it.
         """
         metrics = resolve_metrics(eval_metric, self)
         stopping = resolve_stopping_metric(stopping_metric, metrics, self.loss.name, self.owner)
         return metrics, stopping
 
     def numbered(self):
-        """Return the target with classes 0, 1, 2 and so on, as :meth:`decode` returns them."""
+        """Return a target with classes 0, 1, 2 and so on, which :meth:`decode` returns."""
         return self
 
     def validation_measures(self, outputs, target, weight):
-        """Return how good predictions are, for reports.
+        """Return measures of the quality of predictions, for reports.
 
         Parameters
         ----------
@@ -247,14 +259,22 @@ class Target(BaseEstimator, ABC):
         Returns
         -------
         dict
-            ``measures``, a dictionary of numbers, and ``residuals``, tables as of
-            :func:`~sk_easytensor.inspection.sample.residual_bins`, or ``calibration``, one as of
-            :func:`~sk_easytensor.inspection.sample.calibration`, and what it is ``of``.
+            ``measures`` is a dictionary of numbers. Regression has ``residuals``, a list of tables
+            that :func:`~sk_easytensor.inspection.sample.residual_bins` returns. Classification has
+            ``calibration``, a table that
+            :func:`~sk_easytensor.inspection.sample.calibration` returns, and ``of``, a description
+            of the probability.
         """
         return {"measures": {}, "residuals": []}
 
     def tree_weight(self, trees):
-        """Return the weight of the trees beside a network, given as TreesModule or None."""
+        """Return the weight of the trees' outputs, 0.0 if `trees` is None.
+
+        Parameters
+        ----------
+        trees : TreesModule or None
+            Trees of the network.
+        """
         return 0.0 if trees is None else 1.0 - trees.share
 
     # ------------------------------------------------------------------ predictions
@@ -270,7 +290,7 @@ class Target(BaseEstimator, ABC):
         """
 
     def explained(self, values, base):
-        """Return contributions and base values in the form and units of the raw output.
+        """Return contributions and base values in the shape and units of the raw output.
 
         Parameters
         ----------
@@ -283,19 +303,19 @@ class Target(BaseEstimator, ABC):
 
 
 LARGEST_TARGET = 1e15
-"""Of a scaled target, in size: sums of squares over rows and members are finite."""
+"""Largest absolute value of a scaled target: sums of squares over rows and members are finite."""
 
 
 def bounded_targets(targets):
-    """Return scaled targets in single precision, in which their squares stay finite.
+    """Return scaled targets in single precision, clipped so that their squares stay finite.
 
-    Only targets of rows of next to no weight, or of an evaluation set, are as far as the bound.
+    Only targets of rows of negligible weight, or of an evaluation set, reach the bound.
     """
     return targets.clamp(-LARGEST_TARGET, LARGEST_TARGET).float()
 
 
 def target_range(rows):
-    """Return the least and the largest target of each column, arrays of shape (n_columns,)."""
+    """Return minimum and maximum of the targets of each column, arrays of shape (n_columns,)."""
     lows, highs = zip(*filter(None, rows.map_chunks(_range)), strict=True)
     return np.min(lows, axis=0), np.max(highs, axis=0)
 

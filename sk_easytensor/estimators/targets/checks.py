@@ -1,4 +1,4 @@
-"""Checks of targets as users give them."""
+"""Checks of targets that users pass."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ __all__ = [
     "check_no_missing",
     "check_scalars",
     "check_size",
-    "first_text",
+    "describe_non_number",
     "labels_like",
     "plain_labels",
 ]
 
 
 LARGEST = 1e150
-"""Of a target that is a number: the sum of its squares over all rows is finite in any case."""
+"""Largest absolute value of a target: the sum of its squares over all rows is finite."""
 
 
 CONTAINERS = (list, tuple, dict, set, frozenset, np.ndarray)
-"""Types of values that are no scalars."""
+"""Types whose objects are not scalars."""
 
 
 def check_no_missing(y):
-    """Raise ``ValueError`` for missing values that NumPy has no NaN for, such as None."""
+    """Raise ``ValueError`` for missing values that are not NumPy's NaN, such as None."""
     import pandas as pd
 
     if issparse(y):
@@ -40,12 +40,18 @@ def check_no_missing(y):
 
 
 def check_scalars(y):
-    """Raise ``ValueError`` for a target whose values are lists, tuples or arrays, naming a row.
+    """Check that the values of a target are scalars.
 
     Parameters
     ----------
     y : array-like
-        A list of lists of one length is an array of two dimensions, whose values are no lists.
+        Target. A list of lists of one length is an array of two dimensions, whose values are
+        scalars.
+
+    Raises
+    ------
+    ValueError
+        If a value is a list, tuple, dictionary, set or array. The message names the row.
     """
     if issparse(y):
         return
@@ -60,24 +66,29 @@ def check_scalars(y):
         if values.dtype != object:
             return
         flat = values.reshape(-1)
-        found = [index for index, value in enumerate(flat) if isinstance(value, CONTAINERS)]
-        if not found:
+        matches = [index for index, value in enumerate(flat) if isinstance(value, CONTAINERS)]
+        if not matches:
             return
-        row = found[0] * len(values) // len(flat)
-        values = flat[found[0] :][:1].repeat(row + 1)
+        row = matches[0] * len(values) // len(flat)
+        values = flat[matches[0] :][:1].repeat(row + 1)
     raise ValueError(
-        f"y holds {shortened(values[row])} in row {row}; a target is one number or label a row, or "
-        "several columns of them"
+        f"y holds {shortened(values[row])} in row {row}; a target is one number or label for each "
+        "row, or several columns of them"
     )
 
 
 def check_classes(classes):
-    """Raise ``ValueError`` for a class that is no valid text, which no file could hold.
+    """Check that labels are valid text, so that they can be written to files.
 
     Parameters
     ----------
     classes : ndarray
         Distinct labels.
+
+    Raises
+    ------
+    ValueError
+        If a label has half of a surrogate pair.
     """
     for label in classes.tolist() if classes.dtype.kind in "OU" else ():
         if isinstance(label, str) and label.encode(errors="ignore").decode() != label:
@@ -87,12 +98,19 @@ def check_classes(classes):
 
 
 def check_labels(y):
-    """Raise ``ValueError`` for labels of which some are texts and some are not, naming two rows.
+    """Check that labels are all text, or none of them.
+
+    NumPy would convert all values of a list that holds a text to text.
 
     Parameters
     ----------
     y : array-like
-        NumPy makes texts of all values of a list that holds a text.
+        Labels of rows.
+
+    Raises
+    ------
+    ValueError
+        If some are text and some are not. The message names a row of each kind.
     """
     check_scalars(y)
     if not isinstance(y, (list, tuple)) and getattr(getattr(y, "dtype", None), "kind", "") != "O":
@@ -106,26 +124,48 @@ def check_labels(y):
     array = np.empty(len(values), dtype=object)
     array[:] = values
     check_no_missing(array)
-    one, other = sorted([texts.index(True), texts.index(False)])
+    first, second = sorted([texts.index(True), texts.index(False)])
     raise ValueError(
-        f"y holds {shortened(values[one])} in row {one} and {shortened(values[other])} in row "
-        f"{other}; labels must be all of them text, or none"
+        f"y holds {shortened(values[first])} in row {first} and {shortened(values[second])} in row "
+        f"{second}; labels must be all of them text, or none"
     )
 
 
 def check_flags(y):
-    """Raise ``ValueError`` for text in an array of several labels a row, naming the row."""
+    """Check that an array of several labels for each row holds no text.
+
+    Parameters
+    ----------
+    y : ndarray of shape (n_rows, n_labels)
+        Labels of rows.
+
+    Raises
+    ------
+    ValueError
+        If a value is no number. The message names the row.
+    """
     if y.dtype.kind not in "OU":
         return
-    found = first_text(y)
-    if found is not None:
+    value = describe_non_number(y)
+    if value is not None:
         raise ValueError(
-            f"y has several columns and holds {found}; several labels a row must each be 0 or 1"
+            f"y has several columns and holds {value}; each of several labels must be 0 or 1"
         )
 
 
-def first_text(y):
-    """Return in words which value of an array of one or two dimensions is no number, or None."""
+def describe_non_number(y):
+    """Return a description of the first value of an array that is no number, for errors.
+
+    Parameters
+    ----------
+    y : ndarray of one or two dimensions
+        Target.
+
+    Returns
+    -------
+    str or None
+        Value and row; None if all values are numbers.
+    """
     for index, value in enumerate(y.reshape(-1)):
         row = index * len(y) // y.size
         try:
@@ -136,12 +176,17 @@ def first_text(y):
 
 
 def check_size(y):
-    """Raise ``ValueError`` for numbers of which squares would not be finite.
+    """Check that sums of squares of numbers are finite.
 
     Parameters
     ----------
     y : ndarray of numbers
         Target.
+
+    Raises
+    ------
+    ValueError
+        If the absolute value of a number is above 1e150.
     """
     if y.dtype.kind != "f" or not len(y):
         return
@@ -155,18 +200,18 @@ def check_size(y):
 
 
 def plain_labels(y):
-    """Return labels in NumPy's own types where scikit-learn would make floats of them.
+    """Return labels in NumPy's own types where scikit-learn would convert them to floats.
 
     Parameters
     ----------
     y : array-like
-        Such as a series of pandas of nullable or Arrow's integers or booleans, of categories of
-        these, or a frame of such series.
+        Labels, such as a pandas series of nullable or Arrow integers or booleans, of categories of
+        these, or a data frame of such series.
 
     Returns
     -------
     array-like
-        An array of integers or booleans if `y` holds nothing else; otherwise what was given.
+        An array of integers or booleans if `y` holds nothing else; otherwise `y` itself.
     """
     import pandas as pd
 
@@ -186,28 +231,31 @@ def plain_labels(y):
     if isinstance(kind, np.dtype) and kind.kind in "iub" and np.ndim(y) == 1:
         return np.asarray(y)
     if isinstance(kind, np.dtype) and kind.kind == "O" and np.ndim(y) == 1:
-        found = pd.api.types.infer_dtype(y, skipna=False)
+        inferred = pd.api.types.infer_dtype(y, skipna=False)
         try:
-            return np.asarray(y).astype({"boolean": bool, "integer": np.int64}[found])
+            return np.asarray(y).astype({"boolean": bool, "integer": np.int64}[inferred])
         except (KeyError, OverflowError):
             return y
     return y
 
 
 def labels_like(classes, y):
-    """Return labels in the type of the classes if that changes none of them.
+    """Return labels in the type of the classes, if no value changes by the conversion.
 
-    NumPy compares integers of 64 bits with and without a sign, or with floats, as floats, in which
-    large ones merge.
+    NumPy compares signed with unsigned integers of 64 bits, and integers with floats, as floats, in
+    which large integers are not distinct.
 
     Parameters
     ----------
-    classes, y : ndarray
-        Known labels, and others.
+    classes : ndarray
+        Classes of the fitted target.
+    y : ndarray
+        Labels of rows.
 
     Returns
     -------
     ndarray
+        Labels in the type of `classes`, or `y` itself.
     """
     if y.dtype == classes.dtype or classes.dtype.kind not in "iu" or y.dtype.kind not in "iuf":
         return y

@@ -1,4 +1,4 @@
-"""Targets of classes and of yes/no labels."""
+"""Targets of classifiers: classes, or several binary labels."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ __all__ = [
 
 
 class ClassificationTarget(ClassifierMixin, Target):
-    """Classes, or several yes/no labels a row.
+    """Target of one class for each row, or of several binary labels.
 
     Parameters
     ----------
     loss : Loss
-        What is minimized.
+        Loss that training minimizes.
     class_weight : dict, "balanced" or None, default=None
-        As of :class:`~sk_easytensor.EasyTensorClassifier`.
+        Weights of the classes, as in :class:`~sk_easytensor.EasyTensorClassifier`.
     classes : array-like or None, default=None
-        All classes that will ever occur; None for those of the training rows.
+        All classes that occur in any call; None for those of the training rows.
     owner : str, default="EasyTensorClassifier"
         Class name of the estimator, for errors.
 
     Attributes
     ----------
     classes_ : ndarray
-        Class labels, sorted; numbers of the labels if a row has several.
+        Class labels, sorted; ``arange(n_labels)`` for several labels.
     class_weights_ : ndarray of float64, shape (n_classes,), or None
-        Factor of the weights of each class's rows; None for equal ones.
+        Factor of the weights of the rows of each class; None for equal factors.
     """
 
     def __init__(self, loss, class_weight=None, classes=None, owner="EasyTensorClassifier"):
@@ -69,7 +69,7 @@ class ClassificationTarget(ClassifierMixin, Target):
             raise ValueError(f"y has the shape {shape}; it must have at least one column")
         if len(shape) == 2 and shape[1] > 1 and not issparse(y):
             check_flags(np.asarray(y))
-        # NaN and infinity are refused, but NumPy warns of them before.
+        # NaN and infinity raise an error, but NumPy would warn about them first.
         with np.errstate(invalid="ignore"):
             check_classification_targets(y)
             kind = type_of_target(y, input_name="y", raise_unknown=True)
@@ -79,14 +79,14 @@ class ClassificationTarget(ClassifierMixin, Target):
             wrong = values[(values != 0) & (values != 1)]
             if len(wrong):
                 raise ValueError(
-                    f"y has several columns and holds {wrong[0]}; several labels a row must each "
+                    f"y has several columns and holds {wrong[0]}; each of several labels must "
                     "be 0 or 1, or False or True"
                 )
             return y
         if kind == "multiclass-multioutput":
             raise ValueError(
-                "y has several columns with more than two classes; several labels a row must "
-                "each be 0 or 1"
+                "y has several columns with more than two classes; each of several labels must "
+                "be 0 or 1"
             )
         return column_or_1d(y, warn=True)
 
@@ -101,8 +101,8 @@ class ClassificationTarget(ClassifierMixin, Target):
             self.classes_ = np.arange(sample.shape[1])
             head = MultilabelHead(sample.shape[1])
         else:
-            given = sample if self.classes is None else plain_labels(self.classes)
-            self.classes_ = np.unique(given)
+            labels = sample if self.classes is None else plain_labels(self.classes)
+            self.classes_ = np.unique(labels)
             check_classes(self.classes_)
             n_classes = len(self.classes_)
             if n_classes == 1:
@@ -170,32 +170,32 @@ class ClassificationTarget(ClassifierMixin, Target):
         if self.class_weight == "balanced":
             weights = counts.sum() / (len(labels) * counts[present])
         else:
-            weights = self._given_weights(labels.tolist())
+            weights = self._weights_of(labels.tolist())
         if not (weights > 0).any():
             raise ValueError(f"class_weight is zero for every row: {self.class_weight}")
         self.class_weights_ = np.ones(len(self.classes_))
-        # Only their ratios count, and products with the weights of rows stay finite.
+        # Only ratios matter. Scaled by a power of two, products with row weights stay finite.
         self.class_weights_[present] = weights / power_of_two(np.max(weights))
 
-    def _given_weights(self, classes):
-        """Return the weights of classes that a dictionary gives, 1 for those that it lacks."""
-        given = self.class_weight
-        if not isinstance(given, dict):
+    def _weights_of(self, classes):
+        """Return the weights of classes in the dictionary `class_weight`, 1 for other classes."""
+        weights = self.class_weight
+        if not isinstance(weights, dict):
             raise ValueError(
                 f"{self.owner}: class_weight must be a dictionary, 'balanced' or None, got "
-                f"{shortened(given)}"
+                f"{shortened(weights)}"
             )
-        unknown = [label for label in given if label not in classes]
-        # Rows may lack a class that has a weight, as those of a fold do.
-        if unknown and not set(classes) <= set(given):
+        unknown = [label for label in weights if label not in classes]
+        # The rows of a cross-validation fold may lack a class that has a weight.
+        if unknown and not set(classes) <= set(weights):
             raise ValueError(
                 f"{self.owner}: class_weight has keys that are no class: {shortened(unknown)}; "
                 f"the classes are {shortened(classes)}"
             )
-        return np.array([given.get(label, 1.0) for label in classes], dtype=np.float64)
+        return np.array([weights.get(label, 1.0) for label in classes], dtype=np.float64)
 
     def _count(self, y):
-        """Return how often each class occurs among checked targets."""
+        """Return the number of checked targets of each class, int64 of shape (n_classes,)."""
         codes = self.encode(y).numpy().astype(np.int64)
         return np.bincount(codes, minlength=len(self.classes_))
 
@@ -213,9 +213,9 @@ class ClassificationTarget(ClassifierMixin, Target):
         return target.numpy().astype(np.int64)
 
     def numbered(self):
-        other = copy(self)
-        other.classes_ = np.arange(len(self.classes_))
-        return other
+        numbered = copy(self)
+        numbered.classes_ = np.arange(len(self.classes_))
+        return numbered
 
     def validation_measures(self, outputs, target, weight):
         losses = self.head_.with_loss(LogLoss()).loss(outputs[:, None], target)[:, 0]
@@ -243,13 +243,13 @@ class ClassificationTarget(ClassifierMixin, Target):
     # ------------------------------------------------------------------ predictions
 
     def predict(self, outputs):
-        """Return the most probable class of each row, or for several labels which of them hold."""
+        """Return the most probable class of each row, or 0 or 1 for each of several labels."""
         decided = self.head_.decide(self.predict_proba(outputs))
         return decided if decided.ndim == 2 else self.classes_[decided]
 
     def predict_proba(self, outputs):
         """Return probabilities, an ndarray of float64 of shape (n_rows, n_classes)."""
-        # In double precision, because single precision cannot tell probabilities near 1 apart.
+        # In double precision, because in single precision probabilities near 1 round to 1.
         return self.head_.predict(outputs.double()).numpy()
 
     def predict_log_proba(self, outputs):
@@ -257,7 +257,7 @@ class ClassificationTarget(ClassifierMixin, Target):
         return self.head_.log_predict(outputs.double()).numpy()
 
     def decision_function(self, outputs):
-        """Return log-odds, or for three classes or more log-probabilities."""
+        """Return log-odds, or log-probabilities for three classes or more."""
         values = outputs.numpy()
         return values[:, 0] if self.head_.single_output else values
 

@@ -1,4 +1,4 @@
-"""A user's loss is tried on a few rows before anything is trained."""
+"""Check of a user's loss on a few rows before training."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = [
 
 
 PROBED_ROWS = 256
-"""Rows of each chunk at most that a user's loss is tried on before training."""
+"""Maximum number of rows of each chunk on which a user's loss is checked."""
 
 
 def check_returned_losses(target, rows):
-    """Raise an error if a user's loss cannot be trained on, and learn the unit of losses.
+    """Check that a network can be trained with a user's loss, and learn the unit of losses.
 
     Parameters
     ----------
     target : Target
-        Knows the scale, and has the loss.
+        Fitted target, with the loss and the scale of `y`.
     rows : Dataset
         Training rows.
 
@@ -38,10 +38,10 @@ def check_returned_losses(target, rows):
     """
     if target.loss is None or type(target.loss) in BUILT_IN.values():
         return
-    found = rows.map_chunks(partial(probe_loss, target=target))
-    found = [sums for sums in found if sums is not None]
-    if found:
-        target.head_.learn_loss_unit(*np.sum(found, axis=0))
+    sums = rows.map_chunks(partial(probe_loss, target=target))
+    sums = [chunk for chunk in sums if chunk is not None]
+    if sums:
+        target.head_.learn_loss_unit(*np.sum(sums, axis=0))
 
 
 def probe_loss(rows, *, target):
@@ -50,8 +50,8 @@ def probe_loss(rows, *, target):
     Returns
     -------
     tuple of (float, float) or None
-        Sum of the absolute derivatives of the losses by the outputs, and how many there are. None
-        without rows.
+        Sum of the absolute derivatives of the losses with respect to the outputs, and their number.
+        None without rows.
     """
     rows = EncodedDataset(TensorFrame({}, len(rows)), rows.target, rows.weight)
     rows = target.scaled(rows).take(slice(PROBED_ROWS))
@@ -65,7 +65,26 @@ def probe_loss(rows, *, target):
 
 
 def checked_gradient(target, outputs, targets):
-    """Return the gradient of a user's loss; see :func:`probe_loss`."""
+    """Return the gradient of the sum of a user's losses with respect to the outputs.
+
+    Parameters
+    ----------
+    target : Target
+        Target with the loss.
+    outputs : torch.Tensor of shape (n_rows, 1, out_features)
+        Raw outputs, which require gradients.
+    targets : torch.Tensor
+        Scaled targets.
+
+    Returns
+    -------
+    torch.Tensor of shape (n_rows, 1, out_features)
+
+    Raises
+    ------
+    ValueError
+        If the loss fails or is not differentiable, or if losses or gradients are not finite.
+    """
     head, owner = target.head_, target.owner
     name = f"{owner}: loss {shortened(head.criterion.name)}"
     try:
@@ -95,6 +114,6 @@ def checked_gradient(target, outputs, targets):
     if not gradient.isfinite().all():
         raise ValueError(
             f"{name} has a gradient of NaN or infinity at outputs near the initial ones; clamp "
-            "what is divided by, or what a root or logarithm is taken of"
+            "divisors, and the arguments of roots and logarithms"
         )
     return gradient

@@ -1,4 +1,4 @@
-"""Several targets of different kinds, side by side."""
+"""Targets of several tasks of different kinds."""
 
 from __future__ import annotations
 
@@ -38,21 +38,23 @@ NUMBERS = {
     "regression": "squared_error",
     **{loss: loss for loss in loss_names("regressor") if loss not in ("quantile", "expectile")},
 }
-"""Kinds of tasks that are numbers, and their losses."""
+"""Losses of tasks whose targets are numbers, by the kind of the task."""
 
 
 class MultiTaskTarget(Target):
-    """Several targets, each of which is a target of its own; any may be missing in some rows.
+    """Target of several tasks, any of which may be missing in some rows.
 
-    Checked targets are a structured array: for each task its values, and which are missing.
-    Encoded ones are a matrix with a column for each task, and NaN where it is missing.
+    Each task has a :class:`Target` of its own. Checked targets are a structured array, with fields
+    for the values of each task and for a mask of missing values. Encoded targets are a matrix with
+    a column for each task, and NaN where it is missing.
 
     Parameters
     ----------
     tasks : dict of {str: str}
-        Columns of `y` and their kinds, as of :class:`~sk_easytensor.EasyTensorMultiTask`.
+        Kind of each target by the name of its column in `y`, as in
+        :class:`~sk_easytensor.EasyTensorMultiTask`.
     loss_weights : dict of {str: float} or None, default=None
-        What the loss of each task is multiplied by; 1 for those that are not named.
+        Factor of the loss of each task; 1 for tasks that are not named.
     owner : str, default="EasyTensorMultiTask"
         Class name of the estimator, for errors.
 
@@ -68,7 +70,7 @@ class MultiTaskTarget(Target):
         self.loss_weights = loss_weights
 
     def make_parts(self):
-        """Return a new target for each task, by its name."""
+        """Return an unfitted target for each task, by its name."""
         return {name: self._make_part(kind) for name, kind in self.tasks.items()}
 
     def _make_part(self, kind):
@@ -77,7 +79,7 @@ class MultiTaskTarget(Target):
             return ClassificationTarget(loss, owner=self.owner)
         return RegressionTarget(resolve_loss(NUMBERS[kind], self.owner, "regressor"), self.owner)
 
-    # ------------------------------------------------------------------ targets as they are given
+    # ------------------------------------------------------------------ targets of the user
 
     def column_order(self, X, y):
         if not is_source(X) or not isinstance(y, (list, tuple)):
@@ -104,10 +106,10 @@ class MultiTaskTarget(Target):
                 filled[missing] = values[0]
             fields += [(f"value{index}", kind), (f"missing{index}", bool)]
             columns += [filled, missing]
-        found = np.empty(len(columns[0]), dtype=fields)
+        checked = np.empty(len(columns[0]), dtype=fields)
         for (field, _), column in zip(fields, columns, strict=True):
-            found[field] = column
-        return found
+            checked[field] = column
+        return checked
 
     def sample(self, y):
         return {
@@ -116,7 +118,7 @@ class MultiTaskTarget(Target):
         }
 
     def join_samples(self, samples):
-        return {name: np.concatenate([each[name] for each in samples]) for name in self.tasks}
+        return {name: np.concatenate([sample[name] for sample in samples]) for name in self.tasks}
 
     def fit(self, sample):
         self.parts_ = self.make_parts()
@@ -167,7 +169,7 @@ class MultiTaskTarget(Target):
     # ------------------------------------------------------------------ encoded targets
 
     def strata(self, target):
-        # Validation rows know as many targets as training rows, of all classes of the first.
+        # Strata are the sets of known targets, and the classes of the first task with classes.
         known = (~target.isnan()).numpy()
         strata = known @ (1 << np.arange(known.shape[1]))
         for index, part in enumerate(self.parts_.values()):
@@ -179,10 +181,10 @@ class MultiTaskTarget(Target):
     def learn_scale(self, rows, *, resuming=False, offset=None):
         if not resuming:
             totals = sum(rows.map_chunks(known_weights))
-            # Each loss is a mean over the rows of which its task is known.
-            shares = (totals[:-1] / totals[-1]).tolist()
-            pairs = zip(self.head_.weights, shares, strict=True)
-            self.head_.weights = [weight / max(share, 1e-9) for weight, share in pairs]
+            # The loss of a task is a mean over the rows in which the task is known.
+            known = (totals[:-1] / totals[-1]).tolist()
+            pairs = zip(self.head_.weights, known, strict=True)
+            self.head_.weights = [weight / max(fraction, 1e-9) for weight, fraction in pairs]
         for index, part in enumerate(self.parts_.values()):
             part.learn_scale(rows.map(partial(task_rows, index=index)), resuming=resuming)
 
@@ -194,47 +196,52 @@ class MultiTaskTarget(Target):
     # ------------------------------------------------------------------ evaluation
 
     def metrics(self, eval_metric, stopping_metric):
-        given = {} if eval_metric is None else eval_metric
-        if not isinstance(given, Mapping) or set(given) - set(self.tasks):
+        by_task = {} if eval_metric is None else eval_metric
+        if not isinstance(by_task, Mapping) or set(by_task) - set(self.tasks):
             raise ValueError(
                 f"{self.owner}: eval_metric must be a dictionary of metrics of tasks "
-                f"({list(self.tasks)}), got {given!r}"
+                f"({list(self.tasks)}), got {by_task!r}"
             )
         parts = self.make_parts()
         metrics = [
-            Metric(f"{name}_{own.name}", OfTask(name, own), own.greater_is_better, own.entry)
-            for name, entries in given.items()
-            for own in resolve_metrics(entries, parts[name])
+            Metric(
+                f"{name}_{metric.name}",
+                TaskMetric(name, metric),
+                metric.greater_is_better,
+                metric.entry,
+            )
+            for name, entries in by_task.items()
+            for metric in resolve_metrics(entries, parts[name])
         ]
         stopping = resolve_stopping_metric(stopping_metric, metrics, "loss", self.owner)
-        known = {metric.name for metric in metrics}
+        names = {metric.name for metric in metrics}
         losses = [
-            Metric(f"{name}_{part.loss.name}", OfTask(name, None), False)
+            Metric(f"{name}_{part.loss.name}", TaskMetric(name, None), False)
             for name, part in parts.items()
         ]
-        return [loss for loss in losses if loss.name not in known] + metrics, stopping
+        return [loss for loss in losses if loss.name not in names] + metrics, stopping
 
     def numbered(self):
-        other = copy(self)
-        other.parts_ = {name: part.numbered() for name, part in self.parts_.items()}
-        return other
+        numbered = copy(self)
+        numbered.parts_ = {name: part.numbered() for name, part in self.parts_.items()}
+        return numbered
 
     def validation_measures(self, outputs, target, weight):
-        found = {}
+        measures = {}
         for name, part, task in self.split(target):
             known = task.present > 0
             if known.any():
-                own = part.validation_measures(
+                result = part.validation_measures(
                     outputs[known][:, task.outputs], task.target[known], weight[known]
                 )
-                found |= {f"{name}: {key}": value for key, value in own["measures"].items()}
-        return {"measures": found, "residuals": []}
+                measures |= {f"{name}: {key}": value for key, value in result["measures"].items()}
+        return {"measures": measures, "residuals": []}
 
     def tree_weight(self, trees):
         share = 1.0 if trees is None else trees.share
         shares = share if isinstance(share, list) else [share] * self.head_.out_features
         columns = zip(self.tasks, self.head_.columns(), strict=True)
-        return {name: 1.0 - shares[own.start] for name, own in columns}
+        return {name: 1.0 - shares[outputs.start] for name, outputs in columns}
 
     def split(self, target):
         """Return name, target and :class:`~sk_easytensor.networks.heads.Task` of each task."""
@@ -246,19 +253,19 @@ class MultiTaskTarget(Target):
     def split_outputs(self, outputs):
         """Return name, target and raw outputs of each task."""
         columns = zip(self.parts_.items(), self.head_.columns(), strict=True)
-        return [(name, part, outputs[:, own]) for (name, part), own in columns]
+        return [(name, part, outputs[:, selected]) for (name, part), selected in columns]
 
     def predict(self, outputs):
         """Return predictions, a data frame with a column for each task."""
         return pd.DataFrame(
-            {name: part.predict(own) for name, part, own in self.split_outputs(outputs)}
+            {name: part.predict(raw) for name, part, raw in self.split_outputs(outputs)}
         )
 
     def predict_proba(self, outputs):
         """Return the probabilities of each task that has classes, by its name."""
         return {
-            name: part.predict_proba(own)
-            for name, part, own in self.split_outputs(outputs)
+            name: part.predict_proba(raw)
+            for name, part, raw in self.split_outputs(outputs)
             if is_classifier(part)
         }
 
@@ -267,24 +274,24 @@ class MultiTaskTarget(Target):
         y = self.check(y)
         weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight)
         scores = []
-        for index, (name, part, own) in enumerate(self.split_outputs(outputs)):
+        for index, (name, part, raw) in enumerate(self.split_outputs(outputs)):
             known = ~y[f"missing{index}"]
             if not known.any():
                 raise ValueError(f"y[{name!r}] has no value, so that it has no score")
-            scores.append(part.score(own[known], known_values(y, index), weight[known]))
+            scores.append(part.score(raw[known], known_values(y, index), weight[known]))
         return float(np.mean(scores))
 
 
 @dataclass
-class OfTask:
-    """A metric of one task, on the rows of which the task is known.
+class TaskMetric:
+    """A metric of one task, on the rows in which the task is known.
 
     Attributes
     ----------
     task : str
-        Its name.
+        Name of the task.
     metric : Metric or None
-        None for the loss of the task, in its units.
+        Metric of the task; None for its loss, in units of the target.
     """
 
     task: str
@@ -298,9 +305,9 @@ class OfTask:
         outputs, actual = outputs[known][:, task.outputs], task.target[known]
         weight = None if weight is None else weight[known.numpy()]
         if self.metric is not None:
-            found = self.metric.function(part, outputs, part.decode(actual), weight)
-            # A function may tell its name and direction with the value.
-            return (f"{self.task}_{found[0]}", *found[1:]) if isinstance(found, tuple) else found
+            value = self.metric.function(part, outputs, part.decode(actual), weight)
+            # A function may return its name and direction with the value.
+            return (f"{self.task}_{value[0]}", *value[1:]) if isinstance(value, tuple) else value
         if not known.any() or (weight is not None and not weight.any()):
             return np.nan
         losses = part.head_.unit_loss(outputs[:, None], actual)[:, 0]
@@ -308,23 +315,33 @@ class OfTask:
 
 
 def target_columns(y, names):
-    """Return the targets of the tasks as series, in their order.
+    """Return the targets of the tasks as pandas series, in the order of the tasks.
 
     Parameters
     ----------
     y : data frame, mapping of columns, or array of shape (n_samples, n_tasks)
-        The columns of a frame or mapping are found by name, those of an array by position.
+        Targets. Columns of a data frame or mapping are selected by name, those of an array by
+        position.
     names : list of str
-        Of the tasks.
+        Names of the tasks.
+
+    Returns
+    -------
+    list of pandas.Series
+
+    Raises
+    ------
+    ValueError
+        If a column is missing, if columns differ in length, or if an array has another shape.
     """
     if isinstance(y, pd.DataFrame):
-        found = {str(label): y[label] for label in y.columns}
+        columns = {str(label): y[label] for label in y.columns}
     elif isinstance(y, Mapping):
-        found = {name: target_series(values, name) for name, values in y.items()}
+        columns = {name: target_series(values, name) for name, values in y.items()}
     elif hasattr(y, "__arrow_c_stream__") or isinstance(y, pa.Table):
         table = as_table(y)
-        columns = zip(table.column_names, table.columns, strict=True)
-        found = {name: without_decimals(column).to_pandas() for name, column in columns}
+        pairs = zip(table.column_names, table.columns, strict=True)
+        columns = {name: without_decimals(column).to_pandas() for name, column in pairs}
     else:
         array = np.asarray(y)
         if array.dtype.names is None and (array.ndim != 2 or array.shape[1] != len(names)):
@@ -333,18 +350,18 @@ def target_columns(y, names):
             )
         if array.dtype.names is not None:
             raise ValueError(f"y must be a data frame or a matrix, got an array of {array.dtype}")
-        found = {name: pd.Series(array[:, index]) for index, name in enumerate(names)}
-    missing = [name for name in names if name not in found]
+        columns = {name: pd.Series(array[:, index]) for index, name in enumerate(names)}
+    missing = [name for name in names if name not in columns]
     if missing:
-        raise ValueError(f"y has no column {missing}, which tasks names; it has {list(found)}")
-    lengths = {name: len(found[name]) for name in names}
+        raise ValueError(f"y has no column {missing}, which tasks names; it has {list(columns)}")
+    lengths = {name: len(columns[name]) for name in names}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"y has columns of different lengths: {lengths}")
-    return [found[name].reset_index(drop=True) for name in names]
+    return [columns[name].reset_index(drop=True) for name in names]
 
 
 def target_series(values, name):
-    """Return the values of a target as a series, or raise an error that names it."""
+    """Return the values of a target as a pandas series; errors name the target."""
     with errors_name(f"y[{name!r}]"):
         if isinstance(values, (pa.Array, pa.ChunkedArray)):
             return values.to_pandas()
@@ -359,14 +376,19 @@ def known_values(y, index):
 
 
 def known_weights(rows):
-    """Return the weight of the rows of which each task is known, and of all rows, as an array."""
+    """Return the total weight of the rows in which each task is known, and of all rows.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_tasks + 1,)
+    """
     weight = rows.weight.double()
     known = (~rows.target.isnan()).double()
     return np.append((known * weight[:, None]).sum(0).numpy(), float(weight.sum()))
 
 
 def task_rows(rows, index):
-    """Return the rows of which a task is known, with its target and without features."""
+    """Return the rows in which a task is known, with its target alone and without features."""
     known = ~rows.target[:, index].isnan()
     target, weight = rows.target[known][:, [index]], rows.weight[known]
     return EncodedDataset(TensorFrame({}, len(target)), target, weight)

@@ -16,7 +16,7 @@ from sk_easytensor.estimators.targets.checks import (
     check_no_missing,
     check_scalars,
     check_size,
-    first_text,
+    describe_non_number,
 )
 from sk_easytensor.inspection.sample import residual_bins
 from sk_easytensor.networks.heads import RegressionHead
@@ -27,30 +27,33 @@ __all__ = [
 
 
 SHOWN_OUTPUTS = 8
-"""Of a target of more columns, reports show the residuals of the first."""
+"""Maximum number of columns of a target whose residuals are in reports."""
 
 
 class RegressionTarget(RegressorMixin, Target):
-    """One number a row, or several.
+    """Target of one number for each row, or of several.
 
     Parameters
     ----------
     loss : Loss
-        What is minimized.
+        Loss that training minimizes.
     owner : str, default="EasyTensorRegressor"
         Class name of the estimator, for errors.
 
     Attributes
     ----------
     n_outputs_ : int
-        Columns of the target.
+        Number of columns of the target.
     one_dimensional_ : bool
-        Whether the target was given as an array of one dimension.
-    center_, scale_ : ndarray of float64, shape (n_outputs,)
-        What is subtracted from targets in training, and what they are divided by then.
+        Whether the target is an array of one dimension.
+    center_ : ndarray of float64, shape (n_outputs,)
+        Number that is subtracted from targets in training; the mean, or 0 with a log link.
+    scale_ : ndarray of float64, shape (n_outputs,)
+        Number that centered targets are divided by; the standard deviation, or the mean with a log
+        link.
     constant_ : ndarray of float64, shape (n_outputs,), or None
-        The targets of columns that are constant, which are predicted as they are; NaN for others,
-        None if there are none.
+        Values of the columns that are constant, which are predicted exactly; NaN for other columns,
+        None if no column is constant.
     """
 
     def __init__(self, loss, owner="EasyTensorRegressor"):
@@ -67,8 +70,8 @@ class RegressionTarget(RegressorMixin, Target):
             try:
                 y = y.astype(np.float64)
             except (TypeError, ValueError) as error:
-                found = first_text(y)
-                raise ValueError(f"y must be numbers, got {found or y.dtype}") from error
+                value = describe_non_number(y)
+                raise ValueError(f"y must be numbers, got {value or y.dtype}") from error
             assert_all_finite(y, input_name="y")
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
@@ -110,17 +113,17 @@ class RegressionTarget(RegressorMixin, Target):
 
     def learn_scale(self, rows, *, resuming=False, offset=None):
         low, high = target_range(rows)
-        # Beside offsets a constant target is no constant to learn.
+        # With offsets, a constant target does not make the outputs constant.
         constant = np.where((low == high) & (offset is None), low, np.nan)
         if resuming:
             constant = np.where(constant == self.constant_, constant, np.nan)
-        # Rounding and dropout would keep a network from saying it exactly.
+        # Because of rounding and dropout, a network would not predict a constant exactly.
         self.constant_ = None if np.isnan(constant).all() else constant
         if not resuming:
             self._learn_center(rows, low, high, offset)
 
     def _learn_center(self, rows, low, high, offset):
-        """Learn the scale of targets between `low` and `high`, and that of offsets."""
+        """Learn the scale of targets, whose range is `low` to `high`, and that of offsets."""
         head, block = self.head_, None if offset is None else offset[0]
         # Squares of very large or small numbers are not finite, or 0. Powers of two are exact.
         unit = power_of_two(np.maximum(-low, high))
@@ -138,7 +141,7 @@ class RegressionTarget(RegressorMixin, Target):
             return
         squares, varies = moments.squares, low < high
         if offset is not None:
-            # The spread of what offsets leave of the target, which is not that of rounding.
+            # The spread of targets minus offsets, at least that of rounding errors.
             squares = np.maximum(squares[2:], 1e-12 * squares[1:2])
             varies = True
         deviation = np.sqrt(squares / moments.weight) * unit
@@ -146,12 +149,18 @@ class RegressionTarget(RegressorMixin, Target):
         self.scale_ = np.where((deviation > 0) & varies, deviation, 1.0)
         head.scale, head.center = self.scale_, self.center_
         if offset is not None:
-            # With its mean taken out, losses in units are what they are without offsets.
+            # With centered offsets, losses in units of the target are as without offsets.
             head.offset_center = float(moments.mean[1] * unit[0])
             head.offset_scale = float(self.scale_[0])
 
     def _log_of_mean(self, factor, column):
-        """Return the logarithm of the mean of the exponentials of offsets, if it is finite."""
+        """Return the logarithm of the mean of the exponentials of offsets.
+
+        Raises
+        ------
+        ValueError
+            If the mean is 0 or infinite.
+        """
         if not np.isfinite(factor) or factor <= 0:
             raise ValueError(
                 f"offset: the mean of exp({column!r}) is {factor:g}; offsets for "
@@ -165,7 +174,7 @@ class RegressionTarget(RegressorMixin, Target):
         return bounded_targets(torch.from_numpy(scaled))
 
     def unscaling(self):
-        """Return what predictions of the head are multiplied by, and what is added then."""
+        """Return factor and constant by which outputs of the head become predictions."""
         if self.constant_ is None:
             return self.scale_, self.center_
         varies = np.isnan(self.constant_)
@@ -200,12 +209,12 @@ class RegressionTarget(RegressorMixin, Target):
         return {"measures": measures, "residuals": residuals}
 
     def _several_measures(self, predicted, actual, weight):
-        """Return how many targets are below each of several predictions of a row."""
+        """Return the fraction of targets below each of several predictions of a row."""
         below = np.average(actual <= predicted, axis=0, weights=weight)
         levels = getattr(self.loss, "quantile", range(len(below)))
         measures = {
-            f"rows below prediction {level:g}": share
-            for level, share in zip(levels, below, strict=True)
+            f"rows below prediction {level:g}": fraction
+            for level, fraction in zip(levels, below, strict=True)
         }
         middle = predicted[:, predicted.shape[1] // 2]
         return {"measures": measures, "residuals": [residual_bins(middle, actual[:, 0], weight)]}
@@ -236,12 +245,12 @@ class RegressionTarget(RegressorMixin, Target):
 
 
 def _moments(rows, unit, block, log_link):
-    """Return the moments of targets, and of offsets and what these leave of the targets."""
+    """Return the moments of targets, of offsets, and of targets minus offsets."""
     target = rows.target.numpy() / unit
     if block is not None:
         offset = rows.frame[block]["values"].double().numpy()
         with np.errstate(over="ignore"):
-            others = [np.exp(offset)] if log_link else [offset / unit, target - offset / unit]
-        target = np.hstack([target, *others])
+            columns = [np.exp(offset)] if log_link else [offset / unit, target - offset / unit]
+        target = np.hstack([target, *columns])
     with np.errstate(invalid="ignore"):
         return WeightedMoments.of(target, rows.weight.double().numpy())

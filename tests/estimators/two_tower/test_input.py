@@ -84,7 +84,7 @@ def with_value(frame, column, row, value):
         ),
         (
             lambda d: {"eval_set": [(d.interactions, np.ones(2000))]},
-            r"eval_set\[0\]: .*fitted without y, and takes none",
+            r"eval_set\[0\]: .*fitted without y; leave y out",
         ),
         (
             lambda d: {"eval_set": [d.interactions], "y": [0, 1] * 1000},

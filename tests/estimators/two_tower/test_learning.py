@@ -135,7 +135,7 @@ def test_without_keys_items_are_rows(data, X, catalogue):
     for call in (lambda: model.recommend(data.users), lambda: model.score(joined)):
         with pytest.raises(ValueError, match="there is no catalogue"):
             call()
-    with pytest.raises(ValueError, match="exclude names keys, which items do not have"):
+    with pytest.raises(ValueError, match="items have no key column"):
         model.recommend(data.users, catalogue, exclude=[[]] * N_USERS)
 
 

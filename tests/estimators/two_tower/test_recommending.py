@@ -91,7 +91,7 @@ def test_seen_needs_users(data, X, catalogue, fitted):
     ):
         with pytest.raises(ValueError, match="needs the user_key of fit"):
             call()
-    with pytest.raises(ValueError, match="'seen', which is known of the catalogue only"):
+    with pytest.raises(ValueError, match="'seen', which requires the catalogue"):
         fitted.recommend(data.users, catalogue, exclude="seen")
 
 
