@@ -31,11 +31,10 @@ from sk_easytensor.data.summaries import Summary
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.executor import LocalExecutor
 from sk_easytensor.inspection import permutation_importance
-from sk_easytensor.training.dataset import (
+from sk_easytensor.training.dataset import Dataset, EncodedDataset
+from sk_easytensor.training.table_dataset import (
     BaseRowEncoder,
     BaseTableDataset,
-    Dataset,
-    EncodedDataset,
     TableDataset,
     read_dataset,
 )

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from contextlib import contextmanager
 
 from sk_easytensor.executor import LocalExecutor
-from sk_easytensor.training.dataset import take_columns
+from sk_easytensor.training.table_dataset import take_columns
 from sk_easytensor.training.train import resolve_device
 
 __all__ = [

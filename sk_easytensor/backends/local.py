@@ -5,7 +5,7 @@ from __future__ import annotations
 from sk_easytensor._utils.runtime import limited_threads, resolve_threads
 from sk_easytensor.backends.base import Backend
 from sk_easytensor.executor import keep_freed_memory
-from sk_easytensor.training.dataset import read_dataset
+from sk_easytensor.training.table_dataset import read_dataset
 from sk_easytensor.training.train import train_network
 
 __all__ = [

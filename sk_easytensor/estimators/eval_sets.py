@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sk_easytensor.training.dataset import TableDataset
+from sk_easytensor.training.table_dataset import TableDataset
 
 __all__ = [
     "deciding_first",
@@ -139,8 +139,9 @@ def same_rows(found, records):
         return False
     tables = [found.table, records.table]
     y = found.y
-    if records.kept is not None and len(found) == records.n_given:
-        tables[0], y = tables[0].take(pa.array(records.kept)), y[records.kept]
+    if records.retained_rows is not None and len(found) == records.n_passed:
+        rows = records.retained_rows
+        tables[0], y = tables[0].take(pa.array(rows)), y[rows]
     one, other = tables
     if len(one) != len(other) or one.column_names != other.column_names:
         return False

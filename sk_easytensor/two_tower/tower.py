@@ -114,7 +114,7 @@ class Tower(
             Columns for blocks to be chosen for; None for those that the blocks name.
         summarize : callable
             Takes blocks with their columns and returns their summaries over all rows, as
-            :meth:`~sk_easytensor.training.dataset.BaseTableDataset.summarize` does.
+            :meth:`~sk_easytensor.training.table_dataset.BaseTableDataset.summarize` does.
         side : {"user", "item"}
             For error messages.
         source : str

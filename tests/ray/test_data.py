@@ -14,7 +14,7 @@ from sk_easytensor.backends.local import LocalBackend
 from sk_easytensor.backends.ray.dataset import hold_dataset
 from sk_easytensor.blocks import CategoryBlock, NumericBlock
 from sk_easytensor.data.tables import as_table
-from sk_easytensor.training.dataset import read_dataset
+from sk_easytensor.training.table_dataset import read_dataset
 
 FEATURES = ["amount", "count", "city", "tags"]
 TARGETS = ["score", "label", "weight"]

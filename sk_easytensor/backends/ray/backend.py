@@ -12,7 +12,7 @@ import torch
 from sk_easytensor._utils.masking import MaskedUrl, masked, with_mask
 from sk_easytensor._utils.validation import check_number
 from sk_easytensor.backends.base import Backend
-from sk_easytensor.training.dataset import read_dataset
+from sk_easytensor.training.table_dataset import read_dataset
 
 __all__ = [
     "RayBackend",

@@ -24,13 +24,8 @@ from sk_easytensor.backends.ray.summarize import summarize_chunks
 from sk_easytensor.backends.ray.tasks import n_cpus, remote, results
 from sk_easytensor.data.columns import row_errors_from
 from sk_easytensor.data.validation import check_weight, errors_name
-from sk_easytensor.training.dataset import (
-    BaseTableDataset,
-    Dataset,
-    TableDataset,
-    require_columns,
-    validation_rows,
-)
+from sk_easytensor.training.dataset import Dataset, validation_rows
+from sk_easytensor.training.table_dataset import BaseTableDataset, TableDataset, require_columns
 
 __all__ = [
     "EncodePlan",
@@ -421,7 +416,7 @@ def open_dataset(X, y, sample_weight, read, check_target, where, *, n_chunks, ch
     sample_weight : str or None
         Column of weights.
     read, check_target, where
-        As of :func:`~sk_easytensor.training.dataset.read_dataset`.
+        As of :func:`~sk_easytensor.training.table_dataset.read_dataset`.
     n_chunks : int
         Chunks to make at least, where rows allow.
     chunk_rows : int

@@ -12,7 +12,7 @@ from ray import cloudpickle
 from sk_easytensor._utils.runtime import limited_threads
 from sk_easytensor.backends.ray.chunks import Reading, named_columns, stored_chunks
 from sk_easytensor.backends.ray.tasks import actor_resources, n_threads, remote, results
-from sk_easytensor.training.dataset import require_columns
+from sk_easytensor.training.table_dataset import require_columns
 
 __all__ = [
     "evaluate_chunks",
