@@ -48,8 +48,8 @@ N_ROWS = 240
 class ChunkedBackend(Backend):
     """Rows are in chunks that threads work on; summaries are merged from the last to the first."""
 
-    def read_dataset(self, X, y, sample_weight, read, check_target, where=""):
-        whole = read_dataset(X, y, sample_weight, read, check_target, where)
+    def read_dataset(self, X, y, sample_weight, read, check_target, name=""):
+        whole = read_dataset(X, y, sample_weight, read, check_target, name)
         return cut(whole)
 
     def train(self, network, head, rows, valid_rows, settings, inspection=None):

@@ -137,7 +137,7 @@ class Tower(
         def make():
             return TableEncoder(named, remainder=remainder).fit_table(sample, sample, summarize)
 
-        self._encoder = make() if checkpoints is None else checkpoints.keep(side, make)
+        self._encoder = make() if checkpoints is None else checkpoints.load_or_fit(side, make)
         self.blocks_ = self._encoder.blocks_
         self.n_features_in_ = self._encoder.n_features_in_
         self.feature_names_in_ = self._encoder.feature_names_in_
