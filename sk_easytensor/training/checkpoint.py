@@ -470,7 +470,7 @@ def file_name(epoch):
 
 
 def is_own(name):
-    """Return whether a name is one of a file that :class:`Checkpoints` writes."""
+    """Return whether a name is that of a file that :class:`Checkpoints` writes."""
     return name in (DESCRIPTION, LOCK) or any(p.fullmatch(name) for p in (ENCODER, EPOCH))
 
 

@@ -43,7 +43,7 @@ MAX_PADDING = 0.2
 
 
 class Dataset(ABC):
-    """Encoded rows with targets and weights, as estimators see them before training.
+    """Encoded rows with targets and weights, as estimators use them before training.
 
     Rows are in memory, or where a backend stores or encodes them. Functions that are passed to the
     methods below are pickled if rows are in other processes.
