@@ -31,11 +31,10 @@ from sk_easytensor.data.summaries import Summary
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.executor import LocalExecutor
 from sk_easytensor.inspection import permutation_importance
-from sk_easytensor.training.dataset import (
+from sk_easytensor.training.dataset import Dataset, EncodedDataset
+from sk_easytensor.training.table_dataset import (
     BaseRowEncoder,
     BaseTableDataset,
-    Dataset,
-    EncodedDataset,
     TableDataset,
     read_dataset,
 )
@@ -49,8 +48,8 @@ N_ROWS = 240
 class ChunkedBackend(Backend):
     """Rows are in chunks that threads work on; summaries are merged from the last to the first."""
 
-    def read_dataset(self, X, y, sample_weight, read, check_target, where=""):
-        whole = read_dataset(X, y, sample_weight, read, check_target, where)
+    def read_dataset(self, X, y, sample_weight, read, check_target, name=""):
+        whole = read_dataset(X, y, sample_weight, read, check_target, name)
         return cut(whole)
 
     def train(self, network, head, rows, valid_rows, settings, inspection=None):

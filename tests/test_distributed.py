@@ -38,7 +38,7 @@ def work(rank, where):
             assert group.leave()
         else:
             # At once, not when the time is up.
-            with pytest.raises(LostWorkerError, match=r"answer: .*onnection (closed|reset)"):
+            with pytest.raises(LostWorkerError, match=r"respond: .*onnection (closed|reset)"):
                 wait(group)
             # Those that wait for this one notice, too.
             assert group.leave()

@@ -1,4 +1,4 @@
-"""Where work runs."""
+"""Backends: execution of fits and predictions in this process or on a Ray cluster."""
 
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Backend", "LocalBackend", "RayBackend", "resolve_backend"]
 
-# Processes that hold no data import its small modules without torch.
+# Actors without data import the small modules of this package without importing torch.
 __getattr__, __dir__ = lazy_names(
     __name__, {".base": ["Backend"], ".local": ["LocalBackend"], ".ray": ["RayBackend"]}
 )
@@ -23,9 +23,9 @@ def resolve_backend(backend, n_jobs):
     Parameters
     ----------
     backend : "local", "ray" or Backend
-        What the user gave.
+        Parameter ``backend`` of an estimator.
     n_jobs : int or None
-        Threads, if the backend is given by name.
+        Number of threads, if `backend` is a name.
 
     Returns
     -------
@@ -34,7 +34,7 @@ def resolve_backend(backend, n_jobs):
     Raises
     ------
     ValueError
-        For anything else.
+        If `backend` is anything else.
     """
     from sk_easytensor.backends.base import Backend
 

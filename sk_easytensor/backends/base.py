@@ -1,4 +1,4 @@
-"""The contract of backends: where rows are read, networks trained and stored tables predicted."""
+"""Contract of backends, which read rows, train networks and predict stored tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from contextlib import contextmanager
 
 from sk_easytensor.executor import LocalExecutor
-from sk_easytensor.training.dataset import take_columns
+from sk_easytensor.training.table_dataset import take_columns
 from sk_easytensor.training.train import resolve_device
 
 __all__ = [
@@ -15,38 +15,41 @@ __all__ = [
 
 
 class Backend(LocalExecutor, ABC):
-    """Base class of backends, which say where work runs.
+    """Base class of backends, which decide where work runs.
 
-    A subclass writes :meth:`read_dataset` and :meth:`train`, and overrides what it does elsewhere
-    than in this process: its data sets decide where rows are summarised, split and encoded,
-    :meth:`map_batches` where stored tables are predicted. Tables in memory are summarised, encoded
-    and predicted in threads of this process, as :class:`~sk_easytensor.executor.LocalExecutor` has
-    it. An object of a subclass is given to an estimator as ``backend=``.
+    A subclass implements :meth:`read_dataset` and :meth:`train`, and overrides the methods whose
+    work it does outside of this process. The data sets that it returns decide where rows are
+    summarised, split and encoded; :meth:`map_batches` decides where stored tables are predicted.
+    Tables in memory are summarised, encoded and predicted in threads of this process, by
+    :class:`~sk_easytensor.executor.LocalExecutor`. An object of a subclass is passed to an
+    estimator as ``backend=``.
 
     Parameters
     ----------
     n_jobs : int or None, default=None
-        Threads of this process: None for one (unless in a joblib context), -1 for all cores.
+        Number of threads of this process: None for one (unless in a joblib context), -1 for all
+        cores.
     chunk_rows : int, default=262_144
-        Rows that are summarised or encoded at a time; several times more by blocks that work
-        column by column.
+        Number of rows that are summarised or encoded at a time; several times more for blocks
+        that work column by column.
 
     Notes
     -----
-    A backend is a parameter of estimators: it is copied, pickled with them, and sent to other
-    processes if these encode rows. Checkpoints are resumed from if ``repr`` of the backend is the
-    same, which names what changes the weights, such as the number of workers.
+    A backend is a parameter of estimators: it is copied and pickled with them, and sent to other
+    processes if these encode rows. A fit resumes from checkpoints only if ``repr`` of the backend
+    is the same. ``repr`` therefore contains the parameters that change the weights, such as the
+    number of workers.
     """
 
     distributed = False
     """Whether networks are trained, and stored rows read, by processes other than this one.
 
-    Arrays of offsets beside stored rows, callbacks that need all rows, and checkpoints in a
-    directory of this machine only are refused then.
+    If True, estimators refuse arrays of offsets beside stored rows, callbacks that need all rows,
+    and checkpoints in a directory of this machine only.
     """
 
     @abstractmethod
-    def read_dataset(self, X, y, sample_weight, read, check_target, where=""):
+    def read_dataset(self, X, y, sample_weight, read, check_target, name=""):
         """Read rows with targets and weights.
 
         Parameters
@@ -54,29 +57,31 @@ class Backend(LocalExecutor, ABC):
         X : table-like, path of Parquet files or Dataset
             Features.
         y : array-like, str, list of str or None
-            Targets, or the columns of `X` that hold them; None only if `check_target` allows it.
+            Targets, or names of columns of `X`; None only if `check_target` allows it.
         sample_weight : array-like, str or None
-            Weights of at least 0, or the column that holds them.
+            Row weights of at least 0, or the name of a column of `X`.
         read : callable
-            Makes a :class:`pyarrow.Table` of features from some rows of `X`. Picklable if rows are
-            read elsewhere.
+            Makes a :class:`pyarrow.Table` of features from rows of `X`. It is picklable if
+            `distributed` is True.
         check_target : callable
-            Takes targets as given and returns them as an array, or raises ``ValueError`` or
-            ``TypeError``. Returns None for None if rows may do without. Picklable if rows are read
-            elsewhere.
-        where : str, default=""
-            Name of the rows, such as ``"eval_set[0]"``, which errors begin with.
+            Takes targets as passed by the user and returns them as an array, or raises
+            ``ValueError`` or ``TypeError``. Returns None for None if targets are optional. It is
+            picklable if `distributed` is True.
+        name : str, default=""
+            Name of the data set, such as ``"eval_set[0]"``, with which error messages begin.
 
         Returns
         -------
         BaseTableDataset
-            Of the rows of positive weight.
+            The rows of positive weight.
 
         Raises
         ------
-        ValueError, TypeError
-            That `read` or `check_target` raised. ``ValueError`` as well if columns are missing, if
-            lengths differ, if weights are negative or not finite, or if no row has weight.
+        ValueError
+            If columns are missing, if lengths differ, if weights are negative or not finite, if no
+            row has a positive weight, or if `read` or `check_target` raises it.
+        TypeError
+            If `read` or `check_target` raises it.
         FileNotFoundError
             If there is no Parquet file at a path.
         """
@@ -88,58 +93,60 @@ class Backend(LocalExecutor, ABC):
         Parameters
         ----------
         network : torch.nn.Module
-            Its weights are changed in place. It is on the CPU and in evaluation mode afterwards,
-            wherever it was trained.
+            Network whose weights are changed in place. Afterwards it is on the CPU and in
+            evaluation mode, wherever it was trained.
         head : Head
-            Gives the loss.
+            Defines the loss.
         rows : Dataset
-            Training rows, made of a data set of this backend.
+            Training rows, from a data set of this backend.
         valid_rows : list of Dataset
-            Rows that are evaluated after each epoch; the first decides about early stopping.
+            Rows that are evaluated after each epoch; the first data set decides about early
+            stopping.
         settings : TrainingSettings
-            How to train.
+            Settings of the training.
         inspection : Inspection, optional
-            Says what is kept of the rows for importances: ``inspected`` of the result is what its
-            ``later`` returns, or ``now`` where rows do not come to this process.
+            Computes the fitted attributes for importances. ``inspected`` of the result is what its
+            method ``keep_sample`` returns, or ``compute`` if the rows are in other processes.
 
         Returns
         -------
         TrainingResult
-            As :func:`~sk_easytensor.training.train.train_network` returns, which does the work on
-            rows that are a :class:`~sk_easytensor.training.dataset.TrainingDataset`.
+            Result of :func:`~sk_easytensor.training.train.train_network`, which trains on a
+            :class:`~sk_easytensor.training.dataset.TrainingDataset`.
 
         Raises
         ------
         Exception
-            What a callback, a block or a user's loss raised, wherever that was.
+            If a callback, a block or a user's loss raises it, in any process.
         KeyboardInterrupt
             If the training is interrupted.
         """
 
     @contextmanager
     def running(self):
-        """Have what a fit needs, such as connections, within the context; by default nothing."""
+        """Provide the resources of a fit, such as connections; by default none."""
         yield
 
     def resolve_device(self, device, owner):
-        """Return the device to train on, as far as it is known before the training.
+        """Return the device of the training, as far as it is known before the training.
 
         Parameters
         ----------
         device : str or torch.device
             ``"auto"`` or a device of torch.
         owner : str
-            Name of the estimator, for errors.
+            Class name of the estimator, used in error messages.
 
         Returns
         -------
         str
-            By default a device of this machine; ``"auto"`` may be left to the workers.
+            A device of this machine by default. Backends with workers may return ``"auto"``, which
+            each worker then resolves.
 
         Raises
         ------
         ValueError
-            If there is no such device.
+            If the device does not exist.
         """
         return resolve_device(device, owner)
 
@@ -149,18 +156,18 @@ class Backend(LocalExecutor, ABC):
         Parameters
         ----------
         call : StoredCall
-            The method with its other arguments. Called with a table-like, it returns what the
-            method returns; ``call.prepared(schema)`` is sent to other processes, whose ``columns``
-            makes columns of it.
+            Method with its other arguments. Called with a table-like, it returns the result of the
+            method. ``call.prepared(schema)`` is the object to send to other processes; its method
+            ``columns`` returns the result as columns of a table.
         X : str, os.PathLike or Dataset
-            Where the rows are.
+            Path of Parquet files, or data set.
 
         Returns
         -------
         object
-            What the method returns of all rows, read as one table, by default. A backend that
-            predicts elsewhere may return a data set of its own, with the columns of `X` and those
-            of the results, in the order of the rows.
+            Result of the method for all rows, read as one table, by default. A backend that
+            predicts in other processes may return a data set of its own, with the columns of `X`
+            and those of the results, in the order of the rows.
 
         Raises
         ------
@@ -175,26 +182,26 @@ class Backend(LocalExecutor, ABC):
         Parameters
         ----------
         X : table-like, path of Parquet files or Dataset
-            Rows.
+            Features.
         y : array-like, str or list of str
-            Targets, or the columns of a stored table that hold them.
+            Targets, or names of columns of `X`.
         sample_weight : array-like, str or None
-            Weights, or the column that holds them.
+            Row weights, or the name of a column of `X`.
         function : callable
-            Takes rows, targets, weights or None, a RandomState of the chunk's own, and how many
-            rows there are in all, if these are some of them; None otherwise. Picklable if rows are
-            read elsewhere.
+            Takes features, targets, weights or None, the RandomState of the chunk, and the total
+            number of rows if the chunk is a part of them, otherwise None. It is picklable if
+            `distributed` is True.
         random_state : numpy.random.RandomState
-            Where those of chunks come from.
+            Random generator from which those of the chunks are seeded.
         check : callable
             Takes a table of one row without values, and raises ``ValueError`` if columns are
-            missing, where that can be known before rows are read.
+            missing. Backends that know the columns in advance call it before rows are read.
 
         Returns
         -------
         list
-            What the function returned for each chunk, in the order of the rows; by default there
-            is one chunk, read in this process.
+            Result of the function for each chunk, in the order of the rows. By default there is
+            one chunk, read in this process.
 
         Raises
         ------
@@ -205,5 +212,5 @@ class Backend(LocalExecutor, ABC):
         return [function(X, y, sample_weight, random_state, None)]
 
     def without_secrets(self):
-        """Return the backend as it is pickled with a fitted model: without addresses and paths."""
+        """Return the backend that is saved with a fitted model, without addresses and paths."""
         return self

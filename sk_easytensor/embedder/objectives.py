@@ -11,13 +11,9 @@ import torch
 from sk_easytensor.embedder.slices import Sequences, Slices, cut_sessions, random_slices
 from sk_easytensor.networks.heads import BinaryHead, SampledSoftmaxHead
 from sk_easytensor.networks.two_tower import TwoTowerNetwork
-from sk_easytensor.training.dataset import (
-    BaseRowEncoder,
-    EncodedDataset,
-    InMemoryDataset,
-    ResampledDataset,
-)
+from sk_easytensor.training.dataset import EncodedDataset, InMemoryDataset, ResampledDataset
 from sk_easytensor.training.pairs import PairFrame
+from sk_easytensor.training.table_dataset import BaseRowEncoder
 
 __all__ = [
     "MIN_ELIGIBLE_USERS",

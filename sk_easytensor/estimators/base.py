@@ -482,7 +482,9 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             )
 
         with self._timed("blocks"):
-            self._encoder = make() if checkpoints is None else checkpoints.keep("encoder", make)
+            self._encoder = (
+                make() if checkpoints is None else checkpoints.load_or_fit("encoder", make)
+            )
         self.n_features_in_ = self._encoder.n_features_in_
         if hasattr(self._encoder, "feature_names_in_"):
             self.feature_names_in_ = self._encoder.feature_names_in_

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sk_easytensor.training.dataset import TableDataset
+from sk_easytensor.training.table_dataset import TableDataset
 
 __all__ = [
     "deciding_first",
@@ -148,8 +148,8 @@ def same_rows(valid, training):
     if not (isinstance(valid, TableDataset) and isinstance(training, TableDataset)):
         return False
     table, y = valid.table, valid.y
-    if training.kept is not None and len(valid) == training.n_given:
-        table, y = table.take(pa.array(training.kept)), y[training.kept]
+    if training.retained_rows is not None and len(valid) == training.n_passed:
+        table, y = table.take(pa.array(training.retained_rows)), y[training.retained_rows]
     expected = training.table
     if len(table) != len(expected) or table.column_names != expected.column_names:
         return False

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.training.dataset import BaseRowEncoder, EncodedDataset
+from sk_easytensor.training.dataset import EncodedDataset
+from sk_easytensor.training.table_dataset import BaseRowEncoder
 
 __all__ = [
     "RowEncoder",

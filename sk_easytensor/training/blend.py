@@ -1,4 +1,4 @@
-"""Trees beside the network: how they are fitted, and by which weights the two are averaged."""
+"""Boosted trees beside the network: fitting them, and the weights of the average of the two."""
 
 from __future__ import annotations
 
@@ -22,34 +22,36 @@ __all__ = [
 
 
 N_SHARES = 21
-"""Weights of the network that are tried, from 0 to 1."""
+"""Number of candidate weights of the network, evenly spaced from 0 to 1."""
 
 EQUAL = 0.5
+"""Weight of the network without validation rows, and centre of the penalty."""
 
 SHARE_PRIOR = 8.0
-"""Penalty, in nats, of the squared distance of a weight from equal weights. Few validation rows
-would otherwise decide by chance."""
+"""Penalty, in nats, of the squared distance of a weight from `EQUAL`. Without it, the weight would
+depend on chance when there are few validation rows."""
 
 TEMPERATURES = np.exp(np.linspace(-0.25, 0.25, 51))
-"""Numbers that the outputs of classifiers may be divided by."""
+"""Candidate temperatures, by which the outputs of classifiers are divided."""
 
 TEMPERATURE_PRIOR = 50.0
 """Penalty, in nats, of the squared logarithm of a temperature."""
 
-NUMBERS_AT_ONCE = 2_000_000
-"""Outputs of all candidates that are in memory at a time, at most."""
+MAX_OUTPUTS_IN_MEMORY = 2_000_000
+"""Largest number of outputs, of all candidates together, that are in memory at a time."""
 
 
 @dataclass
 class Blend:
-    """How a network and its trees are averaged.
+    """Weights by which the outputs of a network and of its trees are averaged.
 
     Attributes
     ----------
     share : float or list of float
-        Weight of the network; the trees have the rest. For several tasks, one for each output.
+        Weight of the network, from 0 to 1; the trees have the rest. A list has one weight for each
+        output, for several tasks.
     temperature : float or list of float
-        What the averaged outputs are divided by.
+        Divisor of the averaged outputs.
     loss : float
         Mean loss of the blend on the validation rows, on the scale of training.
     """
@@ -70,20 +72,21 @@ def fit_blend(head, network_outputs, tree_outputs, target, weight, group):
 
     Both minimise the negative log-likelihood of the validation rows plus a penalty that keeps them
     near equal weights and a temperature of one. The temperature is that of Guo et al., "On
-    Calibration of Modern Neural Networks" (2017). Of several tasks, each has a blend of its own.
+    Calibration of Modern Neural Networks" (2017). With several tasks, each task has its own
+    weights and temperature.
 
     Parameters
     ----------
     head : Head
-        Gives the loss.
+        Defines the loss and its likelihood.
     network_outputs, tree_outputs : torch.Tensor of float32, shape (n_rows, 1, out_features)
-        Of the validation rows.
-    target : torch.Tensor
-        As the head takes it.
+        Outputs for the validation rows.
+    target : torch.Tensor of shape (n_rows, ...)
+        Targets of the validation rows, in the form that the head's loss takes.
     weight : torch.Tensor of float64, shape (n_rows,)
         Row weights.
     group : SingleProcess or ProcessGroup
-        Workers, each with a part of the rows.
+        Workers of the training, each with a part of the rows.
 
     Returns
     -------
@@ -94,10 +97,10 @@ def fit_blend(head, network_outputs, tree_outputs, target, weight, group):
         return _fit_one(head, network_outputs, tree_outputs, target, weight, group)
     share, temperature = [], []
     for task in tasks:
-        outputs = (each[..., task.outputs] for each in (network_outputs, tree_outputs))
-        own = _fit_one(task.head, *outputs, task.target, weight * task.present, group)
-        share += [own.share] * task.head.out_features
-        temperature += [own.temperature] * task.head.out_features
+        outputs = (values[..., task.outputs] for values in (network_outputs, tree_outputs))
+        task_blend = _fit_one(task.head, *outputs, task.target, weight * task.present, group)
+        share += [task_blend.share] * task.head.out_features
+        temperature += [task_blend.temperature] * task.head.out_features
     blend = Blend(share, temperature, float("nan"))
     losses = head.loss(blend.outputs(head, network_outputs, tree_outputs), target)[:, 0]
     total, weight = group.sum([float((losses.double() * weight).sum()), float(weight.sum())])
@@ -109,13 +112,13 @@ def _fit_one(head, network_outputs, tree_outputs, target, weight, group):
     """Return the blend for one target; see :func:`fit_blend`."""
 
     def best(values, penalties, outputs_of):
-        """Return the value of the least penalised loss, and its mean loss."""
-        values_of = torch.tensor(values, dtype=torch.float32, device=target.device)[None, :, None]
-        step = max(1, NUMBERS_AT_ONCE // (len(values) * network_outputs.shape[2]))
+        """Return the candidate with the smallest penalised loss, and its mean loss."""
+        candidates = torch.tensor(values, dtype=torch.float32, device=target.device)[None, :, None]
+        step = max(1, MAX_OUTPUTS_IN_MEMORY // (len(values) * network_outputs.shape[2]))
         sums = torch.zeros(len(values), dtype=torch.float64, device=target.device)
         for start in range(0, len(target), step):
             rows = slice(start, start + step)
-            losses = head.loss(head.normalize(outputs_of(rows, values_of)), target[rows])
+            losses = head.loss(head.normalize(outputs_of(rows, candidates)), target[rows])
             sums += (losses.double() * weight[rows, None]).sum(0)
         n_rows = int((weight > 0).sum())
         n_rows, total, *sums = group.sum([n_rows, float(weight.sum()), *sums.tolist()])
@@ -131,7 +134,7 @@ def _fit_one(head, network_outputs, tree_outputs, target, weight, group):
         lambda rows, values: torch.lerp(tree_outputs[rows], network_outputs[rows], values),
     )
     blend = Blend(share, 1.0, loss)
-    # What is added to the outputs as it is must not be divided.
+    # An offset is part of the outputs and must not be divided by the temperature.
     if head.estimator_type == "classifier" and not head.has_offset:
         mean = torch.lerp(tree_outputs, network_outputs, share)
         penalties = TEMPERATURE_PRIOR * np.log(TEMPERATURES) ** 2
@@ -141,43 +144,45 @@ def _fit_one(head, network_outputs, tree_outputs, target, weight, group):
     return blend
 
 
-FEWEST_ROWS = 100
-"""With fewer training rows a network stands alone: it would be chance how the two are joined."""
+MIN_ROWS = 100
+"""Smallest number of training rows with which trees are fitted. With fewer, the weights of the two
+would depend on chance, and the network is used alone."""
 
-MOST_ROWS = 200_000
-"""Rows that trees are grown on at most; a sample has to do with more. scikit-learn looks at as many
-to choose where columns may be split."""
+MAX_ROWS = 200_000
+"""Largest number of rows on which trees are fitted; larger data sets are sampled. scikit-learn
+chooses the bins of columns from a sample of the same size."""
 
 UNCONSTRAINED = ("absolute_error", "quantile")
 """Losses for which scikit-learn's trees do not follow monotonic constraints: it replaces the values
 of leaves by quantiles of residuals."""
 
-MOST_VALID_ROWS = 50_000
-"""Validation rows at most that decide how many trees there are."""
+MAX_VALID_ROWS = 50_000
+"""Largest number of validation rows that decide the number of trees."""
 
 
 def fit_trees(network, head, rows, valid_rows, settings):
-    """Fit trees to the columns that a network's blocks give them.
+    """Fit boosted trees to the tree features of a network's blocks.
 
     Parameters
     ----------
     network : BlockNetwork
-        Its blocks say which columns trees see.
+        Network whose blocks define the tree features.
     head : Head
-        Says what the target is.
+        Defines the loss of the trees.
     rows : TrainingDataset
         Training rows.
     valid_rows : list of TrainingDataset
-        The first decides how many trees there are.
+        The first data set decides the number of trees.
     settings : TrainingSettings
-        Has the parameters of the trees, the seed and the group of workers: the first one's share of
-        the rows is what all get trees from. Without validation rows nothing would tell whether
-        that stands for all rows, and several workers have none.
+        Parameters of the trees, the seed and the group of workers. The first worker fits the trees
+        on its shard of the rows, and all workers use them. Several workers without validation rows
+        fit none, because nothing would show whether that shard represents all rows.
 
     Returns
     -------
     TreesModule or None
-        None if there is nothing for trees to learn from.
+        None if trees are disabled, if the loss has no trees, if no block gives tree features, if
+        there are too few rows, or if monotonic constraints cannot be followed.
     """
     codes = [] if settings.trees is None or head.tree_loss is None else network.tree_feature_codes
     if not codes or (settings.group.size > 1 and not valid_rows):
@@ -187,36 +192,36 @@ def fit_trees(network, head, rows, valid_rows, settings):
         return None
 
     def grow():
-        if len(rows) < FEWEST_ROWS:
+        if len(rows) < MIN_ROWS:
             return None
-        own = tree_rows(network, rows, MOST_ROWS, settings.seed, head)
+        train = tree_rows(network, rows, MAX_ROWS, settings.seed, head)
         valid = None
         if valid_rows:
-            valid = tree_rows(network, valid_rows[0], MOST_VALID_ROWS, settings.seed, head)
-        # As many threads as the network is trained with: scikit-learn would take all there are.
+            valid = tree_rows(network, valid_rows[0], MAX_VALID_ROWS, settings.seed, head)
+        # The same number of threads as the network: scikit-learn would use all processors.
         with threadpool_limits(torch.get_num_threads(), user_api="openmp"):
-            return settings.trees.grow(head, own, valid, codes, settings.seed, signs)
+            return settings.trees.grow(head, train, valid, codes, settings.seed, signs)
 
-    grown = settings.group.broadcast_from_rank0(grow)
-    return None if grown is None else TreesModule(grown, EQUAL).eval()
+    forest = settings.group.broadcast_from_rank0(grow)
+    return None if forest is None else TreesModule(forest, EQUAL).eval()
 
 
 @torch.no_grad()
-def tree_rows(network, rows, most, seed, head=None):
-    """Return what trees see of some rows, at most so many.
+def tree_rows(network, rows, max_rows, seed, head=None):
+    """Return the tree features, targets and weights of a data set, or of a sample of it.
 
     Parameters
     ----------
     network : BlockNetwork
-        Its blocks show them columns.
+        Network whose blocks define the tree features.
     rows : TrainingDataset
-        Of which only what is shown is brought into memory.
-    most : int
-        Rows at most.
+        Encoded rows. Only the encodings that trees use are brought into memory.
+    max_rows : int
+        Largest number of rows.
     seed : int
-        Of the sample, if there are more.
+        Seed of the sample, if there are more rows.
     head : Head, optional
-        Takes offsets out of the targets; needed where there are any.
+        Subtracts offsets from the targets; required if the network has an offset.
 
     Returns
     -------
@@ -226,20 +231,22 @@ def tree_rows(network, rows, most, seed, head=None):
     if network.offset_name is not None:
         names.append(network.offset_name)
 
-    def shown(part):
+    def select_encodings(part):
         frame = TensorFrame({name: part.frame[name] for name in names}, len(part))
         return EncodedDataset(frame, part.target, part.weight)
 
-    def learned(part):
+    def tree_target(part):
         offset = network.offset(part.frame)
         if offset is None:
             return part.target, part.weight
         return head.without_offset(part.target, part.weight, offset[:, 0])
 
     parts = [
-        (network.tree_features(part.frame), *learned(part))
-        for part in sampled_parts(rows.map(shown), most, seed)
+        (network.tree_features(part.frame), *tree_target(part))
+        for part in sampled_parts(rows.map(select_encodings), max_rows, seed)
     ]
-    columns, target, weight = (torch.cat(each).cpu().numpy() for each in zip(*parts, strict=True))
-    same = bool((weight == weight[0]).all())
-    return TreeDataset(columns, target, None if same else weight)
+    features, target, weight = (
+        torch.cat(tensors).cpu().numpy() for tensors in zip(*parts, strict=True)
+    )
+    uniform = bool((weight == weight[0]).all())
+    return TreeDataset(features, target, None if uniform else weight)

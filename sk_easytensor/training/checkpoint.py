@@ -32,23 +32,23 @@ __all__ = [
 
 
 def loop_state(net, average, ended):
-    """Return all that the rest of a training depends on.
+    """Return the state that the rest of a training depends on.
 
     Parameters
     ----------
     net : TensorNet
-        After an epoch, with the averaged weights in its module.
+        Net after an epoch, with the averaged weights in its module.
     average : WeightAverage
-        Of the weights.
+        Moving average of the weights.
     ended : bool
         Whether a callback ended the training.
 
     Returns
     -------
     dict
-        Nested dictionaries and lists of tensors, numbers and strings. Of callbacks, attributes
-        whose names end in an underscore are kept if they are such values, or objects with a
-        ``state_dict``.
+        Nested dictionaries and lists of tensors, numbers and strings. The state of a callback
+        consists of its attributes whose names end in an underscore, if they are such values or
+        objects with a ``state_dict``.
     """
     cuda = torch.device(net.device).type == "cuda"
     return {
@@ -64,16 +64,16 @@ def loop_state(net, average, ended):
 
 
 def load_loop_state(net, average, state):
-    """Bring a net that is about to train to a state that was captured.
+    """Load a state into a net that is about to train.
 
     Parameters
     ----------
     net : TensorNet
-        Initialised, its callbacks begun.
+        Initialised net whose callbacks were notified of ``on_train_begin``.
     average : WeightAverage
-        Of its weights.
+        Moving average of its weights.
     state : dict
-        What :func:`loop_state` returned.
+        Result of :func:`loop_state`.
     """
     for epoch in state["history"]:
         net.history.new_epoch()
@@ -85,50 +85,51 @@ def load_loop_state(net, average, state):
     average.steps, average.swapped = state["average"]["steps"], True
     net.optimizer_.load_state_dict(state["optimizer"])
     for name, callback in net.callbacks_:
-        restore_callback(callback, state["callbacks"].get(name, {}))
+        load_callback_state(callback, state["callbacks"].get(name, {}))
     torch.set_rng_state(state["random"])
     if state["random_cuda"] is not None:
         torch.cuda.set_rng_state(state["random_cuda"], net.device)
 
 
 def callback_state(callback):
-    """Return what a callback has learned so far."""
-    learned = {name: value for name, value in vars(callback).items() if name.endswith("_")}
-    state = {"values": plain(learned), "objects": {}}
-    for name, value in learned.items():
+    """Return the state of a callback, the attributes whose names end in an underscore."""
+    attributes = {name: value for name, value in vars(callback).items() if name.endswith("_")}
+    state = {"values": plain(attributes), "objects": {}}
+    for name, value in attributes.items():
         if hasattr(value, "state_dict") and not isinstance(value, type):
             state["objects"][name] = plain(value.state_dict())
     return state
 
 
-def restore_callback(callback, state):
-    """Give a callback what it had learned."""
+def load_callback_state(callback, state):
+    """Load the result of :func:`callback_state` into a callback."""
     vars(callback).update(state.get("values", {}))
     for name, value in state.get("objects", {}).items():
         getattr(callback, name).load_state_dict(value)
 
 
 def plain(values):
-    """Return those of some named values that are numbers, strings, tensors or made of them."""
+    """Return the entries that are numbers, strings, tensors, or lists and dictionaries of them."""
     converted = {name: _plain(value) for name, value in values.items()}
-    return {name: value for name, value in converted.items() if value is not OTHER}
+    return {name: value for name, value in converted.items() if value is not NOT_PLAIN}
 
 
-OTHER = object()
+NOT_PLAIN = object()
 
 
 def _plain(value):
+    """Return a value with NumPy scalars as numbers; `NOT_PLAIN` for values of other types."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, (bool, int, float, str, torch.Tensor)):
         return value
     if isinstance(value, dict):
         items = {key: _plain(item) for key, item in value.items()}
-        return OTHER if any(item is OTHER for item in items.values()) else items
+        return NOT_PLAIN if any(item is NOT_PLAIN for item in items.values()) else items
     if isinstance(value, (list, tuple)):
         items = [_plain(item) for item in value]
-        return OTHER if any(item is OTHER for item in items) else type(value)(items)
-    return OTHER
+        return NOT_PLAIN if any(item is NOT_PLAIN for item in items) else type(value)(items)
+    return NOT_PLAIN
 
 
 FORMAT = 2
@@ -136,11 +137,11 @@ MAGIC = b"sk_easytensor checkpoint 2\n"
 DESCRIPTION = "fit.json"
 ENCODER = re.compile(r"[a-z]+\.skops")
 EPOCH = re.compile(r"epoch-(\d{5,})\.pt")
-NEWEST = 2
-"""Checkpoints kept besides the best."""
+N_NEWEST = 2
+"""Number of checkpoints that are retained besides the best one."""
 
 IRRELEVANT = {"checkpoint_dir", "tracker", "verbose", "n_jobs", "inference_engine"}
-"""Parameters that may change between a fit and the one that resumes it."""
+"""Parameters that may differ between a fit and the one that resumes it."""
 
 
 class Checkpoints:
@@ -148,38 +149,38 @@ class Checkpoints:
 
     Parameters
     ----------
-    where : str, os.PathLike or store
+    directory : str, os.PathLike or store
         Directory or URL, or an object with the methods of
         :class:`~sk_easytensor._utils.storage.DirectoryStore`.
     owner : str
-        Name of the estimator, for errors.
+        Class name of the estimator, used in error messages.
     parameters : dict of {str: str}
-        What :func:`describe_parameters` returns.
+        Result of :func:`describe_parameters`.
     source : dict of {str: str}, optional
-        Digests of the data as the user gave them. Estimator, parameters and these are what the
-        subdirectory is named by: ``fit-`` and 16 hexadecimal digits.
+        Digests of the data as passed by the user. The name of the subdirectory is ``fit-`` and 16
+        hexadecimal digits of a hash of estimator, parameters and these digests.
 
     Notes
     -----
-    :meth:`open` locks the subdirectory and reads what is there, :meth:`close` unlocks it.
+    :meth:`open` locks the subdirectory and reads its description, :meth:`close` unlocks it.
 
-    Nothing here is pickled: descriptions are JSON, encoders are written by skops, states are
-    tensors, numbers and strings, which torch loads with ``weights_only=True``. Each file carries a
-    description of the fit and a SHA-256 of its content, and is not used if either is another.
-    Files of other names are neither read nor removed.
+    No file is a pickle: descriptions are JSON, encoders are written by skops, states are tensors,
+    numbers and strings, which torch loads with ``weights_only=True``. Each file contains a
+    description of the fit and a SHA-256 of its content, and is not used if either differs. Files
+    of other names are neither read nor removed.
     """
 
-    def __init__(self, where, owner, parameters, source=None):
+    def __init__(self, directory, owner, parameters, source=None):
         self.owner = owner
-        self.where = where
+        self.directory = directory
         self.description = {
             "format": FORMAT,
             "estimator": owner,
             "parameters": parameters,
             "source": source or {},
         }
-        store = open_store(where)
-        # Stores that hold one fit only have no subdirectories.
+        store = open_store(directory)
+        # Stores of a single fit have no subdirectories.
         inside = getattr(store, "inside", None)
         name = f"fit-{hashlib.sha256(canonical(self.description)).hexdigest()[:16]}"
         self.store = store if inside is None else inside(name)
@@ -187,28 +188,31 @@ class Checkpoints:
         self._stored = self._lock = None
 
     def open(self):
-        """Lock the subdirectory and read what is there.
+        """Lock the subdirectory and read its description.
 
         Raises
         ------
         RuntimeError
             If another fit writes to it.
         ValueError
-            If `where` is no directory, or holds checkpoints of another version.
+            If `directory` is not a directory, or contains checkpoints of another version or
+            estimator, or of a fit with other parameters.
+        OSError
+            If the lock cannot be written, for other reasons than missing permissions.
         """
         try:
             self.store.names()
         except NotADirectoryError as error:
             raise ValueError(
-                f"{self.owner}: checkpoint_dir {self._place} is not a directory"
+                f"{self.owner}: checkpoint_dir {self._path} is not a directory"
             ) from error
         if hasattr(self.store, "create"):
             self._lock_directory()
         if hasattr(self.store, "remove_temporary"):
             self.store.remove_temporary(is_own)
-        found = self._find_description()
-        if found is not None and self._agrees("parameters", found):
-            self.description = found
+        stored = self._load_description()
+        if stored is not None and self._matches("parameters", stored):
+            self.description = stored
 
     def close(self):
         """Unlock the subdirectory."""
@@ -216,14 +220,13 @@ class Checkpoints:
             self._lock.release()
 
     def __getstate__(self):
-        """Return what is sent to other processes; the lock stays with the one that has it."""
+        """Return the pickled state, without the lock, which belongs to this process."""
         return {**vars(self), "_lock": None}
 
     def seed(self, random_state):
-        """Return the random state of the fit, which is that of the checkpoints if there are any.
+        """Return the random state of the fit, or the seed of the checkpoints if that is None.
 
-        Without a `random_state` a fit that is resumed would otherwise draw other rows to validate
-        on.
+        With `random_state` None, a resumed fit would otherwise draw other validation rows.
         """
         if random_state is not None:
             return random_state
@@ -232,15 +235,15 @@ class Checkpoints:
             self.description["seed"] = int(seed)
         return self.description["seed"]
 
-    def keep(self, name, make):
-        """Return a fitted encoder that was kept, or make and keep it.
+    def load_or_fit(self, name, fit):
+        """Return the encoder that is stored, or fit and store it.
 
         Parameters
         ----------
         name : str
-            Of the encoder.
-        make : callable
-            Fits it.
+            Name of the encoder, lower-case letters.
+        fit : callable
+            Called without arguments; returns the fitted encoder.
 
         Returns
         -------
@@ -249,57 +252,57 @@ class Checkpoints:
         Warns
         -----
         UserWarning
-            If the file is corrupt or was changed; the encoder is then made again.
+            If the file is corrupt or was changed; the encoder is then fitted again.
 
         Notes
         -----
-        It is written by skops, which needs no pickle. One that holds functions or objects of
-        types that are not the library's is not kept, but made again.
+        The file is written by skops, which does without pickle. An encoder with functions, or with
+        objects of types outside the library, is not stored, and a resumed fit fits it again.
         """
-        # It looks through NumPy, SciPy and scikit-learn for a second when it is imported.
+        # Importing skops takes a second: it scans NumPy, SciPy and scikit-learn for types.
         from skops.io import dumps, get_untrusted_types, loads
 
         file = f"{name}.skops"
-        # Before an epoch is complete, the data may be others than digests of them tell.
+        # Until an epoch is complete, only digests of a part of the data may have been compared.
         if file in self.store.names() and self._epochs():
             try:
                 content = self._read(file, without_data(self.description))
             except (OSError, ValueError) as error:
-                self._warn(f"{file} in {self._place} cannot be read ({error}); it is made again")
+                self._warn(f"{file} in {self._path} cannot be read ({error}); it is fitted again")
             else:
                 return loads(content, trusted=trusted_types())
-        made = make()
-        data = dumps(made)
+        encoder = fit()
+        data = dumps(encoder)
         if not set(get_untrusted_types(data=data)) - set(trusted_types()):
             self._write_description()
             self._write(file, frame(data, without_data(self.description)))
-        return made
+        return encoder
 
     def begin(self, data):
-        """Note the data of a fit, or compare them with those of the checkpoints.
+        """Store the description of the data of a fit, or compare it with that of the checkpoints.
 
         Parameters
         ----------
         data : dict of {str: str}
-            What :func:`describe_data` returns.
+            Result of :func:`describe_data`.
 
         Raises
         ------
         ValueError
             If there are checkpoints of a fit on other data.
         """
-        described = {**self.description, "data": data}
-        if "data" not in self.description or not self._agrees("data", described):
-            self.description = described
+        description = {**self.description, "data": data}
+        if "data" not in self.description or not self._matches("data", description):
+            self.description = description
         self._write_description()
 
     def latest(self):
-        """Return the state after the last complete epoch, or None.
+        """Return the state after the last complete epoch, or None if there is none.
 
         Warns
         -----
         UserWarning
-            If a file is corrupt, was changed or is of another fit; the one before is then taken.
+            If a file is corrupt, was changed or is of another fit; the previous one is then used.
         """
         for epoch in reversed(self._epochs()):
             name = file_name(epoch)
@@ -307,42 +310,48 @@ class Checkpoints:
                 return read_state(self._read(name, self.description))
             except (OSError, ValueError) as error:
                 self._warn(
-                    f"checkpoint {name} in {self._place} cannot be read ({masked(error)}); "
+                    f"checkpoint {name} in {self._path} cannot be read ({masked(error)}); "
                     "training resumes from the one before, or starts if there is none"
                 )
         return None
 
     def write(self, epoch, state, best):
-        """Write the state after an epoch, and remove those no longer needed.
+        """Write the state after an epoch, and remove checkpoints that are no longer needed.
 
         Parameters
         ----------
         epoch : int
-            Complete epochs.
+            Number of complete epochs.
         state : dict
             Nested dictionaries and lists of tensors, numbers and strings.
         best : int
-            Epoch whose checkpoint is kept besides the newest two.
+            Epoch whose checkpoint is retained besides the newest two.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written; the message names the last complete checkpoint.
         """
         self._write(file_name(epoch), pack(state, self.description))
         for old in self._epochs():
-            # Later ones could not be read, and are written again in time.
-            if old <= epoch - NEWEST and old != best:
+            # Later checkpoints could not be read, and later epochs overwrite them.
+            if old <= epoch - N_NEWEST and old != best:
                 with suppress(FileNotFoundError):
                     self.store.remove(file_name(old))
 
-    # ------------------------------------------------------------------ inside
+    # ------------------------------------------------------------------ private
 
     @property
-    def _place(self):
-        return masked(getattr(self.store, "url", repr(self.where)))
+    def _path(self):
+        """Directory or URL for messages, passwords masked."""
+        return masked(getattr(self.store, "url", repr(self.directory)))
 
     def _lock_directory(self):
         self._lock = Lock(self.store, self.owner)
         try:
             self._lock.acquire()
         except OSError as error:
-            # A fit that is complete has nothing to write. One that has says so when it writes.
+            # A complete fit in a read-only directory writes nothing; others fail when they write.
             if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
                 raise self._unwritable(LOCK, error) from error
 
@@ -350,11 +359,12 @@ class Checkpoints:
         warn_user(f"{self.owner}: {message}")
 
     def _epochs(self):
-        found = [EPOCH.fullmatch(name) for name in self.store.names()]
-        return sorted(int(match[1]) for match in found if match)
+        """Return the epochs that have a checkpoint, in increasing order."""
+        matches = [EPOCH.fullmatch(name) for name in self.store.names()]
+        return sorted(int(match[1]) for match in matches if match)
 
     def _read(self, name, expected):
-        """Return what a file holds; raise ``ValueError`` if it is corrupt or of another fit."""
+        """Return a file's content; raise ``ValueError`` if it is corrupt or of another fit."""
         description, content = unframe(self.store.read(name))
         if description != expected:
             raise ValueError("it is of another fit")
@@ -368,73 +378,86 @@ class Checkpoints:
 
     def _unwritable(self, name, error):
         epochs = self._epochs()
-        kept = f"that of epoch {epochs[-1]} is complete" if epochs else "there is none yet"
+        complete = f"that of epoch {epochs[-1]} is complete" if epochs else "there is none yet"
         return OSError(
             error.errno,
-            f"{self.owner}: checkpoint {name} cannot be written to {self._place} "
-            f"({error.strerror or error}); {kept}. Run the same fit again once it can be",
+            f"{self.owner}: checkpoint {name} cannot be written to {self._path} "
+            f"({error.strerror or error}); {complete}. Run the same fit again once it can be",
         )
 
-    def _find_description(self):
-        """Return the description of the checkpoints that are there, if there are any."""
+    def _load_description(self):
+        """Return the description of the stored checkpoints, or None if there are none."""
         if DESCRIPTION in self.store.names():
             try:
-                found = unseal(self.store.read(DESCRIPTION))
+                stored = unseal(self.store.read(DESCRIPTION))
             except (OSError, ValueError) as error:
                 self._warn(
-                    f"{DESCRIPTION} in {self._place} cannot be read ({error}); it is written again"
+                    f"{DESCRIPTION} in {self._path} cannot be read ({error}); it is written again"
                 )
             else:
-                self._check_version(found)
-                if self._may_resume(found):
-                    self._stored = dict(found)
-                    return found
-                self._warn(f"{DESCRIPTION} in {self._place} is of another fit; it is written again")
+                self._check_version(stored)
+                if self._is_same_fit(stored):
+                    self._stored = dict(stored)
+                    return stored
+                self._warn(f"{DESCRIPTION} in {self._path} is of another fit; it is written again")
         for epoch in reversed(self._epochs()):
-            # Each has the whole description, so that none is lost with the file of that name.
+            # Each checkpoint contains the description, which replaces a lost or corrupt fit.json.
             with suppress(OSError, ValueError):
-                found = unframe(self.store.read(file_name(epoch)))[0]
-                if self._may_resume(found):
-                    return found
+                stored = unframe(self.store.read(file_name(epoch)))[0]
+                if self._is_same_fit(stored):
+                    return stored
         return None
 
-    def _may_resume(self, found):
-        """Tell a description from one that was copied into a subdirectory of another name."""
+    def _is_same_fit(self, stored):
+        """Return False for files that were copied from the subdirectory of another fit."""
         return not self._is_named or all(
-            found.get(part) == self.description[part] for part in ("parameters", "source")
+            stored.get(part) == self.description[part] for part in ("parameters", "source")
         )
 
-    def _check_version(self, found):
-        holds = f"{self.owner}: checkpoint_dir {self._place} holds checkpoints of"
-        if found.get("format") != FORMAT:
+    def _check_version(self, stored):
+        contains = f"{self.owner}: checkpoint_dir {self._path} holds checkpoints of"
+        if stored.get("format") != FORMAT:
             raise ValueError(
-                f"{holds} format {found.get('format')}; this version reads format {FORMAT}. Choose "
-                "another directory"
+                f"{contains} format {stored.get('format')}; this version reads format {FORMAT}. "
+                "Choose another directory"
             )
-        if found.get("estimator") != self.owner:
-            raise ValueError(f"{holds} {found.get('estimator')}; choose another directory")
+        if stored.get("estimator") != self.owner:
+            raise ValueError(f"{contains} {stored.get('estimator')}; choose another directory")
 
     def _write_description(self):
         if self.description != self._stored:
             self._write(DESCRIPTION, seal(self.description))
             self._stored = dict(self.description)
 
-    def _agrees(self, what, described):
-        """Tell whether a description has what this one has; refuse to lose an epoch if not."""
-        mine, other = self.description[what], described[what]
-        if mine == other:
+    def _matches(self, part, description):
+        """Return whether a description has the same parameters or data as the present one.
+
+        Parameters
+        ----------
+        part : {"parameters", "data"}
+            The part that is compared.
+        description : dict
+            The other description.
+
+        Raises
+        ------
+        ValueError
+            If they differ and there are checkpoints, which would be overwritten.
+        """
+        own, other = self.description[part], description[part]
+        if own == other:
             return True
         if not self._epochs():
             return False
-        was, now = (mine, other) if what == "data" else (other, mine)
-        names = sorted(name for name in {*was, *now} if was.get(name) != now.get(name))
+        before, now = (own, other) if part == "data" else (other, own)
+        names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
         changes = "; ".join(
-            f"{name} was {was.get(name, 'not there')} and is {now.get(name, 'not there')}"
+            f"{name} was {before.get(name, 'absent')} and is {now.get(name, 'absent')}"
             for name in names
         )
         raise ValueError(
-            f"{self.owner}: checkpoint_dir {self._place} holds checkpoints of a fit with other "
-            f"{what}: {changes}. Choose another directory, or remove it to begin anew"
+            f"{self.owner}: checkpoint_dir {self._path} holds checkpoints of a fit with other "
+            f"{part}: {changes}. Choose another directory, or remove it to start again"
         )
 
 
@@ -447,28 +470,28 @@ def file_name(epoch):
 
 
 def is_own(name):
-    """Tell whether a name is one of those that are written here."""
+    """Return whether a name is that of a file that :class:`Checkpoints` writes."""
     return name in (DESCRIPTION, LOCK) or any(p.fullmatch(name) for p in (ENCODER, EPOCH))
 
 
 def canonical(description):
-    """Return a description as bytes that are the same for equal ones."""
+    """Return a description as JSON bytes, the same for equal descriptions."""
     return json.dumps(description, sort_keys=True, separators=(",", ":")).encode()
 
 
 def without_data(description):
-    """Return what is known of a fit before its rows are encoded."""
+    """Return the part of a description that is known before the rows are encoded."""
     return {name: value for name, value in description.items() if name != "data"}
 
 
 def frame(content, description):
-    """Return content, with a description of the fit, as bytes that tell whether they are whole."""
+    """Return the bytes of a file: format, SHA-256 of the rest, description of the fit, content."""
     rest = canonical(description) + b"\n" + content
     return MAGIC + hashlib.sha256(rest).hexdigest().encode() + b"\n" + rest
 
 
 def unframe(data):
-    """Return the description and the content that :func:`frame` made bytes of.
+    """Return the description and the content of a file that :func:`frame` composed.
 
     Raises
     ------
@@ -484,13 +507,13 @@ def unframe(data):
 
 
 def seal(description):
-    """Return a description as JSON with a digest of its own."""
+    """Return a description as JSON bytes with its digest as a further entry."""
     digest = hashlib.sha256(canonical(description)).hexdigest()
     return json.dumps({**description, "sha256": digest}, indent=1).encode()
 
 
 def unseal(data):
-    """Return the description that :func:`seal` made bytes of.
+    """Return the description from the bytes that :func:`seal` returned.
 
     Raises
     ------
@@ -498,29 +521,29 @@ def unseal(data):
         If the bytes are not those that were written.
     """
     try:
-        found = json.loads(data)
+        description = json.loads(data)
     except ValueError as error:
         raise ValueError("it is no JSON: corrupt, or not a file of this library") from error
-    digest = found.pop("sha256", None) if isinstance(found, dict) else None
-    if digest is None or hashlib.sha256(canonical(found)).hexdigest() != digest:
+    digest = description.pop("sha256", None) if isinstance(description, dict) else None
+    if digest is None or hashlib.sha256(canonical(description)).hexdigest() != digest:
         raise ValueError("it is corrupt or was changed")
-    return found
+    return description
 
 
 def pack(state, description):
-    """Return a state as bytes that tell whether they are complete."""
+    """Return a state, serialised by torch, as the bytes of a file; see :func:`frame`."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return frame(buffer.getvalue(), description)
 
 
 def read_state(content):
-    """Return a state from the content that :func:`pack` framed.
+    """Return a state from the content of a file that :func:`pack` composed.
 
     Raises
     ------
     ValueError
-        If it holds more than a state may.
+        If it contains objects other than tensors, numbers, strings, lists and dictionaries.
     """
     try:
         return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
@@ -532,17 +555,17 @@ def read_state(content):
 
 
 def describe_parameters(estimator):
-    """Describe what a fit does, for comparison with another's.
+    """Describe the parameters of a fit, for comparison with another fit.
 
     Parameters
     ----------
     estimator : estimator
-        Before the fit.
+        Estimator before the fit.
 
     Returns
     -------
     dict of {str: str}
-        Parameters, nested ones included, but for those that have no influence on what is learned.
+        Parameters by name, nested ones included, without those that do not change the model.
     """
     return {
         name: _described(value)
@@ -565,22 +588,23 @@ def _described(value):
 
 
 def describe_data(network, rows, valid_rows):
-    """Describe what a network is trained on, for comparison with another fit.
+    """Describe the encoded data and the initial network of a fit, for comparison with another.
 
     Parameters
     ----------
     network : torch.nn.Module
-        Before training.
+        Network before training.
     rows : TrainingDataset
         Training rows.
     valid_rows : list of TrainingDataset
-        Those for validation.
+        Validation rows.
 
     Returns
     -------
     dict of {str: str}
+        Numbers of rows and digests, by name.
     """
-    described = {}
+    description = {}
     for name, part in [("training", rows)] + [
         (f"validation {index}", part) for index, part in enumerate(valid_rows)
     ]:
@@ -590,34 +614,34 @@ def describe_data(network, rows, valid_rows):
             rows.add(*piece.frame.content())
             targets.add(piece.target)
             weights.add(piece.weight)
-        described[f"{name} rows"] = f"{len(part)} rows of {rows}"
-        described[f"{name} targets"] = str(targets)
-        described[f"{name} weights"] = str(weights)
-    described["network"] = digest(*network.state_dict().values())
-    return described
+        description[f"{name} rows"] = f"{len(part)} rows of {rows}"
+        description[f"{name} targets"] = str(targets)
+        description[f"{name} weights"] = str(weights)
+    description["network"] = digest(*network.state_dict().values())
+    return description
 
 
-def joined_descriptions(several):
-    """Join what :func:`describe_data` returned of the shares of several workers.
+def joined_descriptions(descriptions):
+    """Combine the results of :func:`describe_data` for the shards of several workers.
 
     Parameters
     ----------
-    several : list of dict of {str: str}
-        In the order of the workers.
+    descriptions : list of dict of {str: str}
+        Descriptions in the order of the workers.
 
     Returns
     -------
     dict of {str: str}
-        Rows are those of all workers.
+        Description of the rows of all workers.
     """
-    if len(several) == 1:
-        return several[0]
+    if len(descriptions) == 1:
+        return descriptions[0]
     joined = {}
-    for name in several[0]:
-        texts = [described[name] for described in several]
+    for name in descriptions[0]:
+        texts = [description[name] for description in descriptions]
         counts, digests = zip(*(text.rpartition(" rows of ")[::2] for text in texts), strict=True)
-        summed = hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
-        joined[name] = f"{sum(map(int, counts))} rows of {summed}" if counts[0] else summed
+        combined = hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
+        joined[name] = f"{sum(map(int, counts))} rows of {combined}" if counts[0] else combined
     return joined
 
 

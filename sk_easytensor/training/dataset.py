@@ -1,4 +1,4 @@
-"""Rows for training: read from tables, encoded, in batches and in shards."""
+"""Encoded rows: in memory or in files, in batches, with validation rows held out."""
 
 from __future__ import annotations
 
@@ -9,426 +9,44 @@ from abc import ABC, abstractmethod
 import numpy as np
 import pyarrow as pa
 import torch
-from sklearn.utils import check_consistent_length
 
-from sk_easytensor._utils.digests import array_digest, table_digest
 from sk_easytensor._utils.storage import make_temporary_directory, remove_temporary_directory
-from sk_easytensor.data.sources import is_source
-from sk_easytensor.data.tables import as_table
-from sk_easytensor.data.validation import Sized, check_weight, errors_mention, errors_name
-from sk_easytensor.events import collect_sequences
 from sk_easytensor.tensors import TensorFrame
 
 __all__ = [
-    "BaseRowEncoder",
-    "BaseTableDataset",
     "BatchIterator",
     "Dataset",
     "EncodedDataset",
     "InMemoryDataset",
     "MemoryMappedDataset",
     "ResampledDataset",
-    "TableDataset",
     "TrainingDataset",
     "bounded_sample",
-    "column_values",
     "join_rows",
     "materialize",
-    "read_dataset",
     "sampled_parts",
-    "take_columns",
-    "target_columns",
     "validation_rows",
-    "without_decimals",
 ]
 
 
-# ---------------------------------------------------------------------- rows of tables
-
-
-class BaseTableDataset(ABC):
-    """Rows of a table with targets and weights, before they are encoded.
-
-    What a backend's ``read_dataset`` returns. Rows are in memory, in files or on many machines;
-    estimators use no more of them than the methods below. Rows of weight zero are left out.
-
-    Attributes
-    ----------
-    source : object
-        What the user gave, without columns that hold targets or weights.
-    """
-
-    source = None
-
-    @abstractmethod
-    def __len__(self):
-        """Return the number of rows."""
-
-    @property
-    def column_names(self):
-        """Names of the columns to learn from, as a list."""
-        return self.sample().table.column_names
-
-    @abstractmethod
-    def digest(self):
-        """Return a string that differs for other rows, by which checkpoints are recognized."""
-
-    @abstractmethod
-    def sample(self):
-        """Return some of the rows, or all of them.
-
-        Returns
-        -------
-        TableDataset
-            In memory, with all columns. Column types and default blocks are chosen by these rows.
-        """
-
-    @abstractmethod
-    def select(self, columns):
-        """Return the rows with some of the columns only.
-
-        Parameters
-        ----------
-        columns : list of str
-            Names of columns; what the others hold is not read.
-
-        Returns
-        -------
-        BaseTableDataset
-        """
-
-    @abstractmethod
-    def map_chunks(self, function):
-        """Apply a function to the targets of each chunk of rows.
-
-        Parameters
-        ----------
-        function : callable
-            Takes an ndarray with the checked targets of a chunk. It is pickled if chunks are
-            elsewhere.
-
-        Returns
-        -------
-        list
-            What the function returned, in the order of the chunks. Each row is in one chunk.
-        """
-
-    @abstractmethod
-    def summarize(self, blocks, executor):
-        """Summarise all rows for blocks in one pass.
-
-        Parameters
-        ----------
-        blocks : dict of {str: tuple of (Block, list of str)}
-            Blocks that know their columns, and the columns each reads.
-        executor : LocalExecutor
-            Threads for rows that are in this process.
-
-        Returns
-        -------
-        Mapping of {str: Summary}
-            By name of block, what ``Block.summarize`` returns for all rows. Summaries of chunks
-            are merged in the order of the rows.
-
-        Raises
-        ------
-        RowError
-            If a block cannot read a value; it has the number of the row among all rows.
-        """
-
-    @abstractmethod
-    def map_reduce(self, function, executor):
-        """Apply a function to chunks of the table, and merge the summaries that it returns.
-
-        Parameters
-        ----------
-        function : callable
-            Takes a :class:`pyarrow.Table` with some consecutive rows, and returns a
-            :class:`~sk_easytensor.data.summaries.Summary`. It is pickled if rows are elsewhere.
-        executor : LocalExecutor
-            Threads for rows that are in this process.
-
-        Returns
-        -------
-        Summary
-            Of all rows, merged in their order.
-
-        Raises
-        ------
-        RowError
-            That the function raised, with the number of the row among all rows.
-        """
-
-    @abstractmethod
-    def collect_sequences(self, by, order_by):
-        """Return the event sequences of a log, a row for each user.
-
-        Parameters
-        ----------
-        by : str or list of str
-            Columns that name the user.
-        order_by : str
-            Column of times.
-
-        Returns
-        -------
-        BaseTableDataset
-            Of list columns. What :func:`~sk_easytensor.events.collect_sequences` raises is raised
-            here, or when columns are selected.
-        """
-
-    @abstractmethod
-    def encode(self, encoder):
-        """Return the rows encoded, now or when they are read.
-
-        Parameters
-        ----------
-        encoder : BaseRowEncoder
-            Encodes chunks of rows.
-
-        Returns
-        -------
-        Dataset
-        """
-
-
-class BaseRowEncoder(ABC):
-    """Encodes chunks of tables with targets and weights; picklable, to be sent to other processes.
-
-    Attributes
-    ----------
-    columns : list of str
-        Columns that :meth:`encode_targets` reads.
-    """
-
-    columns = ()
-
-    @abstractmethod
-    def encode(self, table, y, weight):
-        """Return encoded rows.
-
-        Parameters
-        ----------
-        table : pyarrow.Table
-            All columns of some rows.
-        y : ndarray of shape (n_rows,) or (n_rows, n_outputs)
-            Checked targets.
-        weight : ndarray of float64, shape (n_rows,)
-            Row weights.
-
-        Returns
-        -------
-        InMemoryDataset
-        """
-
-    @abstractmethod
-    def encode_targets(self, table, y, weight):
-        """Return rows with targets and weights, and no more features than `columns` tell.
-
-        Parameters
-        ----------
-        table : pyarrow.Table
-            At least the columns in `columns`.
-        y, weight
-            As of :meth:`encode`.
-
-        Returns
-        -------
-        InMemoryDataset
-        """
-
-    def concatenate(self, parts, memory):
-        """Join encoded rows of several chunks.
-
-        Parameters
-        ----------
-        parts : iterable of InMemoryDataset
-            What :meth:`encode` returned, in the order of the rows.
-        memory : int
-            Bytes that the rows may take; what needs more is written to files, or refused.
-
-        Returns
-        -------
-        InMemoryDataset or MemoryMappedDataset
-        """
-        return materialize(parts, memory)
-
-
-class TableDataset(BaseTableDataset):
-    """Rows of positive weight, in memory.
-
-    Parameters
-    ----------
-    table : pyarrow.Table
-        The columns to learn from.
-    y : ndarray, optional
-        Their targets, valid; by default zeros, if there is nothing to learn but the rows.
-    weight : ndarray of float64, shape (n_rows,), optional
-        Their weights; by default ones.
-    source : object, optional
-        What the user gave, without columns that hold targets or weights.
-    kept : ndarray of int64 or None
-        Which of the given rows these are; None for all.
-    n_given : int or None
-        How many were given; None for as many.
-    """
-
-    def __init__(self, table, y=None, weight=None, source=None, kept=None, n_given=None):
-        self.kept = kept
-        self.n_given = n_given
-        self.table = table
-        self.y = np.zeros(len(table)) if y is None else y
-        self.weight = np.ones(len(table)) if weight is None else weight
-        self.source = source
-
-    def __len__(self):
-        return len(self.table)
-
-    def digest(self):
-        """Return a digest of columns, targets and weights."""
-        return f"{table_digest(self.table)} {array_digest(self.y, self.weight)}"
-
-    def map_chunks(self, function):
-        """Apply a function to the targets, which are one chunk."""
-        return [function(self.y)]
-
-    def sample(self):
-        """Return all rows."""
-        return self
-
-    def select(self, columns):
-        """Return the rows with some of the columns only."""
-        return TableDataset(self.table.select(columns), self.y, self.weight, self.source)
-
-    def summarize(self, blocks, executor):
-        """Summarise the table in the threads of this process."""
-        return executor.summarize(self.table, blocks)
-
-    def map_reduce(self, function, executor):
-        """Apply a function to chunks in the threads of this process, and merge the summaries."""
-        return executor.map_reduce(self.table, function)
-
-    def collect_sequences(self, by, order_by):
-        """Return the event sequences of a log, a row for each user."""
-        lists = collect_sequences(self.table, by=by, order_by=order_by, prefix="")
-        return TableDataset(as_table(lists), source=self.source)
-
-    def encode(self, encoder):
-        """Encode all rows."""
-        return encoder.encode(self.table, self.y, self.weight)
-
-
-def read_dataset(X, y, sample_weight, read, check_target, where=""):
-    """Read rows of positive weight into memory.
-
-    Parameters
-    ----------
-    X : table-like, path of Parquet files or Dataset
-        Features.
-    y : array-like, or str or list of str
-        Targets, or the columns of `X` that hold them; several only if `X` is a path or Dataset.
-    sample_weight : array-like, str or None
-        Weights, or the column that holds them.
-    read : callable
-        Makes a table of features.
-    check_target : callable
-        Returns a valid target as an array; or None for None, if rows may do without.
-    where : str, default=""
-        Name of the rows, for errors.
-
-    Returns
-    -------
-    TableDataset
-    """
-    X, y, sample_weight = take_columns(X, y, sample_weight)
-    with errors_name(where):
-        table = read(X)
-        with errors_mention("y"):
-            y = check_target(y)
-        y = np.zeros(len(table)) if y is None else y
-        check_consistent_length(Sized(len(table)), y)
-    name = where.replace("eval_set", "eval_sample_weight")
-    with errors_name(name) if where else errors_mention("sample_weight"):
-        weight = check_weight(sample_weight, len(table))
-    kept, n_given = np.flatnonzero(weight > 0), len(table)
-    if len(kept) == n_given:
-        return TableDataset(table, y, weight, X)
-    return TableDataset(table.take(kept), y[kept], weight[kept], X, kept, n_given)
-
-
-def take_columns(X, y, sample_weight):
-    """Take targets and weights out of a table, if they are given as names of its columns.
-
-    Returns
-    -------
-    X, y, sample_weight : object
-        What was given, or the table without these columns, and their values.
-    """
-    targets = target_columns(X, y)
-    weights = [sample_weight] if isinstance(sample_weight, str) else []
-    if targets or weights:
-        # A frame that is not changed stays what it is, for callables that select its columns.
-        X = as_table(X)
-        require_columns(X.column_names, [*targets, *weights])
-        y = column_values(X, targets) if targets else y
-        sample_weight = column_values(X, weights) if weights else sample_weight
-        X = X.drop_columns(list(dict.fromkeys([*targets, *weights])))
-    return X, y, sample_weight
-
-
-def target_columns(X, y):
-    """Return the names of the columns that hold the targets, if that is what `y` is."""
-    if isinstance(y, str):
-        return [y]
-    if is_source(X) and isinstance(y, (list, tuple)) and all(isinstance(n, str) for n in y):
-        return list(y)
-    return []
-
-
-def require_columns(names, wanted):
-    """Raise ``ValueError`` naming the columns that are not there."""
-    missing = [name for name in wanted if name not in names]
-    if missing:
-        raise ValueError(f"columns are missing: {missing}; X has the columns {list(names)}")
-
-
-def column_values(table, names):
-    """Return columns of a table as an array of one or two dimensions."""
-    columns = []
-    for name in names:
-        column = table.column(name)
-        if pa.types.is_dictionary(column.type):
-            column = column.cast(column.type.value_type)
-        columns.append(without_decimals(column).to_numpy())
-    return columns[0] if len(columns) == 1 else np.column_stack(columns)
-
-
-def without_decimals(column):
-    """Return a column of targets or weights, with decimals as floats."""
-    return column.cast(pa.float64()) if pa.types.is_decimal(column.type) else column
-
-
-MERGE_AT_MOST = 10_000
-"""Rows among which equal ones are looked for."""
-
-COPIES_AT_MOST = 4
-"""Rows that are merged into one, on average."""
+MAX_ROWS_TO_MERGE = 10_000
+"""Largest data set in which duplicates are merged, in rows."""
+
+MAX_COPIES = 4
+"""Largest mean number of copies of a row with which duplicates are merged."""
 
 WINDOW = 16
-"""Batches among whose rows those of like length are put together."""
+"""Number of random batches whose rows are sorted by length together."""
 
-MUCH_PADDING = 0.2
-"""Fraction of padding up to which batches are left random."""
-
-
-# ---------------------------------------------------------------------- encoded rows
+MAX_PADDING = 0.2
+"""Largest fraction of padding with which batches stay random."""
 
 
 class Dataset(ABC):
-    """Encoded rows with targets and weights, as estimators see them before training.
+    """Encoded rows with targets and weights, as estimators use them before training.
 
-    Rows are in memory, or wherever a backend keeps or makes them. Functions that are given to the
-    methods below are pickled if rows are elsewhere.
+    Rows are in memory, or where a backend stores or encodes them. Functions that are passed to the
+    methods below are pickled if rows are in other processes.
     """
 
     @abstractmethod
@@ -437,13 +55,13 @@ class Dataset(ABC):
 
     @abstractmethod
     def map(self, function):
-        """Return rows that a function makes of these.
+        """Return the rows with a function applied to them.
 
         Parameters
         ----------
         function : callable
             Takes an :class:`InMemoryDataset` and returns another. It may be applied later, in
-            another process, and to some rows at a time.
+            another process, and to a part of the rows at a time.
 
         Returns
         -------
@@ -457,50 +75,51 @@ class Dataset(ABC):
         Parameters
         ----------
         function : callable
-            Takes an :class:`InMemoryDataset` with ``target``, ``weight`` and the features that
-            :attr:`BaseRowEncoder.columns` tell, which are none in most cases.
+            Takes an :class:`InMemoryDataset` with ``target``, ``weight`` and the features made of
+            :attr:`~sk_easytensor.training.table_dataset.BaseRowEncoder.columns`, in most cases
+            none.
 
         Returns
         -------
         list
-            What the function returned, in the order of the chunks. Each row is in one chunk.
+            Results of the function, in the order of the chunks. Each row is in one chunk.
         """
 
     @abstractmethod
     def hold_out(self, strata, fraction, random_state):
-        """Take validation rows out, once and before any function is applied by :meth:`map`.
+        """Hold out validation rows; called at most once, before :meth:`map`.
 
         Parameters
         ----------
         strata : callable
-            Takes the targets of some rows, a tensor, and returns the group of each row, an ndarray
-            of int64 of shape (n_rows,); validation rows are drawn evenly from the groups.
+            Takes targets, a tensor of shape (n_rows, ...), and returns the stratum of each row, an
+            ndarray of int64 of shape (n_rows,). Validation rows are drawn evenly from the strata.
         fraction : float
-            Of the rows that are held out; see :func:`validation_rows`.
+            Fraction of the rows that is held out; see :func:`validation_rows`.
         random_state : numpy.random.RandomState
-            Decides which rows.
+            Random generator of the draw.
 
         Returns
         -------
         train : Dataset
-            The other rows.
+            Training rows.
         valid : list of Dataset
-            The validation rows; empty if there are too few rows for one. Each row is either in
-            `train` or in `valid`.
+            Validation rows; empty if there are too few rows to hold one out. Each row is either
+            in `train` or in `valid`.
         """
 
     def merge_duplicates(self, batch_size):
-        """Return the rows, of which equal ones may be merged where only time depends on it.
+        """Return the rows, with equal rows merged where that saves time only.
 
         Parameters
         ----------
         batch_size : int
-            Rows a batch of the training.
+            Number of rows of a training batch.
 
         Returns
         -------
         Dataset
-            By default the rows as they are.
+            The data set itself by default.
         """
         return self
 
@@ -514,12 +133,12 @@ class TrainingDataset(ABC):
 
     @abstractmethod
     def map(self, function):
-        """Return rows that a function makes of these, now or when they are read.
+        """Return the rows with a function applied to them, now or when they are read.
 
         Parameters
         ----------
         function : callable
-            Takes an :class:`EncodedDataset` and returns another of as many rows.
+            Takes an :class:`EncodedDataset` and returns another with the same number of rows.
 
         Returns
         -------
@@ -528,7 +147,7 @@ class TrainingDataset(ABC):
 
     @abstractmethod
     def parts(self):
-        """Return an iterable of :class:`EncodedDataset`, which together are all rows in order."""
+        """Return an iterable of :class:`EncodedDataset`, which are all rows in order."""
 
     @abstractmethod
     def batches(self, batch_size, *, shuffle=False, lengths=None, n_batches=None):
@@ -537,14 +156,14 @@ class TrainingDataset(ABC):
         Parameters
         ----------
         batch_size : int
-            Rows a batch, at most.
+            Largest number of rows of a batch.
         shuffle : bool, default=False
-            Whether each pass has an order of its own, drawn from torch's global generator.
+            Whether each pass is in a random order, drawn from torch's global generator.
         lengths : callable, optional
-            Takes a frame and returns how long each row's lists are, an int64 tensor of shape
-            (n_rows,), or None. Rows of like length are put together.
+            Takes a frame and returns the length of each row's lists, an int64 tensor of shape
+            (n_rows,), or None. Rows of similar length are put into the same batch.
         n_batches : int, optional
-            Batches of a pass if shuffled, whatever `batch_size`.
+            Number of batches of a shuffled pass; overrides `batch_size`.
 
         Returns
         -------
@@ -556,27 +175,27 @@ class TrainingDataset(ABC):
         return self.map(lambda rows: rows.to(device))
 
     def for_epoch(self, epoch):
-        """Return the rows of an epoch, counted from 0: by default always the same."""
+        """Return the rows of an epoch, counted from 0; by default the same for all epochs."""
         return self
 
 
 class InMemoryDataset(Dataset):
-    """Encoded rows that are one chunk in memory.
+    """Encoded rows in memory, which form one chunk.
 
     Attributes
     ----------
-    target : torch.Tensor
-        Targets as the head wants them, a row for each.
+    target : torch.Tensor of shape (n_rows, ...)
+        Targets in the form that the head's loss takes.
     """
 
     target = None
 
     @abstractmethod
     def take(self, rows):
-        """Return the given rows: a slice or an int64 tensor."""
+        """Return the rows of the given indices, a slice or an int64 tensor."""
 
     def map(self, function):
-        """Apply a function from rows to rows."""
+        """Apply a function to the data set."""
         return function(self)
 
     def map_chunks(self, function):
@@ -584,7 +203,7 @@ class InMemoryDataset(Dataset):
         return [function(self)]
 
     def hold_out(self, strata, fraction, random_state):
-        """Take validation rows out; see :func:`validation_rows`."""
+        """Hold out validation rows; see :func:`validation_rows`."""
         train, valid = validation_rows(strata(self.target), fraction, random_state)
         if len(valid) == 0:
             return self, []
@@ -592,15 +211,15 @@ class InMemoryDataset(Dataset):
 
 
 class EncodedDataset(InMemoryDataset, TrainingDataset):
-    """A table ready for training: encodings, targets and weights.
+    """Encoded rows with targets and weights, in memory.
 
     Parameters
     ----------
     frame : TensorFrame
-        Encoded rows.
-    target : torch.Tensor
-        Targets as the head wants them.
-    weight : torch.Tensor of float32, shape (n,)
+        Encoded features.
+    target : torch.Tensor of shape (n_rows, ...)
+        Targets in the form that the head's loss takes.
+    weight : torch.Tensor of float32, shape (n_rows,)
         Row weights.
     """
 
@@ -610,11 +229,11 @@ class EncodedDataset(InMemoryDataset, TrainingDataset):
         self.weight = weight
 
     def __getstate__(self):
-        """Return what is pickled: no torch object, so that it loads anywhere."""
+        """Return the pickled state: Arrow and NumPy data, which load with any version of torch."""
         return self.frame.to_arrow(), self.target.numpy(), self.weight.numpy()
 
     def __setstate__(self, state):
-        """Restore what was pickled."""
+        """Restore the pickled state."""
         frame, target, weight = state
         self.frame = TensorFrame.from_arrow(frame)
         self.target = torch.from_numpy(np.array(target))
@@ -624,11 +243,11 @@ class EncodedDataset(InMemoryDataset, TrainingDataset):
         return len(self.frame)
 
     def __iter__(self):
-        """Unpack into features and target, as skorch's callbacks do with a batch."""
+        """Iterate over features and target: skorch's callbacks unpack a batch into the two."""
         return iter((self.frame, self.target))
 
     def take(self, rows):
-        """Return the given rows: a slice or an int64 tensor."""
+        """Return the rows of the given indices, a slice or an int64 tensor."""
         return EncodedDataset(self.frame.take(rows), self.target[rows], self.weight[rows])
 
     def to(self, device):
@@ -636,38 +255,38 @@ class EncodedDataset(InMemoryDataset, TrainingDataset):
         return EncodedDataset(self.frame.to(device), self.target.to(device), self.weight.to(device))
 
     def parts(self):
-        """Return the rows, which are one part."""
+        """Return a list of one part, the data set itself."""
         return [self]
 
     def batches(self, batch_size, *, shuffle=False, lengths=None, n_batches=None):
         """Return an iterable of batches; see :class:`BatchIterator`."""
-        found = None if lengths is None else lengths(self.frame)
-        return BatchIterator(self, batch_size, shuffle, found, n_batches)
+        row_lengths = None if lengths is None else lengths(self.frame)
+        return BatchIterator(self, batch_size, shuffle, row_lengths, n_batches)
 
     def merge_duplicates(self, batch_size):
-        """Merge equal rows, adding their weights, if what is left fits into one batch.
+        """Merge equal rows, adding their weights, if the distinct rows fit into one batch.
 
-        With one batch a step sees all rows, so that a row of weight two then counts exactly as the
-        same row given twice, in whatever order rows come. Other tables are returned as they are,
-        and so are those that consist of copies for the most part, more than four a row on average:
-        an epoch would be too short.
+        With one batch, each step uses all rows. A row of weight two then has exactly the effect of
+        the same row passed twice, in any order of the rows. Other data sets are returned
+        unchanged. So are those with more than four copies of a row on average, whose epochs would
+        become too short.
 
         Parameters
         ----------
         batch_size : int
-            Rows a batch.
+            Number of rows of a batch.
 
         Returns
         -------
         EncodedDataset
-            In an order that depends on their content only, if merged.
+            If merged, in an order that depends on the content of the rows only.
         """
-        if len(self) > MERGE_AT_MOST:
+        if len(self) > MAX_ROWS_TO_MERGE:
             return self
         target = self.target.reshape(len(self), -1).double().numpy()
         key = np.column_stack([self.frame.row_hashes().astype(np.float64), target])
         _, first, inverse = np.unique(key, axis=0, return_index=True, return_inverse=True)
-        if len(first) > batch_size or len(self) > COPIES_AT_MOST * len(first):
+        if len(first) > batch_size or len(self) > MAX_COPIES * len(first):
             return self
         weight = np.bincount(inverse.reshape(-1), weights=self.weight.double().numpy())
         merged = self.take(torch.from_numpy(first))
@@ -680,8 +299,9 @@ class ResampledDataset(EncodedDataset):
     Parameters
     ----------
     draw : callable
-        Takes the epoch, counted from 0, and returns :class:`EncodedDataset`, always as many and for
-        one epoch always the same. Picklable, if the rows are to be.
+        Takes the epoch, counted from 0, and returns an :class:`EncodedDataset`. The number of
+        rows is the same for all epochs, and the rows of one epoch are always the same. It must be
+        picklable if the data set is pickled.
     """
 
     def __init__(self, draw):
@@ -690,15 +310,15 @@ class ResampledDataset(EncodedDataset):
         self.draw = draw
 
     def __getstate__(self):
-        """Return what is pickled: how to draw, and no row."""
+        """Return the pickled state: the function that draws, without rows."""
         return self.draw
 
     def __setstate__(self, draw):
-        """Restore what was pickled."""
+        """Restore the pickled state."""
         self.__init__(draw)
 
     def for_epoch(self, epoch):
-        """Return the rows to train on in an epoch, counted from 0."""
+        """Return the training rows of an epoch, counted from 0."""
         return self if epoch == 0 else self.draw(epoch)
 
 
@@ -708,17 +328,17 @@ class BatchIterator:
     Parameters
     ----------
     rows : EncodedDataset
-        All rows.
+        Rows to iterate over.
     batch_size : int
-        Rows a batch, at most; the batches of an epoch differ in size by one row at most.
+        Largest number of rows of a batch. Shuffled batches differ in size by one row at most.
     shuffle : bool, default=False
-        Whether each epoch has an order of its own, drawn from torch's global generator.
-    lengths : torch.Tensor of int64, shape (n,), optional
-        How long each row's lists are. Shuffled batches then hold rows of like length if that
-        saves much padding: among rows of `WINDOW` random batches, those of like length are put
-        together, and the batches come in random order.
+        Whether each epoch is in a random order, drawn from torch's global generator.
+    lengths : torch.Tensor of int64, shape (n_rows,), optional
+        Length of each row's lists. Shuffled batches then have rows of similar length, if more
+        than `MAX_PADDING` of random batches would be padding: the rows of `WINDOW` random batches
+        are sorted by length and cut into batches, which are iterated over in random order.
     n_batches : int, optional
-        Batches an epoch if shuffled, whatever `batch_size`.
+        Number of batches of a shuffled epoch; overrides `batch_size`.
     """
 
     def __init__(self, rows, batch_size, shuffle=False, lengths=None, n_batches=None):
@@ -726,8 +346,8 @@ class BatchIterator:
         self.rows = rows
         self.batch_size = batch_size
         self.shuffle = shuffle
-        worthwhile = lengths is not None and random_padding(lengths, batch_size) > MUCH_PADDING
-        self.lengths = lengths.cpu() if worthwhile else None
+        sort = lengths is not None and random_padding(lengths, batch_size) > MAX_PADDING
+        self.lengths = lengths.cpu() if sort else None
 
     def __len__(self):
         return self.n_batches or -(-len(self.rows) // self.batch_size)
@@ -743,63 +363,66 @@ class BatchIterator:
         device = self.rows.weight.device
         batches = torch.randperm(len(self.rows), device="cpu").tensor_split(len(self))
         if self.lengths is not None:
-            batches = self._alike(batches)
+            batches = self._length_buckets(batches)
         for rows in batches:
             yield self.rows.take(rows.to(device))
 
-    def _alike(self, batches):
-        alike = []
+    def _length_buckets(self, batches):
+        """Return batches of rows of similar length, made of the rows of random batches."""
+        buckets = []
         for start in range(0, len(batches), WINDOW):
             window = batches[start : start + WINDOW]
             rows = torch.cat(window)
             rows = rows[self.lengths[rows].argsort(stable=True)]
-            alike += rows.split([len(batch) for batch in window])
-        return [alike[index] for index in torch.randperm(len(alike)).tolist()]
+            buckets += rows.split([len(batch) for batch in window])
+        return [buckets[index] for index in torch.randperm(len(buckets)).tolist()]
 
 
 def random_padding(lengths, batch_size):
-    """Return which fraction of random batches is padding, about."""
-    # An empty list is read as one item.
+    """Return the approximate fraction of padding in random batches."""
+    # The network reads an empty list as one item.
     lengths = lengths.clamp(min=1)
     longest = torch.quantile(_sample(lengths), 1 - 1 / min(batch_size, len(lengths)))
     return 1 - float(lengths.float().mean() / longest)
 
 
 def _sample(lengths, size=100_000):
-    """Return a part of the lengths that is small enough to be sorted at once, as floats."""
+    """Return at most `size` of the lengths, evenly spaced, as floats; quantiles sort them."""
     return lengths[:: -(-len(lengths) // size)].float()
 
 
 def materialize(pieces, memory):
-    """Keep pieces of encoded rows: as one in memory, or as files once they are too large.
+    """Store pieces of encoded rows: joined in memory, or in files if they are too large.
 
     Parameters
     ----------
     pieces : iterable of EncodedDataset
-        In the order of the data.
+        Consecutive parts of the rows.
     memory : int
-        Bytes that the rows may take.
+        Largest size of the rows in memory, in bytes. Joining them takes as much memory again,
+        which counts.
 
     Returns
     -------
-    EncodedDataset or MemoryMappedDataset
+    EncodedDataset, MemoryMappedDataset or None
+        None if all pieces are empty.
     """
-    kept, size, spilled = [], 0, None
+    in_memory, size, in_files = [], 0, None
     for piece in pieces:
         if len(piece) == 0:
             continue
         size += n_bytes(piece)
-        kept.append(piece)
+        in_memory.append(piece)
         # Joining the pieces takes as much memory again.
-        if 2 * size > memory and spilled is None:
-            spilled = MemoryMappedDataset(memory)
-        if spilled is not None:
-            for each in kept:
-                spilled.append(each)
-            kept = []
-    if spilled is not None:
-        return spilled
-    return join_rows(kept) if kept else None
+        if 2 * size > memory and in_files is None:
+            in_files = MemoryMappedDataset(memory)
+        if in_files is not None:
+            for part in in_memory:
+                in_files.append(part)
+            in_memory = []
+    if in_files is not None:
+        return in_files
+    return join_rows(in_memory) if in_memory else None
 
 
 def join_rows(pieces):
@@ -814,39 +437,39 @@ def join_rows(pieces):
 
 
 def n_bytes(rows):
-    """Return how much memory encoded rows take."""
+    """Return the size of encoded rows in memory, in bytes."""
     return sum(tensor.nbytes for tensor in [*rows.frame.content(), rows.target, rows.weight])
 
 
 def bounded_sample(rows, size, seed):
-    """Return at most `size` of the rows, in memory, evenly from all pieces.
+    """Return a sample of at most `size` rows on the CPU, drawn evenly from all parts.
 
-    Of rows in several pieces there may be one more for each piece.
+    The sample size of each part is rounded up, so that several parts may give one row more each.
     """
     return join_rows([part.to("cpu") for part in sampled_parts(rows, size, seed)])
 
 
 def sampled_parts(rows, size, seed):
-    """Yield at most `size` of the rows, piece by piece; see :func:`bounded_sample`."""
-    random, share = np.random.RandomState(seed), size / max(len(rows), 1)
+    """Yield a sample of at most `size` rows, part by part; see :func:`bounded_sample`."""
+    random, fraction = np.random.RandomState(seed), size / max(len(rows), 1)
     for part in rows.parts():
-        if share < 1:
-            n_rows = min(len(part), int(np.ceil(share * len(part))))
-            chosen = random.choice(len(part), n_rows, replace=False)
-            part = part.take(torch.from_numpy(np.sort(chosen)).to(part.weight.device))
+        if fraction < 1:
+            n_rows = min(len(part), int(np.ceil(fraction * len(part))))
+            sample = random.choice(len(part), n_rows, replace=False)
+            part = part.take(torch.from_numpy(np.sort(sample)).to(part.weight.device))
         yield part
 
 
 class MemoryMappedDataset(TrainingDataset):
     """Encoded rows in files of a temporary directory, read by mapping them into memory.
 
-    Batches are drawn from windows: some pieces, chosen at random, are read and their rows
+    Shuffled batches are drawn from windows: the rows of several random pieces are read and
     shuffled together.
 
     Parameters
     ----------
     memory : int
-        Bytes that a window may take.
+        Largest size of the memory that a window takes, in bytes.
     """
 
     def __init__(self, memory):
@@ -858,7 +481,7 @@ class MemoryMappedDataset(TrainingDataset):
         self.functions = ()
 
     def append(self, rows):
-        """Write one more piece."""
+        """Write a piece to files, after those already written."""
         batch = rows.frame.to_arrow()
         targets = TensorFrame({"y": {"target": rows.target, "weight": rows.weight}}).to_arrow()
         for name, part in (("frame", batch), ("targets", targets)):
@@ -872,32 +495,32 @@ class MemoryMappedDataset(TrainingDataset):
         return sum(self.sizes)
 
     def map(self, function):
-        """Return the rows with a function applied to those that are read together."""
+        """Return the rows with a function applied to them each time they are read."""
         other = object.__new__(MemoryMappedDataset)
-        # The first keeps the directory alive.
+        # The finalizer of the original removes the directory.
         vars(other).update(vars(self), functions=(*self.functions, function), origin=self)
         return other
 
     def parts(self):
-        """Yield the pieces, one at a time."""
+        """Yield the pieces, one in memory at a time."""
         for index in range(len(self.sizes)):
             yield self.read([index])
 
     def read(self, indices):
-        """Return some pieces joined."""
+        """Return the pieces of the given indices, joined, with all functions applied."""
         rows = join_rows([self._read(index) for index in indices])
         for function in self.functions:
             rows = function(rows)
         return rows
 
     def batches(self, batch_size, *, shuffle=False, lengths=None, n_batches=None):
-        """Return an iterable of batches."""
+        """Return an iterable of batches; see :meth:`TrainingDataset.batches`."""
         return MemoryMappedBatches(self, batch_size, shuffle, lengths, n_batches)
 
     def window(self):
-        """Return how many pieces are read at a time."""
+        """Return the number of pieces of a window."""
         mean = self.bytes / len(self.sizes)
-        # A window is in memory as pieces, joined, and as the batch that is taken.
+        # A window is in memory three times: as pieces, joined, and as the current batch.
         return max(1, int(self.memory / 3 / mean))
 
     def _path(self, index, name):
@@ -912,14 +535,14 @@ class MemoryMappedDataset(TrainingDataset):
 
 
 class MemoryMappedBatches:
-    """Batches of spilled rows.
+    """Iterable of batches of :class:`MemoryMappedDataset`.
 
     Parameters
     ----------
     rows : MemoryMappedDataset
-        The rows.
+        Rows to iterate over.
     batch_size, shuffle, lengths, n_batches
-        As of :meth:`EncodedDataset.batches`.
+        As in :meth:`TrainingDataset.batches`.
     """
 
     def __init__(self, rows, batch_size, shuffle, lengths, n_batches):
@@ -940,23 +563,24 @@ class MemoryMappedBatches:
         order = torch.randperm(len(self.rows.sizes)).tolist()
         width = self.rows.window()
         windows = [order[start : start + width] for start in range(0, len(order), width)]
-        done, given = 0, 0
+        rows_read, batches_yielded = 0, 0
         for number, window in enumerate(windows):
             rows = self.rows.read(window)
-            done += len(rows)
-            # As many batches in all as were asked for, whatever the windows' sizes.
-            until = (
-                self.n_batches
-                if number == len(windows) - 1
-                else max(
-                    given, min(round(self.n_batches * done / len(self.rows)), self.n_batches - 1)
-                )
-            )
-            if until > given:
+            rows_read += len(rows)
+            # The batches of all windows add up to n_batches, whatever the windows' sizes.
+            if number == len(windows) - 1:
+                target = self.n_batches
+            else:
+                target = round(self.n_batches * rows_read / len(self.rows))
+                target = max(batches_yielded, min(target, self.n_batches - 1))
+            if target > batches_yielded:
                 yield from rows.batches(
-                    self.batch_size, shuffle=True, lengths=self.lengths, n_batches=until - given
+                    self.batch_size,
+                    shuffle=True,
+                    lengths=self.lengths,
+                    n_batches=target - batches_yielded,
                 )
-            given = until
+            batches_yielded = target
 
 
 def validation_rows(strata, fraction, random_state):
@@ -964,18 +588,18 @@ def validation_rows(strata, fraction, random_state):
 
     Parameters
     ----------
-    strata : ndarray of int, shape (n,)
-        Group of each row, its class for instance.
+    strata : ndarray of int, shape (n_rows,)
+        Stratum of each row, for instance its class.
     fraction : float
-        Of the rows that goes to the validation part, in equal shares from all groups as far as
-        whole rows allow. Each group keeps a row to train on.
+        Fraction of the rows that goes to the validation part, the same in all strata as far as
+        whole rows allow. At least one row of each stratum stays in the training part.
     random_state : numpy.random.RandomState
-        Decides which rows.
+        Random generator of the draw.
 
     Returns
     -------
     train, valid : ndarray of int64
-        Increasing row numbers.
+        Row indices in increasing order.
 
     Examples
     --------
@@ -988,12 +612,13 @@ def validation_rows(strata, fraction, random_state):
     _, sizes = np.unique(strata, return_counts=True)
     first = np.zeros(len(strata) + 1, dtype=bool)
     first[np.cumsum(sizes) - sizes] = True
-    # Going through the groups one after the other, a row is taken whenever the running share
-    # reaches a whole number: large groups give their part, small ones take turns.
-    place = np.arange(len(strata))
-    taken = np.floor((place + 1) * fraction + 0.5) > np.floor(place * fraction + 0.5)
-    # The first row of each group stays to train on; the next takes its place if there is one.
-    moved = np.flatnonzero(taken & first[:-1]) + 1
-    taken[moved[moved < len(strata)]] = True
-    taken &= ~first[:-1]
-    return np.sort(order[~taken]), np.sort(order[taken])
+    # Rows are ordered by stratum, and a row is held out whenever the cumulative number of
+    # validation rows reaches the next integer. Large strata contribute in proportion, small ones
+    # by turns.
+    position = np.arange(len(strata))
+    held_out = np.floor((position + 1) * fraction + 0.5) > np.floor(position * fraction + 0.5)
+    # The first row of each stratum stays in the training part; the next one replaces it.
+    moved = np.flatnonzero(held_out & first[:-1]) + 1
+    held_out[moved[moved < len(strata)]] = True
+    held_out &= ~first[:-1]
+    return np.sort(order[~held_out]), np.sort(order[held_out])

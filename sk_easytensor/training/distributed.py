@@ -1,4 +1,4 @@
-"""Workers that train one network together: what they tell each other."""
+"""Communication between the workers that train one network: gradients, sums, checkpoints."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ __all__ = [
 
 
 class LostWorkerError(RuntimeError):
-    """Another worker did not answer: it died, or it gave up."""
+    """Raised when the communication with another worker failed: it died, or it stopped."""
 
 
 class SingleProcess:
-    """A worker that trains on its own."""
+    """Group of one worker, with the methods of :class:`ProcessGroup`."""
 
     rank = 0
     size = 1
 
     def steps(self, n_rows, batch_size):
-        """Return how many batches an epoch has."""
+        """Return the number of batches of an epoch."""
         return -(-n_rows // batch_size)
 
     def average_gradients(self, parameters, n_rows):
         """Replace the gradients by their mean over all workers' rows of this step."""
 
     def sum(self, values):
-        """Return each number's sum over all workers."""
+        """Return the sum of each number over all workers."""
         return values
 
     def gather(self, value):
@@ -41,52 +41,61 @@ class SingleProcess:
         return [value]
 
     def broadcast_from_rank0(self, make):
-        """Return what a function gives on the first worker."""
+        """Return the result of a function that the first worker calls."""
         return make()
 
 
 class ProcessGroup:
-    """One of several workers, joined by ``torch.distributed``.
+    """Group of several workers that communicate by ``torch.distributed``.
 
-    Every worker calls the same methods in the same order.
+    Every worker calls the same methods in the same order. Each method raises
+    :class:`LostWorkerError` if the communication fails.
 
     Parameters
     ----------
     device : str, default="cpu"
-        Where tensors have to be for the workers to exchange them: the GPU with NCCL.
+        Device of the tensors that workers exchange: ``"cuda"`` with NCCL, ``"cpu"`` with Gloo.
 
     Attributes
     ----------
-    rank, size : int
-        Which worker this is, and how many there are.
+    rank : int
+        Index of this worker, from 0.
+    size : int
+        Number of workers.
     """
 
     def __init__(self, device="cpu"):
-        # The default one cannot be left: functions of torch keep it in their default arguments.
+        # torch keeps references to the default group, which therefore cannot be destroyed.
         self._group = distributed.new_group()
         self.rank = distributed.get_rank()
         self.size = distributed.get_world_size()
         self.device = device
 
     def leave(self):
-        """Have the others' exchanges fail, now and later, and tell whether that is possible."""
+        """Close the connections, so that pending and later calls of other workers fail.
+
+        Returns
+        -------
+        bool
+            Whether the backend supports this, which Gloo does.
+        """
         if distributed.get_backend(self._group) != "gloo":
-            # With NCCL, others would wait for a worker that has gone until their time is up.
+            # With NCCL, the other workers would wait until their timeout.
             return False
         group, self._group = self._group, None
-        # Connections are closed when nobody has the group any more.
+        # Connections are closed once the last reference to the group is gone.
         distributed.destroy_process_group(group)
         return True
 
     def steps(self, n_rows, batch_size):
-        """Return how many batches an epoch has: as many for each worker.
+        """Return the number of batches of an epoch, which is the same for all workers.
 
         Parameters
         ----------
         n_rows : int
-            Rows of this worker.
+            Number of rows of this worker.
         batch_size : int
-            Rows that all workers together read in a step.
+            Number of rows of a step, of all workers together.
         """
         counts = self.gather(n_rows)
         # A worker cannot take part in more steps than it has rows.
@@ -98,29 +107,30 @@ class ProcessGroup:
         Parameters
         ----------
         parameters : list of torch.nn.Parameter
-            Those with a gradient on no worker keep none.
+            Parameters of the network, the same on all workers. One without a gradient on any
+            worker stays without.
         n_rows : int
-            Rows this worker's gradients are the mean of.
+            Number of rows over which this worker's gradients are the mean.
         """
         present = [0.0 if parameter.grad is None else 1.0 for parameter in parameters]
         parts = [
             (torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1).float() * n_rows
             for p in parameters
         ]
-        told = torch.tensor([*present, float(n_rows)], device=parts[0].device)
-        flat = torch.cat([told, *parts])
+        counts = torch.tensor([*present, float(n_rows)], device=parts[0].device)
+        flat = torch.cat([counts, *parts])
         with _communication_errors():
             distributed.all_reduce(flat, group=self._group)
         total = flat[len(present)]
-        gradients = flat[len(told) :].div_(total).split([len(part) for part in parts])
-        for parameter, gradient, anyone in zip(
+        gradients = flat[len(counts) :].div_(total).split([len(part) for part in parts])
+        for parameter, gradient, n_present in zip(
             parameters, gradients, flat[: len(present)].tolist(), strict=True
         ):
-            if anyone:
+            if n_present:
                 parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
 
     def sum(self, values):
-        """Return each number's sum over all workers."""
+        """Return the sum of each number over all workers."""
         summed = torch.tensor(values, dtype=torch.float64, device=self.device)
         with _communication_errors():
             distributed.all_reduce(summed, group=self._group)
@@ -134,22 +144,22 @@ class ProcessGroup:
         return values
 
     def broadcast_from_rank0(self, make):
-        """Return what a function gives on the first worker; its error is raised on all.
+        """Return the result of a function that the first worker calls; its error is raised on all.
 
         Parameters
         ----------
         make : callable
             Called without arguments, by the first worker only.
         """
-        told = [None, None]
+        message = [None, None]
         if self.rank == 0:
             try:
-                told[0] = make()
+                message[0] = make()
             except Exception as error:
-                told[1] = error
+                message[1] = error
         with _communication_errors():
-            distributed.broadcast_object_list(told, src=0, group=self._group)
-        value, error = told
+            distributed.broadcast_object_list(message, src=0, group=self._group)
+        value, error = message
         if error is not None:
             raise error
         return value
@@ -157,22 +167,22 @@ class ProcessGroup:
 
 @contextmanager
 def _communication_errors():
-    """Tell errors of the exchange from others."""
+    """Raise errors of the communication as :class:`LostWorkerError`."""
     try:
         yield
     except RuntimeError as error:
-        raise LostWorkerError(f"another worker does not answer: {error}") from error
+        raise LostWorkerError(f"another worker does not respond: {error}") from error
 
 
 class SharedCheckpoints:
-    """Checkpoints of a group: the first worker reads and writes them for all.
+    """Checkpoints of a group, which the first worker reads and writes for all.
 
     Parameters
     ----------
     checkpoints : Checkpoints
-        Where states are kept.
+        Checkpoints of the fit.
     group : ProcessGroup
-        The workers.
+        Workers of the fit.
     """
 
     def __init__(self, checkpoints, group):
@@ -180,13 +190,13 @@ class SharedCheckpoints:
         self.group = group
 
     def begin(self, data):
-        """Note or compare the data of the fit, each worker's share of it."""
-        described = {
+        """Store or compare the descriptions of all workers' data; see :class:`Checkpoints`."""
+        description = {
             f"{name} of worker {rank}" if self.group.size > 1 else name: value
-            for rank, share in enumerate(self.group.gather(data))
-            for name, value in share.items()
+            for rank, shard in enumerate(self.group.gather(data))
+            for name, value in shard.items()
         }
-        self.group.broadcast_from_rank0(lambda: self.checkpoints.begin(described))
+        self.group.broadcast_from_rank0(lambda: self.checkpoints.begin(description))
 
     def latest(self):
         """Return the state after the last complete epoch, with this worker's random state."""

@@ -19,28 +19,30 @@ __all__ = [
 
 
 EVAL_BATCH_SIZE = 256
+"""Number of rows of a batch of validation rows."""
 
-MOST_ROWS = 50_000
-"""Rows of a set, of each worker, that blends and metrics are computed on, at most."""
+MAX_ROWS = 50_000
+"""Largest number of rows, per set and worker, for which blends and metrics are computed."""
 
 
 @dataclass
 class EvalPlan:
-    """Which sets of rows are evaluated, by which metrics, and what decides.
+    """Evaluation sets, metrics, and the set and metric that decide about early stopping.
 
     Attributes
     ----------
-    names : list of str
-        Names of the sets, as in ``evals_result_``; none by default.
-    decides : bool
-        Whether the first set decides about epochs, trees and blend. If not, none does.
-    metrics : list of Metric
-        Beside the loss.
-    scores : callable or None
-        Takes outputs, targets and weights of rows and returns a dictionary with a value for each
-        of `metrics`.
-    stopping_metric : Metric or None
-        Decides which epoch is best; None for the loss.
+    names : list of str, default=[]
+        Names of the sets, as in ``evals_result_``.
+    decides : bool, default=False
+        Whether the first set decides about the best epoch, the number of trees and the blend. If
+        False, no set does.
+    metrics : list of Metric, default=[]
+        Metrics that are computed in addition to the loss.
+    scores : callable or None, default=None
+        Takes outputs, targets and weights, tensors of the same number of rows, and returns a
+        dictionary with the value of each of `metrics` by name.
+    stopping_metric : Metric or None, default=None
+        Metric that decides which epoch is best; None for the loss.
     """
 
     names: list = field(default_factory=list)
@@ -56,19 +58,24 @@ class Evaluator:
     Parameters
     ----------
     network : BlockNetwork
-        The network that is trained.
+        Network that is trained.
     head : Head
-        Gives the loss.
+        Defines the loss.
     sets : list of TrainingDataset
-        Rows on the device of the network, the deciding set first.
+        Validation rows on the device of the network. The first set decides about early stopping.
     trees : TreesModule or None
         Trees that are averaged with the network.
     plan : EvalPlan
         Names of the sets, and metrics.
     group : SingleProcess or ProcessGroup
-        Workers, each with a part of every set.
+        Workers of the training, each with a part of every set.
     seed : int
-        Of the sample, if a set has more than `MOST_ROWS` rows.
+        Seed of the sample of a set with more than `MAX_ROWS` rows.
+
+    Raises
+    ------
+    ValueError
+        If a metric that the user passed is not finite on the rows of a set.
     """
 
     def __init__(self, network, head, sets, trees, plan, group, seed):
@@ -76,38 +83,38 @@ class Evaluator:
         self.plan = plan
         self.group = group
         self.trees = trees
-        # Outputs of two towers are as wide as a batch has items: they are not kept in vain.
-        kept = trees is not None or bool(plan.metrics)
-        self.sets = [EvalSet(network, rows, trees, kept, seed) for rows in sets]
+        # Outputs of two towers have a column for each item of a batch, so that storing them costs.
+        keep_outputs = trees is not None or bool(plan.metrics)
+        self.sets = [EvalSet(network, rows, trees, keep_outputs, seed) for rows in sets]
         if plan.metrics:
             self._check_metrics()
 
     def _check_metrics(self):
-        """Raise ``ValueError`` for metrics that the rows do not allow, before any training."""
+        """Raise ``ValueError`` for metrics that are not finite on the rows, before training."""
         generator = torch.Generator().manual_seed(0)
         for name, rows in zip(self.plan.names, self.sets, strict=True):
             shape = (len(rows.target), 1, self.head.out_features)
             outputs = torch.randn(shape, generator=generator).to(rows.target.device)
             with warnings.catch_warnings():
-                # Of what the random outputs lack, such as predictions of a class.
+                # Random outputs cause warnings, such as that a class is never predicted.
                 warnings.simplefilter("ignore")
-                found = dict(self._scores(outputs, rows))
+                scores = dict(self._scores(outputs, rows))
             for metric in self.plan.metrics:
-                if metric.entry is not None and not np.isfinite(found[metric.name]):
+                if metric.entry is not None and not np.isfinite(scores[metric.name]):
                     raise ValueError(
-                        f"eval_metric {metric.name!r} is {found[metric.name]} on the "
+                        f"eval_metric {metric.name!r} is {scores[metric.name]} on the "
                         f"{len(rows.target)} rows of {name!r}: they may hold a single class or no "
                         "known target. Choose another metric or give other rows in eval_set"
                     )
 
     @torch.no_grad()
     def evaluate(self, net):
-        """Return all that is recorded of an epoch.
+        """Return the losses and metrics of all sets.
 
         Parameters
         ----------
         net : TensorNet
-            Its network is in evaluation mode.
+            Net whose network is in evaluation mode.
 
         Returns
         -------
@@ -116,69 +123,73 @@ class Evaluator:
             training. ``<set>_<metric>``: the loss of the whole model in units of the target, and
             metrics. With trees, ``blend_loss``, ``blend_share`` and ``blend_temperature``.
         """
-        found = {}
+        results = {}
         if self.trees is not None:
             blend = Blend(self.trees.share, self.trees.temperature, float("nan"))
         for index, (name, rows) in enumerate(zip(self.plan.names, self.sets, strict=True)):
             deciding = index == 0 and self.plan.decides
             loss, unit_loss, outputs = rows.run(net, deciding)
-            found["valid_loss" if deciding else f"valid_{index}_loss"] = loss
+            results["valid_loss" if deciding else f"valid_{index}_loss"] = loss
             if self.trees is not None:
-                pair = outputs, rows.tree_outputs, rows.target
                 if deciding:
-                    blend = fit_blend(self.head, *pair, rows.weight, self.group)
-                    found["blend_loss"] = blend.loss
-                    found["blend_share"] = blend.share
-                    found["blend_temperature"] = blend.temperature
+                    blend = fit_blend(
+                        self.head, outputs, rows.tree_outputs, rows.target, rows.weight, self.group
+                    )
+                    results["blend_loss"] = blend.loss
+                    results["blend_share"] = blend.share
+                    results["blend_temperature"] = blend.temperature
                 outputs = blend.outputs(self.head, outputs, rows.tree_outputs)
                 losses = self.head.unit_loss(outputs, rows.target)[:, 0].double()
                 unit_loss = self._mean((losses * rows.weight).sum(), rows.weight.sum())
-            found[f"{name}_{self.head.metric}"] = unit_loss
+            results[f"{name}_{self.head.metric}"] = unit_loss
             if self.plan.metrics:
-                found |= {f"{name}_{key}": value for key, value in self._scores(outputs, rows)}
-        return found
+                results |= {f"{name}_{key}": value for key, value in self._scores(outputs, rows)}
+        return results
 
     def _mean(self, total, weight):
         total, weight = self.group.sum([float(total), float(weight)])
         return total / weight
 
     def _scores(self, outputs, rows):
-        parts = [each.cpu().numpy() for each in (outputs[:, 0], rows.target, rows.weight)]
-        parts = zip(*self.group.gather(parts), strict=True)
-        joined = [torch.from_numpy(np.concatenate(part)) for part in parts]
+        """Return names and values of the metrics, computed from the rows of all workers."""
+        arrays = [tensor.cpu().numpy() for tensor in (outputs[:, 0], rows.target, rows.weight)]
+        by_worker = zip(*self.group.gather(arrays), strict=True)
+        joined = [torch.from_numpy(np.concatenate(parts)) for parts in by_worker]
         return self.plan.scores(*joined).items()
 
 
 class EvalSet:
-    """Rows that a network is evaluated on, and what the trees give for them.
+    """Rows that a network is evaluated on, with the outputs of the trees for them.
 
     Parameters
     ----------
     network : BlockNetwork
-        Gives trees their columns.
+        Network whose blocks define the tree features.
     rows : TrainingDataset
-        On the device of the network.
+        Validation rows on the device of the network.
     trees : TreesModule or None
-        Are evaluated once.
-    kept : bool
-        Whether outputs are returned.
+        Trees; their outputs are computed once.
+    keep_outputs : bool
+        Whether :meth:`run` returns the outputs of the network.
     seed : int
-        Of the sample.
+        Seed of the sample of more than `MAX_ROWS` rows.
 
     Attributes
     ----------
-    target, weight : torch.Tensor
-        Of the rows whose outputs are kept: all, or a sample.
-    tree_outputs : torch.Tensor of shape (n_rows, 1, out_features)
-        Of the same rows.
+    target : torch.Tensor of shape (n_rows, ...)
+        Targets of the rows whose outputs are returned: all rows, or a sample.
+    weight : torch.Tensor of float64, shape (n_rows,)
+        Weights of the same rows.
+    tree_outputs : torch.Tensor of shape (n_rows, 1, out_features), or None
+        Outputs of the trees for the same rows.
     """
 
-    def __init__(self, network, rows, trees, kept, seed):
+    def __init__(self, network, rows, trees, keep_outputs, seed):
         self.rows = rows
-        self.kept = kept
-        if not kept:
+        self.keep_outputs = keep_outputs
+        if not keep_outputs:
             return
-        share = MOST_ROWS / max(len(rows), 1)
+        fraction = MAX_ROWS / max(len(rows), 1)
         random = np.random.RandomState(seed)
         self._samples, targets, weights, outputs = [], [], [], []
         if trees is not None:
@@ -186,8 +197,8 @@ class EvalSet:
         with torch.no_grad():
             for part in rows.parts():
                 sample = None
-                if share < 1:
-                    size = int(np.ceil(share * len(part)))
+                if fraction < 1:
+                    size = int(np.ceil(fraction * len(part)))
                     sample = np.sort(random.choice(len(part), size, replace=False))
                     sample = torch.from_numpy(sample).to(part.weight.device)
                     part = part.take(sample)
@@ -206,7 +217,7 @@ class EvalSet:
         Parameters
         ----------
         net : TensorNet
-            Has the network, the head and the workers.
+            Net with the network, the head and the group of workers.
         deciding : bool
             Whether callbacks are notified of the batches.
 
@@ -215,9 +226,9 @@ class EvalSet:
         loss, unit_loss : float
             Mean loss over all rows, on the scale of training and in units of the target.
         outputs : torch.Tensor of shape (n_rows, 1, out_features), or None
-            Combined outputs of the rows that are kept.
+            Outputs, averaged over members, of the rows of `target`; None without `keep_outputs`.
         """
-        head, kept = net.head, []
+        head, all_outputs = net.head, []
         sums = torch.zeros(3, dtype=torch.float64)
         for number, part in enumerate(self.rows.parts()):
             outputs_of_part = []
@@ -228,19 +239,20 @@ class EvalSet:
                 if head.scale is not None:
                     units = head.unit_loss(outputs, batch.target)[:, 0]
                 weight = batch.weight.double()
-                means = [(each.double() * weight).sum() for each in (losses, units)]
-                sums += torch.stack([*means, weight.sum()]).cpu()
-                if self.kept:
+                weighted = [(values.double() * weight).sum() for values in (losses, units)]
+                sums += torch.stack([*weighted, weight.sum()]).cpu()
+                if self.keep_outputs:
                     outputs_of_part.append(outputs)
                 if deciding:
                     step = {"loss": losses.mean(), "y_pred": outputs}
                     net.notify("on_batch_end", batch=batch, training=False, **step)
-            if self.kept:
+            if self.keep_outputs:
                 outputs_of_part = torch.cat(outputs_of_part)
                 sample = self._samples[number]
-                kept.append(outputs_of_part if sample is None else outputs_of_part[sample])
+                all_outputs.append(outputs_of_part if sample is None else outputs_of_part[sample])
         loss, units, weight = net.group.sum(sums.tolist())
-        return loss / weight, units / weight, torch.cat(kept) if self.kept else None
+        outputs = torch.cat(all_outputs) if self.keep_outputs else None
+        return loss / weight, units / weight, outputs
 
 
 def rows_device(rows):

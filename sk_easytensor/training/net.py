@@ -1,4 +1,4 @@
-"""The training loop: a skorch net, its schedules, and how it is stopped."""
+"""The training loop: a skorch net, its learning rate schedule, early stopping and interrupts."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ __all__ = [
 
 
 class StopTraining(Exception):
-    """Raised by a callback to end a training after the present epoch.
+    """Exception that a callback raises to end a training after the current epoch.
 
-    Whichever method of the callback raises it, the epoch is completed and evaluated. The fit ends
-    as it does by early stopping: with the best weights, and without an error. Of several workers
-    on Ray, one is enough to end the training of all.
+    Whichever method of the callback raises it, the epoch is completed and evaluated. The fit then
+    ends as with early stopping: with the best weights and without an error. With several workers
+    on Ray, all of them stop when one raises it.
 
     Examples
     --------
@@ -54,30 +54,30 @@ class StopTraining(Exception):
 
 @contextmanager
 def watched_interrupts():
-    """Tell ``KeyboardInterrupt`` of a signal from one that a callback raises.
+    """Distinguish ``KeyboardInterrupt`` of SIGINT from one that a callback raises.
 
     Yields
     ------
     callable
-        Returns whether SIGINT arrived within the context. Only the main thread of a process gets
-        it; elsewhere the answer is always False.
+        Called without arguments, returns whether SIGINT arrived within the context. Only the main
+        thread of a process receives it; the result is always False in other threads.
     """
     received = []
-    before = signal.getsignal(signal.SIGINT)
+    previous_handler = signal.getsignal(signal.SIGINT)
     main = threading.current_thread() is threading.main_thread()
-    if not main or not callable(before):
+    if not main or not callable(previous_handler):
         yield lambda: False
         return
 
-    def note(number, frame):
+    def handler(number, frame):
         received.append(number)
-        before(number, frame)
+        previous_handler(number, frame)
 
-    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGINT, handler)
     try:
         yield lambda: bool(received)
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous_handler)
 
 
 class BestEpoch(EarlyStopping):
@@ -86,7 +86,7 @@ class BestEpoch(EarlyStopping):
     Parameters
     ----------
     patience : int
-        Epochs without a better value after which training ends.
+        Number of epochs without a better value after which training ends.
     load_best : bool, default=True
         Whether the weights of the best epoch are restored at the end.
     """
@@ -95,34 +95,34 @@ class BestEpoch(EarlyStopping):
         super().__init__(patience=patience, threshold=0, load_best=load_best, sink=_silent)
 
     def on_train_begin(self, net, **kwargs):
-        """Forget earlier trainings."""
+        """Reset the state of earlier trainings."""
         self.monitor, self.lower_is_better = net.monitor, net.lower_is_better
         super().on_train_begin(net, **kwargs)
 
     def start_from(self, net, scores):
-        """Take the initial weights for epoch 0, which has the given scores."""
+        """Use the initial weights, whose losses and metrics are `scores`, as epoch 0."""
         self.dynamic_threshold_ = scores[self.monitor]
         if self.load_best:
             self.best_model_weights_ = deepcopy(net.module_.state_dict())
 
 
 def _silent(text):
-    """Keep skorch's early stopping from printing."""
+    """Discard the messages of skorch's early stopping."""
 
 
 class StepSchedule(Callback):
-    """Warm up, hold, and anneal to a small fraction over the planned number of epochs.
+    """Learning rate schedule by step: linear warm-up, constant rate, cosine annealing.
 
     Parameters
     ----------
     max_epochs : int
-        Epochs the whole schedule takes.
+        Number of epochs of the whole schedule.
     warm_up : float, default=0.02
-        Fraction of the steps with a rising rate.
+        Fraction of the steps in which the rate rises.
     hold : float, default=0.1
-        Fraction of the steps before annealing begins.
+        Fraction of the steps before annealing begins, warm-up included.
     final : float, default=0.02
-        Last rate over the first.
+        Ratio of the last rate to the full rate.
     """
 
     def __init__(self, max_epochs, warm_up=0.02, hold=0.1, final=0.02):
@@ -147,7 +147,7 @@ class StepSchedule(Callback):
             group["lr"] = rate
 
     def factor(self, progress):
-        """Return the rate at some progress, from 0 to 1, over the full rate."""
+        """Return the ratio of the rate to the full rate after a fraction of the steps, 0 to 1."""
         if progress < self.warm_up:
             return (progress + 1e-3) / (self.warm_up + 1e-3)
         if progress < self.hold:
@@ -166,7 +166,7 @@ class WeightedLoss(nn.Module):
     Parameters
     ----------
     head : Head
-        Gives the loss of each row and member.
+        Defines the loss of each row and member.
     """
 
     def __init__(self, head):
@@ -174,7 +174,7 @@ class WeightedLoss(nn.Module):
         self.head = head
 
     def forward(self, outputs, target, weight):
-        """Return the mean over the batch of weight times loss."""
+        """Return the mean of weight times loss over the batch, a scalar tensor."""
         return (self.head.loss(outputs, target).mean(1) * weight).mean()
 
 
@@ -184,38 +184,40 @@ class TensorNet(NeuralNet):
     Parameters
     ----------
     module : BlockNetwork
-        Trained in place.
+        Network, which is trained in place.
     head : Head
-        For the loss.
-    valid_rows : list of TrainingDataset
-        Evaluated after each epoch; the loss of the first is recorded as ``valid_loss``, which
-        callbacks may monitor, the others as ``valid_1_loss`` and so on.
-    trees : TreesModule or None
-        Trees that the network is averaged with when it is evaluated.
-    plan : EvalPlan or None
+        Defines the loss.
+    valid_rows : list of TrainingDataset, default=()
+        Data sets that are evaluated after each epoch. The loss of the first is recorded as
+        ``valid_loss``, which callbacks may monitor, the others as ``valid_1_loss`` and so on.
+    trees : TreesModule or None, default=None
+        Trees that are averaged with the network when it is evaluated.
+    plan : EvalPlan or None, default=None
         Names of the validation rows, and metrics.
-    seed : int
-        Of the sample that metrics are computed on, if there are many validation rows.
-    evaluate_first : bool
-        Whether the initial weights are evaluated as epoch 0, and kept if no epoch is better.
-    average_decay : float
-        Decay of the exponential moving average of the weights, with which the network is evaluated
-        and left at the end; 0 for none.
-    gradient_clip : float or None
-        Largest norm of the gradient.
-    checkpoints : Checkpoints or None
-        Where the state after each epoch is written, and from which training resumes.
-    group : SingleProcess or ProcessGroup
-        The workers that train together, each with its share of the rows.
+    seed : int, default=0
+        Seed of the sample on which metrics are computed, if there are many validation rows.
+    evaluate_first : bool, default=False
+        Whether the initial weights are evaluated as epoch 0. They are restored if no epoch is
+        better.
+    average_decay : float, default=0.0
+        Decay of the exponential moving average of the weights. The network is evaluated with the
+        average and has it after training; 0 for no averaging.
+    gradient_clip : float or None, default=None
+        Largest norm of the gradient; None for no clipping.
+    checkpoints : Checkpoints or None, default=None
+        Checkpoints to which the state after each epoch is written, and from which training
+        resumes.
+    group : SingleProcess, ProcessGroup or None, default=None
+        Workers of the training, each with its shard of the rows; None for a single process.
     **settings
         Passed to :class:`skorch.NeuralNet`.
 
     Notes
     -----
-    Differs from skorch's loop where that costs time a batch: batches are slices of tensors, the
-    loss is summed on the device, and an epoch's history is written once. It also differs where an
-    interrupt would be lost: ``KeyboardInterrupt`` leaves `fit`, unless a callback raised it to end
-    the training, as skorch's own do.
+    The loop differs from skorch's to save time per batch: batches are slices of tensors, the loss
+    is summed on the device, and an epoch's history is written once. It also differs in interrupts:
+    ``KeyboardInterrupt`` leaves `fit`, unless a callback raised it to end the training, as some of
+    skorch's callbacks do.
     """
 
     def __init__(
@@ -259,7 +261,7 @@ class TensorNet(NeuralNet):
 
     @property
     def monitor(self):
-        """Name in the history of what decides which epoch is best."""
+        """Name in the history of the loss or metric that decides which epoch is best."""
         if not self.valid_rows or not self.plan.decides:
             return "train_loss"
         if self.plan.stopping_metric is not None:
@@ -284,10 +286,10 @@ class TensorNet(NeuralNet):
         return self.module_(x)
 
     def notify(self, method_name, **cb_kwargs):
-        """Call the callbacks that implement a method, the net's own first.
+        """Call a method of the net, then of the callbacks that implement it.
 
-        A callback that ends the training does so at the end of the epoch, which is complete then:
-        evaluated, seen by the other callbacks and kept as a checkpoint.
+        A callback that stops the training does so at the end of the epoch. The epoch is then
+        complete: it is evaluated, passed to the other callbacks and written as a checkpoint.
         """
         getattr(self, method_name)(self, **cb_kwargs)
         for callback in self._listeners(method_name):
@@ -298,7 +300,7 @@ class TensorNet(NeuralNet):
             except KeyboardInterrupt:
                 if self._interrupted():
                     raise
-                # skorch's callbacks end a training with the exception of Ctrl-C.
+                # skorch's callbacks stop a training by raising KeyboardInterrupt.
                 self._ended = True
 
     def partial_fit(self, X, y=None, **fit_params):
@@ -313,25 +315,28 @@ class TensorNet(NeuralNet):
         return self
 
     def _listeners(self, method_name):
-        # Asking every callback at every batch costs as much as a small layer.
-        found = self._listening.get(method_name)
-        if found is None:
-            silent = getattr(Callback, method_name)
-            found = [
+        """Return the callbacks that implement a method."""
+        # Calling the empty methods of all callbacks at each batch costs as much as a small layer.
+        callbacks = self._callbacks_by_method.get(method_name)
+        if callbacks is None:
+            base_method = getattr(Callback, method_name)
+            callbacks = [
                 callback
                 for _, callback in self.callbacks_
-                if getattr(type(callback), method_name) is not silent
+                if getattr(type(callback), method_name) is not base_method
             ]
-            self._listening[method_name] = found
-        return found
+            self._callbacks_by_method[method_name] = callbacks
+        return callbacks
 
     def initialize_callbacks(self):
-        self._listening = {}
+        self._callbacks_by_method = {}
         return super().initialize_callbacks()
 
     def on_train_begin(self, net, **kwargs):
-        """Bring the validation rows to the device, before callbacks are notified."""
-        self.valid_rows = [valid.to(self.device).map(self._by_length) for valid in self.valid_rows]
+        """Move the validation rows to the device, before callbacks are notified."""
+        self.valid_rows = [
+            valid.to(self.device).map(self._sort_by_length) for valid in self.valid_rows
+        ]
         self.evaluator = Evaluator(
             self.module_,
             self.head,
@@ -343,7 +348,7 @@ class TensorNet(NeuralNet):
         )
 
     def fit_loop(self, X, y=None, epochs=None, **fit_params):
-        """Train for some epochs.
+        """Train for a number of epochs.
 
         Parameters
         ----------
@@ -352,14 +357,21 @@ class TensorNet(NeuralNet):
         y : None
             Unused; targets are in `X`.
         epochs : int, optional
-            Instead of ``max_epochs``.
+            Number of epochs; by default ``max_epochs``.
+
+        Raises
+        ------
+        ValueError
+            If the training diverges.
+        LostWorkerError
+            If another worker stopped.
         """
         rows = X.to(self.device)
         iterator = self.get_iterator(rows, training=True)
         self._parameters = list(self.module_.parameters())
         self._average = WeightAverage(self.module_, self.average_decay)
         first_valid = self.valid_rows[0] if self.valid_rows else None
-        about = {"dataset_train": rows, "dataset_valid": first_valid}
+        datasets = {"dataset_train": rows, "dataset_valid": first_valid}
         epochs = self.max_epochs if epochs is None else epochs
         if self.evaluate_first and self.valid_rows:
             self._set_training(False)
@@ -373,27 +385,27 @@ class TensorNet(NeuralNet):
             epochs = 0 if state["ended"] else epochs - len(self.history)
         try:
             for _ in range(epochs):
-                fresh = X.for_epoch(len(self.history))
-                if fresh is not X:
-                    about["dataset_train"] = fresh.to(self.device)
-                    iterator = self.get_iterator(about["dataset_train"], training=True)
-                self.notify("on_epoch_begin", **about)
+                epoch_rows = X.for_epoch(len(self.history))
+                if epoch_rows is not X:
+                    datasets["dataset_train"] = epoch_rows.to(self.device)
+                    iterator = self.get_iterator(datasets["dataset_train"], training=True)
+                self.notify("on_epoch_begin", **datasets)
                 self._average.swap_out()
                 self.run_single_epoch(iterator, True, "train", self.train_step)
                 self._average.swap_in()
                 self._evaluate()
                 self._mark_best()
-                self._end_epoch(about)
+                self._end_epoch(datasets)
                 if self._ended:
                     break
         finally:
-            # Also when interrupted: what is kept is the average.
+            # The network has the averaged weights after an interrupt, too.
             self._average.swap_in()
         return self
 
-    def _end_epoch(self, about):
-        self.notify("on_epoch_end", **about)
-        # Workers end together: one that went on alone would wait for the others for ever.
+    def _end_epoch(self, datasets):
+        self.notify("on_epoch_end", **datasets)
+        # All workers stop together: a single one would wait for the others forever.
         self._ended = self.group.sum([float(self._ended)])[0] > 0
         if self.checkpoints is not None:
             curve = np.asarray(self.history[:, self.monitor])
@@ -401,8 +413,8 @@ class TensorNet(NeuralNet):
             state = loop_state(self, self._average, self._ended)
             self.checkpoints.write(len(self.history), state, best=best)
 
-    def _by_length(self, rows):
-        """Put rows of like length together, which saves padding."""
+    def _sort_by_length(self, rows):
+        """Sort rows by the length of their lists, which saves padding."""
         lengths = self.module_.padded_lengths(rows.frame)
         return rows if lengths is None else rows.take(lengths.argsort(stable=True))
 
@@ -445,7 +457,7 @@ class TensorNet(NeuralNet):
         self.optimizer_.step()
         step = {"loss": loss, "y_pred": outputs.detach()}
         if self.head.scale is not None and self.head.out_features > 1:
-            # The loss is a mean over targets whose units differ.
+            # With several targets of different units, the mean loss cannot be rescaled.
             losses = self.head.unit_loss(step["y_pred"].float(), batch.target)
             step["unit_loss"] = (losses.mean(1) * batch.weight).mean()
         return step
@@ -456,13 +468,13 @@ class TensorNet(NeuralNet):
             self.history.record(name, value)
 
     def _mark_best(self):
-        # What skorch's own scoring records and its checkpoint callback reads.
+        # skorch's scoring callbacks record these entries, and its Checkpoint callback reads them.
         for name in [name for name in self.history[-1] if LOSS_NAME.fullmatch(name)]:
             curve = self.history[:, name]
             self.history.record(f"{name}_best", curve[-1] <= min(curve))
 
-    # What scikit-learn's scorers, called by skorch's EpochScoring, ask of an estimator. Targets are
-    # encoded: classes are numbered, numbers are standardised.
+    # The following methods are those that scikit-learn's scorers, called by skorch's EpochScoring,
+    # need of an estimator. Targets are encoded: classes are numbered, numbers are standardised.
 
     @property
     def classes_(self):
@@ -501,37 +513,37 @@ class TensorNet(NeuralNet):
 
 
 def supports_bfloat16(device):
-    """Tell whether a device multiplies bfloat16 matrices faster than float32 ones."""
+    """Return whether a device multiplies bfloat16 matrices faster than float32 matrices."""
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported()
     return torch.cpu._is_avx512_bf16_supported()
 
 
 def clip_gradients(parameters, limit):
-    """Scale gradients down to a norm of `limit` over all of them, if it is larger.
+    """Scale gradients so that their total norm is at most `limit`.
 
-    In a third of the time of :func:`torch.nn.utils.clip_grad_norm_`, which first sorts them by
+    Takes a third of the time of :func:`torch.nn.utils.clip_grad_norm_`, which first groups them by
     device and type.
     """
-    gradients = [each.grad for each in parameters if each.grad is not None]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.stack(torch._foreach_norm(gradients)).norm()
     torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
 
 
 class WeightAverage:
-    """Exponential moving average of a module's parameters, swapped in to evaluate and keep.
+    """Exponential moving average of a module's parameters, which evaluation and prediction use.
 
     Parameters
     ----------
     module : torch.nn.Module
-        Whose parameters are averaged.
+        Module whose parameters are averaged.
     decay : float
-        0 for no averaging.
+        Decay of the average per step; 0 for no averaging.
 
     Notes
     -----
-    Early updates use a smaller decay, ``(1 + t) / (10 + t)`` at step t, so that the average
-    forgets the initial weights quickly.
+    Early updates use a smaller decay, ``(1 + t) / (10 + t)`` at step t, so that the weight of the
+    initial parameters decreases quickly.
     """
 
     def __init__(self, module, decay):
@@ -543,7 +555,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self):
-        """Take in the weights of one more step."""
+        """Update the average with the parameters after a step."""
         if not self.parameters:
             return
         self.steps += 1
@@ -551,12 +563,12 @@ class WeightAverage:
         torch._foreach_lerp_(self.shadow, [p.data for p in self.parameters], 1 - decay)
 
     def swap_in(self):
-        """Put the average into the module."""
+        """Replace the module's parameters by their average, unless it has the average already."""
         if not self.swapped:
             self._swap()
 
     def swap_out(self):
-        """Put the training weights back."""
+        """Replace the average in the module by the parameters of the last step."""
         if self.swapped:
             self._swap()
 

@@ -1,4 +1,4 @@
-"""Pairs of rows of two frames: what a two-tower network is trained on."""
+"""Pairs of user and item rows, on which a two-tower network is trained."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ __all__ = [
 
 
 class PairFrame:
-    """Users and items that met, each row of either side kept once.
+    """Pairs of users and items; each distinct row of either side is stored once.
 
     Parameters
     ----------
     users, items : TensorFrame
         Encoded rows of the two sides.
     user_rows, item_rows : torch.Tensor of int64, shape (n_pairs,)
-        For each pair, the row of either side.
+        For each pair, the index of its row in `users` and in `items`.
 
     Notes
     -----
-    Takes the place of a :class:`~sk_easytensor.tensors.TensorFrame` in
-    :class:`~sk_easytensor.training.dataset.EncodedDataset`: a batch is a choice of pairs, and the
-    network reads each user and each item in it once.
+    Used instead of a :class:`~sk_easytensor.tensors.TensorFrame` in
+    :class:`~sk_easytensor.training.dataset.EncodedDataset`. A batch is a selection of pairs, and
+    the network computes each user and each item in it once.
     """
 
     def __init__(self, users, items, user_rows, item_rows):
@@ -49,11 +49,11 @@ class PairFrame:
         return len(self.user_rows)
 
     def take(self, pairs):
-        """Return some of the pairs: a slice or an int64 tensor."""
+        """Return the pairs of the given indices, a slice or an int64 tensor."""
         return PairFrame(self.users, self.items, self.user_rows[pairs], self.item_rows[pairs])
 
     def content(self):
-        """Return all the tensors it is made of."""
+        """Return a list of all tensors of the frame."""
         return [*self.users.content(), *self.items.content(), self.user_rows, self.item_rows]
 
     def to(self, device):
@@ -67,7 +67,7 @@ class PairFrame:
 
 
 def distinct_rows(frame):
-    """Keep each distinct row of a frame once.
+    """Return the distinct rows of a frame, and the index of each row among them.
 
     Parameters
     ----------
@@ -77,9 +77,9 @@ def distinct_rows(frame):
     Returns
     -------
     distinct : TensorFrame
-        In the order of first appearance.
+        Distinct rows in the order of first appearance.
     rows : torch.Tensor of int64, shape (len(frame),)
-        For each row, where it stands among the distinct ones.
+        Index of each row of `frame` in `distinct`.
     """
     _, first, inverse = np.unique(frame.row_hashes(), return_index=True, return_inverse=True)
     order = np.argsort(first)
@@ -90,18 +90,19 @@ def distinct_rows(frame):
 
 
 def flat_frame(users, items):
-    """Put the encodings of users and items side by side, a row for each pair.
+    """Join the encodings of users and items into one frame, one row for each pair.
 
     Parameters
     ----------
     users, items : TensorFrame
-        As many rows of either side.
+        Encodings of either side, with the same number of rows.
 
     Returns
     -------
     TensorFrame
-        It can be kept in files, as a :class:`PairFrame` cannot. :class:`PairResampling` makes
-        pairs of it, and :func:`side_of` takes it apart.
+        Blocks are named ``user/<name>`` and ``item/<name>``. Unlike a :class:`PairFrame`, it can be
+        written to files. :class:`PairResampling` converts it to pairs, :func:`side_of` returns
+        the blocks of one side.
     """
     sides = {"user": users, "item": items}
     blocks = {f"{side}/{name}": entry for side in sides for name, entry in sides[side].items()}
@@ -109,20 +110,21 @@ def flat_frame(users, items):
 
 
 def side_of(frame, side):
-    """Return the encodings of ``"user"`` or ``"item"`` that a flat frame has."""
+    """Return the encodings of one side, ``"user"`` or ``"item"``, of a flat frame."""
     prefix = f"{side}/"
-    found = {
+    blocks = {
         name.removeprefix(prefix): entry for name, entry in frame.items() if name.startswith(prefix)
     }
-    return TensorFrame(found, len(frame))
+    return TensorFrame(blocks, len(frame))
 
 
 NUMBERS = "__numbers"
-"""In the place of a block's name, which has no underscores: items are given by numbers."""
+"""Entry of a frame that has row numbers of the item catalogue instead of encodings. Names of blocks
+have no double underscore."""
 
 
 def numbered_items(numbers):
-    """Return items of a catalogue by their numbers, int64 of shape (n_pairs,), as a frame."""
+    """Return a frame of items by their row numbers in the catalogue, int64 of shape (n_pairs,)."""
     return TensorFrame({NUMBERS: {"row": numbers[:, None]}})
 
 
@@ -132,17 +134,19 @@ def distinct_items(rows):
 
 
 class PairResampling:
-    """Makes pairs of flat rows: called with :class:`EncodedDataset`, it returns the same.
+    """Converts rows with a flat frame into rows with a :class:`PairFrame`.
+
+    Called with an :class:`EncodedDataset`, it returns an :class:`EncodedDataset`.
 
     Parameters
     ----------
     items : TensorFrame
-        All items, which pairs share.
+        Encodings of all items, which all pairs share.
 
     Notes
     -----
-    Rows have either the numbers of items (:func:`numbered_items`) or their encodings, which are
-    then looked up among those of `items`.
+    The flat frame has either the row numbers of items (:func:`numbered_items`) or their encodings,
+    which are then looked up in `items`.
     """
 
     def __init__(self, items):
@@ -156,16 +160,16 @@ class PairResampling:
 
     def __call__(self, rows):
         users, user_rows = distinct_rows(side_of(rows.frame, "user"))
-        found = side_of(rows.frame, "item")
-        if NUMBERS in found:
-            item_rows = found[NUMBERS]["row"][:, 0]
+        items = side_of(rows.frame, "item")
+        if NUMBERS in items:
+            item_rows = items[NUMBERS]["row"][:, 0]
         else:
             hashes, order = self._sorted
-            item_rows = torch.from_numpy(order[np.searchsorted(hashes, found.row_hashes())])
+            item_rows = torch.from_numpy(order[np.searchsorted(hashes, items.row_hashes())])
         frame = PairFrame(users, self.items, user_rows, item_rows)
         return EncodedDataset(frame, rows.target, rows.weight)
 
 
 def item_counts(rows):
-    """Return how many pairs have each item, int64 of shape (n_items,)."""
+    """Return the number of pairs of each item, an int64 tensor of shape (n_items,)."""
     return torch.bincount(rows.frame.item_rows, minlength=len(rows.frame.items))

@@ -1,4 +1,4 @@
-"""How a network is trained: the settings, and one function that does it."""
+"""Training of a network: the settings, their defaults, and the function that trains."""
 
 from __future__ import annotations
 
@@ -40,13 +40,60 @@ __all__ = [
 ]
 
 
-MANY_ROWS = 20_000
-"""Training rows from which on early stopping waits longer."""
+LONG_PATIENCE_ROWS = 20_000
+"""Number of training rows from which on early stopping waits longer."""
 
 
 @dataclass
 class TrainingSettings:
-    """How to train; names are those of the estimators' parameters."""
+    """Settings of a training; most names are those of the estimators' parameters.
+
+    Attributes
+    ----------
+    learning_rate : float
+        Full learning rate.
+    batch_size : int
+        Number of rows of a step, of all workers together.
+    max_epochs : int
+        Largest number of epochs.
+    optimizer : type
+        Class of the optimizer, a subclass of :class:`torch.optim.Optimizer`.
+    weight_decay : float
+        Weight decay of the optimizer, if it has one.
+    early_stopping_rounds : int or None
+        Number of epochs without a better value after which training ends; None for no early
+        stopping.
+    automatic_patience : bool, default=False
+        Whether `early_stopping_rounds` was ``"auto"``, which an ``EarlyStopping`` callback of the
+        user replaces.
+    average_decay : float, default=0.99
+        Decay of the moving average of the weights; 0 for no averaging.
+    gradient_clip : float or None, default=1.0
+        Largest norm of the gradient; None for no clipping.
+    device : str, default="cpu"
+        torch device of the training.
+    verbose : int, default=0
+        Whether the losses of each epoch are printed, if above 0.
+    callbacks : list, default=[]
+        skorch callbacks of the user, or pairs of name and callback.
+    annealed : bool, default=True
+        Whether the learning rate follows :class:`~sk_easytensor.training.net.StepSchedule`, unless
+        a callback of the user sets it.
+    optimizer_state : dict or None, default=None
+        State of the optimizer of an earlier training, to continue with.
+    checkpoints : Checkpoints, SharedCheckpoints or None, default=None
+        Checkpoints of the fit.
+    group : SingleProcess or ProcessGroup
+        Workers of the training.
+    trees : BoostedTrees or None, default=None
+        Parameters of the trees beside the network; None for no trees.
+    seed : int, default=0
+        Seed of trees and samples.
+    plan : EvalPlan
+        Evaluation sets and metrics.
+    evaluate_first : bool, default=False
+        Whether the initial weights are evaluated as epoch 0.
+    """
 
     learning_rate: float
     batch_size: int
@@ -71,7 +118,7 @@ class TrainingSettings:
 
 
 def default_batch_size(n_rows):
-    """Rows a batch: 32 for tiny tables, 256 from some thousand rows, 4096 for millions."""
+    """Return the batch size: 32 for tiny tables, 256 from 3,073 rows, 4096 from 819,201 rows."""
     size = 32
     while size < 256 and size * 24 < n_rows:
         size *= 2
@@ -81,32 +128,39 @@ def default_batch_size(n_rows):
 
 
 def default_max_epochs(n_rows):
-    """Epochs of pairs at most: 200 for two hundred rows, 54 for 6,400, 12 for 300,000."""
+    """Return the largest number of epochs over pairs.
+
+    200 for 200 rows, 54 for 6,400, 12 for 300,000.
+    """
     return max(5, min(200, round(1800 / n_rows**0.4)))
 
 
 def default_patience(max_epochs):
-    """Epochs of pairs to wait for a better validation loss: an eighth of them, at least 6."""
+    """Return the patience for pairs, in epochs: an eighth of `max_epochs`, at least 6."""
     return max(6, max_epochs // 8)
 
 
 def default_table_epochs(n_rows):
-    """Epochs over a table at most: 106 for two hundred rows, 45 for 6,400, 12 for 300,000."""
+    """Return the largest number of epochs over a table.
+
+    106 for 200 rows, 45 for 6,400, 12 for 300,000.
+    """
     return min(default_max_epochs(n_rows), round(400 / n_rows**0.25))
 
 
 def default_table_patience(n_rows, batch_size):
-    """Epochs over a table to wait for a better validation loss: 4 or 6, and at least 64 steps.
+    """Return the patience for tables, in epochs: 4, or 6 for many rows, and at least 64 steps.
 
-    The average of the weights, which is evaluated, lags behind by some hundred steps. Many rows are
-    overfitted late, and the loss falls again once the learning rate does: the wait is longer.
+    The average of the weights, which is evaluated, lags behind by about a hundred steps. Large
+    tables are overfitted late, and their loss falls again once the learning rate does, so that
+    their patience is longer.
     """
     steps = -(-n_rows // batch_size)
-    return max(6 if n_rows >= MANY_ROWS else 4, -(-64 // steps))
+    return max(6 if n_rows >= LONG_PATIENCE_ROWS else 4, -(-64 // steps))
 
 
 def resolve_optimizer(optimizer, owner):
-    """Return the optimizer class for a name or class."""
+    """Return the optimizer class for a name or class; raise ``ValueError`` for anything else."""
     names = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
     if isinstance(optimizer, str) and optimizer in names:
         return names[optimizer]
@@ -119,11 +173,24 @@ def resolve_optimizer(optimizer, owner):
 
 
 def resolve_device(device, owner):
-    """Return the torch device for a name; ``"auto"`` means CUDA where there is one."""
+    """Return the name of the torch device; ``"auto"`` is CUDA if available, else the CPU.
+
+    Parameters
+    ----------
+    device : str or torch.device
+        ``"auto"`` or a device of torch.
+    owner : str
+        Class name of the estimator, used in error messages.
+
+    Raises
+    ------
+    ValueError
+        If torch does not know the device or this machine does not have it.
+    """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        # Fails for what torch does not know and for what this machine does not have.
+        # Fails for unknown devices and for those that this machine does not have.
         torch.zeros(1, device=torch.device(device)).item()
         return str(torch.device(device))
     except (RuntimeError, TypeError, AssertionError) as error:
@@ -134,12 +201,22 @@ def resolve_device(device, owner):
 
 
 def has_scheduler(callbacks):
-    """Tell whether a user's callbacks set the learning rate."""
+    """Return whether the user's callbacks contain a learning rate scheduler."""
     return any(_is_callback(entry, LRScheduler) for entry in callbacks)
 
 
 def check_callbacks(callbacks, owner, distributed=False):
-    """Raise ``ValueError`` unless `callbacks` is None or a list of callbacks that can be called."""
+    """Raise ``ValueError`` unless `callbacks` is None or a list of supported callbacks.
+
+    Parameters
+    ----------
+    callbacks : list or None
+        skorch callbacks, or pairs of name and callback.
+    owner : str
+        Class name of the estimator, used in error messages.
+    distributed : bool, default=False
+        Whether several workers train, with which ``EpochScoring`` does not work.
+    """
     if callbacks is None:
         return
     entries = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]
@@ -151,7 +228,7 @@ def check_callbacks(callbacks, owner, distributed=False):
     if any(_is_callback(entry, PassthroughScoring) for entry in entries):
         raise ValueError(
             f"{owner}: callbacks cannot hold PassthroughScoring, which reads a history of batches "
-            "that is not kept; use EpochScoring, or monitor 'train_loss' and 'valid_loss'"
+            "that is not recorded; use EpochScoring, or monitor 'train_loss' and 'valid_loss'"
         )
     if distributed and any(_is_callback(entry, EpochScoring) for entry in entries):
         raise ValueError(
@@ -161,7 +238,7 @@ def check_callbacks(callbacks, owner, distributed=False):
 
 
 def _is_callback(entry, kind):
-    """Tell whether an entry is a callback of a kind: an object or class, with a name or without."""
+    """Return whether an entry is an instance or subclass of a class, alone or after a name."""
     if isinstance(entry, tuple) and len(entry) == 2:
         entry = entry[1]
     return isinstance(entry, kind) or (isinstance(entry, type) and issubclass(entry, kind))
@@ -169,25 +246,25 @@ def _is_callback(entry, kind):
 
 @dataclass
 class TrainingResult:
-    """What training leaves behind, besides the network it changed in place.
+    """Result of a training, apart from the network, which is changed in place.
 
     Attributes
     ----------
     history : list of dict
-        One entry an epoch: ``train_loss``, ``valid_loss``, ``valid_1_loss`` and so on, ``dur``,
-        its seconds, and what :meth:`Evaluator.evaluate` returns.
+        One dictionary per epoch: ``train_loss``, ``dur`` (seconds), and the losses and metrics
+        that :meth:`Evaluator.evaluate` returns, such as ``valid_loss``.
     curves : dict of {str: dict of {str: list of float}}
-        Values of the history by set of rows and metric, as in ``evals_result_``.
+        Values of the history by evaluation set and metric, as in ``evals_result_``.
     best_iteration : int
-        Epoch, counted from 1, whose weights the network has; 0 if it has those that it began with.
+        Epoch, counted from 1, whose weights the network has; 0 for the initial weights.
     best_score : float
-        Loss of that epoch, or the metric that decided, on validation rows if there are any.
+        Loss of that epoch, or value of the stopping metric, on validation rows if there are any.
     optimizer_state : dict
-        For going on later.
-    tree_seconds : float
-        How long growing trees took.
-    inspected : dict
-        What an estimator keeps of its rows for importances and reports, by attribute.
+        State of the optimizer, with which a later training can continue.
+    tree_seconds : float, default=0.0
+        Duration of fitting the trees, in seconds.
+    inspected : dict, default={}
+        Fitted attributes for importances and reports that are computed from the rows, by name.
     """
 
     history: list
@@ -205,20 +282,27 @@ def train_network(network, head, rows, valid_rows, settings):
     Parameters
     ----------
     network : BlockNetwork
-        Its weights are changed; with validation rows the best ones are kept. Trees are grown first
-        if the settings have any, and averaged with it when it is evaluated.
+        Network whose weights are changed; with validation rows it has the weights of the best
+        epoch afterwards. Trees are fitted first if the settings have any, and averaged with the
+        network when it is evaluated.
     head : Head
-        Gives the loss.
+        Defines the loss.
     rows : TrainingDataset
         Training rows.
     valid_rows : list of TrainingDataset
-        The first decides about early stopping.
+        Validation rows; the first data set decides about early stopping.
     settings : TrainingSettings
-        How to train.
+        Settings of the training.
 
     Returns
     -------
     TrainingResult
+
+    Raises
+    ------
+    ValueError
+        If the training diverges, if checkpoints are of a fit on other data, or if a metric is not
+        finite on the validation rows.
     """
     if settings.checkpoints is not None:
         settings.checkpoints.begin(describe_data(network, rows, valid_rows))
@@ -234,7 +318,7 @@ def train_network(network, head, rows, valid_rows, settings):
     ]
     callbacks += _stopping_callbacks(settings, valid_rows)
     begin = perf_counter()
-    # Networks of two towers have none.
+    # Two-tower networks have no attribute for trees.
     trees = getattr(network, "trees", None)
     if trees is None:
         deciding = valid_rows[:1] if settings.plan.decides else []
@@ -264,8 +348,8 @@ def train_network(network, head, rows, valid_rows, settings):
     )
     net.initialize()
     if settings.optimizer_state is not None:
-        # The moments go on; learning rate and weight decay are those of this call.
-        load_moments(net, settings.optimizer_state["state"])
+        # Moments are loaded; learning rate and weight decay are those of these settings.
+        load_optimizer_state(net, settings.optimizer_state["state"])
     net.partial_fit(rows)
     best, scores = _best_epoch(net)
     if trees is not None:
@@ -279,35 +363,35 @@ def train_network(network, head, rows, valid_rows, settings):
         history,
         _curves(net, history),
         best,
-        scores[_reported(net)],
-        {"state": moments(net)},
+        scores[_score_name(net)],
+        {"state": optimizer_state(net)},
         tree_seconds,
     )
 
 
 def _unprinted(valid_rows):
-    """Return what the log of a training leaves out: losses on the scale of training."""
-    others = [f"valid_{index}_loss" for index in range(len(valid_rows))]
-    return ["train_loss", "valid_loss", "blend_loss", *others]
+    """Return the entries of the history that are not printed: losses on the scale of training."""
+    names = [f"valid_{index}_loss" for index in range(len(valid_rows))]
+    return ["train_loss", "valid_loss", "blend_loss", *names]
 
 
 def _stopping_callbacks(settings, valid_rows):
-    """Return the callbacks that end a training and restore its best weights.
+    """Return the callbacks that stop a training and restore its best weights.
 
-    A user's own that restore weights, such as ``EarlyStopping(load_best=True)``, take the place of
-    ours; a user's own early stopping takes the place of ``early_stopping_rounds="auto"``.
+    Callbacks of the user that restore weights, such as ``EarlyStopping(load_best=True)``, replace
+    the restoring here; early stopping of the user replaces ``early_stopping_rounds="auto"``.
     """
     if not valid_rows or not settings.plan.decides:
         return []
-    own = [_callback(entry) for entry in settings.callbacks]
-    restored = any(getattr(callback, "load_best", False) for callback in own)
-    stopped = any(isinstance(callback, EarlyStopping) for callback in own)
+    user_callbacks = [_callback(entry) for entry in settings.callbacks]
+    restores = any(getattr(callback, "load_best", False) for callback in user_callbacks)
+    stops = any(isinstance(callback, EarlyStopping) for callback in user_callbacks)
     patience = settings.early_stopping_rounds
-    if stopped and settings.automatic_patience:
+    if stops and settings.automatic_patience:
         patience = None
-    # Patience longer than the training still restores the best weights at its end.
+    # With a patience longer than the training, the best weights are still restored at its end.
     patience = patience or settings.max_epochs + 1
-    return [("easytensor_early_stopping", BestEpoch(patience, load_best=not restored))]
+    return [("easytensor_early_stopping", BestEpoch(patience, load_best=not restores))]
 
 
 def _callback(entry):
@@ -316,7 +400,9 @@ def _callback(entry):
 
 def _best_epoch(net):
     """Return the epoch whose weights a trained net has, counted from 1, and its scores."""
-    restoring = [each for _, each in net.callbacks_ if getattr(each, "load_best", False)]
+    restoring = [
+        callback for _, callback in net.callbacks_ if getattr(callback, "load_best", False)
+    ]
     best = getattr(restoring[0], "best_epoch_", None) if restoring else None
     if best == 0 and hasattr(net, "initial_scores_"):
         return 0, net.initial_scores_
@@ -324,8 +410,8 @@ def _best_epoch(net):
     return best, net.history[best - 1]
 
 
-def _reported(net):
-    """Return the name in the history of what ``best_score_`` is."""
+def _score_name(net):
+    """Return the name in the history of the loss or metric that ``best_score_`` reports."""
     if not net.valid_rows or not net.plan.decides:
         return f"training_{net.head.metric}"
     metric = net.plan.stopping_metric
@@ -333,47 +419,47 @@ def _reported(net):
 
 
 def _curves(net, history):
-    """Return values by epoch of each set of rows and metric, those of callbacks included."""
+    """Return the values of each evaluation set and metric by epoch, with those of callbacks."""
     metrics = [net.head.metric, *[metric.name for metric in net.plan.metrics]]
     sets = ["training", *sorted({*net.plan.names} - {"training"})]
-    found = {}
+    curves = {}
     for name in sets if net.valid_rows else sets[:1]:
         for metric in metrics:
             key = f"{name}_{metric}"
             if history and key in history[0]:
                 curve = [epoch[key] for epoch in history]
-                found.setdefault(name, {})[metric] = curve
+                curves.setdefault(name, {})[metric] = curve
     for _, callback in net.callbacks_:
         if isinstance(callback, EpochScoring) and all(callback.name_ in epoch for epoch in history):
-            curves = found.setdefault("training" if callback.on_train else net.plan.names[0], {})
-            curves[callback.name_] = [epoch[callback.name_] for epoch in history]
-    return found
+            own = curves.setdefault("training" if callback.on_train else net.plan.names[0], {})
+            own[callback.name_] = [epoch[callback.name_] for epoch in history]
+    return curves
 
 
-def moments(net):
-    """Return what an optimizer remembers of each parameter, by the parameter's name."""
-    remembered = net.optimizer_.state
+def optimizer_state(net):
+    """Return the optimizer's state of each parameter, such as its moments, by parameter name."""
+    state = net.optimizer_.state
     named = net.module_.named_parameters()
-    return {name: remembered[each] for name, each in named if each in remembered}
+    return {name: state[parameter] for name, parameter in named if parameter in state}
 
 
-def load_moments(net, kept):
-    """Let an optimizer go on with what another remembered.
+def load_optimizer_state(net, saved):
+    """Load the state of another optimizer; parameters are matched by name.
 
     Parameters
     ----------
     net : TensorNet
-        Initialised.
-    kept : dict of {str: dict}
-        What :func:`moments` returned.
+        Initialised net.
+    saved : dict of {str: dict}
+        Result of :func:`optimizer_state`.
     """
     state = net.optimizer_.state_dict()
-    grouped = [each for group in net.optimizer_.param_groups for each in group["params"]]
-    position = {id(each): index for index, each in enumerate(grouped)}
+    grouped = [p for group in net.optimizer_.param_groups for p in group["params"]]
+    position = {id(parameter): index for index, parameter in enumerate(grouped)}
     state["state"] = {
-        position[id(each)]: kept[name]
-        for name, each in net.module_.named_parameters()
-        if name in kept and id(each) in position
+        position[id(parameter)]: saved[name]
+        for name, parameter in net.module_.named_parameters()
+        if name in saved and id(parameter) in position
     }
     net.optimizer_.load_state_dict(state)
 
@@ -383,20 +469,20 @@ def _plain(epoch):
 
 
 def _parameter_groups(network, learning_rate):
-    """Return patterns of parameter names with rates of their own.
+    """Return patterns of parameter names, and the learning rates of the parameters that match.
 
-    They are those of modules with an attribute ``learning_rate_scale``, which multiplies the
-    learning rate for the module's parameters.
+    The patterns are those of modules with an attribute ``learning_rate_scale``, which multiplies
+    the learning rate for the module's parameters.
     """
     return [(f"{name}.*", {"lr": learning_rate * scale}) for name, scale in learning_rates(network)]
 
 
 def _optimizer_arguments(optimizer, weight_decay):
-    """Return what an optimizer's constructor takes of what we would like to give it."""
-    taken = signature(optimizer).parameters
+    """Return the arguments of an optimizer that its constructor supports."""
+    supported = signature(optimizer).parameters
     arguments = {}
-    if "weight_decay" in taken:
+    if "weight_decay" in supported:
         arguments["optimizer__weight_decay"] = weight_decay
-    if "fused" in taken:
+    if "fused" in supported:
         arguments["optimizer__fused"] = True
     return arguments

@@ -15,7 +15,7 @@ from sk_easytensor.data.summaries import Summary, merge_all
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.estimators.eval_sets import eval_pairs
 from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.training.dataset import BaseRowEncoder, EncodedDataset, TableDataset
+from sk_easytensor.training.dataset import EncodedDataset
 from sk_easytensor.training.pairs import (
     distinct_items,
     distinct_rows,
@@ -23,6 +23,7 @@ from sk_easytensor.training.pairs import (
     numbered_items,
     side_of,
 )
+from sk_easytensor.training.table_dataset import BaseRowEncoder, TableDataset
 from sk_easytensor.two_tower.keys import KeyIndex, key_values, rows_of_keys
 
 __all__ = [
@@ -254,7 +255,7 @@ def summarize_side(dataset, executor, blocks):
         Executor for rows in memory.
     blocks : dict of {str: tuple of (Block, list of str)}
         Blocks and the columns of each, as in
-        :meth:`~sk_easytensor.training.dataset.BaseTableDataset.summarize`.
+        :meth:`~sk_easytensor.training.table_dataset.BaseTableDataset.summarize`.
 
     Returns
     -------

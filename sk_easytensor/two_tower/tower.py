@@ -134,7 +134,7 @@ class Tower(
             read only columns that `blocks` names.
         summarize : callable
             Function that takes blocks with their columns and returns their summaries over all rows,
-            as :meth:`~sk_easytensor.training.dataset.BaseTableDataset.summarize` does.
+            as :meth:`~sk_easytensor.training.table_dataset.BaseTableDataset.summarize` does.
         side : {"user", "item"}
             Side of the tower, for errors and checkpoints.
         source : str, default="X"
@@ -162,7 +162,7 @@ class Tower(
         def make():
             return TableEncoder(blocks, remainder=remainder).fit_table(sample, sample, summarize)
 
-        self._encoder = make() if checkpoints is None else checkpoints.keep(side, make)
+        self._encoder = make() if checkpoints is None else checkpoints.load_or_fit(side, make)
         self.blocks_ = self._encoder.blocks_
         self.n_features_in_ = self._encoder.n_features_in_
         self.feature_names_in_ = self._encoder.feature_names_in_

@@ -474,7 +474,7 @@ def test_a_torn_encoder_is_made_again(change, tmp_path):
     file = interrupted(tmp_path, 2) / "encoder.skops"
     whole = file.read_bytes()
     file.write_bytes(CHANGES[change](whole))
-    with pytest.warns(UserWarning, match=r"encoder\.skops in .* cannot be read .* made again"):
+    with pytest.warns(UserWarning, match=r"encoder\.skops in .* cannot be read .* fitted again"):
         model = tiny(tmp_path).fit(*table())
     assert np.array_equal(probabilities(model), expected())
     assert len(file.read_bytes()) == len(whole)

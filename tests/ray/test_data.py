@@ -11,10 +11,10 @@ import pytest
 
 from sk_easytensor import EasyTensorClassifier, EasyTensorRegressor
 from sk_easytensor.backends.local import LocalBackend
-from sk_easytensor.backends.ray.dataset import hold_dataset
+from sk_easytensor.backends.ray.dataset import put_dataset
 from sk_easytensor.blocks import CategoryBlock, NumericBlock
 from sk_easytensor.data.tables import as_table
-from sk_easytensor.training.dataset import read_dataset
+from sk_easytensor.training.table_dataset import read_dataset
 
 FEATURES = ["amount", "count", "city", "tags"]
 TARGETS = ["score", "label", "weight"]
@@ -143,7 +143,7 @@ def test_blocks_of_many_chunks_are_those_of_one(cluster):
         }
     )
     records = read_dataset(table, np.zeros(n_rows), None, as_table, np.asarray)
-    chunked = hold_dataset(records, 70)
+    chunked = put_dataset(records, 70)
     blocks = {"n": (NumericBlock(), ["x"]), "c": (CategoryBlock(), ["k"])}
     for block, columns in blocks.values():
         block.fit_columns(table.select(columns))

@@ -179,7 +179,7 @@ def test_a_cluster_of_its_own(files, tmp_path):
         "Ray is not initialised",
         "Ray",
         "Ray is not initialised",
-        "Ray is left running, for the Dataset that is returned is computed when it is read; "
+        "Ray keeps running, because the returned Dataset is computed when it is read; "
         "ray.shutdown() ends it",
     ], told.stderr
 

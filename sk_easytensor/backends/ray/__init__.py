@@ -1,4 +1,4 @@
-"""Work on a Ray cluster; Ray is imported when a backend is used, and not before."""
+"""Backend that works on a Ray cluster; Ray is imported when the backend is first used."""
 
 from typing import TYPE_CHECKING
 

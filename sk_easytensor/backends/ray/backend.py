@@ -1,4 +1,4 @@
-"""Work on a cluster: chunks of rows in Ray tasks, training in Ray Train workers."""
+"""Backend of Ray: chunks of rows in tasks, training in workers of Ray Train."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from sk_easytensor._utils.masking import MaskedUrl, masked, with_mask
 from sk_easytensor._utils.validation import check_number
 from sk_easytensor.backends.base import Backend
-from sk_easytensor.training.dataset import read_dataset
+from sk_easytensor.training.table_dataset import read_dataset
 
 __all__ = [
     "RayBackend",
@@ -21,54 +21,55 @@ __all__ = [
 
 LOGGER = logging.getLogger("sk_easytensor.ray")
 
-CHUNKS_A_WORKER = 4
-"""Chunks that rows in memory are cut into, for each worker."""
+CHUNKS_PER_WORKER = 4
+"""Number of chunks, per worker, into which rows in memory are cut."""
 
 
 class RayBackend(Backend):
     """Reads, trains and predicts on a Ray cluster.
 
     Blocks are fitted and rows encoded chunk by chunk in Ray tasks; the network is trained by
-    workers of Ray Train, each with its share of the rows. A worker that dies is replaced, and
-    training goes on after the last complete epoch.
+    workers of Ray Train, each with its shard of the rows. A worker that dies is replaced, and
+    training resumes after the last complete epoch.
 
     Parameters
     ----------
     num_workers : int, default=2
-        Workers that train together; 0 trains in this process.
+        Number of workers that train together; 0 trains in this process.
     resources_per_worker : dict of {str: float} or None, default=None
-        What each worker takes of the cluster; one CPU, and one GPU with `use_gpu`, unless said
-        otherwise.
+        Resources of the cluster that each worker reserves, such as ``{"CPU": 2}``. By default one
+        CPU, and one GPU with `use_gpu`.
     use_gpu : bool, default=False
         Whether each worker trains on a GPU.
     storage_path : str, os.PathLike or None, default=None
-        Directory or URL that all machines reach, for checkpoints that serve workers which are
-        replaced. By default a temporary directory, which does on one machine only. What an
-        estimator's ``checkpoint_dir`` says comes first.
+        Directory or URL that all machines reach, for the checkpoints from which replaced workers
+        resume. By default a temporary directory, which works on a single machine only. An
+        estimator's ``checkpoint_dir`` is used instead if it is given.
     max_failures : int, default=2
-        How often workers that die are replaced. Errors of the data or the code are not retried.
+        Number of times that workers are replaced after one died. Errors of the data or the code
+        are not retried.
     address : str or None, default=None
-        Cluster to connect to if Ray has not been initialised, as ``ray.init`` takes it. Without
-        one, a cluster on this machine is started for the time of a fit, or for as long as this
-        process runs if a Dataset is returned that has yet to be computed.
+        Address of the cluster to connect to if Ray has not been initialised, as for ``ray.init``.
+        Without an address, a cluster is started on this machine. It is stopped after the fit. If a
+        Dataset is returned that is computed later, it runs as long as this process.
     memory_per_worker : int or None, default=None
-        Bytes of encoded rows that a worker keeps in memory; more are kept in files on its
-        machine. By default half of the cluster's memory, shared evenly.
+        Size of the encoded rows that a worker stores in memory, in bytes; larger shards are stored
+        in files on its machine. By default half of the cluster's memory, divided evenly.
     n_jobs : int or None, default=None
-        Threads for what is done in this process.
+        Number of threads for work in this process: None for one, -1 for all cores.
     chunk_rows : int, default=262_144
-        Rows that are summarised or encoded at a time.
+        Number of rows that are summarised or encoded at a time.
 
     Notes
     -----
-    A step of training sees ``batch_size`` rows, shared by the workers, whose gradients are
-    averaged over rows: the number of workers does not change what is learned, but for the order
-    of rows and the draws of dropout. Validation losses are those of all workers' rows together, so
-    that training ends in all workers at once. Callbacks are called in every worker, and see its
-    share of the rows; what they learn stays there.
+    A step of training has ``batch_size`` rows, which the workers divide among them. Gradients are
+    averaged over rows, so that the number of workers changes only the order of rows and the draws
+    of dropout. Validation losses are computed over the rows of all workers, so that all workers
+    stop after the same epoch. Callbacks are called in every worker with its shard of the rows;
+    their state stays in the worker.
 
-    Parquet files and Ray Datasets are predicted where they are, by ``num_workers`` actors with the
-    same resources that hold the model; a Ray Dataset is returned, with the columns of the rows and
+    Parquet files and Ray Datasets are predicted by ``num_workers`` actors with the same resources,
+    each with a copy of the model. The result is a Ray Dataset, with the columns of the rows and
     those of the results. Tables in memory are predicted in this process.
 
     Examples
@@ -114,52 +115,51 @@ class RayBackend(Backend):
         self.memory_per_worker = memory_per_worker
 
     def __repr__(self):
-        # What checkpoints compare: with other workers, training cannot go on as it was.
+        # Checkpoints compare it: with another number of workers, a training cannot be resumed.
         return f"RayBackend(num_workers={self.num_workers})"
 
     def without_secrets(self):
-        """Return the backend as it is stored with a fitted model.
+        """Return the backend that is saved with a fitted model.
 
-        Where a training left its files is of no use to it; an address with a password is left out.
+        It has no `storage_path`, which only a training uses, and no `address` with a password.
         """
-        other = copy(self)
-        other.storage_path = None
+        saved = copy(self)
+        saved.storage_path = None
         if isinstance(with_mask(self.address), MaskedUrl):
-            other.address = None
-        return other
+            saved.address = None
+        return saved
 
     @contextmanager
     def running(self):
-        """Have a cluster within the context: the one there is, or one that ends with it."""
-        before = ray_variables()
-        begun = self._begin()
+        """Initialise Ray for the context, unless it is initialised already."""
+        previous = ray_variables()
+        closing_message = self._initialize()
         try:
             yield
         finally:
-            if begun:
+            if closing_message:
                 import_ray().shutdown()
                 for name in ray_variables():
                     del os.environ[name]
-                os.environ.update(before)
-                LOGGER.warning("Ray: %s", begun)
+                os.environ.update(previous)
+                LOGGER.warning("Ray: %s", closing_message)
 
-    def _begin(self):
-        """Initialise Ray unless it is; return what ending that will be, or None."""
+    def _initialize(self):
+        """Initialise Ray; return the message for its shutdown, or None if it was initialised."""
         ray = import_ray()
         if ray.is_initialized():
             return None
-        where = self.address or os.environ.get("RAY_ADDRESS")
-        if where in (None, "local"):
+        address = self.address or os.environ.get("RAY_ADDRESS")
+        if address in (None, "local"):
             LOGGER.warning("Ray is not initialised: starting a cluster on this machine")
-            # Rows and networks go through the object store; half of the default does.
             ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
             return "cluster stopped"
-        LOGGER.warning("Ray is not initialised: connecting to %s", masked(where))
-        ray.init(address=where)
+        LOGGER.warning("Ray is not initialised: connecting to %s", masked(address))
+        ray.init(address=address)
         return "disconnected"
 
     def resolve_device(self, device, owner):
-        """Check the name of a device; whether a worker has it, only the worker knows."""
+        """Check the name of a device; each worker checks whether its machine has it."""
         if device == "auto":
             return device
         try:
@@ -170,11 +170,11 @@ class RayBackend(Backend):
                 f"{device!r}: {error}"
             ) from error
 
-    def read_dataset(self, X, y, sample_weight, read, check_target, where=""):
-        """Read rows with targets and weights: chunks in the object store, or where they lie."""
-        from sk_easytensor.backends.ray.dataset import hold_dataset, open_dataset
+    def read_dataset(self, X, y, sample_weight, read, check_target, name=""):
+        """Read rows with targets and weights, as chunks of a stored table or the object store."""
+        from sk_easytensor.backends.ray.dataset import open_dataset, put_dataset
 
-        n_chunks = CHUNKS_A_WORKER * max(1, self.num_workers)
+        n_chunks = CHUNKS_PER_WORKER * max(1, self.num_workers)
         if has_chunks(X):
             return open_dataset(
                 X,
@@ -182,28 +182,28 @@ class RayBackend(Backend):
                 sample_weight,
                 read,
                 check_target,
-                where,
+                name,
                 n_chunks=max(1, self.num_workers),
                 chunk_rows=self.chunk_rows,
             )
-        dataset = read_dataset(X, y, sample_weight, read, check_target, where)
-        return hold_dataset(dataset, max(n_chunks, -(-len(dataset) // self.chunk_rows)))
+        dataset = read_dataset(X, y, sample_weight, read, check_target, name)
+        return put_dataset(dataset, max(n_chunks, -(-len(dataset) // self.chunk_rows)))
 
     def map_batches(self, call, X):
-        """Apply a method to a stored table where its rows are, as a lazy ``ray.data.Dataset``."""
+        """Apply a method to a stored table in actors, as a lazy ``ray.data.Dataset``."""
         if not has_chunks(X):
             return super().map_batches(call, X)
-        if self._begin():
+        if self._initialize():
             LOGGER.warning(
-                "Ray is left running, for the Dataset that is returned is computed when it is "
-                "read; ray.shutdown() ends it"
+                "Ray keeps running, because the returned Dataset is computed when it is read; "
+                "ray.shutdown() ends it"
             )
         from sk_easytensor.backends.ray.predict import map_batches
 
         return map_batches(self, call, X)
 
     def evaluate(self, X, y, sample_weight, function, random_state, check):
-        """Apply a function to chunks of stored rows in tasks, to others in this process."""
+        """Apply a function to chunks of stored rows in tasks, to rows in memory in this process."""
         if not has_chunks(X):
             return super().evaluate(X, y, sample_weight, function, random_state, check)
         with self.running():
@@ -212,14 +212,14 @@ class RayBackend(Backend):
             return evaluate_chunks(self, X, y, sample_weight, function, random_state, check)
 
     def train(self, network, head, rows, valid_rows, settings, inspection=None):
-        """Train a network, by workers that then inspect their shares of the rows."""
+        """Train a network in workers, which then inspect their shards of the rows."""
         from sk_easytensor.backends.ray.train import train_on_workers
 
         return train_on_workers(self, network, head, rows, valid_rows, settings, inspection)
 
 
 def has_chunks(X):
-    """Tell whether X is read where it is, in chunks: Parquet files by path, or a Ray Dataset."""
+    """Return whether X is a stored table: the path of Parquet files, or a Ray Dataset."""
     # Ray is not imported for tables in memory.
     return isinstance(X, (str, os.PathLike)) or hasattr(X, "to_arrow_refs")
 
@@ -234,7 +234,7 @@ def ray_variables():
 
 
 def import_ray():
-    """Import Ray, or say how to install it."""
+    """Return the module ``ray``; raise ``ImportError`` naming the extra if it is missing."""
     try:
         import ray
         import ray.data

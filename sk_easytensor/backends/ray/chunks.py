@@ -1,4 +1,4 @@
-"""Chunks of rows on a cluster: in the object store, in a Ray Dataset, or in Parquet files."""
+"""Chunks of rows on a cluster: in the object store, in a Ray Dataset or in Parquet files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import ray
 from sk_easytensor.backends.ray.tasks import remote, results
 from sk_easytensor.data.parquet import RowRange, cut_evenly, parquet_chunks, unify_schemas
 from sk_easytensor.data.types import plain_schema, plain_types
-from sk_easytensor.training.dataset import column_values, target_columns
+from sk_easytensor.training.table_dataset import column_values, target_columns
 
 __all__ = [
     "BlockChunk",
@@ -24,16 +24,16 @@ __all__ = [
 
 @dataclass
 class ObjectStoreChunk:
-    """Rows that are in the object store, read and checked already.
+    """Valid rows in the object store.
 
     Attributes
     ----------
     ref : ray.ObjectRef
-        Of table, targets and weights.
+        Reference to a tuple of table, targets and weights.
     n_rows : int
-        How many rows.
+        Number of rows.
     first : int
-        Where its first row is among all rows.
+        Index of its first row among all rows.
     """
 
     ref: object
@@ -49,11 +49,11 @@ class ObjectStoreChunk:
         for start in range(0, len(table), n_rows):
             part = slice(start, start + n_rows)
             features = table.slice(start, n_rows).select(reading.features)
-            # The object store's memory is read-only, which torch has no word for.
+            # Arrays in the object store are read-only, which torch tensors cannot be.
             yield features, y[part].copy(), weight[part].copy()
 
     def targets(self, columns):
-        """Return some columns, targets and weights."""
+        """Return a table of the given columns, targets and weights."""
         table, y, weight = ray.get(self.ref)
         return table.select(columns), y, weight
 
@@ -65,11 +65,13 @@ class BlockChunk(RowRange):
     Attributes
     ----------
     ref : ray.ObjectRef
-        Of the block, a table.
+        Reference to the block, a :class:`pyarrow.Table`.
     schema : pyarrow.Schema
-        Of the whole data set.
-    start, stop, first : int
-        Its rows, and where they begin among all rows.
+        Schema of the whole data set.
+    start, stop : int
+        Range of rows of the block.
+    first : int
+        Index of the first of these rows among all rows.
     """
 
     ref: object
@@ -95,16 +97,20 @@ class BlockChunk(RowRange):
 
 @dataclass
 class Reading:
-    """How rows are made of a chunk's columns.
+    """Reads table, targets and weights from the columns of a chunk.
 
     Attributes
     ----------
-    read, check_target : callable
-        Make a valid table and valid targets.
+    read : callable or None
+        Makes a valid table of the feature columns; None for chunks in the object store, which are
+        valid.
+    check_target : callable or None
+        Returns valid targets; None for chunks in the object store.
     features, targets, weights : list of str
-        Columns of each kind. Without targets, these are zeros.
-    most : float
-        Largest weight of all rows.
+        Names of the columns of each kind. Without names of targets, targets are zeros; without
+        names of weights, weights are ones.
+    max_weight : float, default=1.0
+        Largest weight of all rows, by which weights are divided.
     """
 
     read: object
@@ -112,11 +118,11 @@ class Reading:
     features: list
     targets: list
     weights: list
-    most: float = 1.0
+    max_weight: float = 1.0
 
     @classmethod
-    def of_held(cls, features):
-        """Return how rows are made of chunks that were read and checked already."""
+    def from_object_store(cls, features):
+        """Return a reader of :class:`ObjectStoreChunk`."""
         return cls(None, None, features, [], [])
 
     def pieces(self, chunk, n_rows):
@@ -126,27 +132,28 @@ class Reading:
             return
         columns = [*self.features, *self.targets, *self.weights]
         for table in chunk.tables(columns, n_rows):
-            y, weight, kept = self._targets(table)
+            y, weight, rows = self._targets(table)
             features = self.read(table.select(self.features))
-            if len(kept) < len(table):
-                features, y, weight = features.take(kept), y[kept], weight[kept]
+            if len(rows) < len(table):
+                features, y, weight = features.take(rows), y[rows], weight[rows]
             if len(features):
                 yield features, y, weight
 
     def targets_of(self, chunk, columns=()):
-        """Return some columns, targets and weights of a chunk, without rows of weight zero."""
+        """Return the given columns, targets and weights of a chunk, without rows of weight 0."""
         columns = list(columns)
         if isinstance(chunk, ObjectStoreChunk):
             return chunk.targets(columns)
-        wanted = list(dict.fromkeys([*columns, *self.targets, *self.weights]))
-        if not wanted:
+        names = list(dict.fromkeys([*columns, *self.targets, *self.weights]))
+        if not names:
             return pa.table({}), np.zeros(len(chunk)), np.ones(len(chunk))
-        table = pa.concat_tables(list(chunk.tables(wanted, len(chunk))))
-        y, weight, kept = self._targets(table)
+        table = pa.concat_tables(list(chunk.tables(names, len(chunk))))
+        y, weight, rows = self._targets(table)
         table = table.select(columns)
-        return (table.take(kept) if columns else table), y[kept], weight[kept]
+        return (table.take(rows) if columns else table), y[rows], weight[rows]
 
     def _targets(self, table):
+        """Return targets and weights of a table, and the indices of rows of positive weight."""
         y, weight = np.zeros(len(table)), np.ones(len(table))
         if self.targets:
             y = self.check_target(column_values(table, self.targets))
@@ -154,56 +161,74 @@ class Reading:
             weight = column_values(table, self.weights).astype(np.float64)
             if not (weight >= 0).all() or not np.isfinite(weight).all():
                 raise ValueError(f"column {self.weights[0]!r}: weights must be numbers, at least 0")
-            weight = weight / self.most
+            weight = weight / self.max_weight
         return y, weight, np.flatnonzero(weight > 0)
 
 
 def stored_chunks(X, n_chunks):
-    """Return the schema, of plain types, and the chunks of Parquet files or a Ray Dataset."""
+    """Return the schema, of plain types, and at least `n_chunks` chunks of a stored table.
+
+    Parameters
+    ----------
+    X : str, os.PathLike or ray.data.Dataset
+        Path of Parquet files, or data set.
+    n_chunks : int
+        Smallest number of chunks, as far as there are rows.
+
+    Returns
+    -------
+    schema : pyarrow.Schema
+    chunks : list of FragmentChunk or BlockChunk
+
+    Raises
+    ------
+    ValueError
+        If there is no row, or if the types of a column cannot be unified.
+    """
     if not hasattr(X, "to_arrow_refs"):
         schema, chunks = parquet_chunks(X, n_chunks)
         return plain_schema(schema), chunks
     refs = blocks_in_order(X)
-    measure = remote(schema_and_rows)
-    found = results([measure.remote(ref) for ref in refs])
-    schema = unify_schemas([(f"block {i}", part) for i, (part, _) in enumerate(found)])
+    describe = remote(schema_and_rows)
+    descriptions = results([describe.remote(ref) for ref in refs])
+    schema = unify_schemas([(f"block {i}", part) for i, (part, _) in enumerate(descriptions)])
     chunks, first = [], 0
-    for ref, (_, n_rows) in zip(refs, found, strict=True):
+    for ref, (_, n_rows) in zip(refs, descriptions, strict=True):
         if n_rows:
             chunks.append(BlockChunk(ref, schema, 0, n_rows, first))
         first += n_rows
     if not chunks:
-        raise ValueError("the Ray Dataset holds no row")
+        raise ValueError("the Ray Dataset has no rows")
     return schema, cut_evenly(chunks, n_chunks)
 
 
 def blocks_in_order(X):
-    """Return references to a Dataset's blocks in the order of its rows, whichever ends first."""
+    """Return references to a Dataset's blocks in the order of its rows."""
     options = X.context.execution_options
-    before, options.preserve_order = options.preserve_order, True
+    previous, options.preserve_order = options.preserve_order, True
     try:
         return X.to_arrow_refs()
     finally:
-        options.preserve_order = before
+        options.preserve_order = previous
 
 
 def named_columns(X, y, sample_weight):
-    """Return the columns of targets, and those of weights, that a stored table is given with.
+    """Return the names of the columns of targets, and of weights, of a stored table.
 
     Raises
     ------
     TypeError
-        If targets or weights are values, whose rows nobody could tell.
+        If targets or weights are values: the order of stored rows is not known in advance.
     """
     targets = target_columns(X, y)
     if (y is not None and not targets) or not isinstance(sample_weight, (str, type(None))):
         raise TypeError(
-            "of Parquet files or a Ray Dataset, y and sample_weight must be given as names of "
+            "for Parquet files or a Ray Dataset, y and sample_weight must be given as names of "
             f"columns, got {type(y).__name__} and {type(sample_weight).__name__}"
         )
     return targets, [] if sample_weight is None else [sample_weight]
 
 
 def schema_and_rows(block):
-    """Task: describe a block of a Dataset."""
+    """Task: return the schema and the number of rows of a block."""
     return plain_schema(block.schema), len(block)

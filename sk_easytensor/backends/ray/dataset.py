@@ -1,4 +1,4 @@
-"""Encoded rows that stay where they are in a cluster."""
+"""Data sets on a cluster: rows of tables in chunks, and their encoding by workers."""
 
 from __future__ import annotations
 
@@ -24,21 +24,16 @@ from sk_easytensor.backends.ray.summarize import summarize_chunks
 from sk_easytensor.backends.ray.tasks import n_cpus, remote, results
 from sk_easytensor.data.columns import row_errors_from
 from sk_easytensor.data.validation import check_weight, errors_name
-from sk_easytensor.training.dataset import (
-    BaseTableDataset,
-    Dataset,
-    TableDataset,
-    require_columns,
-    validation_rows,
-)
+from sk_easytensor.training.dataset import Dataset, validation_rows
+from sk_easytensor.training.table_dataset import BaseTableDataset, TableDataset, require_columns
 
 __all__ = [
     "EncodePlan",
     "RayDataset",
     "RayTableDataset",
     "Shard",
-    "hold_dataset",
     "open_dataset",
+    "put_dataset",
 ]
 
 
@@ -48,9 +43,9 @@ class RayDataset(Dataset):
     Parameters
     ----------
     table_dataset : RayTableDataset
-        The rows.
+        Rows before encoding.
     encoder : BaseRowEncoder
-        Encodes them.
+        Encodes chunks of rows.
     """
 
     def __init__(self, table_dataset, encoder):
@@ -64,27 +59,27 @@ class RayDataset(Dataset):
         return sum(self.counts)
 
     def map(self, function):
-        """Apply a function from rows to rows when the rows are made."""
-        other = copy(self)
-        other.functions = (*self.functions, function)
-        return other
+        """Return the rows with a function applied to them after encoding."""
+        mapped = copy(self)
+        mapped.functions = (*self.functions, function)
+        return mapped
 
     def map_chunks(self, function):
         """Apply a function to targets and weights of each chunk in tasks."""
         plan = self._encode_plan()
-        found = self.table_dataset.each_chunk(
+        per_chunk = self.table_dataset.map_targets(
             lambda number, *targets: function(plan.targets(number, *targets)),
             self.encoder.columns,
         )
         # A chunk may be too small for a validation row.
-        return [part for part, count in zip(found, self.counts, strict=True) if count]
+        return [result for result, count in zip(per_chunk, self.counts, strict=True) if count]
 
     def hold_out(self, strata, fraction, random_state):
-        """Take validation rows out of each chunk, evenly from the groups of its rows."""
+        """Hold out validation rows of each chunk, evenly from the strata of its rows."""
         seed = int(random_state.randint(np.iinfo(np.int32).max))
         split = partial(chunk_split, strata=strata, fraction=fraction, seed=seed)
         encoder = self.encoder
-        sizes = self.table_dataset.each_chunk(
+        sizes = self.table_dataset.map_targets(
             lambda number, *targets: [
                 len(part) for part in split(number, encoder.encode_targets(*targets))
             ],
@@ -94,19 +89,25 @@ class RayDataset(Dataset):
             return self, []
         parts = []
         for part in range(2):
-            other = copy(self)
-            other.split, other.counts = (split, part), [size[part] for size in sizes]
-            parts.append(other)
+            rows = copy(self)
+            rows.split, rows.counts = (split, part), [size[part] for size in sizes]
+            parts.append(rows)
         return parts[0], parts[1:]
 
     def shards(self, n_workers):
-        """Return each worker's :class:`Shard`: as many rows for each as chunks allow."""
-        filled, numbers = [0] * n_workers, [[] for _ in range(n_workers)]
+        """Return each worker's :class:`Shard`; chunks are assigned so that shards are balanced.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer chunks with rows than workers.
+        """
+        n_rows, numbers = [0] * n_workers, [[] for _ in range(n_workers)]
         for number in np.argsort(-np.array(self.counts), kind="stable"):
-            worker = int(np.argmin(filled))
-            filled[worker] += self.counts[number]
+            worker = int(np.argmin(n_rows))
+            n_rows[worker] += self.counts[number]
             numbers[worker].append(int(number))
-        if not all(filled):
+        if not all(n_rows):
             raise ValueError(
                 f"RayBackend: the rows are in {np.count_nonzero(self.counts)} chunks, too few for "
                 f"{n_workers} workers"
@@ -124,14 +125,29 @@ class RayDataset(Dataset):
 
 
 def chunk_split(number, rows, strata, fraction, seed):
-    """Split a chunk's rows into those to train on and those to validate on."""
+    """Return the indices of a chunk's training rows and of its validation rows."""
     random = np.random.RandomState([seed, number])
     return validation_rows(strata(rows.target), fraction, random)
 
 
 @dataclass
 class EncodePlan:
-    """How encoded rows are made of a chunk."""
+    """Reads and encodes chunks; picklable, to be sent to workers.
+
+    Attributes
+    ----------
+    reading : Reading
+        Reads table, targets and weights of a chunk.
+    chunk_rows : int
+        Number of rows that are encoded at a time.
+    encoder : BaseRowEncoder
+        Encodes rows.
+    functions : tuple of callable
+        Functions that are applied to the encoded rows, in this order.
+    split : tuple of (callable, int) or None
+        Function that splits a chunk as :func:`chunk_split` does, and the index of the part: 0 for
+        training rows, 1 for validation rows. None for all rows.
+    """
 
     reading: object
     chunk_rows: int
@@ -140,7 +156,7 @@ class EncodePlan:
     split: tuple | None
 
     def targets(self, number, table, y, weight):
-        """Return rows without features, but for those that a few columns tell."""
+        """Return rows with targets, weights and the features made of ``encoder.columns``."""
         rows = self.encoder.encode_targets(table, y, weight)
         if self.split is not None:
             split, part = self.split
@@ -148,14 +164,14 @@ class EncodePlan:
         return self.applied(rows)
 
     def parts(self, number, chunk):
-        """Yield the chunk's rows, encoded, some at a time; no function is applied to them."""
-        chosen = self._chosen(number, chunk)
+        """Yield the chunk's encoded rows in pieces, before any function is applied."""
+        selected = self._selected_rows(number, chunk)
         first = 0
         for table, y, weight in self.reading.pieces(chunk, self.chunk_rows):
             n_rows = len(table)
-            if chosen is not None:
-                begin, end = np.searchsorted(chosen, [first, first + n_rows])
-                rows = chosen[begin:end] - first
+            if selected is not None:
+                begin, end = np.searchsorted(selected, [first, first + n_rows])
+                rows = selected[begin:end] - first
                 table, y, weight = table.take(pa.array(rows)), y[rows], weight[rows]
             if len(table):
                 with row_errors_from(chunk.first + first):
@@ -163,8 +179,8 @@ class EncodePlan:
                 yield encoded
             first += n_rows
 
-    def _chosen(self, number, chunk):
-        """Return which of the chunk's rows are asked for; None for all."""
+    def _selected_rows(self, number, chunk):
+        """Return the indices of the chunk's rows that belong to the part; None for all rows."""
         if self.split is None:
             return None
         targets = self.reading.targets_of(chunk, self.encoder.columns)
@@ -172,7 +188,7 @@ class EncodePlan:
         return split(number, self.encoder.encode_targets(*targets))[part]
 
     def applied(self, rows):
-        """Apply the functions to rows, as soon as these are read."""
+        """Return the rows with the functions applied, now or when they are read."""
         for function in self.functions:
             rows = rows.map(function)
         return rows
@@ -180,19 +196,27 @@ class EncodePlan:
 
 @dataclass
 class Shard:
-    """A worker's chunks, and how it encodes them."""
+    """The chunks of a worker.
+
+    Attributes
+    ----------
+    chunks : list of tuple of (int, chunk)
+        Numbers of the chunks and the chunks.
+    plan : EncodePlan
+        Reads and encodes them.
+    """
 
     chunks: list
     plan: EncodePlan
 
     def rows(self, memory):
-        """Return the encoded rows, in memory if they take at most so many bytes."""
+        """Return the encoded rows, in files if they take more than `memory` bytes."""
         parts = (part for number, chunk in self.chunks for part in self.plan.parts(number, chunk))
         return self.plan.applied(self.plan.encoder.concatenate(parts, memory))
 
 
 SAMPLE_CHUNKS, SAMPLE_ROWS = 8, 8_192
-"""What is looked at to choose blocks: so many chunks, so many rows of each."""
+"""Number of chunks in the sample by which blocks are chosen, and of rows of each chunk."""
 
 
 class RayTableDataset(BaseTableDataset):
@@ -200,16 +224,16 @@ class RayTableDataset(BaseTableDataset):
 
     Parameters
     ----------
-    chunks : list
-        Where the rows are.
+    chunks : list of ObjectStoreChunk, BlockChunk or FragmentChunk
+        Chunks of the rows.
     reading : Reading
-        How they are read.
+        Reads table, targets and weights of a chunk.
     source : object
-        What the user gave.
+        Features as passed by the user.
     memory : TableDataset or None
-        The rows, if this process has them anyway.
+        The same rows in memory, if this process has them.
     chunk_rows : int
-        Rows that are read at a time.
+        Number of rows that are read at a time.
     """
 
     def __init__(self, chunks, reading, source, memory, chunk_rows):
@@ -225,9 +249,9 @@ class RayTableDataset(BaseTableDataset):
         return sum(self.counts)
 
     def digest(self):
-        """Return a digest that differs for other rows, as far as these are known.
+        """Return a digest of the rows; checkpoints compare it.
 
-        Of rows that no process has, that is their number, columns and the first of them.
+        The digest of stored rows covers their number, their columns and the first row only.
         """
         if self.memory is not None:
             return self.memory.digest()
@@ -237,48 +261,49 @@ class RayTableDataset(BaseTableDataset):
 
     def map_chunks(self, function):
         """Apply a function to the targets of each chunk, in tasks unless these are in memory."""
-        return self.each_chunk(lambda number, table, y, weight: function(y))
+        return self.map_targets(lambda number, table, y, weight: function(y))
 
-    def each_chunk(self, function, columns=()):
-        """Return what a function gives for number, columns, targets and weights of each chunk.
+    def map_targets(self, function, columns=()):
+        """Apply a function to number, some columns, targets and weights of each chunk.
 
         Parameters
         ----------
         function : callable
-            Takes the number, a table of the columns, and two arrays.
-        columns : sequence of str
-            The columns that are read.
+            Takes the number of the chunk, a table of the columns, targets and weights.
+        columns : sequence of str, default=()
+            Names of the columns that are read.
 
         Returns
         -------
         list
+            Results of the function, in the order of the chunks.
         """
         if self.memory is not None:
             return [
-                apply_to_targets(function, number, chunk, self._remembered(chunk, columns))
+                apply_to_chunk(function, number, chunk, self._targets_in_memory(chunk, columns))
                 for number, chunk in enumerate(self.chunks)
             ]
         numbers = np.array_split(np.arange(len(self.chunks)), min(len(self.chunks), 4 * n_cpus()))
-        look = remote(look_at_targets)
+        task = remote(map_chunk_targets)
         function, reading = ray.put([function]), ray.put(self.reading)
         refs = [
-            look.remote([(int(n), self.chunks[n]) for n in part], reading, function, columns)
+            task.remote([(int(n), self.chunks[n]) for n in part], reading, function, columns)
             for part in numbers
         ]
-        return [found for part in results(refs) for found in part]
+        return [result for part in results(refs) for result in part]
 
-    def _remembered(self, chunk, columns):
+    def _targets_in_memory(self, chunk, columns):
         part = slice(chunk.first, chunk.first + len(chunk))
         table = self.memory.table.select(list(columns)).slice(chunk.first, len(chunk))
         return table, self.memory.y[part], self.memory.weight[part]
 
     def select(self, columns):
-        """Return the rows with some of the columns only."""
-        other = copy(self)
-        other.reading = replace(self.reading, features=list(columns))
-        other.memory = None if self.memory is None else self.memory.select(columns)
-        other._sample = self.sample().select(columns)
-        return other
+        """Return the rows with a subset of the columns."""
+        selected = copy(self)
+        selected.reading = replace(self.reading, features=list(columns))
+        selected.memory = None if self.memory is None else self.memory.select(columns)
+        selected._sample = self.sample().select(columns)
+        return selected
 
     def summarize(self, blocks, executor):
         """Summarise chunks for blocks in tasks."""
@@ -295,18 +320,18 @@ class RayTableDataset(BaseTableDataset):
         return summarize_chunks(self, {"": (function, [self.column_names])})[""]
 
     def collect_sequences(self, by, order_by):
-        """Return the event sequences of a log, a row for each user."""
+        """Return the event sequences of a log, one row for each user."""
         if self.memory is not None:
-            return hold_dataset(self.memory.collect_sequences(by, order_by), len(self.chunks))
+            return put_dataset(self.memory.collect_sequences(by, order_by), len(self.chunks))
         return RayLog(self, by, order_by)
 
     def sample(self):
-        """Return some of the rows, as :class:`TableDataset` in memory."""
+        """Return a sample of the rows, as :class:`TableDataset` in memory."""
         if self._sample is None:
-            few = np.unique(np.linspace(0, len(self.chunks) - 1, SAMPLE_CHUNKS).astype(int))
+            numbers = np.unique(np.linspace(0, len(self.chunks) - 1, SAMPLE_CHUNKS).astype(int))
             head = remote(first_rows)
             reading = ray.put(self.reading)
-            parts = results([head.remote(self.chunks[n], reading, SAMPLE_ROWS) for n in few])
+            parts = results([head.remote(self.chunks[n], reading, SAMPLE_ROWS) for n in numbers])
             tables, targets, weights = zip(*parts, strict=True)
             table = pa.concat_tables(tables).unify_dictionaries()
             self._sample = TableDataset(
@@ -315,21 +340,23 @@ class RayTableDataset(BaseTableDataset):
         return self._sample
 
     def encode(self, encoder):
-        """Return the rows as :class:`RayDataset`, which are encoded by the workers."""
+        """Return the rows as :class:`RayDataset`, which the workers encode."""
         return RayDataset(self, encoder)
 
 
 class RayLog(BaseTableDataset):
-    """The users of a log in chunks, whose events are collected when they are needed.
+    """The users of a log in chunks, with their event sequences, which are collected when needed.
 
-    Only the columns that are selected are collected: selecting some first saves time.
+    Only selected columns are collected, so that selecting columns first saves time.
 
     Parameters
     ----------
     log : RayTableDataset
-        A row for each event.
-    by, order_by
-        As of :func:`~sk_easytensor.events.collect_sequences`.
+        Log with one row for each event.
+    by : str or list of str
+        Columns that identify the user.
+    order_by : str
+        Column of times.
     """
 
     def __init__(self, log, by, order_by):
@@ -347,17 +374,17 @@ class RayLog(BaseTableDataset):
         return len(self._collected)
 
     def digest(self):
-        """Return the digest of the log, with the columns that say how it is collected."""
+        """Return the digest of the log, with the columns by which it is collected."""
         return f"{self.log.digest()} by {self.by} in the order of {self.order_by}"
 
     def sample(self):
-        """Return some users in memory; their lists are not whole."""
+        """Return a sample of users in memory; their lists may lack events."""
         return self._sample
 
     def select(self, columns):
         """Collect the columns of all users, and return them as :class:`RayTableDataset`."""
         chunks = collect_users(self.log, self.by, self.order_by, list(columns))
-        reading = Reading.of_held(list(columns))
+        reading = Reading.from_object_store(list(columns))
         dataset = RayTableDataset(chunks, reading, self.source, None, max(map(len, chunks)))
         dataset._sample = self._sample.select(columns)
         return dataset
@@ -383,15 +410,15 @@ class RayLog(BaseTableDataset):
         return self._collected.encode(encoder)
 
 
-def hold_dataset(dataset, n_chunks):
+def put_dataset(dataset, n_chunks):
     """Put rows that are in memory into the object store.
 
     Parameters
     ----------
     dataset : TableDataset
-        The rows.
+        Rows in memory.
     n_chunks : int
-        How many chunks to make.
+        Number of chunks; at most one per row.
 
     Returns
     -------
@@ -401,38 +428,45 @@ def hold_dataset(dataset, n_chunks):
     bounds = [len(dataset) * part // n_chunks for part in range(n_chunks + 1)]
     chunks = []
     for start, stop in pairwise(bounds):
-        # Rows that are taken share no memory with those of other chunks.
+        # A slice would be stored with the memory of the whole table.
         table = dataset.table.take(pa.array(np.arange(start, stop))).combine_chunks()
         ref = ray.put((table, dataset.y[start:stop], dataset.weight[start:stop]))
         chunks.append(ObjectStoreChunk(ref, stop - start, start))
-    reading = Reading.of_held(dataset.table.column_names)
+    reading = Reading.from_object_store(dataset.table.column_names)
     return RayTableDataset(chunks, reading, dataset.source, dataset, len(dataset))
 
 
-def open_dataset(X, y, sample_weight, read, check_target, where, *, n_chunks, chunk_rows):
-    """Find the chunks of Parquet files or a Ray Dataset, and check their targets and weights.
+def open_dataset(X, y, sample_weight, read, check_target, name, *, n_chunks, chunk_rows):
+    """Return the chunks of Parquet files or a Ray Dataset with valid targets and weights.
 
     Parameters
     ----------
     X : str, os.PathLike or ray.data.Dataset
-        Where the rows are.
+        Path of Parquet files, or data set.
     y : str, list of str or None
-        Columns of targets; None if `check_target` says that rows may do without.
+        Names of the target columns; None if `check_target` allows it.
     sample_weight : str or None
-        Column of weights.
-    read, check_target, where
-        As of :func:`~sk_easytensor.training.dataset.read_dataset`.
+        Name of the column of weights.
+    read, check_target, name
+        As in :func:`~sk_easytensor.training.table_dataset.read_dataset`.
     n_chunks : int
-        Chunks to make at least, where rows allow.
+        Smallest number of chunks, as far as there are rows.
     chunk_rows : int
-        Rows that are read at a time.
+        Number of rows that are read at a time.
 
     Returns
     -------
     RayTableDataset
+
+    Raises
+    ------
+    TypeError
+        If `y` or `sample_weight` are values instead of names.
+    ValueError
+        As in :func:`~sk_easytensor.training.table_dataset.read_dataset`.
     """
     targets, weights = named_columns(X, y, sample_weight)
-    with errors_name(where):
+    with errors_name(name):
         if y is None:
             check_target(y)
         schema, chunks = stored_chunks(X, n_chunks)
@@ -440,26 +474,27 @@ def open_dataset(X, y, sample_weight, read, check_target, where, *, n_chunks, ch
         features = [name for name in schema.names if name not in {*targets, *weights}]
         reading = Reading(read, check_target, features, targets, weights)
         dataset = RayTableDataset(chunks, reading, X, None, chunk_rows)
-        found = dataset.each_chunk(lambda number, table, y, w: (len(y), w.max(initial=0)))
-        dataset.counts = [count for count, _ in found]
+        sizes = dataset.map_targets(lambda number, table, y, w: (len(y), w.max(initial=0)))
+        dataset.counts = [count for count, _ in sizes]
         if len(dataset) == 0:
+            # Raises the error for weights without a positive one.
             check_weight(np.zeros(1), 1)
-        reading.most = max(most for _, most in found)
-        # Columns that are missing are noticed here.
+        reading.max_weight = max(max_weight for _, max_weight in sizes)
+        # Reads feature columns, and so raises the errors of `read` before training.
         dataset.sample()
     return dataset
 
 
-def look_at_targets(chunks, reading, function, columns):
+def map_chunk_targets(chunks, reading, function, columns):
     """Task: apply a function to number, some columns, targets and weights of chunks."""
     return [
-        apply_to_targets(function[0], number, chunk, reading.targets_of(chunk, columns))
+        apply_to_chunk(function[0], number, chunk, reading.targets_of(chunk, columns))
         for number, chunk in chunks
     ]
 
 
-def apply_to_targets(function, number, chunk, targets):
-    """Call a function with what is known of a chunk; errors name the row among all rows."""
+def apply_to_chunk(function, number, chunk, targets):
+    """Call a function with a chunk's number and targets; errors name the row among all rows."""
     with row_errors_from(chunk.first):
         return function(number, *targets)
 

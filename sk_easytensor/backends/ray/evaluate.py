@@ -1,4 +1,4 @@
-"""Evaluation on a cluster: tasks that each score a model on some rows with their targets."""
+"""Evaluation on a cluster: tasks that score a model on consecutive rows of a stored table."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ray import cloudpickle
 from sk_easytensor._utils.runtime import limited_threads
 from sk_easytensor.backends.ray.chunks import Reading, named_columns, stored_chunks
 from sk_easytensor.backends.ray.tasks import actor_resources, n_threads, remote, results
-from sk_easytensor.training.dataset import require_columns
+from sk_easytensor.training.table_dataset import require_columns
 
 __all__ = [
     "evaluate_chunks",
 ]
 
 
-ROWS = 16_384
-"""Rows that a task sees, about: encoded and read by all blocks, they are in memory at once."""
+ROWS_PER_TASK = 16_384
+"""Approximate number of rows of a task, which are in memory together with their encodings."""
 
 
 def evaluate_chunks(backend, X, y, sample_weight, function, random_state, check):
@@ -29,21 +29,28 @@ def evaluate_chunks(backend, X, y, sample_weight, function, random_state, check)
     Parameters
     ----------
     backend : RayBackend
-        Says how many tasks run at a time and what they get.
+        Backend whose parameters define the number of tasks at a time and their resources.
     X : str, os.PathLike or ray.data.Dataset
-        Where the rows are.
+        Path of Parquet files, or data set.
     y : str or list of str
-        Columns of targets.
+        Names of the target columns.
     sample_weight : str or None
-        Column of weights.
+        Name of the column of weights.
     function, random_state, check
-        As of :meth:`~sk_easytensor.backends.Backend.evaluate`.
+        As in :meth:`~sk_easytensor.backends.Backend.evaluate`.
 
     Returns
     -------
     list
-        What the function returned for each chunk, in the order of the rows. Which rows a chunk has
-        does not depend on the number of workers.
+        Results of the function for each chunk, in the order of the rows. The rows of a chunk do
+        not depend on the number of workers.
+
+    Raises
+    ------
+    ValueError
+        If `y` is None, if columns are missing, or if no row has a positive weight.
+    TypeError
+        If `y` or `sample_weight` are values instead of names.
     """
     targets, weights = named_columns(X, y, sample_weight)
     if not targets:
@@ -52,48 +59,48 @@ def evaluate_chunks(backend, X, y, sample_weight, function, random_state, check)
     require_columns(schema.names, [*targets, *weights])
     features = [name for name in schema.names if name not in {*targets, *weights}]
     check(pa.table([pa.nulls(1, schema.field(name).type) for name in features], names=features))
-    reading = Reading(as_it_is, as_it_is, features, targets, weights)
-    how = ray.put((reading, cloudpickle.dumps(function), n_threads(backend)))
+    reading = Reading(identity, identity, features, targets, weights)
+    config = ray.put((reading, cloudpickle.dumps(function), n_threads(backend)))
     seed = int(random_state.randint(np.iinfo(np.int32).max))
-    evaluate = remote(evaluate_run).options(**actor_resources(backend))
+    evaluate = remote(evaluate_group).options(**actor_resources(backend))
     n_rows, refs, running = sum(map(len, chunks)), [], []
-    for number, run in enumerate(runs(chunks)):
+    for number, group in enumerate(chunk_groups(chunks)):
         if len(running) == max(1, backend.num_workers):
             done, running = ray.wait(running, fetch_local=False)
             results(done)
-        running.append(evaluate.remote(run, how, [seed, number], n_rows))
+        running.append(evaluate.remote(group, config, [seed, number], n_rows))
         refs.append(running[-1])
-    found = [part for part in results(refs) if part is not None]
-    if not found:
+    scores = [score for score in results(refs) if score is not None]
+    if not scores:
         raise ValueError(f"no row has a positive weight in column {sample_weight!r}")
-    return found
+    return scores
 
 
-def as_it_is(values):
-    """Return tables and targets as they were read: the model reads them once more."""
+def identity(values):
+    """Return tables and targets unchanged: the model itself validates them."""
     return values
 
 
-def runs(chunks):
-    """Cut and join chunks to lists of chunks with about `ROWS` consecutive rows each."""
-    found, size = [[]], 0
+def chunk_groups(chunks):
+    """Cut chunks and group them, with about `ROWS_PER_TASK` consecutive rows in each group."""
+    groups, size = [[]], 0
     for chunk in chunks:
-        for part in chunk.cut(-(-len(chunk) // ROWS)):
-            if size and size + len(part) > ROWS:
-                found.append([])
+        for part in chunk.cut(-(-len(chunk) // ROWS_PER_TASK)):
+            if size and size + len(part) > ROWS_PER_TASK:
+                groups.append([])
                 size = 0
-            found[-1].append(part)
+            groups[-1].append(part)
             size += len(part)
-    if len(found) > 1 and size < ROWS // 2:
-        # Few rows tell little, such as those of one class only.
-        last = found.pop()
-        found[-1] += last
-    return found
+    if len(groups) > 1 and size < ROWS_PER_TASK // 2:
+        # Scores of few rows are noisy, or undefined if the rows are of one class.
+        last = groups.pop()
+        groups[-1] += last
+    return groups
 
 
-def evaluate_run(chunks, how, seed, n_rows):
-    """Task: read some rows and evaluate a model on them; None if none has weight."""
-    reading, function, threads = how
+def evaluate_group(chunks, config, seed, n_rows):
+    """Task: read a group of chunks and evaluate a model; None if no row has a positive weight."""
+    reading, function, threads = config
     pieces = [piece for chunk in chunks for piece in reading.pieces(chunk, len(chunk))]
     if not pieces:
         return None

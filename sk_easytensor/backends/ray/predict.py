@@ -1,4 +1,4 @@
-"""Prediction on a cluster: rows stream past actors that hold the model."""
+"""Prediction on a cluster: actors with a copy of the model predict batches of a stored table."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ __all__ = [
 ]
 
 
-ROWS = 16_384
-"""Rows that an actor predicts at a time."""
+BATCH_ROWS = 16_384
+"""Largest number of rows that an actor predicts at a time."""
 
 
 def map_batches(backend, call, X):
@@ -32,16 +32,21 @@ def map_batches(backend, call, X):
     Parameters
     ----------
     backend : RayBackend
-        Says how many actors there are and what they get.
+        Backend whose parameters define the number of actors and their resources.
     call : StoredCall
-        What is done with the rows.
+        Method of the estimator with its other arguments.
     X : str, os.PathLike or ray.data.Dataset
-        Where the rows are.
+        Path of Parquet files, or data set.
 
     Returns
     -------
     ray.data.Dataset
-        Lazy, with the columns of `X` and those of the results.
+        Lazy data set with the columns of `X` and those of the results.
+
+    Raises
+    ------
+    ValueError
+        If columns are missing, or have the name of a column of the results.
     """
     n_actors = max(1, backend.num_workers)
     if hasattr(X, "to_arrow_refs"):
@@ -52,43 +57,43 @@ def map_batches(backend, call, X):
         call = call.prepared(schema)
         source = ParquetChunks(schema, chunks)
         rows = ray.data.read_datasource(source, override_num_blocks=len(chunks))
-        # The context is this Dataset's own. Predictions come in the order of the files.
+        # The context belongs to this Dataset only. Predictions are in the order of the files.
         rows.context.execution_options.preserve_order = True
         rows.context.raise_original_map_exception = True
     return rows.map_batches(
         Predictor,
         fn_constructor_args=(ray.put(cloudpickle.dumps(call)), n_threads(backend)),
-        batch_size=min(ROWS, backend.chunk_rows),
+        batch_size=min(BATCH_ROWS, backend.chunk_rows),
         batch_format="pyarrow",
-        # The first alone may be all that fits while others read.
+        # While tasks read, there may be processors for a single actor only.
         compute=ActorPoolStrategy(min_size=1, max_size=n_actors),
         **actor_resources(backend),
     )
 
 
 def stored_schema(X):
-    """Return the schema of a Ray Dataset, for which its first rows may have to be made."""
+    """Return the schema of a Ray Dataset, which may have to compute its first rows."""
     schema = X.schema()
     schema = None if schema is None else schema.base_schema
     if not isinstance(schema, pa.Schema):
-        # Pandas does not say what its columns of objects hold.
+        # Schemas of pandas blocks do not have the types of values in object columns.
         tables = X.limit(1).iter_batches(batch_format="pyarrow", batch_size=1)
         table = next(iter(tables), None)
         if table is None:
-            raise ValueError("the Ray Dataset holds no row")
+            raise ValueError("the Ray Dataset has no rows")
         schema = table.schema
     return schema.remove_metadata()
 
 
 class ParquetChunks(Datasource):
-    """Parquet files as the blocks are fitted on them: the same files, types and order.
+    """Ray data source of Parquet files, with the files, types and order of a fit.
 
     Parameters
     ----------
     schema : pyarrow.Schema
-        Of all files.
+        Unified schema of all files.
     chunks : list of FragmentChunk
-        Rows of the files.
+        Chunks of the files.
     """
 
     def __init__(self, schema, chunks):
@@ -97,11 +102,11 @@ class ParquetChunks(Datasource):
         self.chunks = chunks
 
     def get_name(self):
-        """Return what the source is called in Ray's messages."""
+        """Return the name of the source in Ray's messages."""
         return "Parquet"
 
     def estimate_inmemory_data_size(self):
-        """Return how many bytes the rows take, which is not known."""
+        """Return None: the size of the rows in memory is not known."""
 
     def get_read_tasks(self, parallelism, per_task_row_limit=None, data_context=None):
         """Return a task for each chunk."""
@@ -119,7 +124,7 @@ class ParquetChunks(Datasource):
 
 
 class ChunkReader:
-    """Reads a chunk, some rows at a time."""
+    """Function of a read task: reads a chunk in pieces."""
 
     def __init__(self, chunk, names):
         self.chunk = chunk
@@ -128,28 +133,28 @@ class ChunkReader:
     def __call__(self):
         """Yield the chunk's rows in tables."""
         with masked_errors():
-            yield from self.chunk.stored_tables(self.names, ROWS)
+            yield from self.chunk.stored_tables(self.names, BATCH_ROWS)
 
 
 class Predictor:
-    """Actor that holds a model and adds its results to tables.
+    """Actor with a copy of a model, which appends the columns of its results to tables.
 
     Parameters
     ----------
     call : ray.ObjectRef
-        Of a pickled :class:`~sk_easytensor.estimators.stored.StoredCall`.
+        Reference to a pickled :class:`~sk_easytensor.estimators.stored.StoredCall`.
     threads : int
-        How many to use.
+        Number of threads.
     """
 
     def __init__(self, call, threads):
-        # Unpickled from bytes, arrays can be written to, unlike in the object store's memory.
+        # Arrays unpickled from bytes are writable, unlike those in the object store's memory.
         self.call = pickle.loads(ray.get(call))
         self.call.estimator.n_jobs = self.threads = threads
         self.device = "cuda" if ray.get_gpu_ids() else "cpu"
         if self.device != "cpu":
             for part in (self.call.estimator, *vars(self.call.estimator).values()):
-                # The estimator itself or its towers.
+                # The network is an attribute of the estimator or of its towers.
                 if "network_" in getattr(part, "__dict__", ()):
                     part.network_.to(self.device)
                     part._use_torch()

@@ -1,4 +1,4 @@
-"""Progress of training on a cluster, and logs of events that workers collect."""
+"""Progress of a training on a cluster, and collection of event logs by tasks."""
 
 from __future__ import annotations
 
@@ -23,110 +23,111 @@ from sk_easytensor.training.checkpoint import describe_data, joined_descriptions
 
 __all__ = [
     "collect_users",
-    "noting",
+    "report_progress",
 ]
 
 
 SECONDS = 1.0
-"""Epochs are fetched so often."""
+"""Interval in which the driver fetches epochs, in seconds."""
 
 
 class ProgressCallback(Callback):
-    """Reports rows and epochs to the actor, in the first worker.
+    """Sends the description of the rows and the epochs to an actor, from the first worker.
 
     Parameters
     ----------
     progress : actor handle
-        Of a :class:`~sk_easytensor.backends.ray.actors.ProgressActor`.
+        Handle of a :class:`~sk_easytensor.backends.ray.actors.ProgressActor`.
     """
 
     def __init__(self, progress):
         self.progress = progress
-        self.reported = 0
+        self.n_reported = 0
 
     def on_train_begin(self, net, X=None, y=None, **kwargs):
-        """Report the rows of all workers."""
+        """Send the description of the rows of all workers."""
         rows = net.group.gather(describe_data(net.module_, X, net.valid_rows))
         if net.group.rank == 0:
             self.progress.write_rows.remote(joined_descriptions(rows))
 
     def on_epoch_end(self, net, **kwargs):
-        """Report the epochs that are new, those of a checkpoint included."""
+        """Send the epochs that are new, those of a checkpoint included."""
         if net.group.rank == 0:
             complete = [plain(epoch) for epoch in net.history if "train_loss" in epoch]
-            self.progress.write_epochs.remote(complete[self.reported :])
-            self.reported = len(complete)
+            self.progress.write_epochs.remote(complete[self.n_reported :])
+            self.n_reported = len(complete)
 
     def on_train_end(self, net, **kwargs):
-        """Report the epochs of a checkpoint if none was trained; wait until all is written."""
+        """Send the epochs of a checkpoint if none was trained; wait until all are written."""
         self.on_epoch_end(net)
         ray.get(self.progress.read.remote(0))
 
 
 @contextmanager
-def noting(settings):
-    """Keep the callbacks in this process that belong to it, and tell them of the training.
+def report_progress(settings):
+    """Report the progress of workers to the callbacks that run in the driver.
 
     Parameters
     ----------
     settings : TrainingSettings
-        How to train. Callbacks that belong to this process have ``log_progress(rows, epochs)``.
+        Settings of the training. Callbacks that run in the driver have a method
+        ``log_progress(rows, epochs)``.
 
     Yields
     ------
     TrainingSettings
-        For the workers.
+        Settings for the workers, without these callbacks.
     """
-    staying = [entry for entry in settings.callbacks if hasattr(_callback(entry), "log_progress")]
-    if not staying:
+    in_driver = [entry for entry in settings.callbacks if hasattr(_callback(entry), "log_progress")]
+    if not in_driver:
         yield settings
         return
-    going = [entry for entry in settings.callbacks if entry not in staying]
+    in_workers = [entry for entry in settings.callbacks if entry not in in_driver]
     progress = ray.remote(ProgressActor).options(num_cpus=0).remote()
-    going.append(("easytensor_progress", ProgressCallback(progress)))
-    reader = Reader(progress, [_callback(entry) for entry in staying])
+    in_workers.append(("easytensor_progress", ProgressCallback(progress)))
+    reader = Reader(progress, [_callback(entry) for entry in in_driver])
     reader.start()
     try:
-        yield replace(settings, callbacks=going)
+        yield replace(settings, callbacks=in_workers)
     finally:
         reader.stop()
         ray.kill(progress)
 
 
 class Reader(threading.Thread):
-    """Passes what the actor holds to callbacks, from time to time.
+    """Thread that passes new entries of the actor to callbacks at intervals.
 
     Parameters
     ----------
     progress : actor handle
-        Of a :class:`~sk_easytensor.backends.ray.actors.ProgressActor`.
+        Handle of a :class:`~sk_easytensor.backends.ray.actors.ProgressActor`.
     callbacks : list
-        Have ``log_progress``.
+        Callbacks with a method ``log_progress(rows, epochs)``.
     """
 
     def __init__(self, progress, callbacks):
         super().__init__(daemon=True)
         self.progress = progress
         self.callbacks = callbacks
-        self.known = 0
+        self.last_epoch = 0
         self.ended = threading.Event()
 
     def run(self):
-        """Read until the training has ended."""
+        """Read at intervals until the training has ended."""
         while not self.ended.wait(SECONDS):
             self.read()
 
     def stop(self):
-        """Read what is left."""
+        """End the thread and read the remaining entries."""
         self.ended.set()
         self.join()
         self.read()
 
     def read(self):
-        """Give the callbacks what is new."""
-        rows, epochs = ray.get(self.progress.read.remote(self.known))
+        """Pass new entries to the callbacks."""
+        rows, epochs = ray.get(self.progress.read.remote(self.last_epoch))
         if epochs:
-            self.known = epochs[-1]["epoch"]
+            self.last_epoch = epochs[-1]["epoch"]
         for callback in self.callbacks:
             callback.log_progress(rows, epochs)
 
@@ -135,8 +136,8 @@ def _callback(entry):
     return entry[1] if isinstance(entry, tuple) else entry
 
 
-PARTS = 16, 256
-"""Parts that users are divided among, at least and at most; otherwise as many as chunks."""
+MIN_PARTS, MAX_PARTS = 16, 256
+"""Limits of the number of parts into which users are divided, which is otherwise that of chunks."""
 
 
 def collect_users(log, by, order_by, columns):
@@ -145,9 +146,9 @@ def collect_users(log, by, order_by, columns):
     Parameters
     ----------
     log : RayTableDataset
-        A row for each event.
+        Log with one row for each event.
     by : str or list of str
-        Columns that name the user.
+        Columns that identify the user.
     order_by : str
         Column of times.
     columns : list of str
@@ -156,18 +157,23 @@ def collect_users(log, by, order_by, columns):
     Returns
     -------
     list of ObjectStoreChunk
-        Tables with a row for each user, and the columns of lists.
+        Tables with one row for each user, and the columns of lists.
+
+    Raises
+    ------
+    ValueError
+        If a user or a time is missing.
 
     Notes
     -----
-    One task a chunk divides its events by a hash of their users, and one task a part collects
-    those of its users. Parts are joined in the order of the chunks, so that events of the same
-    time stay in the order of the log, and all is the same in every run. Ray keeps on disk what its
-    object store has no room for.
+    One task per chunk divides its events among parts by a hash of their users. One task per part
+    collects the events of its users. Events of a part are joined in the order of the chunks, so
+    that events of the same time stay in the order of the log, and every run gives the same result.
+    Ray spills objects to disk that do not fit into its object store.
     """
     by = [by] if isinstance(by, str) else list(by)
     log = log.select(list(dict.fromkeys([*by, order_by, *columns])))
-    n_parts = min(max(PARTS[0], len(log.chunks)), PARTS[1])
+    n_parts = min(max(MIN_PARTS, len(log.chunks)), MAX_PARTS)
     divide = remote(divide_events).options(num_returns=n_parts)
     collect = remote(collect_part).options(num_returns=2)
     reading, running, divided = ray.put(log.reading), [], []
@@ -176,14 +182,15 @@ def collect_users(log, by, order_by, columns):
         divided.append(parts)
         running.append(parts[0])
         if len(running) > 2 * n_cpus():
-            # So that no more chunks are read than there are processors to read them.
+            # At most twice as many chunks as processors are read at a time.
             running = ray.wait(running, fetch_local=False)[1]
-    found = [
+    collected = [
         collect.remote(by, order_by, columns, *(parts[part] for parts in divided))
         for part in range(n_parts)
     ]
     chunks, first = [], 0
-    for (ref, _), n_users in zip(found, results([count for _, count in found]), strict=True):
+    counts = results([count for _, count in collected])
+    for (ref, _), n_users in zip(collected, counts, strict=True):
         if n_users:
             chunks.append(ObjectStoreChunk(ref, n_users, first))
             first += n_users
@@ -191,7 +198,7 @@ def collect_users(log, by, order_by, columns):
 
 
 def divide_events(chunk, reading, chunk_rows, by, order_by, n_parts):
-    """Task: divide a chunk's events among parts by their users."""
+    """Task: divide a chunk's events among parts by a hash of their users."""
     table = pa.concat_tables([piece for piece, _, _ in reading.pieces(chunk, chunk_rows)])
     with row_errors_from(chunk.first):
         for name in by:
@@ -200,7 +207,7 @@ def divide_events(chunk, reading, chunk_rows, by, order_by, n_parts):
     part = user_hashes(table, by) % np.uint64(n_parts)
     order = np.argsort(part, kind="stable")
     bounds = np.searchsorted(part[order], np.arange(n_parts + 1))
-    # Rows that are taken share no memory with those of other parts.
+    # A slice would be stored with the memory of the whole table.
     return [
         table.take(pa.array(order[start:stop])).combine_chunks() for start, stop in pairwise(bounds)
     ]
@@ -217,7 +224,7 @@ def user_hashes(table, by):
 
 
 def collect_part(by, order_by, columns, *parts):
-    """Task: collect the events of a part's users, and count these."""
+    """Task: collect the events of a part's users; return table, targets, weights and user count."""
     log = pa.concat_tables(parts)
     if len(log) == 0:
         return None, 0

@@ -1,4 +1,4 @@
-"""Ray tasks and actors: what they return, or the user's error; what they get of the cluster."""
+"""Ray tasks and actors: their results, the errors of user code in them, and their resources."""
 
 from __future__ import annotations
 
@@ -21,55 +21,55 @@ __all__ = [
 
 
 class WorkerTracebacks(Exception):
-    """What the workers' tracebacks say; the cause of the error that is raised."""
+    """Tracebacks of workers, as the cause of the error that is raised in the driver."""
 
     def __str__(self):
         return "\n\n" + "\n\n".join(self.args)
 
 
 def remote(function):
-    """Return a Ray task of a function.
+    """Return a Ray task that calls a function.
 
-    Its errors are masked where they are raised: Ray writes them to the logs of the worker and of
-    the driver, and what an error of a task is displayed as cannot be changed any more.
+    Passwords in its errors are masked in the task: Ray writes errors to the logs of the worker and
+    of the driver, where they could not be masked any more.
     """
 
     @wraps(function)
-    def within(*args, **kwargs):
+    def masked_function(*args, **kwargs):
         with masked_errors():
             return function(*args, **kwargs)
 
-    return ray.remote(within)
+    return ray.remote(masked_function)
 
 
 def results(refs):
-    """Return the results of tasks, or raise the error of the user's data or code."""
+    """Return the results of tasks, or raise the first error of the user's data or code."""
     try:
         return ray.get(refs)
     except RayTaskError as error:
         for ref in refs:
-            # Ray prints the errors that nobody asked for.
+            # Ray prints errors whose references were never resolved.
             with suppress(Exception):
                 ray.get(ref)
         if error.cause is None:
             raise
         cause, text = error.cause, masked(error)
-    # Outside of the context of Ray's own error.
+    # Raised outside of the except clause, so that Ray's error is not its context.
     raise cause from WorkerTracebacks(text)
 
 
 def n_cpus():
-    """Return how many processors the cluster has."""
+    """Return the number of processors of the cluster."""
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def n_threads(backend):
-    """Return how many threads a worker may use."""
+    """Return the number of threads of a worker."""
     return max(1, int((backend.resources_per_worker or {}).get("CPU", 1)))
 
 
 def actor_resources(backend):
-    """Return what a worker gets, in the words of tasks and actors."""
+    """Return the resources of a worker as options of Ray tasks and actors."""
     resources = {"CPU": 1, "GPU": int(backend.use_gpu), **(backend.resources_per_worker or {})}
     named = {"num_cpus": resources.pop("CPU"), "num_gpus": resources.pop("GPU")}
     return {**named, "resources": resources} if resources else named

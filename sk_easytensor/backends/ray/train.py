@@ -1,4 +1,4 @@
-"""Training by workers of Ray Train: what is sent to them, what they do, what comes back."""
+"""Training by workers of Ray Train."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sk_easytensor._utils.masking import mask_error, masked
 from sk_easytensor._utils.runtime import limited_threads
 from sk_easytensor._utils.storage import make_temporary_directory, remove_temporary_directory
 from sk_easytensor.backends.ray.actors import ErrorCollector
-from sk_easytensor.backends.ray.progress import noting
+from sk_easytensor.backends.ray.progress import report_progress
 from sk_easytensor.backends.ray.tasks import WorkerTracebacks, n_threads
 from sk_easytensor.training.checkpoint import Checkpoints
 from sk_easytensor.training.distributed import (
@@ -42,14 +42,38 @@ __all__ = [
 
 @dataclass
 class Job:
-    """All that workers need to know."""
+    """Arguments of the training that the driver sends to workers.
+
+    Attributes
+    ----------
+    network : torch.nn.Module
+        Network before training.
+    head : Head
+        Defines the loss.
+    shards : list of Shard
+        Training rows of each worker.
+    valid_shards : list of list of Shard
+        Validation rows of each worker, by data set.
+    settings : TrainingSettings
+        Settings of the training.
+    random_state : torch.Tensor
+        State of torch's random generator in the driver, with which the first worker trains.
+    seed : int
+        Seed from which those of the other workers are derived.
+    memory : int
+        Largest size of the encoded rows of a worker in memory, in bytes.
+    threads : int
+        Number of threads of a worker.
+    inspection : Inspection or None
+        Computes attributes for importances from the rows after the training.
+    """
 
     network: torch.nn.Module
     head: object
     shards: list
     valid_shards: list
     settings: object
-    random: torch.Tensor
+    random_state: torch.Tensor
     seed: int
     memory: int
     threads: int
@@ -65,11 +89,15 @@ def train_on_workers(backend, network, head, rows, valid_rows, settings, inspect
     Parameters
     ----------
     backend : RayBackend
-        Says how many workers there are and what they get.
-    network, head, rows, valid_rows, settings
-        As of :func:`~sk_easytensor.training.train.train_network`.
+        Backend whose parameters define the number of workers and their resources.
+    network, head, settings
+        As in :func:`~sk_easytensor.training.train.train_network`.
+    rows : RayDataset
+        Training rows.
+    valid_rows : list of RayDataset
+        Validation rows; the first data set decides about early stopping.
     inspection : Inspection, optional
-        What the workers compute from their rows after the training.
+        Computes attributes for importances from the rows of the workers after the training.
 
     Returns
     -------
@@ -77,8 +105,11 @@ def train_on_workers(backend, network, head, rows, valid_rows, settings, inspect
 
     Raises
     ------
+    ValueError
+        If there are fewer rows than workers, if a cluster of one machine is too small for the
+        workers, or if a cluster of several machines is used without `storage_path`.
     Exception
-        What a worker raised; its cause has the tracebacks of all workers.
+        If a worker raises it; its cause has the tracebacks of all workers.
     RuntimeError
         If workers died more often than `max_failures` allows.
     """
@@ -89,10 +120,10 @@ def train_on_workers(backend, network, head, rows, valid_rows, settings, inspect
                 f"RayBackend: {len(part)} rows for {name} are too few for {n_workers} workers"
             )
     check_resources(backend)
-    with storage(backend) as place, noting(settings) as settings:
+    with storage(backend) as path, report_progress(settings) as settings:
         if settings.checkpoints is None and backend.max_failures and backend.num_workers:
-            where = f"{place}/checkpoints-{uuid4().hex}"
-            settings = replace(settings, checkpoints=Checkpoints(where, "fit", {}))
+            directory = f"{path}/checkpoints-{uuid4().hex}"
+            settings = replace(settings, checkpoints=Checkpoints(directory, "fit", {}))
         job = Job(
             network,
             head,
@@ -105,14 +136,30 @@ def train_on_workers(backend, network, head, rows, valid_rows, settings, inspect
             n_threads(backend),
             inspection,
         )
-        state, result = run_workers(backend, job, place)
+        state, result = run_workers(backend, job, path)
     load_network_state(network, state)
     network.to("cpu").eval()
     return result
 
 
-def run_workers(backend, job, place):
-    """Have workers do a job and return what the first of them returns."""
+def run_workers(backend, job, path):
+    """Run a job in workers, and return the result of the first worker.
+
+    Parameters
+    ----------
+    backend : RayBackend
+        Backend whose parameters define the number of workers and their resources.
+    job : Job
+        Arguments of the training.
+    path : str
+        Directory or URL for the state of Ray Train's run.
+
+    Returns
+    -------
+    state : object
+        Result of :func:`~sk_easytensor.trees.forest.network_state`.
+    result : TrainingResult
+    """
     if backend.num_workers == 0:
         errors = ErrorCollector()
     else:
@@ -127,21 +174,21 @@ def run_workers(backend, job, place):
         ),
         run_config=RunConfig(
             name=f"fit-{uuid4().hex}",
-            **run_storage(place),
+            **run_storage(path),
             failure_config=FailureConfig(max_failures=backend.max_failures),
         ),
     )
     failed = None
-    with quick_health_checks(), own_interrupts():
+    with frequent_health_checks(), restored_interrupts():
         try:
             returned = trainer.fit().return_value
         except TrainingFailedError as error:
             failed = error
-    found = errors.errors if backend.num_workers == 0 else ray.get(errors.read.remote())
-    if found:
-        found = sorted(found, key=lambda error: error[0])
-        told = [f"worker {rank}:\n{text}" for rank, _, text in found]
-        raise pickle.loads(found[0][1]) from WorkerTracebacks(*told)
+    collected = errors.errors if backend.num_workers == 0 else ray.get(errors.read.remote())
+    if collected:
+        collected = sorted(collected, key=lambda error: error[0])
+        tracebacks = [f"worker {rank}:\n{text}" for rank, _, text in collected]
+        raise pickle.loads(collected[0][1]) from WorkerTracebacks(*tracebacks)
     if failed is not None:
         raise RuntimeError(
             f"RayBackend: workers died more than max_failures={backend.max_failures} times; the "
@@ -150,30 +197,34 @@ def run_workers(backend, job, place):
     return returned
 
 
-def run_storage(place):
-    """Return the storage of a run of Ray Train, whose state and logs hold the path."""
-    if masked(place) == place:
-        return {"storage_path": place}
-    filesystem, path = FileSystem.from_uri(place)
+def run_storage(path):
+    """Return the options of a Ray Train run for its storage.
+
+    Ray Train writes the path to its state and logs. A URL with a password is therefore passed as a
+    file system and a path without the password.
+    """
+    if masked(path) == path:
+        return {"storage_path": path}
+    filesystem, path = FileSystem.from_uri(path)
     return {"storage_path": path, "storage_filesystem": filesystem}
 
 
 def check_resources(backend):
-    """Raise ``ValueError`` if a cluster that cannot grow is too small for the workers."""
-    needed = {"CPU": 1.0, **({"GPU": 1.0} if backend.use_gpu else {})}
-    needed.update(backend.resources_per_worker or {})
-    there = ray.cluster_resources()
-    for name, amount in needed.items():
-        if backend.num_workers * amount > there.get(name, 0) and len(ray.nodes()) == 1:
+    """Raise ``ValueError`` if a cluster of one machine is too small for the workers."""
+    required = {"CPU": 1.0, **({"GPU": 1.0} if backend.use_gpu else {})}
+    required.update(backend.resources_per_worker or {})
+    available = ray.cluster_resources()
+    for name, amount in required.items():
+        if backend.num_workers * amount > available.get(name, 0) and len(ray.nodes()) == 1:
             raise ValueError(
                 f"RayBackend: {backend.num_workers} workers of {amount:g} {name} each are more "
-                f"than the cluster has ({there.get(name, 0):g}); lower num_workers or "
+                f"than the cluster has ({available.get(name, 0):g}); lower num_workers or "
                 "resources_per_worker"
             )
 
 
 def worker_memory(backend):
-    """Return the bytes of encoded rows that a worker keeps in memory."""
+    """Return the largest size of the encoded rows of a worker in memory, in bytes."""
     if backend.memory_per_worker is not None:
         return backend.memory_per_worker
     memory = ray.cluster_resources().get("memory", 4 << 30)
@@ -182,67 +233,77 @@ def worker_memory(backend):
 
 @contextmanager
 def storage(backend):
-    """Give the place for what a training leaves, which is removed if nobody asked for it."""
+    """Yield the directory or URL for checkpoints and the state of Ray Train.
+
+    It is `storage_path`, or else a temporary directory that is removed afterwards.
+    """
     if backend.storage_path is not None:
-        where = os.fspath(backend.storage_path)
-        yield where if "://" in where else os.path.abspath(where)
+        path = os.fspath(backend.storage_path)
+        yield path if "://" in path else os.path.abspath(path)
         return
     if sum(node["Alive"] for node in ray.nodes()) > 1:
         raise ValueError(
             "RayBackend: on a cluster of several machines, storage_path must be a directory or "
             "URL that all of them reach"
         )
-    where = make_temporary_directory("ray")
+    directory = make_temporary_directory("ray")
     try:
-        yield where
+        yield directory
     finally:
-        remove_temporary_directory(where)
+        remove_temporary_directory(directory)
 
 
 @contextmanager
-def quick_health_checks():
-    """Have Ray Train look after its workers ten times a second.
+def frequent_health_checks():
+    """Set the interval of Ray Train's health checks to 0.1 seconds.
 
-    By default it does every two seconds, for which each report of a worker waits.
+    The default is two seconds, for which each report of a worker waits.
     """
     name = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
-    before = os.environ.get(name)
+    previous = os.environ.get(name)
     os.environ.setdefault(name, "0.1")
     try:
         yield
     finally:
-        if before is None:
+        if previous is None:
             os.environ.pop(name, None)
 
 
 @contextmanager
-def own_interrupts():
-    """Put back what Ctrl-C does, which Ray Train changes for good."""
+def restored_interrupts():
+    """Restore the handler of SIGINT, which Ray Train replaces, after the context."""
     main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGINT) if main else None
+    previous = signal.getsignal(signal.SIGINT) if main else None
     try:
         yield
     finally:
         if main:
-            signal.signal(signal.SIGINT, before)
+            signal.signal(signal.SIGINT, previous)
 
 
 # ---------------------------------------------------------------------- in a worker
 
 
 def train_worker(config):
-    """Train with a shard of the rows: what each worker does.
+    """Train on a shard of the rows; called by Ray Train in each worker.
+
+    Parameters
+    ----------
+    config : dict
+        ``"job"``, a reference to a :class:`Job`, and ``"errors"``, an :class:`ErrorCollector` or
+        the handle of its actor.
 
     Returns
     -------
     tuple or None
-        State of the network and :class:`TrainingResult`, of the first worker.
-        None if an error of the user's data or code was collected.
+        State of the network and :class:`TrainingResult` in the first worker. None in the other
+        workers, and if an error of the user's data or code was collected.
     """
     rank = ray.train.get_context().get_world_rank()
     group = SingleProcess()
     if _collected(config["errors"]):
-        # These workers were started in place of those that left it: there is nothing to try again.
+        # These workers replace others that stopped at an error of the user's data or code, which
+        # is not retried.
         return None
     try:
         if distributed.is_initialized() and distributed.get_world_size() > 1:
@@ -252,14 +313,14 @@ def train_worker(config):
             return _train(job, group, rank)
     except LostWorkerError:
         if not _collected(config["errors"]) or not group.leave():
-            # The other one died. Ray Train puts new workers in the place of all.
+            # Another worker died. Ray Train replaces all workers.
             raise
         return None
     except BaseException as error:
         mask_error(error)
         _add(config["errors"], (rank, _pickled(error), traceback.format_exc()))
         if isinstance(group, ProcessGroup) and not group.leave():
-            # Others may wait for this worker. Ray Train ends them when one fails.
+            # Other workers may wait for this one. Ray Train stops them when one fails.
             raise
         return None
 
@@ -274,14 +335,14 @@ def _train(job, group, rank):
     if isinstance(group, ProcessGroup) and settings.checkpoints is not None:
         settings.checkpoints = SharedCheckpoints(settings.checkpoints, group)
     rows = job.shards[rank].rows(job.memory)
-    evals = [shards[rank].rows(job.memory) for shards in job.valid_shards]
+    valid_rows = [shards[rank].rows(job.memory) for shards in job.valid_shards]
     if rank == 0:
-        torch.set_rng_state(job.random)
+        torch.set_rng_state(job.random_state)
     else:
         torch.manual_seed(job.seed + 1_000_003 * rank)
-    result = train_network(job.network, job.head, rows, evals, settings)
+    result = train_network(job.network, job.head, rows, valid_rows, settings)
     if job.inspection is not None:
-        result.inspected = job.inspection.compute(job.network, rows, evals, group)
+        result.inspected = job.inspection.compute(job.network, rows, valid_rows, group)
     if rank > 0:
         return None
     return network_state(job.network), result

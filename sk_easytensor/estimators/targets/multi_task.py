@@ -24,7 +24,8 @@ from sk_easytensor.losses import loss_names, resolve_loss
 from sk_easytensor.metrics import Metric, resolve_metrics, resolve_stopping_metric
 from sk_easytensor.networks.heads import MultiTaskHead
 from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.training.dataset import EncodedDataset, without_decimals
+from sk_easytensor.training.dataset import EncodedDataset
+from sk_easytensor.training.table_dataset import without_decimals
 
 __all__ = [
     "CLASSES",
