@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sk_easytensor._utils.validation import shortened
 from sk_easytensor.training.table_dataset import TableDataset
 
 __all__ = [
@@ -214,6 +215,11 @@ def eval_pairs(eval_set, eval_sample_weight):
             kind = type(pair).__name__
             raise ValueError(f"eval_set[{index}] must be a pair (X, y), got a {kind}")
     weights = [None] * len(eval_set) if eval_sample_weight is None else eval_sample_weight
+    if not hasattr(weights, "__len__"):
+        raise TypeError(
+            "eval_sample_weight must be a list with the weights of each pair in eval_set, got "
+            f"{shortened(weights)}"
+        )
     if len(weights) != len(eval_set):
         raise ValueError(
             f"eval_sample_weight has {len(weights)} entries for {len(eval_set)} pairs in eval_set"

@@ -260,6 +260,8 @@ def test_evaluation_sets_that_are_no_list(make, data):
         make().fit(*data, eval_set=data[0])
     with pytest.raises(ValueError, match="2 entries for 1 pairs"):
         make().fit(*data, eval_set=[data], eval_sample_weight=[None, None])
+    with pytest.raises(TypeError, match=r"list with the weights of each pair .*, got 0\.5"):
+        make().fit(*data, eval_set=[data], eval_sample_weight=0.5)
 
 
 @pytest.mark.parametrize("labels", [[0, 2], ["no", "yes"]])

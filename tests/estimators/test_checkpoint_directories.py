@@ -430,6 +430,8 @@ def cut(data):
 
 
 def flipped(data):
+    if not data:
+        return data
     position = len(data) // 2
     return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
 
