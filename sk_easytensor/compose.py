@@ -146,7 +146,7 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
         Number of columns seen during fit.
     feature_names_in_ : ndarray of str
         Names of the columns, if they had names.
-    column_names : list of str
+    column_names_ : list of str
         Names of the columns of the converted table; by default ``x0``, ``x1`` and so on.
 
     Examples
@@ -160,10 +160,10 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
 
     _sparse = None
 
-    offset_column = None
+    offset_column_ = None
     """Name of the offset column, or None."""
 
-    with_margin = False
+    with_margin_ = False
     """Whether offsets were passed as an array, so that their column is not a feature."""
 
     def __init__(self, blocks=None, *, remainder="auto", categorical_features=None, n_jobs=None):
@@ -266,7 +266,7 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
         self
         """
         self._named = has_column_names(X)
-        self.column_names = [
+        self.column_names_ = [
             name for name in sample.column_names if not (with_margin and name == BASE_MARGIN)
         ]
         self._sparse = layout_of(sample)
@@ -275,11 +275,11 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
             self.feature_names_in_ = np.asarray(self.features, dtype=object)
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
-        features = sample.select(self.column_names)
-        self.with_margin = with_margin
-        self.offset_column = BASE_MARGIN if with_margin else None
+        features = sample.select(self.column_names_)
+        self.with_margin_ = with_margin
+        self.offset_column_ = BASE_MARGIN if with_margin else None
         if offset is not None:
-            self.offset_column = select_columns([offset], features, X, owner="offset")[0]
+            self.offset_column_ = select_columns([offset], features, X, owner="offset")[0]
         chosen = self._choose(features, X, monotonic_cst)
         for block, columns in chosen.values():
             block.fit_columns(sample.select(columns), named=self._named)
@@ -343,10 +343,10 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
         check_is_fitted(self)
         owner = owner or type(self).__name__
         column = None
-        if base_margin is not None or self.with_margin:
+        if base_margin is not None or self.with_margin_:
             X, column = self._take_margin(X, owner, base_margin)
         table = read_like_fit(
-            X, self.column_names, fitted_with_names=self._named, owner=owner, sparse=self._sparse
+            X, self.column_names_, fitted_with_names=self._named, owner=owner, sparse=self._sparse
         )
         if base_margin is not None:
             column = margin_column(base_margin, len(table))
@@ -354,8 +354,8 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
 
     def _take_margin(self, X, owner, base_margin):
         """Return a table without its offset column, and that column."""
-        if not self.with_margin:
-            offset = self.offset_column
+        if not self.with_margin_:
+            offset = self.offset_column_
             named = f", but with offset={offset!r}" if offset is not None else ""
             raise ValueError(f"{owner} was fitted without base_margin{named}")
         if base_margin is not None:
@@ -371,7 +371,7 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
     @property
     def features(self):
         """Names of the features: of the columns of the table, or of the sparse matrix."""
-        return self.column_names if self._sparse is None else self._sparse.features
+        return self.column_names_ if self._sparse is None else self._sparse.features
 
     def encode_table(self, table, executor, *, new_values=False):
         """Encode an aligned table.
@@ -428,9 +428,9 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
 
     def all_column_positions(self, frame):
         """Return :meth:`column_positions` of all input columns, by column."""
-        positions = {column: {} for column in self.column_names}
+        positions = {column: {} for column in self.column_names_}
         for name, block in self.blocks_.items():
-            if self.with_margin and name == self.offset_block:
+            if self.with_margin_ and name == self.offset_block:
                 continue
             for column in block.feature_names_in_:
                 positions[column][name] = {}
@@ -504,7 +504,7 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
         categories = self._categories(table, X, chosen)
         used.update(categories)
         if self.remainder == "auto" or categories:
-            rest = [n for n in table.column_names if n not in used and n != self.offset_column]
+            rest = [n for n in table.column_names if n not in used and n != self.offset_column_]
             named = set(chosen)
             rest = rest if self.remainder == "auto" else []
             for block_class, columns in detect_blocks(table, rest, categories):
@@ -525,8 +525,8 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
             signs = constraint_signs(monotonic_cst, *selectable_names(table))
             select_columns(list(signs), table, owner="monotonic_cst")
             chosen = constrained_blocks(chosen, signs)
-        if self.offset_column is not None:
-            chosen[free_name(OffsetBlock.kind, chosen)] = (OffsetBlock(), [self.offset_column])
+        if self.offset_column_ is not None:
+            chosen[free_name(OffsetBlock.kind, chosen)] = (OffsetBlock(), [self.offset_column_])
         return chosen
 
     def _categories(self, table, X, chosen):
@@ -546,7 +546,7 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
     @property
     def offset_block(self):
         """Name of the offset block, or None."""
-        return None if self.offset_column is None else list(self.blocks_)[-1]
+        return None if self.offset_column_ is None else list(self.blocks_)[-1]
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

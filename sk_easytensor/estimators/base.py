@@ -514,7 +514,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             epochs = self.max_epochs or default_table_epochs(len(rows))
         target, encoder, offset = self._target, self._encoder, None
         if encoder.offset_block is not None:
-            offset = (encoder.offset_block, encoder.offset_column)
+            offset = (encoder.offset_block, encoder.offset_column_)
         target.learn_scale(rows, resuming=resuming, offset=offset)
         if not resuming:
             target.check_loss(rows)
@@ -611,7 +611,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         """
         check_is_fitted(self)
         # The representation does not depend on offsets.
-        margin = 0.0 if self._encoder.with_margin else None
+        margin = 0.0 if self._encoder.with_margin_ else None
         return self._forward(X, "representation", margin).numpy()
 
     def representation(self) -> Representation:

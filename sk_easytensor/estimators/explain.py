@@ -157,7 +157,7 @@ class ExplainMixin:
         values, base = shapley_values(
             self, X, background, n_permutations, max_background, random_state
         )
-        return Explanation.of(*self._target.explained(values, base), self._encoder.column_names)
+        return Explanation.of(*self._target.explained(values, base), self._encoder.column_names_)
 
     def _check_encodable(self, table):
         """Raise ``ValueError`` if a table lacks columns."""

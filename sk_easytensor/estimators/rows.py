@@ -39,7 +39,7 @@ class RowEncoder(BaseRowEncoder):
     @property
     def columns(self):
         """Columns that targets are encoded with: the name of the offsets' column, if any."""
-        offset = self.encoder.offset_column
+        offset = self.encoder.offset_column_
         return [] if offset is None else [offset]
 
     def encode(self, table, y, weight):
@@ -56,7 +56,7 @@ class RowEncoder(BaseRowEncoder):
         encoder, frame = self.encoder, {}
         if encoder.offset_block is not None:
             block = encoder.blocks_[encoder.offset_block]
-            frame[encoder.offset_block] = block.encode(table.select([encoder.offset_column]))
+            frame[encoder.offset_block] = block.encode(table.select([encoder.offset_column_]))
         return EncodedDataset(
             TensorFrame(frame, len(target)), target, torch.from_numpy(weight).float()
         )

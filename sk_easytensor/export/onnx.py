@@ -409,7 +409,7 @@ def list_features(adapter):
     """Return the columns that the model was fitted on, with the blocks that read them."""
     features = {}
     for prefix, (blocks, _, encoder) in adapter.towers.items():
-        for column in encoder.column_names:
+        for column in encoder.column_names_:
             features.setdefault(str(column), {"name": str(column), "blocks": []})
         for name, block in blocks.items():
             for column in block.feature_names_in_:

@@ -543,7 +543,7 @@ def shapley_values(estimator, X, background, n_permutations, max_background, ran
     check_number(owner, "n_permutations", n_permutations, low=1, integer=True)
     check_number(owner, "max_background", max_background, low=1, integer=True)
     random_state = check_random_state(random_state)
-    if estimator._encoder.with_margin:
+    if estimator._encoder.with_margin_:
         raise ValueError(
             f"{owner}: offsets passed as base_margin are not a column, so that their contribution "
             "has no entry; fit with the parameter offset, which names a column"

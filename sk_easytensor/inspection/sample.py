@@ -176,7 +176,7 @@ class Inspection:
 
     @property
     def _n_columns(self):
-        return len(self.encoder.column_names)
+        return len(self.encoder.column_names_)
 
 
 class ImportanceSample:

@@ -299,7 +299,7 @@ def test_exported_models_read_sparse_matrices(X, y, classifier, tmp_path):
 def test_reports_name_features(X, y, classifier, tmp_path):
     model = classifier().fit(X, y)
     page = (tmp_path / "page.html", model.report(tmp_path / "page.html"))[0].read_text()
-    assert "of 90 sparse features are read" in page
+    assert "of 90 sparse features are used" in page
 
 
 def test_table_encoder_projects_sparse_rows(X):

@@ -187,7 +187,7 @@ def test_importances_of_stored_rows(fitted, on_ray, spread, files, shop, monkeyp
     assert whole.importances.shape == (4, 3)
     np.testing.assert_allclose(whole.importances_mean, expected.importances_mean, atol=0.05)
     # Chunks of 300 rows, the mean of which does not depend on who computes them.
-    monkeypatch.setattr(ray_evaluate, "ROWS", 300)
+    monkeypatch.setattr(ray_evaluate, "ROWS_PER_TASK", 300)
     parts = permutation_importance(on_ray, files, "label", **how)
     alone = permutation_importance(spread(fitted, 0), files, "label", **how)
     np.testing.assert_array_equal(parts.importances, alone.importances)
