@@ -119,7 +119,8 @@ def table_and_rows(estimator, X):
         table = as_table(X[:EXAMPLE_ROWS], densify=True)
     if has_column_names(X) and hasattr(estimator, "feature_names_in_"):
         table = align_table(table, estimator.feature_names_in_)
-    if getattr(getattr(estimator, "_encoder", None), "with_margin_", False):
+    encoder = getattr(estimator, "_encoder", None)
+    if encoder is not None and encoder.with_margin_:
         # Served rows have their offsets in a column, because MLflow passes only the table.
         table = table.append_column(BASE_MARGIN, pa.array(np.zeros(len(table))))
     elif isinstance(X, np.ndarray):
