@@ -20,8 +20,7 @@ from sk_easytensor.blocks.detection import (
     select_columns,
     selectable_names,
 )
-from sk_easytensor.blocks.numeric import NumericBlock
-from sk_easytensor.blocks.offset import BASE_MARGIN, OffsetBlock, margin_column
+from sk_easytensor.blocks.numeric import BASE_MARGIN, NumericBlock, OffsetBlock, margin_column
 from sk_easytensor.data.arrow_columns import is_pandas
 from sk_easytensor.data.sparse import compressed, is_sparse, layout_of
 from sk_easytensor.data.tables import as_table, has_column_names, read_like_fit

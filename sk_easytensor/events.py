@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sklearn.utils import check_scalar
 
-from sk_easytensor.data.columns import CAST_ERRORS, RowError, type_name
+from sk_easytensor.data.columns import CAST_ERRORS, RowError
 from sk_easytensor.data.tables import as_table, is_lazy
+from sk_easytensor.data.type_names import type_name
 from sk_easytensor.data.types import common_type
 
 __all__ = [

@@ -19,7 +19,7 @@ from sklearn.base import BaseEstimator
 from torch import nn
 from torch.nn import functional
 
-from sk_easytensor._utils.describe import describe_object
+from sk_easytensor._utils.digests import describe_object
 from sk_easytensor._utils.validation import check_number, shortened
 
 __all__ = [

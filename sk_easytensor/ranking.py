@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sk_easytensor._utils.validation import check_number
-from sk_easytensor.data.lists import is_list
+from sk_easytensor.data.columns import is_list
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.data.type_names import type_name
 

@@ -22,7 +22,7 @@ from sk_easytensor._utils.runtime import library_settings, seeded
 from sk_easytensor._utils.skops import ArrowBytes
 from sk_easytensor.blocks.base import Block
 from sk_easytensor.blocks.detection import register_block, unregister_block
-from sk_easytensor.data.lists import is_list, list_lengths
+from sk_easytensor.data.columns import is_list, list_lengths
 from sk_easytensor.data.summaries import Summary, merge_all
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.data.type_names import type_name

@@ -19,7 +19,7 @@ from sk_easytensor import (
     TabM,
     VectorBlock,
 )
-from sk_easytensor.backends.local import LocalBackend
+from sk_easytensor.backends.base import LocalBackend
 from sk_easytensor.inspection import encoded_model as _encoded
 from sk_easytensor.inspection import permutation_importance
 from sk_easytensor.inspection.explanation import MixedRows

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sk_easytensor._utils.forking import ForkSafeLock
+from sk_easytensor._utils.runtime import ForkSafeLock
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")

@@ -23,7 +23,7 @@ from sk_easytensor import (
     Sum,
     VectorBlock,
 )
-from sk_easytensor.backends.local import LocalBackend
+from sk_easytensor.backends.base import LocalBackend
 from sk_easytensor.inspection import PermutationImportanceDisplay, permutation_importance
 from sk_easytensor.inspection import encoded_model as _encoded
 from sk_easytensor.inspection import sample as _sample

@@ -20,12 +20,13 @@ from sk_easytensor import (
     TableEncoder,
 )
 from sk_easytensor.blocks.category import MISSING, UNSEEN
-from sk_easytensor.data.columns import cast_column, type_name
+from sk_easytensor.data.columns import cast_column
 from sk_easytensor.data.keys import category_keys, value_family
 from sk_easytensor.data.tables import as_table
+from sk_easytensor.data.type_names import type_name
 from sk_easytensor.onnx.graph import Graph
 from sk_easytensor.onnx.readers import readers
-from sk_easytensor.two_tower.keys import KeyIndex
+from sk_easytensor.two_tower.pairs import KeyIndex
 
 UTC = dt.UTC
 

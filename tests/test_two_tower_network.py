@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from sk_easytensor.networks.block_network import TwoTowerNetwork, embed
 from sk_easytensor.networks.heads import SampledSoftmaxHead
-from sk_easytensor.networks.two_tower import TwoTowerNetwork, embed
 from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.pairs import PairFrame, distinct_rows
 

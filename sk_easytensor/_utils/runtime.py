@@ -1,4 +1,4 @@
-"""Contexts for torch's global settings, threads and random numbers."""
+"""Contexts for torch's global settings, threads and random numbers; locks of forked processes."""
 
 from __future__ import annotations
 
@@ -6,25 +6,102 @@ import os
 import sys
 from contextlib import ExitStack, contextmanager
 from functools import wraps
-from threading import local
+from threading import RLock, local
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import torch
 from joblib import effective_n_jobs
 
-from sk_easytensor._utils.forking import ForkSafeLock, after_fork, is_forked
 from sk_easytensor._utils.masking import mask_error
 
 if TYPE_CHECKING:
     from sk_easytensor._utils.typing import Method
 
 __all__ = [
+    "ForkSafeLock",
+    "after_fork",
+    "generation",
+    "is_forked",
     "library_settings",
     "limited_threads",
     "resolve_threads",
     "seeded",
     "with_library_settings",
 ]
+
+
+_CALLBACKS = []
+_GENERATION = 0
+_LOCKS = WeakSet()
+
+
+def generation():
+    """Return the number of forks since the process that imported the library."""
+    return _GENERATION
+
+
+def is_forked():
+    """Return whether this process was forked after the library was imported."""
+    return _GENERATION > 0
+
+
+def after_fork(callback):
+    """Register a function that is called in each process that is forked from this one.
+
+    Parameters
+    ----------
+    callback : callable
+        Function without arguments; it cannot be unregistered.
+
+    Returns
+    -------
+    callable
+        `callback`, so that the function can be used as a decorator.
+    """
+    _CALLBACKS.append(callback)
+    return callback
+
+
+class ForkSafeLock:
+    """Reentrant lock that is free in a forked process unless the forking thread holds it.
+
+    Examples
+    --------
+    >>> lock = ForkSafeLock()
+    >>> with lock, lock:
+    ...     pass
+    """
+
+    def __init__(self):
+        self._lock = RLock()
+        _LOCKS.add(self)
+
+    def __enter__(self):
+        self._lock.acquire()
+
+    def __exit__(self, *error):
+        self._lock.release()
+
+    def renew(self):
+        """Replace the lock if it is held by a thread that does not exist in this process."""
+        if self._lock.acquire(blocking=False):
+            self._lock.release()
+        else:
+            self._lock = RLock()
+
+
+def _in_child():
+    global _GENERATION
+    _GENERATION += 1
+    for lock in list(_LOCKS):
+        lock.renew()
+    for callback in _CALLBACKS:
+        callback()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 CPU = torch.device("cpu")

@@ -5,15 +5,14 @@ from typing import TYPE_CHECKING
 from sk_easytensor._utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from sk_easytensor.backends.base import Backend
-    from sk_easytensor.backends.local import LocalBackend
+    from sk_easytensor.backends.base import Backend, LocalBackend
     from sk_easytensor.backends.ray.backend import RayBackend
 
 __all__ = ["Backend", "LocalBackend", "RayBackend", "resolve_backend"]
 
 # Actors without data import the small modules of this package without importing torch.
 __getattr__, __dir__ = lazy_names(
-    __name__, {".base": ["Backend"], ".local": ["LocalBackend"], ".ray": ["RayBackend"]}
+    __name__, {".base": ["Backend", "LocalBackend"], ".ray": ["RayBackend"]}
 )
 
 
@@ -41,7 +40,7 @@ def resolve_backend(backend, n_jobs):
     if isinstance(backend, Backend):
         return backend
     if isinstance(backend, str) and backend == "local":
-        from sk_easytensor.backends.local import LocalBackend
+        from sk_easytensor.backends.base import LocalBackend
 
         return LocalBackend(n_jobs)
     if isinstance(backend, str) and backend == "ray":

@@ -7,16 +7,14 @@ from sk_easytensor._utils.lazy import lazy_names
 if TYPE_CHECKING:
     from sk_easytensor.blocks.base import Block
     from sk_easytensor.blocks.category import CategoryBlock
-    from sk_easytensor.blocks.category_sequence import CategorySequenceBlock
     from sk_easytensor.blocks.datetime import DatetimeBlock
     from sk_easytensor.blocks.detection import BLOCKS, register_block, unregister_block
     from sk_easytensor.blocks.event_sequence import EventSequenceBlock
     from sk_easytensor.blocks.numeric import NumericBlock
-    from sk_easytensor.blocks.numeric_sequence import NumericSequenceBlock
     from sk_easytensor.blocks.pretrained import PretrainedBlock
-    from sk_easytensor.blocks.sparse import SparseBlock
+    from sk_easytensor.blocks.sequences import CategorySequenceBlock, NumericSequenceBlock
     from sk_easytensor.blocks.text import TextBlock
-    from sk_easytensor.blocks.vector import VectorBlock
+    from sk_easytensor.blocks.vector import SparseBlock, VectorBlock
     from sk_easytensor.networks.block_module import BlockModule
 
 __all__ = [
@@ -44,14 +42,12 @@ __getattr__, __dir__ = lazy_names(
         "..networks.block_module": ["BlockModule"],
         ".detection": ["BLOCKS", "register_block", "unregister_block"],
         ".category": ["CategoryBlock"],
-        ".category_sequence": ["CategorySequenceBlock"],
+        ".sequences": ["CategorySequenceBlock", "NumericSequenceBlock"],
         ".datetime": ["DatetimeBlock"],
         ".event_sequence": ["EventSequenceBlock"],
         ".numeric": ["NumericBlock"],
-        ".numeric_sequence": ["NumericSequenceBlock"],
         ".pretrained": ["PretrainedBlock"],
-        ".sparse": ["SparseBlock"],
         ".text": ["TextBlock"],
-        ".vector": ["VectorBlock"],
+        ".vector": ["SparseBlock", "VectorBlock"],
     },
 )

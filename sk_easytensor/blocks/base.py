@@ -71,10 +71,10 @@ from sklearn.utils.validation import check_is_fitted
 from sk_easytensor._utils.runtime import with_library_settings
 from sk_easytensor._utils.skops import ArrowStateMixin
 from sk_easytensor._utils.validation import ParametersMixin
-from sk_easytensor.data.columns import in_words, show_value, type_name
-from sk_easytensor.data.lists import is_list
+from sk_easytensor.data.columns import is_list, show_value
 from sk_easytensor.data.summaries import SummaryMap
 from sk_easytensor.data.tables import as_table, has_column_names, read_like_fit
+from sk_easytensor.data.type_names import in_words, type_name
 from sk_easytensor.tensors import Ragged
 
 __all__ = [

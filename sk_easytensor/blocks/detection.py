@@ -11,14 +11,12 @@ import numpy as np
 
 from sk_easytensor.blocks.base import Block, unsupported_column
 from sk_easytensor.blocks.category import CategoryBlock
-from sk_easytensor.blocks.category_sequence import CategorySequenceBlock
 from sk_easytensor.blocks.datetime import DatetimeBlock
 from sk_easytensor.blocks.event_sequence import EventSequenceBlock
 from sk_easytensor.blocks.numeric import NumericBlock
-from sk_easytensor.blocks.numeric_sequence import NumericSequenceBlock
-from sk_easytensor.blocks.sparse import SparseBlock
+from sk_easytensor.blocks.sequences import CategorySequenceBlock, NumericSequenceBlock
 from sk_easytensor.blocks.text import TextBlock
-from sk_easytensor.blocks.vector import VectorBlock
+from sk_easytensor.blocks.vector import SparseBlock, VectorBlock
 from sk_easytensor.data.sparse import compressed, is_sparse, layout_of
 
 __all__ = [

@@ -25,9 +25,9 @@ from sk_easytensor.blocks.events import (
     struct_fields,
 )
 from sk_easytensor.blocks.numeric import NumericBlock
-from sk_easytensor.blocks.numeric_sequence import NumericSequenceBlock
 from sk_easytensor.blocks.sequences import (
     NUMBER_FEATURES,
+    NumericSequenceBlock,
     SequenceBlock,
     code_names,
     count_codes,
@@ -35,7 +35,7 @@ from sk_easytensor.blocks.sequences import (
     ragged,
 )
 from sk_easytensor.blocks.vector import VectorBlock
-from sk_easytensor.data.lists import is_list, list_lengths, same_lengths
+from sk_easytensor.data.columns import is_list, list_lengths, same_lengths
 from sk_easytensor.data.summaries import SummaryMap
 from sk_easytensor.networks.block_module import BlockModule
 from sk_easytensor.tensors import Ragged

@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 
 from sk_easytensor.blocks.category import CategoryBlock
 from sk_easytensor.blocks.numeric import NumericBlock
-from sk_easytensor.data.columns import RowError, RowTypeError, show_value, to_float64, type_name
+from sk_easytensor.data.columns import RowError, RowTypeError, is_list, show_value, to_float64
 from sk_easytensor.data.datetimes import read_instants
-from sk_easytensor.data.lists import is_list
+from sk_easytensor.data.type_names import type_name
 
 __all__ = [
     "check_fields",

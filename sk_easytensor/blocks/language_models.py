@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sk_easytensor._utils.forking import ForkSafeLock
-from sk_easytensor._utils.runtime import seeded
+from sk_easytensor._utils.runtime import ForkSafeLock, seeded
 from sk_easytensor._utils.validation import shortened
 from sk_easytensor.blocks.text_encoders import (
     TextEncoder,

@@ -11,8 +11,7 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 
-from sk_easytensor._utils.forking import ForkSafeLock
-from sk_easytensor._utils.runtime import seeded
+from sk_easytensor._utils.runtime import ForkSafeLock, seeded
 from sk_easytensor._utils.validation import check_choice, check_number
 from sk_easytensor.blocks.base import Block, unsupported_column
 from sk_easytensor.blocks.vector import UnitScale, VectorProjection
@@ -20,8 +19,7 @@ from sk_easytensor.data.summaries import SummaryMap
 from sk_easytensor.data.tables import read_like_fit
 from sk_easytensor.executor import LocalExecutor
 from sk_easytensor.networks.block_module import BlockModule, learning_rates
-from sk_easytensor.networks.block_network import BlockNetwork, make_network
-from sk_easytensor.networks.two_tower import embed
+from sk_easytensor.networks.block_network import BlockNetwork, embed, make_network
 from sk_easytensor.tensors import TensorFrame
 
 __all__ = [

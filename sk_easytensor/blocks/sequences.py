@@ -1,21 +1,30 @@
-"""Base class of sequence blocks: parameters, the sequence encoder, and flat features."""
+"""Blocks of lists of numbers and of categories, and the base class of sequence blocks."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import nn
 
+from sk_easytensor._utils.docstrings import documented_like
 from sk_easytensor._utils.validation import check_choice, check_number
 from sk_easytensor.blocks.base import Block, unsupported_column
-from sk_easytensor.blocks.category import KNOWN
-from sk_easytensor.data.lists import is_list, read_lists
+from sk_easytensor.blocks.category import KNOWN, CategoryBlock, no_category_known
+from sk_easytensor.blocks.numeric import NumericBlock
+from sk_easytensor.data.bin_edges import bounded_numbers, centers_and_scales
+from sk_easytensor.data.columns import is_list, read_lists, same_lengths, to_float64
+from sk_easytensor.data.summaries import Quantiles, SummaryMap, merge_all
+from sk_easytensor.networks.block_module import BlockModule
 from sk_easytensor.networks.sequences import ENCODERS, POOLINGS, SequenceEncoder
 from sk_easytensor.tensors import Ragged
 
 __all__ = [
+    "CategorySequenceBlock",
+    "NumericSequenceBlock",
     "SequenceBlock",
     "code_names",
     "count_codes",
@@ -199,3 +208,458 @@ def describe_numbers(lists):
     last = torch.where(torch.bincount(owner, minlength=len(lists)) > 0, last, empty)
     columns = [mean, (square / count).sqrt(), lowest, highest, last]
     return torch.stack(columns, dim=1).float().numpy()
+
+
+CHUNK = 1 << 20
+"""Number of items that are converted to double precision at a time, which bounds memory."""
+
+EDGES = 129
+"""Number of quantiles from which median and interquartile range are computed."""
+
+
+class NumericSequenceBlock(SequenceBlock):
+    """Read columns of lists of numbers: the channels of one time series per row.
+
+    Parameters
+    ----------
+    encoder : {"conv", "gru", "lstm", "transformer", "mean"}, default="conv"
+        Sequence encoder of the steps. ``"conv"``: convolutions over neighbouring steps; ``"gru"``
+        and ``"lstm"``: recurrent; ``"transformer"``: attention with learned positions;
+        ``"mean"``: steps are encoded independently.
+    pooling : {"mean_max", "attention", "mean", "last"}, default="mean_max"
+        Reduction of the steps to one vector: the concatenation of mean and maximum, a learned
+        weighted mean, the mean, or the last step.
+    width : int, default=64
+        Width of all layers.
+    layers : int or None, default=None
+        Number of layers of the encoder; by default 1 for recurrent encoders and 2 for the others.
+    heads : int, default=4
+        Number of attention heads of the transformer; must divide `width`.
+    kernel_size : int, default=5
+        Number of steps in the kernel of a convolution; must be odd.
+    bidirectional : bool, default=True
+        Whether a recurrent encoder reads series in both directions.
+    dropout : float, default=0.1
+        Dropout probability.
+    max_length : int, default=1024
+        Largest number of steps that are read; longer series are truncated.
+    keep : {"last", "first"}, default="last"
+        Which end of a longer series is read. A transformer's positions are counted from there.
+
+    Attributes
+    ----------
+    center_, scale_ : ndarray of float64, shape (n_features,)
+        Median and interquartile range of the quantiles of each channel, in which no single value
+        has more weight than one bin.
+    missing_fraction_ : ndarray of float64, shape (n_features,)
+        Fraction of steps without a number.
+
+    Notes
+    -----
+    All columns of the block are channels of one series, so the lists of a row must have the same
+    length; independent series need a block each. Missing steps are replaced by the median, and
+    channels with missing steps during fit have a missing indicator. Missing and empty series are
+    equivalent and have a learned vector.
+
+    Convolutions with pooling over time are those of Wang, Yan and Oates, "Time Series
+    Classification from Scratch with Deep Neural Networks" (2017).
+
+    Examples
+    --------
+    >>> block = NumericSequenceBlock().fit({"x": [[1.0, 2.0], [3.0]], "y": [[5.0, None], [7.0]]})
+    >>> block.center_.tolist(), block.missing_fraction_.round(2).tolist()
+    ([2.0, 6.0], [0.0, 0.33])
+    >>> block.transform({"x": [[2.0, 2.0], None], "y": [[6.0, 6.0], []]})["values_1"].values
+    tensor([0., 0.])
+    """
+
+    kind = "numeric_sequence"
+    accepted = "lists of numbers"
+    entry_a_column = True
+
+    def __init__(
+        self,
+        encoder="conv",
+        *,
+        pooling="mean_max",
+        width=64,
+        layers=None,
+        heads=4,
+        kernel_size=5,
+        bidirectional=True,
+        dropout=0.1,
+        max_length=1024,
+        keep="last",
+    ):
+        self.encoder = encoder
+        self.pooling = pooling
+        self.width = width
+        self.layers = layers
+        self.heads = heads
+        self.kernel_size = kernel_size
+        self.bidirectional = bidirectional
+        self.dropout = dropout
+        self.max_length = max_length
+        self.keep = keep
+
+    @classmethod
+    def accepts_items(cls, kind):
+        return NumericBlock.accepts(kind)
+
+    @classmethod
+    def detects(cls, column):
+        if not is_list(column.type):
+            return False
+        tests = (pa.types.is_floating, pa.types.is_duration, pa.types.is_time)
+        return any(test(column.type.value_type) for test in tests)
+
+    @classmethod
+    def assign_columns(cls, table, columns):
+        """Group the columns whose lists have the same length in every row."""
+        return same_lengths(table, [name for name in columns if cls.detects(table.column(name))])
+
+    def summarize(self, table):
+        items = self.read(table).items
+        return SummaryMap(
+            {
+                name: merge_all(Quantiles.of(numbers) for numbers in _number_chunks(column, name))
+                for name, column in zip(items.column_names, items.columns, strict=True)
+            }
+        )
+
+    def finish(self, summary):
+        channels = [summary[name] for name in self.feature_names_in_]
+        edges = [channel.quantile_edges(EDGES) for channel in channels]
+        self.center_, self.scale_ = centers_and_scales(edges)
+        self.missing_fraction_ = np.array(
+            [channel.n_missing / max(channel.n_rows, 1) for channel in channels]
+        )
+        return self
+
+    def encode(self, table):
+        lists = self.read(table)
+        offsets = torch.from_numpy(lists.offsets)
+        encoding = {}
+        names = zip(lists.items.column_names, lists.items.columns, strict=True)
+        for index, (name, column) in enumerate(names):
+            scaled = [
+                bounded_numbers(numbers, self.center_[index], self.scale_[index])
+                for numbers in _number_chunks(column, name)
+            ]
+            encoding[f"values_{index}"] = ragged(np.concatenate(scaled, dtype=np.float32), offsets)
+        return encoding
+
+    def make_module(self):
+        return NumericSequenceModule(self.missing_fraction_ > 0, self.make_encoder)
+
+    def to_onnx(self, graph):
+        from sk_easytensor.onnx import encoders
+
+        names = list(map(str, self.feature_names_in_))
+        fields = {name: {"column": name, "kind": "number"} for name in names}
+        lists = encoders.read_lists(graph, self, fields)
+        for name, center, scale in zip(names, self.center_, self.scale_, strict=True):
+            scaled = encoders.bounded(graph, lists.values[name], center, scale)
+            lists.values[name] = graph.cast(scaled, np.float32)
+        entries = {f"values_{index}": name for index, name in enumerate(names)}
+        return encoders.entries(graph, lists, entries)
+
+    def flatten(self, encoding):
+        """Return statistics of each channel, and the number of steps."""
+        entries = list(encoding.values())
+        parts = [describe_numbers(lists) for lists in entries]
+        lengths = entries[0].lengths[:, None].float().numpy()
+        return np.concatenate([*parts, lengths], axis=1)
+
+    def get_feature_names_out(self, input_features=None):
+        names = [
+            f"{name}_{feature}" for name in self.feature_names_in_ for feature in NUMBER_FEATURES
+        ]
+        return np.asarray([*names, f"{self.feature_names_in_[0]}_length"], dtype=object)
+
+
+def _number_chunks(column, name):
+    """Yield the numbers of a column as float64 arrays of at most `CHUNK` items, NaN if missing."""
+    for start in range(0, max(len(column), 1), CHUNK):
+        yield to_float64(column.slice(start, CHUNK), name, block="NumericSequenceBlock")
+
+
+class NumericSequenceModule(BlockModule):
+    """Encode the channels of a series together.
+
+    Parameters
+    ----------
+    has_missing : ndarray of bool, shape (n_channels,)
+        Which channels have missing steps and therefore a missing indicator.
+    make_encoder : callable
+        Function that returns the :class:`SequenceEncoder` for an item width.
+    """
+
+    padded = True
+
+    def __init__(self, has_missing, make_encoder):
+        super().__init__()
+        self.register_buffer("has_missing", torch.from_numpy(np.flatnonzero(has_missing)))
+        self.encoder = make_encoder(len(has_missing) + len(self.has_missing))
+        self.out_features = self.encoder.out_features
+
+    def forward(self, **channels):
+        """Return a vector for each row.
+
+        Parameters
+        ----------
+        **channels : Ragged of float32, parallel
+            ``values_0``, ``values_1`` and so on, NaN where missing.
+
+        Returns
+        -------
+        torch.Tensor of shape (batch, out_features)
+        """
+        lists = [channels[f"values_{index}"] for index in range(len(channels))]
+        values = torch.stack([channel.values for channel in lists], dim=1)
+        missing = torch.isnan(values).to(values.dtype).index_select(1, self.has_missing)
+        values = torch.nan_to_num(values, nan=0.0, posinf=3.0, neginf=-3.0)
+        return self.encoder(torch.cat([values, missing], dim=1), lists[0].offsets)
+
+
+@documented_like(CategoryBlock)
+class CategorySequenceBlock(SequenceBlock):
+    """Read columns of lists of categories: strings, integers, booleans.
+
+    Parameters
+    ----------
+    encoder : {"transformer", "gru", "lstm", "conv", "mean"}, default="transformer"
+        Sequence encoder of the items. ``"transformer"``: attention with learned positions;
+        ``"gru"`` and ``"lstm"``: recurrent; ``"conv"``: convolutions over neighbouring items;
+        ``"mean"``: items are encoded independently.
+    pooling : {"attention", "mean", "last", "mean_max"}, default="attention"
+        Reduction of the items to one vector: a learned weighted mean, the mean, the last item, or
+        the concatenation of mean and maximum.
+    width : int, default=32
+        Embedding dimension of the items and width of all layers.
+    layers : int or None, default=None
+        Number of layers of the encoder; by default 1 for recurrent encoders and 2 for the others.
+    heads : int, default=4
+        Number of attention heads of the transformer; must divide `width`.
+    kernel_size : int, default=5
+        Number of items in the kernel of a convolution; must be odd.
+    bidirectional : bool, default=False
+        Whether a recurrent encoder reads lists in both directions.
+    dropout : float, default=0.1
+        Dropout probability.
+    max_length : int, default=128
+        Largest number of items that are read; longer lists are truncated.
+    keep : {"last", "first"}, default="last"
+        Which end of a longer list is read. Positions are counted from there.
+    min_frequency : int, default=1
+        Smallest number of items of a category. Rarer categories share the embedding of unseen
+        ones.
+    max_categories, hash_buckets, unseen_probability, shrinkage
+        As in :class:`~sk_easytensor.CategoryBlock`.
+
+    Attributes
+    ----------
+    categories_ : list of pyarrow.Array of string
+        Categories of each column, the most frequent first. Empty if categories are hashed.
+    counts_ : list of ndarray of int64
+        Number of training items of each category.
+
+    Notes
+    -----
+    Several columns are read independently, each with its own vocabulary and network. For columns
+    that describe the same events see :class:`~sk_easytensor.EventSequenceBlock`. Missing and
+    empty lists are equivalent and have a learned vector; missing items have an embedding.
+    Attention is that of Vaswani et al., "Attention Is All You Need" (2017).
+
+    Examples
+    --------
+    >>> block = CategorySequenceBlock(max_length=2)
+    >>> block = block.fit({"visits": [["home", "cart", "home"], [], None, ["home", None]]})
+    >>> block.categories_[0].to_pylist()
+    ['home', 'cart']
+    >>> codes = block.transform({"visits": [["home", "cart", "other"], None]})["codes_0"]
+    >>> codes.values.tolist(), codes.lengths.tolist()
+    ([3, 1], [2, 0])
+    """
+
+    kind = "category_sequence"
+    accepted = "lists of strings, integers, booleans or categories"
+    entry_a_column = True
+
+    def __init__(
+        self,
+        encoder="transformer",
+        *,
+        pooling="attention",
+        width=32,
+        layers=None,
+        heads=4,
+        kernel_size=5,
+        bidirectional=False,
+        dropout=0.1,
+        max_length=128,
+        keep="last",
+        min_frequency=1,
+        max_categories=1_000_000,
+        hash_buckets=None,
+        unseen_probability=0.01,
+        shrinkage=50.0,
+    ):
+        self.encoder = encoder
+        self.pooling = pooling
+        self.width = width
+        self.layers = layers
+        self.heads = heads
+        self.kernel_size = kernel_size
+        self.bidirectional = bidirectional
+        self.dropout = dropout
+        self.max_length = max_length
+        self.keep = keep
+        self.min_frequency = min_frequency
+        self.max_categories = max_categories
+        self.hash_buckets = hash_buckets
+        self.unseen_probability = unseen_probability
+        self.shrinkage = shrinkage
+
+    @classmethod
+    def accepts_items(cls, kind):
+        return CategoryBlock.accepts(kind)
+
+    @classmethod
+    def detects(cls, column):
+        if not is_list(column.type):
+            return False
+        kind = column.type.value_type
+        tests = (pa.types.is_integer, pa.types.is_boolean, CategoryBlock.detects_type)
+        return any(test(kind) for test in tests)
+
+    def check_parameters(self):
+        super().check_parameters()
+        self._new_items("items").check_parameters()
+
+    def _new_items(self, name):
+        """Return a new block that encodes the items of one column."""
+        items = CategoryBlock(
+            min_frequency=self.min_frequency,
+            max_categories=self.max_categories,
+            hash_buckets=self.hash_buckets,
+            width=self.width,
+            unseen_probability=self.unseen_probability,
+            shrinkage=self.shrinkage,
+            rarity=0,
+        )
+        return items.fit_columns(pa.table({name: pa.nulls(0)}))
+
+    def _columns(self, table):
+        """Yield the name and the lists of each column, which are read independently."""
+        for name in table.column_names:
+            yield name, self.read(table.select([name]))
+
+    def summarize(self, table):
+        summary = SummaryMap()
+        for name, lists in self._columns(table):
+            summary |= self._new_items(name).summarize(lists.items)
+        return SummaryMap(summary)
+
+    def finish(self, summary):
+        self.items_ = [self._new_items(name).finish(summary) for name in self.feature_names_in_]
+        return self
+
+    @property
+    def categories_(self):
+        """Categories of each column."""
+        return [values for items in self.items_ for values in items.categories_]
+
+    @property
+    def counts_(self):
+        """Number of training items of each category of each column."""
+        return [counts for items in self.items_ for counts in items.counts_]
+
+    def encode(self, table):
+        encoding = {}
+        for (_, lists), items in zip(self._columns(table), self.items_, strict=True):
+            codes = items.encode(lists.items)["codes"][:, 0].numpy()
+            encoding[f"codes_{len(encoding)}"] = ragged(codes, torch.from_numpy(lists.offsets))
+        return encoding
+
+    def unseen_columns(self, table, encoding):
+        """Return the columns with several values, none of which is a known category."""
+        unseen = []
+        parts = zip(self.feature_names_in_, self.items_, encoding.values(), strict=True)
+        for name, items, lists in parts:
+            codes = {"codes": lists.values[:, None]}
+            if no_category_known(codes["codes"]):
+                unseen += items.unseen_columns(self.read(table.select([name])).items, codes)
+        return unseen
+
+    def make_module(self):
+        return CategorySequenceModule(
+            [items.make_module() for items in self.items_],
+            [self.make_encoder(self.width) for _ in self.items_],
+        )
+
+    def to_onnx(self, graph):
+        from sk_easytensor.onnx import encoders
+
+        encoding = {}
+        for name, items in zip(self.feature_names_in_, self.items_, strict=True):
+            fields = {str(name): {"column": str(name), **items.onnx_column()}}
+            options = {"index": 0, "column": name, "block": type(self).__name__}
+            codes = {str(name): partial(items.onnx_items, graph, **options)}
+            lists = encoders.read_lists(graph, self, fields, codes)
+            encoding |= encoders.entries(graph, lists, {f"codes_{len(encoding)}": str(name)})
+        return encoding
+
+    def flatten(self, encoding):
+        """Return the counts of the most frequent categories and the number of items of each row."""
+        parts = [
+            count_codes(lists, items.n_codes[0])
+            for lists, items in zip(encoding.values(), self.items_, strict=True)
+        ]
+        return np.concatenate(parts, axis=1)
+
+    def get_feature_names_out(self, input_features=None):
+        names = [
+            feature
+            for name, items in zip(self.feature_names_in_, self.items_, strict=True)
+            for feature in code_names(name, items.known_categories(0), items.n_codes[0])
+        ]
+        return np.asarray(names, dtype=object)
+
+
+class CategorySequenceModule(BlockModule):
+    """Embed the items of each column and encode the lists.
+
+    Parameters
+    ----------
+    items : list of CategoryModule
+        Embedding of the items of each column.
+    encoders : list of SequenceEncoder
+        Encoder of the lists of each column.
+    """
+
+    padded = True
+
+    def __init__(self, items, encoders):
+        super().__init__()
+        self.items = nn.ModuleList(items)
+        self.encoders = nn.ModuleList(encoders)
+        self.out_features = sum(encoder.out_features for encoder in encoders)
+
+    def forward(self, **codes):
+        """Return the vectors of all columns.
+
+        Parameters
+        ----------
+        **codes : Ragged of int32
+            Codes of the items of each column: ``codes_0``, ``codes_1`` and so on.
+
+        Returns
+        -------
+        torch.Tensor of shape (batch, out_features)
+        """
+        parts = []
+        for index, (items, encoder) in enumerate(zip(self.items, self.encoders, strict=True)):
+            lists = codes[f"codes_{index}"]
+            parts.append(encoder(items(lists.values[:, None]), lists.offsets))
+        return torch.cat(parts, dim=1)

@@ -18,26 +18,24 @@ from sk_easytensor._utils.runtime import seeded, with_library_settings
 from sk_easytensor._utils.validation import check_choice, check_number, warn_user
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.compose import BlockParametersMixin, blocks_diagram
-from sk_easytensor.data.columns import type_name
 from sk_easytensor.data.tables import align_table, as_table, has_column_names
+from sk_easytensor.data.type_names import type_name
 from sk_easytensor.data.validation import errors_name
 from sk_easytensor.embedder.objectives import (
     MIN_ELIGIBLE_USERS,
     OBJECTIVES,
     PairSampling,
     UserEncoder,
-    count_pairs,
-    count_users,
-)
-from sk_easytensor.embedder.slices import sample_windows, summarize_windows
-from sk_easytensor.embedder.tables import (
     check_eligible,
     check_length,
+    count_pairs,
+    count_users,
     eval_tables,
     list_blocks,
     list_names,
     view_settings,
 )
+from sk_easytensor.embedder.slices import sample_windows, summarize_windows
 from sk_easytensor.estimators.classifier import EasyTensorClassifier
 from sk_easytensor.estimators.eval_sets import deciding_first, eval_names
 from sk_easytensor.estimators.state import restored_on_error

@@ -14,8 +14,7 @@ import pyarrow.compute as pc
 
 from sk_easytensor._utils.validation import check_number
 from sk_easytensor.blocks.events import is_time, seconds
-from sk_easytensor.data.columns import RowError, type_name
-from sk_easytensor.data.lists import read_lists
+from sk_easytensor.data.columns import RowError, read_lists, type_name
 from sk_easytensor.data.summaries import SummaryMap
 from sk_easytensor.events import contiguous, decoded, materialize
 from sk_easytensor.executor import LocalExecutor

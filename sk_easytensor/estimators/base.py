@@ -17,7 +17,7 @@ from sk_easytensor._utils.runtime import seeded, with_library_settings
 from sk_easytensor._utils.validation import check_choice
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.blocks.detection import check_blocks
-from sk_easytensor.blocks.offset import BASE_MARGIN
+from sk_easytensor.blocks.numeric import BASE_MARGIN
 from sk_easytensor.blocks.pretrained import Representation
 from sk_easytensor.compose import (
     BlockParametersMixin,
@@ -43,9 +43,9 @@ from sk_easytensor.estimators.offsets import (
     eval_margins,
     read_with_margin,
 )
-from sk_easytensor.estimators.rows import RowEncoder, scale_weights, total_weight
 from sk_easytensor.estimators.state import restored_on_error
 from sk_easytensor.estimators.stored import Vectors, of_stored_rows
+from sk_easytensor.estimators.targets.base import RowEncoder
 from sk_easytensor.estimators.trained import TrainedEstimator
 from sk_easytensor.export.engines import EngineMixin
 from sk_easytensor.inspection import GivenOutputs, Inspection
@@ -503,9 +503,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         keep=False,
         checkpoints=None,
     ):
-        # With a mean weight of one, the learning rate suits weighted and unweighted rows.
-        total = sum(rows.map_chunks(total_weight))
-        rows = rows.map(partial(scale_weights, divisor=total / len(rows)))
+        rows = rows.normalize_weights()
         seed = int(random_state.randint(np.iinfo(np.int32).max))
         if resuming:
             # With the same seed, every call would shuffle rows and drop units in the same way.

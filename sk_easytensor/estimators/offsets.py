@@ -7,7 +7,7 @@ from numbers import Integral
 
 import numpy as np
 
-from sk_easytensor.blocks.offset import BASE_MARGIN, margin_column
+from sk_easytensor.blocks.numeric import BASE_MARGIN, margin_column
 from sk_easytensor.data.sources import is_source
 
 __all__ = [

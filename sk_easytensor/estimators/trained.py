@@ -16,8 +16,8 @@ from sk_easytensor._utils.storage import check_store
 from sk_easytensor._utils.validation import ParametersMixin, check_number, warn_user
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.estimators.state import FittedStateMixin
+from sk_easytensor.export import ExportMixin
 from sk_easytensor.export.engines import check_engine
-from sk_easytensor.export.mixin import ExportMixin
 from sk_easytensor.networks import TabM
 from sk_easytensor.report import write_report
 from sk_easytensor.tracking.artifacts import MLflowStore, is_in_mlflow

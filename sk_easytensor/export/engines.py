@@ -10,11 +10,14 @@ from warnings import warn
 import numpy as np
 import torch
 
-from sk_easytensor._utils.forking import ForkSafeLock
-from sk_easytensor._utils.runtime import resolve_threads
+from sk_easytensor._utils.runtime import ForkSafeLock, resolve_threads
 from sk_easytensor._utils.validation import check_choice
-from sk_easytensor.export.adapters import ExportedNetwork, NetworkAdapter, engine_adapter
-from sk_easytensor.export.encoded_inputs import EncodedInputs
+from sk_easytensor.export.adapters import (
+    EncodedInputs,
+    ExportedNetwork,
+    NetworkAdapter,
+    engine_adapter,
+)
 
 __all__ = [
     "ENGINES",

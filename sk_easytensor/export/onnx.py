@@ -396,7 +396,7 @@ def encoded_arrays(model, X):
         Arrays by name of the input.
     """
     from sk_easytensor.data.tables import as_table
-    from sk_easytensor.export.encoded_inputs import EncodedInputs
+    from sk_easytensor.export.adapters import EncodedInputs
 
     arrays, table = {}, as_table(X)
     for prefix, (blocks, _, encoder) in export_adapter(model).towers.items():

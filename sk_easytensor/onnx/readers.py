@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sk_easytensor.data.columns import cast_column, to_float64, type_name
+from sk_easytensor.data.columns import cast_column, is_list, read_lists, read_vectors, to_float64
 from sk_easytensor.data.datetimes import read_instants
 from sk_easytensor.data.keys import category_keys, check_family, hash_strings
-from sk_easytensor.data.lists import is_list, read_lists, read_vectors
 from sk_easytensor.data.ngrams import NgramVocabulary, distinct_texts, weighted_ngrams
 from sk_easytensor.data.sparse import encode_sparse
+from sk_easytensor.data.type_names import type_name
 
 __all__ = [
     "MISSING_STRING",

@@ -27,13 +27,16 @@ from sk_easytensor.blocks import (
 from sk_easytensor.data.type_names import type_name
 from sk_easytensor.report.html import (
     SectionNotApplicable,
+    bars,
+    boxes,
     caption,
+    dots,
+    lines,
     number,
     page,
     section,
     table,
 )
-from sk_easytensor.report.svg import bars, boxes, dots, lines
 
 __all__ = [
     "describe_columns",

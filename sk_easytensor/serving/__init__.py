@@ -9,12 +9,9 @@ from typing import TYPE_CHECKING
 from sk_easytensor._utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from sk_easytensor.serving.app import make_app
+    from sk_easytensor.serving.app import make_app, serve
     from sk_easytensor.serving.limits import Limits
-    from sk_easytensor.serving.server import serve
 
 __all__ = ["Limits", "make_app", "serve"]
 
-__getattr__, __dir__ = lazy_names(
-    __name__, {".app": ["make_app"], ".limits": ["Limits"], ".server": ["serve"]}
-)
+__getattr__, __dir__ = lazy_names(__name__, {".app": ["make_app", "serve"], ".limits": ["Limits"]})

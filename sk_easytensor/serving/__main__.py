@@ -70,7 +70,7 @@ def main(arguments=None):
         prepared_keys(key)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    from sk_easytensor.serving.server import serve
+    from sk_easytensor.serving.app import serve
 
     serve(
         options.model,

@@ -16,7 +16,7 @@ from sk_easytensor._utils.digests import table_digest
 from sk_easytensor._utils.masking import masked
 from sk_easytensor._utils.storage import DirectoryStore
 from sk_easytensor.data.tables import as_table
-from sk_easytensor.report.svg import bars, lines
+from sk_easytensor.report.html import bars, lines
 from sk_easytensor.tracking.model import versions
 from sk_easytensor.training.net import LOSS_NAME
 

@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 from skops.io import dumps, get_untrusted_types
 
 from sk_easytensor._utils.skops import trusted_types
-from sk_easytensor.blocks.offset import BASE_MARGIN
+from sk_easytensor.blocks.numeric import BASE_MARGIN
 from sk_easytensor.data.sources import is_source
 from sk_easytensor.data.sparse import compressed, is_sparse, layout_of
 from sk_easytensor.data.tables import align_table, as_table, first_rows, has_column_names

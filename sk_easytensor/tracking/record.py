@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from sk_easytensor._utils.forking import ForkSafeLock
 from sk_easytensor._utils.masking import MASK, masked, masked_errors
+from sk_easytensor._utils.runtime import ForkSafeLock
 from sk_easytensor._utils.storage import write_atomically
 
 __all__ = [

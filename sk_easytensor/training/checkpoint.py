@@ -13,12 +13,10 @@ from pickle import UnpicklingError
 import numpy as np
 import torch
 
-from sk_easytensor._utils.describe import describe_object
-from sk_easytensor._utils.digests import Digest, array_digest
-from sk_easytensor._utils.locks import LOCK, Lock
+from sk_easytensor._utils.digests import Digest, array_digest, describe_object
 from sk_easytensor._utils.masking import masked
 from sk_easytensor._utils.skops import trusted_types
-from sk_easytensor._utils.storage import open_store
+from sk_easytensor._utils.storage import LOCK, Lock, open_store
 from sk_easytensor._utils.validation import warn_user
 
 __all__ = [

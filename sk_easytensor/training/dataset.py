@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from abc import ABC, abstractmethod
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -107,6 +108,14 @@ class Dataset(ABC):
             Validation rows; empty if there are too few rows to hold one out. Each row is either
             in `train` or in `valid`.
         """
+
+    def normalize_weights(self):
+        """Return the rows with weights whose mean is 1.
+
+        The learning rate then suits weighted and unweighted rows.
+        """
+        total = sum(self.map_chunks(_total_weight))
+        return self.map(partial(_divide_weights, divisor=total / len(self)))
 
     def merge_duplicates(self, batch_size):
         """Return the rows, with equal rows merged where that saves time only.
@@ -622,3 +631,11 @@ def validation_rows(strata, fraction, random_state):
     held_out[moved[moved < len(strata)]] = True
     held_out &= ~first[:-1]
     return np.sort(order[~held_out]), np.sort(order[held_out])
+
+
+def _total_weight(rows):
+    return float(rows.weight.double().sum())
+
+
+def _divide_weights(rows, divisor):
+    return EncodedDataset(rows.frame, rows.target, rows.weight / torch.tensor(divisor).float())

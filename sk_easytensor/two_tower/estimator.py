@@ -20,22 +20,21 @@ from sk_easytensor.data.tables import as_table, has_column_names
 from sk_easytensor.data.validation import errors_name
 from sk_easytensor.estimators.classifier import EasyTensorClassifier
 from sk_easytensor.estimators.eval_sets import deciding_first, eval_names
-from sk_easytensor.estimators.rows import scale_weights, total_weight
 from sk_easytensor.estimators.state import restored_on_error
 from sk_easytensor.estimators.stored import Vectors, of_stored_rows
 from sk_easytensor.estimators.trained import TrainedEstimator
 from sk_easytensor.export.adapters import PairAdapter
 from sk_easytensor.networks import Sum
-from sk_easytensor.networks.two_tower import TwoTowerNetwork
+from sk_easytensor.networks.block_network import TwoTowerNetwork
 from sk_easytensor.report.report import summarize_table
 from sk_easytensor.retrieval import check_index
 from sk_easytensor.tracking import tracked
 from sk_easytensor.training.pairs import PairResampling, item_counts
 from sk_easytensor.training.train import default_batch_size, default_max_epochs
-from sk_easytensor.two_tower.keys import check_key_type
 from sk_easytensor.two_tower.pairs import (
     ItemCatalogue,
     PairEncoder,
+    check_key_type,
     fit_shared,
     key_blocks,
     pair_sets,
@@ -138,8 +137,7 @@ class TowerTrainingMixin:
         return rows.map(pairs), validation, items
 
     def _train_towers(self, rows, evals, random_state, backend, checkpoints):
-        total = sum(rows.map_chunks(total_weight))
-        rows = rows.map(partial(scale_weights, divisor=total / len(rows)))
+        rows = rows.normalize_weights()
         seed = int(random_state.randint(np.iinfo(np.int32).max))
         batch_size = self.batch_size or max(512, default_batch_size(len(rows)))
         epochs = self.max_epochs or default_max_epochs(len(rows))
@@ -263,7 +261,7 @@ class EasyTensorTwoTower(
     Without `y` every row is an item that a user chose, and the loss is a softmax over the items
     of a batch, corrected for how often each is drawn (Yi et al., "Sampling-Bias-Corrected Neural
     Modeling for Large Corpus Item Recommendations", 2019); see
-    :class:`~sk_easytensor.networks.two_tower.TwoTowerNetwork`. The loss is the log loss of the
+    :class:`~sk_easytensor.networks.block_network.TwoTowerNetwork`. The loss is the log loss of the
     score for a `y` of two classes, and the squared error for numbers.
 
     Examples

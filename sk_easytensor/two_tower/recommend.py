@@ -16,16 +16,15 @@ from sklearn.utils.validation import check_is_fitted
 from sk_easytensor._utils.runtime import limited_threads, resolve_threads, with_library_settings
 from sk_easytensor._utils.validation import check_number
 from sk_easytensor.backends import resolve_backend
-from sk_easytensor.data.columns import show_value, type_name
-from sk_easytensor.data.lists import is_list
+from sk_easytensor.data.columns import is_list, show_value
 from sk_easytensor.data.tables import as_table
+from sk_easytensor.data.type_names import type_name
 from sk_easytensor.estimators.stored import Ranking, Values, of_stored_rows
 from sk_easytensor.inspection import GivenOutputs
 from sk_easytensor.inspection.importance import pair_model
 from sk_easytensor.retrieval import ApproximateIndex, as_tensor, top_k
 from sk_easytensor.training.pairs import distinct_rows
-from sk_easytensor.two_tower.keys import KeyIndex, key_values, rows_of_keys
-from sk_easytensor.two_tower.pairs import summarize_interactions
+from sk_easytensor.two_tower.pairs import KeyIndex, key_values, rows_of_keys, summarize_interactions
 
 if TYPE_CHECKING:
     from typing import Any, Literal

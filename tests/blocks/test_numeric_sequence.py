@@ -8,8 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sk_easytensor.blocks import NumericBlock, NumericSequenceBlock
-from sk_easytensor.blocks import numeric_sequence as numeric_sequence_module
+from sk_easytensor.blocks import NumericBlock, NumericSequenceBlock, sequences
 from sk_easytensor.data.summaries import merge_all
 from sk_easytensor.data.tables import as_table
 
@@ -160,7 +159,7 @@ def test_long_series_are_read_in_pieces(monkeypatch, assert_same_fit):
     data = {"x": [rng.normal(size=size).tolist() for size in (7, 0, 30, 3)]}
     whole = NumericSequenceBlock().fit(data)
     expected = encode(whole, **data)["values_0"]
-    monkeypatch.setattr(numeric_sequence_module, "CHUNK", 8)
+    monkeypatch.setattr(sequences, "CHUNK", 8)
     parts = NumericSequenceBlock().fit(data)
     assert_same_fit(parts, whole)
     np.testing.assert_array_equal(encode(parts, **data)["values_0"], expected)

@@ -13,7 +13,7 @@ from sk_easytensor.blocks import (
     EventSequenceBlock,
     NumericSequenceBlock,
 )
-from sk_easytensor.data.lists import read_lists, same_lengths
+from sk_easytensor.data.columns import read_lists, same_lengths
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.networks.sequences import ENCODERS, POOLINGS
 from sk_easytensor.tensors import TensorFrame

@@ -29,9 +29,8 @@ from sk_easytensor import (
     EasyTensorTwoTower,
     NumericBlock,
 )
-from sk_easytensor._utils import locks
-from sk_easytensor._utils.locks import LOCK, Lock, is_alive, started_at
-from sk_easytensor._utils.storage import DirectoryStore
+from sk_easytensor._utils import storage
+from sk_easytensor._utils.storage import LOCK, DirectoryStore, Lock, is_alive, started_at
 from sk_easytensor.training.checkpoint import seal, unseal
 
 EPOCHS = 3
@@ -307,7 +306,7 @@ def test_a_forked_child_does_not_unlock(tmp_path):
         assert list(tmp_path.glob(f"fit-*/{LOCK}"))
 
     def unwind():
-        for lock in list(locks._held.values()):
+        for lock in list(storage._held.values()):
             lock.release()
 
     codes = []

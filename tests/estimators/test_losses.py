@@ -22,7 +22,7 @@ from sk_easytensor import (
     EasyTensorMultiTask,
     EasyTensorRegressor,
 )
-from sk_easytensor._utils.describe import describe_object
+from sk_easytensor._utils.digests import describe_object
 from sk_easytensor.losses import (
     BUILT_IN,
     Expectile,

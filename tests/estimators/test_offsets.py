@@ -11,7 +11,7 @@ from sklearn.metrics import log_loss, mean_poisson_deviance
 from sklearn.model_selection import GridSearchCV
 
 from sk_easytensor import EasyTensorClassifier, NumericBlock, PretrainedBlock
-from sk_easytensor.blocks.offset import OffsetBlock
+from sk_easytensor.blocks.numeric import OffsetBlock
 
 N_ROWS = 240
 

@@ -21,7 +21,7 @@ from sk_easytensor import (
     TableEncoder,
     TabM,
 )
-from sk_easytensor._utils.unknown_parameters import OTHER_NAMES, parameter_names
+from sk_easytensor._utils.validation import OTHER_NAMES, parameter_names
 
 ESTIMATORS = [EasyTensorClassifier, EasyTensorRegressor, EasyTensorTwoTower, EasyTensorEmbedder]
 CLASSES = [*ESTIMATORS, TableEncoder, BoostedTrees, MLP, TabM, NumericBlock]

@@ -30,16 +30,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from sk_easytensor.serving import Limits, app, limits, make_app, serve
 from sk_easytensor.serving.__main__ import api_key
 from sk_easytensor.serving.__main__ import main as command_line
+from sk_easytensor.serving.app import Server, make_config
 from sk_easytensor.serving.batching import (
     BATCH_BYTES,
     BATCH_ROWS,
     Batcher,
     InvalidRows,
+    Metrics,
     batch_slices,
 )
-from sk_easytensor.serving.metrics import Metrics
 from sk_easytensor.serving.schema import InvalidRequest, RequestSchema, Rows
-from sk_easytensor.serving.server import Server, make_config
 
 ROOT = Path(__file__).parents[2]
 JSON = {"Content-Type": "application/json"}
@@ -756,7 +756,7 @@ def test_serving_imports_nothing_else():
     script = f"""
 import sys
 sys.modules.update(dict.fromkeys({blocked}))
-import sk_easytensor.serving.server, sk_easytensor.serving.__main__
+import sk_easytensor.serving.app, sk_easytensor.serving.__main__
 from sk_easytensor.serving import Limits, make_app, serve
 """
     assert {"torch", "pandas", "scipy", "sklearn"} <= set(blocked)

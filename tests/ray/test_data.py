@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from sk_easytensor import EasyTensorClassifier, EasyTensorRegressor
-from sk_easytensor.backends.local import LocalBackend
+from sk_easytensor.backends.base import LocalBackend
 from sk_easytensor.backends.ray.dataset import put_dataset
 from sk_easytensor.blocks import CategoryBlock, NumericBlock
 from sk_easytensor.data.tables import as_table

@@ -177,7 +177,7 @@ def test_embeddings_of_stored_sequences(spread, tmp_path):
 
 
 def test_importances_of_stored_rows(fitted, on_ray, spread, files, shop, monkeypatch):
-    from sk_easytensor.backends.ray import evaluate as ray_evaluate
+    from sk_easytensor.backends.ray import predict as ray_predict
 
     how = {"sample_weight": "weight", "n_repeats": 3, "random_state": 0}
     whole = permutation_importance(on_ray, files, "label", **how)
@@ -187,7 +187,7 @@ def test_importances_of_stored_rows(fitted, on_ray, spread, files, shop, monkeyp
     assert whole.importances.shape == (4, 3)
     np.testing.assert_allclose(whole.importances_mean, expected.importances_mean, atol=0.05)
     # Chunks of 300 rows, the mean of which does not depend on who computes them.
-    monkeypatch.setattr(ray_evaluate, "ROWS_PER_TASK", 300)
+    monkeypatch.setattr(ray_predict, "ROWS_PER_TASK", 300)
     parts = permutation_importance(on_ray, files, "label", **how)
     alone = permutation_importance(spread(fitted, 0), files, "label", **how)
     np.testing.assert_array_equal(parts.importances, alone.importances)

@@ -87,7 +87,7 @@ def test_errors_of_the_user_end_training_at_once(classifier, shop, tmp_path, mon
 
 def test_errors_of_tasks_name_no_password(cluster):
     ray = pytest.importorskip("ray")
-    from sk_easytensor.backends.ray.tasks import remote, results
+    from sk_easytensor.backends.ray.summarize import remote, results
 
     ref = remote(fail).remote("c")
     # What Ray prints.

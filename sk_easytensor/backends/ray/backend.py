@@ -207,7 +207,7 @@ class RayBackend(Backend):
         if not has_chunks(X):
             return super().evaluate(X, y, sample_weight, function, random_state, check)
         with self.running():
-            from sk_easytensor.backends.ray.evaluate import evaluate_chunks
+            from sk_easytensor.backends.ray.predict import evaluate_chunks
 
             return evaluate_chunks(self, X, y, sample_weight, function, random_state, check)
 

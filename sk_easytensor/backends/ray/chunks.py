@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from sk_easytensor.backends.ray.tasks import remote, results
+from sk_easytensor.backends.ray.summarize import remote, results
 from sk_easytensor.data.parquet import RowRange, cut_evenly, parquet_chunks, unify_schemas
 from sk_easytensor.data.types import plain_schema, plain_types
 from sk_easytensor.training.table_dataset import column_values, target_columns

@@ -20,8 +20,7 @@ from sk_easytensor.backends.ray.chunks import (
     stored_chunks,
 )
 from sk_easytensor.backends.ray.progress import collect_users
-from sk_easytensor.backends.ray.summarize import summarize_chunks
-from sk_easytensor.backends.ray.tasks import n_cpus, remote, results
+from sk_easytensor.backends.ray.summarize import n_cpus, remote, results, summarize_chunks
 from sk_easytensor.data.columns import row_errors_from
 from sk_easytensor.data.validation import check_weight, errors_name
 from sk_easytensor.training.dataset import Dataset, validation_rows

@@ -1,4 +1,4 @@
-"""Progress of a training on a cluster, and collection of event logs by tasks."""
+"""Progress and errors of workers, stored by actors, and collection of event logs by tasks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import pyarrow as pa
 import ray
 from skorch.callbacks import Callback
 
-from sk_easytensor.backends.ray.actors import ProgressActor
 from sk_easytensor.backends.ray.chunks import ObjectStoreChunk
-from sk_easytensor.backends.ray.tasks import n_cpus, remote, results
+from sk_easytensor.backends.ray.summarize import n_cpus, remote, results
 from sk_easytensor.data.columns import row_errors_from
 from sk_easytensor.data.keys import hash_strings
 from sk_easytensor.data.tables import as_table
@@ -22,6 +21,8 @@ from sk_easytensor.events import check_not_missing, collect_sequences, decoded
 from sk_easytensor.training.checkpoint import describe_data, joined_descriptions, plain
 
 __all__ = [
+    "ErrorCollector",
+    "ProgressActor",
     "collect_users",
     "report_progress",
 ]
@@ -37,7 +38,7 @@ class ProgressCallback(Callback):
     Parameters
     ----------
     progress : actor handle
-        Handle of a :class:`~sk_easytensor.backends.ray.actors.ProgressActor`.
+        Handle of a :class:`~sk_easytensor.backends.ray.progress.ProgressActor`.
     """
 
     def __init__(self, progress):
@@ -100,7 +101,7 @@ class Reader(threading.Thread):
     Parameters
     ----------
     progress : actor handle
-        Handle of a :class:`~sk_easytensor.backends.ray.actors.ProgressActor`.
+        Handle of a :class:`~sk_easytensor.backends.ray.progress.ProgressActor`.
     callbacks : list
         Callbacks with a method ``log_progress(rows, epochs)``.
     """
@@ -231,3 +232,46 @@ def collect_part(by, order_by, columns, *parts):
     lists = collect_sequences(log, by=by, order_by=order_by, columns=columns, prefix="")
     table = as_table(lists.select(columns)).combine_chunks()
     return (table, np.zeros(len(table)), np.ones(len(table))), len(table)
+
+
+class ProgressActor:
+    """Progress of a training, which the first worker writes and the driver reads.
+
+    Attributes
+    ----------
+    rows : dict
+        Description of the rows of all workers.
+    epochs : dict of {int: dict}
+        Entries of the net's history, by epoch, counted from 1.
+    """
+
+    def __init__(self):
+        self.rows, self.epochs = {}, {}
+
+    def write_rows(self, rows):
+        """Store the description of the rows; workers that replace others write it again."""
+        self.rows = rows
+
+    def write_epochs(self, epochs):
+        """Store a list of entries of the history."""
+        self.epochs.update({epoch["epoch"]: epoch for epoch in epochs})
+
+    def read(self, last_epoch):
+        """Return the description of the rows, and the entries of the epochs after `last_epoch`."""
+        epochs = [self.epochs[number] for number in sorted(self.epochs) if number > last_epoch]
+        return self.rows, epochs
+
+
+class ErrorCollector:
+    """Errors of the user's data or code in all workers."""
+
+    def __init__(self):
+        self.errors = []
+
+    def add(self, error):
+        """Store an error: a tuple of the worker's rank, the pickled error and its traceback."""
+        self.errors.append(error)
+
+    def read(self):
+        """Return the list of stored errors."""
+        return self.errors

@@ -22,9 +22,8 @@ from ray.train.torch import TorchTrainer
 from sk_easytensor._utils.masking import mask_error, masked
 from sk_easytensor._utils.runtime import limited_threads
 from sk_easytensor._utils.storage import make_temporary_directory, remove_temporary_directory
-from sk_easytensor.backends.ray.actors import ErrorCollector
-from sk_easytensor.backends.ray.progress import report_progress
-from sk_easytensor.backends.ray.tasks import WorkerTracebacks, n_threads
+from sk_easytensor.backends.ray.progress import ErrorCollector, report_progress
+from sk_easytensor.backends.ray.summarize import WorkerTracebacks, n_threads
 from sk_easytensor.training.checkpoint import Checkpoints
 from sk_easytensor.training.distributed import (
     LostWorkerError,

@@ -1,18 +1,22 @@
-"""Base class of targets."""
+"""Base class of targets, and the encoding of rows with their targets."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator
 
-from sk_easytensor.estimators.targets.loss_check import check_returned_losses
+from sk_easytensor.estimators.targets.checks import check_returned_losses
 from sk_easytensor.metrics import resolve_metrics, resolve_stopping_metric
 from sk_easytensor.report.report import summarize_target
+from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.dataset import EncodedDataset
+from sk_easytensor.training.table_dataset import BaseRowEncoder
 
 __all__ = [
+    "RowEncoder",
     "Target",
     "bounded_targets",
     "target_range",
@@ -323,3 +327,50 @@ def target_range(rows):
 def _range(rows):
     target = rows.target.numpy()
     return (target.min(axis=0), target.max(axis=0)) if len(target) else None
+
+
+class RowEncoder(BaseRowEncoder):
+    """Encoder of table rows with their targets.
+
+    Parameters
+    ----------
+    target : Target
+        Fitted target, which encodes `y`.
+    encoder : TableEncoder
+        Fitted encoder of tables.
+    executor : LocalExecutor
+        Executor that runs the encoding.
+    weighted : bool
+        Whether row weights are multiplied by the weights of their classes.
+    """
+
+    def __init__(self, target, encoder, executor, weighted):
+        self.target = target
+        self.encoder = encoder
+        self.executor = executor
+        self.weighted = weighted
+
+    @property
+    def columns(self):
+        """Columns that targets are encoded with: the name of the offsets' column, if any."""
+        offset = self.encoder.offset_column_
+        return [] if offset is None else [offset]
+
+    def encode(self, table, y, weight):
+        """Return encoded rows."""
+        rows = self.encode_targets(table, y, weight)
+        rows.frame = self.encoder.encode_table(table, self.executor)
+        return rows
+
+    def encode_targets(self, table, y, weight):
+        """Return rows whose features are the offsets alone, or none."""
+        target = self.target.encode(y)
+        if self.weighted:
+            weight = weight * self.target.class_weights(target)
+        encoder, frame = self.encoder, {}
+        if encoder.offset_block is not None:
+            block = encoder.blocks_[encoder.offset_block]
+            frame[encoder.offset_block] = block.encode(table.select([encoder.offset_column_]))
+        return EncodedDataset(
+            TensorFrame(frame, len(target)), target, torch.from_numpy(weight).float()
+        )
