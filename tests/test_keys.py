@@ -2,7 +2,10 @@
 
 import datetime as dt
 import decimal
+import math
+import re
 import warnings
+from contextlib import contextmanager
 
 import numpy as np
 import onnxruntime
@@ -37,6 +40,16 @@ def arrow(kind):
 
 def objects(values):
     return pd.Series(values, dtype=object)
+
+
+@contextmanager
+def suppress_errors(message):
+    """Accept an error that names the column and a row, with a message."""
+    try:
+        yield
+    except TypeError as error:
+        if not re.search(f"'c' holds .* in row [0-9]+, .*{message}", str(error)):
+            raise
 
 
 def dictionary(values):
@@ -352,6 +365,36 @@ def test_decimals_are_one_category_if_they_are_equal(values):
     values = list(map(decimal.Decimal, values))
     spelled = category_keys(as_table({"c": values})["c"]).dictionary_decode().to_pylist()
     assert len(set(spelled)) == len(set(values))
+
+
+SCALARS = [
+    *map(decimal.Decimal, ("0.001", "0.1", "1E+30", "1E-400", "1E+400", "Infinity", "-0")),
+    *map(decimal.Decimal, ("9007199254740993", "12345678901234567890.5")),
+    decimal.Decimal.from_float(0.1),
+    *(2**53 + 1, 2**60, 2**63, 2**64, np.int8(3), True),
+    *(0.5, 1e30, 1e-320, math.inf, np.float32(0.1)),
+    "a",
+]
+
+
+@pytest.mark.parametrize("value", SCALARS, ids=repr)
+@pytest.mark.parametrize("other", SCALARS, ids=repr)
+def test_values_are_one_category_alone_and_beside_values_of_other_types(value, other):
+    def keys(*values):
+        return category_keys(as_table({"c": objects(values)})["c"]).to_pylist()
+
+    alone = [*keys(value), *keys(other)]
+    with suppress_errors("loses digits in"):
+        assert keys(value, other) == alone
+
+
+def test_numbers_that_lose_digits_beside_others_are_refused():
+    for other in (decimal.Decimal("Infinity"), 0.5, decimal.Decimal("1E-400")):
+        for value in (decimal.Decimal("1E+30"), decimal.Decimal(2**53 + 1)):
+            with pytest.raises(TypeError, match=r"'id' holds Decimal.* in row 1, .* as strings"):
+                as_table({"id": [other, value]})
+    table = as_table({"id": [2**53 + 1, decimal.Decimal("0.1")]})
+    assert category_keys(table["id"]).to_pylist() == ["9007199254740993", "0.1"]
 
 
 @given(st.integers(-(2**63), 2**64 - 1) | st.integers(-(2**53), 2**53).map(lambda n: n * 2**20))

@@ -543,7 +543,7 @@ def _mixed_column(array, name):
     if present_kinds == {"integer"}:
         return _large_integers(array, present, name)
     if present_kinds <= {"integer", "float", "decimal"}:
-        return _as_floats(array, present)
+        return _mixed_numbers(array, present, kinds, name)
     unsupported = np.flatnonzero(~np.isin(kinds, list(SPELLED)))
     if len(unsupported):
         row = int(present[unsupported[0]])
@@ -577,6 +577,31 @@ def _kind_of(value):
         if isinstance(value, types):
             return kind
     return "other"
+
+
+def _mixed_numbers(array, present, kinds, name):
+    """Convert numbers of several types: to decimals if there are no floats, else to floats."""
+    if "float" not in kinds:
+        exact = np.full(len(array), None, dtype=object)
+        for row, kind in zip(present, kinds, strict=True):
+            exact[row] = array[row] if kind == "decimal" else decimal.Decimal(int(array[row]))
+        try:
+            return pa.array(exact, from_pandas=True)
+        except MIXED_TYPE_ERRORS:
+            # Infinite numbers, or more digits than decimals can have.
+            pass
+    for row, kind in zip(present, kinds, strict=True):
+        value = array[row]
+        if (kind == "decimal" and exact_text(value)) or (
+            kind == "integer" and not _is_float(value)
+        ):
+            raise TypeError(
+                f"column {name!r} holds {shortened(value)} in row {row}, which loses digits in "
+                "double precision, the type of columns with floats, infinite numbers or more than "
+                "76 digits; give the column as floats if these are numbers, or as strings if they "
+                "are names"
+            )
+    return _as_floats(array, present)
 
 
 def _as_floats(array, present):
@@ -613,6 +638,7 @@ def _spelled_integers(values):
 
 
 def _is_float(value):
+    value = int(value)
     return abs(value) <= LARGEST_FLOAT_INTEGER and int(float(value)) == value
 
 

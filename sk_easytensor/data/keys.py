@@ -39,6 +39,9 @@ __all__ = [
 MISSING, UNSEEN = 0, 1
 """Codes of missing values and of categories that were not seen during fit."""
 
+MAX_DIGITS = 76
+"""Largest number of digits of Arrow's decimals."""
+
 MIN_VALUES_TO_WARN = 10
 """Fewest values, none of them a known category, for which a warning is issued."""
 
@@ -189,12 +192,17 @@ def _spelled_decimals(values):
         return texts
     exact = texts.to_pylist()
     for row in pc.indices_nonzero(pc.fill_null(long, False)).to_pylist():
-        exact[row] = exact_text(values[row].as_py()) or exact[row]
+        value = values[row].as_py()
+        # Arrow does not round to the nearest float if there are many digits.
+        exact[row] = exact_text(value) or _spelled_floats(pa.array([float(value)]))[0].as_py()
     return pa.array(exact, pa.string())
 
 
 def exact_text(value):
     """Return a decimal with all its digits, or None if there is a float of the same value.
+
+    None, too, for an infinite number and for one of more digits than Arrow's decimals can have,
+    which are read as floats.
 
     Parameters
     ----------
@@ -210,7 +218,7 @@ def exact_text(value):
     >>> exact_text(Decimal(2**53 + 1)), exact_text(Decimal(2**53)), exact_text(Decimal("0.1"))
     ('9007199254740993', None, None)
     """
-    if not value.is_finite():
+    if not value.is_finite() or _n_digits(value) > MAX_DIGITS:
         return None
     number = float(value)
     if value == value.to_integral_value():
@@ -218,6 +226,11 @@ def exact_text(value):
     if value == Decimal(repr(number)):
         return None
     return f"{value:f}".rstrip("0")
+
+
+def _n_digits(value):
+    _, digits, exponent = value.as_tuple()
+    return len(digits) + exponent if exponent > 0 else max(len(digits), -exponent)
 
 
 def _fits(number):
