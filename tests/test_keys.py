@@ -373,6 +373,7 @@ SCALARS = [
     decimal.Decimal.from_float(0.1),
     *(2**53 + 1, 2**60, 2**63, 2**64, np.int8(3), True),
     *(0.5, 1e30, 1e-320, math.inf, np.float32(0.1)),
+    *(np.uint64(2**64 - 1), np.float16(0.5), np.longdouble(1.5)),
     "a",
 ]
 

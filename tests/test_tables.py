@@ -154,6 +154,11 @@ def test_object_arrays_and_rows():
         ([1, 2.5, None], [1.0, 2.5, None]),
         ([2**70, 1], [float(2**70), 1.0]),
         ([decimal.Decimal("1.5"), None], [1.5, None]),
+        # Arrow alone reads these as 0 and -1.
+        ([np.float16(0.5), 3], [0.5, 3.0]),
+        ([3, None, np.longdouble(0.5)], [3.0, None, 0.5]),
+        ([0.5, np.uint64(2**64 - 2**20)], [0.5, float(2**64 - 2**20)]),
+        ([[np.float16(0.5)], [3]], [[0.5], [3.0]]),
     ],
 )
 def test_mixed_columns(column, expected):

@@ -47,8 +47,11 @@ PLAIN_NUMBERS = {np.dtype(character) for character in "bhilqBHILQefd"}
 
 LISTS = (list, tuple, np.ndarray)
 
-DECISIVE_TYPES = {str, float, bool}
+DECISIVE_TYPES = {str, bool}
 """Python types that fix the type of an Arrow array: values of another type are refused."""
+
+MISREAD_TYPES = (np.uint64, np.float16, np.longdouble)
+"""Types of numbers that Arrow misreads among numbers of other types: 2**64 - 1 as -1, 0.5 as 0."""
 
 MISSING = {"NoneType", "NAType", "NaTType"}
 """Names of the Python types of missing values."""
@@ -283,15 +286,37 @@ def _python_column(values, name, rows=None):
         first = _first_present(values)
         if type(first) in DECISIVE_TYPES:
             return pa.array(values, from_pandas=True)
-        if type(first) in (list, tuple) and type(_first_present(first)) is float:
+        kinds = _kinds(values)
+        if type(first) is float and kinds <= {float, type(None)}:
+            return pa.array(values, from_pandas=True)
+        if type(first) in (list, tuple) and kinds <= {type(first), float, type(None)}:
             return pa.array(values, pa.list_(pa.float64()), from_pandas=True)
     except UnicodeEncodeError:
         raise
     except MIXED_TYPE_ERRORS:
-        pass
-    if any(map(_is_special, _kinds(values))):
+        kinds = _kinds(values)
+    if any(map(_is_special, kinds)):
         return _special_column(values, name, rows)
+    if any(issubclass(kind, MISREAD_TYPES) for kind in kinds) and len(kinds) > 1:
+        values = _python_numbers(values)
     return _arrow_column(values, name, rows)
+
+
+def _python_numbers(values):
+    """Return values with Python numbers instead of NumPy's, within lists and dictionaries too."""
+    return [_python_number(value) for value in values]
+
+
+def _python_number(value):
+    if isinstance(value, (np.number, np.bool_)) and not isinstance(value, np.timedelta64):
+        return float(value) if isinstance(value, np.longdouble) else value.item()
+    if isinstance(value, dict):
+        return {key: _python_number(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) or (
+        isinstance(value, np.ndarray) and value.dtype == np.object_
+    ):
+        return _python_numbers(value)
+    return value
 
 
 def _first_present(values):
