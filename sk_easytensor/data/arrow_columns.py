@@ -11,19 +11,17 @@ from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sk_easytensor._utils.validation import shortened
 from sk_easytensor.data.columns import CAST_ERRORS
-from sk_easytensor.data.keys import category_keys, exact_text
+from sk_easytensor.data.keys import SPELLED, exact_text, is_float
 from sk_easytensor.data.sparse import is_sparse, sparse_rows
-from sk_easytensor.data.types import PLAIN
+from sk_easytensor.data.utf8 import check_utf8
 
 __all__ = [
     "ARROW_ERRORS",
     "LISTS",
     "arrow_column",
-    "check_utf8",
     "first_incompatible",
     "is_pandas",
     "pandas_columns",
@@ -67,9 +65,6 @@ KINDS = {
     "text": str,
 }
 """Python types of each kind of value in a column of several types."""
-
-LARGEST_FLOAT_INTEGER = int(sys.float_info.max)
-"""Larger integers overflow to infinity as floats."""
 
 MIN_COLUMNS_OF_DTYPE, MAX_COPIED_VALUES = 32, 1_000_000
 """Fewest numeric columns of one dtype that are extracted from a data frame together, and most
@@ -617,9 +612,7 @@ def _mixed_numbers(array, present, kinds, name):
             pass
     for row, kind in zip(present, kinds, strict=True):
         value = array[row]
-        if (kind == "decimal" and exact_text(value)) or (
-            kind == "integer" and not _is_float(value)
-        ):
+        if (kind == "decimal" and exact_text(value)) or (kind == "integer" and not is_float(value)):
             raise TypeError(
                 f"column {name!r} holds {shortened(value)} in row {row}, which loses digits in "
                 "double precision, the type of columns with floats, infinite numbers or more than "
@@ -643,50 +636,13 @@ def _large_integers(array, present, name):
         numbers[present] = values
         return pa.array(numbers, mask=~np.isin(np.arange(len(array)), present))
     for row, value in zip(present, values, strict=True):
-        if not _is_float(value):
+        if not is_float(value):
             raise TypeError(
                 f"column {name!r} holds the integer {shortened(value)} in row {row}, which loses "
                 "digits in 64 bits and in double precision; give the column as floats if these "
                 "are numbers, or as strings if they are names"
             )
     return _as_floats(array, present)
-
-
-def _spelled_integers(values):
-    """Return integers as the strings that they have as categories in a column of their own."""
-    return [
-        str(int(value))
-        if -(2**63) <= value < 2**64 or not _is_float(int(value))
-        else _spelled_floats(np.array([value]))[0]
-        for value in values
-    ]
-
-
-def _is_float(value):
-    value = int(value)
-    return abs(value) <= LARGEST_FLOAT_INTEGER and int(float(value)) == value
-
-
-def _spelled_floats(values):
-    """Return floats as the strings that they have as categories."""
-    numbers = pa.array(values.astype(np.float64))
-    return category_keys(numbers).dictionary_decode().to_numpy(zero_copy_only=False)
-
-
-def _spelled_decimals(values):
-    """Return decimals as the strings that they have as categories."""
-    texts = _spelled_floats(values)
-    return [exact_text(value) or text for value, text in zip(values, texts, strict=True)]
-
-
-SPELLED = {
-    "boolean": lambda values: [str(bool(value)) for value in values],
-    "integer": _spelled_integers,
-    "float": _spelled_floats,
-    "decimal": _spelled_decimals,
-    "text": lambda values: [str(value) for value in values],
-}
-"""Functions that convert values of each kind to strings."""
 
 
 def _without_empty_arrays(array):
@@ -726,66 +682,3 @@ def first_incompatible(array, errors=MIXED_TYPE_ERRORS, read=None):
         else:
             readable = middle
     return readable
-
-
-# ---------------------------------------------------------------------- text
-
-
-def check_utf8(column, name):
-    """Raise ``ValueError`` if an Arrow column holds text that is not valid UTF-8."""
-    if not _holds_text(column.type) or _is_utf8(column):
-        return
-    valid, invalid = 0, len(column)
-    while invalid - valid > 1:
-        middle = (valid + invalid) // 2
-        if _is_utf8(column.slice(valid, middle - valid)):
-            valid = middle
-        else:
-            invalid = middle
-    raise ValueError(
-        f"column {name!r} holds text in row {valid} that is not valid UTF-8; decode it with its "
-        "own encoding, or with errors='replace'"
-    )
-
-
-def _holds_text(kind):
-    """Return whether values of a type are texts, or contain texts."""
-    if kind.id in PLAIN or pa.types.is_dictionary(kind) or pa.types.is_string_view(kind):
-        value = getattr(kind, "value_type", kind)
-        return any(
-            is_text(value)
-            for is_text in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-        )
-    if pa.types.is_struct(kind):
-        return any(_holds_text(field.type) for field in kind)
-    return _is_list(kind) and _holds_text(kind.value_type)
-
-
-def _is_list(kind):
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
-
-
-def _decoded(column):
-    """Return a dictionary column of texts as its values; Arrow casts no dictionary of views."""
-    if not pa.types.is_string_view(column.type.value_type):
-        return column.cast(column.type.value_type)
-    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    texts = [
-        pa.DictionaryArray.from_arrays(chunk.indices, chunk.dictionary.cast(pa.large_string()))
-        for chunk in chunks
-    ]
-    return pa.chunked_array([text.dictionary_decode() for text in texts], pa.large_string())
-
-
-def _is_utf8(column):
-    kind = column.type
-    if pa.types.is_struct(kind):
-        return all(_is_utf8(part) for part in column.flatten() if _holds_text(part.type))
-    if _is_list(kind):
-        return _is_utf8(pc.list_flatten(column))
-    try:
-        column.validate(full=True)
-    except pa.ArrowInvalid:
-        # The invalid text may be a category that no row uses.
-        return pa.types.is_dictionary(kind) and _is_utf8(_decoded(column))
-    return True

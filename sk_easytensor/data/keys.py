@@ -14,8 +14,10 @@ two-tower models, exported files and columns of mixed Python objects all use it:
 
 from __future__ import annotations
 
+import sys
 from decimal import Decimal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -25,6 +27,7 @@ __all__ = [
     "BOOLEAN_TEXTS",
     "MIN_VALUES_TO_WARN",
     "MISSING",
+    "SPELLED",
     "UNSEEN",
     "canonical_texts",
     "category_keys",
@@ -32,6 +35,7 @@ __all__ = [
     "exact_text",
     "has_enough_values",
     "hash_strings",
+    "is_float",
     "value_family",
 ]
 
@@ -41,6 +45,9 @@ MISSING, UNSEEN = 0, 1
 
 MAX_DIGITS = 76
 """Largest number of digits of Arrow's decimals."""
+
+LARGEST_FLOAT_INTEGER = int(sys.float_info.max)
+"""Larger integers overflow to infinity as floats."""
 
 MIN_VALUES_TO_WARN = 10
 """Fewest values, none of them a known category, for which a warning is issued."""
@@ -333,3 +340,41 @@ def hash_strings(values):
     from pandas.util import hash_array
 
     return hash_array(values.to_numpy(zero_copy_only=False).astype(object), categorize=False)
+
+
+def _integer_texts(values):
+    """Return integers as the strings that they have as categories in a column of their own."""
+    return [
+        str(int(value))
+        if -(2**63) <= value < 2**64 or not is_float(int(value))
+        else _float_texts(np.array([value]))[0]
+        for value in values
+    ]
+
+
+def is_float(value):
+    """Return whether an integer has the same value in double precision."""
+    value = int(value)
+    return abs(value) <= LARGEST_FLOAT_INTEGER and int(float(value)) == value
+
+
+def _float_texts(values):
+    """Return floats as the strings that they have as categories."""
+    numbers = pa.array(values.astype(np.float64))
+    return category_keys(numbers).dictionary_decode().to_numpy(zero_copy_only=False)
+
+
+def _decimal_texts(values):
+    """Return decimals as the strings that they have as categories."""
+    texts = _float_texts(values)
+    return [exact_text(value) or text for value, text in zip(values, texts, strict=True)]
+
+
+SPELLED = {
+    "boolean": lambda values: [str(bool(value)) for value in values],
+    "integer": _integer_texts,
+    "float": _float_texts,
+    "decimal": _decimal_texts,
+    "text": lambda values: [str(value) for value in values],
+}
+"""Functions that convert Python values of each kind to their texts as categories."""

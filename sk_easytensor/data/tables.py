@@ -21,7 +21,6 @@ from sk_easytensor.data.arrow_columns import (
     ARROW_ERRORS,
     LISTS,
     arrow_column,
-    check_utf8,
     first_incompatible,
     is_pandas,
     pandas_columns,
@@ -36,6 +35,7 @@ from sk_easytensor.data.sparse import (
     sparse_table,
 )
 from sk_easytensor.data.types import plain_types, source_positions
+from sk_easytensor.data.utf8 import check_name_texts, check_texts
 
 __all__ = [
     "align_table",
@@ -475,29 +475,14 @@ def _check_names(names, source_names=()):
         raise ValueError(
             f"column names occur more than once: {twice}{fields}. Names must be unique."
         )
-    _check_text(names)
-
-
-def _check_text(names):
-    """Raise ``ValueError`` for names that crash the process in Arrow's C interface."""
-    try:
-        joined = "".join(names).encode()
-    except UnicodeEncodeError:
-        joined = b"\0"
-    if b"\0" in joined:
-        for name in names:
-            if "\0" in name or name.encode(errors="ignore").decode() != name:
-                raise ValueError(
-                    f"the column name {name!r} holds a null character or half of a surrogate "
-                    "pair, which is not valid text; rename the column"
-                )
+    check_name_texts(names)
 
 
 def _from_arrow_stream(X):
     if _is_polars(X) and hasattr(X, "get_columns"):
         return _from_polars(X)
     if hasattr(X, "columns"):
-        _check_text(list(map(str, X.columns)))
+        check_name_texts(list(map(str, X.columns)))
     try:
         return check_texts(pa.table(X))
     except ARROW_ERRORS as error:
@@ -508,17 +493,10 @@ def _from_arrow_stream(X):
         raise ValueError(f"Expected 2D array, got 1D array instead: a {kind}") from error
 
 
-def check_texts(table):
-    """Return a table unchanged, or raise ``ValueError`` for text that is not valid UTF-8."""
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        check_utf8(column, name)
-    return table
-
-
 def _from_polars(X):
     names, kinds = X.columns, X.dtypes
-    _check_text(names)
-    _check_text([name for kind in kinds if kind.is_nested() for name in _field_names(kind)])
+    check_name_texts(names)
+    check_name_texts([name for kind in kinds if kind.is_nested() for name in _field_names(kind)])
     if all(map(_is_exported, kinds)):
         # polars does not check text that it imports from Arrow.
         return check_texts(pa.table(X))
