@@ -65,7 +65,7 @@ def names_something(message, names):
     if re.search(r"\b(X|y)\b|'x\d+'", message) or any(name in message for name in LONG):
         return True
     if re.search(
-        rf"(['\"]|\b)({'|'.join(PARAMETERS)})(['\"]|=| must| needs| has| holds| names)", message
+        rf"(['\"]|\b)({'|'.join(PARAMETERS)})(['\"]|=| '| must| needs| has| holds| names)", message
     ):
         return True
     if any(len(str(name)) > 8 and str(name) in message for name in names):
