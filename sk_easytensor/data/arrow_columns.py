@@ -284,7 +284,8 @@ def _python_column(values, name, rows=None):
         kinds = _kinds(values)
         if type(first) is float and kinds <= {float, type(None)}:
             return pa.array(values, from_pandas=True)
-        if type(first) in (list, tuple) and kinds <= {type(first), float, type(None)}:
+        floats = float in kinds and kinds <= {type(first), float, type(None)}
+        if type(first) in (list, tuple) and floats:
             return pa.array(values, pa.list_(pa.float64()), from_pandas=True)
     except UnicodeEncodeError:
         raise
