@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test fuzz lint format docs bench clean
+.PHONY: help venv demo test strict fuzz lint format docs bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +31,12 @@ demo: venv ## Run the demo: text and table columns in one model
 
 test: venv ## Run the whole test suite
 	$(BIN)/python -m pytest
+
+strict: venv ## Run the whole test suite with warnings as errors, but for those of other packages
+	$(BIN)/python -m pytest -W error \
+		-W 'ignore:The ``noload`` loader strategy is deprecated' \
+		-W 'ignore:`use_push_based_shuffle` is deprecated:DeprecationWarning' \
+		-W ignore::PendingDeprecationWarning
 
 fuzz: venv ## Run N=1000 cases of the fuzzer from seed FIRST=0 on, in JOBS=1 processes
 	$(BIN)/python -m tests.fuzz --cases $(N) --first $(FIRST) --jobs $(JOBS) --onnx $(ONNX)

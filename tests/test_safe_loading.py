@@ -158,7 +158,8 @@ def test_two_towers():
 
 def test_embedders(table):
     X = table[["what", "when"]]
-    model = EasyTensorEmbedder(embedding_dim=4, **QUICK).fit(X)
+    with pytest.warns(UserWarning, match="of 60 users have fewer than two events"):
+        model = EasyTensorEmbedder(embedding_dim=4, **QUICK).fit(X)
     np.testing.assert_array_equal(through_skops(model).transform(X), model.transform(X))
 
 
