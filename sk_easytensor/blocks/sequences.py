@@ -17,10 +17,11 @@ from sk_easytensor.blocks.category import KNOWN, CategoryBlock, no_category_know
 from sk_easytensor.blocks.numeric import NumericBlock
 from sk_easytensor.data.bin_edges import bounded_numbers, centers_and_scales
 from sk_easytensor.data.columns import is_list, read_lists, same_lengths, to_float64
-from sk_easytensor.data.summaries import Quantiles, SummaryMap, merge_all
+from sk_easytensor.data.summaries import Quantiles, Summary, SummaryMap, merge_all
 from sk_easytensor.networks.block_module import BlockModule
-from sk_easytensor.networks.sequences import ENCODERS, POOLINGS, SequenceEncoder
-from sk_easytensor.tensors import Ragged
+from sk_easytensor.networks.random_convolutions import RandomConvolutions, fit_random_convolutions
+from sk_easytensor.networks.sequences import ENCODERS, POOLINGS, SequenceEncoder, pad
+from sk_easytensor.tensors import Ragged, TensorFrame
 
 __all__ = [
     "CategorySequenceBlock",
@@ -217,6 +218,52 @@ EDGES = 129
 """Number of quantiles from which median and interquartile range are computed."""
 
 
+MAX_SERIES, MAX_STEPS = 128, 1_000_000
+"""Largest number of series of a sample, and of its numbers."""
+
+
+class SeriesSample(Summary):
+    """Sample of the series of a chunk of rows: those with the smallest hashes.
+
+    Parameters
+    ----------
+    hashes : ndarray of int64, shape (n_series,)
+        Hash of each series, in increasing order.
+    lists : list of Ragged of float64
+        Channels of the series, parallel.
+    """
+
+    def __init__(self, hashes, lists):
+        self.hashes = hashes
+        self.lists = lists
+
+    @classmethod
+    def of(cls, lists):
+        """Return the sample of parallel lists, of which empty ones are left out."""
+        present = torch.nonzero(lists[0].lengths)[:, 0]
+        frame = TensorFrame({"": {str(index): part for index, part in enumerate(lists)}})
+        return cls(frame.row_hashes(), lists)._select(present.numpy())
+
+    def merge(self, other):
+        """Return the sample of both chunks."""
+        shared = {}
+        lists = [
+            Ragged.concatenate(pair, shared) for pair in zip(self.lists, other.lists, strict=True)
+        ]
+        hashes = np.concatenate([self.hashes, other.hashes])
+        return SeriesSample(hashes, lists)._select(np.arange(len(hashes)))
+
+    def _select(self, rows):
+        """Return the series of `rows` with the smallest hashes, up to the limits of a sample."""
+        order = rows[np.argsort(self.hashes[rows], kind="stable")][:MAX_SERIES]
+        n_numbers = self.lists[0].lengths.numpy()[order].cumsum() * len(self.lists)
+        order = order[: max(1, int((n_numbers <= MAX_STEPS).sum()))]
+        shared, selected = {}, torch.from_numpy(order)
+        return SeriesSample(
+            self.hashes[order], [part.take(selected, shared) for part in self.lists]
+        )
+
+
 class NumericSequenceBlock(SequenceBlock):
     """Read columns of lists of numbers: the channels of one time series per row.
 
@@ -245,6 +292,10 @@ class NumericSequenceBlock(SequenceBlock):
         Largest number of steps that are read; longer series are truncated.
     keep : {"last", "first"}, default="last"
         Which end of a longer series is read. A transformer's positions are counted from there.
+    n_kernel_features : int, default=3024
+        Number of features of convolutions with fixed kernels, which the linear model of an
+        estimator reads (see its parameter ``linear``), rounded down to a multiple of 84; 0 for
+        none.
 
     Attributes
     ----------
@@ -253,6 +304,8 @@ class NumericSequenceBlock(SequenceBlock):
         has more weight than one bin.
     missing_fraction_ : ndarray of float64, shape (n_features,)
         Fraction of steps without a number.
+    convolutions_ : dict or None
+        Dilations, channels and biases of the fixed kernels; None if there are none.
 
     Notes
     -----
@@ -262,7 +315,11 @@ class NumericSequenceBlock(SequenceBlock):
     equivalent and have a learned vector.
 
     Convolutions with pooling over time are those of Wang, Yan and Oates, "Time Series
-    Classification from Scratch with Deep Neural Networks" (2017).
+    Classification from Scratch with Deep Neural Networks" (2017). The convolutions with fixed
+    kernels are those of Dempster, Schmidt and Webb, "MiniRocket: A Very Fast (Almost) Deterministic
+    Transform for Time Series Classification" (2021), of the scaled channels; their biases are
+    quantiles of a sample of 128 series. Statistics of each channel and the logarithm of the length
+    are further features of the linear model.
 
     Examples
     --------
@@ -290,6 +347,7 @@ class NumericSequenceBlock(SequenceBlock):
         dropout=0.1,
         max_length=1024,
         keep="last",
+        n_kernel_features=3024,
     ):
         self.encoder = encoder
         self.pooling = pooling
@@ -301,6 +359,13 @@ class NumericSequenceBlock(SequenceBlock):
         self.dropout = dropout
         self.max_length = max_length
         self.keep = keep
+        self.n_kernel_features = n_kernel_features
+
+    def check_parameters(self):
+        super().check_parameters()
+        check_number(
+            type(self).__name__, "n_kernel_features", self.n_kernel_features, low=0, integer=True
+        )
 
     @classmethod
     def accepts_items(cls, kind):
@@ -319,22 +384,48 @@ class NumericSequenceBlock(SequenceBlock):
         return same_lengths(table, [name for name in columns if cls.detects(table.column(name))])
 
     def summarize(self, table):
-        items = self.read(table).items
-        return SummaryMap(
+        lists = self.read(table)
+        names, items = lists.items.column_names, lists.items.columns
+        quantiles = SummaryMap(
             {
                 name: merge_all(Quantiles.of(numbers) for numbers in _number_chunks(column, name))
-                for name, column in zip(items.column_names, items.columns, strict=True)
+                for name, column in zip(names, items, strict=True)
             }
         )
+        summary = SummaryMap({"quantiles": quantiles})
+        if self.n_kernel_features:
+            offsets = torch.from_numpy(lists.offsets)
+            series = [
+                ragged(np.concatenate(list(_number_chunks(column, name))), offsets)
+                for name, column in zip(names, items, strict=True)
+            ]
+            summary["sample"] = SeriesSample.of(series)
+        return summary
 
     def finish(self, summary):
-        channels = [summary[name] for name in self.feature_names_in_]
+        channels = [summary["quantiles"][name] for name in self.feature_names_in_]
         edges = [channel.quantile_edges(EDGES) for channel in channels]
         self.center_, self.scale_ = centers_and_scales(edges)
         self.missing_fraction_ = np.array(
             [channel.n_missing / max(channel.n_rows, 1) for channel in channels]
         )
+        self.convolutions_ = None
+        if self.n_kernel_features:
+            lists = summary["sample"].lists
+            scaled = [
+                self._scaled(index, part.values.numpy(), part.offsets)
+                for index, part in enumerate(lists)
+            ]
+            series, lengths = as_series(scaled)
+            chosen = fit_random_convolutions(series, lengths, self.n_kernel_features)
+            names = ("dilations", "subsets", "biases")
+            self.convolutions_ = dict(zip(names, map(list, chosen), strict=True))
         return self
+
+    def _scaled(self, index, numbers, offsets):
+        """Return the numbers of a channel as scaled lists."""
+        scaled = bounded_numbers(numbers, self.center_[index], self.scale_[index])
+        return ragged(scaled.astype(np.float32), offsets)
 
     def encode(self, table):
         lists = self.read(table)
@@ -350,7 +441,10 @@ class NumericSequenceBlock(SequenceBlock):
         return encoding
 
     def make_module(self):
-        return NumericSequenceModule(self.missing_fraction_ > 0, self.make_encoder)
+        convolutions = None
+        if self.convolutions_ is not None:
+            convolutions = RandomConvolutions(**self.convolutions_)
+        return NumericSequenceModule(self.missing_fraction_ > 0, self.make_encoder, convolutions)
 
     def to_onnx(self, graph):
         from sk_easytensor.onnx import encoders
@@ -384,6 +478,68 @@ def _number_chunks(column, name):
         yield to_float64(column.slice(start, CHUNK), name, block="NumericSequenceBlock")
 
 
+def as_series(lists):
+    """Return parallel lists as padded series, with 0 for missing steps.
+
+    Parameters
+    ----------
+    lists : list of Ragged of float32
+        Scaled channels.
+
+    Returns
+    -------
+    series : torch.Tensor of float32, shape (n_rows, n_channels, longest)
+        Steps, followed by zeros.
+    lengths : torch.Tensor of int64, shape (n_rows,)
+        Number of steps of each row.
+    """
+    values = torch.stack([channel.values for channel in lists], dim=1)
+    padded, lengths = pad(finite_steps(values), lists[0].offsets)
+    return padded.transpose(1, 2), lengths
+
+
+def finite_steps(values):
+    """Return scaled numbers, with 0 for missing ones and 3 for infinite ones."""
+    return torch.nan_to_num(values, nan=0.0, posinf=3.0, neginf=-3.0)
+
+
+N_STATISTICS = 6
+"""Number of columns of :func:`series_statistics` for each channel."""
+
+STATISTICS_SHARE = 0.1
+"""Variance of all statistics of series together, relative to that of the convolutions."""
+
+
+def series_statistics(series, lengths):
+    """Return statistics of each channel, and the logarithm of the length.
+
+    Parameters
+    ----------
+    series : torch.Tensor of float32, shape (n_rows, n_channels, longest)
+        Steps, followed by zeros.
+    lengths : torch.Tensor of int64, shape (n_rows,)
+        Number of steps of each row.
+
+    Returns
+    -------
+    torch.Tensor of float32, shape (n_rows, 6 * n_channels + 1)
+        Mean, standard deviation, minimum, maximum, first and last step of each channel, 0 for
+        series without steps.
+    """
+    number = lengths.clamp(min=1)
+    step = torch.arange(series.shape[2], device=lengths.device)
+    inside = (step < number[:, None])[:, None, :]
+    mean = series.sum(2) / number[:, None]
+    centered = torch.where(inside, series - mean[:, :, None], 0.0)
+    deviation = (centered.square().sum(2) / number[:, None]).sqrt()
+    lowest = torch.where(inside, series, torch.inf).amin(2)
+    highest = torch.where(inside, series, -torch.inf).amax(2)
+    position = (number - 1)[:, None, None].expand(-1, series.shape[1], 1)
+    last = series.gather(2, position)[:, :, 0]
+    columns = [mean, deviation, lowest, highest, series[:, :, 0], last]
+    return torch.cat([*columns, torch.log1p(lengths.to(mean.dtype))[:, None]], dim=1)
+
+
 class NumericSequenceModule(BlockModule):
     """Encode the channels of a series together.
 
@@ -393,15 +549,47 @@ class NumericSequenceModule(BlockModule):
         Which channels have missing steps and therefore a missing indicator.
     make_encoder : callable
         Function that returns the :class:`SequenceEncoder` for an item width.
+    convolutions : RandomConvolutions or None
+        Convolutions whose features the linear model reads.
     """
 
     padded = True
 
-    def __init__(self, has_missing, make_encoder):
+    def __init__(self, has_missing, make_encoder, convolutions=None):
         super().__init__()
         self.register_buffer("has_missing", torch.from_numpy(np.flatnonzero(has_missing)))
         self.encoder = make_encoder(len(has_missing) + len(self.has_missing))
         self.out_features = self.encoder.out_features
+        self.convolutions = convolutions
+        if convolutions is not None:
+            n_statistics = N_STATISTICS * len(has_missing) + 1
+            weight = (STATISTICS_SHARE * convolutions.out_features / n_statistics) ** 0.5
+            self.linear_weights = np.ones(
+                convolutions.out_features + n_statistics, dtype=np.float32
+            )
+            self.linear_weights[convolutions.out_features :] = weight
+
+    @property
+    def has_linear_inputs(self):
+        """Whether there are convolutions."""
+        return self.convolutions is not None
+
+    def linear_inputs(self, **channels):
+        """Return the features of the convolutions, and statistics of the channels.
+
+        Parameters
+        ----------
+        **channels : Ragged of float32, parallel
+            ``values_0``, ``values_1`` and so on, NaN where missing.
+
+        Returns
+        -------
+        torch.Tensor of float32, shape (batch, n_features)
+        """
+        series, lengths = as_series([channels[f"values_{i}"] for i in range(len(channels))])
+        return torch.cat(
+            [self.convolutions(series, lengths), series_statistics(series, lengths)], dim=1
+        )
 
     def forward(self, **channels):
         """Return a vector for each row.
@@ -418,8 +606,7 @@ class NumericSequenceModule(BlockModule):
         lists = [channels[f"values_{index}"] for index in range(len(channels))]
         values = torch.stack([channel.values for channel in lists], dim=1)
         missing = torch.isnan(values).to(values.dtype).index_select(1, self.has_missing)
-        values = torch.nan_to_num(values, nan=0.0, posinf=3.0, neginf=-3.0)
-        return self.encoder(torch.cat([values, missing], dim=1), lists[0].offsets)
+        return self.encoder(torch.cat([finite_steps(values), missing], dim=1), lists[0].offsets)
 
 
 @documented_like(CategoryBlock)

@@ -111,6 +111,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         monotonic_cst: MonotonicConstraints | None = None,
         trunk: Trunk | None = None,
         trees: BoostedTrees | Literal["auto"] | None = "auto",
+        linear: Literal["auto"] | None = None,
         learning_rate: float = 2.4e-2,
         batch_size: int | None = None,
         max_epochs: int | None = None,
@@ -138,6 +139,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         self.monotonic_cst = monotonic_cst
         self.trunk = trunk
         self.trees = trees
+        self.linear = linear
         self.learning_rate = learning_rate
         self.batch_size = batch_size
         self.max_epochs = max_epochs
@@ -174,6 +176,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             "monotonic_cst": describe_selector(self.monotonic_cst),
             "trunk": repr(self.trunk),
             "trees": repr(self.trees),
+            "linear": self.linear,
         }
 
     @abstractmethod
@@ -200,6 +203,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             )
         if isinstance(trees, BoostedTrees):
             trees.check_parameters()
+        check_choice(type(self).__name__, "linear", self.linear, ("auto", None))
         self._make_target().metrics(self.eval_metric, self.stopping_metric)
         check_choice(type(self).__name__, "warm_start", self.warm_start, (False, True))
         check_offset(type(self).__name__, self.offset)
@@ -314,11 +318,12 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             names, encoded = [names[i] for i in order], [encoded[i] for i in order]
             validation = evals[order[0]] if evals else dataset
             batch_size = self.batch_size or default_batch_size(len(rows))
-            rows = rows.merge_duplicates(batch_size)
+            rows, split = rows.merge_duplicates(batch_size), False
             if set(names) <= {"training"} and self.validation_fraction is not None:
                 rows, held_out = rows.hold_out(
                     target.strata, self.validation_fraction, random_state
                 )
+                split = bool(held_out)
                 names = [*["valid_0"] * len(held_out), *names]
                 encoded = [*held_out, *encoded]
             self._train(
@@ -329,6 +334,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
                 backend,
                 resuming,
                 checkpoints=checkpoints,
+                held_out=split,
             )
             self._choose_engines([(self, validation.sample().table)], backend)
             return self
@@ -502,6 +508,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         epochs=None,
         keep=False,
         checkpoints=None,
+        held_out=False,
     ):
         rows = rows.normalize_weights()
         seed = int(random_state.randint(np.iinfo(np.int32).max))
@@ -533,6 +540,8 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         settings.seed = seed
         if not resuming and not keep and self.trees is not None:
             settings.trees = BoostedTrees() if self.trees == "auto" else self.trees
+        settings.linear = not resuming and not keep and self.linear is not None
+        settings.held_out = held_out
         rows, *evals = (part.map(target.scaled) for part in (rows, *evals.values()))
         with seeded(seed):
             if resuming:
@@ -547,7 +556,9 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         self._record_training(result, resuming)
         trees_before = self.fit_times_.get("trees", 0.0)
         self.fit_times_ = {**self.fit_times_, "trees": trees_before + result.tree_seconds}
-        self.tree_weight_ = target.tree_weight(self.network_.trees)
+        linear = self.network_.linear
+        self.linear_weight_ = 0.0 if linear is None else 1.0 - linear.share
+        self.tree_weight_ = (1 - self.linear_weight_) * target.tree_weight(self.network_.trees)
         self._use_torch()
         self._n_features_out = self.network_.representation_features
         vars(self).pop("_importances", None)

@@ -47,6 +47,10 @@ class BlockModule(nn.Module):
     tree_signs : list of int or None, default=None
         Monotonicity constraint of each column of :meth:`tree_inputs`: 1 (increasing),
         -1 (decreasing) or 0 (none). None means no constraints.
+    linear_weights : ndarray of float32 or None, default=None
+        Weight of each column of :meth:`linear_inputs`, by which the standardized column is
+        multiplied before the penalty of the linear model applies. Required if
+        :meth:`linear_inputs` is defined.
     output_columns : ndarray of int64, shape (out_features,), or None, default=None
         Index of the single input column on which each output depends, for modules that read one
         entry. Permutation importances then compute the outputs of one column at a time.
@@ -86,6 +90,7 @@ class BlockModule(nn.Module):
     learning_rate_scale: float | None = None
     tree_codes: list[tuple[int, bool]] | None = None
     tree_signs: list[int] | None = None
+    linear_weights = None
     output_columns = None
     tree_columns = None
     is_added: bool = False
@@ -126,6 +131,29 @@ class BlockModule(nn.Module):
             Codes from 0, for a missing value, to below the number of ``tree_codes``.
         """
         raise NotImplementedError(f"{type(self).__name__} has no method tree_inputs")
+
+    def linear_inputs(self, **encoding):
+        """Return the features of the linear model; a module without this method has none.
+
+        They are meant to be many and not trained, such as outputs of fixed convolutions: the model
+        is fitted in closed form beside the network.
+
+        Parameters
+        ----------
+        **encoding : torch.Tensor or Ragged
+            Entries of the block's encoding, by name.
+
+        Returns
+        -------
+        torch.Tensor of float32, shape (n_rows, len(linear_weights))
+            Finite, for missing values too.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no method linear_inputs")
+
+    @property
+    def has_linear_inputs(self):
+        """Whether the class defines :meth:`linear_inputs`."""
+        return type(self).linear_inputs is not BlockModule.linear_inputs
 
     @property
     def has_tree_inputs(self):
@@ -259,6 +287,11 @@ def check_module(module, label):
         raise TypeError(
             f"{label}: {owner} defines tree_inputs and so must set tree_codes, for each of its "
             "columns the number of codes and whether they are ordered"
+        )
+    if module.has_linear_inputs and module.linear_weights is None:
+        raise TypeError(
+            f"{label}: {owner} defines linear_inputs and so must set linear_weights, the weight of "
+            "each of its columns"
         )
     if not module.has_tree_inputs and module.tree_codes is not None:
         raise TypeError(f"{label}: {owner} sets tree_codes and so must define tree_inputs")

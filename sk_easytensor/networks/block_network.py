@@ -57,6 +57,9 @@ class BlockNetwork(nn.Module):
     trees : TreesModule or None
         Boosted trees whose outputs are averaged with those of the network in prediction. The
         network is trained and evaluated without them.
+    linear : LinearModule or None
+        Linear model of fixed features, whose outputs are averaged with those of network and trees
+        in prediction.
     offset_name : str or None
         Name of the block whose output is added to the outputs, if there is one.
     added_names : list of str
@@ -77,7 +80,7 @@ class BlockNetwork(nn.Module):
         self.head = head
         self.wide = wide
         self.gate = gate
-        self.trees = None
+        self.trees = self.linear = None
         offsets = [name for name, block in blocks.items() if block.is_offset]
         self.offset_name = offsets[0] if offsets else None
         self.added_names = [name for name, block in blocks.items() if block.is_added]
@@ -140,7 +143,7 @@ class BlockNetwork(nn.Module):
         return parts
 
     def average_members(self, frame, head):
-        """Return the average of the outputs of all members, blended with those of the trees.
+        """Return the average of the outputs of all members, blended with those of other models.
 
         Parameters
         ----------
@@ -154,39 +157,46 @@ class BlockNetwork(nn.Module):
         torch.Tensor of shape (batch, 1, out_features)
         """
         features = self.tree_features(frame) if self._uses_trees else None
-        return self._with_tree_outputs(head, features, self.offset(frame), lambda: self(frame))
+        linear = self.linear_outputs(self.linear, frame) if self._uses_linear else None
+        return self._with_other_outputs(
+            head, features, linear, self.offset(frame), lambda: self(frame)
+        )
 
     def readers(self):
         """Return a callable for the encoding of each block, for :meth:`average_read`.
 
-        If the network has trees, the callable returns the module's outputs and the features of the
-        trees in one tensor.
+        If the network has trees or a linear model, the callable returns the module's outputs, the
+        features of the trees and the block's part of the linear model's outputs in one tensor.
 
         Returns
         -------
         dict of {str: callable}
             Callables by block name.
         """
-        pairs = zip(self.names, self.blocks, strict=True)
-        if not self._uses_trees:
-            return dict(pairs)
-        return {
-            name: WithTreeInputs(block) if block.has_tree_inputs else block for name, block in pairs
-        }
+        readers = {}
+        for name, block in zip(self.names, self.blocks, strict=True):
+            tree_inputs = self._uses_trees and block.has_tree_inputs
+            linear = self.linear if self._uses_linear and block.has_linear_inputs else None
+            others = tree_inputs or linear is not None
+            readers[name] = WithOtherInputs(block, name, tree_inputs, linear) if others else block
+        return readers
 
     def average_read(self, read, head):
         """Return :meth:`average_members` from the outputs of :meth:`readers`."""
-        features, parts = None, dict(read)
-        if self._uses_trees:
-            columns = []
-            for name, block in zip(self.names, self.blocks, strict=True):
-                if block.has_tree_inputs:
-                    parts[name], codes = read[name].tensor_split([block.out_features], dim=1)
-                    columns.append(codes)
-            # Codes were concatenated with floats, which represent them exactly.
-            features = torch.cat(columns, dim=1).int()
-        return self._with_tree_outputs(
-            head, features, self._offset_of(parts), lambda: self.join(parts)
+        parts, columns, contributions = dict(read), [], []
+        for name, block in zip(self.names, self.blocks, strict=True):
+            end = block.out_features
+            if self._uses_trees and block.has_tree_inputs:
+                columns.append(read[name][:, end : end + len(block.tree_codes)])
+                end += len(block.tree_codes)
+            if self._uses_linear and block.has_linear_inputs:
+                contributions.append(read[name][:, end:])
+            parts[name] = read[name][:, : block.out_features]
+        # Codes were concatenated with floats, which represent them exactly.
+        features = torch.cat(columns, dim=1).int() if self._uses_trees else None
+        linear = self.linear.outputs(contributions) if self._uses_linear else None
+        return self._with_other_outputs(
+            head, features, linear, self._offset_of(parts), lambda: self.join(parts)
         )
 
     def represent(self, frame):
@@ -201,11 +211,12 @@ class BlockNetwork(nn.Module):
     def forward_all(self, frame, head):
         """Return :meth:`average_members` and :meth:`represent` of encoded rows, as a tuple."""
         features = self.tree_features(frame) if self._uses_trees else None
+        linear = self.linear_outputs(self.linear, frame) if self._uses_linear else None
         parts = self.read(frame)
         hidden, wide = self._hidden(parts)
         added, offset = self._added_of(parts), self._offset_of(parts)
-        combined = self._with_tree_outputs(
-            head, features, offset, lambda: self._outputs(hidden, wide, added, offset)
+        combined = self._with_other_outputs(
+            head, features, linear, offset, lambda: self._outputs(hidden, wide, added, offset)
         )
         return combined, self._represented(hidden, wide)
 
@@ -241,6 +252,50 @@ class BlockNetwork(nn.Module):
         pairs = zip(self.names, self.blocks, strict=True)
         features = [b.tree_inputs(**frame[name]) for name, b in pairs if b.has_tree_inputs]
         return torch.cat(features, dim=1)
+
+    def other_outputs(self, name, model, frame):
+        """Return the outputs of another model for encoded rows: ``"trees"`` or ``"linear"``.
+
+        Returns
+        -------
+        torch.Tensor of shape (batch, 1, out_features)
+        """
+        outputs = {"trees": self.tree_outputs, "linear": self.linear_outputs}
+        return outputs[name](model, frame)
+
+    def linear_outputs(self, linear, frame):
+        """Return the outputs of a linear model for encoded rows.
+
+        Returns
+        -------
+        torch.Tensor of shape (batch, 1, out_features)
+        """
+        return linear.outputs(
+            [
+                linear.contribution(name, features)
+                for name, features in self.linear_features(frame).items()
+            ]
+        )
+
+    def linear_features(self, frame):
+        """Return the features of the linear model for encoded rows, by name of the block.
+
+        Returns
+        -------
+        dict of {str: torch.Tensor of float32, shape (batch, n_features)}
+        """
+        pairs = zip(self.names, self.blocks, strict=True)
+        return {
+            name: block.linear_inputs(**frame[name])
+            for name, block in pairs
+            if block.has_linear_inputs
+        }
+
+    @property
+    def linear_feature_weights(self):
+        """Weights of the columns of :meth:`linear_features`, by name of the block."""
+        pairs = zip(self.names, self.blocks, strict=True)
+        return {name: block.linear_weights for name, block in pairs if block.has_linear_inputs}
 
     @property
     def tree_feature_names(self):
@@ -306,6 +361,10 @@ class BlockNetwork(nn.Module):
     def _uses_trees(self):
         return self.trees is not None and not self.training
 
+    @property
+    def _uses_linear(self):
+        return self.linear is not None and not self.training
+
     def _offset_of(self, parts):
         return None if self.offset_name is None else parts[self.offset_name][:, None, :]
 
@@ -340,13 +399,18 @@ class BlockNetwork(nn.Module):
         outputs = outputs if added is None else outputs + self.gated_sum(hidden, added)
         return outputs if offset is None else outputs + offset
 
-    def _with_tree_outputs(self, head, features, offset, outputs):
-        """Return averaged outputs, blended with those of the trees if there are features."""
-        if features is None:
-            return head.average_members(outputs())
-        # A network whose weight is 0 is not evaluated.
-        combined = head.average_members(outputs()) if self.trees.needs_network else None
-        return head.normalize(self.trees.join(combined, features, offset))
+    def _with_other_outputs(self, head, features, linear, offset, outputs):
+        """Return averaged outputs, blended with those of trees and linear model, where given."""
+        trees, combined = self.trees if features is not None else None, None
+        if linear is None or self.linear.needs_others:
+            # A network whose weight is 0 is not evaluated.
+            if trees is None or trees.needs_network:
+                combined = head.average_members(outputs())
+            if trees is not None:
+                combined = head.normalize(trees.join(combined, features, offset))
+        if linear is None:
+            return combined
+        return head.normalize(self.linear.join_outputs(combined, linear))
 
     def _represented(self, hidden, wide):
         hidden = hidden.mean(1)
@@ -367,25 +431,38 @@ class BlockNetwork(nn.Module):
         return hidden[:, None, :] if hidden.ndim == 2 else hidden, wide
 
 
-class WithTreeInputs:
-    """Callable that concatenates the outputs of a block module and its features of trees.
+class WithOtherInputs:
+    """Callable that concatenates the outputs of a block module and inputs of other models.
 
     Parameters
     ----------
     module : BlockModule
-        Module with tree inputs.
+        Module of the block.
+    name : str
+        Name of the block.
+    trees : bool
+        Whether the features of trees are appended.
+    linear : LinearModule or None
+        Linear model to whose outputs the block's part is appended.
     """
 
-    def __init__(self, module):
-        self.module = module
+    def __init__(self, module, name, trees, linear):
+        self.module, self.name, self.trees, self.linear = module, name, trees, linear
         self.padded_lengths = module.padded_lengths
 
     def __call__(self, **encoding):
-        return torch.cat([self.module(**encoding), self.module.tree_inputs(**encoding)], dim=1)
+        """Return outputs, codes and the part of the linear model's outputs."""
+        parts = [self.module(**encoding)]
+        if self.trees:
+            parts.append(self.module.tree_inputs(**encoding).float())
+        if self.linear is not None:
+            features = self.module.linear_inputs(**encoding)
+            parts.append(self.linear.contribution(self.name, features))
+        return torch.cat(parts, dim=1)
 
 
 def copy_network(network):
-    """Return a copy of a network with its own weights and shared tables of trees.
+    """Return a copy of a network with its own weights; tables of trees and coefficients are shared.
 
     Parameters
     ----------
@@ -396,13 +473,14 @@ def copy_network(network):
     -------
     BlockNetwork
     """
-    trees, network.trees = network.trees, None
+    others = network.trees, network.linear
+    network.trees = network.linear = None
     try:
         copied = deepcopy(network)
     finally:
-        network.trees = trees
-    # Tables of trees may be large, and only the weight of the trees changes.
-    copied.trees = copy(trees)
+        network.trees, network.linear = others
+    # Tables of trees may be large, and only the weights of the models change.
+    copied.trees, copied.linear = map(copy, others)
     return copied
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "POOLINGS",
     "SequenceEncoder",
     "TransformerLayer",
+    "pad",
 ]
 
 

@@ -67,8 +67,8 @@ class Blend:
         )
 
 
-def fit_blend(head, network_outputs, tree_outputs, target, weight, group):
-    """Choose the weights of a network and its trees, and the temperature of classifiers.
+def fit_blend(head, network_outputs, tree_outputs, target, weight, group, calibrate=True):
+    """Choose the weights of two models, such as a network and its trees, and the temperature.
 
     Both minimise the negative log-likelihood of the validation rows plus a penalty that keeps them
     near equal weights and a temperature of one. The temperature is that of Guo et al., "On
@@ -87,6 +87,8 @@ def fit_blend(head, network_outputs, tree_outputs, target, weight, group):
         Row weights.
     group : SingleProcess or ProcessGroup
         Workers of the training, each with a part of the rows.
+    calibrate : bool, default=True
+        Whether classifiers get a temperature; if not, it is 1.
 
     Returns
     -------
@@ -94,11 +96,12 @@ def fit_blend(head, network_outputs, tree_outputs, target, weight, group):
     """
     tasks = head.tasks(target)
     if tasks is None:
-        return _fit_one(head, network_outputs, tree_outputs, target, weight, group)
+        return _fit_one(head, network_outputs, tree_outputs, target, weight, group, calibrate)
     share, temperature = [], []
     for task in tasks:
         outputs = (values[..., task.outputs] for values in (network_outputs, tree_outputs))
-        task_blend = _fit_one(task.head, *outputs, task.target, weight * task.present, group)
+        present = weight * task.present
+        task_blend = _fit_one(task.head, *outputs, task.target, present, group, calibrate)
         share += [task_blend.share] * task.head.out_features
         temperature += [task_blend.temperature] * task.head.out_features
     blend = Blend(share, temperature, float("nan"))
@@ -108,7 +111,7 @@ def fit_blend(head, network_outputs, tree_outputs, target, weight, group):
     return blend
 
 
-def _fit_one(head, network_outputs, tree_outputs, target, weight, group):
+def _fit_one(head, network_outputs, tree_outputs, target, weight, group, calibrate):
     """Return the blend for one target; see :func:`fit_blend`."""
 
     def best(values, penalties, outputs_of):
@@ -135,7 +138,7 @@ def _fit_one(head, network_outputs, tree_outputs, target, weight, group):
     )
     blend = Blend(share, 1.0, loss)
     # An offset is part of the outputs and must not be divided by the temperature.
-    if head.estimator_type == "classifier" and not head.has_offset:
+    if calibrate and head.estimator_type == "classifier" and not head.has_offset:
         mean = torch.lerp(tree_outputs, network_outputs, share)
         penalties = TEMPERATURE_PRIOR * np.log(TEMPERATURES) ** 2
         blend.temperature, blend.loss = best(

@@ -53,7 +53,7 @@ class EvalPlan:
 
 
 class Evaluator:
-    """Evaluates a network, blended with trees if there are any, on sets of validation rows.
+    """Evaluates a network, blended with other models if there are any, on validation rows.
 
     Parameters
     ----------
@@ -63,8 +63,8 @@ class Evaluator:
         Defines the loss.
     sets : list of TrainingDataset
         Validation rows on the device of the network. The first set decides about early stopping.
-    trees : TreesModule or None
-        Trees that are averaged with the network.
+    others : dict of {str: TreesModule or LinearModule}
+        Models that are averaged with the network, one after the other: ``"trees"``, ``"linear"``.
     plan : EvalPlan
         Names of the sets, and metrics.
     group : SingleProcess or ProcessGroup
@@ -78,14 +78,14 @@ class Evaluator:
         If a metric that the user passed is not finite on the rows of a set.
     """
 
-    def __init__(self, network, head, sets, trees, plan, group, seed):
+    def __init__(self, network, head, sets, others, plan, group, seed):
         self.head = head
         self.plan = plan
         self.group = group
-        self.trees = trees
+        self.others = others
         # Outputs of two towers have a column for each item of a batch, so that storing them costs.
-        keep_outputs = trees is not None or bool(plan.metrics)
-        self.sets = [EvalSet(network, rows, trees, keep_outputs, seed) for rows in sets]
+        keep_outputs = bool(others) or bool(plan.metrics)
+        self.sets = [EvalSet(network, rows, others, keep_outputs, seed) for rows in sets]
         if plan.metrics:
             self._check_metrics()
 
@@ -121,24 +121,37 @@ class Evaluator:
         dict of {str: float}
             ``valid_loss``, ``valid_1_loss`` and so on: losses of the network alone on the scale of
             training. ``<set>_<metric>``: the loss of the whole model in units of the target, and
-            metrics. With trees, ``blend_loss``, ``blend_share`` and ``blend_temperature``.
+            metrics. With other models, ``blend_loss``, and for each ``<name>_share`` and
+            ``<name>_temperature``.
         """
         results = {}
-        if self.trees is not None:
-            blend = Blend(self.trees.share, self.trees.temperature, float("nan"))
+        blends = {
+            name: Blend(model.share, model.temperature, float("nan"))
+            for name, model in self.others.items()
+        }
         for index, (name, rows) in enumerate(zip(self.plan.names, self.sets, strict=True)):
             deciding = index == 0 and self.plan.decides
             loss, unit_loss, outputs = rows.run(net, deciding)
             results["valid_loss" if deciding else f"valid_{index}_loss"] = loss
-            if self.trees is not None:
-                if deciding:
-                    blend = fit_blend(
-                        self.head, outputs, rows.tree_outputs, rows.target, rows.weight, self.group
+            for number, (other, other_outputs) in enumerate(rows.other_outputs.items(), start=1):
+                if deciding and not self.others[other].is_final:
+                    blends[other] = blend = fit_blend(
+                        self.head,
+                        outputs,
+                        other_outputs,
+                        rows.target,
+                        rows.weight,
+                        self.group,
+                        calibrate=number == len(self.others),
                     )
                     results["blend_loss"] = blend.loss
-                    results["blend_share"] = blend.share
-                    results["blend_temperature"] = blend.temperature
-                outputs = blend.outputs(self.head, outputs, rows.tree_outputs)
+                    results[f"{other}_share"] = blend.share
+                    results[f"{other}_temperature"] = blend.temperature
+                outputs = blends[other].outputs(self.head, outputs, other_outputs)
+            if deciding and self.others and "blend_loss" not in results:
+                losses = self.head.loss(outputs, rows.target)[:, 0].double()
+                results["blend_loss"] = self._mean((losses * rows.weight).sum(), rows.weight.sum())
+            if self.others:
                 losses = self.head.unit_loss(outputs, rows.target)[:, 0].double()
                 unit_loss = self._mean((losses * rows.weight).sum(), rows.weight.sum())
             results[f"{name}_{self.head.metric}"] = unit_loss
@@ -159,16 +172,16 @@ class Evaluator:
 
 
 class EvalSet:
-    """Rows that a network is evaluated on, with the outputs of the trees for them.
+    """Rows that a network is evaluated on, with the outputs of other models for them.
 
     Parameters
     ----------
     network : BlockNetwork
-        Network whose blocks define the tree features.
+        Network whose blocks define the features of other models.
     rows : TrainingDataset
         Validation rows on the device of the network.
-    trees : TreesModule or None
-        Trees; their outputs are computed once.
+    others : dict of {str: TreesModule or LinearModule}
+        Other models; their outputs are computed once.
     keep_outputs : bool
         Whether :meth:`run` returns the outputs of the network.
     seed : int
@@ -180,20 +193,21 @@ class EvalSet:
         Targets of the rows whose outputs are returned: all rows, or a sample.
     weight : torch.Tensor of float64, shape (n_rows,)
         Weights of the same rows.
-    tree_outputs : torch.Tensor of shape (n_rows, 1, out_features), or None
-        Outputs of the trees for the same rows.
+    other_outputs : dict of {str: torch.Tensor of shape (n_rows, 1, out_features)}
+        Outputs of each other model for the same rows.
     """
 
-    def __init__(self, network, rows, trees, keep_outputs, seed):
+    def __init__(self, network, rows, others, keep_outputs, seed):
         self.rows = rows
         self.keep_outputs = keep_outputs
+        self.other_outputs = {}
         if not keep_outputs:
             return
         fraction = MAX_ROWS / max(len(rows), 1)
         random = np.random.RandomState(seed)
-        self._samples, targets, weights, outputs = [], [], [], []
-        if trees is not None:
-            trees = trees.to(rows_device(rows))
+        self._samples, targets, weights = [], [], []
+        outputs = {name: [] for name in others}
+        others = {name: model.to(rows_device(rows)) for name, model in others.items()}
         with torch.no_grad():
             for part in rows.parts():
                 sample = None
@@ -205,11 +219,11 @@ class EvalSet:
                 self._samples.append(sample)
                 targets.append(part.target)
                 weights.append(part.weight.double())
-                if trees is not None:
-                    batches = BatchIterator(part, EVAL_BATCH_SIZE)
-                    outputs += [network.tree_outputs(trees, batch.frame) for batch in batches]
+                for batch in BatchIterator(part, EVAL_BATCH_SIZE):
+                    for name, model in others.items():
+                        outputs[name].append(network.other_outputs(name, model, batch.frame))
         self.target, self.weight = torch.cat(targets), torch.cat(weights)
-        self.tree_outputs = torch.cat(outputs) if outputs else None
+        self.other_outputs = {name: torch.cat(batches) for name, batches in outputs.items()}
 
     def run(self, net, deciding):
         """Evaluate the network.

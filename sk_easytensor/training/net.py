@@ -190,8 +190,8 @@ class TensorNet(NeuralNet):
     valid_rows : list of TrainingDataset, default=()
         Data sets that are evaluated after each epoch. The loss of the first is recorded as
         ``valid_loss``, which callbacks may monitor, the others as ``valid_1_loss`` and so on.
-    trees : TreesModule or None, default=None
-        Trees that are averaged with the network when it is evaluated.
+    others : dict of {str: TreesModule or LinearModule} or None, default=None
+        Models that are averaged with the network when it is evaluated.
     plan : EvalPlan or None, default=None
         Names of the validation rows, and metrics.
     seed : int, default=0
@@ -226,7 +226,7 @@ class TensorNet(NeuralNet):
         *,
         head,
         valid_rows=(),
-        trees=None,
+        others=None,
         plan=None,
         seed=0,
         evaluate_first=False,
@@ -238,7 +238,7 @@ class TensorNet(NeuralNet):
     ):
         self.head = head
         self.valid_rows = valid_rows
-        self.trees = trees
+        self.others = {} if others is None else others
         self.plan = EvalPlan() if plan is None else plan
         self.seed = seed
         self.evaluate_first = evaluate_first
@@ -266,7 +266,7 @@ class TensorNet(NeuralNet):
             return "train_loss"
         if self.plan.stopping_metric is not None:
             return f"{self.plan.names[0]}_{self.plan.stopping_metric.name}"
-        return "valid_loss" if self.trees is None else "blend_loss"
+        return "blend_loss" if self.others else "valid_loss"
 
     @property
     def lower_is_better(self):
@@ -341,7 +341,7 @@ class TensorNet(NeuralNet):
             self.module_,
             self.head,
             self.valid_rows,
-            self.trees,
+            self.others,
             self.plan,
             self.group,
             self.seed,

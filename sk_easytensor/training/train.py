@@ -23,6 +23,7 @@ from sk_easytensor.training.checkpoint import describe_data
 from sk_easytensor.training.distributed import SingleProcess
 from sk_easytensor.training.evaluation import EvalPlan
 from sk_easytensor.training.net import BestEpoch, StepSchedule, TensorNet
+from sk_easytensor.training.ridge import fit_linear
 
 __all__ = [
     "TrainingResult",
@@ -87,6 +88,11 @@ class TrainingSettings:
         Workers of the training.
     trees : BoostedTrees or None, default=None
         Parameters of the trees beside the network; None for no trees.
+    linear : bool, default=False
+        Whether a linear model is fitted to the features that blocks give for it.
+    held_out : bool, default=False
+        Whether the first validation rows were held out of the training rows, so that the linear
+        model is fitted on them as well in the end.
     seed : int, default=0
         Seed of trees and samples.
     plan : EvalPlan
@@ -112,6 +118,8 @@ class TrainingSettings:
     checkpoints: object | None = None
     group: object = field(default_factory=SingleProcess)
     trees: object | None = None
+    linear: bool = False
+    held_out: bool = False
     seed: int = 0
     plan: object = field(default_factory=EvalPlan)
     evaluate_first: bool = False
@@ -318,17 +326,24 @@ def train_network(network, head, rows, valid_rows, settings):
     ]
     callbacks += _stopping_callbacks(settings, valid_rows)
     begin = perf_counter()
-    # Two-tower networks have no attribute for trees.
-    trees = getattr(network, "trees", None)
+    # Two-tower networks have no attributes for other models.
+    trees, linear = getattr(network, "trees", None), getattr(network, "linear", None)
+    deciding = valid_rows[:1] if settings.plan.decides else []
     if trees is None:
-        deciding = valid_rows[:1] if settings.plan.decides else []
         trees = fit_trees(network, head, rows, deciding, settings)
+    final = linear
+    if linear is None and settings.linear:
+        held_out = deciding[0] if deciding and settings.held_out else None
+        linear, final = fit_linear(network, head, rows, held_out, settings)
+    others = {
+        name: model for name, model in (("trees", trees), ("linear", linear)) if model is not None
+    }
     tree_seconds = perf_counter() - begin
     net = TensorNet(
         network,
         head=head,
         valid_rows=valid_rows,
-        trees=trees,
+        others=others,
         plan=settings.plan,
         seed=settings.seed,
         evaluate_first=settings.evaluate_first,
@@ -352,11 +367,14 @@ def train_network(network, head, rows, valid_rows, settings):
         load_optimizer_state(net, settings.optimizer_state["state"])
     net.partial_fit(rows)
     best, scores = _best_epoch(net)
-    if trees is not None:
-        network.trees = trees
-        if valid_rows and settings.plan.decides:
-            trees.share = scores["blend_share"]
-            trees.temperature = scores["blend_temperature"]
+    if linear is not None:
+        final.is_final = True
+        others["linear"] = final
+    for name, model in others.items():
+        setattr(network, name, model)
+        if f"{name}_share" in scores:
+            model.share = scores[f"{name}_share"]
+            model.temperature = scores[f"{name}_temperature"]
     network.to("cpu").eval()
     history = [_plain(epoch) for epoch in net.history]
     return TrainingResult(

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sk_easytensor.networks.heads import weighted_mean
+from sk_easytensor.networks.linear import LinearModule
 
 __all__ = [
     "TreeTables",
@@ -302,6 +303,9 @@ class TreesModule(nn.Module):
         Divisor of the weighted mean, or of each output.
     """
 
+    is_final = False
+    """Whether the weights are not chosen again in later fits."""
+
     def __init__(self, grown, share, temperature=1.0):
         super().__init__()
         self.grown = grown
@@ -387,7 +391,7 @@ class TreesModule(nn.Module):
 
 
 def network_state(network):
-    """Return the weights and trees of a network, as arrays and numbers.
+    """Return the weights, trees and linear model of a network, as arrays and numbers.
 
     Parameters
     ----------
@@ -399,15 +403,15 @@ def network_state(network):
     dict
         State for :func:`load_network_state`, in any process.
     """
-    trees = getattr(network, "trees", None)
+    others = {name: getattr(network, name, None) for name in ("trees", "linear")}
     return {
         "weights": {name: tensor.numpy() for name, tensor in network.state_dict().items()},
-        "trees": None if trees is None else trees.state(),
+        **{name: None if model is None else model.state() for name, model in others.items()},
     }
 
 
 def load_network_state(network, state):
-    """Load the weights and trees of another network of the same structure.
+    """Load the weights, trees and linear model of another network of the same structure.
 
     Parameters
     ----------
@@ -418,8 +422,9 @@ def load_network_state(network, state):
     """
     weights = state["weights"].items()
     network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in weights})
-    if state["trees"] is not None:
-        network.trees = TreesModule.of_state(state["trees"])
+    for name, kind in (("trees", TreesModule), ("linear", LinearModule)):
+        if state.get(name) is not None:
+            setattr(network, name, kind.of_state(state[name]))
 
 
 class ForestModule(nn.Module):

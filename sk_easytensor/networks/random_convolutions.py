@@ -1,0 +1,270 @@
+"""Features of series from convolutions with fixed kernels, which are not trained."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+__all__ = [
+    "RandomConvolutions",
+    "fit_random_convolutions",
+]
+
+
+KERNEL_SIZE = 9
+"""Number of steps of a kernel."""
+
+PEAKS = list(combinations(range(KERNEL_SIZE), 3))
+"""For each kernel, the three steps whose weight is 2; the others have a weight of -1."""
+
+N_KERNELS = len(PEAKS)
+
+MAX_DILATIONS = 32
+"""Largest number of dilations."""
+
+MAX_CHANNELS = 9
+"""Largest number of channels that a kernel reads."""
+
+CACHED_VALUES = 350_000
+"""Number of outputs of convolutions that are computed at a time, so that they stay in a cache."""
+
+GOLDEN_RATIO = (math.sqrt(5) + 1) / 2
+
+
+class RandomConvolutions(nn.Module):
+    """Proportions of positive values of convolutions with fixed kernels: MiniRocket.
+
+    Each of 84 kernels of 9 steps is applied at several dilations, to the sum of a random subset of
+    the channels. The features are, for several biases, the proportion of steps at which the
+    convolution exceeds the bias.
+
+    Parameters
+    ----------
+    dilations : sequence of int
+        Distance between the steps of a kernel, in increasing order.
+    subsets : sequence of ndarray of bool, shape (84, n_channels)
+        Channels that each kernel reads, for each dilation.
+    biases : sequence of ndarray of float32, shape (84, n_biases)
+        Biases of each kernel, for each dilation.
+
+    Attributes
+    ----------
+    out_features : int
+        Number of features.
+
+    Notes
+    -----
+    The features are those of Dempster, Schmidt and Webb, "MiniRocket: A Very Fast (Almost)
+    Deterministic Transform for Time Series Classification" (2021). Half of the combinations of
+    kernels and dilations also read the steps whose kernel extends beyond the series, where it is
+    0. The other half do not, unless a series is too short for any other step.
+
+    Examples
+    --------
+    >>> subset, biases = np.ones((84, 1), dtype=bool), np.zeros((84, 2), dtype=np.float32)
+    >>> convolutions = RandomConvolutions([1], [subset], [biases])
+    >>> convolutions(torch.ones(3, 1, 20), torch.tensor([20, 5, 0])).shape
+    torch.Size([3, 168])
+    """
+
+    def __init__(self, dilations, subsets, biases):
+        super().__init__()
+        self.dilations = [int(dilation) for dilation in dilations]
+        kernels = kernel_weights()
+        for index, (subset, bias) in enumerate(zip(subsets, biases, strict=True)):
+            channels = torch.from_numpy(np.asarray(subset, dtype=np.float32))
+            weights = (channels[:, :, None] * kernels[:, None, :]).flatten(1)
+            self.register_buffer(f"weights_{index}", weights)
+            self.register_buffer(f"biases_{index}", torch.from_numpy(np.array(bias, np.float32)))
+        self.out_features = sum(bias.size for bias in biases)
+
+    def forward(self, series, lengths):
+        """Return the features of series.
+
+        Parameters
+        ----------
+        series : torch.Tensor of float32, shape (n_series, n_channels, longest)
+            Steps, followed by zeros.
+        lengths : torch.Tensor of int64, shape (n_series,)
+            Number of steps of each series.
+
+        Returns
+        -------
+        torch.Tensor of float32, shape (n_series, out_features)
+            Proportions, 0 for empty series.
+        """
+        if torch.compiler.is_compiling():
+            # A graph must work for any number of rows.
+            return self._features(series, lengths)
+        step = max(1, CACHED_VALUES // (N_KERNELS * max(series.shape[2], 1)))
+        parts = zip(series.split(step), lengths.split(step), strict=True)
+        features = [self._features(*part) for part in parts]
+        return torch.cat(features) if features else series.new_zeros(0, self.out_features)
+
+    def _features(self, series, lengths):
+        features = []
+        for index, dilation in enumerate(self.dilations):
+            outputs = convolve(series, getattr(self, f"weights_{index}"), dilation)
+            inside, n_steps = counted_steps(lengths, series.shape[2], dilation, index)
+            outputs = torch.where(inside, outputs, -torch.inf)
+            biases = getattr(self, f"biases_{index}")
+            above = [
+                (outputs > biases[:, position, None]).to(outputs.dtype).sum(2)
+                for position in range(biases.shape[1])
+            ]
+            features.append((torch.stack(above, dim=2) / n_steps[:, :, None]).flatten(1))
+        return torch.cat(features, dim=1)
+
+
+def kernel_weights():
+    """Return the weights of all kernels, of shape (84, 9)."""
+    weights = torch.full((N_KERNELS, KERNEL_SIZE), -1.0)
+    weights[torch.arange(N_KERNELS)[:, None], torch.tensor(PEAKS)] = 2.0
+    return weights
+
+
+def convolve(series, weights, dilation):
+    """Return the convolutions of series with all kernels at one dilation.
+
+    Parameters
+    ----------
+    series : torch.Tensor of shape (n_series, n_channels, n_steps)
+        Series.
+    weights : torch.Tensor of shape (84, n_channels * 9)
+        Weights of each kernel for each channel.
+    dilation : int
+        Distance between the steps of a kernel.
+
+    Returns
+    -------
+    torch.Tensor of shape (n_series, 84, n_steps)
+        Outputs centred at each step; the series is 0 beyond its ends.
+    """
+    n_steps = series.shape[2]
+    reach = dilation * (KERNEL_SIZE // 2)
+    padded = functional.pad(series, (reach, reach))
+    shifted = [
+        padded[:, :, start * dilation : start * dilation + n_steps] for start in range(KERNEL_SIZE)
+    ]
+    return torch.matmul(weights, torch.stack(shifted, dim=2).flatten(1, 2))
+
+
+def counted_steps(lengths, n_steps, dilation, index):
+    """Return the steps that count for each kernel, and their number.
+
+    Parameters
+    ----------
+    lengths : torch.Tensor of int64, shape (n_series,)
+        Lengths of the series.
+    n_steps : int
+        Number of steps of the padded series.
+    dilation, index : int
+        Dilation, and its position among all dilations.
+
+    Returns
+    -------
+    inside : torch.Tensor of bool, shape (n_series, 84, n_steps)
+        Whether the step counts.
+    number : torch.Tensor of float32, shape (n_series, 84)
+        Number of steps that count, at least 1.
+    """
+    reach = dilation * (KERNEL_SIZE // 2)
+    step = torch.arange(n_steps, device=lengths.device)
+    alone = torch.where(lengths > 2 * reach, reach, 0)
+    begin = torch.stack([torch.zeros_like(lengths), alone], dim=1)
+    end = lengths[:, None] - begin
+    inside = (step >= begin[:, :, None]) & (step < end[:, :, None])
+    kind = (torch.arange(N_KERNELS, device=lengths.device) + index) % 2
+    number = (end - begin).clamp(min=1).float()
+    return inside.index_select(1, kind), number.index_select(1, kind)
+
+
+@torch.no_grad()
+def fit_random_convolutions(series, lengths, n_features, seed=0):
+    """Choose dilations, channels and biases from a sample of series.
+
+    Parameters
+    ----------
+    series : torch.Tensor of float32, shape (n_series, n_channels, longest)
+        Steps, followed by zeros.
+    lengths : torch.Tensor of int64, shape (n_series,)
+        Number of steps of each series.
+    n_features : int
+        Number of features, rounded down to a multiple of 84.
+    seed : int, default=0
+        Seed of the channels, and of the series from which biases are taken.
+
+    Returns
+    -------
+    dilations : list of int
+    subsets, biases : list of ndarray
+        Arguments of :class:`RandomConvolutions`.
+    """
+    random = np.random.RandomState(seed)
+    n_biases = max(1, n_features // N_KERNELS)
+    longest = int(lengths.max()) if len(lengths) else 0
+    dilations, numbers = choose_dilations(longest, n_biases)
+    present = torch.nonzero(lengths > 0)[:, 0].numpy()
+    n_channels, kernels, first = series.shape[1], kernel_weights(), 0
+    subsets, biases = [], []
+    for index, (dilation, number) in enumerate(zip(dilations, numbers, strict=True)):
+        subset = random_subsets(random, n_channels)
+        # Quantiles of a sequence of low discrepancy, different for each kernel.
+        order = np.arange(1, N_KERNELS * number + 1) + first
+        levels = (order * GOLDEN_RATIO % 1).reshape(N_KERNELS, number)
+        first += N_KERNELS * number
+        values = np.zeros((N_KERNELS, number), dtype=np.float32)
+        chosen = random.choice(present, N_KERNELS) if len(present) else []
+        for kernel, row in enumerate(chosen):
+            steps = series[row : row + 1, :, : int(lengths[row])]
+            weights = (
+                torch.from_numpy(subset[kernel]).float()[:, None] * kernels[kernel]
+            ).flatten()
+            outputs = convolve(steps, weights[None], dilation)[0, 0]
+            inside, _ = counted_steps(lengths[row : row + 1], len(outputs), dilation, index)
+            counted = outputs[inside[0, kernel]].numpy()
+            values[kernel] = np.quantile(counted, levels[kernel])
+        subsets.append(subset)
+        biases.append(values)
+    return dilations, subsets, biases
+
+
+def choose_dilations(longest, n_biases):
+    """Return dilations, which grow exponentially, and the number of biases of each.
+
+    Parameters
+    ----------
+    longest : int
+        Number of steps of the longest series, within which the largest kernel lies.
+    n_biases : int
+        Number of biases of each kernel at all dilations together.
+
+    Returns
+    -------
+    dilations, numbers : ndarray of int64, shape (n_dilations,)
+    """
+    n_dilations = min(n_biases, MAX_DILATIONS)
+    exponent = math.log2(max((longest - 1) / (KERNEL_SIZE - 1), 1))
+    grown = np.floor(2 ** np.linspace(0, exponent, n_dilations)).astype(np.int64)
+    dilations, counts = np.unique(grown, return_counts=True)
+    numbers = counts * n_biases // n_dilations
+    # What rounding leaves over is given to the smallest dilations.
+    left = n_biases - numbers.sum()
+    numbers += left // len(numbers) + (np.arange(len(numbers)) < left % len(numbers))
+    return dilations, numbers
+
+
+def random_subsets(random, n_channels):
+    """Return the channels that each kernel reads, ndarray of bool, shape (84, n_channels)."""
+    subsets = np.ones((N_KERNELS, n_channels), dtype=bool)
+    if n_channels == 1:
+        return subsets
+    exponent = math.log2(min(n_channels, MAX_CHANNELS) + 1)
+    sizes = np.floor(2 ** random.uniform(0, exponent, N_KERNELS)).astype(np.int64)
+    ranks = random.rand(N_KERNELS, n_channels).argsort(1).argsort(1)
+    return ranks < sizes[:, None]

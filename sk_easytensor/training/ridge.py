@@ -1,0 +1,258 @@
+"""Linear model of many fixed features, fitted in closed form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sk_easytensor.networks.linear import LinearModule
+from sk_easytensor.tensors import TensorFrame
+from sk_easytensor.training.dataset import BatchIterator, EncodedDataset, sampled_parts
+
+__all__ = [
+    "fit_linear",
+]
+
+
+MAX_ROWS = 2_500
+"""Largest number of rows on which the model is fitted; larger data sets are sampled."""
+
+MIN_ROWS = 10
+"""Smallest number of training rows with which the model is fitted."""
+
+BATCH_SIZE = 256
+"""Number of rows whose features are computed at a time."""
+
+PENALTIES = np.logspace(-1, 6, 15)
+"""Candidates of the penalty of squared coefficients."""
+
+TEMPERATURES = np.logspace(-1, 2, 25)
+"""Candidates of the factor by which scores of classes are multiplied."""
+
+SPREAD = 1e-6
+"""Smallest standard deviation by which a feature is divided."""
+
+EQUAL = 0.5
+"""Weight of the other models before it is chosen."""
+
+LOSSES = ("log_loss", "squared_error")
+"""Losses beside which the model is fitted, by the names that trees have for them."""
+
+
+def fit_linear(network, head, rows, held_out, settings):
+    """Fit ridge regressions to the linear features of a network's blocks.
+
+    Classes are regressed as 1 and -1, one against the rest, and scores are multiplied by a factor
+    to become log-odds. Penalty and factor minimize the leave-one-out loss of the training rows,
+    which has a closed form.
+
+    Parameters
+    ----------
+    network : BlockNetwork
+        Network whose blocks define the features.
+    head : Head
+        Defines the target.
+    rows : TrainingDataset
+        Training rows.
+    held_out : TrainingDataset or None
+        Validation rows that were held out of the training rows. The model that is used in the end
+        is fitted on them as well.
+    settings : TrainingSettings
+        Seed of the sample, and the group of workers.
+
+    Returns
+    -------
+    model : LinearModule or None
+        Model of the training rows alone, whose outputs for validation rows show how good it is;
+        None if there is no such model: if no block has features, the loss is not log loss or
+        squared error, several workers train, or there are too few rows.
+    final : LinearModule or None
+        Model of training rows and held-out rows, with the same penalty and factor.
+    """
+    weights = network.linear_feature_weights
+    if not weights or not is_supported(head) or settings.group.size > 1 or len(rows) < MIN_ROWS:
+        return None, None
+    train = linear_rows(network, rows, MAX_ROWS, settings.seed)
+    regression = Regression.of(train, head)
+    penalty, factor = regression.choose(head)
+    model = regression.module(weights, penalty, factor)
+    if held_out is None or not len(held_out):
+        return model, model
+    rest = linear_rows(network, held_out, MAX_ROWS, settings.seed)
+    together = LinearRows(
+        {
+            name: np.concatenate([part, rest.features[name]])
+            for name, part in train.features.items()
+        },
+        np.concatenate([train.target, rest.target]),
+        np.concatenate([train.weight, rest.weight]),
+        train.feature_weights,
+    )
+    return model, Regression.of(together, head).module(weights, penalty, factor)
+
+
+def is_supported(head):
+    """Return whether ridge regressions can be fitted to the target of a head."""
+    return head.heads is None and not head.has_offset and head.tree_loss in LOSSES
+
+
+@dataclass
+class LinearRows:
+    """Features, targets and weights of rows.
+
+    Attributes
+    ----------
+    features : dict of {str: ndarray of float32, shape (n_rows, n_features)}
+        Features of each block.
+    target : ndarray of shape (n_rows,) or (n_rows, n_targets)
+        Encoded targets of the head.
+    weight : ndarray of float64, shape (n_rows,)
+        Row weights.
+    feature_weights : dict of {str: ndarray of float32, shape (n_features,)}
+        Weights of the features of each block.
+    """
+
+    features: dict
+    target: np.ndarray
+    weight: np.ndarray
+    feature_weights: dict
+
+
+@torch.no_grad()
+def linear_rows(network, rows, max_rows, seed):
+    """Return the linear features, targets and weights of a data set, or of a sample of it."""
+    names = list(network.linear_feature_weights)
+
+    def select_encodings(part):
+        frame = TensorFrame({name: part.frame[name] for name in names}, len(part))
+        return EncodedDataset(frame, part.target, part.weight)
+
+    features, targets, weights = {name: [] for name in names}, [], []
+    for part in sampled_parts(rows.map(select_encodings), max_rows, seed):
+        targets.append(part.target.cpu().numpy())
+        weights.append(part.weight.double().cpu().numpy())
+        for batch in BatchIterator(part, BATCH_SIZE):
+            for name, values in network.linear_features(batch.frame).items():
+                features[name].append(values.cpu().numpy())
+    return LinearRows(
+        {name: np.concatenate(parts) for name, parts in features.items()},
+        np.concatenate(targets),
+        np.concatenate(weights),
+        network.linear_feature_weights,
+    )
+
+
+class Regression:
+    """Ridge regressions of several targets on the same features, for any penalty.
+
+    Parameters
+    ----------
+    rows : LinearRows
+        Rows of positive weight.
+    target : ndarray of float64, shape (n_rows, n_targets)
+        Targets.
+
+    Notes
+    -----
+    The regressions are solved in the space of rows, of which there are fewer than features: with
+    the eigenvectors of the matrix of products of rows, a solution and its leave-one-out residuals
+    take a product of matrices for each penalty (Rifkin and Lippert, "Notes on Regularized Least
+    Squares", 2007).
+    """
+
+    def __init__(self, rows, target):
+        self.root = np.sqrt(rows.weight / rows.weight.mean())[:, None]
+        share = rows.weight / rows.weight.sum()
+        self.centers, self.scales, parts = {}, {}, []
+        for name, features in rows.features.items():
+            center = share @ features
+            spread = np.sqrt(np.maximum(share @ (features - center) ** 2, 0))
+            # A feature that is constant but for rounding has no coefficient.
+            known = spread > SPREAD
+            scale = np.where(known, rows.feature_weights[name] / np.where(known, spread, 1), 0)
+            self.centers[name], self.scales[name] = center, scale
+            parts.append((features - center) * scale)
+        self.mean = share @ target
+        self.target = target
+        self.features = self.root * np.concatenate(parts, axis=1)
+        values, self.vectors = np.linalg.eigh(self.features @ self.features.T)
+        self.values = np.maximum(values, 0)
+        self.projected = self.vectors.T @ (self.root * (target - self.mean))
+
+    @classmethod
+    def of(cls, rows, head):
+        """Return the regressions of rows on the target of a head."""
+        known = rows.weight > 0
+        if not known.all():
+            features = {name: part[known] for name, part in rows.features.items()}
+            rows = LinearRows(
+                features, rows.target[known], rows.weight[known], rows.feature_weights
+            )
+        rows.features = {name: part.astype(np.float64) for name, part in rows.features.items()}
+        regression = cls(rows, regression_target(rows.target, head))
+        regression.encoded, regression.weight = rows.target, rows.weight
+        return regression
+
+    def dual(self, penalty):
+        """Return the coefficients of the rows, of shape (n_rows, n_targets)."""
+        return self.vectors @ (self.projected / (self.values + penalty)[:, None])
+
+    def left_out(self, penalty):
+        """Return the prediction for each row of the regression on all other rows."""
+        inverse = (self.vectors**2) @ (1 / (self.values + penalty))
+        # The mean of the targets is a parameter as well, whose leverage is the share of the row.
+        leverage = penalty * inverse - self.root[:, 0] ** 2 / len(self.root)
+        residual = penalty * self.dual(penalty) / np.maximum(leverage, 1e-9)[:, None]
+        return self.target - residual / self.root
+
+    def choose(self, head):
+        """Return the penalty and the factor with the smallest leave-one-out loss."""
+        encoded = torch.from_numpy(self.encoded)
+        weight = torch.from_numpy(self.weight / self.weight.sum())
+        is_class = head.estimator_type == "classifier"
+        candidates = []
+        for penalty in PENALTIES:
+            scores = torch.from_numpy(self.left_out(penalty))
+            for factor in TEMPERATURES if is_class else (1.0,):
+                outputs = head.normalize((scores * factor).float()[:, None, :])
+                loss = (head.loss(outputs, encoded)[:, 0].double() * weight).sum()
+                candidates.append((float(loss), penalty, factor))
+        _, penalty, factor = min(
+            (candidate for candidate in candidates if np.isfinite(candidate[0])),
+            default=(0.0, PENALTIES[-1], 1.0),
+        )
+        return penalty, factor
+
+    def module(self, weights, penalty, factor):
+        """Return the model for one penalty and factor."""
+        coefficients = self.features.T @ self.dual(penalty) * factor
+        intercept, parts, begin = self.mean * factor, [], 0
+        for name in weights:
+            part = coefficients[begin : begin + len(self.scales[name])]
+            part = part * self.scales[name][:, None]
+            intercept = intercept - self.centers[name] @ part
+            parts.append(part)
+            begin += len(part)
+        return LinearModule(list(weights), parts, intercept, EQUAL)
+
+
+def regression_target(target, head):
+    """Return targets as numbers: 1 and -1 for classes and labels.
+
+    Parameters
+    ----------
+    target : ndarray of shape (n_rows,) or (n_rows, n_targets)
+        Encoded targets of the head.
+    head : Head
+        Head of the target.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_rows, out_features)
+    """
+    if head.kind == "multiclass":
+        return np.where(target[:, None] == np.arange(head.out_features), 1.0, -1.0)
+    numbers = target.astype(np.float64).reshape(len(target), -1)
+    return 2 * numbers - 1 if head.estimator_type == "classifier" else numbers
