@@ -506,6 +506,8 @@ def _check_module(case):
     assert lengths is None or lengths.shape == (n,), "padded_lengths must have one number a row"
     if module.has_tree_inputs:
         _check_tree_inputs(module, frame)
+    if module.has_linear_inputs:
+        _check_linear_inputs(module, frame)
     if module.output_columns is not None:
         _check_output_columns(block, module, frame, _order(frame["block"], table))
 
@@ -540,6 +542,22 @@ def _check_tree_inputs(module, frame):
     rows = torch.arange(len(frame)).flip(0)
     assert torch.equal(module.tree_inputs(**frame.take(rows)["block"]), codes[rows]), (
         "tree_inputs of a row depend on other rows"
+    )
+
+
+def _check_linear_inputs(module, frame):
+    features, weights = module.linear_inputs(**frame["block"]), np.asarray(module.linear_weights)
+    shape = (len(frame), len(weights))
+    assert features.dtype == torch.float32, f"linear_inputs must be float32, got {features.dtype}"
+    assert features.shape == shape, (
+        f"linear_inputs has shape {tuple(features.shape)}, expected (n_rows, "
+        f"len(linear_weights)) = {shape}"
+    )
+    assert torch.isfinite(features).all(), "linear_inputs has NaN or infinity"
+    rows = torch.arange(len(frame)).flip(0)
+    flipped = module.linear_inputs(**frame.take(rows)["block"])
+    assert torch.allclose(flipped, features[rows], **TOLERANCE), (
+        "linear_inputs of a row depend on other rows"
     )
 
 

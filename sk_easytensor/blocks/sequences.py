@@ -416,7 +416,10 @@ class NumericSequenceBlock(SequenceBlock):
                 self._scaled(index, part.values.numpy(), part.offsets)
                 for index, part in enumerate(lists)
             ]
-            series, lengths = as_series(scaled)
+            if len(scaled[0]):
+                series, lengths = as_series(scaled)
+            else:
+                series, lengths = torch.zeros(0, len(scaled), 1), torch.zeros(0, dtype=torch.int64)
             chosen = fit_random_convolutions(series, lengths, self.n_kernel_features)
             names = ("dilations", "subsets", "biases")
             self.convolutions_ = dict(zip(names, map(list, chosen), strict=True))

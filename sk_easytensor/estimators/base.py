@@ -556,9 +556,11 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         self._record_training(result, resuming)
         trees_before = self.fit_times_.get("trees", 0.0)
         self.fit_times_ = {**self.fit_times_, "trees": trees_before + result.tree_seconds}
-        linear = self.network_.linear
-        self.linear_weight_ = 0.0 if linear is None else 1.0 - linear.share
-        self.tree_weight_ = (1 - self.linear_weight_) * target.tree_weight(self.network_.trees)
+        linear, self.linear_weight_ = self.network_.linear, 0.0
+        self.tree_weight_ = target.tree_weight(self.network_.trees)
+        if linear is not None:
+            self.linear_weight_ = 1.0 - linear.share
+            self.tree_weight_ *= linear.share
         self._use_torch()
         self._n_features_out = self.network_.representation_features
         vars(self).pop("_importances", None)

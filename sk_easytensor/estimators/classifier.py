@@ -96,6 +96,14 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         for a network alone. ``trees__<parameter>`` can be set in the first two cases. No trees are
         fitted with fewer than 100 training rows, without a column that they can use, or by
         `partial_fit`.
+    linear : "auto" or None, default="auto"
+        ``"auto"`` fits a ridge regression beside the network if a block has features for it:
+        :class:`~sk_easytensor.NumericSequenceBlock` has many of each series. It is solved in closed
+        form, with the penalty that has the smallest leave-one-out loss, on at most 2,500 rows,
+        those held out for validation included. Its outputs are averaged with those of network and
+        trees. None fits none. There is none either beside losses other than log loss and squared
+        error, with an offset, with fewer than 10 training rows, where several workers train, or by
+        `partial_fit`.
     learning_rate : float, default=2.4e-2
         Highest learning rate of the schedule.
     batch_size : int or None, default=None
@@ -195,9 +203,9 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     best_score_ : float
         Value in `evals_result_`, at `best_iteration_`, of the validation loss or of the metric that
         decides.
-    tree_weight_ : float
-        Weight of the trees' outputs, between 0 and 1; the network's weight is
-        ``1 - tree_weight_``. 0 without trees.
+    tree_weight_, linear_weight_ : float
+        Weights of the outputs of the trees and of the linear model, between 0 and 1; the network's
+        weight is ``1 - tree_weight_ - linear_weight_``. 0 without such a model.
     n_iter_ : int
         Number of epochs run.
     run_id_ : str or None

@@ -87,7 +87,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         :class:`EasyTensorClassifier`. Constraints are for a single target only. With
         ``"absolute_error"``, ``"huber"`` and ``"quantile"`` there are no trees then, because
         scikit-learn's trees do not follow constraints for these losses.
-    remainder, categorical_features, trunk, trees, learning_rate, batch_size, max_epochs
+    remainder, categorical_features, trunk, trees, linear, learning_rate, batch_size, max_epochs
         As in :class:`EasyTensorClassifier`.
     optimizer, weight_decay
         As in :class:`EasyTensorClassifier`.
@@ -117,7 +117,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         standardised targets.
     n_features_in_, feature_names_in_, blocks_, network_, best_iteration_, best_score_, n_iter_
         As in :class:`EasyTensorClassifier`.
-    tree_weight_, fit_times_
+    tree_weight_, linear_weight_, fit_times_
         As in :class:`EasyTensorClassifier`.
     inference_engine_, inference_report_
         As in :class:`EasyTensorClassifier`.

@@ -34,7 +34,7 @@ SCATTERED = 8
 
 
 class NetworkParts:
-    """Intermediate results for some rows: outputs of blocks, of the first layer and of the trees.
+    """Intermediate results for some rows: outputs of blocks, first layer, trees, linear model.
 
     Parameters
     ----------
@@ -81,7 +81,12 @@ class NetworkParts:
                 first_added += width
             elif weight is not None:
                 weight = weight[starts[wide] : starts[wide] + width].contiguous()
-            block = BlockParts(model, name, module, weight, first_code)
+            n_codes = (
+                len(module.tree_codes)
+                if module.has_tree_inputs and network.trees is not None
+                else 0
+            )
+            block = BlockParts(model, name, module, weight, first_code, n_codes)
             self.blocks[name] = block
             if not (block.is_offset or block.is_added):
                 starts[wide] += width
@@ -90,7 +95,11 @@ class NetworkParts:
         if network.trees is not None:
             codes = torch.cat([block.codes.int() for block in self.blocks.values()], dim=1)
             self.forests = [ForestRows(forest, codes) for forest in network.trees.forests]
-        self.hidden = self.wide = self.offset = None
+        self.hidden = self.wide = self.offset = self.linear_outputs = None
+        if network.linear is not None:
+            names = network.linear.names
+            contributions = [self.blocks[name].contribution for name in names]
+            self.linear_outputs = network.linear.outputs(contributions)
         if network.offset_name is not None:
             self.offset = self.blocks[network.offset_name].outputs
         self.added = None
@@ -145,7 +154,7 @@ class NetworkParts:
         result = result if added is None else result + network.gated_sum(hidden, added)
         return result if offset is None else result + offset[:, None, :]
 
-    def join(self, hidden, wide, outputs, added, offset, leaves):
+    def join(self, hidden, wide, outputs, added, offset, leaves, linear):
         """Return the ensemble's outputs, of shape (batch, 1, out_features).
 
         Parameters
@@ -154,17 +163,23 @@ class NetworkParts:
             Parameters of :meth:`members`.
         leaves : list of torch.Tensor of shape (batch, n_trees)
             For each forest, the values of the leaves that the rows are in.
+        linear : torch.Tensor of shape (batch, 1, out_features) or None
+            Outputs of the linear model.
         """
-        trees = self.network.trees
+        trees, model = self.network.trees, self.network.linear
         combined = None
-        if trees is None or trees.needs_network:
-            combined = self.head.average_members(self.members(hidden, wide, outputs, added, offset))
-        if trees is None:
+        if model is None or model.needs_others:
+            if trees is None or trees.needs_network:
+                members = self.members(hidden, wide, outputs, added, offset)
+                combined = self.head.average_members(members)
+            if trees is not None:
+                pairs = zip(self.forests, leaves, strict=True)
+                result = torch.cat([forest.outputs(values) for forest, values in pairs], dim=1)
+                result = result if offset is None else result + offset
+                combined = self.head.normalize(trees.join_outputs(combined, result[:, None, :]))
+        if model is None:
             return combined
-        pairs = zip(self.forests, leaves, strict=True)
-        result = torch.cat([forest.outputs(values) for forest, values in pairs], dim=1)
-        result = result if offset is None else result + offset
-        return self.head.normalize(trees.join_outputs(combined, result[:, None, :]))
+        return self.head.normalize(model.join_outputs(combined, linear))
 
 
 class BlockParts:
@@ -182,16 +197,19 @@ class BlockParts:
         Weights by which the next layer multiplies the outputs.
     first_code : int
         Position of the block's first code among the codes of all blocks.
+    n_codes : int
+        Number of the block's codes.
     """
 
-    def __init__(self, model, name, module, weight, first_code):
+    def __init__(self, model, name, module, weight, first_code, n_codes):
         self.wide = module.wide
         self.is_added = module.is_added
         self.is_offset = module.is_offset
         self.weight = weight
         self.first_code = first_code
         self.width = module.out_features
-        self.outputs, self.codes = model.read(name).tensor_split([self.width], dim=1)
+        self.n_codes = n_codes
+        self.outputs, self.codes, self.contribution = self.split(model.read(name))
         entries = model.frame[name]
         self.n_columns = sum(
             entry.n_columns if isinstance(entry, Ragged) else entry.shape[1]
@@ -203,6 +221,10 @@ class BlockParts:
             self._outputs_of = by_column(module.output_columns, entry.shape[1])
             columns = module.tree_columns if self.codes.shape[1] else []
             self._codes_of = by_column(columns, entry.shape[1])
+
+    def split(self, values):
+        """Return outputs, codes and the part of the linear model's outputs, as read together."""
+        return values.tensor_split([self.width, self.width + self.n_codes], dim=1)
 
     def outputs_of(self, columns):
         """Return the positions of the columns' outputs in the block, as an int64 tensor."""
@@ -338,13 +360,14 @@ class MixedRows:
         self.wide = None if parts.wide is None else parts.wide[rows]
         self.added = None if parts.added is None else parts.added[rows]
         self.offset = None if parts.offset is None else parts.offset[rows]
+        self.linear = None if parts.linear_outputs is None else parts.linear_outputs[rows]
         self.outputs = None
         if not parts.linear:
             self.outputs = {name: block.outputs[rows] for name, block in parts.blocks.items()}
         self.leaves = [forest.values[rows] for forest in parts.forests]
         self.replaced_codes = [self._none_replaced(forest) for forest in parts.forests]
         # For blocks that run on a changed encoding: replaced positions, outputs and tree codes.
-        self.positions, self.read, self.codes = {}, {}, {}
+        self.positions, self.read, self.codes, self.contributions = {}, {}, {}, {}
 
     @staticmethod
     def _none_replaced(forest):
@@ -377,12 +400,12 @@ class MixedRows:
             outputs = self.outputs and {
                 name: values[batch] for name, values in self.outputs.items()
             }
-            hidden, wide, added, offset = (
+            hidden, wide, added, offset, linear = (
                 values if values is None else values[batch]
-                for values in (self.hidden, self.wide, self.added, self.offset)
+                for values in (self.hidden, self.wide, self.added, self.offset, self.linear)
             )
             leaves = [values[batch] for values in self.leaves]
-            results.append(self.parts.join(hidden, wide, outputs, added, offset, leaves))
+            results.append(self.parts.join(hidden, wide, outputs, added, offset, leaves, linear))
         return results[0] if len(results) == 1 else torch.cat(results)
 
     def _replace(self, name, positions):
@@ -413,7 +436,11 @@ class MixedRows:
             values = model.read(name)[self.donors]
         else:
             values = model.read_mixed(name, merged, self.rows, self.donors)
-        outputs, codes = values.tensor_split([block.width], dim=1)
+        outputs, codes, contribution = block.split(values)
+        if contribution.shape[1]:
+            before = self.contributions.get(name, block.contribution[self.rows])
+            self.linear = self.linear + (contribution - before)[:, None, :]
+            self.contributions = {**self.contributions, name: contribution}
         if self.outputs is not None:
             self.outputs = {**self.outputs, name: outputs}
         if block.weight is not None:

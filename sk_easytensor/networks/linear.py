@@ -35,6 +35,10 @@ class LinearModule(nn.Module):
         Divisor of the weighted mean.
     """
 
+    few_rows = 200
+    """Number of validation rows below which the penalty of weights grows: the model is good where
+    rows are few, and then a few validation rows would decide by chance."""
+
     def __init__(self, names, weights, intercept, share, temperature=1.0):
         super().__init__()
         self.names = list(names)

@@ -67,7 +67,7 @@ class Blend:
         )
 
 
-def fit_blend(head, network_outputs, tree_outputs, target, weight, group, calibrate=True):
+def fit_blend(head, network_outputs, tree_outputs, target, weight, group, calibrate=True, few=0):
     """Choose the weights of two models, such as a network and its trees, and the temperature.
 
     Both minimise the negative log-likelihood of the validation rows plus a penalty that keeps them
@@ -89,6 +89,8 @@ def fit_blend(head, network_outputs, tree_outputs, target, weight, group, calibr
         Workers of the training, each with a part of the rows.
     calibrate : bool, default=True
         Whether classifiers get a temperature; if not, it is 1.
+    few : int, default=0
+        Number of validation rows below which the penalty of weights grows, as ``1 + few / n_rows``.
 
     Returns
     -------
@@ -96,12 +98,12 @@ def fit_blend(head, network_outputs, tree_outputs, target, weight, group, calibr
     """
     tasks = head.tasks(target)
     if tasks is None:
-        return _fit_one(head, network_outputs, tree_outputs, target, weight, group, calibrate)
+        return _fit_one(head, network_outputs, tree_outputs, target, weight, group, calibrate, few)
     share, temperature = [], []
     for task in tasks:
         outputs = (values[..., task.outputs] for values in (network_outputs, tree_outputs))
         present = weight * task.present
-        task_blend = _fit_one(task.head, *outputs, task.target, present, group, calibrate)
+        task_blend = _fit_one(task.head, *outputs, task.target, present, group, calibrate, few)
         share += [task_blend.share] * task.head.out_features
         temperature += [task_blend.temperature] * task.head.out_features
     blend = Blend(share, temperature, float("nan"))
@@ -111,7 +113,7 @@ def fit_blend(head, network_outputs, tree_outputs, target, weight, group, calibr
     return blend
 
 
-def _fit_one(head, network_outputs, tree_outputs, target, weight, group, calibrate):
+def _fit_one(head, network_outputs, tree_outputs, target, weight, group, calibrate, few):
     """Return the blend for one target; see :func:`fit_blend`."""
 
     def best(values, penalties, outputs_of):
@@ -131,9 +133,10 @@ def _fit_one(head, network_outputs, tree_outputs, target, weight, group, calibra
         return float(values[index]), float(losses[index])
 
     shares = np.linspace(0, 1, N_SHARES)
+    (n_rows,) = group.sum([int((weight > 0).sum())]) if few else (1,)
     share, loss = best(
         shares,
-        SHARE_PRIOR * (shares - EQUAL) ** 2,
+        SHARE_PRIOR * (1 + few / max(n_rows, 1)) * (shares - EQUAL) ** 2,
         lambda rows, values: torch.lerp(tree_outputs[rows], network_outputs[rows], values),
     )
     blend = Blend(share, 1.0, loss)

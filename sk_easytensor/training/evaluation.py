@@ -143,6 +143,7 @@ class Evaluator:
                         rows.weight,
                         self.group,
                         calibrate=number == len(self.others),
+                        few=self.others[other].few_rows,
                     )
                     results["blend_loss"] = blend.loss
                     results[f"{other}_share"] = blend.share

@@ -306,6 +306,9 @@ class TreesModule(nn.Module):
     is_final = False
     """Whether the weights are not chosen again in later fits."""
 
+    few_rows = 0
+    """Number of validation rows below which the penalty of weights grows."""
+
     def __init__(self, grown, share, temperature=1.0):
         super().__init__()
         self.grown = grown
