@@ -66,7 +66,10 @@ def test_defaults():
 
 def test_all_options_are_documented():
     text = BlockModule.__doc__
-    methods = {name for name in OPTIONS if callable(vars(BlockModule)[name])} | {"has_tree_inputs", "has_linear_inputs"}
+    methods = {name for name in OPTIONS if callable(vars(BlockModule)[name])} | {
+        "has_tree_inputs",
+        "has_linear_inputs",
+    }
     assert all(f"    {name} : " in text for name in OPTIONS if name not in methods)
     assert all(getattr(BlockModule, name).__doc__ for name in methods)
 

@@ -223,7 +223,7 @@ MAX_SERIES, MAX_STEPS = 128, 1_000_000
 
 
 class SeriesSample(Summary):
-    """Sample of the series of a chunk of rows: those with the smallest hashes.
+    """Sample of the different series of a chunk of rows: those with the smallest hashes.
 
     Parameters
     ----------
@@ -231,11 +231,14 @@ class SeriesSample(Summary):
         Hash of each series, in increasing order.
     lists : list of Ragged of float64
         Channels of the series, parallel.
+    bound : int, default=2**63
+        Hash from which on series are not part of the sample, because it would be too large.
     """
 
-    def __init__(self, hashes, lists):
+    def __init__(self, hashes, lists, bound=2**63):
         self.hashes = hashes
         self.lists = lists
+        self.bound = bound
 
     @classmethod
     def of(cls, lists):
@@ -251,17 +254,21 @@ class SeriesSample(Summary):
             Ragged.concatenate(pair, shared) for pair in zip(self.lists, other.lists, strict=True)
         ]
         hashes = np.concatenate([self.hashes, other.hashes])
-        return SeriesSample(hashes, lists)._select(np.arange(len(hashes)))
+        merged = SeriesSample(hashes, lists, min(self.bound, other.bound))
+        return merged._select(np.arange(len(hashes)))
 
     def _select(self, rows):
         """Return the series of `rows` with the smallest hashes, up to the limits of a sample."""
-        order = rows[np.argsort(self.hashes[rows], kind="stable")][:MAX_SERIES]
+        hashes, first = np.unique(self.hashes[rows], return_index=True)
+        order = rows[first[hashes < self.bound]]
         n_numbers = self.lists[0].lengths.numpy()[order].cumsum() * len(self.lists)
-        order = order[: max(1, int((n_numbers <= MAX_STEPS).sum()))]
+        n_kept = min(MAX_SERIES, max(1, int((n_numbers <= MAX_STEPS).sum())))
+        bound = self.bound
+        if n_kept < len(order):
+            bound, order = int(self.hashes[order[n_kept]]), order[:n_kept]
         shared, selected = {}, torch.from_numpy(order)
-        return SeriesSample(
-            self.hashes[order], [part.take(selected, shared) for part in self.lists]
-        )
+        lists = [part.take(selected, shared) for part in self.lists]
+        return SeriesSample(self.hashes[order], lists, bound)
 
 
 class NumericSequenceBlock(SequenceBlock):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sk_easytensor.blocks import NumericBlock, NumericSequenceBlock, sequences
 from sk_easytensor.data.summaries import merge_all
 from sk_easytensor.data.tables import as_table
+from sk_easytensor.tensors import Ragged
 
 SERIES = {
     "x": [[1.0, 2.0, 9.0], [], None, [4.0]],
@@ -196,3 +197,58 @@ def test_series_of_one_length_are_one_block():
     assert NumericSequenceBlock.assign_columns(table, list("abcde")) == [["a", "c"], ["b", "e"]]
     assert NumericSequenceBlock.assign_columns(table, ["b", "c", "d"]) == [["b"], ["c"]]
     assert NumericSequenceBlock.assign_columns(table, ["d"]) == []
+
+
+def sample_of(lists):
+    flat = np.concatenate([np.zeros(0), *map(np.asarray, lists)])
+    offsets = torch.tensor(np.cumsum([0, *map(len, lists)]))
+    return sequences.SeriesSample.of([Ragged(torch.from_numpy(flat), offsets)])
+
+
+def held(sample):
+    return [
+        part.tolist() for part in sample.lists[0].values.split(sample.lists[0].lengths.tolist())
+    ]
+
+
+@given(st.lists(st.lists(st.floats(-9, 9), max_size=6), min_size=3, max_size=30), st.data())
+def test_a_sample_does_not_depend_on_how_rows_are_divided(lists, data):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sequences, "MAX_SERIES", 5)
+        patch.setattr(sequences, "MAX_STEPS", 12)
+        whole = sample_of(lists)
+        first, second = sorted(data.draw(st.tuples(*[st.integers(0, len(lists))] * 2)))
+        parts = [sample_of(part) for part in (lists[:first], lists[first:second], lists[second:])]
+        for order in (parts, parts[::-1]):
+            merged = merge_all(order)
+            assert held(merged) == held(whole)
+            assert merged.hashes.tolist() == whole.hashes.tolist()
+    assert all(held(whole))
+    assert len(held(whole)) <= 5
+    assert sum(map(len, held(whole))) <= 12 or len(held(whole)) == 1
+
+
+def test_features_of_the_linear_model():
+    block = NumericSequenceBlock(n_kernel_features=250).fit(SERIES)
+    module = block.make_module().eval()
+    features = module.linear_inputs(**block.transform(SERIES))
+    # 168 of convolutions, six statistics of each of two channels, and the length.
+    assert features.shape == (4, 168 + 13)
+    statistics = features[:, 168:].numpy()
+    x = (np.array(SERIES["x"][0]) - block.center_[0]) / block.scale_[0]
+    x = x / np.sqrt(1 + (x / 3) ** 2)
+    expected = [x.mean(), x.std(), x.min(), x.max(), x[0], x[-1]]
+    np.testing.assert_allclose(statistics[0, [0, 2, 4, 6, 8, 10]], expected, rtol=1e-5)
+    np.testing.assert_allclose(statistics[:, 12], np.log1p([3, 0, 0, 1]), rtol=1e-6)
+    assert (statistics[1] == 0).all()
+    assert module.linear_weights[0] == 1
+    total = (module.linear_weights[168:] ** 2).sum() / 168
+    assert total == pytest.approx(0.1)
+
+
+def test_no_features_of_the_linear_model():
+    block = NumericSequenceBlock(n_kernel_features=0).fit(SERIES)
+    assert block.convolutions_ is None
+    assert not block.make_module().has_linear_inputs
+    with pytest.raises(ValueError, match=r"n_kernel_features must be .*integer.*, got -1"):
+        NumericSequenceBlock(n_kernel_features=-1).fit(SERIES)

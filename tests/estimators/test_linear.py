@@ -1,0 +1,145 @@
+"""The linear model of fixed features beside network and trees."""
+
+import pickle
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from sklearn.base import clone
+
+from sk_easytensor import (
+    MLP,
+    EasyTensorClassifier,
+    EasyTensorMultiTask,
+    EasyTensorRegressor,
+    NumericSequenceBlock,
+)
+from sk_easytensor.inference import load
+
+QUICK = {"max_epochs": 2, "trunk": MLP(layers=1, width=8), "random_state": 0}
+SERIES = [("series", NumericSequenceBlock(width=8, n_kernel_features=504), ["x"])]
+
+
+def waves(n_rows=160, seed=0):
+    """Return series of three frequencies, some empty or with missing steps, and the frequency."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n_rows) % 3
+    lists = []
+    for kind in y:
+        steps = np.arange(rng.integers(20, 60))
+        wave = np.sin(steps * (0.4 + 0.35 * kind) + rng.uniform(0, 6))
+        wave += rng.normal(0, 0.5, len(steps))
+        lists.append([None if rng.random() < 0.05 else float(value) for value in wave])
+    X = pa.table({"x": lists, "size": rng.normal(size=n_rows)})
+    return X, y
+
+
+X, Y = waves()
+NEW, NEW_Y = waves(60, seed=1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return EasyTensorClassifier(SERIES, **QUICK).fit(X, Y)
+
+
+def test_few_series_are_enough_for_the_linear_model(model):
+    network = EasyTensorClassifier(SERIES, linear=None, **QUICK).fit(X, Y)
+    assert model.score(NEW, NEW_Y) > 0.95 > network.score(NEW, NEW_Y) + 0.2
+    assert network.linear_weight_ == 0
+    assert 0.4 < model.linear_weight_ <= 1
+    assert model.tree_weight_ + model.linear_weight_ <= 1
+
+
+def test_validation_loss_is_that_of_all_models(model):
+    network = EasyTensorClassifier(SERIES, linear=None, **QUICK).fit(X, Y)
+    assert model.best_score_ < network.best_score_ / 2
+    explicit = clone(model).fit(X, Y, eval_set=[(NEW, NEW_Y)])
+    proba = explicit.predict_proba(NEW)
+    loss = -np.log(proba[np.arange(len(NEW_Y)), NEW_Y]).mean()
+    assert explicit.best_score_ == pytest.approx(loss, rel=1e-3)
+
+
+def test_copies_predict_the_same(model):
+    expected = model.predict_proba(NEW)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).predict_proba(NEW), expected)
+    np.testing.assert_array_equal(clone(model).fit(X, Y).predict_proba(NEW), expected)
+    alone = [model.predict_proba(NEW.slice(row, 1)) for row in range(5)]
+    np.testing.assert_allclose(np.concatenate(alone), expected[:5], rtol=1e-5, atol=1e-7)
+
+
+def test_exported_models_have_it(model, tmp_path):
+    exported = load(model.to_onnx(tmp_path / "model.onnx"))
+    np.testing.assert_allclose(exported.predict_proba(NEW), model.predict_proba(NEW), atol=1e-5)
+    empty = pa.table({"x": pa.array([[], None], X["x"].type), "size": [0.0, 1.0]})
+    np.testing.assert_allclose(exported.predict_proba(empty), model.predict_proba(empty), atol=1e-5)
+
+
+def test_importances_and_contributions_include_it(model):
+    series, size = model.feature_importances_
+    assert series > 0.3 > size
+    explanation = model.explain(NEW.slice(0, 4))
+    total = explanation.values.sum(axis=1) + explanation.base_values
+    np.testing.assert_allclose(total, model.decision_function(NEW.slice(0, 4)), atol=1e-4)
+
+
+def test_checkpoints_resume_with_it(model, tmp_path):
+    stopped = EasyTensorClassifier(SERIES, checkpoint_dir=tmp_path, **QUICK).fit(X, Y)
+    again = clone(stopped).fit(X, Y)
+    for other in (stopped, again):
+        np.testing.assert_array_equal(other.predict_proba(NEW), model.predict_proba(NEW))
+
+
+def test_a_warm_start_keeps_it():
+    model = EasyTensorClassifier(SERIES, warm_start=True, **QUICK).fit(X, Y)
+    before, weight = model.network_.linear.state(), model.linear_weight_
+    model.fit(X, Y)
+    after = model.network_.linear.state()
+    np.testing.assert_array_equal(before["weights"][0], after["weights"][0])
+    assert model.linear_weight_ == weight
+
+
+def test_numbers():
+    target = 3 * Y + np.random.default_rng(2).normal(0, 0.1, len(Y))
+    model = EasyTensorRegressor(SERIES, **QUICK).fit(X, target)
+    network = EasyTensorRegressor(SERIES, linear=None, **QUICK).fit(X, target)
+    assert model.score(NEW, 3 * NEW_Y) > 0.8 > network.score(NEW, 3 * NEW_Y) + 0.2
+    assert model.linear_weight_ > 0.5
+
+
+@pytest.mark.parametrize(
+    ("make", "y"),
+    [
+        (lambda: EasyTensorRegressor(SERIES, loss="poisson", **QUICK), Y),
+        (lambda: EasyTensorRegressor(SERIES, loss="quantile", quantile=0.9, **QUICK), Y),
+        (lambda: EasyTensorClassifier(SERIES, offset="size", **QUICK), Y > 0),
+        (lambda: EasyTensorClassifier(SERIES, linear=None, **QUICK), Y),
+    ],
+)
+def test_there_is_none_where_it_does_not_fit(make, y):
+    model = make().fit(X, y)
+    assert model.linear_weight_ == 0
+    assert model.network_.linear is None
+
+
+def test_rows_without_weight_do_not_count():
+    weight = np.where(Y == 2, 0.0, 1.0)
+    rows = np.flatnonzero(weight)
+    weighted = EasyTensorClassifier(SERIES, **QUICK).fit(X, Y, sample_weight=weight)
+    fewer = clone(weighted).fit(X.take(rows), Y[rows])
+    for name in ("weights", "intercept"):
+        ours, theirs = (m.network_.linear.state()[name] for m in (weighted, fewer))
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_several_tasks_have_none():
+    y = {"kind": Y.astype(str), "number": Y.astype(float)}
+    model = EasyTensorMultiTask({"kind": "multiclass", "number": "regression"}, SERIES, **QUICK)
+    assert model.fit(X, y).network_.linear is None
+
+
+def test_invalid_values_are_named():
+    with pytest.raises(
+        ValueError, match=r"EasyTensorClassifier: linear must be .*'auto'.*got 'on'"
+    ):
+        EasyTensorClassifier(linear="on").fit(X, Y)
