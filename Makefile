@@ -35,7 +35,8 @@ test: venv ## Run the whole test suite
 strict: venv ## Run the whole test suite with warnings as errors, but for those of other packages
 	$(BIN)/python -m pytest -W error \
 		-W 'ignore:The ``noload`` loader strategy is deprecated' \
-		-W 'ignore:`use_push_based_shuffle` is deprecated:DeprecationWarning' \
+		-W 'ignore:`use_:DeprecationWarning' \
+		-W 'ignore:X does not have valid feature names' \
 		-W ignore::PendingDeprecationWarning
 
 fuzz: venv ## Run N=1000 cases of the fuzzer from seed FIRST=0 on, in JOBS=1 processes

@@ -160,11 +160,11 @@ def test_a_killed_process_goes_on_on_another_machine(server, tmp_path, work):
     (folder / "script.py").write_text(SCRIPT)
     command = [sys.executable, "script.py", server.uri]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    first = subprocess.Popen(command, cwd=folder, **pipes)
-    for _ in range(4):
-        assert first.stdout.readline() == "epoch\n"
-    first.send_signal(signal.SIGKILL)
-    assert first.wait() == -signal.SIGKILL
+    with subprocess.Popen(command, cwd=folder, **pipes) as first:
+        for _ in range(4):
+            assert first.stdout.readline() == "epoch\n"
+        first.send_signal(signal.SIGKILL)
+        assert first.wait() == -signal.SIGKILL
     client = mlflow.MlflowClient(server.uri)
     experiment = client.get_experiment_by_name("killed").experiment_id
     (killed,) = client.search_runs([experiment])
