@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import nn
+from torch.nn import functional
 
 from sk_easytensor._utils.docstrings import documented_like
 from sk_easytensor._utils.validation import check_choice, check_number
@@ -101,14 +102,17 @@ class SequenceBlock(Block):
                 f"heads={self.heads}"
             )
 
-    def make_encoder(self, in_features):
-        """Return a new sequence encoder for items with `in_features` components."""
+    def make_encoder(self, in_features, max_length=None):
+        """Return a new sequence encoder for lists of at most `max_length` items.
+
+        By default the parameter ``max_length``; items have `in_features` components.
+        """
         return SequenceEncoder(
             self.encoder,
             self.pooling,
             in_features,
             self.width,
-            max_length=self.max_length,
+            max_length=max_length or self.max_length,
             layers=self.layers or (1 if self.encoder in ("gru", "lstm") else 2),
             heads=self.heads,
             kernel_size=self.kernel_size,
@@ -222,6 +226,22 @@ MAX_SERIES, MAX_STEPS = 128, 1_000_000
 """Largest number of series of a sample, and of its numbers."""
 
 
+class Longest(Summary):
+    """Number of steps of the longest list."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    @classmethod
+    def of(cls, offsets):
+        """Return the summary of lists with these offsets."""
+        return cls(int(np.diff(offsets).max(initial=0)))
+
+    def merge(self, other):
+        """Return the larger number."""
+        return Longest(max(self.steps, other.steps))
+
+
 class SeriesSample(Summary):
     """Sample of the different series of a chunk of rows: those with the smallest hashes.
 
@@ -295,8 +315,11 @@ class NumericSequenceBlock(SequenceBlock):
         Whether a recurrent encoder reads series in both directions.
     dropout : float, default=0.1
         Dropout probability.
-    max_length : int, default=1024
+    max_length : int, default=4096
         Largest number of steps that are read; longer series are truncated.
+    max_steps : int, default=256
+        Number of steps at which the sequence encoder reads the longest series: where series are
+        longer during `fit`, it reads means of as many neighbouring steps as needed.
     keep : {"last", "first"}, default="last"
         Which end of a longer series is read. A transformer's positions are counted from there.
     n_kernel_features : int, default=3024
@@ -311,6 +334,8 @@ class NumericSequenceBlock(SequenceBlock):
         has more weight than one bin.
     missing_fraction_ : ndarray of float64, shape (n_features,)
         Fraction of steps without a number.
+    stride_ : int
+        Number of neighbouring steps whose mean is one step of the sequence encoder.
     convolutions_ : dict or None
         Dilations, channels and biases of the fixed kernels; None if there are none.
 
@@ -352,7 +377,8 @@ class NumericSequenceBlock(SequenceBlock):
         kernel_size=5,
         bidirectional=True,
         dropout=0.1,
-        max_length=1024,
+        max_length=4096,
+        max_steps=256,
         keep="last",
         n_kernel_features=3024,
     ):
@@ -366,10 +392,12 @@ class NumericSequenceBlock(SequenceBlock):
         self.dropout = dropout
         self.max_length = max_length
         self.keep = keep
+        self.max_steps = max_steps
         self.n_kernel_features = n_kernel_features
 
     def check_parameters(self):
         super().check_parameters()
+        check_number(type(self).__name__, "max_steps", self.max_steps, low=1, integer=True)
         check_number(
             type(self).__name__, "n_kernel_features", self.n_kernel_features, low=0, integer=True
         )
@@ -399,7 +427,7 @@ class NumericSequenceBlock(SequenceBlock):
                 for name, column in zip(names, items, strict=True)
             }
         )
-        summary = SummaryMap({"quantiles": quantiles})
+        summary = SummaryMap({"quantiles": quantiles, "length": Longest.of(lists.offsets)})
         if self.n_kernel_features:
             offsets = torch.from_numpy(lists.offsets)
             series = [
@@ -416,6 +444,7 @@ class NumericSequenceBlock(SequenceBlock):
         self.missing_fraction_ = np.array(
             [channel.n_missing / max(channel.n_rows, 1) for channel in channels]
         )
+        self.stride_ = max(1, -(-summary["length"].steps // self.max_steps))
         self.convolutions_ = None
         if self.n_kernel_features:
             lists = summary["sample"].lists
@@ -454,7 +483,12 @@ class NumericSequenceBlock(SequenceBlock):
         convolutions = None
         if self.convolutions_ is not None:
             convolutions = RandomConvolutions(**self.convolutions_)
-        return NumericSequenceModule(self.missing_fraction_ > 0, self.make_encoder, convolutions)
+        return NumericSequenceModule(
+            self.missing_fraction_ > 0,
+            partial(self.make_encoder, max_length=-(-self.max_length // self.stride_)),
+            convolutions,
+            self.stride_,
+        )
 
     def to_onnx(self, graph):
         from sk_easytensor.onnx import encoders
@@ -550,6 +584,36 @@ def series_statistics(series, lengths):
     return torch.cat([*columns, torch.log1p(lengths.to(mean.dtype))[:, None]], dim=1)
 
 
+def means_of_steps(padded, lengths, stride):
+    """Return the means of neighbouring steps.
+
+    Parameters
+    ----------
+    padded : torch.Tensor of shape (n_rows, longest, n_features)
+        Steps, followed by zeros.
+    lengths : torch.Tensor of int64, shape (n_rows,)
+        Number of steps of each row.
+    stride : int
+        Number of steps of each mean; the last one may have fewer.
+
+    Returns
+    -------
+    means : torch.Tensor of shape (n_rows, ceil(longest / stride), n_features)
+        Means, followed by zeros.
+    lengths : torch.Tensor of int64, shape (n_rows,)
+        Number of means of each row.
+    """
+    inside = (torch.arange(padded.shape[1], device=lengths.device) < lengths[:, None])[:, None, :]
+
+    def pooled(values):
+        return functional.avg_pool1d(functional.pad(values, (0, stride - 1)), stride)
+
+    # Both means are over the padding as well, which their ratio leaves out.
+    share = pooled(inside.to(padded.dtype))
+    means = pooled(padded.transpose(1, 2)) / share.clamp(min=0.5 / stride)
+    return means.transpose(1, 2), torch.div(lengths + stride - 1, stride, rounding_mode="floor")
+
+
 class NumericSequenceModule(BlockModule):
     """Encode the channels of a series together.
 
@@ -561,12 +625,15 @@ class NumericSequenceModule(BlockModule):
         Function that returns the :class:`SequenceEncoder` for an item width.
     convolutions : RandomConvolutions or None
         Convolutions whose features the linear model reads.
+    stride : int, default=1
+        Number of neighbouring steps whose mean is one step of the encoder.
     """
 
     padded = True
 
-    def __init__(self, has_missing, make_encoder, convolutions=None):
+    def __init__(self, has_missing, make_encoder, convolutions=None, stride=1):
         super().__init__()
+        self.stride = stride
         self.register_buffer("has_missing", torch.from_numpy(np.flatnonzero(has_missing)))
         self.encoder = make_encoder(len(has_missing) + len(self.has_missing))
         self.out_features = self.encoder.out_features
@@ -616,7 +683,10 @@ class NumericSequenceModule(BlockModule):
         lists = [channels[f"values_{index}"] for index in range(len(channels))]
         values = torch.stack([channel.values for channel in lists], dim=1)
         missing = torch.isnan(values).to(values.dtype).index_select(1, self.has_missing)
-        return self.encoder(torch.cat([finite_steps(values), missing], dim=1), lists[0].offsets)
+        steps = torch.cat([finite_steps(values), missing], dim=1)
+        if self.stride == 1:
+            return self.encoder(steps, lists[0].offsets)
+        return self.encoder.read(*means_of_steps(*pad(steps, lists[0].offsets), self.stride))
 
 
 @documented_like(CategoryBlock)

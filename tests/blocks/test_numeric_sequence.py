@@ -252,3 +252,23 @@ def test_no_features_of_the_linear_model():
     assert not block.make_module().has_linear_inputs
     with pytest.raises(ValueError, match=r"n_kernel_features must be .*integer.*, got -1"):
         NumericSequenceBlock(n_kernel_features=-1).fit(SERIES)
+
+
+def test_long_series_are_read_as_means_of_steps():
+    rng = np.random.default_rng(0)
+    lists = [rng.normal(size=length).tolist() for length in (25, 0, 7, 10)]
+    block = NumericSequenceBlock("mean", width=4, max_steps=10).fit({"x": lists})
+    assert block.stride_ == 3
+    scaled = block.transform({"x": lists})["values_0"]
+    padded = scaled.to_padded()[:, :, None]
+    means, lengths = sequences.means_of_steps(padded, scaled.lengths, 3)
+    assert lengths.tolist() == [9, 0, 3, 4]
+    for row, values in enumerate(scaled.values.split(scaled.lengths.tolist())):
+        expected = [part.mean() for part in values.split(3)] if len(values) else []
+        np.testing.assert_allclose(means[row, : len(expected), 0], expected, rtol=1e-5)
+        assert (means[row, len(expected) :] == 0).all()
+    module = block.make_module().eval()
+    together = module(**block.transform({"x": lists}))
+    alone = torch.cat([module(**block.transform({"x": [items]})) for items in lists])
+    torch.testing.assert_close(together, alone)
+    assert NumericSequenceBlock(max_steps=25).fit({"x": lists}).stride_ == 1

@@ -75,6 +75,16 @@ def test_exported_models_have_it(model, tmp_path):
     np.testing.assert_allclose(exported.predict_proba(empty), model.predict_proba(empty), atol=1e-5)
 
 
+def test_exported_models_read_means_of_steps(tmp_path):
+    blocks = [("series", NumericSequenceBlock(width=8, n_kernel_features=84, max_steps=20), ["x"])]
+    model = EasyTensorClassifier(blocks, **QUICK).fit(X, Y)
+    assert model.blocks_["series"].stride_ == 3
+    exported = load(model.to_onnx(tmp_path / "model.onnx"))
+    for rows in (NEW, NEW.slice(3, 1), NEW.slice(7, 2)):
+        expected = model.predict_proba(rows)
+        np.testing.assert_allclose(exported.predict_proba(rows), expected, atol=1e-5)
+
+
 def test_importances_and_contributions_include_it(model):
     series, size = model.feature_importances_
     assert series > 0.3 > size
