@@ -292,6 +292,7 @@ BAD_PARAMETERS = [
     ("trees", BoostedTrees(max_leaf_nodes=32), "max_leaf_nodes must be an integer.* at most 31"),
     ("trees", BoostedTrees(max_features=0.0), "max_features must be a number"),
     ("trees", BoostedTrees(learning_rate=0), "learning_rate must be a number greater than 0"),
+    ("linear", True, "linear must be one of .*'auto'.*None"),
     ("learning_rate", 0.0, "learning_rate must be a number greater than 0"),
     ("learning_rate", -1e-3, "learning_rate must be a number greater than 0"),
     ("learning_rate", np.nan, "learning_rate must be a number"),
