@@ -438,54 +438,59 @@ class ListAggregates(nn.Module):
     def _describe_numbers(self, found, numbers, place, known, lengths):
         """Add the aggregates of the numeric fields."""
         numbers = numbers.index_select(2, self.measured)
-        scaled, position = numbers.unbind(-1)
-        present = known[..., None] & ~torch.isnan(position)
-        values = torch.nan_to_num(scaled, nan=0.0, posinf=BOUND, neginf=-BOUND).double()
+        numbers = torch.where(known[..., None, None], numbers, math.nan)
         ends = _items_at(numbers, _from_end(lengths), math.nan)
         first = _items_at(numbers, _firsts(lengths), math.nan)
-        recent = (place >= lengths[:, None] - RECENT)[..., None]
-        statistics = {}
-        for window in self._windows:
-            within = present & recent if window else present
-            for name, value in self._statistics(numbers, values, within, place).items():
-                statistics[window + name] = value
+        statistics = self._statistics(numbers, place[:, None].double())
+        if "recent" in self.names:
+            places = lengths[:, None] - RECENT + torch.arange(RECENT, device=lengths.device)
+            recent = _items_at(numbers, places, math.nan)
+            recent = self._statistics(recent, places[..., None].double())
+            statistics |= {f"recent {name}": value for name, value in recent.items()}
+        n_known = (~torch.isnan(numbers[..., 1])).sum(1)
         for index, field in enumerate(f"values_{number}" for number in self.fields):
-            found["known", field] = present[..., index].sum(1, keepdim=True)
+            found["known", field] = n_known[:, index, None]
             found["last", field] = ends[:, :, index]
             found["first", field] = first[:, :, index]
             for name, value in statistics.items():
                 found[name, field] = value[:, index, None]
 
-    def _statistics(self, numbers, values, present, place):
-        """Return the statistics of the numbers that are present, by name."""
-        count = present.sum(1)
-        some = count > 0
-        divisor = count.clamp(min=1).double()
-        values = torch.where(present, values, 0.0)
+    def _statistics(self, numbers, place):
+        """Return the statistics of the numbers that are not missing, by name.
+
+        Parameters
+        ----------
+        numbers : torch.Tensor of float32, shape (n_lists, n, n_fields, 2)
+            Scaled numbers and positions, NaN where missing.
+        place : torch.Tensor of float64, shape (n, 1) or (n_lists, n, 1)
+            Place of each item in its list.
+        """
+        missing = torch.isnan(numbers)
+        weight = (~missing[..., 1]).double()
+        values = torch.nan_to_num(numbers[..., 0], nan=0.0, posinf=BOUND, neginf=-BOUND).double()
+        count = weight.sum(1)
+        divisor = count.clamp(min=1)
         total = values.sum(1)
         mean = total / divisor
-        deviation = torch.where(present, values - mean[:, None], 0.0)
+        deviation = (values - mean[:, None]) * weight
         std = (deviation.square().sum(1) / divisor).sqrt()
         total = total + count * self.origins
         # Places relative to their mean, so that those of missing numbers have no effect.
-        place = torch.where(present, place[:, None].double(), 0.0)
-        offset = torch.where(present, place - (place.sum(1) / divisor)[:, None], 0.0)
-        spread = offset.square().sum(1)
-        slope = (offset * deviation).sum(1) / spread.clamp(min=0.5)
-        span = offset.amax(1) - offset.amin(1)
-        several = count > 1
-        inside = present[..., None]
-        lowest = torch.where(inside, numbers, math.inf).amin(1)
-        highest = torch.where(inside, numbers, -math.inf).amax(1)
+        middle = (place * weight).sum(1) / divisor
+        offset = (place - middle[:, None]) * weight
+        spread = offset.square().sum(1).clamp(min=0.5)
+        trend = (offset * deviation).sum(1) / spread * (offset.amax(1) - offset.amin(1))
+        some = count > 0
         found = {
             "mean": torch.where(some, mean, math.nan),
-            "min": torch.where(some[..., None], lowest, math.nan),
-            "max": torch.where(some[..., None], highest, math.nan),
+            "min": torch.where(missing, math.inf, numbers).amin(1),
+            "max": torch.where(missing, -math.inf, numbers).amax(1),
             "std": torch.where(some, std, math.nan),
             "sum": torch.where(some, total.sign() * total.abs().log1p(), math.nan),
-            "trend": torch.where(several, slope * span, math.nan),
+            "trend": torch.where(count > 1, trend, math.nan).clamp(-LARGEST_TREND, LARGEST_TREND),
         }
-        found["trend"] = found["trend"].clamp(-LARGEST_TREND, LARGEST_TREND)
+        for name in ("min", "max"):
+            found[name] = torch.where(some[..., None], found[name], math.nan)
         return {name: value.float() for name, value in found.items()}
 
     def outputs(self, lists, padded):

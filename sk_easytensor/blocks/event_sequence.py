@@ -42,6 +42,7 @@ from sk_easytensor.blocks.vector import VectorBlock
 from sk_easytensor.data.columns import is_list, list_lengths, same_lengths
 from sk_easytensor.data.datetimes import CYCLES, read_times, zone_shifts
 from sk_easytensor.data.summaries import SummaryMap
+from sk_easytensor.data.type_names import type_name
 from sk_easytensor.networks.sequences import pad
 from sk_easytensor.tensors import Ragged
 
@@ -296,14 +297,21 @@ class EventSequenceBlock(AggregatedBlock):
                     f"events; name one with time, fields are {list(types)}"
                 )
         self._zone = getattr(types.get(self._time), "tz", None)
-        time_type = types.get(self._time, pa.null())
-        if len(list(self.calendar)) and not (is_time(time_type) or pa.types.is_null(time_type)):
+        if len(list(self.calendar)):
+            self._check_calendar(types)
+        return self
+
+    def _check_calendar(self, types):
+        """Raise ``ValueError`` if the times of events have no calendar."""
+        kind = types.get(self._time)
+        # Columns of missing values only are of type null.
+        empty = all(map(pa.types.is_null, types.values() if kind is None else [kind]))
+        if not empty and (kind is None or not is_time(kind)):
+            found = "" if kind is None else f", got {self._time!r} of type {type_name(kind)}"
             raise ValueError(
                 f"EventSequenceBlock: calendar={list(self.calendar)} needs the times of events as "
-                f"dates or timestamps, got {self._time!r} of type {time_type}; convert it, or "
-                "leave calendar empty"
+                f"dates or timestamps{found}; fields are {list(types)}"
             )
-        return self
 
     @property
     def _cycles(self):

@@ -924,7 +924,8 @@ class CategorySequenceBlock(AggregatedBlock):
     that describe the same events see :class:`~sk_easytensor.EventSequenceBlock`. Missing and
     empty lists are equivalent and have a learned vector; missing items have an embedding.
     Aggregates describe the items that are read, at most `max_length`; the ten most frequent
-    categories of a column, and its missing and unseen items, are counted. Attention is that of Vaswani et al., "Attention Is All You Need" (2017).
+    categories of a column, and its missing and unseen items, are counted. Attention is that of
+    Vaswani et al., "Attention Is All You Need" (2017).
 
     Examples
     --------
