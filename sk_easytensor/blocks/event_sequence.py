@@ -452,7 +452,7 @@ class EventSequenceBlock(AggregatedBlock):
     def encoding_columns(self, encoding):
         sources = [self._sources[name] for name in self._of_kind("category")]
         sources += self._number_columns().values()
-        sources += [self._sources[self._time]] * len(self._cycles)
+        sources += [self._sources[self._time] for _ in self._cycles]
         return {entry: [source] for entry, source in zip(encoding, sources, strict=True)}
 
     def make_module(self):

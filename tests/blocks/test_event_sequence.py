@@ -329,7 +329,7 @@ def test_missing_lists_beside_filled_ones():
 
 
 def test_missing_and_empty_lists_get_a_learned_vector():
-    block = EventSequenceBlock(width=8).fit(EVENTS)
+    block = EventSequenceBlock(width=8, aggregates=False).fit(EVENTS)
     module = block.make_module().eval()
     with torch.no_grad():
         module.encoder.empty.fill_(7.0)
