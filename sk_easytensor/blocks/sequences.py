@@ -929,13 +929,13 @@ class CategorySequenceBlock(AggregatedBlock):
 
     Examples
     --------
-    >>> block = CategorySequenceBlock(max_length=2)
+    >>> block = CategorySequenceBlock(max_length=3)
     >>> block = block.fit({"visits": [["home", "cart", "home"], [], None, ["home", None]]})
     >>> block.categories_[0].to_pylist()
     ['home', 'cart']
-    >>> codes = block.transform({"visits": [["home", "cart", "other"], None]})["codes_0"]
+    >>> codes = block.transform({"visits": [["home", "home", "cart", "other"], None]})["codes_0"]
     >>> codes.values.tolist(), codes.lengths.tolist()
-    ([3, 1], [2, 0])
+    ([2, 3, 1], [3, 0])
     """
 
     kind = "category_sequence"

@@ -14,6 +14,9 @@ from sk_easytensor.blocks.category import MISSING, UNSEEN
 from sk_easytensor.data.summaries import merge_all
 from sk_easytensor.data.tables import as_table
 
+# Short lists are cut on purpose; test_aggregates.py has the warning.
+pytestmark = pytest.mark.filterwarnings("ignore:.*are cut to their:UserWarning")
+
 VISITS = [["home", "cart", "home"], [], None, ["home", None, "pay"]]
 
 items = st.none() | st.sampled_from(["a", "b", "c", "", "d"])

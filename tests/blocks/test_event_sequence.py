@@ -22,6 +22,9 @@ from sk_easytensor.data.summaries import merge_all
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.tensors import TensorFrame
 
+# Short lists are cut on purpose; test_aggregates.py has the warning.
+pytestmark = pytest.mark.filterwarnings("ignore:.*are cut to their:UserWarning")
+
 NAN = np.nan
 
 

@@ -18,6 +18,9 @@ from sk_easytensor.data.tables import as_table
 from sk_easytensor.networks.sequences import ENCODERS, POOLINGS
 from sk_easytensor.tensors import TensorFrame
 
+# Short lists are cut on purpose; test_aggregates.py has the warning.
+pytestmark = pytest.mark.filterwarnings("ignore:.*are cut to their:UserWarning")
+
 WORDS = [["a", "b", "a"], [], None, ["b"], ["a", None, "c", "b", "d"], ["c", "c"]]
 NUMBERS = [[1.0, 2.0, 9.0], [], None, [4.0], [1.0, None, -3.0, 2.5, 0.5], [8.0, 8.0]]
 TIMES = [[0.0, 5.0, 60.0], [], None, [30.0], [1.0, 2.0, 4.0, 8.0, 16.0], [7.0, None]]
