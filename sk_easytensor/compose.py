@@ -239,7 +239,15 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
             yield "monotonic_cst", list(constraint_signs(monotonic_cst, *selectable_names(table)))
 
     def fit_table(
-        self, sample, X, summarize, offset=None, *, with_margin=False, monotonic_cst=None
+        self,
+        sample,
+        X,
+        summarize,
+        offset=None,
+        *,
+        with_margin=False,
+        monotonic_cst=None,
+        for_embedding=False,
     ):
         """Fit on a table already read.
 
@@ -259,6 +267,9 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
         monotonic_cst : dict or array-like, optional
             Monotonicity constraints: see :func:`constraint_signs`. Constrained columns are read by
             separate blocks.
+        for_embedding : bool, default=False
+            Whether the network computes embeddings: see
+            :meth:`~sk_easytensor.Block.configure_for_embedding`.
 
         Returns
         -------
@@ -281,6 +292,8 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
             self.offset_column_ = select_columns([offset], features, X, owner="offset")[0]
         chosen = self._choose(features, X, monotonic_cst)
         for block, columns in chosen.values():
+            if for_embedding:
+                block.configure_for_embedding()
             block.fit_columns(sample.select(columns), named=self._named)
         summaries = summarize(chosen)
         self.blocks_ = {name: block.finish(summaries[name]) for name, (block, _) in chosen.items()}

@@ -6,12 +6,15 @@ Parts, any of which can be chosen with ``--parts``:
   the months before October, stopped on October, measured from November on. Beside it stands
   LightGBM on the schedule alone, and with features of the history made by hand; both also with the
   date, month and day, which trees learn by heart.
+- biofam: a list of 16 yearly family states for each of 2,000 persons, from which their sex is
+  predicted, and from the first eight states a later one. Our classifier with the defaults of its
+  block and without aggregates, beside LightGBM on features made by hand.
 - japanesevowels, basicmotions: time series of several channels, split as in the UEA archive they
   come from; accuracy of each encoder with the same settings, and of the defaults.
 - epoch: a training epoch over a bare loop on the flights; see ``sequence_speed.py``.
 
-``--data`` names a directory with ``ev_flights.parquet``, ``seq_japanesevowels.parquet`` and
-``seq_basicmotions.parquet``. Figures are means over seeds::
+``--data`` names a directory with ``ev_flights.parquet``, ``ev_biofam.parquet``,
+``seq_japanesevowels.parquet`` and ``seq_basicmotions.parquet``. Figures are means over seeds::
 
     python benchmarks/data_sets/sequences.py --data DIR
     python benchmarks/data_sets/sequences.py --data DIR --parts flights --seeds 1 --epochs 3
@@ -35,9 +38,11 @@ import numpy as np
 import pandas as pd
 import torch
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
+from sklearn.model_selection import train_test_split
 
 from sk_easytensor import (
     MLP,
+    CategorySequenceBlock,
     DatetimeBlock,
     EasyTensorClassifier,
     EventSequenceBlock,
@@ -48,7 +53,7 @@ from sk_easytensor.events import collect_sequences
 sys.path.append(str(Path(__file__).parents[1]))
 from sequence_speed import measure_epoch
 
-PARTS = ["flights", "japanesevowels", "basicmotions", "epoch"]
+PARTS = ["flights", "biofam", "japanesevowels", "basicmotions", "epoch"]
 
 OWN = ["schedule", "carrier", "origin", "dest", "distance"]
 PAST = [*OWN, "dep_delay", "arr_delay", "air_time", "cancelled"]
@@ -82,6 +87,8 @@ def main():
     for part in options.parts:
         if part == "flights":
             targets += compare_on_flights(options)
+        elif part == "biofam":
+            targets += compare_on_biofam(options)
         elif part == "epoch":
             ratio = measure_epoch(
                 flights_model(options), all_flights(options.data), options.rows, options.repeats
@@ -176,6 +183,8 @@ def compare_on_flights(options):
     train, valid, test = load_flights(options.data)
     models = {
         "EasyTensor": fit_ours,
+        "EasyTensor, no aggregates": partial(fit_ours, aggregates=False),
+        "EasyTensor, calendar": partial(fit_ours, calendar=["day", "week"]),
         "LightGBM, schedule": partial(fit_lightgbm, schedule_features),
         "LightGBM, schedule and date": partial(fit_lightgbm, with_date(schedule_features)),
         "LightGBM, history by hand": partial(fit_lightgbm, history_features),
@@ -201,11 +210,11 @@ def compare_on_flights(options):
     ]
 
 
-def flights_model(options, seed=0):
-    """Return our classifier, with the defaults of its blocks."""
+def flights_model(options, seed=0, **params):
+    """Return our classifier, with the defaults of its blocks but for some of the history."""
     return EasyTensorClassifier(
         [
-            ("history", EventSequenceBlock(now="schedule"), [*PAST_LISTS, "schedule"]),
+            ("history", EventSequenceBlock(now="schedule", **params), [*PAST_LISTS, "schedule"]),
             # The test follows the training in time, where neither a trend nor what happened on
             # each day of a month is of any use.
             ("schedule", DatetimeBlock(cycles=["day", "week"], trend=False), "schedule"),
@@ -216,9 +225,11 @@ def flights_model(options, seed=0):
     )
 
 
-def fit_ours(train, valid, seed, options):
+def fit_ours(train, valid, seed, options, **params):
     """Fit on the columns as they are."""
-    model = flights_model(options, seed).fit(train.X, train.y, eval_set=[(valid.X, valid.y)])
+    model = flights_model(options, seed, **params).fit(
+        train.X, train.y, eval_set=[(valid.X, valid.y)]
+    )
     return model.predict_proba, model.best_iteration_
 
 
@@ -287,6 +298,86 @@ def latest(lists, number):
     known = places >= start[:, None]
     nothing = np.datetime64("NaT") if items.dtype.kind == "M" else np.nan
     return np.where(known, items[np.where(known, places, 0)], nothing)
+
+
+# States
+
+
+EARLY, LATER = 8, 12
+"""Number of states that are known, and index of the state that is predicted."""
+
+
+def compare_on_biofam(options):
+    """Fit our classifier and LightGBM to states at yearly ages; return no targets."""
+    table = pd.read_parquet(Path(options.data) / "ev_biofam.parquet")
+    states = np.array(table["states"].tolist())
+    tasks = {
+        "sex": (states, table["sex"].to_numpy()),
+        "the state at a later age": (states[:, :EARLY], states[:, LATER]),
+    }
+    models = {
+        "EasyTensor": partial(fit_states, {}),
+        "EasyTensor, no aggregates": partial(fit_states, {"aggregates": False}),
+        "EasyTensor, aggregates and transformer": partial(fit_states, {"encoder": "transformer"}),
+        "LightGBM, features by hand": fit_lightgbm_to_states,
+    }
+    for task, (known, target) in tasks.items():
+        rows = []
+        for seed in range(options.seeds):
+            train, test = train_test_split(np.arange(len(known)), random_state=seed)
+            for name, fit in models.items():
+                begin, used = time.perf_counter(), time.process_time()
+                model, probability = fit(known, target, train, test, seed, options)
+                row = {"model": name, "fit s": time.perf_counter() - begin}
+                row["CPU s"] = time.process_time() - used
+                row["log loss"] = log_loss(target[test], probability, labels=model.classes_)
+                rows.append(row)
+        print_means(f"biofam: {task} ({len(train):,} rows), {options.seeds} seeds", rows)
+    return []
+
+
+def fit_states(params, states, target, train, test, seed, options):
+    """Fit our classifier to the lists as they are."""
+    X = pd.DataFrame({"states": states.tolist()})
+    block = CategorySequenceBlock(**params)
+    model = EasyTensorClassifier(
+        [("states", block, "states")], random_state=seed, n_jobs=options.threads
+    )
+    model.fit(X.iloc[train], target[train])
+    return model, model.predict_proba(X.iloc[test])
+
+
+def fit_lightgbm_to_states(states, target, train, test, seed, options):
+    """Fit LightGBM to counts, latest states and changes, stopping early on a part of the rows."""
+    import lightgbm
+
+    X = state_features(states)
+    fitted, valid = train_test_split(train, test_size=0.15, random_state=seed)
+    model = lightgbm.LGBMClassifier(
+        n_estimators=2000, n_jobs=options.threads, random_state=seed, verbose=-1
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The argument 'eval_set' is deprecated")
+        model.fit(
+            X.iloc[fitted],
+            target[fitted],
+            eval_set=[(X.iloc[valid], target[valid])],
+            callbacks=[lightgbm.early_stopping(50, verbose=False)],
+        )
+    return model, model.predict_proba(X.iloc[test])
+
+
+def state_features(states):
+    """Return how long each state lasted, the last three, the changes and the length of the last."""
+    known = sorted(set(states.ravel()))
+    table = pd.DataFrame({f"n_{state}": (states == state).sum(1) for state in known})
+    for back in range(3):
+        table[f"last_{back}"] = pd.Categorical(states[:, -1 - back], known)
+    table["changes"] = (states[:, 1:] != states[:, :-1]).sum(1)
+    table["distinct"] = (table[[f"n_{state}" for state in known]] > 0).sum(1)
+    other = states[:, ::-1] != states[:, -1:]
+    table["run"] = np.where(other.any(1), other.argmax(1), states.shape[1])
+    return table
 
 
 # Time series

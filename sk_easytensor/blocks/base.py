@@ -47,6 +47,8 @@ Everything else has a default:
   position that several columns make together, such as a point of latitude and longitude, is named
   by their tuple: ``{"points": [("latitude", "longitude")]}``.
 - ``renamed(names)`` is extended by a block that stores names of columns.
+- ``configure_for_embedding()`` sets parameters that depend on whether the block is that of an
+  embedder or a two-tower model.
 - ``claimed_columns(table)`` returns the columns that no other block reads, by default all of them.
 - ``unseen_columns(table, encoding)`` lists the columns for which a warning is issued.
 - ``to_onnx(graph)`` writes the encoding in the operators of a
@@ -272,6 +274,13 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
 
     def check_parameters(self):
         """Raise ``ValueError`` that names the first invalid parameter and what is accepted."""
+
+    def configure_for_embedding(self):
+        """Set parameters that are ``"auto"`` to their values for a network of embeddings.
+
+        Embedders and two-tower models call it for their copy of the block, before it is fitted. By
+        default nothing changes.
+        """
 
     @with_library_settings
     def fit(self, X, y=None):

@@ -18,8 +18,6 @@ from sk_easytensor.data.bin_edges import BinnedMixin
 from sk_easytensor.data.columns import sample_values
 from sk_easytensor.data.datetimes import (
     CYCLES,
-    FIRST,
-    LAST,
     PERIODS,
     NoTimesError,
     bounded_zones,
@@ -223,8 +221,7 @@ class DatetimeBlock(BinnedMixin, Block):
             encoders.clock(graph, column, zone_shifts(zone))
             for column, zone in zip(times, self.zones_, strict=True)
         ]
-        wall = graph.op("Max", graph.stack(wall, axis=1), np.int64(FIRST * 1_000_000))
-        wall = graph.op("Min", wall, np.int64(LAST * 1_000_000 + 999_999))
+        wall = encoders.within_years(graph, graph.stack(wall, axis=1))
         instants = encoders.seconds(graph, graph.stack(times, axis=1))
         phases = encoders.phases(graph, wall)
         missing = graph.cast(graph.op("IsNaN", instants), np.float32)

@@ -8,9 +8,11 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import nn
 
 from sk_easytensor._utils.docstrings import documented_like
-from sk_easytensor._utils.validation import check_number
+from sk_easytensor._utils.validation import check_number, shortened
+from sk_easytensor.blocks.aggregates import EVENT_AGGREGATES, ListAggregates, NumberField
 from sk_easytensor.blocks.base import unsupported_column
 from sk_easytensor.blocks.category import CategoryBlock, no_category_known
 from sk_easytensor.blocks.events import (
@@ -27,8 +29,10 @@ from sk_easytensor.blocks.events import (
 from sk_easytensor.blocks.numeric import NumericBlock
 from sk_easytensor.blocks.sequences import (
     NUMBER_FEATURES,
+    AggregatedBlock,
+    AggregatedModule,
+    ItemsSummary,
     NumericSequenceBlock,
-    SequenceBlock,
     code_names,
     count_codes,
     describe_numbers,
@@ -36,8 +40,10 @@ from sk_easytensor.blocks.sequences import (
 )
 from sk_easytensor.blocks.vector import VectorBlock
 from sk_easytensor.data.columns import is_list, list_lengths, same_lengths
+from sk_easytensor.data.datetimes import CYCLES, read_times, zone_shifts
 from sk_easytensor.data.summaries import SummaryMap
-from sk_easytensor.networks.block_module import BlockModule
+from sk_easytensor.data.type_names import type_name
+from sk_easytensor.networks.sequences import pad
 from sk_easytensor.tensors import Ragged
 
 __all__ = [
@@ -45,16 +51,21 @@ __all__ = [
 ]
 
 
+HARMONICS = (1, 2, 3)
+"""Frequencies of the sines and cosines of a cycle; three distinguish the seven days of a week."""
+
+
 @documented_like(CategoryBlock)
-class EventSequenceBlock(SequenceBlock):
+class EventSequenceBlock(AggregatedBlock):
     """Read event sequences: parallel list columns, or lists of structs, with one item per event.
 
     Parameters
     ----------
-    encoder : {"gru", "lstm", "transformer", "conv", "mean"}, default="gru"
-        Sequence encoder of the events. ``"gru"`` and ``"lstm"``: recurrent; ``"transformer"``:
-        attention with learned positions; ``"conv"``: convolutions over neighbouring events;
-        ``"mean"``: events are encoded independently.
+    encoder : {"auto", "mean", "gru", "lstm", "transformer", "conv"}, default="auto"
+        Sequence encoder of the events. ``"mean"``: events are encoded independently; ``"gru"`` and
+        ``"lstm"``: recurrent; ``"transformer"``: attention with learned positions, whose time and
+        memory grow with the square of the length; ``"conv"``: convolutions over neighbouring
+        events. ``"auto"``: ``"mean"`` with `aggregates`, otherwise ``"gru"``.
     time : str or None, default=None
         Field with the times of the events: dates, timestamps, or non-negative numbers of seconds.
         By default the first field of dates or timestamps.
@@ -81,9 +92,21 @@ class EventSequenceBlock(SequenceBlock):
     dropout : float, default=0.1
         Dropout probability.
     max_length : int, default=64
-        Largest number of events that are read; longer lists are truncated.
+        Largest number of events that are read; longer lists are truncated, with a warning in fit.
     keep : {"last", "first"}, default="last"
         Which end of a longer list is read.
+    aggregates : "auto", bool or list of str, default="auto"
+        Plain features of the events of a row, which the trunk and the boosted trees read: all of
+        :class:`~sk_easytensor.CategorySequenceBlock`, for each categorical field. For each numeric
+        field ``"known"``, the number of its values, the ``"last"`` three and the ``"first"``, and
+        ``"mean"``, ``"min"``, ``"max"``, ``"std"``, ``"sum"`` and ``"trend"``, with ``"recent"``
+        also over the last five events. If events have times, ``"since"``: the time from the last
+        three events, from the first one and from the last one of each frequent category to the
+        prediction time. True selects all, False none. ``"auto"``: all, but none in embedders and
+        two-tower models.
+    calendar : list of {"day", "week", "month", "year"}, default=()
+        Cycles of the wall-clock time of each event that are inputs of the network, as in
+        :class:`~sk_easytensor.DatetimeBlock`. Times have to be dates or timestamps.
     number_width : int, default=8
         Embedding dimension of each numeric field.
     bins : int, default=64
@@ -112,6 +135,10 @@ class EventSequenceBlock(SequenceBlock):
     time. Further fields of dates or timestamps are read as gaps from the time of their event.
     Events must be in order of time, and not later than the prediction time.
 
+    Aggregates describe the events that are read, at most `max_length`. Numbers enter them scaled,
+    with bounded outliers, as they enter the network; a trend is the change along the list of the
+    line fitted by least squares.
+
     All lists of a row must have the same length; a missing list beside present ones is a list of
     missing items. Missing and empty lists are equivalent and have a learned vector. Other blocks
     read the column `now` too.
@@ -133,10 +160,15 @@ class EventSequenceBlock(SequenceBlock):
 
     kind = "event_sequence"
     accepted = "lists of strings, numbers, dates, timestamps, or structs of these"
+    known_aggregates = EVENT_AGGREGATES
+    encoder_alone = "gru"
+
+    calendar = ()
+    """Blocks that were stored before there was a calendar read none."""
 
     def __init__(
         self,
-        encoder="gru",
+        encoder="auto",
         *,
         time=None,
         now=None,
@@ -150,6 +182,8 @@ class EventSequenceBlock(SequenceBlock):
         dropout=0.1,
         max_length=64,
         keep="last",
+        aggregates="auto",
+        calendar=(),
         number_width=8,
         bins=64,
         min_frequency=1,
@@ -171,6 +205,8 @@ class EventSequenceBlock(SequenceBlock):
         self.dropout = dropout
         self.max_length = max_length
         self.keep = keep
+        self.aggregates = aggregates
+        self.calendar = calendar
         self.number_width = number_width
         self.bins = bins
         self.min_frequency = min_frequency
@@ -230,6 +266,12 @@ class EventSequenceBlock(SequenceBlock):
                 "EventSequenceBlock: categories must be a list of fields, got "
                 f"{kind}{self.categories!r}"
             )
+        listed = isinstance(self.calendar, Iterable) and not isinstance(self.calendar, str)
+        if not listed or not all(cycle in CYCLES for cycle in self.calendar):
+            raise ValueError(
+                f"EventSequenceBlock: calendar must be a list of some of {list(CYCLES)}, got "
+                f"{shortened(self.calendar)}"
+            )
 
     def claimed_columns(self, table):
         now = find_now(table, self.now)
@@ -255,7 +297,26 @@ class EventSequenceBlock(SequenceBlock):
                     f"events; name one with time, fields are {list(types)}"
                 )
         self._zone = getattr(types.get(self._time), "tz", None)
+        if len(list(self.calendar)):
+            self._check_calendar(types)
         return self
+
+    def _check_calendar(self, types):
+        """Raise ``ValueError`` if the times of events have no calendar."""
+        kind = types.get(self._time)
+        # Columns of missing values only are of type null.
+        empty = all(map(pa.types.is_null, types.values() if kind is None else [kind]))
+        if not empty and (kind is None or not is_time(kind)):
+            found = "" if kind is None else f", got {self._time!r} of type {type_name(kind)}"
+            raise ValueError(
+                f"EventSequenceBlock: calendar={list(self.calendar)} needs the times of events as "
+                f"dates or timestamps{found}; fields are {list(types)}"
+            )
+
+    @property
+    def _cycles(self):
+        """Cycles of the calendar that are encoded, in the order of the entries."""
+        return [] if self._time is None else [cycle for cycle in CYCLES if cycle in self.calendar]
 
     @property
     def _time(self):
@@ -289,9 +350,13 @@ class EventSequenceBlock(SequenceBlock):
             number.fit_columns(pa.table({name: empty for name in numbers})),
         )
 
+    def _list_columns(self, table):
+        """Return the columns of lists of a table."""
+        return table.select(list(dict.fromkeys(self._sources.values())))
+
     def _read_events(self, table):
-        """Return tables of categories and of numbers, one row per event, and the offsets."""
-        lists = self.read(table.select(list(dict.fromkeys(self._sources.values()))))
+        """Return tables of categories, of numbers and of the calendar's waves, and the offsets."""
+        lists = self.read(self._list_columns(table))
         fields = check_fields(split_items(lists.items, self._sources), self.kinds_, lists)
         numbers = {name: fields[name] for name in self._of_kind("number")}
         if self._time is not None:
@@ -310,19 +375,33 @@ class EventSequenceBlock(SequenceBlock):
                 numbers[f"{self._time}.{name}"] = signed_log(gap)
         categories = {name: fields[name] for name in self._of_kind("category")}
         numbers = {name: numbers[name] for name in self._number_columns()}
-        return pa.table(categories), pa.table(numbers), lists.offsets
+        waves = self._waves(fields[self._time]) if self._cycles else []
+        return pa.table(categories), pa.table(numbers), waves, lists.offsets
+
+    def _waves(self, times):
+        """Return the sines and cosines of each cycle of the calendar, 0 where a time is missing."""
+        if pa.types.is_null(times.type):
+            return [np.zeros((len(times), 2 * len(HARMONICS)), np.float32) for _ in self._cycles]
+        instants, phases = read_times(times, self._time, self._zone)
+        waves = []
+        for cycle in self._cycles:
+            angles = 2 * np.pi * phases[:, CYCLES.index(cycle), None] * np.array(HARMONICS)
+            wave = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+            waves.append(np.where(np.isnan(instants)[:, None], 0, wave).astype(np.float32))
+        return waves
 
     def summarize(self, table):
-        categories, numbers, _ = self._read_events(table)
+        categories, numbers, _, _ = self._read_events(table)
         blocks = self._item_blocks(categories.column_names, numbers.column_names)
         summary = SummaryMap()
         for block, items in zip(blocks, (categories, numbers), strict=True):
             summary |= block.summarize(items)
-        return SummaryMap(summary)
+        return ItemsSummary(SummaryMap(summary), self.count_long(self._list_columns(table)))
 
     def finish(self, summary):
         blocks = self._item_blocks(self._of_kind("category"), list(self._number_columns()))
-        self.category_block_, self.number_block_ = (block.finish(summary) for block in blocks)
+        self.category_block_, self.number_block_ = (block.finish(summary.items) for block in blocks)
+        self.warn_of_long(summary.lengths)
         return self
 
     @property
@@ -332,7 +411,7 @@ class EventSequenceBlock(SequenceBlock):
         return dict(zip(block.feature_names_in_, block.categories_, strict=False))
 
     def encode(self, table):
-        categories, numbers, offsets = self._read_events(table)
+        categories, numbers, waves, offsets = self._read_events(table)
         offsets = torch.from_numpy(offsets)
         codes = self.category_block_.encode(categories)["codes"].numpy()
         values = self.number_block_.encode(numbers)["values"].numpy()
@@ -341,6 +420,8 @@ class EventSequenceBlock(SequenceBlock):
         }
         for index in range(values.shape[1]):
             encoding[f"values_{index}"] = ragged(values[:, index], offsets)
+        for cycle, wave in zip(self._cycles, waves, strict=True):
+            encoding[f"calendar_{cycle}"] = ragged(wave, offsets)
         return encoding
 
     def unseen_columns(self, table, encoding):
@@ -371,6 +452,7 @@ class EventSequenceBlock(SequenceBlock):
     def encoding_columns(self, encoding):
         sources = [self._sources[name] for name in self._of_kind("category")]
         sources += self._number_columns().values()
+        sources += [self._sources[self._time] for _ in self._cycles]
         return {entry: [source] for entry, source in zip(encoding, sources, strict=True)}
 
     def make_module(self):
@@ -379,7 +461,20 @@ class EventSequenceBlock(SequenceBlock):
         if values is not None:
             # The factor is for one value per row; lists have many.
             values.learning_rate_scale = None
-        return EventSequenceModule(codes, values, self.make_encoder)
+        waves = 2 * len(HARMONICS) * len(self._cycles)
+        return EventSequenceModule(codes, values, self.make_encoder, waves, self._aggregates())
+
+    def _aggregates(self):
+        """Return the module of the aggregates, or None."""
+        names = self.chosen_aggregates
+        if not names:
+            return None
+        columns, block = list(self._number_columns()), self.number_block_
+        fields = zip(block.edges_, block.center_, block.scale_, strict=True)
+        numbers = [NumberField(len(edges), center / scale) for edges, center, scale in fields]
+        gap = None if self._time is None else columns.index(f"{self._time}.now")
+        n_codes = self.category_block_.n_codes if self._of_kind("category") else []
+        return ListAggregates(names, n_codes, numbers, max_length=self.max_length, gap=gap)
 
     def to_onnx(self, graph):
         from sk_easytensor.onnx import encoders
@@ -419,7 +514,34 @@ class EventSequenceBlock(SequenceBlock):
                 position = np.int64(index)
                 lists.values[f"{name} encoded"] = graph.op("Gather", values, position, axis=2)
                 entries[f"values_{index}"] = f"{name} encoded"
+        for cycle, wave in self._onnx_waves(graph, lists).items():
+            lists.values[f"{cycle} encoded"] = wave
+            entries[f"calendar_{cycle}"] = f"{cycle} encoded"
         return encoders.entries(graph, lists, entries)
+
+    def _onnx_waves(self, graph, lists):
+        """Return the waves of each cycle of the calendar, of shape (rows, longest, waves)."""
+        from sk_easytensor.onnx import encoders
+
+        if not self._cycles:
+            return {}
+        times = lists.values[self._time]
+        missing = graph.op("IsNaN", times)
+        known = graph.op("Where", missing, np.float64(0), times)
+        microseconds = graph.cast(
+            graph.op("Round", graph.op("Mul", known, np.float64(1e6))), np.int64
+        )
+        flat = graph.op("Reshape", microseconds, np.array([-1]))
+        wall = encoders.clock(graph, flat, zone_shifts(self._zone))
+        phases = encoders.phases(graph, encoders.within_years(graph, wall))
+        found = {}
+        for cycle in self._cycles:
+            phase = graph.op("Reshape", phases[CYCLES.index(cycle)], graph.op("Shape", times))
+            pairs = [encoders.waves(graph, phase, harmonic) for harmonic in HARMONICS]
+            parts = [sine for sine, _ in pairs] + [cosine for _, cosine in pairs]
+            parts = [graph.op("Where", missing, np.float64(0), part) for part in parts]
+            found[cycle] = graph.cast(graph.stack(parts, axis=-1), np.float32)
+        return found
 
     def flatten(self, encoding):
         """Return counts of categories, statistics of numbers, and the number of events."""
@@ -448,7 +570,7 @@ def signed_log(numbers):
     return np.sign(numbers) * np.log1p(np.abs(numbers))
 
 
-class EventSequenceModule(BlockModule):
+class EventSequenceModule(AggregatedModule):
     """Embed the fields of each event and encode the lists of events.
 
     Parameters
@@ -459,17 +581,23 @@ class EventSequenceModule(BlockModule):
         Embedding of the numeric fields, if there are any.
     make_encoder : callable
         Function that returns the :class:`SequenceEncoder` for an item width.
+    n_waves : int, default=0
+        Number of sines and cosines of the calendar of each event.
+    aggregates : ListAggregates or None, default=None
+        Aggregates of the lists.
     """
 
-    padded = True
-
-    def __init__(self, codes, values, make_encoder):
+    def __init__(self, codes, values, make_encoder, n_waves=0, aggregates=None):
         super().__init__()
         self.codes = codes
         self.values = values
+        self.aggregates = nn.ModuleList([] if aggregates is None else [aggregates])
         parts = [module for module in (codes, values) if module is not None]
-        self.encoder = make_encoder(sum(module.out_features for module in parts))
+        width = sum(module.out_features for module in parts) + n_waves
+        self.encoder = make_encoder(width)
         self.out_features = self.encoder.out_features
+        if aggregates is not None:
+            self.out_features += aggregates.out_features + aggregates.n_items * width
 
     def forward(self, **fields):
         """Return a vector for each row.
@@ -478,7 +606,7 @@ class EventSequenceModule(BlockModule):
         ----------
         **fields : Ragged, parallel
             ``codes_0``, ``codes_1`` and so on of int32, and ``values_0``, ``values_1`` and so on
-            of float32 with shape (total, 2).
+            of float32 with shape (total, 2), and ``calendar_day`` and so on of shape (total, n).
 
         Returns
         -------
@@ -487,7 +615,27 @@ class EventSequenceModule(BlockModule):
         parts = []
         for module, prefix in ((self.codes, "codes"), (self.values, "values")):
             if module is not None:
-                values = [lists.values for name, lists in fields.items() if name.startswith(prefix)]
-                parts.append(module(torch.stack(values, dim=1)))
-        offsets = next(iter(fields.values())).offsets
-        return self.encoder(torch.cat(parts, dim=1), offsets)
+                parts.append(module(torch.stack(_values(fields, prefix), dim=1)))
+        parts += _values(fields, "calendar")
+        padded, lengths = pad(torch.cat(parts, dim=1), next(iter(fields.values())).offsets)
+        encoded = self.encoder.read(padded, lengths)
+        if not self.aggregates:
+            return encoded
+        lists = self.aggregated_lists(fields)[0]
+        return torch.cat([encoded, *self.aggregates[0].outputs(lists, padded)], dim=1)
+
+    def aggregated_lists(self, encoding):
+        offsets, found = next(iter(encoding.values())).offsets, []
+        for module, prefix in ((self.codes, "codes"), (self.values, "values")):
+            padded = None
+            if module is not None:
+                values = torch.stack(_values(encoding, prefix), dim=1)
+                padded, lengths = pad(values.flatten(1), offsets)
+                padded = padded.unflatten(2, values.shape[1:])
+            found.append(padded)
+        return [(*found, lengths)]
+
+
+def _values(fields, prefix):
+    """Return the items of the entries whose names begin with a prefix."""
+    return [lists.values for name, lists in fields.items() if name.startswith(prefix)]

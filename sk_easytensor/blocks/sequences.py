@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from functools import partial
 
@@ -12,12 +13,23 @@ from torch import nn
 from torch.nn import functional
 
 from sk_easytensor._utils.docstrings import documented_like
-from sk_easytensor._utils.validation import check_choice, check_number
+from sk_easytensor._utils.validation import check_choice, check_number, shortened
+from sk_easytensor.blocks.aggregates import (
+    CATEGORY_AGGREGATES,
+    ListAggregates,
+    chosen_aggregates,
+)
 from sk_easytensor.blocks.base import Block, unsupported_column
 from sk_easytensor.blocks.category import KNOWN, CategoryBlock, no_category_known
 from sk_easytensor.blocks.numeric import NumericBlock
 from sk_easytensor.data.bin_edges import bounded_numbers, centers_and_scales
-from sk_easytensor.data.columns import is_list, read_lists, same_lengths, to_float64
+from sk_easytensor.data.columns import (
+    is_list,
+    list_lengths,
+    read_lists,
+    same_lengths,
+    to_float64,
+)
 from sk_easytensor.data.summaries import Quantiles, Summary, SummaryMap, merge_all
 from sk_easytensor.networks.block_module import BlockModule
 from sk_easytensor.networks.random_convolutions import RandomConvolutions, fit_random_convolutions
@@ -25,7 +37,10 @@ from sk_easytensor.networks.sequences import ENCODERS, POOLINGS, SequenceEncoder
 from sk_easytensor.tensors import Ragged, TensorFrame
 
 __all__ = [
+    "AggregatedBlock",
+    "AggregatedModule",
     "CategorySequenceBlock",
+    "ItemsSummary",
     "NumericSequenceBlock",
     "SequenceBlock",
     "code_names",
@@ -45,6 +60,14 @@ NUMBER_FEATURES = ("mean", "deviation", "lowest", "highest", "last")
 
 class SequenceBlock(Block):
     """Base class of blocks that read lists; subclasses define the parameters checked here."""
+
+    encoders = ENCODERS
+    """Values of the parameter ``encoder``."""
+
+    @property
+    def chosen_encoder(self):
+        """Name of the sequence encoder that the parameters select."""
+        return self.encoder
 
     @classmethod
     def accepts(cls, column_type):
@@ -85,7 +108,7 @@ class SequenceBlock(Block):
 
     def check_parameters(self):
         name = type(self).__name__
-        check_choice(name, "encoder", self.encoder, ENCODERS)
+        check_choice(name, "encoder", self.encoder, self.encoders)
         check_choice(name, "pooling", self.pooling, POOLINGS)
         check_choice(name, "keep", self.keep, KEEP)
         check_choice(name, "bidirectional", self.bidirectional, (True, False))
@@ -94,9 +117,10 @@ class SequenceBlock(Block):
         if self.layers is not None:
             check_number(name, "layers", self.layers, low=1, integer=True)
         check_number(name, "dropout", self.dropout, low=0, high=0.99)
-        if self.encoder == "conv" and self.kernel_size % 2 == 0:
+        encoder = self.chosen_encoder
+        if encoder == "conv" and self.kernel_size % 2 == 0:
             raise ValueError(f"{name}: kernel_size must be odd, got {self.kernel_size!r}")
-        if self.encoder == "transformer" and self.width % self.heads:
+        if encoder == "transformer" and self.width % self.heads:
             raise ValueError(
                 f"{name}: width must be a multiple of heads, got width={self.width} and "
                 f"heads={self.heads}"
@@ -107,19 +131,174 @@ class SequenceBlock(Block):
 
         By default the parameter ``max_length``; items have `in_features` components.
         """
+        encoder = self.chosen_encoder
         return SequenceEncoder(
-            self.encoder,
+            encoder,
             self.pooling,
             in_features,
             self.width,
             max_length=max_length or self.max_length,
-            layers=self.layers or (1 if self.encoder in ("gru", "lstm") else 2),
+            layers=self.layers or (1 if encoder in ("gru", "lstm") else 2),
             heads=self.heads,
             kernel_size=self.kernel_size,
             bidirectional=self.bidirectional,
             latest_first=self.keep == "last",
             dropout=self.dropout,
         )
+
+
+class AggregatedBlock(SequenceBlock):
+    """Base class of blocks whose lists have aggregates beside the sequence encoder.
+
+    A subclass defines the parameter ``aggregates`` and sets the following class attributes.
+
+    Attributes
+    ----------
+    known_aggregates : tuple of str
+        Names of the aggregates.
+    encoder_alone : str
+        Sequence encoder by default without aggregates, and in networks of embeddings.
+    """
+
+    encoders = ("auto", *ENCODERS)
+    known_aggregates: tuple = ()
+    encoder_alone = "gru"
+
+    aggregates = False
+    """Blocks that were stored before there were aggregates have none."""
+
+    @property
+    def chosen_aggregates(self):
+        """Names of the aggregates that the parameters select."""
+        return chosen_aggregates(type(self).__name__, self.aggregates, self.known_aggregates)
+
+    @property
+    def chosen_encoder(self):
+        if self.encoder != "auto":
+            return self.encoder
+        return "mean" if self.chosen_aggregates else self.encoder_alone
+
+    def check_parameters(self):
+        _ = self.chosen_aggregates
+        super().check_parameters()
+
+    def configure_for_embedding(self):
+        """Turn aggregates off, unless they were asked for, and read items in their order."""
+        if self.encoder == "auto":
+            self.encoder = self.encoder_alone
+        if isinstance(self.aggregates, str):
+            self.aggregates = False
+
+    def count_long(self, table):
+        """Return the summary of the lengths of lists, for :meth:`warn_of_long`.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            A chunk of the training rows, with the columns of lists only.
+
+        Returns
+        -------
+        LengthSummary
+        """
+        longest = np.max([list_lengths(column) for column in table.columns], axis=0)
+        n_cut = int((longest > self.max_length).sum())
+        return LengthSummary(table.num_rows, n_cut, int(longest.max(initial=0)))
+
+    def warn_of_long(self, lengths):
+        """Warn if training rows have lists that are truncated.
+
+        Parameters
+        ----------
+        lengths : LengthSummary
+            Merged summary of all chunks.
+        """
+        if lengths.n_cut:
+            warnings.warn(
+                f"{type(self).__name__}: the lists of {lengths.n_cut:,} of {lengths.n_rows:,} rows "
+                f"in {shortened(list(self.feature_names_in_))} are cut to their {self.keep} "
+                f"{self.max_length} items; the longest has {lengths.longest:,}. A larger "
+                "max_length reads more of them, in more time and memory",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+class LengthSummary(Summary):
+    """Number of rows whose lists are longer than the largest length that is read.
+
+    Parameters
+    ----------
+    n_rows, n_cut : int
+        Number of rows, and of those with a longer list.
+    longest : int
+        Length of the longest list.
+    """
+
+    def __init__(self, n_rows, n_cut, longest):
+        self.n_rows = n_rows
+        self.n_cut = n_cut
+        self.longest = longest
+
+    def merge(self, other):
+        """Return the summary of the rows of both summaries."""
+        return LengthSummary(
+            self.n_rows + other.n_rows,
+            self.n_cut + other.n_cut,
+            max(self.longest, other.longest),
+        )
+
+
+class ItemsSummary(Summary):
+    """Summary of the items of lists, and of the lengths of the lists.
+
+    Parameters
+    ----------
+    items : SummaryMap
+        Summaries of the fields of the items.
+    lengths : LengthSummary
+        Summary of the lengths.
+    """
+
+    def __init__(self, items, lengths):
+        self.items = items
+        self.lengths = lengths
+
+    def merge(self, other):
+        """Return the summary of the rows of both summaries."""
+        return ItemsSummary(self.items.merge(other.items), self.lengths.merge(other.lengths))
+
+
+class AggregatedModule(BlockModule):
+    """Base class of modules that read lists with aggregates, which also are features of trees.
+
+    A subclass sets ``aggregates``, modules of :class:`ListAggregates` of which there may be none,
+    and defines :meth:`aggregated_lists`.
+    """
+
+    padded = True
+
+    @property
+    def has_tree_inputs(self):
+        """Whether there are aggregates."""
+        return len(self.aggregates) > 0
+
+    @property
+    def tree_codes(self):
+        """Number of codes of each aggregate, and whether they are ordered."""
+        if not self.has_tree_inputs:
+            return None
+        return [codes for aggregates in self.aggregates for codes in aggregates.tree_codes]
+
+    def aggregated_lists(self, encoding):
+        """Return the inputs of :meth:`ListAggregates.compute` for each of ``aggregates``."""
+        raise NotImplementedError(f"{type(self).__name__} has no method aggregated_lists")
+
+    def tree_inputs(self, **encoding):
+        """Return the codes of the aggregates, int32 of shape (batch, len(tree_codes))."""
+        lists = self.aggregated_lists(encoding)
+        pairs = zip(self.aggregates, lists, strict=True)
+        return torch.cat([part.codes(part.compute(*inputs)) for part, inputs in pairs], dim=1)
 
 
 def ragged(values, offsets):
@@ -690,15 +869,16 @@ class NumericSequenceModule(BlockModule):
 
 
 @documented_like(CategoryBlock)
-class CategorySequenceBlock(SequenceBlock):
+class CategorySequenceBlock(AggregatedBlock):
     """Read columns of lists of categories: strings, integers, booleans.
 
     Parameters
     ----------
-    encoder : {"transformer", "gru", "lstm", "conv", "mean"}, default="transformer"
-        Sequence encoder of the items. ``"transformer"``: attention with learned positions;
-        ``"gru"`` and ``"lstm"``: recurrent; ``"conv"``: convolutions over neighbouring items;
-        ``"mean"``: items are encoded independently.
+    encoder : {"auto", "mean", "transformer", "gru", "lstm", "conv"}, default="auto"
+        Sequence encoder of the items. ``"mean"``: items are encoded independently;
+        ``"transformer"``: attention with learned positions, whose time and memory grow with the
+        square of the length; ``"gru"`` and ``"lstm"``: recurrent; ``"conv"``: convolutions over
+        neighbouring items. ``"auto"``: ``"mean"`` with `aggregates`, otherwise ``"transformer"``.
     pooling : {"attention", "mean", "last", "mean_max"}, default="attention"
         Reduction of the items to one vector: a learned weighted mean, the mean, the last item, or
         the concatenation of mean and maximum.
@@ -715,9 +895,16 @@ class CategorySequenceBlock(SequenceBlock):
     dropout : float, default=0.1
         Dropout probability.
     max_length : int, default=128
-        Largest number of items that are read; longer lists are truncated.
+        Largest number of items that are read; longer lists are truncated, with a warning in fit.
     keep : {"last", "first"}, default="last"
         Which end of a longer list is read. Positions are counted from there.
+    aggregates : "auto", bool or list of str, default="auto"
+        Plain features of a list, which the trunk and the boosted trees read: its ``"length"``; for
+        the most frequent categories their ``"counts"``, their ``"shares"`` of the length and the
+        ``"recency"``, the number of items after the last one of the category; the ``"changes"``
+        between neighbours, the length of the last ``"run"`` of equal items, the number of
+        ``"distinct"`` items, the ``"last"`` three items and the ``"first"``. True selects all,
+        False none. ``"auto"``: all, but none in embedders and two-tower models.
     min_frequency : int, default=1
         Smallest number of items of a category. Rarer categories share the embedding of unseen
         ones.
@@ -736,26 +923,30 @@ class CategorySequenceBlock(SequenceBlock):
     Several columns are read independently, each with its own vocabulary and network. For columns
     that describe the same events see :class:`~sk_easytensor.EventSequenceBlock`. Missing and
     empty lists are equivalent and have a learned vector; missing items have an embedding.
-    Attention is that of Vaswani et al., "Attention Is All You Need" (2017).
+    Aggregates describe the items that are read, at most `max_length`; the ten most frequent
+    categories of a column, and its missing and unseen items, are counted. Attention is that of
+    Vaswani et al., "Attention Is All You Need" (2017).
 
     Examples
     --------
-    >>> block = CategorySequenceBlock(max_length=2)
+    >>> block = CategorySequenceBlock(max_length=3)
     >>> block = block.fit({"visits": [["home", "cart", "home"], [], None, ["home", None]]})
     >>> block.categories_[0].to_pylist()
     ['home', 'cart']
-    >>> codes = block.transform({"visits": [["home", "cart", "other"], None]})["codes_0"]
+    >>> codes = block.transform({"visits": [["home", "home", "cart", "other"], None]})["codes_0"]
     >>> codes.values.tolist(), codes.lengths.tolist()
-    ([3, 1], [2, 0])
+    ([2, 3, 1], [3, 0])
     """
 
     kind = "category_sequence"
     accepted = "lists of strings, integers, booleans or categories"
     entry_a_column = True
+    known_aggregates = CATEGORY_AGGREGATES
+    encoder_alone = "transformer"
 
     def __init__(
         self,
-        encoder="transformer",
+        encoder="auto",
         *,
         pooling="attention",
         width=32,
@@ -766,6 +957,7 @@ class CategorySequenceBlock(SequenceBlock):
         dropout=0.1,
         max_length=128,
         keep="last",
+        aggregates="auto",
         min_frequency=1,
         max_categories=1_000_000,
         hash_buckets=None,
@@ -782,6 +974,7 @@ class CategorySequenceBlock(SequenceBlock):
         self.dropout = dropout
         self.max_length = max_length
         self.keep = keep
+        self.aggregates = aggregates
         self.min_frequency = min_frequency
         self.max_categories = max_categories
         self.hash_buckets = hash_buckets
@@ -826,10 +1019,12 @@ class CategorySequenceBlock(SequenceBlock):
         summary = SummaryMap()
         for name, lists in self._columns(table):
             summary |= self._new_items(name).summarize(lists.items)
-        return SummaryMap(summary)
+        return ItemsSummary(SummaryMap(summary), self.count_long(table))
 
     def finish(self, summary):
-        self.items_ = [self._new_items(name).finish(summary) for name in self.feature_names_in_]
+        items = summary.items
+        self.items_ = [self._new_items(name).finish(items) for name in self.feature_names_in_]
+        self.warn_of_long(summary.lengths)
         return self
 
     @property
@@ -860,9 +1055,15 @@ class CategorySequenceBlock(SequenceBlock):
         return unseen
 
     def make_module(self):
+        names, max_length = self.chosen_aggregates, self.max_length
         return CategorySequenceModule(
             [items.make_module() for items in self.items_],
             [self.make_encoder(self.width) for _ in self.items_],
+            [
+                ListAggregates(names, items.n_codes, max_length=max_length)
+                for items in self.items_
+                if names
+            ],
         )
 
     def to_onnx(self, graph):
@@ -894,7 +1095,7 @@ class CategorySequenceBlock(SequenceBlock):
         return np.asarray(names, dtype=object)
 
 
-class CategorySequenceModule(BlockModule):
+class CategorySequenceModule(AggregatedModule):
     """Embed the items of each column and encode the lists.
 
     Parameters
@@ -903,15 +1104,18 @@ class CategorySequenceModule(BlockModule):
         Embedding of the items of each column.
     encoders : list of SequenceEncoder
         Encoder of the lists of each column.
+    aggregates : list of ListAggregates, default=()
+        Aggregates of the lists of each column; empty for none.
     """
 
-    padded = True
-
-    def __init__(self, items, encoders):
+    def __init__(self, items, encoders, aggregates=()):
         super().__init__()
         self.items = nn.ModuleList(items)
         self.encoders = nn.ModuleList(encoders)
+        self.aggregates = nn.ModuleList(aggregates)
         self.out_features = sum(encoder.out_features for encoder in encoders)
+        for own, part in zip(items, aggregates, strict=False):
+            self.out_features += part.out_features + part.n_items * own.out_features
 
     def forward(self, **codes):
         """Return the vectors of all columns.
@@ -925,8 +1129,16 @@ class CategorySequenceModule(BlockModule):
         -------
         torch.Tensor of shape (batch, out_features)
         """
-        parts = []
+        parts, found = [], self.aggregated_lists(codes) if self.aggregates else []
         for index, (items, encoder) in enumerate(zip(self.items, self.encoders, strict=True)):
             lists = codes[f"codes_{index}"]
-            parts.append(encoder(items(lists.values[:, None]), lists.offsets))
+            padded, lengths = pad(items(lists.values[:, None]), lists.offsets)
+            parts.append(encoder.read(padded, lengths))
+            if self.aggregates:
+                parts += self.aggregates[index].outputs(found[index], padded)
         return torch.cat(parts, dim=1)
+
+    def aggregated_lists(self, encoding):
+        lists = (encoding[f"codes_{index}"] for index in range(len(self.items)))
+        padded = (pad(column.values[:, None], column.offsets) for column in lists)
+        return [(codes, None, lengths) for codes, lengths in padded]

@@ -157,7 +157,10 @@ class BlockModule(nn.Module):
 
     @property
     def has_tree_inputs(self):
-        """Whether the class defines :meth:`tree_inputs`."""
+        """Whether the class defines :meth:`tree_inputs`.
+
+        A class whose modules do not always have features of trees overrides this property.
+        """
         return type(self).tree_inputs is not BlockModule.tree_inputs
 
     def padded_lengths(self, encoding):

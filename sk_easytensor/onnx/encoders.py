@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from sk_easytensor.data.bin_edges import usable_edges
+from sk_easytensor.data.datetimes import FIRST, LAST
 from sk_easytensor.onnx.graph import Lists
 from sk_easytensor.onnx.readers import MISSING_SECONDS, MISSING_TIME
 
@@ -21,6 +22,7 @@ __all__ = [
     "seconds",
     "signed_log",
     "waves",
+    "within_years",
 ]
 
 
@@ -140,6 +142,12 @@ def clock(graph, times, shifts):
     index, _ = graph.search(column, [changes * 1_000_000])
     shift = graph.op("Squeeze", graph.op("Gather", offsets * 1_000_000, index), np.array([1]))
     return graph.op("Add", times, shift)
+
+
+def within_years(graph, wall):
+    """Bound times of a clock, in microseconds, to the years 1 to 9999."""
+    wall = graph.op("Max", wall, np.int64(FIRST * 1_000_000))
+    return graph.op("Min", wall, np.int64(LAST * 1_000_000 + 999_999))
 
 
 def phases(graph, wall):

@@ -159,7 +159,8 @@ class Tower(
         sample = sample.select(columns)
 
         def make():
-            return TableEncoder(blocks, remainder=remainder).fit_table(sample, sample, summarize)
+            encoder = TableEncoder(blocks, remainder=remainder)
+            return encoder.fit_table(sample, sample, summarize, for_embedding=True)
 
         self._encoder = make() if checkpoints is None else checkpoints.load_or_fit(side, make)
         self.blocks_ = self._encoder.blocks_

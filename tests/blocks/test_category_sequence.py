@@ -14,6 +14,9 @@ from sk_easytensor.blocks.category import MISSING, UNSEEN
 from sk_easytensor.data.summaries import merge_all
 from sk_easytensor.data.tables import as_table
 
+# Short lists are cut on purpose; test_aggregates.py has the warning.
+pytestmark = pytest.mark.filterwarnings("ignore:.*are cut to their:UserWarning")
+
 VISITS = [["home", "cart", "home"], [], None, ["home", None, "pay"]]
 
 items = st.none() | st.sampled_from(["a", "b", "c", "", "d"])
@@ -119,7 +122,7 @@ def test_hashing():
 
 def test_columns_are_independent():
     data = {"a": [["x"], ["x", "y"]], "b": [[1, 2, 3], None]}
-    block = CategorySequenceBlock(width=8).fit(data)
+    block = CategorySequenceBlock(width=8, aggregates=False).fit(data)
     assert [values.to_pylist() for values in block.categories_] == [["x", "y"], ["1", "2", "3"]]
     encoding = block.transform(data)
     assert [lists.lengths.tolist() for lists in encoding.values()] == [[1, 2], [3, 0]]
@@ -153,8 +156,8 @@ def test_flatten_counts_few_of_many():
 
 
 def test_module_shows_unseen_codes_in_training_only():
-    block = CategorySequenceBlock("mean", pooling="mean", unseen_probability=1.0, dropout=0)
-    block.fit({"c": [["a", "b"], ["b"]]})
+    options = {"pooling": "mean", "aggregates": False, "unseen_probability": 1.0, "dropout": 0}
+    block = CategorySequenceBlock("mean", **options).fit({"c": [["a", "b"], ["b"]]})
     module = block.make_module().eval()
     known, unseen = module(**block.transform({"c": [["a", "b"], ["new", "new"]]}))
     assert not torch.allclose(known, unseen)

@@ -22,6 +22,9 @@ from sk_easytensor.data.summaries import merge_all
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.tensors import TensorFrame
 
+# Short lists are cut on purpose; test_aggregates.py has the warning.
+pytestmark = pytest.mark.filterwarnings("ignore:.*are cut to their:UserWarning")
+
 NAN = np.nan
 
 
@@ -329,7 +332,7 @@ def test_missing_lists_beside_filled_ones():
 
 
 def test_missing_and_empty_lists_get_a_learned_vector():
-    block = EventSequenceBlock(width=8).fit(EVENTS)
+    block = EventSequenceBlock(width=8, aggregates=False).fit(EVENTS)
     module = block.make_module().eval()
     with torch.no_grad():
         module.encoder.empty.fill_(7.0)

@@ -18,6 +18,9 @@ from sk_easytensor.data.tables import as_table
 from sk_easytensor.networks.sequences import ENCODERS, POOLINGS
 from sk_easytensor.tensors import TensorFrame
 
+# Short lists are cut on purpose; test_aggregates.py has the warning.
+pytestmark = pytest.mark.filterwarnings("ignore:.*are cut to their:UserWarning")
+
 WORDS = [["a", "b", "a"], [], None, ["b"], ["a", None, "c", "b", "d"], ["c", "c"]]
 NUMBERS = [[1.0, 2.0, 9.0], [], None, [4.0], [1.0, None, -3.0, 2.5, 0.5], [8.0, 8.0]]
 TIMES = [[0.0, 5.0, 60.0], [], None, [30.0], [1.0, 2.0, 4.0, 8.0, 16.0], [7.0, None]]
@@ -27,6 +30,10 @@ MAKERS = {
     "numeric": (NumericSequenceBlock, {"numbers": NUMBERS}),
     "event": (EventSequenceBlock, {"words": WORDS, "numbers": NUMBERS, "times": TIMES}),
 }
+
+
+ALONE = {"category": {"aggregates": False}, "numeric": {}, "event": {"aggregates": False}}
+"""Parameters of a block whose module has only a sequence encoder."""
 
 
 @pytest.fixture(params=MAKERS)
@@ -41,6 +48,7 @@ def make(kind):
     def fitted(**params):
         cls, data = MAKERS[kind]
         params = {"width": 8, **({"time": "times"} if kind == "event" else {}), **params}
+        params |= ALONE[kind]
         return cls(**params).fit(data)
 
     return fitted
@@ -146,7 +154,7 @@ def test_order_matters(encoder, kind):
     if kind != "numeric":
         data = {"x": [[str(item) for item in items] for items in data["x"]]}
     for pooling in ("attention", "mean", "last"):
-        block = cls(encoder=encoder, pooling=pooling, width=8).fit(data)
+        block = cls(encoder=encoder, pooling=pooling, width=8, **ALONE[kind]).fit(data)
         one, two, three = module_of(block)(**block.transform(data))
         assert not torch.allclose(one, two, atol=1e-4)
         assert not torch.allclose(one, three, atol=1e-4)
@@ -158,7 +166,7 @@ def test_order_does_not_matter_where_items_do_not_see_each_other(kind):
         "x": [["0", "9", "1"], ["1", "9", "0"]] if kind != "numeric" else [[0.0, 9.0], [9.0, 0.0]]
     }
     for pooling in ("attention", "mean", "mean_max"):
-        block = cls(encoder="mean", pooling=pooling, width=8).fit(data)
+        block = cls(encoder="mean", pooling=pooling, width=8, **ALONE[kind]).fit(data)
         one, two = module_of(block)(**block.transform(data))
         torch.testing.assert_close(one, two)
 

@@ -210,10 +210,12 @@ def test_training_without_any_item(classifier):
     "block",
     [
         CategorySequenceBlock(width=16),
-        CategorySequenceBlock("gru", pooling="last", width=16),
-        CategorySequenceBlock("conv", pooling="last", width=16),
+        CategorySequenceBlock("transformer", width=16, aggregates=False),
+        CategorySequenceBlock("gru", pooling="last", width=16, aggregates=False),
+        CategorySequenceBlock("conv", pooling="last", width=16, aggregates=False),
         EventSequenceBlock(width=16),
-        EventSequenceBlock("transformer", pooling="last", width=16),
+        EventSequenceBlock("gru", width=16, aggregates=False),
+        EventSequenceBlock("transformer", pooling="last", width=16, aggregates=False),
     ],
     ids=lambda block: f"{block.kind}-{block.encoder}",
 )
@@ -227,7 +229,7 @@ def test_order_is_learned(block, classifier):
 def test_order_is_not_learned_from_a_bag(classifier):
     items, y = in_order(250)
     held_out, expected = in_order(100, seed=1)
-    bag = CategorySequenceBlock("mean", pooling="mean", width=16)
+    bag = CategorySequenceBlock("mean", pooling="mean", width=16, aggregates=False)
     model = classifier([("items", bag, "items")], **LEARNS).fit({"items": items}, y)
     assert len(np.unique(model.predict_proba({"items": held_out}).round(3), axis=0)) == 1
     assert model.score({"items": held_out}, expected) < 0.65
@@ -364,12 +366,12 @@ def test_grid_search_over_an_encoder(classifier, lists):
     columns, y = lists
     frame = pd.DataFrame(columns)[[*EVENTS, "city"]]
     model = classifier([("events", EventSequenceBlock(width=8), EVENTS)], max_epochs=1)
-    grid = {"blocks__events__encoder": ["gru", "conv"], "blocks__events__max_length": [2]}
+    grid = {"blocks__events__encoder": ["gru", "conv"], "blocks__events__max_length": [9]}
     search = GridSearchCV(model, grid, cv=2, error_score="raise").fit(frame, y)
     assert search.best_params_["blocks__events__encoder"] in ("gru", "conv")
-    assert search.best_estimator_.blocks_["events"].max_length == 2
+    assert search.best_estimator_.blocks_["events"].max_length == 9
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
-    assert model.get_params()["blocks__events__encoder"] == "gru"
+    assert model.get_params()["blocks__events__encoder"] == "auto"
 
 
 def test_evaluation_sets(classifier, lists):
