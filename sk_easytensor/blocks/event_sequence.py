@@ -29,6 +29,7 @@ from sk_easytensor.blocks.sequences import (
     NUMBER_FEATURES,
     NumericSequenceBlock,
     SequenceBlock,
+    SequenceModule,
     code_names,
     count_codes,
     describe_numbers,
@@ -37,7 +38,6 @@ from sk_easytensor.blocks.sequences import (
 from sk_easytensor.blocks.vector import VectorBlock
 from sk_easytensor.data.columns import is_list, list_lengths, same_lengths
 from sk_easytensor.data.summaries import SummaryMap
-from sk_easytensor.networks.block_module import BlockModule
 from sk_easytensor.tensors import Ragged
 
 __all__ = [
@@ -58,10 +58,11 @@ class EventSequenceBlock(SequenceBlock):
     time : str or None, default=None
         Field with the times of the events: dates, timestamps, or non-negative numbers of seconds.
         By default the first field of dates or timestamps.
-    now : str or None, default=None
+    now : str, None or False, default=None
         Column with the prediction time of each row, a date, timestamp or number of seconds. By
         default the block's only column of dates or timestamps that are not lists; if there is
-        none, the time of the last event of the list.
+        none, the time of the last event of the list. False to leave out the gaps to the prediction
+        time: what is read of an event then does not depend on later events.
     categories : list of str, default=()
         Numeric fields that are read as categories. Strings, dictionaries and booleans are always
         categories.
@@ -109,8 +110,8 @@ class EventSequenceBlock(SequenceBlock):
     A field of structs is named ``column.field``. Categories are embedded as by
     :class:`~sk_easytensor.CategoryBlock`, numbers as by :class:`~sk_easytensor.NumericBlock`. The
     time is read as two gaps, in logarithms of seconds: to the previous event, and to the prediction
-    time. Further fields of dates or timestamps are read as gaps from the time of their event.
-    Events must be in order of time, and not later than the prediction time.
+    time unless `now` is False. Further fields of dates or timestamps are read as gaps from the time
+    of their event. Events must be in order of time, and not later than the prediction time.
 
     All lists of a row must have the same length; a missing list beside present ones is a list of
     missing items. Missing and empty lists are equivalent and have a learned vector. Other blocks
@@ -269,8 +270,14 @@ class EventSequenceBlock(SequenceBlock):
         columns = {name: self._sources[name] for name in self._of_kind("number", "date")}
         if self._time is not None:
             columns[f"{self._time}.previous"] = self._sources[self._time]
-            columns[f"{self._time}.now"] = self.now_ or self._sources[self._time]
+            if self.reads_now:
+                columns[f"{self._time}.now"] = self.now_ or self._sources[self._time]
         return columns
+
+    @property
+    def reads_now(self):
+        """Whether the gap from each event to the prediction time is read."""
+        return self._time is not None and self.now is not False
 
     def _item_blocks(self, categories, numbers):
         """Return new blocks that encode the categorical and the numeric fields of events."""
@@ -448,7 +455,7 @@ def signed_log(numbers):
     return np.sign(numbers) * np.log1p(np.abs(numbers))
 
 
-class EventSequenceModule(BlockModule):
+class EventSequenceModule(SequenceModule):
     """Embed the fields of each event and encode the lists of events.
 
     Parameters
@@ -460,8 +467,6 @@ class EventSequenceModule(BlockModule):
     make_encoder : callable
         Function that returns the :class:`SequenceEncoder` for an item width.
     """
-
-    padded = True
 
     def __init__(self, codes, values, make_encoder):
         super().__init__()
@@ -484,10 +489,14 @@ class EventSequenceModule(BlockModule):
         -------
         torch.Tensor of shape (batch, out_features)
         """
+        ((items, offsets),) = self.item_vectors(**fields)
+        return self.encoder(items, offsets)
+
+    def item_vectors(self, **fields):
         parts = []
         for module, prefix in ((self.codes, "codes"), (self.values, "values")):
             if module is not None:
                 values = [lists.values for name, lists in fields.items() if name.startswith(prefix)]
                 parts.append(module(torch.stack(values, dim=1)))
         offsets = next(iter(fields.values())).offsets
-        return self.encoder(torch.cat(parts, dim=1), offsets)
+        return [(torch.cat(parts, dim=1), offsets)]

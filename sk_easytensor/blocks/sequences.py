@@ -28,6 +28,7 @@ __all__ = [
     "CategorySequenceBlock",
     "NumericSequenceBlock",
     "SequenceBlock",
+    "SequenceModule",
     "code_names",
     "count_codes",
     "describe_numbers",
@@ -614,7 +615,33 @@ def means_of_steps(padded, lengths, stride):
     return means.transpose(1, 2), torch.div(lengths + stride - 1, stride, rounding_mode="floor")
 
 
-class NumericSequenceModule(BlockModule):
+class SequenceModule(BlockModule):
+    """Base class of modules that encode lists; a subclass defines ``item_vectors``."""
+
+    padded = True
+
+    @property
+    def sequence_encoders(self):
+        """Encoders of the lists of a row, whose outputs are concatenated; by default one."""
+        return [self.encoder]
+
+    def item_vectors(self, **encoding):
+        """Return the items that each encoder reads.
+
+        Parameters
+        ----------
+        **encoding : Ragged
+            Entries of the block's encoding, by name.
+
+        Returns
+        -------
+        list of (torch.Tensor of shape (total, n_features), torch.Tensor of int64)
+            Vectors of the items of all lists, and the offsets of the lists.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no method item_vectors")
+
+
+class NumericSequenceModule(SequenceModule):
     """Encode the channels of a series together.
 
     Parameters
@@ -628,8 +655,6 @@ class NumericSequenceModule(BlockModule):
     stride : int, default=1
         Number of neighbouring steps whose mean is one step of the encoder.
     """
-
-    padded = True
 
     def __init__(self, has_missing, make_encoder, convolutions=None, stride=1):
         super().__init__()
@@ -680,13 +705,16 @@ class NumericSequenceModule(BlockModule):
         -------
         torch.Tensor of shape (batch, out_features)
         """
+        ((steps, offsets),) = self.item_vectors(**channels)
+        if self.stride == 1:
+            return self.encoder(steps, offsets)
+        return self.encoder.read(*means_of_steps(*pad(steps, offsets), self.stride))
+
+    def item_vectors(self, **channels):
         lists = [channels[f"values_{index}"] for index in range(len(channels))]
         values = torch.stack([channel.values for channel in lists], dim=1)
         missing = torch.isnan(values).to(values.dtype).index_select(1, self.has_missing)
-        steps = torch.cat([finite_steps(values), missing], dim=1)
-        if self.stride == 1:
-            return self.encoder(steps, lists[0].offsets)
-        return self.encoder.read(*means_of_steps(*pad(steps, lists[0].offsets), self.stride))
+        return [(torch.cat([finite_steps(values), missing], dim=1), lists[0].offsets)]
 
 
 @documented_like(CategoryBlock)
@@ -894,7 +922,7 @@ class CategorySequenceBlock(SequenceBlock):
         return np.asarray(names, dtype=object)
 
 
-class CategorySequenceModule(BlockModule):
+class CategorySequenceModule(SequenceModule):
     """Embed the items of each column and encode the lists.
 
     Parameters
@@ -904,8 +932,6 @@ class CategorySequenceModule(BlockModule):
     encoders : list of SequenceEncoder
         Encoder of the lists of each column.
     """
-
-    padded = True
 
     def __init__(self, items, encoders):
         super().__init__()
@@ -925,8 +951,16 @@ class CategorySequenceModule(BlockModule):
         -------
         torch.Tensor of shape (batch, out_features)
         """
-        parts = []
-        for index, (items, encoder) in enumerate(zip(self.items, self.encoders, strict=True)):
-            lists = codes[f"codes_{index}"]
-            parts.append(encoder(items(lists.values[:, None]), lists.offsets))
-        return torch.cat(parts, dim=1)
+        inputs = zip(self.encoders, self.item_vectors(**codes), strict=True)
+        return torch.cat([encoder(items, offsets) for encoder, (items, offsets) in inputs], dim=1)
+
+    @property
+    def sequence_encoders(self):
+        return list(self.encoders)
+
+    def item_vectors(self, **codes):
+        lists = [codes[f"codes_{index}"] for index in range(len(self.items))]
+        return [
+            (items(column.values[:, None]), column.offsets)
+            for items, column in zip(self.items, lists, strict=True)
+        ]

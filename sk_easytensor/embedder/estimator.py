@@ -40,12 +40,14 @@ from sk_easytensor.embedder.objectives import (
     view_settings,
 )
 from sk_easytensor.embedder.slices import sample_windows, summarize_windows
+from sk_easytensor.embedder.updates import check_incremental, update_state
 from sk_easytensor.estimators.classifier import EasyTensorClassifier
 from sk_easytensor.estimators.eval_sets import deciding_first, eval_names
 from sk_easytensor.estimators.state import restored_on_error
 from sk_easytensor.estimators.stored import Vectors, of_stored_rows
 from sk_easytensor.estimators.trained import TrainedEstimator
 from sk_easytensor.events import collect_sequences
+from sk_easytensor.executor import LocalExecutor
 from sk_easytensor.export.adapters import EmbedderAdapter
 from sk_easytensor.networks import Sum
 from sk_easytensor.report.report import summarize_table
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     )
     from sk_easytensor.blocks import Block
     from sk_easytensor.blocks.pretrained import Representation
+    from sk_easytensor.embedder.updates import EmbeddingState
     from sk_easytensor.tracking import MLflowTracker
 
 __all__ = [
@@ -156,6 +159,58 @@ class EmbeddingMixin(TransformerMixin):
         names = self._user_names()
         users = sequences.select(names).to_pandas().set_index(names).index
         return pd.DataFrame(embeddings, index=users, columns=self.get_feature_names_out())
+
+    @with_library_settings
+    def update(self, state: EmbeddingState | None, events: TableLike) -> EmbeddingState:
+        """Return embeddings after further events, without the events before them.
+
+        Parameters
+        ----------
+        state : EmbeddingState or None
+            Result of an earlier call; None for the first one.
+        events : table-like
+            Log with the further events, not earlier than those of the same user before. Users
+            without an earlier event are added. Events of the same time are taken in the order of
+            the calls.
+
+        Returns
+        -------
+        EmbeddingState
+            ``embeddings`` are those that :meth:`transform` computes from all events together, to
+            about 1e-6, ``users`` has the keys. `state` is not changed.
+
+        Raises
+        ------
+        AttributeError
+            If `X` in `fit` was not a log.
+        ValueError
+            If the embedding of a block cannot be updated exactly: its encoder must be ``"mean"`` or
+            read from left to right only (``"gru"``, ``"lstm"``), and must not read the time up to
+            the last event (``now=False``). Also if a user has more events than the ``max_length``
+            of a block, if an event is earlier than the last one before, or if `state` is of another
+            fit.
+        TypeError
+            If a column is of another type than before.
+
+        Notes
+        -----
+        Encoders keep their state: the hidden state of a recurrent network, the sums of a mean, the
+        running maximum and sums of a softmax for attention pooling. The time of a call grows with
+        the number of new events, not with the length of the histories.
+        """
+        check_is_fitted(self)
+        owner = type(self).__name__
+        if self._user is None:
+            raise AttributeError("update needs a log in fit, with its user and time columns")
+        check_incremental(self.tower_.blocks_, owner)
+        table = as_table(events, columns=self._read_columns(), minimum_rows=0)
+        if not self._is_log(table):
+            raise ValueError(
+                f"{owner}.update: events must be a log with a row for each event; the columns "
+                f"{list_names(table)} hold lists"
+            )
+        user, executor = self._user_names(), LocalExecutor(self.n_jobs)
+        return update_state(self.tower_, user, self._time, state, table, owner, executor)
 
     def _read_columns(self):
         """Return the names of the columns to read from a table of lists or a log."""
