@@ -85,6 +85,11 @@ __all__ = [
 ]
 
 
+MAX_EPOCHS = 200
+"""Largest number of epochs by default. Parts are drawn anew in each of them, so that embeddings
+improve for twice as long as on pairs that stay the same."""
+
+
 class EmbeddingMixin(TransformerMixin):
     """Methods that embed users by the fitted tower."""
 
@@ -248,8 +253,8 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
         Size of the embeddings.
     remainder : {"auto", "drop"}, default="auto"
         Handling of list columns that no block names: ``"auto"`` reads all of them by one
-        :class:`~sk_easytensor.EventSequenceBlock`, ``"drop"`` leaves them out. The column
-        `session` is left out in any case.
+        ``EventSequenceBlock("mean", now=False)``, ``"drop"`` leaves them out. The column `session`
+        is left out in any case.
     trunk : object or None, default=None
         Network between blocks and embedding; None for :class:`~sk_easytensor.Sum`, which adds up
         the outputs of the blocks.
@@ -282,8 +287,9 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
     batch_size : int or None, default=None
         Pairs of each training step; None for at least 128, by the number of users.
     max_epochs : int or None, default=None
-        Maximum number of epochs; None for a number by that of the users. New parts are drawn in
-        each epoch.
+        Maximum number of epochs; None for a number by that of the users, at most 200. New parts are
+        drawn in each epoch. The learning rate falls until the last one, so that the best epoch is
+        often among the last ones, even if more epochs would not improve the embeddings.
     validation_fraction : float or None, default=0.1
         Fraction of the users that is held out for validation when `fit` gets no ``eval_set``; None
         to train on all users.
@@ -627,7 +633,7 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
         objective = objective_of(self)
         temperature = objective.temperature if self.temperature is None else self.temperature
         batch_size = self.batch_size or max(128, default_batch_size(counts[0]))
-        epochs = self.max_epochs or default_max_epochs(counts[0])
+        epochs = self.max_epochs or min(MAX_EPOCHS, 2 * default_max_epochs(counts[0]))
         settings = self._settings(
             batch_size, epochs, self._eval_plan(evals), checkpoints=checkpoints
         )

@@ -645,7 +645,8 @@ def list_blocks(estimator, table, X, time):
         name = EventSequenceBlock.kind
         while name in [name for name, _, _ in specs]:
             name += "_auto"
-        block = EventSequenceBlock(time=time if time in rest else None)
+        # Embeddings of this block can be updated with further events.
+        block = EventSequenceBlock("mean", time=time if time in rest else None, now=False)
         specs.append((name, block, rest))
     if not any(columns for _, _, columns in specs):
         raise ValueError(
