@@ -75,6 +75,11 @@ def check_incremental(blocks, owner):
             reason = f"has encoder={block.encoder!r}, which reads later events for earlier ones"
         elif block.encoder != "mean" and block.bidirectional:
             reason = "has bidirectional=True and reads later events for earlier ones"
+        elif getattr(block, "stride_", 1) > 1:
+            reason = (
+                f"has max_steps={block.max_steps} and averages {block.stride_} neighbouring steps, "
+                "of which some may follow"
+            )
         elif getattr(block, "reads_now", False):
             reason = (
                 "has now=None and reads the time from each event to the last one, which every new "

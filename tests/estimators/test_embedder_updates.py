@@ -202,6 +202,10 @@ REFUSED = {
     "conv": (lambda: events_block("conv"), "encoder='conv'"),
     "bidirectional": (lambda: events_block("gru", bidirectional=True), "bidirectional=True"),
     "now": (lambda: events_block(now=None), r"the time from each event .*now=False"),
+    "steps": (
+        lambda: ("amount", NumericSequenceBlock("mean", max_steps=1), ["amount"]),
+        "max_steps=1 and averages",
+    ),
     "pretrained": (pretrained, "is a PretrainedBlock"),
 }
 
