@@ -23,6 +23,7 @@ __all__ = [
     "comparable",
     "contiguous",
     "decoded",
+    "entity_codes",
     "is_scalar",
     "materialize",
     "read_time",
@@ -283,7 +284,7 @@ def collect_sequences(
 
     times = read_times(log, order_by, "events")
     if at is None or is_scalar(at):
-        codes, _ = _entities(log, None, by)
+        codes, _ = entity_codes(log, None, by)
         first = _first_rows(codes)
         owner, result_names = _select(events, log, first, by), by
         cutoff_codes = np.arange(len(first))
@@ -292,7 +293,7 @@ def collect_sequences(
         owner, table = _read(at)
         _require(table, [*by, order_by], "at")
         result_names = table.column_names
-        codes, cutoff_codes = _entities(log, table, by)
+        codes, cutoff_codes = entity_codes(log, table, by)
         cutoffs = read_times(table, order_by, "at")
     clash = [prefix + name for name in columns if prefix + name in result_names]
     if clash:
@@ -344,17 +345,38 @@ def _require(table, names, owner):
 # Entities are numbered in the order of their first appearance in the log.
 
 
-def _entities(log, table, by):
-    """Return the entity of each row of the log and of the table, as consecutive integers.
+def entity_codes(log, table, by, owners=("events", "at")):
+    """Return the entity of each row of a log and of a table, as consecutive integers.
 
-    Missing entities of the table have an integer that does not occur in the log.
+    Parameters
+    ----------
+    log : pyarrow.Table
+        Table with columns that identify the entity of each row.
+    table : pyarrow.Table or None
+        Table with the same columns.
+    by : list of str
+        Names of the columns.
+    owners : tuple of (str, str), default=("events", "at")
+        Names of the two tables, for errors.
+
+    Returns
+    -------
+    known, codes : ndarray of int64
+        Entities of the rows of the log, numbered in the order of their first appearance, and of
+        those of the table. Entities that are not in the log have larger integers; missing entities
+        of the table have an integer of their own.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an entity of the log is missing, or if the columns have types that do not match.
     """
     codes = None
     for name in by:
         column = decoded(log[name])
-        check_not_missing(column, name, "events", "entity")
+        check_not_missing(column, name, owners[0], "entity")
         if table is not None:
-            column = _concatenate(column, decoded(table[name]), name)
+            column = _concatenate(column, decoded(table[name]), name, owners)
         if pa.types.is_floating(column.type):
             column = pc.if_else(pc.is_nan(column), None, column)
         encoded = _encode(column, name)
@@ -370,15 +392,15 @@ def _entities(log, table, by):
     return known, np.where(codes < 0, unknown, codes)[len(log) :]
 
 
-def _concatenate(column, other, name):
+def _concatenate(column, other, name, owners):
     try:
         kind = common_type(column.type, other.type)
         return pa.chunked_array([*column.cast(kind).chunks, *other.cast(kind).chunks], kind)
     except (*CAST_ERRORS, TypeError) as error:
         raise TypeError(
-            f"column {name!r} is of type {type_name(column.type)} in events and of type "
-            f"{type_name(other.type)} in at, so that entities cannot be matched; convert one "
-            "to the other"
+            f"column {name!r} is of type {type_name(column.type)} in {owners[0]} and of type "
+            f"{type_name(other.type)} in {owners[1]}, so that entities cannot be matched; convert "
+            "one to the other"
         ) from error
 
 

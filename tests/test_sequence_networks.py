@@ -48,6 +48,29 @@ def test_gradients_are_those_of_finite_differences(encoder, pooling, bidirection
     assert torch.autograd.gradcheck(lambda x: network(x, offsets).sin(), values, eps=1e-6)
 
 
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("encoder", ["mean", "gru", "lstm"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_lists_are_read_in_parts(encoder, pooling, layers):
+    """The vectors are those of whole lists, and those of empty lists before the first part."""
+    network = make(encoder, pooling, layers=layers, dropout=0.5)
+    lengths = [3, 1, 8, 5]
+    values, offsets = items(lengths)
+    values = 5 * values
+    with torch.no_grad():
+        state = network.start(4)
+        assert state.shape == (4, network.state_features)
+        nothing = network(values[:0], torch.zeros(5, dtype=torch.int64))
+        torch.testing.assert_close(network.finish(state), nothing)
+        for first, last in ((0, 1), (1, 3), (3, 8)):
+            rows = [row for row in range(4) if lengths[row] > first]
+            parts = [values[offsets[row] : offsets[row + 1]][first:last] for row in rows]
+            ends = torch.tensor([0, *map(len, parts)]).cumsum(0)
+            state[rows] = network.advance(state[rows], torch.cat(parts), ends)
+        expected = network(values, offsets)
+    torch.testing.assert_close(network.finish(state), expected, rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_only_the_own_items_have_a_gradient(encoder):
     network = make(encoder, bidirectional=True)

@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sk_easytensor.embedder.objectives import OBJECTIVES, PairSampler, ViewSettings
+from sk_easytensor.embedder.objectives import (
+    OBJECTIVES,
+    PairSampler,
+    SessionPairBinary,
+    UserDataset,
+    ViewSettings,
+    count_long_histories,
+)
 from sk_easytensor.embedder.slices import (
     Sequences,
     Slices,
@@ -239,7 +246,7 @@ def logs(draw):
 @given(logs(), st.integers(0, 1000))
 def test_a_session_follows_its_history_and_the_other_user_is_another(data, seed):
     sequences, sizes, users = data
-    objective = OBJECTIVES["session_pair"](sequences, ViewSettings(label="session"))
+    objective = SessionPairBinary(sequences, ViewSettings(label="session"))
     pairs = objective.draw(users, np.random.default_rng(seed))
     owner = np.repeat(np.arange(len(sizes)), [sum(row) for row in sizes])
     label = np.concatenate([np.repeat(np.arange(len(row)), row) for row in sizes])
@@ -271,6 +278,43 @@ def test_a_session_follows_its_history_and_the_other_user_is_another(data, seed)
     assert sorted(users_met) == sorted(set(users) & set(made))
 
 
+@given(logs(), st.integers(0, 1000), st.booleans())
+def test_a_history_is_matched_with_the_session_after_it(data, seed, latest):
+    sequences, sizes, users = data
+    settings = ViewSettings(label="session", latest=latest)
+    objective = OBJECTIVES["session_pair"](sequences, settings)
+    pairs = objective.draw(users, np.random.default_rng(seed))
+    kept = [user for user in users if len(sizes[user]) > 1]
+    assert pairs.left_rows.tolist() == pairs.right_rows.tolist() == list(range(len(kept)))
+    assert pairs.target.tolist() == [1.0] * len(kept)
+    left, right = events_of(sequences, pairs.left), events_of(sequences, pairs.right)
+    for user, history, session in zip(kept, left, right, strict=True):
+        start = int(sequences.offsets[user])
+        stops = start + np.cumsum(sizes[user])
+        # The history is all that came before, and the session is whole and not the first.
+        number = stops.tolist().index(session[-1] + 1)
+        assert number == len(stops) - 1 if latest else number > 0
+        assert history == list(range(start, session[0]))
+        assert session == list(range(stops[number - 1], stops[number]))
+    longest = objective.longest_histories
+    expected = [sum(row[:-1]) for row in sizes]
+    assert longest.tolist() == expected
+    rows = UserDataset(objective, users)
+    for length in range(5):
+        longer = [user for user in users if expected[user] > length]
+        assert count_long_histories(rows, length) == len(longer)
+
+
+def test_every_session_but_the_first_is_drawn_unless_only_the_latest_is():
+    labels = [[0, 0, 1, 2, 3], [0, 1]]
+    sequences = Sequences(pa.table({"session": lists_of(labels, pa.int64())}), "a test")
+    for latest, expected in ((False, {2, 3, 4}), (True, {4})):
+        settings = ViewSettings(label="session", latest=latest)
+        objective = OBJECTIVES["session_pair"](sequences, settings)
+        draws = (objective.draw(np.arange(2), np.random.default_rng(seed)) for seed in range(60))
+        assert {int(pairs.right.starts[0]) for pairs in draws} == expected
+
+
 @given(logs(), st.integers(0, 1000))
 def test_contrastive_pairs_are_parts_of_one_user(data, seed):
     sequences, sizes, users = data
@@ -289,7 +333,7 @@ def test_contrastive_pairs_are_parts_of_one_user(data, seed):
 def test_every_other_user_is_drawn_and_users_of_one_session_lend_theirs():
     labels = [[0, 1], [0], [0, 1], [0], []]
     sequences = Sequences(pa.table({"session": lists_of(labels, pa.int64())}), "a test")
-    objective = OBJECTIVES["session_pair"](sequences, ViewSettings(label="session"))
+    objective = SessionPairBinary(sequences, ViewSettings(label="session"))
     owner = np.array([0, 0, 1, 2, 2, 3])
     met = set()
     for seed in range(200):

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from sk_easytensor.embedder.objectives import OBJECTIVES, SessionPairBinary
 from sk_easytensor.networks.block_network import TwoTowerNetwork, embed
 from sk_easytensor.networks.heads import SampledSoftmaxHead
 from sk_easytensor.tensors import TensorFrame
@@ -154,6 +155,50 @@ def test_dropout_is_for_training_only(popularity):
     network, pairs = make(popularity=popularity, dropout=0.5), make_pairs(USER_ROWS, ITEM_ROWS)
     assert not torch.equal(network.train()(pairs), network(pairs))
     assert torch.equal(network.eval()(pairs), network(pairs))
+
+
+# ---------------------------------------------------------------------- embedders
+
+
+def parts_of_users(target):
+    """Return pairs of five parts on either side, and the embeddings of both by one tower."""
+    frame = rows_frame(N_ITEMS)
+    left, right = frame.take(torch.arange(5)), frame.take(torch.arange(10, 15))
+    rows = torch.arange(len(target)) % 5
+    others = torch.where(torch.tensor(target) == 1, rows, (rows + 2) % 5)
+    return PairFrame(left, right, rows, others)
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES.values(), ids=OBJECTIVES)
+@pytest.mark.parametrize("batch", [[0, 1, 2, 3, 4], [4, 1], [3]], ids=str)
+def test_an_embedder_chooses_among_all_users_of_the_batch(kind, batch):
+    """The loss is the cross-entropy of a softmax over cosines, whatever the size of the batch."""
+    tower = Lookup(N_ITEMS, 1)
+    network = kind.make_network(tower, 5, kind.temperature, 0.0)
+    pairs = parts_of_users([1] * 5).take(torch.tensor(batch))
+    found = kind.head.loss(network(pairs), torch.ones(len(batch)))[:, 0]
+    table = tower.table.detach().double().numpy()
+    table /= np.linalg.norm(table, axis=1, keepdims=True)
+    expected = []
+    for user in batch:
+        logits = table[user] @ table[[10 + other for other in batch]].T / 0.05
+        expected.append(np.log(np.exp(logits).sum()) - logits[batch.index(user)])
+    np.testing.assert_allclose(found.detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_embedder_classifies_pairs_of_sessions():
+    tower, target = Lookup(N_ITEMS, 1), [1, 1, 1, 1, 1, 0, 0, 0, 0, 0]
+    kind = SessionPairBinary
+    network = kind.make_network(tower, 10, kind.temperature, 0.0)
+    with torch.no_grad():
+        network.bias.fill_(0.3)
+    found = kind.head.loss(network(parts_of_users(target)), torch.tensor(target).float())[:, 0]
+    table, expected = tower.table.detach().double().numpy(), []
+    for pair, own in enumerate(target):
+        user = pair % 5
+        logit = table[user] @ table[10 + (user if own else (user + 2) % 5)] + 0.3
+        expected.append(np.log1p(np.exp(-logit if own else logit)))
+    np.testing.assert_allclose(found.detach(), expected, rtol=1e-5)
 
 
 # ---------------------------------------------------------------------- what it estimates

@@ -69,10 +69,11 @@ class EventSequenceBlock(AggregatedBlock):
     time : str or None, default=None
         Field with the times of the events: dates, timestamps, or non-negative numbers of seconds.
         By default the first field of dates or timestamps.
-    now : str or None, default=None
+    now : str, None or False, default=None
         Column with the prediction time of each row, a date, timestamp or number of seconds. By
         default the block's only column of dates or timestamps that are not lists; if there is
-        none, the time of the last event of the list.
+        none, the time of the last event of the list. False to leave out the gaps to the prediction
+        time: what is read of an event then does not depend on later events.
     categories : list of str, default=()
         Numeric fields that are read as categories. Strings, dictionaries and booleans are always
         categories.
@@ -132,8 +133,8 @@ class EventSequenceBlock(AggregatedBlock):
     A field of structs is named ``column.field``. Categories are embedded as by
     :class:`~sk_easytensor.CategoryBlock`, numbers as by :class:`~sk_easytensor.NumericBlock`. The
     time is read as two gaps, in logarithms of seconds: to the previous event, and to the prediction
-    time. Further fields of dates or timestamps are read as gaps from the time of their event.
-    Events must be in order of time, and not later than the prediction time.
+    time unless `now` is False. Further fields of dates or timestamps are read as gaps from the time
+    of their event. Events must be in order of time, and not later than the prediction time.
 
     Aggregates describe the events that are read, at most `max_length`. Numbers enter them scaled,
     with bounded outliers, as they enter the network; a trend is the change along the list of the
@@ -330,8 +331,14 @@ class EventSequenceBlock(AggregatedBlock):
         columns = {name: self._sources[name] for name in self._of_kind("number", "date")}
         if self._time is not None:
             columns[f"{self._time}.previous"] = self._sources[self._time]
-            columns[f"{self._time}.now"] = self.now_ or self._sources[self._time]
+            if self.reads_now:
+                columns[f"{self._time}.now"] = self.now_ or self._sources[self._time]
         return columns
+
+    @property
+    def reads_now(self):
+        """Whether the gap from each event to the prediction time is read."""
+        return self._time is not None and self.now is not False
 
     def _item_blocks(self, categories, numbers):
         """Return new blocks that encode the categorical and the numeric fields of events."""
@@ -612,17 +619,22 @@ class EventSequenceModule(AggregatedModule):
         -------
         torch.Tensor of shape (batch, out_features)
         """
-        parts = []
-        for module, prefix in ((self.codes, "codes"), (self.values, "values")):
-            if module is not None:
-                parts.append(module(torch.stack(_values(fields, prefix), dim=1)))
-        parts += _values(fields, "calendar")
-        padded, lengths = pad(torch.cat(parts, dim=1), next(iter(fields.values())).offsets)
+        ((items, offsets),) = self.item_vectors(**fields)
+        padded, lengths = pad(items, offsets)
         encoded = self.encoder.read(padded, lengths)
         if not self.aggregates:
             return encoded
         lists = self.aggregated_lists(fields)[0]
         return torch.cat([encoded, *self.aggregates[0].outputs(lists, padded)], dim=1)
+
+    def item_vectors(self, **fields):
+        parts = []
+        for module, prefix in ((self.codes, "codes"), (self.values, "values")):
+            if module is not None:
+                parts.append(module(torch.stack(_values(fields, prefix), dim=1)))
+        parts += _values(fields, "calendar")
+        offsets = next(iter(fields.values())).offsets
+        return [(torch.cat(parts, dim=1), offsets)]
 
     def aggregated_lists(self, encoding):
         offsets, found = next(iter(encoding.values())).offsets, []

@@ -42,8 +42,8 @@ def find_now(table, now):
     ----------
     table : pyarrow.Table
         Table of all columns of the block.
-    now : str or None
-        Name of the column, if the user passed it.
+    now : str, None or False
+        Name of the column, if the user passed it; False if no prediction time is read.
 
     Returns
     -------
@@ -55,6 +55,8 @@ def find_now(table, now):
         If the column does not exist, or if several columns qualify.
     """
     names = table.column_names
+    if now is False:
+        return None
     if now is not None:
         if now not in names or is_list(table.schema.field(now).type):
             raise ValueError(

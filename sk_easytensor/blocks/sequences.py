@@ -43,6 +43,7 @@ __all__ = [
     "ItemsSummary",
     "NumericSequenceBlock",
     "SequenceBlock",
+    "SequenceModule",
     "code_names",
     "count_codes",
     "describe_numbers",
@@ -269,14 +270,38 @@ class ItemsSummary(Summary):
         return ItemsSummary(self.items.merge(other.items), self.lengths.merge(other.lengths))
 
 
-class AggregatedModule(BlockModule):
+class SequenceModule(BlockModule):
+    """Base class of modules that encode lists; a subclass defines ``item_vectors``."""
+
+    padded = True
+
+    @property
+    def sequence_encoders(self):
+        """Encoders of the lists of a row, whose outputs are concatenated; by default one."""
+        return [self.encoder]
+
+    def item_vectors(self, **encoding):
+        """Return the items that each encoder reads.
+
+        Parameters
+        ----------
+        **encoding : Ragged
+            Entries of the block's encoding, by name.
+
+        Returns
+        -------
+        list of (torch.Tensor of shape (total, n_features), torch.Tensor of int64)
+            Vectors of the items of all lists, and the offsets of the lists.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no method item_vectors")
+
+
+class AggregatedModule(SequenceModule):
     """Base class of modules that read lists with aggregates, which also are features of trees.
 
     A subclass sets ``aggregates``, modules of :class:`ListAggregates` of which there may be none,
     and defines :meth:`aggregated_lists`.
     """
-
-    padded = True
 
     @property
     def has_tree_inputs(self):
@@ -793,7 +818,7 @@ def means_of_steps(padded, lengths, stride):
     return means.transpose(1, 2), torch.div(lengths + stride - 1, stride, rounding_mode="floor")
 
 
-class NumericSequenceModule(BlockModule):
+class NumericSequenceModule(SequenceModule):
     """Encode the channels of a series together.
 
     Parameters
@@ -807,8 +832,6 @@ class NumericSequenceModule(BlockModule):
     stride : int, default=1
         Number of neighbouring steps whose mean is one step of the encoder.
     """
-
-    padded = True
 
     def __init__(self, has_missing, make_encoder, convolutions=None, stride=1):
         super().__init__()
@@ -859,13 +882,16 @@ class NumericSequenceModule(BlockModule):
         -------
         torch.Tensor of shape (batch, out_features)
         """
+        ((steps, offsets),) = self.item_vectors(**channels)
+        if self.stride == 1:
+            return self.encoder(steps, offsets)
+        return self.encoder.read(*means_of_steps(*pad(steps, offsets), self.stride))
+
+    def item_vectors(self, **channels):
         lists = [channels[f"values_{index}"] for index in range(len(channels))]
         values = torch.stack([channel.values for channel in lists], dim=1)
         missing = torch.isnan(values).to(values.dtype).index_select(1, self.has_missing)
-        steps = torch.cat([finite_steps(values), missing], dim=1)
-        if self.stride == 1:
-            return self.encoder(steps, lists[0].offsets)
-        return self.encoder.read(*means_of_steps(*pad(steps, lists[0].offsets), self.stride))
+        return [(torch.cat([finite_steps(values), missing], dim=1), lists[0].offsets)]
 
 
 @documented_like(CategoryBlock)
@@ -1130,13 +1156,24 @@ class CategorySequenceModule(AggregatedModule):
         torch.Tensor of shape (batch, out_features)
         """
         parts, found = [], self.aggregated_lists(codes) if self.aggregates else []
-        for index, (items, encoder) in enumerate(zip(self.items, self.encoders, strict=True)):
-            lists = codes[f"codes_{index}"]
-            padded, lengths = pad(items(lists.values[:, None]), lists.offsets)
+        inputs = zip(self.encoders, self.item_vectors(**codes), strict=True)
+        for index, (encoder, (items, offsets)) in enumerate(inputs):
+            padded, lengths = pad(items, offsets)
             parts.append(encoder.read(padded, lengths))
             if self.aggregates:
                 parts += self.aggregates[index].outputs(found[index], padded)
         return torch.cat(parts, dim=1)
+
+    @property
+    def sequence_encoders(self):
+        return list(self.encoders)
+
+    def item_vectors(self, **codes):
+        lists = [codes[f"codes_{index}"] for index in range(len(self.items))]
+        return [
+            (items(column.values[:, None]), column.offsets)
+            for items, column in zip(self.items, lists, strict=True)
+        ]
 
     def aggregated_lists(self, encoding):
         lists = (encoding[f"codes_{index}"] for index in range(len(self.items)))

@@ -24,24 +24,30 @@ from sk_easytensor.data.validation import errors_name
 from sk_easytensor.embedder.objectives import (
     MIN_ELIGIBLE_USERS,
     OBJECTIVES,
+    SESSION_LOSSES,
+    SESSION_SAMPLING,
     PairSampling,
     UserEncoder,
     check_eligible,
     check_length,
+    count_long_histories,
     count_pairs,
     count_users,
     eval_tables,
     list_blocks,
     list_names,
+    objective_of,
     view_settings,
 )
 from sk_easytensor.embedder.slices import sample_windows, summarize_windows
+from sk_easytensor.embedder.updates import check_incremental, update_state
 from sk_easytensor.estimators.classifier import EasyTensorClassifier
 from sk_easytensor.estimators.eval_sets import deciding_first, eval_names
 from sk_easytensor.estimators.state import restored_on_error
 from sk_easytensor.estimators.stored import Vectors, of_stored_rows
 from sk_easytensor.estimators.trained import TrainedEstimator
 from sk_easytensor.events import collect_sequences
+from sk_easytensor.executor import LocalExecutor
 from sk_easytensor.export.adapters import EmbedderAdapter
 from sk_easytensor.networks import Sum
 from sk_easytensor.report.report import summarize_table
@@ -70,12 +76,18 @@ if TYPE_CHECKING:
     )
     from sk_easytensor.blocks import Block
     from sk_easytensor.blocks.pretrained import Representation
+    from sk_easytensor.embedder.updates import EmbeddingState
     from sk_easytensor.tracking import MLflowTracker
 
 __all__ = [
     "EasyTensorEmbedder",
     "EmbeddingMixin",
 ]
+
+
+MAX_EPOCHS = 200
+"""Largest number of epochs by default. Parts are drawn anew in each of them, so that embeddings
+improve for twice as long as on pairs that stay the same."""
 
 
 class EmbeddingMixin(TransformerMixin):
@@ -153,6 +165,58 @@ class EmbeddingMixin(TransformerMixin):
         users = sequences.select(names).to_pandas().set_index(names).index
         return pd.DataFrame(embeddings, index=users, columns=self.get_feature_names_out())
 
+    @with_library_settings
+    def update(self, state: EmbeddingState | None, events: TableLike) -> EmbeddingState:
+        """Return embeddings after further events, without the events before them.
+
+        Parameters
+        ----------
+        state : EmbeddingState or None
+            Result of an earlier call; None for the first one.
+        events : table-like
+            Log with the further events, not earlier than those of the same user before. Users
+            without an earlier event are added. Events of the same time are taken in the order of
+            the calls.
+
+        Returns
+        -------
+        EmbeddingState
+            ``embeddings`` are those that :meth:`transform` computes from all events together, to
+            about 1e-6, ``users`` has the keys. `state` is not changed.
+
+        Raises
+        ------
+        AttributeError
+            If `X` in `fit` was not a log.
+        ValueError
+            If the embedding of a block cannot be updated exactly: its encoder must be ``"mean"`` or
+            read from left to right only (``"gru"``, ``"lstm"``), and must not read the time up to
+            the last event (``now=False``). Also if a user has more events than the ``max_length``
+            of a block, if an event is earlier than the last one before, or if `state` is of another
+            fit.
+        TypeError
+            If a column is of another type than before.
+
+        Notes
+        -----
+        Encoders keep their state: the hidden state of a recurrent network, the sums of a mean, the
+        running maximum and sums of a softmax for attention pooling. The time of a call grows with
+        the number of new events, not with the length of the histories.
+        """
+        check_is_fitted(self)
+        owner = type(self).__name__
+        if self._user is None:
+            raise AttributeError("update needs a log in fit, with its user and time columns")
+        check_incremental(self.tower_.blocks_, owner)
+        table = as_table(events, columns=self._read_columns(), minimum_rows=0)
+        if not self._is_log(table):
+            raise ValueError(
+                f"{owner}.update: events must be a log with a row for each event; the columns "
+                f"{list_names(table)} hold lists"
+            )
+        user, executor = self._user_names(), LocalExecutor(self.n_jobs)
+        return update_state(self.tower_, user, self._time, state, table, owner, executor)
+
     def _read_columns(self):
         """Return the names of the columns to read from a table of lists or a log."""
         times = [] if self._time is None else [self._time]
@@ -183,19 +247,20 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
         returns.
     objective : {"contrastive", "session_pair"}, default="contrastive"
         Training task. ``"contrastive"`` matches two random parts of a user among those of many
-        users. ``"session_pair"`` classifies whether a session follows a history.
+        users. ``"session_pair"`` matches the events before a session with that session, among the
+        sessions of many users.
     embedding_dim : int, default=128
         Size of the embeddings.
     remainder : {"auto", "drop"}, default="auto"
         Handling of list columns that no block names: ``"auto"`` reads all of them by one
-        :class:`~sk_easytensor.EventSequenceBlock`, ``"drop"`` leaves them out. The column
-        `session` is left out in any case.
+        ``EventSequenceBlock("mean", now=False)``, ``"drop"`` leaves them out. The column `session`
+        is left out in any case.
     trunk : object or None, default=None
         Network between blocks and embedding; None for :class:`~sk_easytensor.Sum`, which adds up
         the outputs of the blocks.
     temperature : float or None, default=None
-        Number that products of embeddings are divided by; None for 0.05 with ``"contrastive"``,
-        where they are cosines, and for 1.0 with ``"session_pair"``.
+        Number that products of embeddings are divided by; None for 0.05 with a softmax, where they
+        are cosines, and for 1.0 with ``session_loss="log_loss"``.
     dropout : float, default=0.0
         Fraction of the embeddings' components that are set to zero in training.
     session_gap : float, str, timedelta or None, default=None
@@ -204,6 +269,14 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
         sessions.
     session : str or None, default=None
         Column that identifies the session of each event, an alternative to `session_gap`.
+    session_loss : {"softmax", "log_loss"}, default="softmax"
+        Loss of ``"session_pair"``. ``"softmax"`` is the cross-entropy of choosing the session of
+        the user among the sessions of all users of the batch. ``"log_loss"`` classifies whether a
+        session is the user's own or one drawn of another user; the embeddings are then not scaled
+        to length 1.
+    session_sampling : {"uniform", "latest"}, default="uniform"
+        Session of each user in ``"session_pair"``: drawn in each epoch among all but the first, or
+        always the last one. The history is all events before it.
     min_length : int or float, default=0.1
         Minimum length of the slices of ``"contrastive"``: a number of events, or a fraction of the
         user's events. Lengths are drawn uniformly between `min_length` and `max_length`.
@@ -214,8 +287,9 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
     batch_size : int or None, default=None
         Pairs of each training step; None for at least 128, by the number of users.
     max_epochs : int or None, default=None
-        Maximum number of epochs; None for a number by that of the users. New parts are drawn in
-        each epoch.
+        Maximum number of epochs; None for a number by that of the users, at most 200. New parts are
+        drawn in each epoch. The learning rate falls until the last one, so that the best epoch is
+        often among the last ones, even if more epochs would not improve the embeddings.
     validation_fraction : float or None, default=0.1
         Fraction of the users that is held out for validation when `fit` gets no ``eval_set``; None
         to train on all users.
@@ -242,7 +316,8 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
         Number of users in `fit`.
     n_users_without_pair_ : int
         Number of users with too few events or sessions for a pair of their own. Blocks are fitted
-        on their events too, and their sessions may be in pairs of different users.
+        on their events too, and with ``session_loss="log_loss"`` their sessions may be in pairs of
+        different users.
     evals_result_ : dict of {str: dict of {str: list of float}}
         Losses by epoch, such as ``{"training": {"softmax_loss": [...]}, "valid_0": {...}}``. The
         training loss is the mean over an epoch's batches.
@@ -289,6 +364,8 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
         dropout: float = 0.0,
         session_gap: Duration | None = None,
         session: str | None = None,
+        session_loss: Literal["softmax", "log_loss"] = "softmax",
+        session_sampling: Literal["uniform", "latest"] = "uniform",
         min_length: float = 0.1,
         max_length: float | None = 0.75,
         learning_rate: float = 3e-3,
@@ -317,6 +394,8 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
         self.dropout = dropout
         self.session_gap = session_gap
         self.session = session
+        self.session_loss = session_loss
+        self.session_sampling = session_sampling
         self.min_length = min_length
         self.max_length = max_length
         self.learning_rate = learning_rate
@@ -343,6 +422,8 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
         super()._check_parameters()
         owner = type(self).__name__
         check_choice(owner, "objective", self.objective, tuple(OBJECTIVES))
+        check_choice(owner, "session_loss", self.session_loss, SESSION_LOSSES)
+        check_choice(owner, "session_sampling", self.session_sampling, SESSION_SAMPLING)
         check_choice(owner, "remainder", self.remainder, ("auto", "drop"))
         check_number(owner, "embedding_dim", self.embedding_dim, low=1, integer=True)
         if self.temperature is not None:
@@ -405,16 +486,17 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
         Warns
         -----
         UserWarning
-            If there are users with too few events or sessions for a pair.
+            If there are users with too few events or sessions for a pair, or histories of
+            ``"session_pair"`` with more events than the ``max_length`` that a block reads.
 
         Notes
         -----
         On Ray, tasks collect the events of each user of a log, and no process has all users: each
         worker draws pairs of its own users. Their sequences must be in its memory, not encoded. If
         they take more than half of ``memory_per_worker``, `fit` raises an error before any
-        training, and more workers are needed. With ``"contrastive"``, the softmax of each worker is
-        over the users of its own part of a batch, ``batch_size / num_workers`` pairs: with more
-        workers, a larger `batch_size` pays off.
+        training, and more workers are needed. The softmax of each worker is over the users of its
+        own part of a batch, ``batch_size / num_workers`` pairs: with more workers, a larger
+        `batch_size` pays off.
         """
         backend = resolve_backend(self.backend, self.n_jobs)
         self._check_parameters()
@@ -436,7 +518,7 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
             features = [name for _, _, columns in blocks for name in columns]
             cut_by = [name for name in (settings.label, settings.gap and time) if name]
             needed = [name for name in sample.column_names if name in {*features, *cut_by}]
-            encoder = UserEncoder(OBJECTIVES[self.objective], settings, needed, type(self).__name__)
+            encoder = UserEncoder(objective_of(self), settings, needed, type(self).__name__)
             lists, rows, counts = self._read_users(lists, encoder)
             evals, datasets = [], {"X": lists}
             tables = eval_tables(eval_set)
@@ -462,6 +544,8 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
                     f"have {encoder.objective.ineligible_reason} and make no pair of their own to "
                     "train on",
                 )
+            if encoder.objective.has_sessions:
+                self._warn_of_long_histories(rows, blocks)
             self._user, self._time = user, time
             self._data_summary = summarize_table(input_sample)
             with self._timed("blocks"):
@@ -495,13 +579,28 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
         check_eligible(n_users, n_eligible, encoder.objective.ineligible_reason)
         return lists, rows, (n_users, n_eligible)
 
+    def _warn_of_long_histories(self, rows, blocks):
+        """Warn if histories have more events than a block reads."""
+        limits = [(getattr(block, "max_length", None), name) for name, block, _ in blocks]
+        limits = [(length, name) for length, name in limits if length is not None]
+        if not limits:
+            return
+        length, name = min(limits)
+        n_longer = sum(rows.map_chunks(partial(count_long_histories, length=length)))
+        if n_longer:
+            warn_user(
+                f"{type(self).__name__}: {n_longer} of {self.n_users_} users have more than "
+                f"{length} events before their last session, and block {name!r} reads {length} of "
+                "them: raise its max_length to learn from whole histories"
+            )
+
     def _fit_tower(self, lists, blocks, executor):
         trunk = self._default_trunk() if self.trunk is None else self.trunk
         self.tower_ = Tower(
             blocks,
             clone(trunk),
             embedding_dim=self.embedding_dim,
-            normalized=OBJECTIVES[self.objective].normalized,
+            normalized=objective_of(self).normalized,
             n_jobs=self.n_jobs,
         )
         lengths = [getattr(block, "max_length", None) for _, block, _ in blocks]
@@ -531,10 +630,10 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
             valid.map(PairSampling(encode, [seed, 1 + index], fresh=False))
             for index, valid in enumerate(evals.values())
         ]
-        objective = OBJECTIVES[self.objective]
+        objective = objective_of(self)
         temperature = objective.temperature if self.temperature is None else self.temperature
         batch_size = self.batch_size or max(128, default_batch_size(counts[0]))
-        epochs = self.max_epochs or default_max_epochs(counts[0])
+        epochs = self.max_epochs or min(MAX_EPOCHS, 2 * default_max_epochs(counts[0]))
         settings = self._settings(
             batch_size, epochs, self._eval_plan(evals), checkpoints=checkpoints
         )

@@ -29,6 +29,8 @@ from sk_easytensor.training.table_dataset import BaseRowEncoder
 __all__ = [
     "MIN_ELIGIBLE_USERS",
     "OBJECTIVES",
+    "SESSION_LOSSES",
+    "SESSION_SAMPLING",
     "Objective",
     "PairSampler",
     "PairSampling",
@@ -38,13 +40,19 @@ __all__ = [
     "ViewSettings",
     "check_eligible",
     "check_length",
+    "count_long_histories",
     "count_pairs",
     "count_users",
     "eval_tables",
     "list_blocks",
     "list_names",
+    "objective_of",
     "view_settings",
 ]
+
+
+SESSION_LOSSES = ("softmax", "log_loss")
+SESSION_SAMPLING = ("uniform", "latest")
 
 
 @dataclass
@@ -65,6 +73,8 @@ class ViewSettings:
         Seconds without an event after which a new session starts.
     label : str or None, default=None
         Column that identifies the session of each event.
+    latest : bool, default=False
+        Whether the session that is paired with the events before it is always the user's last one.
     """
 
     min_length: int | float = 1
@@ -72,6 +82,7 @@ class ViewSettings:
     time: str | None = None
     gap: float | None = None
     label: str | None = None
+    latest: bool = False
 
 
 @dataclass
@@ -154,7 +165,6 @@ class Objective(ABC):
         """
 
     @classmethod
-    @abstractmethod
     def make_network(cls, tower, n_pairs, temperature, dropout):
         """Return the network to be trained, which takes batches of :class:`PairFrame`.
 
@@ -171,8 +181,20 @@ class Objective(ABC):
 
         Returns
         -------
-        torch.nn.Module
+        TwoTowerNetwork
         """
+        return TwoTowerNetwork(
+            tower,
+            tower,
+            normalized=cls.normalized,
+            temperature=temperature,
+            dropout=dropout,
+            # The softmax is over the users of the batch. Without a larger set that they are a
+            # sample of, there is nothing to correct: an infinite popularity stands for probability
+            # 1.
+            popularity=torch.full((n_pairs,), torch.inf) if cls.head.in_batch else None,
+            n_rows=n_pairs,
+        )
 
 
 class Contrastive(Objective):
@@ -201,35 +223,21 @@ class Contrastive(Objective):
         rows = np.arange(len(users))
         return SampledPairs(left, right, rows, rows, np.ones(len(users), dtype=np.float32))
 
-    @classmethod
-    def make_network(cls, tower, n_pairs, temperature, dropout):
-        return TwoTowerNetwork(
-            tower,
-            tower,
-            normalized=cls.normalized,
-            temperature=temperature,
-            dropout=dropout,
-            # The softmax is over the users of the batch, each of whom is in it with probability 1.
-            popularity=torch.ones(n_pairs),
-            n_rows=n_pairs,
-        )
-
 
 class SessionPair(Objective):
-    """Objective: classify whether a session follows a history, or is one of another user.
-
-    Sessions of users with a single session, who have no history, are paired with histories of
-    others.
+    """Objective: match a history and the session after it among the sessions of the batch.
 
     Notes
     -----
-    In each epoch a session of each user is drawn, and the events before it are the history. Not
-    only the latest session is used.
+    In each epoch a session of each user is drawn among all but the first, or the last one is taken
+    if the settings say so. The events before it are the history. The loss is a softmax over
+    cosines, as that of :class:`Contrastive`.
     """
 
-    head = BinaryHead()
+    head = SampledSoftmaxHead()
+    normalized = True
+    temperature = 0.05
     has_sessions = True
-    pairs_per_user = 2
     ineligible_reason = "fewer than two sessions"
 
     def __init__(self, sequences, settings):
@@ -242,28 +250,67 @@ class SessionPair(Objective):
     def is_eligible(self):
         return self.sessions.counts > 1
 
+    @property
+    def longest_histories(self):
+        """Number of events before the last session of each user, int64 of shape (n_users,)."""
+        lengths = np.zeros(len(self.sequences), dtype=np.int64)
+        eligible = np.flatnonzero(self.is_eligible)
+        last = self.sessions.offsets[eligible + 1] - 1
+        lengths[eligible] = self.sessions.starts[last] - self.sequences.offsets[eligible]
+        return lengths
+
     def draw(self, users, random):
+        users = users[self.is_eligible[users]]
+        history, session = self._draw_sessions(users, random)
+        rows = np.arange(len(users))
+        return SampledPairs(history, session, rows, rows, np.ones(len(users), dtype=np.float32))
+
+    def _draw_sessions(self, users, random):
+        """Return the events before a session of each user, and the session.
+
+        The session of a user who has only one is that one, and the history is empty.
+        """
         sessions = self.sessions
-        users = users[sessions.counts[users] > 0]
         counts = sessions.counts[users]
-        drawn = random.integers(np.minimum(counts - 1, 1), counts)
+        # The first session has no history.
+        first = np.minimum(counts - 1, 1)
+        drawn = counts - 1 if self.settings.latest else random.integers(first, counts)
         session = sessions.part(sessions.offsets[users] + drawn)
-        eligible = np.flatnonzero(counts > 1)
-        history = Slices(self.sequences.offsets[users[eligible]], session.starts[eligible])
+        return Slices(self.sequences.offsets[users], session.starts), session
+
+
+class SessionPairBinary(SessionPair):
+    """Objective: classify whether a session follows a history, or is one of another user.
+
+    Sessions of users with a single session, who have no history, are paired with histories of
+    others.
+    """
+
+    head = BinaryHead()
+    normalized = False
+    temperature = 1.0
+    pairs_per_user = 2
+
+    def draw(self, users, random):
+        users = users[self.sessions.counts[users] > 0]
+        history, session = self._draw_sessions(users, random)
+        eligible = np.flatnonzero(self.is_eligible[users])
+        history = Slices(history.starts[eligible], history.stops[eligible])
         # A shift by 1 to n - 1 positions modulo n never ends at the user itself.
         other = (eligible + random.integers(1, len(users), len(eligible))) % len(users)
         left_rows, right_rows = np.tile(np.arange(len(eligible)), 2), np.append(eligible, other)
         target = np.repeat(np.float32([1, 0]), len(eligible))
         return SampledPairs(history, session, left_rows, right_rows, target)
 
-    @classmethod
-    def make_network(cls, tower, n_pairs, temperature, dropout):
-        return TwoTowerNetwork(
-            tower, tower, normalized=cls.normalized, temperature=temperature, dropout=dropout
-        )
-
 
 OBJECTIVES = {"contrastive": Contrastive, "session_pair": SessionPair}
+
+
+def objective_of(estimator):
+    """Return the class of the objective that the parameters of an estimator name."""
+    if estimator.objective == "session_pair" and estimator.session_loss == "log_loss":
+        return SessionPairBinary
+    return OBJECTIVES[estimator.objective]
 
 
 class PairSampler:
@@ -459,6 +506,11 @@ def count_pairs(rows):
     return rows.objective.pairs_per_user * int(rows.target.sum())
 
 
+def count_long_histories(rows, length):
+    """Return the number of users with more than `length` events before their last session."""
+    return int((rows.objective.longest_histories[rows.users] > length).sum())
+
+
 def list_names(table):
     """Return the names of the columns of lists of a table."""
     return [field.name for field in table.schema if is_list(field.type)]
@@ -518,7 +570,7 @@ def view_settings(estimator, table, time):
         is no parameter to cut them by.
     """
     owner = type(estimator).__name__
-    sessions = OBJECTIVES[estimator.objective].has_sessions
+    sessions = objective_of(estimator).has_sessions
     if sessions and estimator.session is None and estimator.session_gap is None:
         raise ValueError(
             f"{owner}: objective={estimator.objective!r} needs sessions; give session_gap, the "
@@ -533,14 +585,16 @@ def view_settings(estimator, table, time):
             )
     if not sessions:
         return ViewSettings(estimator.min_length, estimator.max_length)
+    latest = estimator.session_sampling == "latest"
     if estimator.session is not None:
-        return ViewSettings(label=estimator.session)
+        return ViewSettings(label=estimator.session, latest=latest)
     if time is None:
         raise ValueError(
             f"{owner}: session_gap needs the times of events; name the column of times, as in "
             f"fit(X, time=...); the columns of lists are {lists}"
         )
-    return ViewSettings(time=time, gap=gap_seconds(owner, estimator.session_gap))
+    gap = gap_seconds(owner, estimator.session_gap)
+    return ViewSettings(time=time, gap=gap, latest=latest)
 
 
 def list_blocks(estimator, table, X, time):
@@ -591,7 +645,8 @@ def list_blocks(estimator, table, X, time):
         name = EventSequenceBlock.kind
         while name in [name for name, _, _ in specs]:
             name += "_auto"
-        block = EventSequenceBlock(time=time if time in rest else None)
+        # Embeddings of this block can be updated with further events.
+        block = EventSequenceBlock("mean", time=time if time in rest else None, now=False)
         specs.append((name, block, rest))
     if not any(columns for _, _, columns in specs):
         raise ValueError(

@@ -6,6 +6,7 @@ from sk_easytensor._utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from sk_easytensor.embedder.estimator import EasyTensorEmbedder
+    from sk_easytensor.embedder.updates import EmbeddingState
     from sk_easytensor.estimators.classifier import EasyTensorClassifier
     from sk_easytensor.estimators.multi_task import EasyTensorMultiTask
     from sk_easytensor.estimators.regressor import EasyTensorRegressor
@@ -18,6 +19,7 @@ __all__ = [
     "EasyTensorMultiTask",
     "EasyTensorRegressor",
     "EasyTensorTwoTower",
+    "EmbeddingState",
     "Tower",
 ]
 
@@ -25,6 +27,7 @@ __getattr__, __dir__ = lazy_names(
     "sk_easytensor",
     {
         ".embedder.estimator": ["EasyTensorEmbedder"],
+        ".embedder.updates": ["EmbeddingState"],
         ".estimators.classifier": ["EasyTensorClassifier"],
         ".estimators.multi_task": ["EasyTensorMultiTask"],
         ".estimators.regressor": ["EasyTensorRegressor"],

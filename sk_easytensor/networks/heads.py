@@ -63,6 +63,10 @@ class Head(BaseEstimator, ABC):
     """Whether the outputs are an embedding; ``configure_for_embedding()`` of modules is called
     then."""
 
+    in_batch = False
+    """Whether the loss of a row depends on the other rows of its batch, which are a random sample
+    then, in training and in validation: rows of similar length are not put together."""
+
     tree_loss = None
     """Name of the loss in scikit-learn's boosted trees; None if they have no such loss."""
 
@@ -638,6 +642,7 @@ class SampledSoftmaxHead(Head):
 
     metric = "softmax_loss"
     kind = "choice"
+    in_batch = True
     out_features = None
 
     def loss(self, outputs, target):

@@ -138,6 +138,104 @@ class SequenceEncoder(nn.Module):
         length = torch.log1p(lengths.to(pooled.dtype)) / self.longest
         return torch.cat([pooled, length[:, None]], dim=1)
 
+    # Lists can also be read in parts, by ``start``, ``advance`` and ``finish``, if the output of an
+    # item does not depend on the items after it: by the encoder "mean" and by recurrent ones that
+    # are not bidirectional.
+
+    @property
+    def state_features(self):
+        """Number of components of the state of a list."""
+        return len(self.start(1)[0])
+
+    def start(self, n_lists):
+        """Return the state of empty lists.
+
+        Parameters
+        ----------
+        n_lists : int
+            Number of lists.
+
+        Returns
+        -------
+        torch.Tensor of float32, shape (n_lists, state_features)
+            State of the reader, number of items, and sums over the items that the pooling needs.
+        """
+        features = self.reader.out_features
+        parts = [torch.zeros(n_lists, self.reader.state_features + 1)]
+        if self.pooling == "attention":
+            parts += [torch.full((n_lists, 1), -torch.inf), torch.zeros(n_lists, 1 + features)]
+        else:
+            parts.append(torch.zeros(n_lists, features))
+        if self.pooling == "mean_max":
+            parts.append(torch.full((n_lists, features), -torch.inf))
+        return torch.cat(parts, dim=1)
+
+    def advance(self, state, items, offsets):
+        """Return the state of lists after further items.
+
+        Parameters
+        ----------
+        state : torch.Tensor of float32, shape (n_lists, state_features)
+            Result of :meth:`start` or of an earlier call.
+        items : torch.Tensor of shape (total, in_features)
+            Further items of all lists, concatenated.
+        offsets : torch.Tensor of int64, shape (n_lists + 1,)
+            Offset of each list among the items. Each list has at least one.
+
+        Returns
+        -------
+        torch.Tensor of float32, shape (n_lists, state_features)
+        """
+        padded, lengths = pad(items, offsets)
+        known = (torch.arange(padded.shape[1], device=lengths.device) < lengths[:, None])[..., None]
+        memory, count, sums = state.tensor_split([self.reader.state_features, memory_end(self)], 1)
+        hidden, memory = self.reader.advance(padded, lengths, memory)
+        if self.pooling == "attention":
+            sums = self._advance_attention(sums, hidden, known)
+        elif self.pooling == "last":
+            sums = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+        else:
+            total, maximum = sums.tensor_split([hidden.shape[2]], 1)
+            total = total + hidden.masked_fill(~known, 0).sum(dim=1)
+            if self.pooling == "mean_max":
+                latest = hidden.masked_fill(~known, -torch.inf).amax(dim=1)
+                total = torch.cat([total, torch.maximum(maximum, latest)], dim=1)
+            sums = total
+        return torch.cat([memory, count + lengths[:, None], sums], dim=1)
+
+    def _advance_attention(self, sums, hidden, known):
+        """Return the largest score, and the sums of weights and of weighted items."""
+        largest, sums = sums[:, :1], sums[:, 1:]
+        scores = self.score(hidden).masked_fill(~known, -torch.inf)
+        maximum = torch.maximum(largest, scores.amax(dim=1))
+        weights = torch.exp(scores - maximum[:, None])
+        added = torch.cat([weights, weights * hidden], dim=2).sum(dim=1)
+        return torch.cat([maximum, sums * torch.exp(largest - maximum) + added], dim=1)
+
+    def finish(self, state):
+        """Return the vector of each list, which :meth:`forward` computes of all items at once.
+
+        Parameters
+        ----------
+        state : torch.Tensor of float32, shape (n_lists, state_features)
+            Result of :meth:`start` or :meth:`advance`.
+
+        Returns
+        -------
+        torch.Tensor of float32, shape (n_lists, out_features)
+        """
+        _, count, sums = state.tensor_split([self.reader.state_features, memory_end(self)], 1)
+        if self.pooling == "attention":
+            pooled = sums[:, 2:] / sums[:, 1:2].clamp(min=1e-30)
+        elif self.pooling == "last":
+            pooled = sums
+        else:
+            features = self.reader.out_features
+            mean = sums[:, :features] / count.clamp(min=1)
+            pooled = torch.cat([mean, sums[:, features:]], dim=1)
+        pooled = torch.where(count > 0, pooled, self.empty)
+        return torch.cat([pooled, torch.log1p(count) / self.longest], dim=1)
+
     def _pool(self, hidden, lengths, known):
         known = known[..., None]
         if self.pooling == "attention":
@@ -153,6 +251,11 @@ class SequenceEncoder(nn.Module):
         if self.pooling == "mean":
             return mean
         return torch.cat([mean, hidden.masked_fill(~known, -torch.inf).amax(dim=1)], dim=1)
+
+
+def memory_end(encoder):
+    """Return the position after the number of items in the state of a sequence encoder."""
+    return encoder.reader.state_features + 1
 
 
 def pad(items, offsets):
@@ -173,6 +276,8 @@ def pad(items, offsets):
 class Items(nn.Module):
     """Linear layer on each item."""
 
+    state_features = 0
+
     def __init__(self, in_features, width):
         super().__init__()
         self.out_features = width
@@ -181,6 +286,10 @@ class Items(nn.Module):
     def forward(self, padded, lengths, known):
         """Map (n_lists, longest, in_features) to (n_lists, longest, out_features)."""
         return self.project(padded)
+
+    def advance(self, padded, lengths, memory):
+        """Return the outputs of further items, and the state, which is empty."""
+        return self.project(padded), memory
 
 
 class Convolutions(nn.Module):
@@ -238,6 +347,34 @@ class Recurrent(nn.Module):
                 outputs = torch.cat([outputs, reorder(backward_outputs, reversed_order)], dim=2)
             hidden = self.dropout(outputs)
         return self.norm(hidden)
+
+    @property
+    def state_features(self):
+        """Number of components of the state: of each layer, the hidden state and that of cells."""
+        return len(self.forwards) * self.out_features * (1 + self._has_cells)
+
+    @property
+    def _has_cells(self):
+        return isinstance(self.forwards[0], nn.LSTM)
+
+    def advance(self, padded, lengths, memory):
+        """Return the outputs of further items of each list, and the state after them."""
+        packed = nn.utils.rnn.pack_padded_sequence(
+            padded, lengths.cpu(), batch_first=True, enforce_sorted=False
+        )
+        parts = [part.contiguous()[None] for part in memory.split(self.out_features, dim=1)]
+        states = []
+        for layer in self.forwards:
+            if self._has_cells:
+                packed, after = layer(packed, (parts.pop(0), parts.pop(0)))
+                states += [part[0] for part in after]
+            else:
+                packed, after = layer(packed, parts.pop(0))
+                states.append(after[0])
+        hidden, _ = nn.utils.rnn.pad_packed_sequence(
+            packed, batch_first=True, total_length=padded.shape[1]
+        )
+        return self.norm(hidden), torch.cat(states, dim=1)
 
 
 def reorder(padded, order):

@@ -278,7 +278,7 @@ class TensorNet(NeuralNet):
         return X
 
     def get_iterator(self, dataset, training=False):
-        lengths = self.module_.padded_lengths
+        lengths = None if self.head.in_batch else self.module_.padded_lengths
         steps = self.group.steps(len(dataset), self.batch_size) if training else None
         return dataset.batches(self.batch_size, shuffle=training, lengths=lengths, n_batches=steps)
 
@@ -335,7 +335,7 @@ class TensorNet(NeuralNet):
     def on_train_begin(self, net, **kwargs):
         """Move the validation rows to the device, before callbacks are notified."""
         self.valid_rows = [
-            valid.to(self.device).map(self._sort_by_length) for valid in self.valid_rows
+            valid.to(self.device).map(self._in_order_of_batches) for valid in self.valid_rows
         ]
         self.evaluator = Evaluator(
             self.module_,
@@ -413,8 +413,16 @@ class TensorNet(NeuralNet):
             state = loop_state(self, self._average, self._ended)
             self.checkpoints.write(len(self.history), state, best=best)
 
-    def _sort_by_length(self, rows):
-        """Sort rows by the length of their lists, which saves padding."""
+    def _in_order_of_batches(self, rows):
+        """Return validation rows in the order in which they are cut into batches.
+
+        Rows are sorted by the length of their lists, which saves padding, or are in a random order,
+        the same in all epochs, if the loss of a row depends on the others of its batch.
+        """
+        if self.head.in_batch:
+            generator = torch.Generator().manual_seed(self.seed)
+            order = torch.randperm(len(rows), generator=generator)
+            return rows.take(order.to(rows.weight.device))
         lengths = self.module_.padded_lengths(rows.frame)
         return rows if lengths is None else rows.take(lengths.argsort(stable=True))
 

@@ -21,6 +21,7 @@ from sk_easytensor.blocks.category import MISSING, UNSEEN
 from sk_easytensor.data.summaries import merge_all
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.tensors import TensorFrame
+from sk_easytensor.testing import check_block
 
 # Short lists are cut on purpose; test_aggregates.py has the warning.
 pytestmark = pytest.mark.filterwarnings("ignore:.*are cut to their:UserWarning")
@@ -142,6 +143,28 @@ def test_gaps_are_logarithms_of_seconds():
     # Without a now, gaps are counted to the last event of the list.
     to_last = [np.log(61), 0, 0, np.log(3601), NAN, 0]
     assert_numbers(block, encoding, 2, to_last)
+
+
+def test_gaps_to_now_can_be_left_out():
+    block = EventSequenceBlock(now=False).fit(EVENTS)
+    encoding = block.transform(EVENTS)
+    expected = EventSequenceBlock().fit(EVENTS).transform(EVENTS)
+    assert list(encoding) == ["codes_0", "values_0", "values_1"]
+    assert not any("when.now" in name for name in block.get_feature_names_out())
+    assert block.encoding_columns(encoding)["values_1"] == ["when"]
+    for name in encoding:
+        np.testing.assert_array_equal(encoding[name].values, expected[name].values)
+    # An event is read alike whatever comes after it.
+    shorter = {name: [rows and rows[:-1] for rows in lists] for name, lists in EVENTS.items()}
+    fewer = block.transform(shorter)
+    for name in encoding:
+        for row in range(len(fewer[name])):
+            part = fewer[name].take(torch.tensor([row])).values
+            whole = encoding[name].take(torch.tensor([row])).values
+            np.testing.assert_array_equal(part, whole[: len(part)])
+    check_block(EventSequenceBlock(now=False), EVENTS)
+    with pytest.raises(TypeError, match="column 'today'"):
+        EventSequenceBlock(now=False).fit({**EVENTS, "today": at(1, 2, 3, 4)})
 
 
 @pytest.mark.parametrize("now", [None, "now"])

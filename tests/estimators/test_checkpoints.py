@@ -163,16 +163,25 @@ def test_two_towers_go_on(n_negatives, tmp_path):
     np.testing.assert_array_equal(found.item_embeddings_, expected.item_embeddings_)
 
 
-@pytest.mark.parametrize("objective", ["contrastive", "session_pair"])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"objective": "contrastive"},
+        {"objective": "session_pair", "session": "session"},
+        {"objective": "session_pair", "session": "session", "session_sampling": "latest"},
+        {"objective": "session_pair", "session": "session", "session_loss": "log_loss"},
+    ],
+    ids=["contrastive", "session_pair", "latest", "log_loss"],
+)
 def test_an_embedder_goes_on(objective, tmp_path):
     random = np.random.default_rng(0)
     X = {
         "what": [list(random.choice(["a", "b", "c"], 6)) for _ in range(60)],
         "session": [[0, 0, 1, 1, 2, 2]] * 60,
     }
-    params = {"objective": objective, "embedding_dim": 4, "max_epochs": 4, "random_state": 0}
-    if objective == "session_pair":
-        params["session"] = "session"
+    params = {**objective, "embedding_dim": 4, "max_epochs": 4, "random_state": 0}
+    # Several batches, whose order the checkpoint has to restore.
+    params["batch_size"] = 16
     expected = EasyTensorEmbedder(**params).fit(X)
     interrupt(EasyTensorEmbedder(checkpoint_dir=tmp_path, **params), X, epochs=2)
     found = EasyTensorEmbedder(checkpoint_dir=tmp_path, **params).fit(X)

@@ -147,16 +147,84 @@ def test_embeddings_tell_what_nobody_told(fitted, log):
     assert told_apart(by_chance.transform(log), fitted.collect(log)["user"]) < 0.8
 
 
-@pytest.mark.parametrize("how", [{"session_gap": "12h"}, {"session": "visit"}], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"session_gap": "12h"},
+        {"session": "visit"},
+        {"session_gap": "12h", "session_sampling": "latest"},
+        {"session_gap": "12h", "session_loss": "log_loss"},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:EasyTensorEmbedder. .* of .* users have fewer")
 def test_session_pairs_tell_it_too(how):
     log = make_log(150)
     model = embedder(MEAN, objective="session_pair", remainder="drop", max_epochs=30, **how)
+    embeddings = model.fit(log, **LOG).transform(log)
+    loss = how.get("session_loss", "softmax_loss")
+    assert list(model.evals_result_["training"]) == [loss]
+    curve = model.evals_result_["training"][loss]
+    assert curve[-1] < (0.65 if loss == "log_loss" else 0.95 * curve[0])
+    lengths = np.linalg.norm(embeddings, axis=1)
+    assert np.allclose(lengths, 1, rtol=1e-5) == (loss == "softmax_loss")
+    assert told_apart(embeddings, model.collect(log)["user"]) > 0.9
+
+
+def test_histories_that_are_not_read_as_a_whole():
+    X = pa.table({"visit": [[0] * 5 + [1], [0] * 4 + [1, 2], [0, 1, 1, 1, 1, 1], [0, 1]]})
+    X = X.append_column("page", pa.array([["a"] * len(v) for v in X["visit"].to_pylist()]))
+    for sampling, length, n_cut in (("uniform", 4, 2), ("latest", 3, 2), ("latest", 4, 2)):
+        blocks = [("pages", CategorySequenceBlock(max_length=length), "page")]
+        model = untrained(
+            blocks, objective="session_pair", session="visit", session_sampling=sampling
+        )
+        message = f"{n_cut} of 4 users have more than {length} events before .* block 'pages'"
+        with pytest.warns(UserWarning, match=message) as caught:
+            model.fit(X)
+        assert caught[0].filename == __file__
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model.fit(log, **LOG)
-    curve = model.evals_result_["training"]["log_loss"]
-    assert curve[-1] < 0.65 < curve[0]
-    assert told_apart(model.transform(log), model.collect(log)["user"]) > 0.9
+        warnings.simplefilter("error")
+        for length in (5, 6):
+            blocks = [("pages", CategorySequenceBlock(max_length=length), "page")]
+            untrained(blocks, objective="session_pair", session="visit").fit(X)
+
+
+class Batches(Callback):
+    """Records the users of each batch, drawn from the same seed in any model."""
+
+    def __init__(self):
+        self.training, self.validation, self.n_rows = [], [], 0
+
+    def on_epoch_begin(self, net, dataset_train=None, **kwargs):
+        self.n_rows = len(dataset_train)
+        torch.manual_seed(0)
+
+    def on_batch_begin(self, net, batch=None, **kwargs):
+        self.training.append(batch.frame.user_rows.tolist())
+
+    def on_batch_end(self, net, batch=None, training=None, **kwargs):
+        if not training:
+            self.validation.append(batch.frame.user_rows.tolist())
+
+
+@pytest.mark.parametrize(
+    "params", [{}, SESSIONS, {**SESSIONS, "session_loss": "log_loss"}], ids=["", "softmax", "log"]
+)
+@pytest.mark.filterwarnings("ignore:EasyTensorEmbedder. .* of .* users have fewer")
+def test_users_of_a_batch_are_drawn_at_random_where_they_are_negatives(params, log):
+    """The softmax is over the batch, which must not consist of users with as many events."""
+    batches = Batches()
+    untrained(callbacks=[batches], batch_size=16, validation_fraction=0.4, **params).fit(log, **LOG)
+    torch.manual_seed(0)
+    drawn = torch.randperm(batches.n_rows).tensor_split(len(batches.training))
+    # With two pairs of each user, the second ones follow all the first ones.
+    n_users = len(set(chain(*batches.training)))
+    expected = [[row % n_users for row in rows.tolist()] for rows in drawn]
+    assert len(expected) > 3
+    assert (batches.training == expected) == ("session_loss" not in params)
+    (validation,) = batches.validation
+    assert sorted(validation) != validation
 
 
 def test_losses(log):
@@ -490,6 +558,8 @@ def test_bad_input(case, log, lists, recorder):
     [
         ("embedding_dim", 0, "embedding_dim must be an integer at least 1"),
         ("remainder", "keep", "remainder must be one of"),
+        ("session_loss", "binary", r"session_loss must be one of \['softmax', 'log_loss'\]"),
+        ("session_sampling", "last", r"session_sampling must be one of \['uniform', 'latest'\]"),
         ("temperature", 0, "temperature must be a number greater than 0"),
         ("dropout", 1.0, "dropout must be a number"),
         ("min_length", 0, "min_length must be a number of events"),
@@ -598,7 +668,11 @@ def test_a_second_fit_forgets_the_first(log, lists):
         model.collect(log)
 
 
-@pytest.mark.parametrize("params", [{}, SESSIONS], ids=["contrastive", "session_pair"])
+@pytest.mark.parametrize(
+    "params",
+    [{}, SESSIONS, {**SESSIONS, "session_loss": "log_loss"}],
+    ids=["contrastive", "session_pair", "log_loss"],
+)
 @pytest.mark.filterwarnings("ignore:EasyTensorEmbedder. 1 of")
 def test_random_state(params, log):
     params = {**params, "max_epochs": 3}
@@ -646,9 +720,12 @@ class PowerCut(Callback):
             raise OSError("no power")
 
 
-def test_an_interrupted_fit_goes_on_with_the_same_views(log, tmp_path, monkeypatch):
-    expected = untrained(max_epochs=5).fit(log, **LOG)
-    model = untrained(max_epochs=5, callbacks=[PowerCut()], checkpoint_dir=tmp_path)
+@pytest.mark.parametrize("params", [{}, SESSIONS], ids=["contrastive", "session_pair"])
+@pytest.mark.filterwarnings("ignore:EasyTensorEmbedder. 1 of")
+def test_an_interrupted_fit_goes_on_with_the_same_views(params, log, tmp_path, monkeypatch):
+    params = {"max_epochs": 5, "batch_size": 32, "validation_fraction": 0.3, **params}
+    expected = untrained(**params).fit(log, **LOG)
+    model = untrained(callbacks=[PowerCut()], checkpoint_dir=tmp_path, **params)
     with pytest.raises(OSError, match="no power"):
         model.fit(log, **LOG)
     monkeypatch.setattr(PowerCut, "armed", False)

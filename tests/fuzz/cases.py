@@ -570,6 +570,8 @@ def embedders(random, folder):
         params["session_gap"] = one_of(
             random, [3600, 600.5, dt.timedelta(days=1)], others, "session_gap" in odd
         )
+        params["session_loss"] = str(random.choice(["softmax", "log_loss"]))
+        params["session_sampling"] = str(random.choice(["uniform", "latest"]))
     fit = {"X": log(n), "user": "user", "time": "time"}
     if random.random() < 0.1 or "eval_set" in odd:
         fit["eval_set"] = [log(12)]

@@ -288,6 +288,7 @@ def test_other_encoders_and_an_mlp(rows, hard_rows, target, tmp_path, assert_sam
             EventSequenceBlock("conv", width=8, layers=1, pooling="mean_max", now="day"),
             ["events", "day"],
         ),
+        ("gaps", EventSequenceBlock("mean", width=4, now=False), ["events"]),
     ]
     # The last one is constant, and predicted exactly.
     y = np.column_stack([target + 1, 100 * target + 1, np.full(len(target), 0.1)])

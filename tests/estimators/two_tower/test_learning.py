@@ -10,8 +10,9 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import DataConversionWarning
-from skorch.callbacks import EpochScoring
+from skorch.callbacks import Callback, EpochScoring
 from two_towers import (
+    BY_KEY,
     BY_TASTE,
     KEYS,
     N_ITEMS,
@@ -34,6 +35,9 @@ from sk_easytensor import (
     TextBlock,
     VectorBlock,
 )
+from sk_easytensor.datasets import make_interactions
+from sk_easytensor.networks.heads import SampledSoftmaxHead
+from sk_easytensor.ranking import recall_at_k
 from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.dataset import EncodedDataset
 from sk_easytensor.two_tower.targets import PairTarget
@@ -439,6 +443,78 @@ def test_weights_do_not_change_how_often_items_are_drawn(X, catalogue):
             X, sample_weight=weight, items=catalogue, **KEYS
         )
     assert torch.equal(popularity[0], popularity[1])
+
+
+class Batches(Callback):
+    """Records the pairs of each batch, drawn from the same seed in any model."""
+
+    def __init__(self):
+        self.training, self.validation = [], []
+
+    def on_epoch_begin(self, net, **kwargs):
+        torch.manual_seed(len(net.history))
+
+    def on_batch_begin(self, net, batch=None, **kwargs):
+        self.training.append(pairs_of(batch))
+
+    def on_batch_end(self, net, batch=None, training=None, **kwargs):
+        if not training:
+            self.validation.append(pairs_of(batch))
+
+
+def pairs_of(batch):
+    return torch.stack([batch.frame.user_rows, batch.frame.item_rows], dim=1).tolist()
+
+
+def with_words(rows, column, seed=0):
+    """Add lists of one word, whose lengths are all there is to read, and differ much."""
+    keys, row = np.unique(rows[column], return_inverse=True)
+    lengths = np.random.default_rng(seed).geometric(0.15, len(keys))
+    return rows.assign(words=[["word"] * length for length in lengths[row]])
+
+
+@pytest.mark.parametrize("side", ["user", "item"])
+@pytest.mark.parametrize("target", [False, True], ids=["chosen", "rated"])
+def test_lists_do_not_decide_which_pairs_are_negatives(side, target, X, catalogue, rated):
+    """Only where no pair is a negative of another are lists of similar length put together."""
+    rows, y = rated if target else (X.merge(catalogue, on="item_id"), None)
+    rows = with_words(rows, f"{side}_id")
+    users, items = (list(blocks) for blocks in BY_KEY)
+    added = ("words", CategorySequenceBlock("mean", pooling="mean"), "words")
+    seen = []
+    for more in ([], [added]):
+        blocks = (users + more, items) if side == "user" else (users, items + more)
+        seen.append(Batches())
+        two_tower(*blocks, max_epochs=2, callbacks=[seen[-1]], batch_size=64).fit(rows, y)
+    plain, listed = seen
+    assert len(plain.training) > 40
+    assert len(plain.validation) >= 2
+    assert (listed.training == plain.training) != target
+    assert (listed.validation == plain.validation) != target
+
+
+def test_lists_without_information_do_not_harm_the_ranking(monkeypatch):
+    """With batches of like length, items of unlike length are hardly ever compared."""
+    data = make_interactions(4000, n_users=100, n_items=80, random_state=0)
+    random = np.random.default_rng(0)
+    is_test = random.random(len(data.interactions)) < 0.2
+    train, test = data.interactions[~is_test], data.interactions[is_test]
+    wanted = test.groupby("user_id")["item_id"].agg(list)
+    wanted = [wanted.get(user, []) for user in range(100)]
+
+    def recall(words):
+        users, items = (list(blocks) for blocks in BY_KEY)
+        catalogue = with_words(data.catalogue, "item_id")
+        if words:
+            items.append(("words", CategorySequenceBlock("mean", pooling="mean"), "words"))
+        model = two_tower(users, items, batch_size=64, max_epochs=8, validation_fraction=None)
+        model.fit(train, items=catalogue, **KEYS)
+        return recall_at_k(wanted, model.recommend(data.users, k=10)[0])
+
+    plain, listed = recall(words=False), recall(words=True)
+    assert listed > plain - 0.02
+    monkeypatch.setattr(SampledSoftmaxHead, "in_batch", False)
+    assert recall(words=True) < listed - 0.02
 
 
 def test_evaluation_sets(data, X, catalogue):
