@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from sk_easytensor.blocks.detection import BLOCKS, register_block, unregister_block
     from sk_easytensor.blocks.event_sequence import EventSequenceBlock
     from sk_easytensor.blocks.numeric import NumericBlock
+    from sk_easytensor.blocks.numeric_sequence import NumericSequenceBlock
     from sk_easytensor.blocks.pretrained import PretrainedBlock
-    from sk_easytensor.blocks.sequences import CategorySequenceBlock, NumericSequenceBlock
+    from sk_easytensor.blocks.sequences import CategorySequenceBlock
     from sk_easytensor.blocks.text import TextBlock
     from sk_easytensor.blocks.vector import SparseBlock, VectorBlock
     from sk_easytensor.networks.block_module import BlockModule
@@ -42,7 +43,8 @@ __getattr__, __dir__ = lazy_names(
         "..networks.block_module": ["BlockModule"],
         ".detection": ["BLOCKS", "register_block", "unregister_block"],
         ".category": ["CategoryBlock"],
-        ".sequences": ["CategorySequenceBlock", "NumericSequenceBlock"],
+        ".sequences": ["CategorySequenceBlock"],
+        ".numeric_sequence": ["NumericSequenceBlock"],
         ".datetime": ["DatetimeBlock"],
         ".event_sequence": ["EventSequenceBlock"],
         ".numeric": ["NumericBlock"],

@@ -14,7 +14,8 @@ from sk_easytensor.blocks.category import CategoryBlock
 from sk_easytensor.blocks.datetime import DatetimeBlock
 from sk_easytensor.blocks.event_sequence import EventSequenceBlock
 from sk_easytensor.blocks.numeric import NumericBlock
-from sk_easytensor.blocks.sequences import CategorySequenceBlock, NumericSequenceBlock
+from sk_easytensor.blocks.numeric_sequence import NumericSequenceBlock
+from sk_easytensor.blocks.sequences import CategorySequenceBlock
 from sk_easytensor.blocks.text import TextBlock
 from sk_easytensor.blocks.vector import SparseBlock, VectorBlock
 from sk_easytensor.data.sparse import compressed, is_sparse, layout_of

@@ -27,12 +27,12 @@ from sk_easytensor.blocks.events import (
     struct_fields,
 )
 from sk_easytensor.blocks.numeric import NumericBlock
+from sk_easytensor.blocks.numeric_sequence import NumericSequenceBlock
 from sk_easytensor.blocks.sequences import (
     NUMBER_FEATURES,
     AggregatedBlock,
     AggregatedModule,
     ItemsSummary,
-    NumericSequenceBlock,
     code_names,
     count_codes,
     describe_numbers,

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sk_easytensor.blocks import NumericBlock, NumericSequenceBlock, sequences
+from sk_easytensor.blocks import NumericBlock, NumericSequenceBlock, numeric_sequence
 from sk_easytensor.data.summaries import merge_all
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.tensors import Ragged
@@ -160,7 +160,7 @@ def test_long_series_are_read_in_pieces(monkeypatch, assert_same_fit):
     data = {"x": [rng.normal(size=size).tolist() for size in (7, 0, 30, 3)]}
     whole = NumericSequenceBlock().fit(data)
     expected = encode(whole, **data)["values_0"]
-    monkeypatch.setattr(sequences, "CHUNK", 8)
+    monkeypatch.setattr(numeric_sequence, "CHUNK", 8)
     parts = NumericSequenceBlock().fit(data)
     assert_same_fit(parts, whole)
     np.testing.assert_array_equal(encode(parts, **data)["values_0"], expected)
@@ -202,7 +202,7 @@ def test_series_of_one_length_are_one_block():
 def sample_of(lists):
     flat = np.concatenate([np.zeros(0), *map(np.asarray, lists)])
     offsets = torch.tensor(np.cumsum([0, *map(len, lists)]))
-    return sequences.SeriesSample.of([Ragged(torch.from_numpy(flat), offsets)])
+    return numeric_sequence.SeriesSample.of([Ragged(torch.from_numpy(flat), offsets)])
 
 
 def held(sample):
@@ -214,8 +214,8 @@ def held(sample):
 @given(st.lists(st.lists(st.floats(-9, 9), max_size=6), min_size=3, max_size=30), st.data())
 def test_a_sample_does_not_depend_on_how_rows_are_divided(lists, data):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sequences, "MAX_SERIES", 5)
-        patch.setattr(sequences, "MAX_STEPS", 12)
+        patch.setattr(numeric_sequence, "MAX_SERIES", 5)
+        patch.setattr(numeric_sequence, "MAX_STEPS", 12)
         whole = sample_of(lists)
         first, second = sorted(data.draw(st.tuples(*[st.integers(0, len(lists))] * 2)))
         parts = [sample_of(part) for part in (lists[:first], lists[first:second], lists[second:])]
@@ -261,7 +261,7 @@ def test_long_series_are_read_as_means_of_steps():
     assert block.stride_ == 3
     scaled = block.transform({"x": lists})["values_0"]
     padded = scaled.to_padded()[:, :, None]
-    means, lengths = sequences.means_of_steps(padded, scaled.lengths, 3)
+    means, lengths = numeric_sequence.means_of_steps(padded, scaled.lengths, 3)
     assert lengths.tolist() == [9, 0, 3, 4]
     for row, values in enumerate(scaled.values.split(scaled.lengths.tolist())):
         expected = [part.mean() for part in values.split(3)] if len(values) else []
