@@ -479,7 +479,9 @@ class EventSequenceBlock(AggregatedBlock):
         columns, block = list(self._number_columns()), self.number_block_
         fields = zip(block.edges_, block.center_, block.scale_, strict=True)
         numbers = [NumberField(len(edges), center / scale) for edges, center, scale in fields]
-        gap = None if self._time is None else columns.index(f"{self._time}.now")
+        # With now=False no gap to the prediction time is read.
+        now = f"{self._time}.now"
+        gap = columns.index(now) if now in columns else None
         n_codes = self.category_block_.n_codes if self._of_kind("category") else []
         return ListAggregates(names, n_codes, numbers, max_length=self.max_length, gap=gap)
 

@@ -462,7 +462,7 @@ def test_embedders_and_towers_have_aggregates_only_if_asked():
     log = pd.DataFrame({**users, "kind": rng.choice(["view", "buy"], 300)})
     model = EasyTensorEmbedder(**QUICK, embedding_dim=8).fit(log, user="user", time="time")
     (block,) = model.tower_.blocks_.values()
-    assert (block.encoder, block.aggregates) == ("gru", False)
+    assert (block.encoder, block.aggregates) == ("mean", False)
     asked = [("events", EventSequenceBlock(aggregates=["length"]), ["kind"])]
     model = EasyTensorEmbedder(asked, **QUICK, embedding_dim=8).fit(log, user="user", time="time")
     block = model.tower_.blocks_["events"]
