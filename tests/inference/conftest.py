@@ -184,7 +184,9 @@ def make_log():
 
 def make_embedder():
     """Fit an embedder."""
-    blocks = [("events", EventSequenceBlock("mean", width=8), ["what", "price", "when"])]
+    blocks = [
+        ("events", EventSequenceBlock("mean", aggregates=False, width=8), ["what", "price", "when"])
+    ]
     model = EasyTensorEmbedder(blocks, embedding_dim=8, max_epochs=1, random_state=0)
     return model.fit(make_log(), user="who", time="when")
 

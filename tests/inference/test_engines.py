@@ -47,7 +47,11 @@ def model(rows, labels):
     blocks = [
         *BLOCKS,
         ("texts", TextBlock(min_frequency=2), ["title"]),
-        ("series", NumericSequenceBlock("conv", width=8, layers=1, max_length=5), ["series"]),
+        (
+            "series",
+            NumericSequenceBlock("conv", n_kernel_features=84, width=8, layers=1, max_length=5),
+            ["series"],
+        ),
     ]
     model = EasyTensorClassifier(
         blocks, trunk=MLP(width=8), trees=TREES, inference_engine="onnxruntime", **QUICK
@@ -233,7 +237,13 @@ def test_two_towers(rows, hard_rows):
 
 def test_embedder(rows):
     lists = rows[rows["kinds"].map(len) > 1]
-    blocks = [("kinds", CategorySequenceBlock("mean", pooling="mean", width=8), ["kinds"])]
+    blocks = [
+        (
+            "kinds",
+            CategorySequenceBlock("mean", aggregates=False, pooling="mean", width=8),
+            ["kinds"],
+        )
+    ]
     model = EasyTensorEmbedder(
         blocks, embedding_dim=8, inference_engine="onnxruntime", **{**QUICK, "max_epochs": 1}
     )

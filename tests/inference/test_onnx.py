@@ -54,12 +54,24 @@ def all_blocks():
         ("days", DatetimeBlock(), ["day", "zoned", "local", "date"]),
         ("vectors", VectorBlock(), ["vector"]),
         ("texts", TextBlock(min_frequency=2), ["title", "body"]),
-        ("clicks", CategorySequenceBlock(width=8, layers=1, max_length=5), ["clicks"]),
-        ("codes", CategorySequenceBlock("mean", width=8, max_length=5), ["codes"]),
-        ("series", NumericSequenceBlock("mean", width=8, max_length=5), ["series", "second"]),
+        (
+            "clicks",
+            CategorySequenceBlock(aggregates=False, width=8, layers=1, max_length=5),
+            ["clicks"],
+        ),
+        (
+            "codes",
+            CategorySequenceBlock("mean", aggregates=False, width=8, max_length=5),
+            ["codes"],
+        ),
+        (
+            "series",
+            NumericSequenceBlock("mean", n_kernel_features=84, width=8, max_length=5),
+            ["series", "second"],
+        ),
         (
             "events",
-            EventSequenceBlock("mean", width=8, time="whens", max_length=5),
+            EventSequenceBlock("mean", aggregates=False, width=8, time="whens", max_length=5),
             ["kinds", "sums", "whens"],
         ),
     ]
@@ -219,7 +231,9 @@ numpy.save({str(tmp_path / "found.npy")!r}, load({str(path)!r}).predict_proba(ro
 
 def test_encoded_rows(rows, hard_rows, target, tmp_path):
     blocks = [spec for spec in all_blocks() if spec[0] in ("numbers", "texts")]
-    series = NumericSequenceBlock("mean", pooling="mean", width=8, max_length=5)
+    series = NumericSequenceBlock(
+        "mean", n_kernel_features=84, pooling="mean", width=8, max_length=5
+    )
     blocks.append(("series", series, ["series", "second"]))
     model = EasyTensorClassifier(blocks, trunk=MLP(width=8), **QUICK)
     model.fit(rows, target > np.median(target))
@@ -279,16 +293,36 @@ def test_other_encoders_and_an_mlp(rows, hard_rows, target, tmp_path, assert_sam
         ("none", NumericBlock("none"), ["amount", "empty"]),
         ("days", DatetimeBlock(trend=False, cycles=["day", "month"]), ["day"]),
         ("hashed", TextBlock(hash_buckets=32, min_frequency=1), ["body"]),
-        ("lstm", CategorySequenceBlock("lstm", width=4, layers=1, bidirectional=True), ["clicks"]),
-        ("gru", NumericSequenceBlock("gru", width=4, pooling="last", max_length=6), ["series"]),
-        ("mean", CategorySequenceBlock("mean", pooling="mean", keep="first"), ["codes"]),
-        ("buckets", CategorySequenceBlock("mean", hash_buckets=8, max_length=3), ["kinds"]),
+        (
+            "lstm",
+            CategorySequenceBlock("lstm", aggregates=False, width=4, layers=1, bidirectional=True),
+            ["clicks"],
+        ),
+        (
+            "gru",
+            NumericSequenceBlock(
+                "gru", n_kernel_features=84, width=4, pooling="last", max_length=6
+            ),
+            ["series"],
+        ),
+        (
+            "mean",
+            CategorySequenceBlock("mean", aggregates=False, pooling="mean", keep="first"),
+            ["codes"],
+        ),
+        (
+            "buckets",
+            CategorySequenceBlock("mean", aggregates=False, hash_buckets=8, max_length=3),
+            ["kinds"],
+        ),
         (
             "events",
-            EventSequenceBlock("conv", width=8, layers=1, pooling="mean_max", now="day"),
+            EventSequenceBlock(
+                "conv", aggregates=False, width=8, layers=1, pooling="mean_max", now="day"
+            ),
             ["events", "day"],
         ),
-        ("gaps", EventSequenceBlock("mean", width=4, now=False), ["events"]),
+        ("gaps", EventSequenceBlock("mean", aggregates=False, width=4, now=False), ["events"]),
     ]
     # The last one is constant, and predicted exactly.
     y = np.column_stack([target + 1, 100 * target + 1, np.full(len(target), 0.1)])

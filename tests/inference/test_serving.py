@@ -60,8 +60,16 @@ def served(rows, target, tmp_path_factory):
         ("days", DatetimeBlock(), ["day"]),
         ("texts", TextBlock(min_frequency=2), ["title"]),
         ("vectors", VectorBlock(), ["vector"]),
-        ("clicks", CategorySequenceBlock("mean", pooling="mean", width=8), ["clicks"]),
-        ("events", EventSequenceBlock("mean", pooling="mean", width=8), ["events"]),
+        (
+            "clicks",
+            CategorySequenceBlock("mean", aggregates=False, pooling="mean", width=8),
+            ["clicks"],
+        ),
+        (
+            "events",
+            EventSequenceBlock("mean", aggregates=False, pooling="mean", width=8),
+            ["events"],
+        ),
     ]
     quick = {"trees": BoostedTrees(max_iter=10), "max_epochs": 2, "random_state": 0}
     model = EasyTensorClassifier(blocks, trunk=MLP(width=8), remainder="drop", **quick)

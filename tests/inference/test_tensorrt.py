@@ -44,8 +44,12 @@ def model(rows, target):
         ("days", DatetimeBlock(), ["day"]),
         ("vectors", VectorBlock(), ["vector"]),
         ("texts", TextBlock(min_frequency=2), ["title"]),
-        ("clicks", CategorySequenceBlock("conv", **SMALL), ["clicks"]),
-        ("series", NumericSequenceBlock("mean", pooling="mean", width=8), ["series"]),
+        ("clicks", CategorySequenceBlock("conv", aggregates=False, **SMALL), ["clicks"]),
+        (
+            "series",
+            NumericSequenceBlock("mean", n_kernel_features=84, pooling="mean", width=8),
+            ["series"],
+        ),
     ]
     trunk = TabM(members=2, width=16)
     model = EasyTensorClassifier(blocks, trunk=trunk, trees=TREES, **QUICK)
@@ -53,7 +57,7 @@ def model(rows, target):
 
 
 def events(encoder):
-    return EventSequenceBlock(encoder, **SMALL, time="whens")
+    return EventSequenceBlock(encoder, aggregates=False, **SMALL, time="whens")
 
 
 def built(model, path, **params):
@@ -78,8 +82,12 @@ def test_regressor_with_other_encoders(rows, target, tmp_path):
         ("bins", NumericBlock(bins=9), ["amount"]),
         ("linear", NumericBlock("linear"), ["amount"]),
         ("periodic", NumericBlock("periodic"), ["count"]),
-        ("gru", CategorySequenceBlock("gru", pooling="last", **SMALL), ["clicks"]),
-        ("lstm", NumericSequenceBlock("lstm", **SMALL), ["series"]),
+        (
+            "gru",
+            CategorySequenceBlock("gru", aggregates=False, pooling="last", **SMALL),
+            ["clicks"],
+        ),
+        ("lstm", NumericSequenceBlock("lstm", n_kernel_features=84, **SMALL), ["series"]),
         ("words", TextBlock("transformer", width=8, heads=2, vocabulary_size=300), ["title"]),
     ]
     trunk = TabM(members=2, width=8)
