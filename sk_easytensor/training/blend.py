@@ -9,8 +9,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from sk_easytensor.networks.heads import weighted_mean
-from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.training.dataset import EncodedDataset, sampled_parts
+from sk_easytensor.training.dataset import sampled_encodings
 from sk_easytensor.trees.boosting import TreeDataset
 from sk_easytensor.trees.forest import TreesModule
 
@@ -237,10 +236,6 @@ def tree_rows(network, rows, max_rows, seed, head=None):
     if network.offset_name is not None:
         names.append(network.offset_name)
 
-    def select_encodings(part):
-        frame = TensorFrame({name: part.frame[name] for name in names}, len(part))
-        return EncodedDataset(frame, part.target, part.weight)
-
     def tree_target(part):
         offset = network.offset(part.frame)
         if offset is None:
@@ -249,7 +244,7 @@ def tree_rows(network, rows, max_rows, seed, head=None):
 
     parts = [
         (network.tree_features(part.frame), *tree_target(part))
-        for part in sampled_parts(rows.map(select_encodings), max_rows, seed)
+        for part in sampled_encodings(rows, names, max_rows, seed)
     ]
     features, target, weight = (
         torch.cat(tensors).cpu().numpy() for tensors in zip(*parts, strict=True)

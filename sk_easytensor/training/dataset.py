@@ -25,6 +25,7 @@ __all__ = [
     "bounded_sample",
     "join_rows",
     "materialize",
+    "sampled_encodings",
     "sampled_parts",
     "validation_rows",
 ]
@@ -467,6 +468,19 @@ def sampled_parts(rows, size, seed):
             sample = random.choice(len(part), n_rows, replace=False)
             part = part.take(torch.from_numpy(np.sort(sample)).to(part.weight.device))
         yield part
+
+
+def sampled_encodings(rows, names, size, seed):
+    """Yield a sample of rows as :func:`sampled_parts` does, with the encodings of some blocks only.
+
+    Other encodings are not brought into memory.
+    """
+
+    def select(part):
+        frame = TensorFrame({name: part.frame[name] for name in names}, len(part))
+        return EncodedDataset(frame, part.target, part.weight)
+
+    return sampled_parts(rows.map(select), size, seed)
 
 
 class MemoryMappedDataset(TrainingDataset):

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from sk_easytensor.networks.linear import LinearModule
-from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.training.dataset import BatchIterator, EncodedDataset, sampled_parts
+from sk_easytensor.training.dataset import BatchIterator, sampled_encodings
 
 __all__ = [
     "fit_linear",
@@ -124,13 +123,8 @@ class LinearRows:
 def linear_rows(network, rows, max_rows, seed):
     """Return the linear features, targets and weights of a data set, or of a sample of it."""
     names = list(network.linear_feature_weights)
-
-    def select_encodings(part):
-        frame = TensorFrame({name: part.frame[name] for name in names}, len(part))
-        return EncodedDataset(frame, part.target, part.weight)
-
     features, targets, weights = {name: [] for name in names}, [], []
-    for part in sampled_parts(rows.map(select_encodings), max_rows, seed):
+    for part in sampled_encodings(rows, names, max_rows, seed):
         targets.append(part.target.cpu().numpy())
         weights.append(part.weight.double().cpu().numpy())
         for batch in BatchIterator(part, BATCH_SIZE):
