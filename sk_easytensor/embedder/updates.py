@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +14,7 @@ from sk_easytensor.embedder.slices import Sequences
 from sk_easytensor.events import collect_sequences, decoded, entity_codes, materialize, read_times
 from sk_easytensor.networks.block_network import as_embeddings
 from sk_easytensor.tensors import Ragged, TensorFrame
+from sk_easytensor.training.checkpoint import digest as tensor_digest
 
 __all__ = [
     "EmbeddingState",
@@ -129,7 +129,7 @@ def update_state(tower, user, time, state, events, owner, executor):
     """
     network = tower.network_.eval()
     encoders = [encoder for module in network.blocks for encoder in module.sequence_encoders]
-    digest = network_digest(network)
+    digest = tensor_digest(*network.state_dict().values())
     features = list(tower.feature_names_in_)
     columns = features if time in features else [*features, time]
     if state is None:
@@ -288,12 +288,3 @@ def _check_order(items, time, before, after, keys, owner):
             f"earlier than the last one before, at {times[before][row]} ({len(earlier)} users have "
             "such events); update with events in order of time"
         )
-
-
-def network_digest(network):
-    """Return a digest of the weights of a network, a string."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
