@@ -593,7 +593,10 @@ def event_lists(random, folder):
     kinds = {key: column_kinds.NASTY[key] for key in ("events", "odd_events")} | column_kinds.LISTS
     drawn = draw(random, kinds, int(random.integers(1, 3)))
     if random.random() < 0.4:
-        params = {"blocks": [("b", EventSequenceBlock(), drawn.names)]}
+        chosen = {"aggregates": ["auto", False, ["last", "mean", "since"]][random.integers(3)]}
+        if random.random() < 0.2:
+            chosen["calendar"] = ["day", "week"]
+        params = {"blocks": [("b", EventSequenceBlock(**chosen), drawn.names)]}
         return simple(
             random, "event lists", drawn, n, str(random.choice(containers.PYTHON)), **params
         )
