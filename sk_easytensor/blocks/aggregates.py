@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -102,6 +104,7 @@ class Count:
     """
 
     highest: int
+    by_column: ClassVar = ()
 
     @property
     def tree_codes(self):
@@ -124,12 +127,23 @@ class Level:
 
     Attributes
     ----------
-    lowest, highest : float
-        Bounds of the numbers.
+    lowest : float
+        The lowest number.
+    parts : float
+        Codes for trees per unit.
+    weight : float
+        Factor that turns numbers into inputs of a network.
     """
 
     lowest: float
-    highest: float
+    parts: float
+    weight: float
+    by_column: ClassVar = ("lowest", "parts", "weight")
+
+    @classmethod
+    def between(cls, lowest, highest):
+        """Return the kind of the numbers from `lowest` to `highest`."""
+        return cls(lowest, TREE_PARTS / (highest - lowest), BOUND / max(highest, -lowest))
 
     @property
     def tree_codes(self):
@@ -138,13 +152,12 @@ class Level:
 
     def codes(self, numbers):
         """Return the codes for trees: equal parts of the range, 0 where missing."""
-        parts = (numbers - self.lowest) * (TREE_PARTS / (self.highest - self.lowest))
-        codes = parts.clamp(0, TREE_PARTS) + (FIRST_CODE + BORDER)
-        return torch.nan_to_num(codes, nan=MISSING_CODE)
+        codes = ((numbers - self.lowest) * self.parts).clamp(0, TREE_PARTS)
+        return torch.where(torch.isnan(numbers), MISSING_CODE, codes + (FIRST_CODE + BORDER))
 
     def inputs(self, numbers):
         """Return the inputs of a network, in [-3, 3] and 0 where missing."""
-        return torch.nan_to_num(numbers, nan=0.0) * (BOUND / max(self.highest, -self.lowest))
+        return torch.where(torch.isnan(numbers), 0.0, numbers) * self.weight
 
 
 @dataclass(frozen=True)
@@ -155,30 +168,37 @@ class Located:
     ----------
     n_bins : int
         Number of bins of the field.
-    missing : float, default=0.0
+    parts : int
+        Codes for trees per bin.
+    missing : float
         Input of a network in place of a missing number.
     """
 
     n_bins: int
-    missing: float = 0.0
+    parts: int
+    missing: float
+    by_column: ClassVar = ("parts", "missing")
+
+    @classmethod
+    def of(cls, field, missing=0.0):
+        """Return the kind of the numbers of a :class:`NumberField`."""
+        return cls(field.n_bins, max(TREE_PARTS // field.n_bins, 1), missing)
 
     @property
     def tree_codes(self):
         """Number of codes for trees, and whether they are ordered."""
-        return FIRST_CODE + self._parts * self.n_bins + 1, True
-
-    @property
-    def _parts(self):
-        return max(TREE_PARTS // self.n_bins, 1)
+        return FIRST_CODE + self.parts * self.n_bins + 1, True
 
     def codes(self, numbers):
         """Return the codes for trees: parts of the bins, 0 where missing."""
-        codes = numbers[..., 1] * self._parts + (FIRST_CODE + BORDER)
-        return torch.nan_to_num(codes, nan=MISSING_CODE)
+        positions = numbers[..., 1]
+        codes = positions * self.parts + (FIRST_CODE + BORDER)
+        return torch.where(torch.isnan(positions), MISSING_CODE, codes)
 
     def inputs(self, numbers):
-        """Return the inputs of a network: the scaled numbers."""
-        return torch.nan_to_num(numbers[..., 0], nan=self.missing, posinf=BOUND, neginf=-BOUND)
+        """Return the inputs of a network: the scaled numbers, in [-3, 3]."""
+        scaled = numbers[..., 0]
+        return torch.where(torch.isnan(scaled), self.missing, scaled.clamp(-BOUND, BOUND))
 
 
 @dataclass(frozen=True)
@@ -192,6 +212,7 @@ class Item:
     """
 
     n_codes: int
+    by_column: ClassVar = ()
 
     @property
     def tree_codes(self):
@@ -211,8 +232,11 @@ class Aggregate:
     ----------
     name : str
         Name of the aggregate, such as ``"counts"`` or ``"recent mean"``.
-    field : str or None
-        Entry of the encoding that has the field, such as ``"codes_0"``; None for the whole list.
+    fields : {"codes", "values"} or None
+        Fields that the aggregate is computed of: categorical or numeric ones, or None for the
+        whole list.
+    field : int
+        Index of the field among them.
     values : Count, Level, Located or Item
         Kind of the values.
     size : int, default=1
@@ -222,10 +246,77 @@ class Aggregate:
     """
 
     name: str
-    field: str | None
+    fields: str | None
+    field: int
     values: object
     size: int = 1
     for_network: bool = True
+
+    @property
+    def key(self):
+        """Name of the aggregate and its fields."""
+        return self.name, self.fields
+
+
+class Columns(nn.Module):
+    """Columns of aggregates, of which those with the same kind of value are computed at once.
+
+    One operation for all columns keeps exported graphs small.
+
+    Parameters
+    ----------
+    aggregates : list of Aggregate
+        Aggregates in the order of their columns.
+    shapes : dict of {tuple: (int, int)}
+        Number of fields, and of columns that are computed for each of them, by key.
+    """
+
+    def __init__(self, aggregates, shapes):
+        super().__init__()
+        self.groups, order = [], []
+        place = dict(zip(aggregates, itertools.accumulate(p.size for p in aggregates), strict=True))
+        kinds = dict.fromkeys(type(part.values) for part in aggregates)
+        for number, kind in enumerate(kinds):
+            parts = [part for part in aggregates if type(part.values) is kind]
+            keys = list(dict.fromkeys(part.key for part in parts))
+            sizes = [math.prod(shapes[key]) for key in keys]
+            starts = dict(zip(keys, [0, *itertools.accumulate(sizes)], strict=False))
+            columns = []
+            for part in parts:
+                first = starts[part.key] + part.field * shapes[part.key][1]
+                columns += range(first, first + part.size)
+                order += range(place[part] - part.size, place[part])
+            # Not part of the state dict, because the block knows the aggregates.
+            self.register_buffer(f"columns_{number}", torch.tensor(columns), False)
+            for name in kind.by_column:
+                vector = [getattr(part.values, name) for part in parts for _ in range(part.size)]
+                vector = torch.tensor(vector, dtype=torch.float32)
+                self.register_buffer(f"{name}_{number}", vector, False)
+            self.groups.append((parts[0].values, keys))
+        order = torch.tensor(order, dtype=torch.int64).argsort()
+        self.register_buffer("order", order, False)
+
+    def forward(self, found, method):
+        """Return the columns as trees or networks read them.
+
+        Parameters
+        ----------
+        found : dict of {tuple: torch.Tensor}
+            Result of :meth:`ListAggregates.compute`.
+        method : {"codes", "inputs"}
+            Method of the kinds of values.
+
+        Returns
+        -------
+        torch.Tensor of shape (n_lists, n_columns)
+        """
+        parts = []
+        for number, (kind, keys) in enumerate(self.groups):
+            values = torch.cat([found[key].flatten(1, 2) for key in keys], dim=1)
+            values = values.index_select(1, self.get_buffer(f"columns_{number}"))
+            vectors = {name: self.get_buffer(f"{name}_{number}") for name in kind.by_column}
+            parts.append(getattr(replace(kind, **vectors), method)(values))
+        return torch.cat(parts, dim=1).index_select(1, self.order)
 
 
 @dataclass(frozen=True)
@@ -292,18 +383,21 @@ class ListAggregates(nn.Module):
         self.max_length = max_length
         self.gap = gap
         self.counted = [min(size, KNOWN + FREQUENT) for size in self.n_codes]
-        self.fields = measured = [index for index in range(len(self.numbers)) if index != gap]
+        self.measured = [index for index in range(len(self.numbers)) if index != gap]
         # Not part of the state dict, because the block knows the fields.
-        self.register_buffer("measured", torch.tensor(measured, dtype=torch.int64), False)
-        origins = [_bounded_origin(self.numbers[index].origin) for index in measured]
+        self.register_buffer("fields", torch.tensor(self.measured, dtype=torch.int64), False)
+        origins = [_bounded_origin(self.numbers[index].origin) for index in self.measured]
         self.register_buffer("origins", torch.tensor(origins, dtype=torch.float64), False)
         self.aggregates = [
             *self._list_aggregates(),
             *self._category_aggregates(),
-            *self._number_aggregates(measured),
+            *self._number_aggregates(),
             *self._gap_aggregates(),
         ]
-        self.out_features = sum(part.size for part in self.aggregates if part.for_network)
+        for_network = [part for part in self.aggregates if part.for_network]
+        self.for_trees = Columns(self.aggregates, self._shapes())
+        self.for_network = Columns(for_network, self._shapes())
+        self.out_features = sum(part.size for part in for_network)
         self.n_items = LATEST * ("last" in self.names) + ("first" in self.names)
         self.tree_codes = [
             codes for part in self.aggregates for codes in [part.values.tree_codes] * part.size
@@ -311,16 +405,15 @@ class ListAggregates(nn.Module):
 
     def _list_aggregates(self):
         # The sequence encoder gives the length to the network.
-        count = Count(self.max_length)
-        return [Aggregate("length", None, count, 1, False)] if "length" in self.names else []
+        if "length" in self.names:
+            yield Aggregate("length", None, 0, Count(self.max_length), 1, False)
 
     def _category_aggregates(self):
         count = Count(self.max_length)
         for index, (counted, n_codes) in enumerate(zip(self.counted, self.n_codes, strict=True)):
-            field = f"codes_{index}"
             parts = {
                 "counts": (count, counted),
-                "shares": (Level(0.0, 1.0), counted),
+                "shares": (Level.between(0.0, 1.0), counted),
                 "recency": (count, counted - KNOWN),
                 "changes": (count, 1),
                 "run": (count, 1),
@@ -328,49 +421,57 @@ class ListAggregates(nn.Module):
             }
             for name, (values, size) in parts.items():
                 if name in self.names and size:
-                    yield Aggregate(name, field, values, size)
+                    yield Aggregate(name, "codes", index, values, size)
             if n_codes <= LARGEST_EXACT:
                 for name, size in (("last", LATEST), ("first", 1)):
                     if name in self.names:
-                        yield Aggregate(name, field, Item(n_codes), size, False)
+                        yield Aggregate(name, "codes", index, Item(n_codes), size, False)
 
-    def _number_aggregates(self, measured):
+    def _number_aggregates(self):
         count = Count(self.max_length)
-        for index in measured:
-            number, field = self.numbers[index], f"values_{index}"
-            located = Located(number.n_bins)
+        for index, number in enumerate(self.numbers[place] for place in self.measured):
+            located = Located.of(number)
             if "known" in self.names:
-                yield Aggregate("known", field, count)
+                yield Aggregate("known", "values", index, count)
             for name, size in (("last", LATEST), ("first", 1)):
                 if name in self.names:
-                    yield Aggregate(name, field, located, size, False)
+                    yield Aggregate(name, "values", index, located, size, False)
             highest = self.max_length * (BOUND + abs(_bounded_origin(number.origin)))
             kinds = {
-                "mean": Level(-BOUND, BOUND),
+                "mean": Level.between(-BOUND, BOUND),
                 "min": located,
                 "max": located,
-                "std": Level(0.0, BOUND),
-                "sum": Level(-math.log1p(highest), math.log1p(highest)),
-                "trend": Level(-LARGEST_TREND, LARGEST_TREND),
+                "std": Level.between(0.0, BOUND),
+                "sum": Level.between(-math.log1p(highest), math.log1p(highest)),
+                "trend": Level.between(-LARGEST_TREND, LARGEST_TREND),
             }
             for window in self._windows:
                 for name, values in kinds.items():
                     if name in self.names:
-                        yield Aggregate(window + name, field, values)
+                        yield Aggregate(window + name, "values", index, values)
 
     def _gap_aggregates(self):
         if self.gap is None or "since" not in self.names:
             return
-        located = Located(self.numbers[self.gap].n_bins, BOUND)
-        yield Aggregate("since last", None, located, LATEST)
-        yield Aggregate("since first", None, located)
+        located = Located.of(self.numbers[self.gap], BOUND)
+        yield Aggregate("since last", None, 0, located, LATEST)
+        yield Aggregate("since first", None, 0, located)
         for index, counted in enumerate(self.counted):
             if counted > KNOWN:
-                yield Aggregate("since", f"codes_{index}", located, counted - KNOWN)
+                yield Aggregate("since", "codes", index, located, counted - KNOWN)
 
     @property
     def _windows(self):
         return ["", "recent "] if "recent" in self.names else [""]
+
+    def _shapes(self):
+        """Return the number of fields, and of columns that are computed for each, by key."""
+        n_fields = {None: 1, "codes": len(self.n_codes), "values": len(self.measured)}
+        shapes = {}
+        for part in self.aggregates:
+            size = max(part.size, shapes.get(part.key, (0, 0))[1])
+            shapes[part.key] = n_fields[part.fields], size
+        return shapes
 
     def compute(self, codes, numbers, lengths):
         """Return the values of all aggregates.
@@ -387,73 +488,80 @@ class ListAggregates(nn.Module):
 
         Returns
         -------
-        dict of {(str, str or None): torch.Tensor}
-            By the name and the field of each aggregate: int64 or float32 of shape (n_lists, size),
-            or (n_lists, size, 2) for scaled numbers with positions.
+        dict of {tuple: torch.Tensor}
+            By the key of the aggregates: int64 or float32 of shape (n_lists, n_fields, size), or
+            (n_lists, n_fields, size, 2) for scaled numbers with positions.
         """
-        found = {("length", None): lengths[:, None]}
+        found = {("length", None): lengths[:, None, None]}
         longest = (numbers if codes is None else codes).shape[1]
         place = torch.arange(longest, device=lengths.device)
         known = place < lengths[:, None]
-        latest = [
-            self._describe_categories(found, index, codes[..., index], place, known, lengths)
-            for index in range(len(self.n_codes))
-        ]
-        if self.fields:
+        if codes is not None:
+            latest = self._describe_categories(found, codes.long(), place, known, lengths)
+        if self.measured:
             self._describe_numbers(found, numbers, place, known, lengths)
         if self.gap is not None and "since" in self.names:
             gap = numbers[:, :, self.gap]
-            ends = _from_end(lengths)
-            found["since last", None] = _items_at(gap, ends, math.nan)
-            found["since first", None] = _items_at(gap, _firsts(lengths), math.nan)
-            for index, places in enumerate(latest):
-                found["since", f"codes_{index}"] = _items_at(gap, places[:, KNOWN:], math.nan)
+            found["since last", None] = _items_at(gap, _from_end(lengths), math.nan)[:, None]
+            found["since first", None] = _items_at(gap, _firsts(lengths), math.nan)[:, None]
+            if codes is not None:
+                since = _items_at(gap, latest.flatten(1), math.nan)
+                found["since", "codes"] = since.unflatten(1, latest.shape[1:])
         return found
 
-    def _describe_categories(self, found, index, codes, place, known, lengths):
-        """Add the aggregates of a categorical field; return the last place of each code."""
-        codes, field = codes.long(), f"codes_{index}"
-        numbered = torch.arange(self.counted[index], device=codes.device)
+    def value(self, found, aggregate):
+        """Return the columns of one aggregate from the result of :meth:`compute`."""
+        return found[aggregate.key][:, aggregate.field, : aggregate.size]
+
+    def _describe_categories(self, found, codes, place, known, lengths):
+        """Add the aggregates of the categorical fields.
+
+        Returns
+        -------
+        torch.Tensor of int64, shape (n_lists, n_categorical, n)
+            Last place of each known category that is counted, -1 where there is none.
+        """
+        place, known = place[:, None], known[..., None]
+        numbered = torch.arange(max(self.counted), device=codes.device)
         matches = (codes[..., None] == numbered) & known[..., None]
         counts = matches.sum(1)
-        found["counts", field] = counts
-        found["shares", field] = counts.float() / lengths.clamp(min=1)[:, None]
-        latest = torch.where(matches, place[:, None], -1).amax(1)
-        after = lengths[:, None] - 1 - latest[:, KNOWN:]
-        found["recency", field] = torch.where(latest[:, KNOWN:] < 0, -1, after)
+        found["counts", "codes"] = counts
+        found["shares", "codes"] = counts.float() / lengths.clamp(min=1)[:, None, None]
+        # Half the memory of int64: there is a number for each item and category.
+        latest = torch.where(matches[..., KNOWN:], place[..., None].int(), -1).amax(1).long()
+        after = lengths[:, None, None] - 1 - latest
+        found["recency", "codes"] = torch.where(latest < 0, -1, after)
         ends = _items_at(codes, _from_end(lengths), MISSING_CODE)
-        found["last", field] = ends
-        found["first", field] = _items_at(codes, _firsts(lengths), MISSING_CODE)
-        changed = (codes[:, 1:] != codes[:, :-1]) & known[:, 1:]
-        found["changes", field] = changed.sum(1, keepdim=True)
+        first = _items_at(codes, _firsts(lengths), MISSING_CODE)
+        changed = ((codes[:, 1:] != codes[:, :-1]) & known[:, 1:]).sum(1)
         other = (codes != ends[:, :1]) & known
-        found["run", field] = lengths[:, None] - 1 - torch.where(other, place, -1).amax(1, True)
-        if "distinct" in self.names:
-            # Padding is read as missing items, which do not count.
-            ordered = torch.where(known, codes, MISSING_CODE).sort(1).values
-            new = (ordered[:, 1:] != ordered[:, :-1]).sum(1, keepdim=True)
-            found["distinct", field] = new + (ordered[:, :1] != MISSING_CODE)
+        run = lengths[:, None] - 1 - torch.where(other, place, -1).amax(1)
+        # Padding is read as missing items, which do not count.
+        ordered = torch.where(known, codes, MISSING_CODE).sort(1).values
+        new = (ordered[:, 1:] != ordered[:, :-1]).sum(1)
+        found["last", "codes"] = ends.transpose(1, 2)
+        found["first", "codes"] = first.transpose(1, 2)
+        found["changes", "codes"] = changed[..., None]
+        found["run", "codes"] = run[..., None]
+        found["distinct", "codes"] = (new + (ordered[:, 0] != MISSING_CODE))[..., None]
         return latest
 
     def _describe_numbers(self, found, numbers, place, known, lengths):
         """Add the aggregates of the numeric fields."""
-        numbers = numbers.index_select(2, self.measured)
+        numbers = numbers.index_select(2, self.fields)
         numbers = torch.where(known[..., None, None], numbers, math.nan)
-        ends = _items_at(numbers, _from_end(lengths), math.nan)
-        first = _items_at(numbers, _firsts(lengths), math.nan)
-        statistics = self._statistics(numbers, place[:, None].double())
-        if "recent" in self.names:
-            places = lengths[:, None] - RECENT + torch.arange(RECENT, device=lengths.device)
-            recent = _items_at(numbers, places, math.nan)
-            recent = self._statistics(recent, places[..., None].double())
-            statistics |= {f"recent {name}": value for name, value in recent.items()}
-        n_known = (~torch.isnan(numbers[..., 1])).sum(1)
-        for index, field in enumerate(f"values_{number}" for number in self.fields):
-            found["known", field] = n_known[:, index, None]
-            found["last", field] = ends[:, :, index]
-            found["first", field] = first[:, :, index]
-            for name, value in statistics.items():
-                found[name, field] = value[:, index, None]
+        found["last", "values"] = _items_at(numbers, _from_end(lengths), math.nan).transpose(1, 2)
+        found["first", "values"] = _items_at(numbers, _firsts(lengths), math.nan).transpose(1, 2)
+        found["known", "values"] = (~torch.isnan(numbers[..., 1])).sum(1)[..., None]
+        if any(name in self.names for name in STATISTICS):
+            windows = {"": (numbers, place[:, None].double())}
+            if "recent" in self.names:
+                places = lengths[:, None] - RECENT + torch.arange(RECENT, device=lengths.device)
+                latest = _items_at(numbers, places, math.nan)
+                windows["recent "] = latest, places[..., None].double()
+            for window, items in windows.items():
+                for name, value in self._statistics(*items).items():
+                    found[window + name, "values"] = value[:, :, None]
 
     def _statistics(self, numbers, place):
         """Return the statistics of the numbers that are not missing, by name.
@@ -467,7 +575,7 @@ class ListAggregates(nn.Module):
         """
         missing = torch.isnan(numbers)
         weight = (~missing[..., 1]).double()
-        values = torch.nan_to_num(numbers[..., 0], nan=0.0, posinf=BOUND, neginf=-BOUND).double()
+        values = torch.where(missing[..., 0], 0.0, numbers[..., 0]).clamp(-BOUND, BOUND).double()
         count = weight.sum(1)
         divisor = count.clamp(min=1)
         total = values.sum(1)
@@ -513,12 +621,7 @@ class ListAggregates(nn.Module):
 
     def inputs(self, found):
         """Return the inputs of a network, float32 of shape (n_lists, out_features)."""
-        parts = [
-            part.values.inputs(found[part.name, part.field])
-            for part in self.aggregates
-            if part.for_network
-        ]
-        return torch.cat(parts, dim=1)
+        return self.for_network(found, "inputs")
 
     def items(self, padded, lengths):
         """Return the last three items and the first, 0 where a list has fewer.
@@ -543,8 +646,7 @@ class ListAggregates(nn.Module):
 
     def codes(self, found):
         """Return the columns for trees, int32 of shape (n_lists, len(tree_codes))."""
-        parts = [part.values.codes(found[part.name, part.field]).int() for part in self.aggregates]
-        return torch.cat(parts, dim=1)
+        return self.for_trees(found, "codes").int()
 
 
 def _bounded_origin(origin):

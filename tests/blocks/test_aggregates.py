@@ -172,9 +172,10 @@ def assert_like_reference(block, encoding):
     for part, values, own, column in zip(module.aggregates, found, blocks, columns, strict=True):
         rows = reference(own, column)
         for aggregate in part.aggregates:
-            key = aggregate.name, aggregate.field
+            fields = aggregate.fields
+            key = aggregate.name, None if fields is None else f"{fields}_{aggregate.field}"
             expected = np.array([row[key] for row in rows], dtype=np.float64)
-            value = values[key].double().numpy()
+            value = part.value(values, aggregate).double().numpy()
             np.testing.assert_allclose(
                 value.reshape(len(rows), -1), expected.reshape(len(rows), -1), rtol=2e-5, atol=2e-6
             )
@@ -215,7 +216,7 @@ def test_category_aggregates_by_hand():
     assert block.categories_[0].to_pylist() == ["a", "b", "c"]
     rows = [["b", "a", None, "new", "a", "a"], ["c"], [], None]
     _, found = computed(block, block.transform({"c": rows}))
-    found = {name: values.tolist() for (name, _), values in found[0].items()}
+    found = {name: values[:, 0].tolist() for (name, _), values in found[0].items()}
     assert found["length"] == [[6], [1], [0], [0]]
     assert found["counts"] == [[1, 1, 3, 1, 0], [0, 0, 0, 0, 1], [0] * 5, [0] * 5]
     assert found["shares"][0] == pytest.approx([1 / 6, 1 / 6, 1 / 2, 1 / 6, 0])
@@ -286,13 +287,13 @@ def test_event_aggregates_by_hand():
         inside = np.interp(positions, np.arange(len(edges)), edges)
         return np.expm1(inside).round(3).tolist()
 
-    since = {key: value[..., 1] for key, value in found[0].items() if key[0].startswith("since")}
+    since = {key: v[:, 0, :, 1] for key, v in found[0].items() if key[0].startswith("since")}
     assert seconds(since["since last", None][0]) == [10, 40, 100]
     assert seconds(since["since first", None][0]) == [100]
     # The last view and the last purchase.
-    assert seconds(since["since", "codes_0"][0]) == [10, 40]
-    assert seconds(since["since", "codes_0"][1][0]) == 70
-    assert since["since", "codes_0"][1].isnan().tolist() == [False, True]
+    assert seconds(since["since", "codes"][0]) == [10, 40]
+    assert seconds(since["since", "codes"][1][0]) == 70
+    assert since["since", "codes"][1].isnan().tolist() == [False, True]
     assert since["since last", None][2].isnan().all()
 
 
@@ -300,9 +301,9 @@ def test_trend_and_recent_statistics():
     X = {"x": [[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [6.0, 0.0]], "k": [["a"] * 7, ["a"] * 2]}
     block = EventSequenceBlock().fit(X)
     _, found = computed(block, block.transform(X))
-    trend = found[0]["trend", "values_0"][:, 0]
+    trend = found[0]["trend", "values"][:, 0, 0]
     assert trend[0] > 0 > trend[1]
-    lowest = found[0]["min", "values_0"][0, 0, 1], found[0]["recent min", "values_0"][0, 0, 1]
+    lowest = [found[0][name, "values"][0, 0, 0, 1] for name in ("min", "recent min")]
     # Edges are the seven numbers, of which the last five begin with 2.
     assert [float(value) for value in lowest] == [0, 2]
 
@@ -374,8 +375,8 @@ def test_codes_of_many_categories_are_counted_for_the_frequent_only():
     words = [[f"w{i}"] * (60 - i) for i in range(40)]
     block = CategorySequenceBlock().fit({"c": words})
     module, found = computed(block, block.transform({"c": [["w0", "w39", "w9"]]}))
-    assert found[0]["counts", "codes_0"].tolist() == [[0, 0, 1, *[0] * 8, 1]]
-    assert found[0]["last", "codes_0"].tolist() == [[11, 41, 2]]
+    assert found[0]["counts", "codes"].tolist() == [[[0, 0, 1, *[0] * 8, 1]]]
+    assert found[0]["last", "codes"].tolist() == [[[11, 41, 2]]]
     assert len(module.tree_codes) == sum(a.size for a in module.aggregates[0].aggregates)
 
 

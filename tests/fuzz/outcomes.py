@@ -20,7 +20,7 @@ PARAMETERS = (
     "monotonic_cst",
     "offset", "session_gap", "session", "class_weight", "validation_fraction", "trees", "trunk",
     "loss",
-    "base_margin", "learning_rate", "batch_size", "max_epochs",
+    "base_margin", "learning_rate", "batch_size", "max_epochs", "calendar", "aggregates",
 )  # fmt: skip
 LONG = [*(name for name in PARAMETERS if "_" in name), "remainder"]
 
