@@ -383,9 +383,7 @@ class TensorFrame:
             entry = _entry_from_arrow(array, field.metadata)
             encodings.setdefault(block, {})[name] = entry
             if isinstance(entry, Ragged):
-                # Batches of version 0.1 do not have the key.
-                parallel = field.metadata.get(b"parallel", field.name.encode())
-                other, other_name = parallel.decode().rsplit("/", 1)
+                other, other_name = field.metadata[b"parallel"].decode().rsplit("/", 1)
                 entry.offsets = encodings[other][other_name].offsets
         return TensorFrame(encodings, batch.num_rows)
 

@@ -548,7 +548,7 @@ class CategoryModule(BlockModule):
             self.tables.append(nn.Parameter(table))
             self.common.append(nn.Parameter(torch.randn(len(columns) * size) * size**-0.5))
             group = len(self.tables) - 1
-            self.register_buffer(f"trust_{group}", factors[:, None].clone())
+            self.register_buffer(f"shrinkage_{group}", factors[:, None].clone())
             self.register_buffer(f"columns_{group}", torch.tensor(columns))
             self.register_buffer(f"starts_{group}", torch.cumsum(sizes, 0) - sizes)
 
@@ -561,16 +561,9 @@ class CategoryModule(BlockModule):
     def _remove_shrinkage(self):
         """Multiply the factors into the tables, so that all rows learn at the full rate."""
         for group, table in enumerate(self.tables):
-            factors = getattr(self, f"trust_{group}")
+            factors = getattr(self, f"shrinkage_{group}")
             table *= factors
             factors.fill_(1.0)
-
-    def _load_from_state_dict(self, state, prefix, *arguments):
-        # Version 0.1 kept vectors as they are read.
-        for group in range(len(self.tables)):
-            name = f"trust_{group}"
-            state.setdefault(prefix + name, torch.ones_like(getattr(self, name)))
-        super()._load_from_state_dict(state, prefix, *arguments)
 
     def forward(self, codes):
         """Return the embeddings of all columns.
@@ -592,7 +585,7 @@ class CategoryModule(BlockModule):
             starts = getattr(self, f"starts_{group}")
             rows = (codes.index_select(1, columns) + starts).reshape(-1)
             # index_select, because the gradient of nn.Embedding is several times slower on a CPU.
-            factors = getattr(self, f"trust_{group}")
+            factors = getattr(self, f"shrinkage_{group}")
             if len(table) <= MAX_SCALED_ROWS:
                 vectors = (table * factors).index_select(0, rows)
             else:

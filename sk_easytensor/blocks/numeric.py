@@ -197,9 +197,6 @@ class NumericBlock(BinnedMixin, Block):
 
     def _shrinkage_factors(self):
         """Return the factor of the differences between the bins of each column, in [0, 1]."""
-        if not hasattr(self, "rows_per_bin_"):
-            # Fitted by version 0.1, which did not shrink.
-            return None
         rows = np.maximum(self.rows_per_bin_, MIN_ROWS)
         return rows**2 / (rows**2 + self.shrinkage**2)
 

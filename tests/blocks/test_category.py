@@ -201,15 +201,6 @@ def test_towers_start_rare_categories_close_to_unseen_ones():
     assert once == pytest.approx(often * (1 / 51) / (100 / 150), rel=0.3)
 
 
-def test_vectors_of_version_0_1_are_read_as_they_were():
-    block = CategoryBlock().fit({"c": ["a", "a", "b"]})
-    module, encoding = block.make_module().eval(), block.transform({"c": ["a", "b", "new"]})
-    state = {name: value for name, value in module.state_dict().items() if "trust" not in name}
-    module.load_state_dict(state)
-    found = module(**encoding) - module.common[0]
-    torch.testing.assert_close(found, state["tables.0"][encoding["codes"][:, 0].long()])
-
-
 def test_module_keeps_columns_apart():
     rng = np.random.default_rng(0)
     data = {f"c{size}": rng.permutation(500) % size for size in (3, 200, 2, 60)}
