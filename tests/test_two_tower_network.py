@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional
 
 from sk_easytensor.embedder.objectives import OBJECTIVES, SessionPairBinary
-from sk_easytensor.networks.block_network import TwoTowerNetwork, embed
 from sk_easytensor.networks.heads import SampledSoftmaxHead
+from sk_easytensor.networks.two_tower_network import TwoTowerNetwork, embed
 from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.pairs import PairFrame, distinct_rows
 

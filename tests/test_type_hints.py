@@ -32,6 +32,7 @@ KINDS = [
 ]
 METHODS = ["__init__", "fit", "partial_fit", "predict", "predict_proba", "transform", "score"]
 METHODS += ["decision_function", "recommend", "rank_users", "collect", "explain", "embed", "report"]
+METHODS += ["to_onnx", "to_tensorrt"]
 SCIKIT_LEARN = {
     ("EasyTensorClassifier", "score"),
 }

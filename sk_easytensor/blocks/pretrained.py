@@ -19,7 +19,8 @@ from sk_easytensor.data.summaries import SummaryMap
 from sk_easytensor.data.tables import read_like_fit
 from sk_easytensor.executor import LocalExecutor
 from sk_easytensor.networks.block_module import BlockModule, learning_rates
-from sk_easytensor.networks.block_network import BlockNetwork, embed, make_network
+from sk_easytensor.networks.block_network import BlockNetwork, make_network
+from sk_easytensor.networks.two_tower_network import embed
 from sk_easytensor.tensors import TensorFrame
 
 __all__ = [

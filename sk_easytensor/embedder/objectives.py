@@ -20,8 +20,8 @@ from sk_easytensor.embedder.slices import (
     gap_seconds,
     random_slices,
 )
-from sk_easytensor.networks.block_network import TwoTowerNetwork
 from sk_easytensor.networks.heads import BinaryHead, SampledSoftmaxHead
+from sk_easytensor.networks.two_tower_network import TwoTowerNetwork
 from sk_easytensor.training.dataset import EncodedDataset, InMemoryDataset, ResampledDataset
 from sk_easytensor.training.pairs import PairFrame
 from sk_easytensor.training.table_dataset import BaseRowEncoder

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Literal
+
+    from sk_easytensor._utils.typing import PathLike
+
 __all__ = [
     "ExportMixin",
 ]
@@ -15,7 +23,7 @@ class ExportMixin:
 
     _export_adapter = None
 
-    def to_onnx(self, path, inputs="raw"):
+    def to_onnx(self, path: PathLike, inputs: Literal["raw", "encoded"] = "raw") -> Path:
         """Write the fitted model as an ONNX file, preprocessing included.
 
         Parameters
@@ -51,7 +59,13 @@ class ExportMixin:
 
         return export_onnx(self, path, inputs)
 
-    def to_tensorrt(self, path, precision="fp32", batch_sizes=(1, 64, 4096), list_lengths=None):
+    def to_tensorrt(
+        self,
+        path: PathLike,
+        precision: Literal["fp32", "fp16", "bf16"] = "fp32",
+        batch_sizes: tuple[int, int, int] = (1, 64, 4096),
+        list_lengths: tuple[int, int, int] | None = None,
+    ) -> Path:
         """Build a TensorRT engine of the fitted network, whose inputs are encoded rows.
 
         Parameters

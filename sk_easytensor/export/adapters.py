@@ -11,7 +11,7 @@ from sklearn.base import is_classifier
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from sk_easytensor.networks.block_network import embed
+from sk_easytensor.networks.two_tower_network import embed
 from sk_easytensor.tensors import Padded, Ragged
 
 __all__ = [

@@ -17,7 +17,7 @@ from sk_easytensor.backends import resolve_backend
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.executor import LocalExecutor
 from sk_easytensor.inspection.encoded_model import EncodedModel, GivenOutputs
-from sk_easytensor.networks.block_network import as_embeddings
+from sk_easytensor.networks.two_tower_network import as_embeddings
 from sk_easytensor.tensors import TensorFrame
 
 __all__ = [

@@ -25,7 +25,7 @@ from sk_easytensor.estimators.stored import Vectors, of_stored_rows
 from sk_easytensor.estimators.trained import TrainedEstimator
 from sk_easytensor.export.adapters import PairAdapter
 from sk_easytensor.networks import Sum
-from sk_easytensor.networks.block_network import TwoTowerNetwork
+from sk_easytensor.networks.two_tower_network import TwoTowerNetwork
 from sk_easytensor.report.report import summarize_table
 from sk_easytensor.retrieval import check_index
 from sk_easytensor.tracking import tracked
@@ -261,8 +261,8 @@ class EasyTensorTwoTower(
     Without `y` every row is an item that a user chose, and the loss is a softmax over the items
     of a batch, corrected for how often each is drawn (Yi et al., "Sampling-Bias-Corrected Neural
     Modeling for Large Corpus Item Recommendations", 2019); see
-    :class:`~sk_easytensor.networks.block_network.TwoTowerNetwork`. The loss is the log loss of the
-    score for a `y` of two classes, and the squared error for numbers.
+    :class:`~sk_easytensor.networks.two_tower_network.TwoTowerNetwork`. The loss is the log loss of
+    the score for a `y` of two classes, and the squared error for numbers.
 
     Examples
     --------

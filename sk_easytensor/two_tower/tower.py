@@ -18,9 +18,10 @@ from sk_easytensor.executor import LocalExecutor
 from sk_easytensor.export import ExportMixin
 from sk_easytensor.export.adapters import EmbeddingAdapter
 from sk_easytensor.export.engines import EngineMixin
-from sk_easytensor.networks.block_network import embed, make_network
+from sk_easytensor.networks.block_network import make_network
 from sk_easytensor.networks.heads import EmbeddingHead
 from sk_easytensor.networks.trunks import Sum
+from sk_easytensor.networks.two_tower_network import embed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,13 +16,13 @@ from sk_easytensor.export.onnx import network_model, traced
 from sk_easytensor.export.tensorrt import lower
 from sk_easytensor.inference import encoded_arrays, load
 from sk_easytensor.losses import BUILT_IN, Loss, Quantile, loss_names
-from sk_easytensor.networks.block_network import as_embeddings
 from sk_easytensor.networks.heads import (
     BinaryHead,
     MulticlassHead,
     MultilabelHead,
     RegressionHead,
 )
+from sk_easytensor.networks.two_tower_network import as_embeddings
 from sk_easytensor.onnx.predictor import check_finite
 
 
