@@ -38,7 +38,6 @@ from sk_easytensor.blocks.sequences import (
     describe_numbers,
     ragged,
 )
-from sk_easytensor.blocks.vector import VectorBlock
 from sk_easytensor.data.columns import is_list, list_lengths, same_lengths
 from sk_easytensor.data.datetimes import CYCLES, read_times, zone_shifts
 from sk_easytensor.data.summaries import SummaryMap
@@ -242,9 +241,7 @@ class EventSequenceBlock(AggregatedBlock):
         lists = [
             name
             for name in columns
-            if is_list(table.schema.field(name).type)
-            and cls.accepts(table.schema.field(name).type)
-            and not VectorBlock.detects(table.column(name))
+            if is_list(table.schema.field(name).type) and cls.accepts(table.schema.field(name).type)
         ]
         groups = same_lengths(table, lists)
         return [group for group in groups if cls._are_events(table.select(group))]

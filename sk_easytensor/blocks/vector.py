@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,6 +26,9 @@ __all__ = [
     "VectorModule",
     "VectorProjection",
 ]
+
+
+LOGGER = logging.getLogger("sk_easytensor.blocks")
 
 
 class VectorProjection(BlockModule):
@@ -98,6 +103,17 @@ class UnitScale(nn.Module):
 CHUNK = 65_536
 """Number of rows that are converted to double precision at a time, which bounds memory."""
 
+SHORTEST_SERIES = 9
+"""Smallest number of steps of a time series whose vectors have one length."""
+
+ORDER_ROWS, ORDER_LENGTH, N_ORDERS = 200, 1024, 200
+"""Largest number of vectors, and of components, that are tested for their order, and the number of
+orders that are compared."""
+
+ORDER_SCORE = 5.0
+"""Number of standard deviations from the mean of random orders at which the order matters. The
+series of the UCR archive that were tried have 7 and more, and tables and embeddings at most 3."""
+
 BOUND = 10.0
 """Standardized components are clipped to this number of standard deviations."""
 
@@ -153,10 +169,32 @@ class VectorBlock(Block):
             return False
         if pa.types.is_fixed_size_list(kind):
             return True
-        if not pa.types.is_floating(kind.value_type):
+        if not _holds_floats(kind):
             return False
         lengths = pc.unique(pc.list_value_length(sample_values(column)))
         return len(lengths) == 1 and lengths[0].as_py() > 1
+
+    @classmethod
+    def assign_columns(cls, table, columns):
+        """Return the columns of vectors, without those of time series.
+
+        Both are numbers of one length. In a series the order of the numbers matters: neighbours are
+        more alike, or less, than other pairs. If one column is a series, all columns that have its
+        length are. What was decided is logged.
+        """
+        detected = [name for name in columns if cls.detects(table.column(name))]
+        lengths = {name: _vector_length(table.column(name)) for name in detected}
+        series = {lengths[name] for name in detected if _is_series(table.column(name))}
+        floats = [name for name in detected if _holds_floats(table.schema.field(name).type)]
+        floats = [name for name in floats if lengths[name] in series]
+        if floats:
+            LOGGER.info(
+                "columns %s are read as time series, because the order of their numbers matters; "
+                "name a VectorBlock to read them as vectors",
+                floats,
+            )
+        vectors = [name for name in detected if name not in floats]
+        return [vectors] if vectors else []
 
     def check_parameters(self):
         if self.width is not None:
@@ -235,8 +273,48 @@ class VectorBlock(Block):
         return np.asarray(names, dtype=object)
 
 
+def _vector_length(column):
+    """Return the length of the vectors of a column, 0 if all of them are missing."""
+    lengths = pc.drop_null(pc.list_value_length(column))
+    return lengths[0].as_py() if len(lengths) else 0
+
+
+def _is_series(column):
+    """Return whether the order of the components of vectors matters, as in time series.
+
+    The ratio of von Neumann, "Distribution of the Ratio of the Mean Square Successive Difference to
+    the Variance" (1941), is compared with its values in random orders of the components, which are
+    standardized, so that their scales do not matter.
+    """
+    length = _vector_length(column)
+    if length < SHORTEST_SERIES or not _holds_floats(column.type):
+        return False
+    vectors = read_vectors(sample_values(sample_values(column), ORDER_ROWS), "", length, as_floats)
+    start = max(0, (length - ORDER_LENGTH) // 2)
+    vectors = vectors[:, start : start + ORDER_LENGTH]
+    vectors[~np.isfinite(vectors)] = np.nan
+    moments = Moments.of(vectors)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = np.clip(np.nan_to_num((vectors - moments.mean) / _scale(moments)), -BOUND, BOUND)
+    scaled -= scaled.mean(axis=1, keepdims=True)
+    norms = np.linalg.norm(scaled, axis=1, keepdims=True)
+    scaled /= np.where(norms > 0, norms, 1)
+    products = scaled.T @ scaled
+    # The squared difference of each pair of components, summed over rows.
+    pairs = np.diagonal(products)[:, None] + np.diagonal(products) - 2 * products
+    random = np.random.default_rng(0)
+    orders = np.stack([random.permutation(len(pairs)) for _ in range(N_ORDERS)])
+    by_chance = pairs[orders[:, :-1], orders[:, 1:]].mean(axis=1)
+    own = np.diagonal(pairs, 1).mean()
+    return bool(abs(own - by_chance.mean()) > ORDER_SCORE * by_chance.std())
+
+
+def _holds_floats(kind):
+    return pa.types.is_floating(kind.value_type)
+
+
 def _holds_numbers(kind):
-    return pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)
+    return _holds_floats(kind) or pa.types.is_integer(kind.value_type)
 
 
 def _scale(moments):

@@ -16,8 +16,10 @@ from sk_easytensor.blocks import (
     CategorySequenceBlock,
     EventSequenceBlock,
     NumericBlock,
+    VectorBlock,
 )
 from sk_easytensor.blocks.category import MISSING, UNSEEN
+from sk_easytensor.blocks.detection import detect_blocks
 from sk_easytensor.data.summaries import merge_all
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.tensors import TensorFrame
@@ -515,8 +517,8 @@ def test_what_is_chosen(columns, chosen):
 
 def test_vectors_of_one_length_are_no_events():
     table = as_table({"v": [[1.0, 2.0], [3.0, 4.0]], "kind": [["a", "b"], ["c", "d"]]})
-    assert EventSequenceBlock.assign_columns(table, ["v", "kind"]) == []
-    assert CategorySequenceBlock.assign_columns(table, ["v", "kind"]) == [["kind"]]
+    expected = [(VectorBlock, ["v"]), (CategorySequenceBlock, ["kind"])]
+    assert detect_blocks(table, ["v", "kind"]) == expected
 
 
 # Errors name the column and the row.

@@ -4,9 +4,12 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sk_easytensor.blocks import VectorBlock
+from sk_easytensor.blocks import NumericSequenceBlock, VectorBlock
 from sk_easytensor.blocks import vector as vector_module
+from sk_easytensor.blocks.detection import detect_blocks
 from sk_easytensor.data.summaries import merge_all
 from sk_easytensor.data.tables import as_table
 
@@ -200,3 +203,64 @@ def test_wrong_type_names_the_block_to_use():
         VectorBlock().fit({"v": [1.0]})
     with pytest.raises(TypeError, match=message):
         VectorBlock().fit({"v": VECTORS}).transform({"v": [1.0]})
+
+
+# ---------------------------------------------------------------------- vectors or time series
+
+
+def walks(n_rows=60, n_steps=40, seed=0):
+    """Return series whose neighbouring steps are alike."""
+    return np.random.default_rng(seed).normal(size=(n_rows, n_steps)).cumsum(axis=1)
+
+
+def chosen(**columns):
+    """Return the classes of the automatic choice with the names of their columns."""
+    table = as_table({name: list(rows) for name, rows in columns.items()})
+    found = detect_blocks(table, table.column_names)
+    return {tuple(names): block.__name__ for block, names in found}
+
+
+def test_series_of_one_length_are_told_from_vectors(caplog):
+    noise = np.random.default_rng(0).normal(size=(60, 40))
+    with caplog.at_level("INFO", "sk_easytensor.blocks"):
+        found = chosen(
+            load=walks(), embedding=noise[:, :32], sawtooth=walks() * (-1.0) ** np.arange(40)
+        )
+    assert found == {("embedding",): "VectorBlock", ("load", "sawtooth"): "NumericSequenceBlock"}
+    assert "['load', 'sawtooth'] are read as time series" in caplog.text
+
+
+def test_columns_with_the_length_of_a_series_are_its_channels():
+    noise = np.random.default_rng(0).normal(size=(60, 40))
+    assert chosen(x=walks(), noise=noise) == {("x", "noise"): "NumericSequenceBlock"}
+    assert chosen(noise=noise) == {("noise",): "VectorBlock"}
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1.0, 1e300])
+def test_order_does_not_depend_on_the_scale(scale):
+    assert list(chosen(x=walks() * scale).values()) == ["NumericSequenceBlock"]
+    noise = np.random.default_rng(0).normal(size=(60, 40)) * np.logspace(0, 6, 40)
+    assert list(chosen(x=noise * scale).values()) == ["VectorBlock"]
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 10**6), n_rows=st.integers(1, 300), length=st.integers(2, 64))
+def test_vectors_in_random_order_are_vectors(seed, n_rows, length):
+    rng = np.random.default_rng(seed)
+    mixed = rng.normal(size=(n_rows, 8)) @ rng.normal(size=(8, length))
+    assert list(chosen(x=mixed).values()) == ["VectorBlock"]
+
+
+def test_short_constant_and_missing_vectors_are_vectors():
+    assert list(chosen(x=walks(n_steps=8)).values()) == ["VectorBlock"]
+    assert list(chosen(x=np.ones((20, 30))).values()) == ["VectorBlock"]
+    assert list(chosen(x=np.full((20, 30), np.nan)).values()) == ["VectorBlock"]
+    assert list(chosen(x=[[1.0] * 12, None]).values()) == ["VectorBlock"]
+
+
+def test_fixed_size_lists_of_integers_are_vectors():
+    steps = walks().round().astype(np.int16)
+    table = pa.table({"x": pa.FixedSizeListArray.from_arrays(steps.ravel(), steps.shape[1])})
+    assert [block for block, _ in detect_blocks(table, ["x"])] == [VectorBlock]
+    table = pa.table({"x": table["x"].cast(pa.list_(pa.float32(), steps.shape[1]))})
+    assert [block for block, _ in detect_blocks(table, ["x"])] == [NumericSequenceBlock]
