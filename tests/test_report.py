@@ -197,6 +197,21 @@ def test_parameters_and_timings(models, tmp_path):
         assert min(times["blocks"], times["training"]) > 0
 
 
+def test_the_linear_model_has_a_weight_and_a_time(tmp_path):
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 2
+    X = {"x": [np.sin(np.arange(30) * (0.3 + 0.2 * k) + rng.normal()) for k in y]}
+    model = EasyTensorClassifier(max_epochs=1, random_state=0).fit(X, y)
+    sections = read(model, tmp_path)[1].sections
+    assert model.linear_weight_ > 0
+    assert (
+        f"weight of the linear model is {model.linear_weight_:.0%}" in sections["learning-curves"]
+    )
+    assert "boosted trees" not in sections["learning-curves"]
+    assert model.fit_times_["linear"] > 0
+    assert "fitting the linear model" in sections["timings"]
+
+
 def test_curves_and_bars_are_drawn(models, tmp_path):
     model = models["regressor"]
     html, page = read(model, tmp_path)

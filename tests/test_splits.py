@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sk_easytensor import EasyTensorClassifier
 from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.dataset import EncodedDataset, validation_rows
 
@@ -95,3 +96,22 @@ def test_rows_of_unlike_targets_stay_apart():
     rows = rows_of([1, 1, 2])
     rows.target = torch.tensor([0.0, 1.0, 0.0])
     assert len(rows.merge_duplicates(batch_size=10)) == 3
+
+
+def test_rows_without_weight_are_not_held_out():
+    weight = torch.tensor([0.0, 1.0, 0.0, 2.0] * 10)
+    frame = TensorFrame({"x": {"values": torch.zeros(40, 1)}})
+    rows = EncodedDataset(frame, torch.arange(40), weight)
+    train, (valid,) = rows.hold_out(lambda y: np.zeros(len(y)), 0.5, np.random.RandomState(0))
+    assert len(valid) == 10
+    assert (valid.weight > 0).all()
+    assert sorted([*train.target.tolist(), *valid.target.tolist()]) == list(range(40))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_class_without_weight_does_not_decide(seed):
+    y = np.array(["yes", "no", "yes", "no", "yes", "yes", "yes", "yes"])
+    X = np.random.default_rng(0).normal(size=(8, 2))
+    weights = {"no": 2.0, "yes": 0.0}
+    model = EasyTensorClassifier(class_weight=weights, max_epochs=1, random_state=seed)
+    assert np.isfinite(model.fit(X, y).best_score_)

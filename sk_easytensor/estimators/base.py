@@ -554,8 +554,8 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             inspection = Inspection(target, encoder, seed)
             result = backend.train(self.network_, target.head_, rows, evals, settings, inspection)
         self._record_training(result, resuming)
-        trees_before = self.fit_times_.get("trees", 0.0)
-        self.fit_times_ = {**self.fit_times_, "trees": trees_before + result.tree_seconds}
+        for name, seconds in result.other_seconds.items():
+            self.fit_times_[name] = self.fit_times_.get(name, 0.0) + seconds
         linear, self.linear_weight_ = self.network_.linear, 0.0
         self.tree_weight_ = target.tree_weight(self.network_.trees)
         if linear is not None:

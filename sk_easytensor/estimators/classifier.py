@@ -221,8 +221,9 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         over torch and ``"difference"``, the largest of any output; or the reason why it is
         ``"unavailable"`` or ``"failed"``.
     fit_times_ : dict
-        Durations in seconds: of fitting ``"blocks"``, of ``"encoding"``, ``"training"`` and
-        ``"trees"``, of choosing an ``"engine"``, and ``"epochs"``, a list with that of each epoch.
+        Durations in seconds: of fitting ``"blocks"``, of ``"encoding"``, ``"training"``,
+        ``"trees"`` and the ``"linear"`` model, of choosing an ``"engine"``, and ``"epochs"``, a
+        list with that of each epoch.
 
     See Also
     --------

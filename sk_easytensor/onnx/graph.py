@@ -285,6 +285,8 @@ class Graph:
 
     def _free(self, name):
         """Return a name that no input has, which is that of the column if possible."""
+        # Names of ONNX values must not be empty.
+        name = name or "column"
         while name in self._inputs or any(name in self._names(reader) for reader in self.readers):
             name += "'"
         return name

@@ -362,14 +362,15 @@ def learning_curves(model):
         f"a {criterion} of {number(model.best_score_)}. The training loss is that of the network "
         "alone and includes dropout"
     )
-    weights = getattr(model, "tree_weight_", 0.0)
-    weights = weights if isinstance(weights, dict) else {"": weights}
-    if any(weights.values()):
-        listed = ", ".join(f"{value:.0%} {name}".strip() for name, value in weights.items())
-        text += (
-            f". The weight of the boosted trees is {listed}; validation losses are those of "
-            "network and trees together"
-        )
+    for attribute, other in (("tree_weight_", "boosted trees"), ("linear_weight_", "linear model")):
+        weights = getattr(model, attribute, 0.0)
+        weights = weights if isinstance(weights, dict) else {"": weights}
+        if any(weights.values()):
+            listed = ", ".join(f"{value:.0%} {name}".strip() for name, value in weights.items())
+            text += (
+                f". The weight of the {other} is {listed}; validation losses are those of the "
+                f"network and the {other} together"
+            )
     drawing = lines(curves, ("epoch", metric), f"{metric} by epoch", marked=model.best_iteration_)
     return caption(text + ".") + drawing
 
@@ -441,8 +442,14 @@ def validation(model):
 def timings(model):
     """Return a table of the seconds that the parts of the fit took."""
     times = model.fit_times_
-    names = {"blocks": "fitting the blocks", "encoding": "encoding", "training": "training"}
-    rows = [(text, f"{times[name]:.3g}") for name, text in names.items() if name in times]
+    names = {
+        "blocks": "fitting the blocks",
+        "encoding": "encoding",
+        "trees": "fitting the boosted trees",
+        "linear": "fitting the linear model",
+        "training": "training the network",
+    }
+    rows = [(text, f"{times[name]:.3g}") for name, text in names.items() if times.get(name)]
     epochs = times.get("epochs", [])
     if epochs:
         rows.append((f"an epoch (median of {len(epochs)})", f"{np.median(epochs):.3g}"))

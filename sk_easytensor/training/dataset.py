@@ -196,9 +196,12 @@ class InMemoryDataset(Dataset):
     ----------
     target : torch.Tensor of shape (n_rows, ...)
         Targets in the form that the head's loss takes.
+    weight : torch.Tensor of float32, shape (n_rows,), or None
+        Row weights; None if all are 1.
     """
 
     target = None
+    weight = None
 
     @abstractmethod
     def take(self, rows):
@@ -212,9 +215,22 @@ class InMemoryDataset(Dataset):
         """Apply a function to all rows."""
         return [function(self)]
 
+    def split_rows(self, strata, fraction, random_state):
+        """Return the indices of training and validation rows, as :func:`validation_rows` does.
+
+        Rows of weight zero, such as those of a class whose weight is zero, are training rows: a
+        validation part of them alone has no loss.
+        """
+        groups = strata(self.target)
+        known = np.arange(len(groups)) if self.weight is None else np.flatnonzero(self.weight > 0)
+        _, valid = validation_rows(groups[known], fraction, random_state)
+        is_valid = np.zeros(len(groups), dtype=bool)
+        is_valid[known[valid]] = True
+        return np.flatnonzero(~is_valid), np.flatnonzero(is_valid)
+
     def hold_out(self, strata, fraction, random_state):
-        """Hold out validation rows; see :func:`validation_rows`."""
-        train, valid = validation_rows(strata(self.target), fraction, random_state)
+        """Hold out validation rows; see :meth:`split_rows`."""
+        train, valid = self.split_rows(strata, fraction, random_state)
         if len(valid) == 0:
             return self, []
         return self.take(torch.from_numpy(train)), [self.take(torch.from_numpy(valid))]

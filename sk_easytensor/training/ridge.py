@@ -79,7 +79,9 @@ def fit_linear(network, head, rows, held_out, settings):
     model = regression.module(weights, penalty, factor)
     if held_out is None or not len(held_out):
         return model, model
-    rest = linear_rows(network, held_out, MAX_ROWS, settings.seed)
+    # The same part of the rows as of the training rows, so that both count alike.
+    n_rest = max(1, round(len(held_out) * min(1, MAX_ROWS / len(rows))))
+    rest = linear_rows(network, held_out, n_rest, settings.seed)
     together = LinearRows(
         {
             name: np.concatenate([part, rest.features[name]])

@@ -269,8 +269,8 @@ class TrainingResult:
         Loss of that epoch, or value of the stopping metric, on validation rows if there are any.
     optimizer_state : dict
         State of the optimizer, with which a later training can continue.
-    tree_seconds : float, default=0.0
-        Duration of fitting the trees, in seconds.
+    other_seconds : dict of {str: float}, default={}
+        Durations of fitting the other models, ``"trees"`` and ``"linear"``, in seconds.
     inspected : dict, default={}
         Fitted attributes for importances and reports that are computed from the rows, by name.
     """
@@ -280,7 +280,7 @@ class TrainingResult:
     best_iteration: int
     best_score: float
     optimizer_state: dict
-    tree_seconds: float = 0.0
+    other_seconds: dict = field(default_factory=dict)
     inspected: dict = field(default_factory=dict)
 
 
@@ -325,20 +325,21 @@ def train_network(network, head, rows, valid_rows, settings):
         for index, callback in enumerate(settings.callbacks)
     ]
     callbacks += _stopping_callbacks(settings, valid_rows)
-    begin = perf_counter()
     # Two-tower networks have no attributes for other models.
     trees, linear = getattr(network, "trees", None), getattr(network, "linear", None)
     deciding = valid_rows[:1] if settings.plan.decides else []
+    begin = perf_counter()
     if trees is None:
         trees = fit_trees(network, head, rows, deciding, settings)
+    seconds, begin = {"trees": perf_counter() - begin}, perf_counter()
     final = linear
     if linear is None and settings.linear:
         held_out = deciding[0] if deciding and settings.held_out else None
         linear, final = fit_linear(network, head, rows, held_out, settings)
+    seconds["linear"] = perf_counter() - begin
     others = {
         name: model for name, model in (("trees", trees), ("linear", linear)) if model is not None
     }
-    tree_seconds = perf_counter() - begin
     net = TensorNet(
         network,
         head=head,
@@ -383,7 +384,7 @@ def train_network(network, head, rows, valid_rows, settings):
         best,
         scores[_score_name(net)],
         {"state": optimizer_state(net)},
-        tree_seconds,
+        seconds,
     )
 
 

@@ -358,6 +358,16 @@ def test_arrays_without_names(tmp_path, assert_same):
     assert_same(model, load(model.to_onnx(tmp_path / "model.onnx")), X, "predict")
 
 
+def test_columns_without_a_name(tmp_path, assert_same):
+    rng = np.random.default_rng(0)
+    X = {"": rng.normal(size=60), "column": rng.normal(size=60), "items": [["a"], ["b", "a"]] * 30}
+    nameless = {"": X["items"], "number": X["column"]}
+    quick = {"trees": None, "trunk": MLP(width=8), "max_epochs": 1, "random_state": 0}
+    for table in (X, nameless):
+        model = EasyTensorRegressor(**quick).fit(table, X["column"])
+        assert_same(model, load(model.to_onnx(tmp_path / "model.onnx")), table, "predict")
+
+
 def test_several_quantiles(tmp_path, assert_same):
     X = np.random.default_rng(0).normal(size=(150, 2))
     quick = {"trees": BoostedTrees(max_iter=5), "trunk": TabM(members=2, width=8), "max_epochs": 1}

@@ -23,7 +23,7 @@ from sk_easytensor.backends.ray.progress import collect_users
 from sk_easytensor.backends.ray.summarize import n_cpus, remote, results, summarize_chunks
 from sk_easytensor.data.columns import row_errors_from
 from sk_easytensor.data.validation import check_weight, errors_name
-from sk_easytensor.training.dataset import Dataset, validation_rows
+from sk_easytensor.training.dataset import Dataset
 from sk_easytensor.training.table_dataset import BaseTableDataset, TableDataset, require_columns
 
 __all__ = [
@@ -126,7 +126,7 @@ class RayDataset(Dataset):
 def chunk_split(number, rows, strata, fraction, seed):
     """Return the indices of a chunk's training rows and of its validation rows."""
     random = np.random.RandomState([seed, number])
-    return validation_rows(strata(rows.target), fraction, random)
+    return rows.split_rows(strata, fraction, random)
 
 
 @dataclass
