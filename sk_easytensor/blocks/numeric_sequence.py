@@ -47,22 +47,6 @@ MAX_SERIES, MAX_STEPS = 128, 1_000_000
 """Largest number of series of a sample, and of its numbers."""
 
 
-class Longest(Summary):
-    """Number of steps of the longest list."""
-
-    def __init__(self, steps):
-        self.steps = steps
-
-    @classmethod
-    def of(cls, offsets):
-        """Return the summary of lists with these offsets."""
-        return cls(int(np.diff(offsets).max(initial=0)))
-
-    def merge(self, other):
-        """Return the larger number."""
-        return Longest(max(self.steps, other.steps))
-
-
 class SeriesSample(Summary):
     """Sample of the different series of a chunk of rows: those with the smallest hashes.
 
@@ -248,7 +232,7 @@ class NumericSequenceBlock(SequenceBlock):
                 for name, column in zip(names, items, strict=True)
             }
         )
-        summary = SummaryMap({"quantiles": quantiles, "length": Longest.of(lists.offsets)})
+        summary = SummaryMap({"quantiles": quantiles, "lengths": self.count_long(table)})
         if self.n_kernel_features:
             offsets = torch.from_numpy(lists.offsets)
             series = [
@@ -265,7 +249,9 @@ class NumericSequenceBlock(SequenceBlock):
         self.missing_fraction_ = np.array(
             [channel.n_missing / max(channel.n_rows, 1) for channel in channels]
         )
-        self.stride_ = max(1, -(-summary["length"].steps // self.max_steps))
+        self.warn_of_long(summary["lengths"])
+        longest = min(summary["lengths"].longest, self.max_length)
+        self.stride_ = max(1, -(-longest // self.max_steps))
         self.convolutions_ = None
         if self.n_kernel_features:
             lists = summary["sample"].lists

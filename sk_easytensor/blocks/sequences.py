@@ -120,6 +120,40 @@ class SequenceBlock(Block):
                 f"heads={self.heads}"
             )
 
+    def count_long(self, table):
+        """Return the summary of the lengths of lists, for :meth:`warn_of_long`.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            A chunk of the training rows, with the columns of lists only.
+
+        Returns
+        -------
+        LengthSummary
+        """
+        longest = np.max([list_lengths(column) for column in table.columns], axis=0)
+        n_cut = int((longest > self.max_length).sum())
+        return LengthSummary(table.num_rows, n_cut, int(longest.max(initial=0)))
+
+    def warn_of_long(self, lengths):
+        """Warn if training rows have lists that are truncated.
+
+        Parameters
+        ----------
+        lengths : LengthSummary
+            Merged summary of all chunks.
+        """
+        if lengths.n_cut:
+            warnings.warn(
+                f"{type(self).__name__}: the lists of {lengths.n_cut:,} of {lengths.n_rows:,} rows "
+                f"in {shortened(list(self.feature_names_in_))} are cut to their {self.keep} "
+                f"{self.max_length} items; the longest has {lengths.longest:,}. A larger "
+                "max_length reads more of them, in more time and memory",
+                UserWarning,
+                stacklevel=2,
+            )
+
     def make_encoder(self, in_features, max_length=None):
         """Return a new sequence encoder for lists of at most `max_length` items.
 
@@ -182,40 +216,6 @@ class AggregatedBlock(SequenceBlock):
             self.encoder = self.encoder_alone
         if isinstance(self.aggregates, str):
             self.aggregates = False
-
-    def count_long(self, table):
-        """Return the summary of the lengths of lists, for :meth:`warn_of_long`.
-
-        Parameters
-        ----------
-        table : pyarrow.Table
-            A chunk of the training rows, with the columns of lists only.
-
-        Returns
-        -------
-        LengthSummary
-        """
-        longest = np.max([list_lengths(column) for column in table.columns], axis=0)
-        n_cut = int((longest > self.max_length).sum())
-        return LengthSummary(table.num_rows, n_cut, int(longest.max(initial=0)))
-
-    def warn_of_long(self, lengths):
-        """Warn if training rows have lists that are truncated.
-
-        Parameters
-        ----------
-        lengths : LengthSummary
-            Merged summary of all chunks.
-        """
-        if lengths.n_cut:
-            warnings.warn(
-                f"{type(self).__name__}: the lists of {lengths.n_cut:,} of {lengths.n_rows:,} rows "
-                f"in {shortened(list(self.feature_names_in_))} are cut to their {self.keep} "
-                f"{self.max_length} items; the longest has {lengths.longest:,}. A larger "
-                "max_length reads more of them, in more time and memory",
-                UserWarning,
-                stacklevel=2,
-            )
 
 
 class LengthSummary(Summary):

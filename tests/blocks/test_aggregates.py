@@ -23,7 +23,6 @@ from sk_easytensor import (
 )
 from sk_easytensor.blocks.aggregates import CATEGORY_AGGREGATES, EVENT_AGGREGATES, FREQUENT
 from sk_easytensor.blocks.category import MISSING
-from sk_easytensor.data.summaries import merge_all
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.testing import check_block
 
@@ -557,30 +556,3 @@ def test_a_calendar_needs_dates():
         EventSequenceBlock(time="when", calendar=["day"]).fit(X)
     with pytest.raises(ValueError, match=r"calendar=\['day'\] needs the times of events"):
         EventSequenceBlock(calendar=["day"]).fit({"kind": [["a", "b"]], "x": [[1.0, 2.0]]})
-
-
-# ------------------------------------------------------------------ long lists
-
-
-@pytest.mark.parametrize("block", [CategorySequenceBlock, EventSequenceBlock])
-def test_lists_that_are_cut_are_counted_once(block):
-    X = {"a": [["x"] * 3, ["x"], None, ["x"] * 5], "b": [["y"] * 3, ["y"], ["y"], ["y"] * 5]}
-    X["b"][2] = None
-    message = (
-        r"the lists of 2 of 4 rows in .* cut to their last 2 items.*has 5\. A larger max_length"
-    )
-    with pytest.warns(UserWarning, match=message) as issued:
-        block(max_length=2).fit(X)
-    assert len(issued) == 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        fitted = block(max_length=5).fit(X)
-        fitted.transform({**X, "a": [["x"] * 9] * 4, "b": [["y"] * 9] * 4})
-
-
-def test_lists_that_are_cut_are_counted_in_parts():
-    table = pa.table({"a": [["x"] * 3, ["x"], None, ["x"] * 5]})
-    block = CategorySequenceBlock(max_length=2).fit_columns(table)
-    parts = [block.summarize(table.slice(start, 1)) for start in range(4)]
-    lengths = merge_all(parts).lengths
-    assert (lengths.n_rows, lengths.n_cut, lengths.longest) == (4, 2, 5)

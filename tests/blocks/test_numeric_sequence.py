@@ -13,6 +13,9 @@ from sk_easytensor.data.summaries import merge_all
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.tensors import Ragged
 
+# Short series are cut on purpose; test_sequences.py has the warning.
+pytestmark = pytest.mark.filterwarnings("ignore:.*are cut to their:UserWarning")
+
 SERIES = {
     "x": [[1.0, 2.0, 9.0], [], None, [4.0]],
     "y": [[5.0, None, 7.0], None, [], [6.0]],

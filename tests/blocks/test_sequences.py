@@ -1,6 +1,7 @@
 """What all blocks that read lists have in common."""
 
 import datetime as dt
+import warnings
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +15,12 @@ from sk_easytensor.blocks import (
     NumericSequenceBlock,
 )
 from sk_easytensor.data.columns import read_lists, same_lengths
+from sk_easytensor.data.summaries import merge_all
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.networks.sequences import ENCODERS, POOLINGS
 from sk_easytensor.tensors import TensorFrame
 
-# Short lists are cut on purpose; test_aggregates.py has the warning.
+# Short lists are cut on purpose; the last tests expect the warning.
 pytestmark = pytest.mark.filterwarnings("ignore:.*are cut to their:UserWarning")
 
 WORDS = [["a", "b", "a"], [], None, ["b"], ["a", None, "c", "b", "d"], ["c", "c"]]
@@ -351,3 +353,30 @@ def test_columns_of_the_same_lengths_are_found():
     ]
     assert same_lengths(table, ["gaps", "other"]) == [["gaps", "other"]]
     assert same_lengths(table, []) == []
+
+
+# ---------------------------------------------------------------------- long lists
+
+
+def test_rows_whose_lists_are_cut_are_counted_once(kind):
+    cls, data = MAKERS[kind]
+    message = (
+        r"the lists of 2 of 6 rows in .* cut to their last 2 items.*has 5\. A larger max_length"
+    )
+    with pytest.warns(UserWarning, match=message) as issued:
+        cls(max_length=2).fit(data)
+    assert len(issued) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitted = cls(max_length=5).fit(data)
+        fitted.transform({name: rows[4:5] for name, rows in data.items()})
+        cls(max_length=2).fit({name: [rows[3]] for name, rows in data.items()})
+
+
+def test_lists_that_are_cut_are_counted_in_parts(kind):
+    cls, data = MAKERS[kind]
+    table = as_table(data)
+    block = cls(max_length=2).fit_columns(table)
+    parts = [block.summarize(table.slice(start, 1)) for start in range(len(table))]
+    with pytest.warns(UserWarning, match="the lists of 2 of 6 rows"):
+        block.finish(merge_all(parts))
