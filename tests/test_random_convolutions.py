@@ -13,6 +13,7 @@ from sk_easytensor.networks.heads import BinaryHead, MulticlassHead, RegressionH
 from sk_easytensor.networks.random_convolutions import (
     RandomConvolutions,
     choose_dilations,
+    differences,
     fit_random_convolutions,
 )
 from sk_easytensor.training.ridge import LinearRows, Regression
@@ -22,20 +23,21 @@ KERNELS = [
 ]
 
 
-def proportion(series, kernel, dilation, bias, beyond_ends):
-    """Return the share of steps at which a convolution exceeds a bias, step by step."""
+def positive_steps(series, kernel, dilation, bias, beyond_ends):
+    """Return the share of steps at which a convolution exceeds a bias, and by how much."""
     n_steps = series.shape[1]
     reach = 0 if beyond_ends or n_steps <= 8 * dilation else 4 * dilation
     steps = range(reach, n_steps - reach)
-    above = 0
+    above = []
     for step in steps:
         total = 0.0
         for position, weight in enumerate(kernel):
             at = step + (position - 4) * dilation
             if 0 <= at < n_steps:
                 total += weight * series[:, at].sum()
-        above += total > bias
-    return above / max(len(steps), 1)
+        if total > bias:
+            above.append(total - bias)
+    return len(above) / max(len(steps), 1), sum(above) / max(len(above), 1)
 
 
 def padded(series):
@@ -59,7 +61,7 @@ def random_series(rng, lengths, n_channels):
     st.integers(1, 3),
     st.integers(0, 2**32 - 1),
 )
-def test_features_are_proportions_of_steps_above_a_bias(lengths, n_channels, seed):
+def test_features_are_proportions_and_means_of_steps_above_a_bias(lengths, n_channels, seed):
     rng = np.random.default_rng(seed)
     series = random_series(rng, lengths, n_channels)
     dilations = [1, 3]
@@ -67,26 +69,23 @@ def test_features_are_proportions_of_steps_above_a_bias(lengths, n_channels, see
     biases = [rng.normal(size=(84, 2)).astype(np.float32) for _ in dilations]
     found = RandomConvolutions(dilations, subsets, biases)(*padded(series)).numpy()
     for row in range(len(series)):
-        position = 0
-        for index, dilation in enumerate(dilations):
-            for kernel in range(84):
-                for bias in biases[index][kernel]:
-                    if (kernel * 31 + position) % 17 == 0:
-                        expected = proportion(
-                            series[row][subsets[index][kernel]],
-                            KERNELS[kernel],
-                            dilation,
-                            bias,
-                            (kernel + index) % 2 == 0,
-                        )
-                        assert found[row, position] == pytest.approx(expected, abs=1e-6)
-                    position += 1
+        parts = found[row].reshape(2, 84, 2, 2)
+        for index, kernel in zip(*np.nonzero(rng.random((2, 84)) < 0.1), strict=True):
+            for number, bias in enumerate(biases[index][kernel]):
+                expected = positive_steps(
+                    series[row][subsets[index][kernel]],
+                    KERNELS[kernel],
+                    dilations[index],
+                    bias,
+                    (kernel + index) % 2 == 0,
+                )
+                assert parts[index, kernel, :, number] == pytest.approx(expected, rel=2e-6, abs=2e-6)
 
 
 def test_features_of_a_series_do_not_depend_on_others():
     rng = np.random.default_rng(0)
     series = random_series(rng, [30, 5, 0, 61, 12], 2)
-    chosen = fit_random_convolutions(*padded(series), 840)
+    chosen = fit_random_convolutions(*padded(series), 5)
     convolutions = RandomConvolutions(*chosen)
     assert convolutions.out_features == 840
     together = convolutions(*padded(series))
@@ -98,10 +97,20 @@ def test_features_of_a_series_do_not_depend_on_others():
 
 def test_batches_in_pieces_give_the_features_of_whole_ones(monkeypatch):
     series = random_series(np.random.default_rng(0), [30, 40, 21], 1)
-    convolutions = RandomConvolutions(*fit_random_convolutions(*padded(series), 168))
+    convolutions = RandomConvolutions(*fit_random_convolutions(*padded(series), 2))
     whole = convolutions(*padded(series))
     monkeypatch.setattr("sk_easytensor.networks.random_convolutions.CACHED_VALUES", 1)
     torch.testing.assert_close(convolutions(*padded(series)), whole, rtol=0, atol=0)
+
+
+def test_differences_are_those_within_a_series():
+    series = random_series(np.random.default_rng(0), [7, 1, 0, 3], 2)
+    found, lengths = differences(*padded(series))
+    assert lengths.tolist() == [6, 0, 0, 2]
+    for row, part in enumerate(series):
+        expected = np.zeros((2, 7))
+        expected[:, : lengths[row]] = np.diff(part, axis=1)[:, : lengths[row]]
+        np.testing.assert_array_equal(found[row], expected)
 
 
 @given(st.integers(0, 20_000), st.integers(1, 120))
@@ -117,14 +126,19 @@ def test_dilations_keep_the_largest_kernel_within_the_series(longest, n_biases):
 def test_biases_are_quantiles_of_the_convolutions():
     series = random_series(np.random.default_rng(0), [100] * 6, 1)
     stacked, lengths = padded(series)
-    dilations, subsets, biases = fit_random_convolutions(stacked, lengths, 84 * 20)
+    dilations, subsets, biases = fit_random_convolutions(stacked, lengths, 20)
     features = RandomConvolutions(dilations, subsets, biases)(stacked, lengths).numpy()
     # A bias at a random quantile is exceeded at half of the steps on average.
+    sizes = np.cumsum([bias.size for bias in biases])[:-1]
+    parts = np.split(features, 2 * sizes, axis=1)
+    features = np.concatenate(
+        [p.reshape(6, 84, 2, -1)[:, :, 0].reshape(6, -1) for p in parts], axis=1
+    )
     assert features.mean() == pytest.approx(0.5, abs=0.02)
     assert features.std(0).min() >= 0
-    again = fit_random_convolutions(stacked, lengths, 84 * 20)
+    again = fit_random_convolutions(stacked, lengths, 20)
     assert all(np.array_equal(*pair) for pair in zip(biases, again[2], strict=True))
-    other = fit_random_convolutions(stacked, lengths, 84 * 20, seed=1)
+    other = fit_random_convolutions(stacked, lengths, 20, seed=1)
     assert not all(np.array_equal(*pair) for pair in zip(biases, other[2], strict=True))
 
 

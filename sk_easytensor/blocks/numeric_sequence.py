@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import nn
 from torch.nn import functional
 
 from sk_easytensor._utils.validation import check_number
@@ -25,7 +26,12 @@ from sk_easytensor.data.columns import (
     to_float64,
 )
 from sk_easytensor.data.summaries import Quantiles, Summary, SummaryMap, merge_all
-from sk_easytensor.networks.random_convolutions import RandomConvolutions, fit_random_convolutions
+from sk_easytensor.networks.random_convolutions import (
+    N_KERNELS,
+    RandomConvolutions,
+    differences,
+    fit_random_convolutions,
+)
 from sk_easytensor.networks.sequences import pad
 from sk_easytensor.tensors import Ragged, TensorFrame
 
@@ -42,6 +48,10 @@ CHUNK = 1 << 20
 EDGES = 129
 """Number of quantiles from which median and interquartile range are computed."""
 
+
+N_FEATURES = 4 * N_KERNELS
+"""Number of features for each bias of all kernels: proportions and means, of steps and of their
+differences."""
 
 MAX_SERIES, MAX_STEPS = 128, 1_000_000
 """Largest number of series of a sample, and of its numbers."""
@@ -127,10 +137,9 @@ class NumericSequenceBlock(SequenceBlock):
         longer during `fit`, it reads means of as many neighbouring steps as needed.
     keep : {"last", "first"}, default="last"
         Which end of a longer series is read. A transformer's positions are counted from there.
-    n_kernel_features : int, default=3024
+    n_kernel_features : int, default=6048
         Number of features of convolutions with fixed kernels, which the linear model of an
-        estimator reads (see its parameter ``linear``), rounded down to a multiple of 84; 0 for
-        none.
+        estimator reads (see its parameter ``linear``), rounded to a multiple of 336; 0 for none.
 
     Attributes
     ----------
@@ -141,8 +150,9 @@ class NumericSequenceBlock(SequenceBlock):
         Fraction of steps without a number.
     stride_ : int
         Number of neighbouring steps whose mean is one step of the sequence encoder.
-    convolutions_ : dict or None
-        Dilations, channels and biases of the fixed kernels; None if there are none.
+    convolutions_ : list of dict
+        Dilations, channels and biases of the fixed kernels for series and for their differences;
+        empty if there are none.
 
     Notes
     -----
@@ -154,9 +164,11 @@ class NumericSequenceBlock(SequenceBlock):
     Convolutions with pooling over time are those of Wang, Yan and Oates, "Time Series
     Classification from Scratch with Deep Neural Networks" (2017). The convolutions with fixed
     kernels are those of Dempster, Schmidt and Webb, "MiniRocket: A Very Fast (Almost) Deterministic
-    Transform for Time Series Classification" (2021), of the scaled channels; their biases are
-    quantiles of a sample of 128 series. Statistics of each channel and the logarithm of the length
-    are further features of the linear model.
+    Transform for Time Series Classification" (2021), with two ideas of Tan et al., "MultiRocket"
+    (2022): mean excesses over the biases, and the differences of neighbouring steps as further
+    series. They read scaled channels; their biases are quantiles of a sample of 128 series.
+    Statistics of each channel and the logarithm of the length are further features of the linear
+    model.
 
     Examples
     --------
@@ -185,7 +197,7 @@ class NumericSequenceBlock(SequenceBlock):
         max_length=4096,
         max_steps=256,
         keep="last",
-        n_kernel_features=3024,
+        n_kernel_features=6048,
     ):
         self.encoder = encoder
         self.pooling = pooling
@@ -252,7 +264,7 @@ class NumericSequenceBlock(SequenceBlock):
         self.warn_of_long(summary["lengths"])
         longest = min(summary["lengths"].longest, self.max_length)
         self.stride_ = max(1, -(-longest // self.max_steps))
-        self.convolutions_ = None
+        self.convolutions_ = []
         if self.n_kernel_features:
             lists = summary["sample"].lists
             scaled = [
@@ -263,9 +275,11 @@ class NumericSequenceBlock(SequenceBlock):
                 series, lengths = as_series(scaled)
             else:
                 series, lengths = torch.zeros(0, len(scaled), 1), torch.zeros(0, dtype=torch.int64)
-            chosen = fit_random_convolutions(series, lengths, self.n_kernel_features)
+            n_biases = max(1, round(self.n_kernel_features / N_FEATURES))
             names = ("dilations", "subsets", "biases")
-            self.convolutions_ = dict(zip(names, map(list, chosen), strict=True))
+            for seed, part in enumerate([(series, lengths), differences(series, lengths)]):
+                chosen = fit_random_convolutions(*part, n_biases, seed)
+                self.convolutions_.append(dict(zip(names, map(list, chosen), strict=True)))
         return self
 
     def _scaled(self, index, numbers, offsets):
@@ -287,9 +301,7 @@ class NumericSequenceBlock(SequenceBlock):
         return encoding
 
     def make_module(self):
-        convolutions = None
-        if self.convolutions_ is not None:
-            convolutions = RandomConvolutions(**self.convolutions_)
+        convolutions = [RandomConvolutions(**chosen) for chosen in self.convolutions_]
         return NumericSequenceModule(
             self.missing_fraction_ > 0,
             partial(self.make_encoder, max_length=-(-self.max_length // self.stride_)),
@@ -430,31 +442,30 @@ class NumericSequenceModule(SequenceModule):
         Which channels have missing steps and therefore a missing indicator.
     make_encoder : callable
         Function that returns the :class:`SequenceEncoder` for an item width.
-    convolutions : RandomConvolutions or None
-        Convolutions whose features the linear model reads.
+    convolutions : list of RandomConvolutions, default=()
+        Convolutions of the series and of their differences, whose features the linear model reads.
     stride : int, default=1
         Number of neighbouring steps whose mean is one step of the encoder.
     """
 
-    def __init__(self, has_missing, make_encoder, convolutions=None, stride=1):
+    def __init__(self, has_missing, make_encoder, convolutions=(), stride=1):
         super().__init__()
         self.stride = stride
         self.register_buffer("has_missing", torch.from_numpy(np.flatnonzero(has_missing)))
         self.encoder = make_encoder(len(has_missing) + len(self.has_missing))
         self.out_features = self.encoder.out_features
-        self.convolutions = convolutions
-        if convolutions is not None:
+        self.convolutions = nn.ModuleList(convolutions)
+        if convolutions:
+            n_features = sum(part.out_features for part in convolutions)
             n_statistics = N_STATISTICS * len(has_missing) + 1
-            weight = (STATISTICS_SHARE * convolutions.out_features / n_statistics) ** 0.5
-            self.linear_weights = np.ones(
-                convolutions.out_features + n_statistics, dtype=np.float32
-            )
-            self.linear_weights[convolutions.out_features :] = weight
+            self.linear_weights = np.ones(n_features + n_statistics, dtype=np.float32)
+            weight = (STATISTICS_SHARE * n_features / n_statistics) ** 0.5
+            self.linear_weights[n_features:] = weight
 
     @property
     def has_linear_inputs(self):
         """Whether there are convolutions."""
-        return self.convolutions is not None
+        return len(self.convolutions) > 0
 
     def linear_inputs(self, **channels):
         """Return the features of the convolutions, and statistics of the channels.
@@ -469,9 +480,13 @@ class NumericSequenceModule(SequenceModule):
         torch.Tensor of float32, shape (batch, n_features)
         """
         series, lengths = as_series([channels[f"values_{i}"] for i in range(len(channels))])
-        return torch.cat(
-            [self.convolutions(series, lengths), series_statistics(series, lengths)], dim=1
-        )
+        of_steps, of_differences = self.convolutions
+        parts = [
+            of_steps(series, lengths),
+            of_differences(*differences(series, lengths)),
+            series_statistics(series, lengths),
+        ]
+        return torch.cat(parts, dim=1)
 
     def forward(self, **channels):
         """Return a vector for each row.

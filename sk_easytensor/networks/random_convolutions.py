@@ -12,6 +12,7 @@ from torch.nn import functional
 
 __all__ = [
     "RandomConvolutions",
+    "differences",
     "fit_random_convolutions",
 ]
 
@@ -37,11 +38,11 @@ GOLDEN_RATIO = (math.sqrt(5) + 1) / 2
 
 
 class RandomConvolutions(nn.Module):
-    """Proportions of positive values of convolutions with fixed kernels: MiniRocket.
+    """Proportions and means of positive values of convolutions with fixed kernels.
 
     Each of 84 kernels of 9 steps is applied at several dilations, to the sum of a random subset of
     the channels. The features are, for several biases, the proportion of steps at which the
-    convolution exceeds the bias.
+    convolution exceeds the bias, and the mean by which it does.
 
     Parameters
     ----------
@@ -55,21 +56,25 @@ class RandomConvolutions(nn.Module):
     Attributes
     ----------
     out_features : int
-        Number of features.
+        Number of features, two for each bias.
 
     Notes
     -----
-    The features are those of Dempster, Schmidt and Webb, "MiniRocket: A Very Fast (Almost)
-    Deterministic Transform for Time Series Classification" (2021). Half of the combinations of
-    kernels and dilations also read the steps whose kernel extends beyond the series, where it is
-    0. The other half do not, unless a series is too short for any other step.
+    The proportions are those of Dempster, Schmidt and Webb, "MiniRocket: A Very Fast (Almost)
+    Deterministic Transform for Time Series Classification" (2021), and the means are one of the
+    further features of Tan, Dempster, Bergmeir and Webb, "MultiRocket: Multiple Pooling Operators
+    and Transformations for Fast and Effective Time Series Classification" (2022), who also
+    transform the :func:`differences` of series. Half of the combinations of kernels and dilations
+    also read the steps whose kernel extends beyond the series, where it is 0. The other half do
+    not, unless a series is too short for any other step. Means are summed in double precision, so
+    that rounding does not depend on the other series of a batch.
 
     Examples
     --------
     >>> subset, biases = np.ones((84, 1), dtype=bool), np.zeros((84, 2), dtype=np.float32)
     >>> convolutions = RandomConvolutions([1], [subset], [biases])
     >>> convolutions(torch.ones(3, 1, 20), torch.tensor([20, 5, 0])).shape
-    torch.Size([3, 168])
+    torch.Size([3, 336])
     """
 
     def __init__(self, dilations, subsets, biases):
@@ -81,7 +86,7 @@ class RandomConvolutions(nn.Module):
             weights = (channels[:, :, None] * kernels[:, None, :]).flatten(1)
             self.register_buffer(f"weights_{index}", weights)
             self.register_buffer(f"biases_{index}", torch.from_numpy(np.array(bias, np.float32)))
-        self.out_features = sum(bias.size for bias in biases)
+        self.out_features = 2 * sum(bias.size for bias in biases)
 
     def forward(self, series, lengths):
         """Return the features of series.
@@ -96,7 +101,8 @@ class RandomConvolutions(nn.Module):
         Returns
         -------
         torch.Tensor of float32, shape (n_series, out_features)
-            Proportions, 0 for empty series.
+            For each dilation and kernel the proportions of all biases and then the means, 0 for
+            empty series.
         """
         if torch.compiler.is_compiling():
             # A graph must work for any number of rows.
@@ -112,13 +118,43 @@ class RandomConvolutions(nn.Module):
             outputs = convolve(series, getattr(self, f"weights_{index}"), dilation)
             inside, n_steps = counted_steps(lengths, series.shape[2], dilation, index)
             outputs = torch.where(inside, outputs, -torch.inf)
-            biases = getattr(self, f"biases_{index}")
-            above = [
-                (outputs > biases[:, position, None]).to(outputs.dtype).sum(2)
-                for position in range(biases.shape[1])
-            ]
-            features.append((torch.stack(above, dim=2) / n_steps[:, :, None]).flatten(1))
+            proportions, means = [], []
+            for bias in getattr(self, f"biases_{index}").unbind(1):
+                excess = outputs - bias[:, None]
+                number = (excess > 0).to(outputs.dtype).sum(2)
+                total = excess.clamp(min=0).sum(2, dtype=torch.float64).to(outputs.dtype)
+                proportions.append(number / n_steps)
+                means.append(total / number.clamp(min=1))
+            features.append(torch.stack([*proportions, *means], dim=2).flatten(1))
         return torch.cat(features, dim=1)
+
+
+def differences(series, lengths):
+    """Return the differences of neighbouring steps, and their number.
+
+    Parameters
+    ----------
+    series : torch.Tensor of float32, shape (n_series, n_channels, longest)
+        Steps, followed by zeros.
+    lengths : torch.Tensor of int64, shape (n_series,)
+        Number of steps of each series.
+
+    Returns
+    -------
+    torch.Tensor of float32, shape (n_series, n_channels, longest)
+        Differences, followed by zeros.
+    torch.Tensor of int64, shape (n_series,)
+        Number of differences of each series.
+
+    Examples
+    --------
+    >>> differences(torch.tensor([[[1.0, 3.0, 0.0]]]), torch.tensor([2]))
+    (tensor([[[2., 0., 0.]]]), tensor([1]))
+    """
+    number = (lengths - 1).clamp(min=0)
+    inside = torch.arange(series.shape[2], device=lengths.device) < number[:, None]
+    following = functional.pad(series[:, :, 1:], (0, 1))
+    return torch.where(inside[:, None, :], following - series, 0.0), number
 
 
 def kernel_weights():
@@ -185,7 +221,7 @@ def counted_steps(lengths, n_steps, dilation, index):
 
 
 @torch.no_grad()
-def fit_random_convolutions(series, lengths, n_features, seed=0):
+def fit_random_convolutions(series, lengths, n_biases, seed=0):
     """Choose dilations, channels and biases from a sample of series.
 
     Parameters
@@ -194,8 +230,9 @@ def fit_random_convolutions(series, lengths, n_features, seed=0):
         Steps, followed by zeros.
     lengths : torch.Tensor of int64, shape (n_series,)
         Number of steps of each series.
-    n_features : int
-        Number of features, rounded down to a multiple of 84.
+    n_biases : int
+        Number of biases of each kernel at all dilations together, for which there are 168 features
+        each.
     seed : int, default=0
         Seed of the channels, and of the series from which biases are taken.
 
@@ -206,7 +243,6 @@ def fit_random_convolutions(series, lengths, n_features, seed=0):
         Arguments of :class:`RandomConvolutions`.
     """
     random = np.random.RandomState(seed)
-    n_biases = max(1, n_features // N_KERNELS)
     longest = int(lengths.max()) if len(lengths) else 0
     dilations, numbers = choose_dilations(longest, n_biases)
     present = torch.nonzero(lengths > 0)[:, 0].numpy()

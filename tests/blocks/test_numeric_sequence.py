@@ -232,12 +232,12 @@ def test_a_sample_does_not_depend_on_how_rows_are_divided(lists, data):
 
 
 def test_features_of_the_linear_model():
-    block = NumericSequenceBlock(n_kernel_features=250).fit(SERIES)
+    block = NumericSequenceBlock(n_kernel_features=400).fit(SERIES)
     module = block.make_module().eval()
     features = module.linear_inputs(**block.transform(SERIES))
-    # 168 of convolutions, six statistics of each of two channels, and the length.
-    assert features.shape == (4, 168 + 13)
-    statistics = features[:, 168:].numpy()
+    # 336 of convolutions, six statistics of each of two channels, and the length.
+    assert features.shape == (4, 336 + 13)
+    statistics = features[:, 336:].numpy()
     x = (np.array(SERIES["x"][0]) - block.center_[0]) / block.scale_[0]
     x = x / np.sqrt(1 + (x / 3) ** 2)
     expected = [x.mean(), x.std(), x.min(), x.max(), x[0], x[-1]]
@@ -245,13 +245,13 @@ def test_features_of_the_linear_model():
     np.testing.assert_allclose(statistics[:, 12], np.log1p([3, 0, 0, 1]), rtol=1e-6)
     assert (statistics[1] == 0).all()
     assert module.linear_weights[0] == 1
-    total = (module.linear_weights[168:] ** 2).sum() / 168
+    total = (module.linear_weights[336:] ** 2).sum() / 336
     assert total == pytest.approx(0.1)
 
 
 def test_no_features_of_the_linear_model():
     block = NumericSequenceBlock(n_kernel_features=0).fit(SERIES)
-    assert block.convolutions_ is None
+    assert block.convolutions_ == []
     assert not block.make_module().has_linear_inputs
     with pytest.raises(ValueError, match=r"n_kernel_features must be .*integer.*, got -1"):
         NumericSequenceBlock(n_kernel_features=-1).fit(SERIES)
