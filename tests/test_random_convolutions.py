@@ -79,7 +79,9 @@ def test_features_are_proportions_and_means_of_steps_above_a_bias(lengths, n_cha
                     bias,
                     (kernel + index) % 2 == 0,
                 )
-                assert parts[index, kernel, :, number] == pytest.approx(expected, rel=2e-6, abs=2e-6)
+                assert parts[index, kernel, :, number] == pytest.approx(
+                    expected, rel=2e-6, abs=2e-6
+                )
 
 
 def test_features_of_a_series_do_not_depend_on_others():
