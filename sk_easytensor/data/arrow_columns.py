@@ -37,8 +37,17 @@ MIXED_TYPE_ERRORS = (*ARROW_ERRORS, TypeError, ValueError)
 TIME_ERRORS = (TypeError, ValueError, OverflowError)
 """Errors that pandas raises for values that are not dates or durations of any of its units."""
 
-CALENDAR_UNITS = ("Y", "M", "W", "D", "h", "m")
-"""Units of NumPy's dates and durations that Arrow does not have, or (days) not for both."""
+CALENDAR_UNITS = ("Y", "M", "W", "D", "h", "m", "generic")
+"""Units of NumPy's dates and durations that Arrow does not have, or (days) not for both. Dates
+without a unit are all missing."""
+
+UNKNOWN_LENGTHS = {
+    "Y": "years, which differ in length",
+    "M": "months, which differ in length",
+    "generic": "units that are not given",
+}
+"""Units of NumPy's durations that say no length. pandas counts years and months from 1970 on, and
+NumPy takes a mean, so that a column would depend on what holds it."""
 
 PLAIN_NUMBERS = {np.dtype(character) for character in "bhilqBHILQefd"}
 """Types of arrays that become Arrow arrays as they are."""
@@ -188,6 +197,8 @@ def _array_column(values, name):
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if array.dtype.kind in "Mm" and np.datetime_data(array.dtype)[0] in CALENDAR_UNITS:
+        if array.dtype.kind == "m":
+            _check_length(array, name)
         array = array.astype(f"{array.dtype.kind}8[s]")
     if array.dtype == np.longdouble:
         array = array.astype(np.float64)
@@ -209,6 +220,18 @@ def _array_column(values, name):
         return pa.array(array, mask=mask, from_pandas=True)
     except MIXED_TYPE_ERRORS:
         return _mixed_column(array, name)
+
+
+def _check_length(durations, name, row=None):
+    """Raise ``TypeError`` for NumPy's durations in a unit without a length, unless all are NaT."""
+    unit = np.datetime_data(durations.dtype)[0]
+    if unit not in UNKNOWN_LENGTHS or np.isnat(durations).all():
+        return
+    row = int(np.argwhere(~np.isnat(durations))[0, 0]) if row is None else row
+    raise TypeError(
+        f"column {name!r} holds durations in {UNKNOWN_LENGTHS[unit]}, such as that in "
+        f"row {row}; convert them, for example with array.astype('timedelta64[D]')"
+    )
 
 
 def _series_by_parts(values, kind, name):
@@ -525,13 +548,16 @@ def _check_one_zone(instants, name, rows):
 
 
 def _durations(values, name, rows):
-    """Convert durations of Python, NumPy and pandas; years and months have NumPy's mean lengths."""
+    """Convert durations of Python, NumPy and pandas."""
     import pandas as pd
 
     array = _object_array(values)
     for position, value in enumerate(values):
-        if isinstance(value, np.timedelta64) and np.datetime_data(value.dtype)[0] in ("Y", "M"):
-            array[position] = value.astype("m8[s]")
+        if isinstance(value, np.timedelta64):
+            _check_length(value, name, int(rows[position]))
+            if np.isnat(value):
+                # pandas refuses missing ones of such units, too.
+                array[position] = None
     try:
         return arrow_column(pd.Series(pd.to_timedelta(array)), name)
     except TIME_ERRORS as error:
