@@ -212,7 +212,9 @@ def test_a_network_that_cannot_be_exported_is_run_by_torch(rows, target):
     model = EasyTensorRegressor(
         [("odd", UnrulyBlock(), ["count"])], inference_engine="auto", **QUICK
     )
-    with pytest.warns(UserWarning, match=r"block 'odd' .* cannot be exported.*with torch"):
+    # Before torch 2.9, only the comparison with torch finds the fault.
+    message = r"(block 'odd' .* cannot be exported|differs from that of torch).*with torch"
+    with pytest.warns(UserWarning, match=message):
         model.fit(rows, target)
     assert model.inference_engine_ == "torch"
     assert "odd" in model.inference_report_["engines"]["onnxruntime"]["failed"]

@@ -12,6 +12,8 @@ import onnxruntime
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
+from packaging.version import Version
 
 from sk_easytensor import (
     MLP,
@@ -33,6 +35,9 @@ from sk_easytensor import (
 )
 from sk_easytensor.inference import encoded_arrays, export_onnx, load
 from sk_easytensor.onnx.predictor import DIGEST, check_sealed, sealed
+
+EXPORTED_CELLS = "lstm" if Version(torch.__version__) >= Version("2.13") else "gru"
+"""Before torch 2.13, an exported LSTM would be for lists of one length, which is refused."""
 
 one_process = pytest.mark.xdist_group("everything")
 """Of tests that share a file, so that pytest-xdist has it written once."""
@@ -294,8 +299,10 @@ def test_other_encoders_and_an_mlp(rows, hard_rows, target, tmp_path, assert_sam
         ("days", DatetimeBlock(trend=False, cycles=["day", "month"]), ["day"]),
         ("hashed", TextBlock(hash_buckets=32, min_frequency=1), ["body"]),
         (
-            "lstm",
-            CategorySequenceBlock("lstm", aggregates=False, width=4, layers=1, bidirectional=True),
+            "recurrent",
+            CategorySequenceBlock(
+                EXPORTED_CELLS, aggregates=False, width=4, layers=1, bidirectional=True
+            ),
             ["clicks"],
         ),
         (
@@ -465,7 +472,9 @@ class UnrulyBlock(NumericBlock):
 
 def test_network_that_cannot_be_traced_is_named(rows, target, tmp_path):
     model = EasyTensorRegressor([("odd", UnrulyBlock(), ["count"])], **QUICK).fit(rows, target)
-    with pytest.raises(RuntimeError, match=r"block 'odd' \(UnrulyBlock\) cannot be exported"):
+    # Before torch 2.9, only the comparison with torch finds the fault.
+    message = r"block 'odd' \(UnrulyBlock\) cannot be exported|differs from that of torch"
+    with pytest.raises(RuntimeError, match=message):
         model.to_onnx(tmp_path / "model.onnx")
 
 
