@@ -515,6 +515,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         if resuming:
             # With the same seed, every call would shuffle rows and drop units in the same way.
             seed += self.n_iter_
+        is_automatic = epochs is None and self.max_epochs is None
         if epochs is None:
             epochs = self.max_epochs or default_table_epochs(len(rows))
         target, encoder, offset = self._target, self._encoder, None
@@ -540,6 +541,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         settings.seed = seed
         if not resuming and not keep and self.trees is not None:
             settings.trees = BoostedTrees() if self.trees == "auto" else self.trees
+        settings.automatic_epochs = is_automatic
         settings.linear = not resuming and not keep and self.linear is not None
         settings.held_out = held_out
         rows, *evals = (part.map(target.scaled) for part in (rows, *evals.values()))

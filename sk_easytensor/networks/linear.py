@@ -20,6 +20,8 @@ class LinearModule(nn.Module):
     ----------
     is_final : bool
         Whether the weights are not chosen again, because the model was fitted on validation rows.
+    prior_share : float
+        Weight of the other models before it is chosen, to which a penalty keeps it near.
 
     Parameters
     ----------
@@ -49,7 +51,7 @@ class LinearModule(nn.Module):
             self.register_buffer(f"weight_{index}", tensor, persistent=False)
         intercept = torch.from_numpy(np.array(intercept, dtype=np.float32))
         self.register_buffer("intercept", intercept, persistent=False)
-        self.share = share
+        self.share = self.prior_share = share
         self.temperature = temperature
         self.is_final = False
 

@@ -116,13 +116,13 @@ class RandomConvolutions(nn.Module):
         features = []
         for index, dilation in enumerate(self.dilations):
             outputs = convolve(series, getattr(self, f"weights_{index}"), dilation)
-            inside, n_steps = counted_steps(lengths, series.shape[2], dilation, index)
-            outputs = torch.where(inside, outputs, -torch.inf)
+            beyond, n_steps = counted_steps(lengths, series.shape[2], dilation, index)
+            outputs = outputs - beyond
             proportions, means = [], []
             for bias in getattr(self, f"biases_{index}").unbind(1):
-                excess = outputs - bias[:, None]
-                number = (excess > 0).to(outputs.dtype).sum(2)
-                total = excess.clamp(min=0).sum(2, dtype=torch.float64).to(outputs.dtype)
+                excess = (outputs - bias[:, None]).relu_()
+                total = excess.sum(2, dtype=torch.float64).to(outputs.dtype)
+                number = excess.sign_().sum(2)
                 proportions.append(number / n_steps)
                 means.append(total / number.clamp(min=1))
             features.append(torch.stack([*proportions, *means], dim=2).flatten(1))
@@ -204,8 +204,8 @@ def counted_steps(lengths, n_steps, dilation, index):
 
     Returns
     -------
-    inside : torch.Tensor of bool, shape (n_series, 84, n_steps)
-        Whether the step counts.
+    beyond : torch.Tensor of float32, shape (n_series, 84, n_steps)
+        0 for steps that count, infinite for others.
     number : torch.Tensor of float32, shape (n_series, 84)
         Number of steps that count, at least 1.
     """
@@ -215,9 +215,10 @@ def counted_steps(lengths, n_steps, dilation, index):
     begin = torch.stack([torch.zeros_like(lengths), alone], dim=1)
     end = lengths[:, None] - begin
     inside = (step >= begin[:, :, None]) & (step < end[:, :, None])
+    beyond = torch.where(inside, 0.0, torch.inf)
     kind = (torch.arange(N_KERNELS, device=lengths.device) + index) % 2
     number = (end - begin).clamp(min=1).float()
-    return inside.index_select(1, kind), number.index_select(1, kind)
+    return beyond.index_select(1, kind), number.index_select(1, kind)
 
 
 @torch.no_grad()
@@ -255,19 +256,42 @@ def fit_random_convolutions(series, lengths, n_biases, seed=0):
         levels = (order * GOLDEN_RATIO % 1).reshape(N_KERNELS, number)
         first += N_KERNELS * number
         values = np.zeros((N_KERNELS, number), dtype=np.float32)
-        chosen = random.choice(present, N_KERNELS) if len(present) else []
-        for kernel, row in enumerate(chosen):
-            steps = series[row : row + 1, :, : int(lengths[row])]
-            weights = (
-                torch.from_numpy(subset[kernel]).float()[:, None] * kernels[kernel]
-            ).flatten()
-            outputs = convolve(steps, weights[None], dilation)[0, 0]
-            inside, _ = counted_steps(lengths[row : row + 1], len(outputs), dilation, index)
-            counted = outputs[inside[0, kernel]].numpy()
-            values[kernel] = np.quantile(counted, levels[kernel])
+        if len(present):
+            # Each kernel reads a series of its own.
+            rows = torch.from_numpy(random.choice(present, N_KERNELS))
+            channels = torch.from_numpy(subset).float()[:, :, None]
+            summed = (series[rows] * channels).sum(1, keepdim=True)
+            outputs = convolve(summed, kernels[:, None], dilation)[:, 0]
+            beyond, counts = counted_steps(lengths[rows], outputs.shape[1], dilation, index)
+            own = torch.arange(N_KERNELS)
+            values = quantiles(outputs + beyond[own, own], counts[own, own], levels)
         subsets.append(subset)
         biases.append(values)
     return dilations, subsets, biases
+
+
+def quantiles(values, counts, levels):
+    """Return quantiles of some values of each row, interpolated linearly.
+
+    Parameters
+    ----------
+    values : torch.Tensor of float32, shape (n_rows, n)
+        Values, infinite where they do not count.
+    counts : torch.Tensor of float32, shape (n_rows,)
+        Number of them, at least 1.
+    levels : ndarray of float64, shape (n_rows, n_levels)
+        Levels in [0, 1].
+
+    Returns
+    -------
+    ndarray of float32, shape (n_rows, n_levels)
+    """
+    ordered = values.sort(1).values.numpy()
+    position = levels * (counts.numpy()[:, None] - 1)
+    below = np.floor(position).astype(np.int64)
+    above = np.minimum(below + 1, counts.numpy()[:, None].astype(np.int64) - 1)
+    lower, upper = (np.take_along_axis(ordered, place, 1) for place in (below, above))
+    return (lower + (position - below) * (upper - lower)).astype(np.float32)
 
 
 def choose_dilations(longest, n_biases):

@@ -24,7 +24,7 @@ N_SHARES = 21
 """Number of candidate weights of the network, evenly spaced from 0 to 1."""
 
 EQUAL = 0.5
-"""Weight of the network without validation rows, and centre of the penalty."""
+"""Weight of the network without validation rows, and centre of the penalty by default."""
 
 SHARE_PRIOR = 8.0
 """Penalty, in nats, of the squared distance of a weight from `EQUAL`. Without it, the weight would
@@ -66,11 +66,13 @@ class Blend:
         )
 
 
-def fit_blend(head, network_outputs, tree_outputs, target, weight, group, calibrate=True, few=0):
+def fit_blend(
+    head, network_outputs, tree_outputs, target, weight, group, calibrate=True, few=0, prior=EQUAL
+):
     """Choose the weights of two models, such as a network and its trees, and the temperature.
 
     Both minimise the negative log-likelihood of the validation rows plus a penalty that keeps them
-    near equal weights and a temperature of one. The temperature is that of Guo et al., "On
+    near `prior` and a temperature of one. The temperature is that of Guo et al., "On
     Calibration of Modern Neural Networks" (2017). With several tasks, each task has its own
     weights and temperature.
 
@@ -90,19 +92,22 @@ def fit_blend(head, network_outputs, tree_outputs, target, weight, group, calibr
         Whether classifiers get a temperature; if not, it is 1.
     few : int, default=0
         Number of validation rows below which the penalty of weights grows, as ``1 + few / n_rows``.
+    prior : float, default=0.5
+        Weight of the network to which the penalty keeps its weight near.
 
     Returns
     -------
     Blend
     """
     tasks = head.tasks(target)
+    options = {"calibrate": calibrate, "few": few, "prior": prior}
     if tasks is None:
-        return _fit_one(head, network_outputs, tree_outputs, target, weight, group, calibrate, few)
+        return _fit_one(head, network_outputs, tree_outputs, target, weight, group, **options)
     share, temperature = [], []
     for task in tasks:
         outputs = (values[..., task.outputs] for values in (network_outputs, tree_outputs))
         present = weight * task.present
-        task_blend = _fit_one(task.head, *outputs, task.target, present, group, calibrate, few)
+        task_blend = _fit_one(task.head, *outputs, task.target, present, group, **options)
         share += [task_blend.share] * task.head.out_features
         temperature += [task_blend.temperature] * task.head.out_features
     blend = Blend(share, temperature, float("nan"))
@@ -112,7 +117,7 @@ def fit_blend(head, network_outputs, tree_outputs, target, weight, group, calibr
     return blend
 
 
-def _fit_one(head, network_outputs, tree_outputs, target, weight, group, calibrate, few):
+def _fit_one(head, network_outputs, tree_outputs, target, weight, group, *, calibrate, few, prior):
     """Return the blend for one target; see :func:`fit_blend`."""
 
     def best(values, penalties, outputs_of):
@@ -135,7 +140,7 @@ def _fit_one(head, network_outputs, tree_outputs, target, weight, group, calibra
     (n_rows,) = group.sum([int((weight > 0).sum())]) if few else (1,)
     share, loss = best(
         shares,
-        SHARE_PRIOR * (1 + few / max(n_rows, 1)) * (shares - EQUAL) ** 2,
+        SHARE_PRIOR * (1 + few / max(n_rows, 1)) * (shares - prior) ** 2,
         lambda rows, values: torch.lerp(tree_outputs[rows], network_outputs[rows], values),
     )
     blend = Blend(share, 1.0, loss)

@@ -144,6 +144,7 @@ class Evaluator:
                         self.group,
                         calibrate=number == len(self.others),
                         few=self.others[other].few_rows,
+                        prior=self.others[other].prior_share,
                     )
                     results["blend_loss"] = blend.loss
                     results[f"{other}_share"] = blend.share

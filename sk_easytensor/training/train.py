@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from time import perf_counter
 
@@ -23,7 +23,7 @@ from sk_easytensor.training.checkpoint import describe_data
 from sk_easytensor.training.distributed import SingleProcess
 from sk_easytensor.training.evaluation import EvalPlan
 from sk_easytensor.training.net import BestEpoch, StepSchedule, TensorNet
-from sk_easytensor.training.ridge import fit_linear
+from sk_easytensor.training.ridge import fit_linear, has_linear, reduced_epochs
 
 __all__ = [
     "TrainingResult",
@@ -64,6 +64,9 @@ class TrainingSettings:
     early_stopping_rounds : int or None
         Number of epochs without a better value after which training ends; None for no early
         stopping.
+    automatic_epochs : bool, default=False
+        Whether `max_epochs` was chosen by the number of rows, so that a network beside a better
+        linear model may have fewer.
     automatic_patience : bool, default=False
         Whether `early_stopping_rounds` was ``"auto"``, which an ``EarlyStopping`` callback of the
         user replaces.
@@ -107,6 +110,7 @@ class TrainingSettings:
     optimizer: type
     weight_decay: float
     early_stopping_rounds: int | None
+    automatic_epochs: bool = False
     automatic_patience: bool = False
     average_decay: float = 0.99
     gradient_clip: float = 1.0
@@ -314,6 +318,9 @@ def train_network(network, head, rows, valid_rows, settings):
     """
     if settings.checkpoints is not None:
         settings.checkpoints.begin(describe_data(network, rows, valid_rows))
+    if settings.automatic_epochs and has_linear(network, head, settings):
+        epochs = reduced_epochs(network, len(rows), settings.max_epochs)
+        settings = replace(settings, max_epochs=epochs)
     callbacks = []
     if settings.annealed and not has_scheduler(settings.callbacks):
         callbacks.append(("easytensor_schedule", StepSchedule(settings.max_epochs)))

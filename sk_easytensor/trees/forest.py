@@ -309,6 +309,9 @@ class TreesModule(nn.Module):
     few_rows = 0
     """Number of validation rows below which the penalty of weights grows."""
 
+    prior_share = 0.5
+    """Weight of the network to which the penalty keeps its weight near."""
+
     def __init__(self, grown, share, temperature=1.0):
         super().__init__()
         self.grown = grown

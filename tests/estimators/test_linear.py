@@ -156,3 +156,17 @@ def test_invalid_values_are_named():
         ValueError, match=r"EasyTensorClassifier: linear must be .*'auto'.*got 'on'"
     ):
         EasyTensorClassifier(linear="on").fit(X, Y)
+
+
+def test_a_network_of_few_series_has_a_small_weight_and_few_epochs():
+    X, y = waves(60)
+    alone = X.select(["x"])
+    quick = {name: value for name, value in QUICK.items() if name != "max_epochs"}
+    model = EasyTensorClassifier(SERIES, **quick).fit(alone, y)
+    assert model.n_iter_ == 5
+    assert model.linear_weight_ > 0.8
+    assert EasyTensorClassifier(SERIES, max_epochs=7, **quick).fit(alone, y).n_iter_ == 7
+    # The network alone reads the other column.
+    both = EasyTensorClassifier(SERIES, **quick).fit(X, y)
+    assert both.n_iter_ > 10
+    assert both.linear_weight_ < 0.8
