@@ -11,6 +11,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from sk_easytensor import MLP, BoostedTrees, EasyTensorClassifier
 
@@ -41,6 +42,14 @@ def place_database(migrated, folder):
     return f"sqlite:///{path}"
 
 
+def forget_stores():
+    """Make MLflow open its default database anew, which the working directory decides."""
+    registry = mlflow.tracking._tracking_service.utils._tracking_store_registry
+    registry._get_store_with_resolved_uri.cache_clear()
+    # Older versions, such as 3.9, retain connections by the relative path.
+    getattr(SqlAlchemyStore, "_db_uri_sql_alchemy_engine_map", {}).pop("sqlite:///mlflow.db", None)
+
+
 @pytest.fixture
 def work(tmp_path, monkeypatch, migrated):
     """An empty working directory in which MLflow keeps runs, as it does by default."""
@@ -51,6 +60,7 @@ def work(tmp_path, monkeypatch, migrated):
     before = mlflow.tracking._tracking_service.utils._tracking_uri
     mlflow.set_tracking_uri(None)
     monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)
+    forget_stores()
     yield tmp_path
     while mlflow.active_run() is not None:
         mlflow.end_run()
