@@ -46,8 +46,8 @@ def forget_stores():
     """Make MLflow open its default database anew, which the working directory decides."""
     registry = mlflow.tracking._tracking_service.utils._tracking_store_registry
     registry._get_store_with_resolved_uri.cache_clear()
-    # Older versions, such as 3.9, retain connections by the relative path.
-    getattr(SqlAlchemyStore, "_db_uri_sql_alchemy_engine_map", {}).pop("sqlite:///mlflow.db", None)
+    # Connections are kept by the path, which is relative in older versions, such as 3.9.
+    SqlAlchemyStore._engine_map.pop("sqlite:///mlflow.db", None)
 
 
 @pytest.fixture
