@@ -167,7 +167,10 @@ def test_regression_is_the_ridge_regression_of_scikit_learn():
     matrix = np.concatenate([rows.features[name] for name in ("a", "b")], axis=1).astype(float)
     center = np.average(matrix, axis=0, weights=weight)
     spread = np.sqrt(np.average((matrix - center) ** 2, axis=0, weights=weight))
-    scale = np.array([1.0] * 30 + [2.0] * 4) / np.where(spread > 1e-6, spread, np.inf)
+    parts = [spread[:30], spread[30:33]]
+    least = np.repeat([0.1 * np.median(part) for part in parts], [30, 4])
+    scale = np.array([1.0] * 30 + [2.0] * 4) / np.hypot(spread, least)
+    scale[33] = 0
     ridge = Ridge(alpha=3.0).fit(
         (matrix - center) * scale, rows.target, sample_weight=weight / weight.mean()
     )
@@ -222,3 +225,16 @@ def test_separable_classes_get_confident_scores(head, target):
     outputs = module.outputs(parts)
     encoded = torch.from_numpy(rows.target)
     assert float(head.loss(head.normalize(outputs), encoded).mean()) < 0.2
+
+
+@pytest.mark.parametrize("n_rows", [12, 48])
+def test_scores_of_few_separable_rows_are_not_certain(n_rows):
+    rng = np.random.default_rng(0)
+    target = (np.arange(n_rows) % 2).astype(np.float32)
+    rows = rows_of(rng, n_rows, target)
+    rows.features["a"][:, 0] = np.where(target, 50, -50)
+    regression = Regression.of(rows, BinaryHead())
+    penalty, factor = regression.choose(BinaryHead())
+    scores = np.abs(regression.left_out(penalty)) * factor
+    # One row in so many may be wrong.
+    assert 0.1 < np.median(scores) / np.log(n_rows) < 10
