@@ -30,6 +30,9 @@ from sk_easytensor import (
     NumericSequenceBlock,
 )
 
+# Short lists are cut on purpose; test_sequences.py of the blocks has the warning.
+pytestmark = pytest.mark.filterwarnings("ignore:.*are cut to their:UserWarning")
+
 N_USERS = 100
 LOG = {"user": "user", "time": "time"}
 SESSIONS = {"objective": "session_pair", "session_gap": "12h"}

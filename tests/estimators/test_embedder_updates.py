@@ -20,6 +20,9 @@ from sk_easytensor import (
 )
 from sk_easytensor.embedder.updates import EmbeddingState
 
+# Short lists are cut on purpose; test_sequences.py of the blocks has the warning.
+pytestmark = pytest.mark.filterwarnings("ignore:.*are cut to their:UserWarning")
+
 USERS = ["ann", "bob", "cid", "dan", "eve"]
 LOG = {"user": "user", "time": "time"}
 

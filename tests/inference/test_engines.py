@@ -29,7 +29,11 @@ from sk_easytensor.export import engines
 from sk_easytensor.safe_loading import trusted_types
 
 # One process of pytest-xdist fits the model.
-pytestmark = pytest.mark.xdist_group("engines")
+# Short lists are cut on purpose.
+pytestmark = [
+    pytest.mark.xdist_group("engines"),
+    pytest.mark.filterwarnings("ignore:.*are cut to their:UserWarning"),
+]
 
 QUICK = {"max_epochs": 2, "batch_size": 64, "random_state": 0, "remainder": "drop"}
 TREES = BoostedTrees(max_iter=10)

@@ -36,6 +36,9 @@ from sk_easytensor import (
 from sk_easytensor.inference import encoded_arrays, export_onnx, load
 from sk_easytensor.onnx.predictor import DIGEST, check_sealed, sealed
 
+# Short lists are cut on purpose; test_sequences.py of the blocks has the warning.
+pytestmark = pytest.mark.filterwarnings("ignore:.*are cut to their:UserWarning")
+
 EXPORTED_CELLS = "lstm" if Version(torch.__version__) >= Version("2.13") else "gru"
 """Before torch 2.13, an exported LSTM would be for lists of one length, which is refused."""
 
