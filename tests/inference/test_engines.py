@@ -85,7 +85,9 @@ def test_outputs_agree_with_torch(model, hard_rows):
 def test_a_row_is_predicted_alone_as_among_others(model, hard_rows):
     together = model.predict_proba(hard_rows)
     for row in range(5):
-        assert model.predict_proba(hard_rows[row : row + 1]).tolist() == together[[row]].tolist()
+        alone = model.predict_proba(hard_rows[row : row + 1])
+        # onnxruntime multiplies matrices of other sizes in another order.
+        np.testing.assert_allclose(alone, together[[row]], rtol=0, atol=1e-6)
 
 
 def test_report(model, rows):
