@@ -104,18 +104,6 @@ def test_names_with_slashes_are_found_again():
     assert back["a/b"]["x"].offsets is back["a"]["y"].offsets
 
 
-def test_what_older_versions_wrote_is_read():
-    frame = parallel_frame()
-    batch = frame.to_arrow()
-    schema = batch.schema
-    for index, field in enumerate(schema):
-        kept = {key: value for key, value in field.metadata.items() if key != b"parallel"}
-        schema = schema.set(index, field.with_metadata(kept))
-    back = TensorFrame.from_arrow(batch.cast(schema))
-    assert lists_of(back["events"]["codes"]) == LISTS
-    assert torch.equal(back["events"]["values"].values, frame["events"]["values"].values)
-
-
 def test_entries_without_any_item_are_equal():
     frame = TensorFrame({"b": {"x": ragged_of([[], []], torch.float32)}})
     assert frame.equals(TensorFrame({"b": {"x": ragged_of([[], []], torch.float32)}}))

@@ -26,6 +26,9 @@ from sk_easytensor import (
 from sk_easytensor.export.tensorrt import MAGIC, PACKAGES, read_engine, tensorrt_package
 from sk_easytensor.inference import TensorRTPredictor, build_engine
 
+# Short lists are cut on purpose; test_sequences.py of the blocks has the warning.
+pytestmark = pytest.mark.filterwarnings("ignore:.*are cut to their:UserWarning")
+
 try:
     tensorrt_package()
 except ImportError:
