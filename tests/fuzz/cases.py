@@ -174,6 +174,10 @@ def container_for(random, drawn):
     return str(random.choice(list(containers.ALIKE)))
 
 
+FOREIGN_NAMES = ("z", "further")
+"""Names of columns that tables of :func:`foreign` may have."""
+
+
 def foreign(random, drawn, kinds, n):
     """Hold a table with the same names whose columns are partly of other kinds."""
     draws, chosen = list(drawn.draws), list(drawn.kinds)
@@ -185,9 +189,9 @@ def foreign(random, drawn, kinds, n):
     names, made = list(other.names), other.columns(n)
     fate = random.random()
     if fate < 0.1:
-        names, made = names[1:] or ["z"], made[1:] or made
+        names, made = names[1:] or [FOREIGN_NAMES[0]], made[1:] or made
     elif fate < 0.3:
-        names, made = [*names, "further"], [*made, column_kinds.mixed_objects(random)(n)]
+        names, made = [*names, FOREIGN_NAMES[1]], [*made, column_kinds.mixed_objects(random)(n)]
         other.kinds.append("mixed_objects")
     return containers.hold(container_for(random, other), names, made)
 

@@ -16,7 +16,7 @@ from sk_easytensor import (
     EasyTensorTwoTower,
 )
 
-from .cases import build
+from .cases import FOREIGN_NAMES, build
 from .containers import Unbuildable, as_list, attempted, fingerprint, reordered, taken
 from .outcomes import Result, classify, frames, signature, written
 
@@ -95,7 +95,7 @@ class Run:
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            named = [*self.case.named, self.folder]
+            named = [*self.case.named, *FOREIGN_NAMES, self.folder]
             if of_library(error) and classify(error, named) == "refused":
                 raise Refused(f"{doing}: {type(error).__name__}: {error}") from error
             raise
