@@ -62,7 +62,7 @@ def names_something(message, names):
     if re.search("no Parquet file at '|' cannot be read as Parquet", message):
         return True
     # Columns of arrays and of lists of rows have the names x0, x1 and so on.
-    if re.search(r"\b(X|y)\b|'x\d+'", message) or any(name in message for name in LONG):
+    if re.search(r"\b(X|y)\b|'x\d+['.]", message) or any(name in message for name in LONG):
         return True
     if re.search(
         rf"(['\"]|\b)({'|'.join(PARAMETERS)})(['\"]|=| '| must| needs| has| holds| names)", message
