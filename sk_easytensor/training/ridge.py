@@ -82,7 +82,7 @@ def fit_linear(network, head, rows, held_out, settings):
         Model of training rows and held-out rows, with the same penalty and factor.
     """
     weights = network.linear_feature_weights
-    if not has_linear(network, head, settings) or len(rows) < MIN_ROWS:
+    if not has_linear(network, head, rows, settings):
         return None, None
     train = linear_rows(network, rows, MAX_ROWS, settings.seed)
     share = prior_share(network, len(rows))
@@ -106,11 +106,12 @@ def fit_linear(network, head, rows, held_out, settings):
     return model, Regression.of(together, head).module(weights, penalty, factor, share)
 
 
-def has_linear(network, head, settings):
-    """Return whether a linear model is fitted, if there are enough rows."""
+def has_linear(network, head, rows, settings):
+    """Return whether :func:`fit_linear` returns models for training rows."""
     return (
         settings.linear
         and settings.group.size == 1
+        and len(rows) >= MIN_ROWS
         and is_supported(head)
         and bool(network.linear_feature_weights)
     )

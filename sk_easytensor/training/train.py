@@ -318,7 +318,7 @@ def train_network(network, head, rows, valid_rows, settings):
     """
     if settings.checkpoints is not None:
         settings.checkpoints.begin(describe_data(network, rows, valid_rows))
-    if settings.automatic_epochs and has_linear(network, head, settings):
+    if settings.automatic_epochs and has_linear(network, head, rows, settings):
         epochs = reduced_epochs(network, len(rows), settings.max_epochs)
         settings = replace(settings, max_epochs=epochs)
     callbacks = []

@@ -170,3 +170,12 @@ def test_a_network_of_few_series_has_a_small_weight_and_few_epochs():
     both = EasyTensorClassifier(SERIES, **quick).fit(X, y)
     assert both.n_iter_ > 10
     assert both.linear_weight_ < 0.8
+
+
+def test_a_network_without_a_linear_model_has_all_epochs():
+    X, y = waves(9)
+    quick = {name: value for name, value in QUICK.items() if name != "max_epochs"}
+    model = EasyTensorClassifier(SERIES, validation_fraction=None, **quick)
+    model.fit(X.select(["x"]), y)
+    assert model.linear_weight_ == 0
+    assert model.n_iter_ > 50
