@@ -195,6 +195,9 @@ def test_parameters_and_timings(models, tmp_path):
         assert len(times["epochs"]) == model.n_iter_
         assert times["training"] == pytest.approx(sum(times["epochs"]))
         assert min(times["blocks"], times["training"]) > 0
+        for name, text in (("trees", "boosted trees"), ("linear", "linear model")):
+            is_fitted = getattr(getattr(model, "network_", None), name, None) is not None
+            assert (f"fitting the {text}" in sections["timings"]) == is_fitted
 
 
 def test_the_linear_model_has_a_weight_and_a_time(tmp_path):

@@ -442,14 +442,13 @@ def validation(model):
 def timings(model):
     """Return a table of the seconds that the parts of the fit took."""
     times = model.fit_times_
-    names = {
-        "blocks": "fitting the blocks",
-        "encoding": "encoding",
-        "trees": "fitting the boosted trees",
-        "linear": "fitting the linear model",
-        "training": "training the network",
-    }
-    rows = [(text, f"{times[name]:.3g}") for name, text in names.items() if times.get(name)]
+    names = {"blocks": "fitting the blocks", "encoding": "encoding"}
+    network = getattr(model, "network_", None)
+    for name, text in (("trees", "boosted trees"), ("linear", "linear model")):
+        if getattr(network, name, None) is not None:
+            names[name] = f"fitting the {text}"
+    names["training"] = "training"
+    rows = [(text, f"{times[name]:.3g}") for name, text in names.items() if name in times]
     epochs = times.get("epochs", [])
     if epochs:
         rows.append((f"an epoch (median of {len(epochs)})", f"{np.median(epochs):.3g}"))
