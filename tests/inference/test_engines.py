@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import skops.io
 import torch
+from packaging.version import Version
 from sklearn.base import clone
 
 from sk_easytensor import (
@@ -87,7 +88,7 @@ def test_a_row_is_predicted_alone_as_among_others(model, hard_rows):
     for row in range(5):
         alone = model.predict_proba(hard_rows[row : row + 1])
         # onnxruntime multiplies matrices of other sizes in another order.
-        np.testing.assert_allclose(alone, together[[row]], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(alone, together[[row]], rtol=0, atol=1e-7)
 
 
 def test_report(model, rows):
@@ -218,8 +219,10 @@ def test_a_network_that_cannot_be_exported_is_run_by_torch(rows, target):
     model = EasyTensorRegressor(
         [("odd", UnrulyBlock(), ["count"])], inference_engine="auto", **QUICK
     )
-    # Before torch 2.9, only the comparison with torch finds the fault.
-    message = r"(block 'odd' .* cannot be exported|differs from that of torch).*with torch"
+    message = r"block 'odd' .* cannot be exported.*with torch"
+    if Version(torch.__version__) < Version("2.9"):
+        # Only the comparison with torch finds the fault.
+        message = r"differs from that of torch.*with torch"
     with pytest.warns(UserWarning, match=message):
         model.fit(rows, target)
     assert model.inference_engine_ == "torch"
