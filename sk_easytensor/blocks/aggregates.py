@@ -394,9 +394,9 @@ class ListAggregates(nn.Module):
             *self._number_aggregates(),
             *self._gap_aggregates(),
         ]
-        for_network = [part for part in self.aggregates if part.for_network]
-        self.for_trees = Columns(self.aggregates, self._shapes())
-        self.for_network = Columns(for_network, self._shapes())
+        for_network, shapes = [p for p in self.aggregates if p.for_network], self._shapes()
+        self.for_trees = Columns(self.aggregates, shapes)
+        self.for_network = Columns(for_network, shapes)
         self.out_features = sum(part.size for part in for_network)
         self.n_items = LATEST * ("last" in self.names) + ("first" in self.names)
         self.tree_codes = [

@@ -184,7 +184,7 @@ class VectorBlock(Block):
         """
         detected = [name for name in columns if cls.detects(table.column(name))]
         lengths = {name: _vector_length(table.column(name)) for name in detected}
-        series = {lengths[name] for name in detected if _is_series(table.column(name))}
+        series = {n for name, n in lengths.items() if _is_series(table.column(name), n)}
         floats = [name for name in detected if _holds_floats(table.schema.field(name).type)]
         floats = [name for name in floats if lengths[name] in series]
         if floats:
@@ -274,19 +274,18 @@ class VectorBlock(Block):
 
 
 def _vector_length(column):
-    """Return the length of the vectors of a column, 0 if all of them are missing."""
-    lengths = pc.drop_null(pc.list_value_length(column))
-    return lengths[0].as_py() if len(lengths) else 0
+    """Return the length of the vectors of a column, 0 if all are missing and no type says it."""
+    lengths = pc.drop_null(pc.list_value_length(column)) if is_list(column.type) else []
+    return lengths[0].as_py() if len(lengths) else getattr(column.type, "list_size", 0)
 
 
-def _is_series(column):
+def _is_series(column, length):
     """Return whether the order of the components of vectors matters, as in time series.
 
     The ratio of von Neumann, "Distribution of the Ratio of the Mean Square Successive Difference to
     the Variance" (1941), is compared with its values in random orders of the components, which are
     standardized, so that their scales do not matter.
     """
-    length = _vector_length(column)
     if length < SHORTEST_SERIES or not _holds_floats(column.type):
         return False
     vectors = read_vectors(sample_values(sample_values(column), ORDER_ROWS), "", length, as_floats)
@@ -324,8 +323,7 @@ def _scale(moments):
 
 
 def _moments(column, name):
-    lengths = pc.drop_null(pc.list_value_length(column)) if is_list(column.type) else []
-    length = lengths[0].as_py() if len(lengths) else getattr(column.type, "list_size", 0)
+    length = _vector_length(column)
     parts = (
         Moments.of(np.where(np.isfinite(vectors), vectors, np.nan))
         for _, vectors in _chunks(column, name, length)

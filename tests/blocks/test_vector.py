@@ -256,6 +256,8 @@ def test_short_constant_and_missing_vectors_are_vectors():
     assert list(chosen(x=np.ones((20, 30))).values()) == ["VectorBlock"]
     assert list(chosen(x=np.full((20, 30), np.nan)).values()) == ["VectorBlock"]
     assert list(chosen(x=[[1.0] * 12, None]).values()) == ["VectorBlock"]
+    absent = pa.table({"x": pa.nulls(3, pa.list_(pa.float64(), 12))})
+    assert [block for block, _ in detect_blocks(absent, ["x"])] == [VectorBlock]
 
 
 def test_fixed_size_lists_of_integers_are_vectors():
