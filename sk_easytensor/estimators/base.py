@@ -556,8 +556,9 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             inspection = Inspection(target, encoder, seed)
             result = backend.train(self.network_, target.head_, rows, evals, settings, inspection)
         self._record_training(result, resuming)
-        for name, seconds in result.other_seconds.items():
-            self.fit_times_[name] = self.fit_times_.get(name, 0.0) + seconds
+        before = self.fit_times_
+        added = {name: before.get(name, 0.0) + s for name, s in result.other_seconds.items()}
+        self.fit_times_ = {**before, **added}
         linear, self.linear_weight_ = self.network_.linear, 0.0
         self.tree_weight_ = target.tree_weight(self.network_.trees)
         if linear is not None:

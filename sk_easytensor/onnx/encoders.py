@@ -216,7 +216,7 @@ def phases(graph, wall):
 def waves(graph, phase, harmonic):
     """Return sine and cosine of a harmonic of a phase."""
     angle = graph.op("Mul", phase, np.float64(2 * math.pi * harmonic))
-    # onnxruntime before 1.24 has no cosine of float64.
+    # onnxruntime 1.20 to 1.23 has no cosine of float64.
     return graph.op("Sin", angle), graph.op("Sin", graph.op("Add", angle, np.float64(math.pi / 2)))
 
 
