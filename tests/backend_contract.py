@@ -31,7 +31,7 @@ from sk_easytensor.data.summaries import Summary
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.executor import LocalExecutor
 from sk_easytensor.inspection import permutation_importance
-from sk_easytensor.training.dataset import Dataset, EncodedDataset
+from sk_easytensor.training.dataset import Dataset, EncodedDataset, Folds
 from sk_easytensor.training.table_dataset import (
     BaseRowEncoder,
     BaseTableDataset,
@@ -148,6 +148,17 @@ class ChunkedRows(Dataset):
         train = [train for train, _ in split]
         valid = [part for _, held_out in split for part in held_out]
         return self._of(train), [self._of(valid)] if valid else []
+
+    def folds(self, strata, n_folds, random_state):
+        seed = random_state.randint(2**31 - 1)
+        per_chunk = [
+            chunk.folds(strata, n_folds, np.random.RandomState(seed)).parts for chunk in self.chunks
+        ]
+        parts = []
+        for pairs in zip(*per_chunk, strict=True):
+            valid = [part for _, held_out in pairs for part in held_out]
+            parts.append((self._of([train for train, _ in pairs]), [self._of(valid)]))
+        return Folds(parts, None)
 
     def joined(self):
         return self._applied(self.encoder.concatenate(self.chunks, memory=2**40))

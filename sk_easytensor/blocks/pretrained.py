@@ -20,6 +20,7 @@ from sk_easytensor.data.tables import read_like_fit
 from sk_easytensor.executor import LocalExecutor
 from sk_easytensor.networks.block_module import BlockModule, learning_rates
 from sk_easytensor.networks.block_network import BlockNetwork, make_network
+from sk_easytensor.networks.ensemble import join_networks
 from sk_easytensor.networks.two_tower_network import embed
 from sk_easytensor.tensors import TensorFrame
 
@@ -90,11 +91,12 @@ class ModelSnapshot:
         self.owner = owner
         self.block = block
         self.blocks = dict(representation.blocks)
-        self.trunk, self.head, self.normalized = None, None, False
+        self.trunk, self.head, self.normalized, self.n_networks = None, None, False, 1
         if block is None:
             self.trunk = representation.trunk
             self.head = representation.head
             self.normalized = representation.normalized
+            self.n_networks = len(representation.network.networks)
         else:
             self.blocks = {block: self.blocks[block]}
         self._frozen = None
@@ -209,7 +211,9 @@ class ModelSnapshot:
         with seeded(0):
             if self.block is not None:
                 return self.blocks[self.block].make_module()
-            network = make_network(self.blocks, self.trunk, self.head)
+            network = join_networks(
+                [make_network(self.blocks, self.trunk, self.head) for _ in range(self.n_networks)]
+            )
         size = network.representation_features if self.head is None else self.head.out_features
         return RepresentationModule(network, size, self.normalized)
 

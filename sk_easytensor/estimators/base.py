@@ -9,12 +9,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from sklearn.base import clone
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor._utils.runtime import seeded, with_library_settings
-from sk_easytensor._utils.validation import check_choice
+from sk_easytensor._utils.validation import check_choice, check_number
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.blocks.detection import check_blocks
 from sk_easytensor.blocks.numeric import BASE_MARGIN
@@ -52,6 +53,7 @@ from sk_easytensor.inspection import GivenOutputs, Inspection
 from sk_easytensor.metrics import MetricScores
 from sk_easytensor.networks import TabM
 from sk_easytensor.networks.block_network import copy_network, make_network
+from sk_easytensor.networks.ensemble import join_networks
 from sk_easytensor.report.report import summarize_table
 from sk_easytensor.tracking import tracked
 from sk_easytensor.training.checkpoint import digest
@@ -60,6 +62,7 @@ from sk_easytensor.training.train import (
     default_batch_size,
     default_table_epochs,
     default_table_patience,
+    join_results,
 )
 from sk_easytensor.trees import BoostedTrees
 
@@ -92,6 +95,16 @@ __all__ = [
 ]
 
 
+FOLDS_OF_FEW_ROWS = 5
+"""Number of folds that ``n_folds="auto"`` means for few rows."""
+
+FEW_ROWS = 2_500
+"""Largest number of rows for which ``n_folds="auto"`` means folds."""
+
+SEED_STEP = 100_003
+"""Difference of the seeds of the networks of consecutive folds."""
+
+
 class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEstimator, ABC):
     """Base class of the estimators of tables with a target.
 
@@ -121,6 +134,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         eval_metric: MetricLike | Sequence[MetricLike] | None = None,
         stopping_metric: MetricLike | None = None,
         validation_fraction: float | None = 0.15,
+        n_folds: int | None = None,
         warm_start: bool = False,
         random_state: RandomStateLike | None = None,
         n_jobs: int | None = None,
@@ -149,6 +163,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         self.eval_metric = eval_metric
         self.stopping_metric = stopping_metric
         self.validation_fraction = validation_fraction
+        self.n_folds = n_folds
         self.warm_start = warm_start
         self.random_state = random_state
         self.n_jobs = n_jobs
@@ -177,6 +192,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             "trunk": repr(self.trunk),
             "trees": repr(self.trees),
             "linear": self.linear,
+            "n_folds": self.n_folds,
         }
 
     @abstractmethod
@@ -205,6 +221,8 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             trees.check_parameters()
         check_choice(type(self).__name__, "linear", self.linear, ("auto", None))
         self._make_target().metrics(self.eval_metric, self.stopping_metric)
+        if self.n_folds is not None:
+            check_number(type(self).__name__, "n_folds", self.n_folds, low=2, integer=True)
         check_choice(type(self).__name__, "warm_start", self.warm_start, (False, True))
         check_offset(type(self).__name__, self.offset)
 
@@ -318,15 +336,21 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             names, encoded = [names[i] for i in order], [encoded[i] for i in order]
             validation = evals[order[0]] if evals else dataset
             batch_size = self.batch_size or default_batch_size(len(rows))
-            rows, split = rows.merge_duplicates(batch_size), False
-            if set(names) <= {"training"} and self.validation_fraction is not None:
+            n_folds = self._resolve_n_folds(rows, names, backend)
+            folds, split = None, False
+            if n_folds is not None:
+                folds = rows.folds(target.strata, n_folds, random_state)
+            else:
+                rows = rows.merge_duplicates(batch_size)
+            holds_out = folds is None and self.validation_fraction is not None
+            if holds_out and set(names) <= {"training"}:
                 rows, held_out = rows.hold_out(
                     target.strata, self.validation_fraction, random_state
                 )
                 split = bool(held_out)
                 names = [*["valid_0"] * len(held_out), *names]
                 encoded = [*held_out, *encoded]
-            self._train(
+            outputs = self._train(
                 rows,
                 dict(zip(names, encoded, strict=True)),
                 batch_size,
@@ -335,9 +359,40 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
                 resuming,
                 checkpoints=checkpoints,
                 held_out=split,
+                folds=folds,
             )
+            if outputs is not None:
+                self.oof_prediction_ = dataset.expanded(self._predictions(outputs))
             self._choose_engines([(self, validation.sample().table)], backend)
             return self
+
+    def _resolve_n_folds(self, rows, names, backend):
+        """Return the number of folds of a fit, or None for one network.
+
+        Parameters
+        ----------
+        rows : Dataset
+            Encoded rows.
+        names : list of str
+            Names of the evaluation sets.
+        backend : Backend
+            Backend of the fit.
+        """
+        owner = type(self).__name__
+        if self.n_folds is None:
+            return None
+        if not set(names) <= {"training"}:
+            raise ValueError(
+                f"{owner}: n_folds={self.n_folds} holds out rows of X to decide about early "
+                "stopping, so that eval_set cannot decide; set n_folds=None, or evaluate the "
+                "fitted model on the rows of eval_set"
+            )
+        if len(rows) < self.n_folds:
+            raise ValueError(
+                f"{owner}: n_folds={self.n_folds} must be at most the number of rows of positive "
+                f"weight, got {len(rows)} of them"
+            )
+        return self.n_folds
 
     def _same_split(self, random_state, resuming):
         """Return a random state that holds out the same rows in each fit of a warm start.
@@ -397,9 +452,8 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             rows = self._encoded(dataset, backend)
             batch_size = self.batch_size or default_batch_size(len(rows))
             random_state = check_random_state(self.random_state)
-            return self._train(
-                rows, {}, batch_size, random_state, backend, resuming, epochs=1, keep=True
-            )
+            self._train(rows, {}, batch_size, random_state, backend, resuming, epochs=1, keep=True)
+            return self
 
     def _check_unchanged(self):
         """Raise ``ValueError`` if the parameters no longer describe the fitted network."""
@@ -509,70 +563,143 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         keep=False,
         checkpoints=None,
         held_out=False,
+        folds=None,
     ):
-        rows = rows.normalize_weights()
+        """Train one network, or one for each fold, and set the fitted attributes.
+
+        Parameters
+        ----------
+        rows : Dataset
+            Training rows; with `folds` all rows.
+        evals : dict of {str: Dataset}
+            Rows to evaluate, by name; the first data set decides about early stopping.
+        folds : Folds, optional
+            Training and validation rows of each network.
+
+        Returns
+        -------
+        torch.Tensor of shape (n_rows, out_features), or None
+            Raw outputs for rows that folds held out; None without folds.
+        """
         seed = int(random_state.randint(np.iinfo(np.int32).max))
         if resuming:
             # With the same seed, every call would shuffle rows and drop units in the same way.
             seed += self.n_iter_
-        is_automatic = epochs is None and self.max_epochs is None
-        if epochs is None:
-            epochs = self.max_epochs or default_table_epochs(len(rows))
         target, encoder, offset = self._target, self._encoder, None
         if encoder.offset_block is not None:
             offset = (encoder.offset_block, encoder.offset_column_)
+        rows = rows.normalize_weights()
         target.learn_scale(rows, resuming=resuming, offset=offset)
         if not resuming:
             target.check_loss(rows)
-        plan = EvalPlan()
-        if not keep:
-            metrics, stopping = target.metrics(self.eval_metric, self.stopping_metric)
-            plan = self._eval_plan(evals, metrics, MetricScores(target, metrics), stopping)
-        # With one epoch a call, the number of epochs is unknown, and so is a schedule's length.
-        settings = self._settings(
-            batch_size, epochs, plan, annealed=not keep, checkpoints=checkpoints
-        )
-        settings.evaluate_first = resuming
-        if self.early_stopping_rounds == "auto":
-            settings.early_stopping_rounds = default_table_patience(len(rows), batch_size)
-        state, kind = getattr(self, "_optimizer_state", None), settings.optimizer.__name__
-        if resuming and state is not None and state["kind"] == kind:
-            settings.optimizer_state = deepcopy(state)
-        settings.seed = seed
-        if not resuming and not keep and self.trees is not None:
-            settings.trees = BoostedTrees() if self.trees == "auto" else self.trees
-        settings.automatic_epochs = is_automatic
-        settings.linear = not resuming and not keep and self.linear is not None
-        settings.held_out = held_out
-        rows, *evals = (part.map(target.scaled) for part in (rows, *evals.values()))
-        with seeded(seed):
-            if resuming:
+        # One pair of training and validation rows for each network.
+        parts = [(rows, evals)]
+        if folds is not None:
+            parts = [
+                (train.normalize_weights(), dict(zip(["valid_0"], held_out, strict=False)) | evals)
+                for train, held_out in folds.parts
+            ]
+        if not resuming:
+            trunk = self._default_trunk() if self.trunk is None else clone(self.trunk)
+            self._network_trunk = trunk
+        previous = list(self.network_.networks) if resuming else [None] * len(parts)
+        if len(parts) < len(previous):
+            parts *= len(previous)
+        networks, results = [], []
+        for number, (network, (train, valid)) in enumerate(zip(previous, parts, strict=True)):
+            settings = self._network_settings(
+                train, valid, batch_size, seed, number, resuming, epochs=epochs, keep=keep
+            )
+            settings.checkpoints, settings.held_out = checkpoints, held_out
+            if folds is not None:
+                settings.checkpoints = checkpoints and checkpoints.part(f"fold{number}")
+                self._begin_fold(number)
+            train, *evaluated = (part.map(target.scaled) for part in (train, *valid.values()))
+            with seeded(settings.seed):
                 # If this training fails, the previous network must be unchanged.
-                self.network_ = copy_network(self.network_)
-            else:
-                trunk = self._default_trunk() if self.trunk is None else clone(self.trunk)
-                self._network_trunk = trunk
-                self.network_ = make_network(self.blocks_, trunk, target.head_)
-            inspection = Inspection(target, encoder, seed)
-            result = backend.train(self.network_, target.head_, rows, evals, settings, inspection)
+                network = copy_network(network) if resuming else self._new_network()
+                inspection = Inspection(target, encoder, settings.seed, len(parts))
+                result = backend.train(
+                    network, target.head_, train, evaluated, settings, inspection
+                )
+            networks.append(network)
+            results.append(result)
+        self.network_ = join_networks(networks)
+        result = join_results(results)
         self._record_training(result, resuming)
         before = self.fit_times_
         added = {name: before.get(name, 0.0) + s for name, s in result.other_seconds.items()}
         self.fit_times_ = {**before, **added}
-        linear, self.linear_weight_ = self.network_.linear, 0.0
-        self.tree_weight_ = target.tree_weight(self.network_.trees)
-        if linear is not None:
-            self.linear_weight_ = 1.0 - linear.share
-            self.tree_weight_ *= linear.share
+        self.tree_weight_, self.linear_weight_ = self._target.model_weights(networks)
         self._use_torch()
         self._n_features_out = self.network_.representation_features
         vars(self).pop("_importances", None)
         self._fitted_structure = self._structure()
         self._optimizer_state = None
         if keep or self.warm_start:
-            self._optimizer_state = {"kind": kind, **result.optimizer_state}
-        vars(self).update(result.inspected)
-        return self
+            kind = settings.optimizer.__name__
+            states = [result.optimizer_state for result in results]
+            self._optimizer_state = {"kind": kind, "networks": states}
+        vars(self).update(Inspection.join([result.inspected for result in results]))
+        if folds is None or folds.rows is None:
+            return None
+        return self._fold_outputs(folds, backend)
+
+    def _predictions(self, outputs):
+        """Return predictions for raw outputs: probabilities of classes, or numbers."""
+        predict = getattr(self, "predict_proba", self.predict)
+        return predict(GivenOutputs(outputs))
+
+    def _new_network(self):
+        return make_network(self.blocks_, self._network_trunk, self._head)
+
+    def _network_settings(
+        self, rows, evals, batch_size, seed, number, resuming, *, epochs=None, keep=False
+    ):
+        """Return the settings of the training of one network, whose number is that of its fold."""
+        is_automatic = epochs is None and self.max_epochs is None
+        if epochs is None:
+            epochs = self.max_epochs or default_table_epochs(len(rows))
+        plan = EvalPlan()
+        if not keep:
+            metrics, stopping = self._target.metrics(self.eval_metric, self.stopping_metric)
+            plan = self._eval_plan(evals, metrics, MetricScores(self._target, metrics), stopping)
+        # With one epoch a call, the number of epochs is unknown, and so is a schedule's length.
+        settings = self._settings(batch_size, epochs, plan, annealed=not keep)
+        settings.evaluate_first = resuming
+        if self.early_stopping_rounds == "auto":
+            settings.early_stopping_rounds = default_table_patience(len(rows), batch_size)
+        state, kind = getattr(self, "_optimizer_state", None), settings.optimizer.__name__
+        if resuming and state is not None and state["kind"] == kind:
+            settings.optimizer_state = deepcopy(state["networks"][number])
+        settings.seed = seed + number * SEED_STEP
+        if not resuming and not keep and self.trees is not None:
+            settings.trees = BoostedTrees() if self.trees == "auto" else self.trees
+        settings.automatic_epochs = is_automatic
+        settings.linear = not resuming and not keep and self.linear is not None
+        return settings
+
+    def _fold_outputs(self, folds, backend):
+        """Return the raw outputs for each row of the network that did not train on it.
+
+        Returns
+        -------
+        torch.Tensor of shape (n_rows, out_features)
+            NaN for rows that no fold held out.
+        """
+        head, outputs = self._head, []
+        for network, (_, held_out) in zip(self.network_.networks, folds.parts, strict=True):
+            for part in held_out:
+                lengths = network.padded_lengths(part.frame)
+                outputs.append(
+                    backend.forward(
+                        partial(network.average_members, head=head), part.frame, lengths=lengths
+                    )[:, 0]
+                )
+        n_rows = sum(len(part) for part in folds.parts[0][1]) + len(folds.parts[0][0])
+        joined = torch.full((n_rows, outputs[0].shape[1]), torch.nan)
+        joined[torch.from_numpy(np.concatenate(folds.rows))] = torch.cat(outputs)
+        return joined
 
     # ------------------------------------------------------------------ predicting
 

@@ -132,6 +132,12 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     validation_fraction : float or None, default=0.15
         Fraction of the rows that is held out for validation when `fit` gets no ``eval_set``; None
         to train on all rows.
+    n_folds : int or None, default=None
+        Number of folds of cross-validation. With folds, a network and trees are trained for each
+        fold, whose rows they hold out instead of `validation_fraction`, and predictions are
+        averages over folds. All rows are learned from, and `oof_prediction_` predicts each by the
+        models that did not. Fit and predictions take up to `n_folds` times as long. `fit` gets no
+        ``eval_set`` then. None for one network.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes; 1 for each class if None. They multiply the sample weights of the
         rows given to `fit`, but not those of ``eval_set``.
@@ -192,7 +198,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     blocks_ : dict of {str: Block}
         Fitted blocks by name, including those chosen automatically.
     network_ : torch.nn.Module
-        The trained network, on the CPU.
+        The trained network, on the CPU; with `n_folds` the ensemble of the networks of all folds.
     evals_result_ : dict of {str: dict of {str: list of float}}
         Losses and metrics by epoch, of network and trees together: ``{"training": {"log_loss":
         [...]}, "valid_0": {"log_loss": [...], "auc": [...]}}``. The training loss is the mean over
@@ -207,7 +213,11 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         Weights of the outputs of the trees and of the linear model, between 0 and 1; the network's
         weight is ``1 - tree_weight_ - linear_weight_``. 0 without such a model.
     n_iter_ : int
-        Number of epochs run.
+        Number of epochs run; the largest of all folds.
+    oof_prediction_ : ndarray of float64, shape (n_samples, n_classes)
+        With `n_folds`, probabilities of each row of `X` by the models of the fold that held it out,
+        as `predict_proba` returns them; NaN for rows of weight zero. Not available if rows are in
+        other processes, as on Ray.
     run_id_ : str or None
         With a `tracker`, identifier of the run in MLflow; None if it could not be created.
     feature_importances_ : ndarray of shape (n_features,)
@@ -263,6 +273,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         eval_metric: MetricLike | Sequence[MetricLike] | None = None,
         stopping_metric: MetricLike | None = None,
         validation_fraction: float | None = 0.15,
+        n_folds: int | None = None,
         class_weight: dict[Any, float] | Literal["balanced"] | None = None,
         warm_start: bool = False,
         random_state: RandomStateLike | None = None,
@@ -293,6 +304,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
             eval_metric=eval_metric,
             stopping_metric=stopping_metric,
             validation_fraction=validation_fraction,
+            n_folds=n_folds,
             warm_start=warm_start,
             random_state=random_state,
             n_jobs=n_jobs,

@@ -13,6 +13,7 @@ from sk_easytensor.estimators.classifier import EasyTensorClassifier
 from sk_easytensor.estimators.stored import TaskValues, of_stored_rows
 from sk_easytensor.estimators.targets.multi_task import CLASSES, NUMBERS, MultiTaskTarget
 from sk_easytensor.export.adapters import MultiTaskAdapter
+from sk_easytensor.inspection import GivenOutputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,7 +79,7 @@ class EasyTensorMultiTask(BaseEasyTensor):
         Metric that decides about early stopping, such as ``"clicked_auc"``, or ``"loss"``, the
         weighted sum of the losses. None for the first entry of `eval_metric`, or for ``"loss"``
         without any.
-    validation_fraction, warm_start, random_state, n_jobs, device
+    validation_fraction, n_folds, warm_start, random_state, n_jobs, device
         As in :class:`EasyTensorClassifier`.
     verbose, callbacks, backend, checkpoint_dir, tracker, inference_engine
         As in :class:`EasyTensorClassifier`.
@@ -92,6 +93,8 @@ class EasyTensorMultiTask(BaseEasyTensor):
         as ``"loss"``, and the loss of each task in its units, such as ``"clicked_log_loss"``.
     tree_weight_ : dict of {str: float}
         Weight of the trees' outputs for each task, between 0 and 1.
+    oof_prediction_ : dict of {str: ndarray}
+        With `n_folds`, probabilities or numbers of each task, as in :class:`EasyTensorClassifier`.
     n_features_in_, feature_names_in_, blocks_, network_, best_iteration_, best_score_, n_iter_
         As in :class:`EasyTensorClassifier`.
     fit_times_, feature_importances_, inference_engine_, inference_report_
@@ -143,6 +146,7 @@ class EasyTensorMultiTask(BaseEasyTensor):
         eval_metric: Mapping[str, MetricLike | Sequence[MetricLike]] | None = None,
         stopping_metric: str | None = None,
         validation_fraction: float | None = 0.15,
+        n_folds: int | None = None,
         warm_start: bool = False,
         random_state: RandomStateLike | None = None,
         n_jobs: int | None = None,
@@ -169,6 +173,7 @@ class EasyTensorMultiTask(BaseEasyTensor):
             eval_metric=eval_metric,
             stopping_metric=stopping_metric,
             validation_fraction=validation_fraction,
+            n_folds=n_folds,
             warm_start=warm_start,
             random_state=random_state,
             n_jobs=n_jobs,
@@ -236,6 +241,11 @@ class EasyTensorMultiTask(BaseEasyTensor):
         """
         outputs = self._raw_predict(X)
         return self._target.predict(outputs)
+
+    def _predictions(self, outputs):
+        predicted = self.predict(GivenOutputs(outputs))
+        numbers = {name: predicted[name].to_numpy() for name in predicted}
+        return {**numbers, **self.predict_proba(GivenOutputs(outputs))}
 
     @with_library_settings
     def predict_proba(self, X: TableLike) -> dict[str, np.ndarray]:

@@ -99,7 +99,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         targets and predictions, both in units of `y`, that return a number or, as for LightGBM,
         ``(name, value, greater_is_better)``. A higher number is better if the function's name ends
         in ``_score``; otherwise a lower one is.
-    stopping_metric, validation_fraction
+    stopping_metric, validation_fraction, n_folds
         As in :class:`EasyTensorClassifier`.
     warm_start, random_state, n_jobs, device
         As in :class:`EasyTensorClassifier`.
@@ -119,6 +119,9 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         As in :class:`EasyTensorClassifier`.
     tree_weight_, linear_weight_, fit_times_
         As in :class:`EasyTensorClassifier`.
+    oof_prediction_ : ndarray of float64, shape (n_samples,) or (n_samples, n_outputs)
+        With `n_folds`, prediction of each row of `X` by the models of the fold that held it out;
+        NaN for rows of weight zero. Not available if rows are in other processes, as on Ray.
     inference_engine_, inference_report_
         As in :class:`EasyTensorClassifier`.
     feature_importances_ : ndarray of shape (n_features,)
@@ -169,6 +172,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         eval_metric: MetricLike | Sequence[MetricLike] | None = None,
         stopping_metric: MetricLike | None = None,
         validation_fraction: float | None = 0.15,
+        n_folds: int | None = None,
         warm_start: bool = False,
         random_state: RandomStateLike | None = None,
         n_jobs: int | None = None,
@@ -198,6 +202,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
             eval_metric=eval_metric,
             stopping_metric=stopping_metric,
             validation_fraction=validation_fraction,
+            n_folds=n_folds,
             warm_start=warm_start,
             random_state=random_state,
             n_jobs=n_jobs,

@@ -13,6 +13,7 @@ from sk_easytensor._utils.runtime import seeded, with_library_settings
 from sk_easytensor.backends import Backend
 from sk_easytensor.export.engines import RUNNING_ENGINE
 from sk_easytensor.networks.block_network import make_network
+from sk_easytensor.networks.ensemble import join_networks
 from sk_easytensor.tracking.tracker import RUN, with_active_run
 from sk_easytensor.trees.forest import load_network_state, network_state
 
@@ -50,7 +51,8 @@ class FittedStateMixin:
         state = dict(with_active_run(super().__getstate__()))
         state.pop(RUNNING_ENGINE, None)
         if "network_" in state:
-            state["_network"] = network_state(state.pop("network_"))
+            networks = state.pop("network_").networks
+            state["_networks"] = [network_state(network) for network in networks]
             optimizer_state = state.pop("_optimizer_state", None)
             if getattr(self, "warm_start", False):
                 state["_optimizer_state"] = to_numpy(optimizer_state)
@@ -64,19 +66,22 @@ class FittedStateMixin:
     def __setstate__(self, state):
         """Restore a pickled state."""
         state = dict(state)
-        network = state.pop("_network", None)
+        states = state.pop("_networks", None)
         super().__setstate__(state)
         if "checkpoint_dir" in vars(self):
             # Formats other than pickle support plain strings only.
             self.checkpoint_dir = vars(self)["checkpoint_dir"]
-        if network is None:
+        if states is None:
             return
         if getattr(self, "_optimizer_state", None) is not None:
             self._optimizer_state = to_torch(self._optimizer_state)
-        with seeded(0):
-            self.network_ = make_network(self.blocks_, self._network_trunk, self._head)
-        load_network_state(self.network_, network)
-        self.network_.eval()
+        networks = []
+        for saved in states:
+            with seeded(0):
+                network = make_network(self.blocks_, self._network_trunk, self._head)
+            load_network_state(network, saved)
+            networks.append(network)
+        self.network_ = join_networks(networks).eval()
 
     def __copy__(self):
         return self._copied(lambda value: value)

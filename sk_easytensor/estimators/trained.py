@@ -225,6 +225,12 @@ class TrainedEstimator(
             automatic_patience=self.early_stopping_rounds == "auto",
         )
 
+    def _begin_fold(self, number):
+        """Tell the tracker that the epochs that follow are those of a fold."""
+        run = getattr(self, RUN, None)
+        if run is not None:
+            run.begin_fold(number)
+
     def _tracking_callbacks(self):
         """Return the callbacks that record a tracked fit; none without a tracker."""
         run = getattr(self, RUN, None)

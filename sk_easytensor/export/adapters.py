@@ -487,9 +487,10 @@ class ExportedNetwork(nn.Module):
 
     def unpack_trees(self):
         """Evaluate trees without bitwise operators, which some runtimes lack."""
-        for network in self.networks:
-            if network.trees is not None:
-                network.trees.unpack()
+        for tower in self.networks:
+            for network in tower.networks:
+                if network.trees is not None:
+                    network.trees.unpack()
 
     @property
     def inputs(self):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sk_easytensor._utils.runtime import limited_threads
-from sk_easytensor.inspection.explanation import MixedRows, NetworkParts
+from sk_easytensor.inspection.explanation import EnsembleParts, NetworkParts
 from sk_easytensor.tensors import Ragged, TensorFrame
 
 __all__ = [
@@ -194,9 +194,24 @@ class EncodedModel:
 
     @cached_property
     def network_parts(self):
-        """Intermediate results of the network for the rows, a :class:`NetworkParts`."""
+        """Intermediate results of the network, :class:`NetworkParts` or :class:`EnsembleParts`."""
+        networks, head = self._network.networks, self._head
         with self.running():
-            return NetworkParts(self, self._network, self._head)
+            if len(networks) == 1:
+                return NetworkParts(self, self._network, head)
+            models = [self._of_member(network) for network in networks]
+            return EnsembleParts([model.network_parts for model in models], head)
+
+    def _of_member(self, network):
+        """Return the model of one network of an ensemble, with the same rows."""
+        head = self._head
+
+        def join(outputs):
+            return network.average_read(outputs, head)
+
+        return EncodedModel(
+            self.frame, network.readers(), join, self.places, self._backend, network, head
+        )
 
     @property
     def linear(self):
@@ -232,7 +247,7 @@ class EncodedModel:
         order, rows = torch.from_numpy(order), torch.from_numpy(rows)
         if self._incremental:
             with self.running():
-                mixed = MixedRows(self.network_parts, rows, order[rows])
+                mixed = self.network_parts.mixed(rows, order[rows])
                 return mixed.replaced(places).combined()
         parts = {name: {"output": part["output"][rows]} for name, part in self._parts.items()}
         for block, positions in places.items():

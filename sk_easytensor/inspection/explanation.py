@@ -16,8 +16,8 @@ from sk_easytensor.tensors import Ragged, TensorFrame
 from sk_easytensor.trees.forest import bit_positions
 
 __all__ = [
+    "EnsembleParts",
     "Explanation",
-    "MixedRows",
     "NetworkParts",
     "shapley_values",
 ]
@@ -116,6 +116,20 @@ class NetworkParts:
                 wide = block.outputs @ block.weight
                 self.wide = wide if self.wide is None else self.wide + wide
 
+    def mixed(self, rows, donors):
+        """Return rows in which columns can be replaced by those of other rows.
+
+        Parameters
+        ----------
+        rows, donors : torch.Tensor of int64, shape (batch,)
+            Parameters of :class:`MixedRows`.
+
+        Returns
+        -------
+        MixedRows
+        """
+        return MixedRows(self, rows, donors)
+
     def is_linear(self, max_columns=100):
         """Return whether the time of a replacement does not depend on the number of other columns.
 
@@ -180,6 +194,45 @@ class NetworkParts:
         if model is None:
             return combined
         return self.head.normalize(model.join_outputs(combined, linear))
+
+
+class EnsembleParts:
+    """Intermediate results of each network of an ensemble, with the methods of one network's.
+
+    Parameters
+    ----------
+    parts : list of NetworkParts
+        Results of each network.
+    head : Head
+        Head that averages the outputs of the networks.
+    """
+
+    def __init__(self, parts, head):
+        self.parts, self.head = parts, head
+
+    def mixed(self, rows, donors):
+        """Return rows in which columns can be replaced; see :meth:`NetworkParts.mixed`."""
+        return EnsembleRows([part.mixed(rows, donors) for part in self.parts], self.head)
+
+    def is_linear(self):
+        """Return whether :meth:`NetworkParts.is_linear` is true for each network."""
+        return all(part.is_linear() for part in self.parts)
+
+
+class EnsembleRows:
+    """Rows with replaced columns in each network of an ensemble; see :class:`MixedRows`."""
+
+    def __init__(self, rows, head):
+        self.rows, self.head = rows, head
+
+    def replaced(self, places):
+        """Return the rows with the values at further positions replaced."""
+        return EnsembleRows([rows.replaced(places) for rows in self.rows], self.head)
+
+    def combined(self):
+        """Return the averaged outputs, of shape (batch, 1, out_features)."""
+        outputs = [rows.combined() for rows in self.rows]
+        return self.head.average_members(torch.cat(outputs, dim=1))
 
 
 class BlockParts:
@@ -650,7 +703,7 @@ def contributions(model, groups, orders, n_rows):
     outputs = model.outputs[:, 0].double()
     values = torch.zeros(n_rows, len(groups), outputs.shape[1], dtype=torch.float64)
     with model.running():
-        first = MixedRows(model.network_parts, rows, donors)
+        first = model.network_parts.mixed(rows, donors)
         for order in orders:
             mixed, before = first, outputs[rows]
             for group in order[:-1]:

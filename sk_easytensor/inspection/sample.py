@@ -120,12 +120,15 @@ class Inspection:
         Encoder of the rows.
     seed : int
         Seed of the sample and of the permutations.
+    n_networks : int, default=1
+        Number of networks of an ensemble, each of which is inspected on rows of its own.
     """
 
-    def __init__(self, target, encoder, seed):
+    def __init__(self, target, encoder, seed, n_networks=1):
         self.target = target
         self.encoder = encoder
         self.seed = seed
+        self.n_networks = n_networks
 
     def keep_sample(self, rows, evals):
         """Return a sample of the rows, from which importances are computed on first use.
@@ -142,7 +145,7 @@ class Inspection:
         dict
             Fitted attributes of the estimator.
         """
-        return {"_importance_sample": ImportanceSample(rows, evals, self._n_columns, self.seed)}
+        return {"_importance_sample": self._sample(rows, evals)}
 
     def compute(self, network, rows, evals, group):
         """Compute importances from samples of the shards of all workers.
@@ -164,7 +167,7 @@ class Inspection:
             Fitted attributes of the estimator, which contain no rows. The validation metrics are
             None in all workers but the first.
         """
-        sample = ImportanceSample(rows, evals, self._n_columns, self.seed, group)
+        sample = self._sample(rows, evals, group)
         importances, validation = sample.compute(
             network, self.encoder, self.target, LocalExecutor(), group
         )
@@ -174,9 +177,31 @@ class Inspection:
             "_importance_sample": None,
         }
 
-    @property
-    def _n_columns(self):
-        return len(self.encoder.column_names_)
+    def _sample(self, rows, evals, group=None):
+        n_columns = len(self.encoder.column_names_)
+        return ImportanceSample(rows, evals, n_columns, self.seed, group, self.n_networks)
+
+    @staticmethod
+    def join(inspected):
+        """Return the fitted attributes of an ensemble from those of its networks.
+
+        Parameters
+        ----------
+        inspected : list of dict
+            Results of :meth:`keep_sample` or :meth:`compute` for each network.
+
+        Returns
+        -------
+        dict
+        """
+        if len(inspected) == 1 or not inspected[0]:
+            return inspected[0]
+        if inspected[0]["_importance_sample"] is not None:
+            samples = [each["_importance_sample"] for each in inspected]
+            return {"_importance_sample": EnsembleSample(samples)}
+        # Workers return no rows, so that metrics cannot be computed over the rows of all.
+        importances = np.mean([each["_importances"] for each in inspected], axis=0)
+        return {**inspected[0], "_importances": importances}
 
 
 class ImportanceSample:
@@ -195,6 +220,8 @@ class ImportanceSample:
         Seed of the sample and of the permutations.
     group : SingleProcess or ProcessGroup, optional
         Workers, each with a shard of the rows. The sample is drawn from this worker's shard.
+    n_networks : int, default=1
+        Number of networks with a sample of their own, by which the size is divided.
 
     Attributes
     ----------
@@ -206,7 +233,7 @@ class ImportanceSample:
         Sampled rows.
     """
 
-    def __init__(self, rows, evals, n_columns, seed, group=None):
+    def __init__(self, rows, evals, n_columns, seed, group=None, n_networks=1):
         group = SingleProcess() if group is None else group
         n_valid = group.sum([len(evals[0])])[0] if evals else 0
         self.held_out = n_valid >= MIN_VALIDATION_ROWS
@@ -217,6 +244,7 @@ class ImportanceSample:
         # Otherwise all workers would draw the same positions of their shards.
         self.seed = seed + group.rank
         size = ROWS if self.quick else bounded_rows(MAX_PASSES // n_columns)
+        size = max(size // n_networks, MIN_ROWS)
         fraction = len(rows) / group.sum([len(rows)])[0]
         self.rows = bounded_sample(rows, int(np.ceil(size * fraction)), self.seed)
 
@@ -244,6 +272,20 @@ class ImportanceSample:
             Metrics for the samples of all workers. None for training rows, and in all workers but
             the first.
         """
+        importances, predicted = self.measure(network, encoder, target, backend, group)
+        return importances, None if predicted is None else validation(target, [predicted])
+
+    def measure(self, network, encoder, target, backend, group=None):
+        """Compute importances, and outputs of validation rows; parameters as of :meth:`compute`.
+
+        Returns
+        -------
+        importances : ndarray of float64, shape (n_features,)
+            Importance of each feature, at least 0.
+        predicted : tuple of torch.Tensor, or None
+            Outputs, targets and weights of the samples of all workers. None for training rows, and
+            in all workers but the first.
+        """
         group = SingleProcess() if group is None else group
         head = target.head_
         model = EncodedModel.of_network(network, head, encoder, self.rows.frame, backend)
@@ -258,9 +300,7 @@ class ImportanceSample:
         gathered = group.gather((model.outputs[:, 0], self.rows.target, self.rows.weight))
         if group.rank > 0:
             return importances, None
-        outputs, actual, weight = (torch.cat(parts) for parts in zip(*gathered, strict=True))
-        metrics = target.validation_measures(outputs, actual, weight)
-        return importances, {"rows": len(weight), **metrics}
+        return importances, tuple(torch.cat(parts) for parts in zip(*gathered, strict=True))
 
     def importances(self, model, rows, head, group):
         """Return the permutation importance of each input column.
@@ -302,6 +342,52 @@ class ImportanceSample:
             importances[columns] = max(increase, 0.0) / len(columns)
         total = importances.sum()
         return importances / total if total > 0 else importances
+
+
+class EnsembleSample:
+    """Samples of rows for each network of an ensemble, such as those that its fold held out.
+
+    Parameters
+    ----------
+    samples : list of ImportanceSample
+        Sample of each network.
+    """
+
+    def __init__(self, samples):
+        self.samples = samples
+        self.quick = samples[0].quick
+
+    def compute(self, network, encoder, target, backend):
+        """Compute the mean importances, and metrics of the predictions of all validation rows.
+
+        Parameters and results are those of :meth:`ImportanceSample.compute`. Each network predicts
+        its own rows, which it was not trained on.
+        """
+        measured = [
+            sample.measure(one, encoder, target, backend)
+            for sample, one in zip(self.samples, network.networks, strict=True)
+        ]
+        importances = np.mean([each for each, _ in measured], axis=0)
+        parts = [predicted for _, predicted in measured if predicted is not None]
+        return importances, validation(target, parts) if parts else None
+
+
+def validation(target, predicted):
+    """Return the metrics of predictions that reports show.
+
+    Parameters
+    ----------
+    target : Target
+        Fitted target.
+    predicted : list of tuple of torch.Tensor
+        Outputs, targets and weights of rows.
+
+    Returns
+    -------
+    dict
+    """
+    outputs, actual, weight = (torch.cat(parts) for parts in zip(*predicted, strict=True))
+    return {"rows": len(weight), **target.validation_measures(outputs, actual, weight)}
 
 
 def bounded_rows(n_rows):

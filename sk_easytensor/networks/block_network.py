@@ -82,6 +82,11 @@ class BlockNetwork(nn.Module):
         self.added_names = [name for name, block in blocks.items() if block.is_added]
 
     @property
+    def networks(self):
+        """The network alone, in a list, as in an ensemble of several."""
+        return [self]
+
+    @property
     def representation_features(self):
         """Number of features of :meth:`represent`."""
         wide = [block.out_features for block in self.blocks if block.wide]
@@ -177,17 +182,27 @@ class BlockNetwork(nn.Module):
             readers[name] = WithOtherInputs(block, name, tree_inputs, linear) if others else block
         return readers
 
+    def reader_widths(self):
+        """Return the number of columns that each of :meth:`readers` returns, by block name."""
+        return {
+            name: sum(self._reader_parts(block))
+            for name, block in zip(self.names, self.blocks, strict=True)
+        }
+
+    def _reader_parts(self, block):
+        """Return the numbers of columns of outputs, tree features and part of the linear model."""
+        n_codes = len(block.tree_codes) if self._uses_trees and block.has_tree_inputs else 0
+        is_linear = self._uses_linear and block.has_linear_inputs
+        return block.out_features, n_codes, self.linear.out_features if is_linear else 0
+
     def average_read(self, read, head):
         """Return :meth:`average_members` from the outputs of :meth:`readers`."""
         parts, columns, contributions = dict(read), [], []
         for name, block in zip(self.names, self.blocks, strict=True):
-            end = block.out_features
-            if self._uses_trees and block.has_tree_inputs:
-                columns.append(read[name][:, end : end + len(block.tree_codes)])
-                end += len(block.tree_codes)
-            if self._uses_linear and block.has_linear_inputs:
-                contributions.append(read[name][:, end:])
-            parts[name] = read[name][:, : block.out_features]
+            widths = self._reader_parts(block)
+            parts[name], features, contribution = read[name].split(widths, dim=1)
+            columns += [features] if widths[1] else []
+            contributions += [contribution] if widths[2] else []
         # Codes were concatenated with floats, which represent them exactly.
         features = torch.cat(columns, dim=1).int() if self._uses_trees else None
         linear = self.linear.outputs(contributions) if self._uses_linear else None

@@ -72,6 +72,11 @@ class LinearModule(nn.Module):
             "temperature": self.temperature,
         }
 
+    @property
+    def out_features(self):
+        """Number of outputs."""
+        return len(self.intercept)
+
     def contribution(self, name, features):
         """Return the part of the outputs that the features of one block make.
 

@@ -443,9 +443,9 @@ def timings(model):
     """Return a table of the seconds that the parts of the fit took."""
     times = model.fit_times_
     names = {"blocks": "fitting the blocks", "encoding": "encoding"}
-    network = getattr(model, "network_", None)
+    networks = getattr(getattr(model, "network_", None), "networks", [])
     for name, text in (("trees", "boosted trees"), ("linear", "linear model")):
-        if getattr(network, name, None) is not None:
+        if any(getattr(network, name) is not None for network in networks):
             names[name] = f"fitting the {text}"
     names["training"] = "training"
     rows = [(text, f"{times[name]:.3g}") for name, text in names.items() if name in times]

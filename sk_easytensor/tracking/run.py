@@ -64,6 +64,7 @@ class MLflowCallback(Callback):
 
     def on_train_begin(self, net, X=None, y=None, **kwargs):
         """Log the training and validation rows."""
+        self.n_logged = 0
         self.run.log_rows(self.run.describe_rows(net, X))
 
     def on_epoch_end(self, net, **kwargs):
@@ -129,7 +130,8 @@ class TrackedRun:
         self.pending = Path(tracker.pending_dir) / record.identifier
         self.down = False
         self._client = None
-        self._last_step, self._flushed = 0, 0.0
+        self._last_steps, self._flushed = {}, 0.0
+        self._prefix = ""
 
     # ------------------------------------------------------------------ begin
 
@@ -181,8 +183,11 @@ class TrackedRun:
             updated = (PROCESS_TAG, parent)
             record.tags = {k: v for k, v in record.tags.items() if k in updated or k not in tags}
             record.params = {k: v for k, v in record.params.items() if k not in run.data.params}
-            histories = [client.get_metric_history(record.run_id, k) for k in run.data.metrics]
-            self._last_step = max((m.step for history in histories for m in history), default=0)
+            for name in run.data.metrics:
+                history = client.get_metric_history(record.run_id, name)
+                last = max((metric.step for metric in history), default=0)
+                prefix = name[: name.find("/") + 1]
+                self._last_steps[prefix] = max(last, self._last_steps.get(prefix, 0))
             client.update_run(record.run_id, status="RUNNING")
             return
 
@@ -223,13 +228,19 @@ class TrackedRun:
                     }
                 )
 
+    def begin_fold(self, fold):
+        """Log the epochs that follow as those of a fold, as ``fold_0/valid_0_log_loss``."""
+        self._prefix = f"fold_{fold}/"
+
     def log_epochs(self, epochs):
         """Log epochs, and send them if the last request is :data:`FLUSH_SECONDS` ago."""
         now = milliseconds()
         for epoch in epochs:
             step = epoch["epoch"]
-            if step > self._last_step:
-                self.record.add_metrics(artifacts.metric_values(epoch), now, step)
+            if step > self._last_steps.get(self._prefix, 0):
+                values = artifacts.metric_values(epoch).items()
+                named = {f"{self._prefix}{name}": value for name, value in values}
+                self.record.add_metrics(named, now, step)
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 

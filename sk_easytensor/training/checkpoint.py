@@ -8,6 +8,7 @@ import io
 import json
 import re
 from contextlib import suppress
+from copy import copy
 from pickle import UnpicklingError
 
 import numpy as np
@@ -135,6 +136,7 @@ MAGIC = b"sk_easytensor checkpoint 2\n"
 DESCRIPTION = "fit.json"
 ENCODER = re.compile(r"[a-z]+\.skops")
 EPOCH = re.compile(r"epoch-(\d{5,})\.pt")
+PART = re.compile(r"^fold\d+-")
 N_NEWEST = 2
 """Number of checkpoints that are retained besides the best one."""
 
@@ -181,6 +183,7 @@ class Checkpoints:
         # Stores of a single fit have no subdirectories.
         inside = getattr(store, "inside", None)
         name = f"fit-{hashlib.sha256(canonical(self.description)).hexdigest()[:16]}"
+        self.prefix = ""
         self.store = store if inside is None else inside(name)
         self._is_named = self.store is not store
         self._stored = self._lock = None
@@ -211,6 +214,28 @@ class Checkpoints:
         stored = self._load_description()
         if stored is not None and self._matches("parameters", stored):
             self.description = stored
+
+    def part(self, name):
+        """Return checkpoints of a part of the fit, such as a fold, in the same subdirectory.
+
+        Parameters
+        ----------
+        name : str
+            Name of the part, lower-case letters and digits, with which its files begin.
+
+        Returns
+        -------
+        Checkpoints
+        """
+        # The seed of the fit is part of the description.
+        self._write_description()
+        part = copy(self)
+        part.prefix, part.description = f"{name}-", without_data(self.description)
+        part._stored = None
+        stored = part._load_description()
+        if stored is not None and part._matches("parameters", stored):
+            part.description = stored
+        return part
 
     def close(self):
         """Unlock the subdirectory."""
@@ -262,7 +287,8 @@ class Checkpoints:
 
         file = f"{name}.skops"
         # Until an epoch is complete, only digests of a part of the data may have been compared.
-        if file in self.store.names() and self._epochs():
+        names = self.store.names()
+        if file in names and any(EPOCH.search(name) for name in names):
             try:
                 content = self._read(file, without_data(self.description))
             except (OSError, ValueError) as error:
@@ -335,7 +361,7 @@ class Checkpoints:
             # Later checkpoints could not be read, and later epochs overwrite them.
             if old <= epoch - N_NEWEST and old != best:
                 with suppress(FileNotFoundError):
-                    self.store.remove(file_name(old))
+                    self.store.remove(self.prefix + file_name(old))
 
     # ------------------------------------------------------------------ private
 
@@ -358,21 +384,26 @@ class Checkpoints:
 
     def _epochs(self):
         """Return the epochs that have a checkpoint, in increasing order."""
-        matches = [EPOCH.fullmatch(name) for name in self.store.names()]
+        matches = [EPOCH.fullmatch(name) for name in self._names()]
         return sorted(int(match[1]) for match in matches if match)
+
+    def _names(self):
+        """Return the names of the files of this part, without its prefix."""
+        names, prefix = self.store.names(), self.prefix
+        return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
     def _read(self, name, expected):
         """Return a file's content; raise ``ValueError`` if it is corrupt or of another fit."""
-        description, content = unframe(self.store.read(name))
+        description, content = unframe(self.store.read(self.prefix + name))
         if description != expected:
             raise ValueError("it is of another fit")
         return content
 
     def _write(self, name, data):
         try:
-            self.store.write(name, data)
+            self.store.write(self.prefix + name, data)
         except OSError as error:
-            raise self._unwritable(name, error) from error
+            raise self._unwritable(self.prefix + name, error) from error
 
     def _unwritable(self, name, error):
         epochs = self._epochs()
@@ -385,9 +416,9 @@ class Checkpoints:
 
     def _load_description(self):
         """Return the description of the stored checkpoints, or None if there are none."""
-        if DESCRIPTION in self.store.names():
+        if DESCRIPTION in self._names():
             try:
-                stored = unseal(self.store.read(DESCRIPTION))
+                stored = unseal(self.store.read(self.prefix + DESCRIPTION))
             except (OSError, ValueError) as error:
                 self._warn(
                     f"{DESCRIPTION} in {self._path} cannot be read ({error}); it is written again"
@@ -401,7 +432,7 @@ class Checkpoints:
         for epoch in reversed(self._epochs()):
             # Each checkpoint contains the description, which replaces a lost or corrupt fit.json.
             with suppress(OSError, ValueError):
-                stored = unframe(self.store.read(file_name(epoch)))[0]
+                stored = unframe(self.store.read(self.prefix + file_name(epoch)))[0]
                 if self._is_same_fit(stored):
                     return stored
         return None
@@ -469,6 +500,7 @@ def file_name(epoch):
 
 def is_own(name):
     """Return whether a name is that of a file that :class:`Checkpoints` writes."""
+    name = PART.sub("", name)
     return name in (DESCRIPTION, LOCK) or any(p.fullmatch(name) for p in (ENCODER, EPOCH))
 
 

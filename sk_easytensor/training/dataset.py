@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -110,6 +111,24 @@ class Dataset(ABC):
             in `train` or in `valid`.
         """
 
+    @abstractmethod
+    def folds(self, strata, n_folds, random_state):
+        """Hold out each row once; called at most once, before :meth:`map`.
+
+        Parameters
+        ----------
+        strata : callable
+            As for :meth:`hold_out`.
+        n_folds : int
+            Number of folds, at most the number of rows.
+        random_state : numpy.random.RandomState
+            Random generator of the draw.
+
+        Returns
+        -------
+        Folds
+        """
+
     def normalize_weights(self):
         """Return the rows with weights whose mean is 1.
 
@@ -189,6 +208,22 @@ class TrainingDataset(ABC):
         return self
 
 
+@dataclass
+class Folds:
+    """Divisions of rows into training and validation rows.
+
+    Attributes
+    ----------
+    parts : list of (Dataset, list of Dataset)
+        Training rows and validation rows of each fold; no validation rows in a fold that has none.
+    rows : list of ndarray of int64, or None
+        Indices of the validation rows of each fold; None if rows are in other processes.
+    """
+
+    parts: list
+    rows: list | None
+
+
 class InMemoryDataset(Dataset):
     """Encoded rows in memory, which form one chunk.
 
@@ -230,7 +265,42 @@ class InMemoryDataset(Dataset):
 
     def hold_out(self, strata, fraction, random_state):
         """Hold out validation rows; see :meth:`split_rows`."""
-        train, valid = self.split_rows(strata, fraction, random_state)
+        return self._split(*self.split_rows(strata, fraction, random_state))
+
+    def fold_rows(self, strata, n_folds, fold, random_state):
+        """Return the indices of the rows that a fold trains on, and of those that it holds out.
+
+        Parameters
+        ----------
+        strata, n_folds, random_state
+            Parameters of :meth:`folds`.
+        fold : int
+            Number of the fold.
+
+        Returns
+        -------
+        train, valid : ndarray of int64
+            Row indices in increasing order. Rows of weight zero are training rows of all folds.
+        """
+        groups = strata(self.target)
+        known = np.arange(len(groups)) if self.weight is None else np.flatnonzero(self.weight > 0)
+        shuffled = known[random_state.permutation(len(known))]
+        # Rows of one stratum follow each other, so that they are spread evenly over the folds.
+        valid = shuffled[np.argsort(groups[shuffled], kind="stable")][fold::n_folds]
+        is_valid = np.zeros(len(groups), dtype=bool)
+        is_valid[valid] = True
+        return np.flatnonzero(~is_valid), np.flatnonzero(is_valid)
+
+    def folds(self, strata, n_folds, random_state):
+        """Hold out each row once; see :meth:`fold_rows`."""
+        seed = random_state.randint(np.iinfo(np.int32).max)
+        rows = [
+            self.fold_rows(strata, n_folds, fold, np.random.RandomState(seed))
+            for fold in range(n_folds)
+        ]
+        return Folds([self._split(*pair) for pair in rows], [valid for _, valid in rows])
+
+    def _split(self, train, valid):
         if len(valid) == 0:
             return self, []
         return self.take(torch.from_numpy(train)), [self.take(torch.from_numpy(valid))]

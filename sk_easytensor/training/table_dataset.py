@@ -304,6 +304,26 @@ class TableDataset(BaseTableDataset):
         lists = collect_sequences(self.table, by=by, order_by=order_by, prefix="")
         return TableDataset(as_table(lists), source=self.source)
 
+    def expanded(self, values):
+        """Return values of the rows with NaN for rows of weight zero, which were left out.
+
+        Parameters
+        ----------
+        values : ndarray of shape (n_rows, ...), or dict of them
+            Values in the order of the rows.
+
+        Returns
+        -------
+        ndarray of shape (n_passed, ...), or dict of them
+        """
+        if isinstance(values, dict):
+            return {name: self.expanded(each) for name, each in values.items()}
+        if self.retained_rows is None:
+            return values
+        expanded = np.full((self.n_passed, *values.shape[1:]), np.nan)
+        expanded[self.retained_rows] = values
+        return expanded
+
     def encode(self, encoder):
         """Encode all rows."""
         return encoder.encode(self.table, self.y, self.weight)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from inspect import signature
+from itertools import zip_longest
 from time import perf_counter
 
+import numpy as np
 import torch
 from skorch.callbacks import (
     Callback,
@@ -35,6 +37,7 @@ __all__ = [
     "default_table_epochs",
     "default_table_patience",
     "has_scheduler",
+    "join_results",
     "resolve_device",
     "resolve_optimizer",
     "train_network",
@@ -286,6 +289,51 @@ class TrainingResult:
     optimizer_state: dict
     other_seconds: dict = field(default_factory=dict)
     inspected: dict = field(default_factory=dict)
+
+
+def join_results(results):
+    """Return the result of an ensemble: means over its networks, times summed.
+
+    Parameters
+    ----------
+    results : list of TrainingResult
+        Result of each network.
+
+    Returns
+    -------
+    TrainingResult
+        Its curves are means at each epoch, for which a network that stopped earlier has its last
+        value. Its best epoch is the rounded mean. It has no optimizer state.
+    """
+    if len(results) == 1:
+        return results[0]
+    n_epochs = max(len(result.history) for result in results)
+    curves = {
+        name: {
+            metric: _mean_curve([result.curves[name][metric] for result in results], n_epochs)
+            for metric in metrics
+        }
+        for name, metrics in results[0].curves.items()
+    }
+    seconds = {
+        name: sum(result.other_seconds[name] for result in results)
+        for name in results[0].other_seconds
+    }
+    durations = [[epoch.get("dur", 0.0) for epoch in result.history] for result in results]
+    return TrainingResult(
+        [{"dur": sum(each)} for each in zip_longest(*durations, fillvalue=0.0)],
+        curves,
+        round(np.mean([result.best_iteration for result in results])),
+        float(np.mean([result.best_score for result in results])),
+        {},
+        seconds,
+    )
+
+
+def _mean_curve(curves, n_epochs):
+    """Return the mean of curves of different lengths, as a list of `n_epochs` numbers."""
+    longest = [[*curve, *[curve[-1]] * (n_epochs - len(curve))] for curve in curves]
+    return np.mean(longest, axis=0).tolist()
 
 
 def train_network(network, head, rows, valid_rows, settings):

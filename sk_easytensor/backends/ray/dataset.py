@@ -23,7 +23,7 @@ from sk_easytensor.backends.ray.progress import collect_users
 from sk_easytensor.backends.ray.summarize import n_cpus, remote, results, summarize_chunks
 from sk_easytensor.data.columns import row_errors_from
 from sk_easytensor.data.validation import check_weight, errors_name
-from sk_easytensor.training.dataset import Dataset
+from sk_easytensor.training.dataset import Dataset, Folds
 from sk_easytensor.training.table_dataset import BaseTableDataset, TableDataset, require_columns
 
 __all__ = [
@@ -76,7 +76,16 @@ class RayDataset(Dataset):
     def hold_out(self, strata, fraction, random_state):
         """Hold out validation rows of each chunk, evenly from the strata of its rows."""
         seed = int(random_state.randint(np.iinfo(np.int32).max))
-        split = partial(chunk_split, strata=strata, fraction=fraction, seed=seed)
+        return self._split(partial(chunk_split, strata=strata, fraction=fraction, seed=seed))
+
+    def folds(self, strata, n_folds, random_state):
+        """Hold out each row of each chunk once, evenly from the strata of its rows."""
+        seed = int(random_state.randint(np.iinfo(np.int32).max))
+        split = partial(chunk_fold, strata=strata, n_folds=n_folds, seed=seed)
+        return Folds([self._split(partial(split, fold=fold)) for fold in range(n_folds)], None)
+
+    def _split(self, split):
+        """Return training rows, and validation rows in a list, by a function as `chunk_split`."""
         encoder = self.encoder
         sizes = self.table_dataset.map_targets(
             lambda number, *targets: [
@@ -127,6 +136,13 @@ def chunk_split(number, rows, strata, fraction, seed):
     """Return the indices of a chunk's training rows and of its validation rows."""
     random = np.random.RandomState([seed, number])
     return rows.split_rows(strata, fraction, random)
+
+
+def chunk_fold(number, rows, strata, n_folds, fold, seed):
+    """Return the indices of a chunk's training rows in a fold, and of its validation rows."""
+    # The first rows of chunks are held out by different folds, so that folds have equal sizes.
+    fold = (fold + number) % n_folds
+    return rows.fold_rows(strata, n_folds, fold, np.random.RandomState([seed, number]))
 
 
 @dataclass

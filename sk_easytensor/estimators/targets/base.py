@@ -281,6 +281,24 @@ class Target(BaseEstimator, ABC):
         """
         return 0.0 if trees is None else 1.0 - trees.share
 
+    def model_weights(self, networks):
+        """Return the weights of the outputs of trees and linear models, means over networks.
+
+        Parameters
+        ----------
+        networks : list of BlockNetwork
+            Trained networks, whose predictions are averaged.
+
+        Returns
+        -------
+        tree_weight, linear_weight : float
+            0.0 for models that no network has.
+        """
+        shares = [1.0 if each.linear is None else each.linear.share for each in networks]
+        trees = [self.tree_weight(each.trees) for each in networks]
+        weighted = [weight * share for weight, share in zip(trees, shares, strict=True)]
+        return sum(weighted) / len(networks), 1.0 - sum(shares) / len(networks)
+
     # ------------------------------------------------------------------ predictions
 
     @abstractmethod

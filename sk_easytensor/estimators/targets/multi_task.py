@@ -244,6 +244,12 @@ class MultiTaskTarget(Target):
         columns = zip(self.tasks, self.head_.columns(), strict=True)
         return {name: 1.0 - shares[outputs.start] for name, outputs in columns}
 
+    def model_weights(self, networks):
+        trees = [self.tree_weight(network.trees) for network in networks]
+        return {
+            name: sum(weights[name] for weights in trees) / len(networks) for name in trees[0]
+        }, 0.0
+
     def split(self, target):
         """Return name, target and :class:`~sk_easytensor.networks.heads.Task` of each task."""
         tasks = self.head_.tasks(target)
