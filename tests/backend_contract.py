@@ -344,6 +344,27 @@ class BackendContract:
         assert len(parts[1]) == pytest.approx(N_ROWS / 4, abs=8)
         assert sum(n % 2 for n in parts[1]) == pytest.approx(N_ROWS / 8, abs=8)
 
+    def test_each_row_is_held_out_by_one_fold(self, backend):
+        X, y = make_rows()
+        with backend.running():
+            rows = read(backend, X, y).encode(NumberEncoder())
+            parts = rows.folds(parity, 3, np.random.RandomState(0)).parts
+            held_out = [all_targets(valid) for _, (valid,) in parts]
+            for (train, _), valid in zip(parts, held_out, strict=True):
+                assert sorted(all_targets(train) + valid) == list(range(N_ROWS))
+                assert len(valid) == pytest.approx(N_ROWS / 3, abs=8)
+                assert sum(n % 2 for n in valid) == pytest.approx(N_ROWS / 6, abs=8)
+        assert sorted(np.concatenate(held_out)) == list(range(N_ROWS))
+
+    def test_a_network_for_each_fold(self, backend):
+        X, y = make_rows()
+        model = EasyTensorClassifier(**self.quick, n_folds=2, backend=backend).fit(X, y)
+        assert len(model.network_.networks) == 2
+        assert len(model.evals_result_["valid_0"]["log_loss"]) == 2
+        assert model.feature_importances_.sum() == pytest.approx(1)
+        again = pickle.loads(pickle.dumps(model))
+        np.testing.assert_array_equal(again.predict_proba(X), model.predict_proba(X))
+
     def test_too_few_rows_are_not_held_out(self, backend):
         X, y = make_rows(3)
         with backend.running():

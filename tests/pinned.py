@@ -24,7 +24,13 @@ from sk_easytensor import (
 )
 
 KEPT = Path(__file__).parent / "fixtures" / "pinned.json"
-QUICK = {"trees": BoostedTrees(max_iter=10), "max_epochs": 2, "batch_size": 32, "random_state": 0}
+QUICK = {
+    "trees": BoostedTrees(max_iter=10),
+    "max_epochs": 2,
+    "n_folds": None,
+    "batch_size": 32,
+    "random_state": 0,
+}
 N_ROWS = 8
 """Rows whose predictions are kept."""
 

@@ -25,7 +25,7 @@ from sk_easytensor.inspection import permutation_importance
 from sk_easytensor.inspection.explanation import MixedRows
 
 TREES = BoostedTrees(max_iter=8)
-QUICK = {"max_epochs": 2, "trees": TREES, "random_state": 0}
+QUICK = {"max_epochs": 2, "n_folds": None, "trees": TREES, "random_state": 0}
 
 
 @pytest.fixture(scope="module")

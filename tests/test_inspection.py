@@ -29,6 +29,7 @@ from sk_easytensor.inspection import encoded_model as _encoded
 from sk_easytensor.inspection import sample as _sample
 
 QUICK = {
+    "n_folds": None,
     "trees": BoostedTrees(max_iter=30),
     "max_epochs": 10,
     "learning_rate": 0.02,
@@ -309,7 +310,7 @@ def count_calls(monkeypatch, owner, name):
 def test_importances_of_wide_tables_need_no_pass_for_each_column(wide, monkeypatch):
     X, y = wide
     trees = BoostedTrees(max_iter=10)
-    model = EasyTensorClassifier(max_epochs=3, trees=trees, random_state=0).fit(X, y)
+    model = EasyTensorClassifier(max_epochs=3, trees=trees, n_folds=None, random_state=0).fit(X, y)
     sample = model._importance_sample
     # With both, whatever the validation rows say.
     model.network_.trees.share = 0.5
@@ -334,7 +335,8 @@ def test_rows_of_wide_tables_are_bounded(wide, monkeypatch):
         16,
     ]
     X, y = wide
-    model = EasyTensorClassifier(max_epochs=1, trees=None, trunk=Sum(width=4), random_state=0)
+    model = EasyTensorClassifier(max_epochs=1, trees=None, trunk=Sum(width=4), n_folds=None)
+    model.set_params(random_state=0)
     model.fit(X, y)
     monkeypatch.setattr(_sample, "MAX_VALUES", 20 * X.shape[1])
     drawn = count_calls(monkeypatch, _sample, "draw_orders")
@@ -345,7 +347,7 @@ def test_rows_of_wide_tables_are_bounded(wide, monkeypatch):
 
 def test_selection_from_a_wide_table(wide):
     X, y = wide
-    model = EasyTensorClassifier(max_epochs=3, trees=None, random_state=0)
+    model = EasyTensorClassifier(max_epochs=3, trees=None, n_folds=None, random_state=0)
     selector = SelectFromModel(model, max_features=2).set_output(transform="pandas")
     assert "x0" in selector.fit_transform(X, y)
 

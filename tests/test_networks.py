@@ -94,7 +94,13 @@ def test_texts_go_past_the_trunk(trunk, others):
         X["amount"] = np.linspace(0, 1, 120)
         blocks.append(("amount", NumericBlock(), "amount"))
     model = EasyTensorClassifier(
-        blocks, trunk=trunk, max_epochs=15, learning_rate=0.02, batch_size=32, random_state=0
+        blocks,
+        trunk=trunk,
+        max_epochs=15,
+        n_folds=None,
+        learning_rate=0.02,
+        batch_size=32,
+        random_state=0,
     ).fit(X, y)
     assert model.score(X, y) > 0.95
     new = {name: [values[1], values[0], None] for name, values in X.items()}

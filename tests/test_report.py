@@ -35,6 +35,7 @@ SECTIONS = [
 EVIL = "<script>console.error('column')</script>"
 EVIL_VALUE = "\"><img src='http://example.invalid/x.png'>&amp;"
 QUICK = {"max_epochs": 4, "random_state": 0}
+QUICK_TABLE = {**QUICK, "n_folds": None}
 VOID = {"meta", "link", "img", "br", "input", "hr", "circle", "rect", "path"}
 
 
@@ -68,14 +69,16 @@ def models(table):
     }
     trees = {"trees": BoostedTrees(max_iter=20)}
     return {
-        "binary": EasyTensorClassifier(**trees, **QUICK).fit(X, np.where(y > 0, EVIL_VALUE, "!")),
-        "multiclass": EasyTensorClassifier(**trees, **QUICK).fit(X, np.digitize(y, [0, 1])),
-        "multilabel": EasyTensorClassifier(**trees, **QUICK).fit(
+        "binary": EasyTensorClassifier(**trees, **QUICK_TABLE).fit(
+            X, np.where(y > 0, EVIL_VALUE, "!")
+        ),
+        "multiclass": EasyTensorClassifier(**trees, **QUICK_TABLE).fit(X, np.digitize(y, [0, 1])),
+        "multilabel": EasyTensorClassifier(**trees, **QUICK_TABLE).fit(
             X[["size", EVIL]], np.column_stack([y > 0, y > 1]).astype(int)
         ),
-        "regressor": EasyTensorRegressor(**trees, **QUICK).fit(X, y),
+        "regressor": EasyTensorRegressor(**trees, **QUICK_TABLE).fit(X, y),
         "multioutput": EasyTensorRegressor(
-            [("e", EventSequenceBlock(), ["items"])], **trees, **QUICK
+            [("e", EventSequenceBlock(), ["items"])], **trees, **QUICK_TABLE
         ).fit(X[["size", "items"]], np.column_stack([y, -y])),
         "two_tower": EasyTensorTwoTower(**sides, embedding_dim=4, **QUICK).fit(
             pairs, item_key=EVIL
@@ -239,10 +242,10 @@ def test_what_does_not_apply_says_why(models, table, tmp_path):
         assert "Left out: a model of this kind keeps no validation rows" in sections["importances"]
         assert "Left out:" in sections["validation"]
     X, y = table
-    model = EasyTensorRegressor(validation_fraction=None, **QUICK).fit(X, y)
+    model = EasyTensorRegressor(validation_fraction=None, **QUICK_TABLE).fit(X, y)
     assert "fewer than 32 rows were held out" in read(model, tmp_path)[1].sections["validation"]
     empty = pd.DataFrame({"empty": np.full(100, np.nan)})
-    model = EasyTensorRegressor(**QUICK).fit(empty, np.arange(100.0))
+    model = EasyTensorRegressor(**QUICK_TABLE).fit(empty, np.arange(100.0))
     sections = read(model, tmp_path)[1].sections
     assert "Left out: no column raises the loss" in sections["importances"]
     assert "always missing" in sections["data"]
@@ -265,7 +268,7 @@ def test_after_loading_it_is_the_same(models, tmp_path):
 def test_measures_are_those_of_the_rows_held_out(table):
     X, y = table
     classes = np.where(y > 0, "yes", "no")
-    model = EasyTensorClassifier(**QUICK, trees=None).fit(
+    model = EasyTensorClassifier(**QUICK_TABLE, trees=None).fit(
         X[:200], classes[:200], eval_set=[(X[200:], classes[200:])]
     )
     model.feature_importances_  # noqa: B018
@@ -280,7 +283,7 @@ def test_measures_are_those_of_the_rows_held_out(table):
         calibration(probabilities[:, 1], classes[200:] == "yes", np.ones(100)),
         rtol=1e-5,
     )
-    model = EasyTensorRegressor(**QUICK).fit(X[:200], y[:200], eval_set=[(X[200:], y[200:])])
+    model = EasyTensorRegressor(**QUICK_TABLE).fit(X[:200], y[:200], eval_set=[(X[200:], y[200:])])
     model.feature_importances_  # noqa: B018
     predicted = model.predict(X[200:])
     assert model._validation["measures"]["R²"] == pytest.approx(r2_score(y[200:], predicted))

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from copy import deepcopy
 from functools import partial
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,6 +59,7 @@ from sk_easytensor.report.report import summarize_table
 from sk_easytensor.tracking import tracked
 from sk_easytensor.training.checkpoint import digest
 from sk_easytensor.training.evaluation import EvalPlan
+from sk_easytensor.training.ridge import reads_all_blocks
 from sk_easytensor.training.train import (
     default_batch_size,
     default_table_epochs,
@@ -98,8 +100,8 @@ __all__ = [
 FOLDS_OF_FEW_ROWS = 5
 """Number of folds that ``n_folds="auto"`` means for few rows."""
 
-FEW_ROWS = 2_500
-"""Largest number of rows for which ``n_folds="auto"`` means folds."""
+FEWEST_ROWS, FEW_ROWS = 50, 2_500
+"""Smallest and largest number of rows for which ``n_folds="auto"`` means folds."""
 
 SEED_STEP = 100_003
 """Difference of the seeds of the networks of consecutive folds."""
@@ -134,7 +136,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         eval_metric: MetricLike | Sequence[MetricLike] | None = None,
         stopping_metric: MetricLike | None = None,
         validation_fraction: float | None = 0.15,
-        n_folds: int | None = None,
+        n_folds: int | Literal["auto"] | None = "auto",
         warm_start: bool = False,
         random_state: RandomStateLike | None = None,
         n_jobs: int | None = None,
@@ -221,7 +223,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             trees.check_parameters()
         check_choice(type(self).__name__, "linear", self.linear, ("auto", None))
         self._make_target().metrics(self.eval_metric, self.stopping_metric)
-        if self.n_folds is not None:
+        if self.n_folds not in (None, "auto"):
             check_number(type(self).__name__, "n_folds", self.n_folds, low=2, integer=True)
         check_choice(type(self).__name__, "warm_start", self.warm_start, (False, True))
         check_offset(type(self).__name__, self.offset)
@@ -378,10 +380,16 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         backend : Backend
             Backend of the fit.
         """
-        owner = type(self).__name__
+        owner, decided = type(self).__name__, not set(names) <= {"training"}
+        if self.n_folds == "auto":
+            holds_out = not decided and self.validation_fraction is not None
+            is_small = FEWEST_ROWS <= len(rows) <= FEW_ROWS and not backend.distributed
+            if not (holds_out and is_small) or self.warm_start or self._is_linear():
+                return None
+            return FOLDS_OF_FEW_ROWS
         if self.n_folds is None:
             return None
-        if not set(names) <= {"training"}:
+        if decided:
             raise ValueError(
                 f"{owner}: n_folds={self.n_folds} holds out rows of X to decide about early "
                 "stopping, so that eval_set cannot decide; set n_folds=None, or evaluate the "
@@ -393,6 +401,17 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
                 f"weight, got {len(rows)} of them"
             )
         return self.n_folds
+
+    def _is_linear(self):
+        """Return whether a linear model will read all blocks.
+
+        It is fitted on all rows without folds, and folds of the network do not improve it.
+        """
+        if self.linear is None:
+            return False
+        with seeded(0):
+            network = make_network(self.blocks_, self._new_trunk(), self._head)
+        return reads_all_blocks(network, self._head)
 
     def _same_split(self, random_state, resuming):
         """Return a random state that holds out the same rows in each fit of a warm start.
@@ -600,8 +619,9 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
                 for train, held_out in folds.parts
             ]
         if not resuming:
-            trunk = self._default_trunk() if self.trunk is None else clone(self.trunk)
-            self._network_trunk = trunk
+            self._network_trunk = self._new_trunk()
+            if keep and isinstance(self.n_folds, Integral):
+                parts *= self.n_folds
         previous = list(self.network_.networks) if resuming else [None] * len(parts)
         if len(parts) < len(previous):
             parts *= len(previous)
@@ -649,6 +669,9 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         """Return predictions for raw outputs: probabilities of classes, or numbers."""
         predict = getattr(self, "predict_proba", self.predict)
         return predict(GivenOutputs(outputs))
+
+    def _new_trunk(self):
+        return self._default_trunk() if self.trunk is None else clone(self.trunk)
 
     def _new_network(self):
         return make_network(self.blocks_, self._network_trunk, self._head)

@@ -132,12 +132,14 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     validation_fraction : float or None, default=0.15
         Fraction of the rows that is held out for validation when `fit` gets no ``eval_set``; None
         to train on all rows.
-    n_folds : int or None, default=None
+    n_folds : int, "auto" or None, default="auto"
         Number of folds of cross-validation. With folds, a network and trees are trained for each
         fold, whose rows they hold out instead of `validation_fraction`, and predictions are
         averages over folds. All rows are learned from, and `oof_prediction_` predicts each by the
         models that did not. Fit and predictions take up to `n_folds` times as long. `fit` gets no
-        ``eval_set`` then. None for one network.
+        ``eval_set`` then. None for one network. ``"auto"`` for 5 folds where one split of few rows
+        would decide by chance: for 50 to 2,500 rows that `fit` would hold out a part of, in this
+        process and without `warm_start`, unless a linear model reads all columns.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes; 1 for each class if None. They multiply the sample weights of the
         rows given to `fit`, but not those of ``eval_set``.
@@ -273,7 +275,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         eval_metric: MetricLike | Sequence[MetricLike] | None = None,
         stopping_metric: MetricLike | None = None,
         validation_fraction: float | None = 0.15,
-        n_folds: int | None = None,
+        n_folds: int | Literal["auto"] | None = "auto",
         class_weight: dict[Any, float] | Literal["balanced"] | None = None,
         warm_start: bool = False,
         random_state: RandomStateLike | None = None,

@@ -146,7 +146,7 @@ class EasyTensorMultiTask(BaseEasyTensor):
         eval_metric: Mapping[str, MetricLike | Sequence[MetricLike]] | None = None,
         stopping_metric: str | None = None,
         validation_fraction: float | None = 0.15,
-        n_folds: int | None = None,
+        n_folds: int | Literal["auto"] | None = "auto",
         warm_start: bool = False,
         random_state: RandomStateLike | None = None,
         n_jobs: int | None = None,

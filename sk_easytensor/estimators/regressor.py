@@ -172,7 +172,7 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
         eval_metric: MetricLike | Sequence[MetricLike] | None = None,
         stopping_metric: MetricLike | None = None,
         validation_fraction: float | None = 0.15,
-        n_folds: int | None = None,
+        n_folds: int | Literal["auto"] | None = "auto",
         warm_start: bool = False,
         random_state: RandomStateLike | None = None,
         n_jobs: int | None = None,

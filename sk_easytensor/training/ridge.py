@@ -123,7 +123,7 @@ def prior_share(network, n_rows):
     One half, if the network reads columns that the linear model does not. Otherwise it grows with
     the number of rows, because a network of few series is much the worse model.
     """
-    reads_others = len(network.linear_feature_weights) < len(network.blocks)
+    reads_others = not _reads_all(network)
     return 0.5 * (1 if reads_others else n_rows / (n_rows + EQUAL_ROWS))
 
 
@@ -131,6 +131,15 @@ def reduced_epochs(network, n_rows, max_epochs):
     """Return the number of epochs beside a linear model, fewer where the network weighs little."""
     factor = (2 * prior_share(network, n_rows)) ** 2
     return min(max_epochs, max(MIN_EPOCHS, round(max_epochs * factor)))
+
+
+def reads_all_blocks(network, head):
+    """Return whether linear models can be fitted, and read the features of all blocks."""
+    return is_supported(head) and _reads_all(network)
+
+
+def _reads_all(network):
+    return len(network.linear_feature_weights) == len(network.blocks)
 
 
 def is_supported(head):

@@ -383,6 +383,7 @@ def test_codes_of_many_categories_are_counted_for_the_frequent_only():
 
 
 QUICK = {"max_epochs": 2, "random_state": 0, "batch_size": 64}
+QUICK_TABLE = {**QUICK, "n_folds": None}
 
 
 def counted_rows(n_rows=400, seed=0):
@@ -396,11 +397,11 @@ def test_trees_read_aggregates():
     X, y = counted_rows()
     new, truth = counted_rows(200, seed=1)
     blocks = [("items", CategorySequenceBlock(), "items")]
-    model = EasyTensorClassifier(blocks, trees=BoostedTrees(max_iter=50), **QUICK).fit(X, y)
+    model = EasyTensorClassifier(blocks, trees=BoostedTrees(max_iter=50), **QUICK_TABLE).fit(X, y)
     assert model.network_.trees is not None
     assert (model.predict(new) == truth).mean() > 0.97
     alone = [("items", CategorySequenceBlock(aggregates=False), "items")]
-    assert EasyTensorClassifier(alone, **QUICK).fit(X, y).network_.trees is None
+    assert EasyTensorClassifier(alone, **QUICK_TABLE).fit(X, y).network_.trees is None
 
 
 def test_the_network_reads_aggregates():
@@ -418,7 +419,7 @@ def test_importances_of_lists_with_aggregates():
     X, y = counted_rows()
     rng = np.random.default_rng(0)
     X["other"] = [rng.choice(list("xyz"), size).tolist() for size in rng.integers(1, 9, len(X))]
-    model = EasyTensorClassifier(trees=BoostedTrees(max_iter=50), **QUICK).fit(X, y)
+    model = EasyTensorClassifier(trees=BoostedTrees(max_iter=50), **QUICK_TABLE).fit(X, y)
     importances = dict(zip(X.columns, model.feature_importances_, strict=True))
     assert importances["items"] > 10 * max(importances["other"], 1e-3)
 
@@ -429,7 +430,7 @@ def test_events_are_predicted_alike_after_pickling_and_in_any_batch():
     table = events(80)
     y = np.arange(80) % 3
     blocks = [("events", EventSequenceBlock(), table.column_names)]
-    model = EasyTensorRegressor(blocks, trees=BoostedTrees(max_iter=5), **QUICK).fit(table, y)
+    model = EasyTensorRegressor(blocks, trees=BoostedTrees(max_iter=5), **QUICK_TABLE).fit(table, y)
     expected = model.predict(table)
     np.testing.assert_allclose(pickle.loads(pickle.dumps(model)).predict(table), expected)
     one_by_one = [model.predict(table.slice(row, 1))[0] for row in range(0, 80, 7)]
@@ -445,7 +446,9 @@ def test_exported_models_have_aggregates(tmp_path):
     blocks = [
         ("events", EventSequenceBlock(calendar=["week"]), ["kind", "price", "when", "now"]),
     ]
-    model = EasyTensorRegressor(blocks, trees=BoostedTrees(max_iter=20), **QUICK).fit(table, y)
+    model = EasyTensorRegressor(blocks, trees=BoostedTrees(max_iter=20), **QUICK_TABLE).fit(
+        table, y
+    )
     new = events(60, seed=1)
     exported = load(export_onnx(model, tmp_path / "model.onnx"))
     np.testing.assert_allclose(exported.predict(new), model.predict(new), rtol=1e-5, atol=1e-5)

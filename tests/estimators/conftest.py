@@ -49,6 +49,7 @@ def quick():
         "trunk": trunk,
         "trees": trees,
         "max_epochs": 3,
+        "n_folds": None,
         "batch_size": 32,
         "random_state": 0,
     }

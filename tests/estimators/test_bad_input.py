@@ -313,6 +313,8 @@ BAD_PARAMETERS = [
     ("monotonic_cst", {"nothing": 1}, "monotonic_cst"),
     ("validation_fraction", 0, "validation_fraction must be a number greater than 0"),
     ("validation_fraction", 1.0, "validation_fraction must be a number.* less than 1"),
+    ("n_folds", 1, "n_folds must be an integer at least 2"),
+    ("n_folds", "many", "n_folds must be an integer at least 2"),
     ("warm_start", "yes", "warm_start must be one of"),
     ("random_state", "seed", "seed"),
     ("random_state", -1, "[Ss]eed"),

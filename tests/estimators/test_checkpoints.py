@@ -72,7 +72,7 @@ class Count(Callback):
 
 def classifier(where=None, **params):
     """Make a classifier that trains for a moment, several batches an epoch."""
-    quick = {"batch_size": 64, "max_epochs": EPOCHS, "random_state": 0}
+    quick = {"batch_size": 64, "max_epochs": EPOCHS, "n_folds": None, "random_state": 0}
     return EasyTensorClassifier(checkpoint_dir=where, **{**quick, **params})
 
 
@@ -142,7 +142,7 @@ def test_a_classifier_goes_on(epochs, params, labelled, tmp_path):
 
 
 def test_a_regressor_goes_on(mixed, tmp_path):
-    params = {"batch_size": 64, "max_epochs": EPOCHS, "random_state": 0}
+    params = {"batch_size": 64, "max_epochs": EPOCHS, "n_folds": None, "random_state": 0}
     expected = EasyTensorRegressor(**params).fit(*mixed)
     interrupt(EasyTensorRegressor(checkpoint_dir=tmp_path, **params), *mixed, epochs=2)
     found = EasyTensorRegressor(checkpoint_dir=tmp_path, **params).fit(*mixed)
@@ -468,7 +468,7 @@ def test_other_weights_and_evaluation_sets_are_refused(labelled, tmp_path):
 def test_another_estimator_is_refused(mixed, labelled, tmp_path):
     interrupt(classifier(OneFit(tmp_path)), *labelled, epochs=1)
     with pytest.raises(ValueError, match="holds checkpoints of EasyTensorClassifier"):
-        EasyTensorRegressor(checkpoint_dir=OneFit(tmp_path)).fit(*mixed)
+        EasyTensorRegressor(n_folds=None, checkpoint_dir=OneFit(tmp_path)).fit(*mixed)
 
 
 def test_a_newer_format_is_refused(labelled, tmp_path):

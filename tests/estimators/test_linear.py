@@ -16,7 +16,7 @@ from sk_easytensor import (
 )
 from sk_easytensor.inference import load
 
-QUICK = {"max_epochs": 2, "trunk": MLP(layers=1, width=8), "random_state": 0}
+QUICK = {"max_epochs": 2, "n_folds": None, "trunk": MLP(layers=1, width=8), "random_state": 0}
 SERIES = [("series", NumericSequenceBlock(width=8, n_kernel_features=504), ["x"])]
 
 

@@ -39,6 +39,7 @@ from sk_easytensor.networks.heads import RegressionHead
 from sk_easytensor.training.checkpoint import describe_parameters
 
 LEARNS = {
+    "n_folds": None,
     "trunk": MLP(width=8, dropout=0.0),
     "trees": None,
     "weight_decay": 0,

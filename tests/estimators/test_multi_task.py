@@ -15,7 +15,13 @@ from sk_easytensor import MLP, BoostedTrees, EasyTensorClassifier, EasyTensorMul
 from sk_easytensor.inference import load
 
 TASKS = {"clicked": "binary", "amount": "gamma", "kind": "multiclass"}
-QUICK = {"trunk": MLP(width=16), "max_epochs": 3, "random_state": 0, "batch_size": 64}
+QUICK = {
+    "trunk": MLP(width=16),
+    "max_epochs": 3,
+    "n_folds": None,
+    "random_state": 0,
+    "batch_size": 64,
+}
 
 
 @pytest.fixture(scope="module")
