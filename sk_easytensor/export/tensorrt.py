@@ -243,7 +243,7 @@ def lower(network, dtype):
     network.unpack_trees()
     if dtype == torch.float32:
         return
-    for part in network.networks:
+    for part in (part for tower in network.networks for part in tower.networks):
         for name in ("trunk", "head", "wide"):
             module = getattr(part, name)
             if module is not None:

@@ -298,7 +298,18 @@ class TrackedRun:
         for name, seconds in estimator.fit_times_.items():
             if name != "epochs":
                 values[f"{name}_seconds"] = seconds
-        self.record.add_metrics(values, milliseconds(), 0)
+        now = milliseconds()
+        self.record.add_metrics(values, now, 0)
+        if not self._prefix:
+            return
+        # Means over folds, beside the curves of each fold.
+        for step in range(1, estimator.n_iter_ + 1):
+            means = {
+                f"{name}_{metric}": curve[step - 1]
+                for name, metrics in estimator.evals_result_.items()
+                for metric, curve in metrics.items()
+            }
+            self.record.add_metrics(means, now, step)
 
     def _log_data(self, estimator):
         data = artifacts.data_description(estimator)

@@ -160,10 +160,10 @@ def make_tasks(rows, target):
         "total": target,
     }
     kinds = ["binary", "multiclass", "regression"]
-    params = {"trunk": MLP(width=8), "trees": None, "max_epochs": 1, "random_state": 0}
+    params = {"trunk": MLP(width=8), "trees": None, "max_epochs": 1, "n_folds": None}
     blocks = [("numbers", NumericBlock(), ["amount", "count"])]
     model = EasyTensorMultiTask(
-        dict(zip(y, kinds, strict=True)), blocks, remainder="drop", **params
+        dict(zip(y, kinds, strict=True)), blocks, remainder="drop", random_state=0, **params
     )
     return model.fit(rows, pd.DataFrame(y))
 

@@ -106,7 +106,8 @@ def separable(n_rows=240):
 
 def confident(estimator, X, y, factor):
     """Fit, and multiply all that the network and the trees say of a row."""
-    quick = {"trunk": TabM(members=2, width=8), "trees": BoostedTrees(max_iter=20)}
+    trunk, trees = TabM(members=2, width=8), BoostedTrees(max_iter=20)
+    quick = {"trunk": trunk, "trees": trees, "n_folds": None}
     model = estimator.set_params(**quick, max_epochs=3, random_state=0).fit(X, y)
     with torch.no_grad():
         for parameter in model.network_.head.parameters():
@@ -205,7 +206,8 @@ def test_what_is_finite():
 
 def test_engines_refuse_what_single_precision_does_not_reach():
     X = pd.DataFrame({"a": np.arange(30.0)})
-    model = EasyTensorRegressor(trees=None, trunk=TabM(width=8), max_epochs=1, random_state=0)
+    model = EasyTensorRegressor(trees=None, trunk=TabM(width=8), max_epochs=1, n_folds=None)
+    model.set_params(random_state=0)
     for factor, found in ((1e60, "e[+]60"), (1e-60, "e-60")):
         adapter = export_adapter(model.fit(X, factor * X["a"]))
         with pytest.raises(ValueError, match=f"y was of the size of [0-9.]+{found}.*divided by"):

@@ -36,7 +36,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*are cut to their:UserWarning"),
 ]
 
-QUICK = {"max_epochs": 2, "batch_size": 64, "random_state": 0, "remainder": "drop"}
+LOOP = {"max_epochs": 2, "batch_size": 64, "random_state": 0, "remainder": "drop"}
+QUICK = {**LOOP, "n_folds": None}
 TREES = BoostedTrees(max_iter=10)
 BLOCKS = [("numbers", NumericBlock(bins=9), ["amount", "flag"]), ("city", CategoryBlock(), "city")]
 
@@ -256,7 +257,7 @@ def test_embedder(rows):
         )
     ]
     model = EasyTensorEmbedder(
-        blocks, embedding_dim=8, inference_engine="onnxruntime", **{**QUICK, "max_epochs": 1}
+        blocks, embedding_dim=8, inference_engine="onnxruntime", **{**LOOP, "max_epochs": 1}
     )
     model.fit(lists)
     assert model.tower_.inference_engine_ == "onnxruntime"

@@ -46,6 +46,7 @@ one_process = pytest.mark.xdist_group("everything")
 """Of tests that share a file, so that pytest-xdist has it written once."""
 
 QUICK = {
+    "n_folds": None,
     "trees": BoostedTrees(max_iter=10),
     "max_epochs": 2,
     "batch_size": 64,
@@ -372,15 +373,16 @@ def test_columns_without_a_name(tmp_path, assert_same):
     rng = np.random.default_rng(0)
     X = {"": rng.normal(size=60), "column": rng.normal(size=60), "items": [["a"], ["b", "a"]] * 30}
     nameless = {"": X["items"], "number": X["column"]}
-    quick = {"trees": None, "trunk": MLP(width=8), "max_epochs": 1, "random_state": 0}
+    quick = {"trees": None, "trunk": MLP(width=8), "max_epochs": 1, "n_folds": None}
     for table in (X, nameless):
-        model = EasyTensorRegressor(**quick).fit(table, X["column"])
+        model = EasyTensorRegressor(random_state=0, **quick).fit(table, X["column"])
         assert_same(model, load(model.to_onnx(tmp_path / "model.onnx")), table, "predict")
 
 
 def test_several_quantiles(tmp_path, assert_same):
     X = np.random.default_rng(0).normal(size=(150, 2))
-    quick = {"trees": BoostedTrees(max_iter=5), "trunk": TabM(members=2, width=8), "max_epochs": 1}
+    trunk = TabM(members=2, width=8)
+    quick = {"trees": BoostedTrees(max_iter=5), "trunk": trunk, "max_epochs": 1, "n_folds": None}
     model = EasyTensorRegressor(loss="quantile", quantile=[0.1, 0.5, 0.9], random_state=0, **quick)
     model.fit(X, 1000 + np.sign(X[:, 0] * X[:, 1]))
     assert_same(model, load(model.to_onnx(tmp_path / "model.onnx")), X, "predict")
@@ -389,7 +391,7 @@ def test_several_quantiles(tmp_path, assert_same):
 def test_trees_of_many_leaves(tmp_path, assert_same):
     X = np.random.default_rng(0).normal(size=(400, 3))
     trees = BoostedTrees(max_iter=20, max_leaf_nodes=31)
-    quick = {"trunk": MLP(width=8), "max_epochs": 2, "random_state": 0}
+    quick = {"trunk": MLP(width=8), "max_epochs": 2, "n_folds": None, "random_state": 0}
     model = EasyTensorRegressor(loss="gamma", trees=trees, **quick)
     model.fit(X, 1000 * np.exp(np.sin(5 * X[:, 0]) + X[:, 1] ** 2))
     assert model.network_.trees.grown[0].open_leaves.dtype == np.int32
@@ -493,7 +495,8 @@ def test_what_cannot_be_exported(tmp_path):
 def test_offsets_are_a_column_of_the_graph(rows, assert_same, tmp_path):
     X, margin = rows[["amount", "city"]], np.linspace(-2, 2, len(rows))
     trees = BoostedTrees(max_iter=10)
-    model = EasyTensorRegressor(loss="poisson", trees=trees, max_epochs=2, random_state=0)
+    model = EasyTensorRegressor(loss="poisson", trees=trees, max_epochs=2, n_folds=None)
+    model.set_params(random_state=0)
     model.fit(X, np.arange(len(rows)) % 3, base_margin=margin)
     assert model.tree_weight_ > 0
     predictor = load(model.to_onnx(tmp_path / "model.onnx"))

@@ -71,7 +71,12 @@ def served(rows, target, tmp_path_factory):
             ["events"],
         ),
     ]
-    quick = {"trees": BoostedTrees(max_iter=10), "max_epochs": 2, "random_state": 0}
+    quick = {
+        "trees": BoostedTrees(max_iter=10),
+        "max_epochs": 2,
+        "n_folds": None,
+        "random_state": 0,
+    }
     model = EasyTensorClassifier(blocks, trunk=MLP(width=8), remainder="drop", **quick)
     model.fit(rows, np.where(target > np.median(target), "yes", "no"))
     folder = tmp_path_factory.mktemp("serve")

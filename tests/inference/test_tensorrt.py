@@ -34,7 +34,8 @@ try:
 except ImportError:
     pytest.skip(f"none of {PACKAGES} is installed", allow_module_level=True)
 
-QUICK = {"max_epochs": 1, "random_state": 0, "remainder": "drop"}
+LOOP = {"max_epochs": 1, "random_state": 0, "remainder": "drop"}
+QUICK = {**LOOP, "n_folds": None}
 TREES = BoostedTrees(max_iter=10)
 SMALL = {"width": 8, "layers": 1, "max_length": 5}
 
@@ -100,6 +101,14 @@ def test_regressor_with_other_encoders(rows, target, tmp_path):
     assert description["outputs"] == ["predictions", "representation"]
 
 
+def test_networks_of_folds(rows, target, tmp_path):
+    blocks = [("numbers", NumericBlock(), ["amount", "count"])]
+    trunk = TabM(members=2, width=8)
+    model = EasyTensorRegressor(blocks, trunk=trunk, trees=TREES, n_folds=2, **LOOP)
+    description = built(model.fit(rows, target), tmp_path, precision="fp16")
+    assert description["outputs"] == ["predictions", "representation"]
+
+
 def test_two_towers(rows, tmp_path):
     users = [("user", CategoryBlock(width=8), "user"), ("kinds", events("gru"), ["kinds", "whens"])]
     items = [("city", CategoryBlock(width=8), "city"), ("text", TextBlock(), "body")]
@@ -114,7 +123,7 @@ def test_two_towers(rows, tmp_path):
 def test_embedder(rows, tmp_path):
     lists = rows[rows["kinds"].map(len) > 1]
     blocks = [("events", events("conv"), ["kinds", "sums", "whens"])]
-    model = EasyTensorEmbedder(blocks, embedding_dim=8, trunk=MLP(width=8), **QUICK)
+    model = EasyTensorEmbedder(blocks, embedding_dim=8, trunk=MLP(width=8), **LOOP)
     assert built(model.fit(lists), tmp_path)["outputs"] == ["embedding"]
 
 

@@ -182,6 +182,7 @@ def table():
 
 
 QUICK = {
+    "n_folds": None,
     "trunk": MLP(width=8),
     # Of labels without noise, trees would be grown to the last of a thousand.
     "trees": BoostedTrees(max_iter=20),

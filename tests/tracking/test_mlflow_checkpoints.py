@@ -134,7 +134,7 @@ torch.set_num_threads(1)
 X = np.random.default_rng(0).normal(size=(80, 3))
 tracker = MLflowTracker(sys.argv[1], "killed", log_model=False, log_report=False)
 model = EasyTensorClassifier(
-    trees=BoostedTrees(max_iter=20), max_epochs=6, random_state=0,
+    trees=BoostedTrees(max_iter=20), max_epochs=6, n_folds=None, random_state=0,
     callbacks=[Slow()], tracker=tracker, checkpoint_dir="mlflow",
 )
 model.fit(X, X[:, 0] > 0)
@@ -170,7 +170,12 @@ def test_a_killed_process_goes_on_on_another_machine(server, tmp_path, work):
     (killed,) = client.search_runs([experiment])
     assert killed.info.status == "RUNNING"
     X = np.random.default_rng(0).normal(size=(80, 3))
-    quick = {"trees": BoostedTrees(max_iter=20), "max_epochs": 6, "random_state": 0}
+    quick = {
+        "trees": BoostedTrees(max_iter=20),
+        "max_epochs": 6,
+        "n_folds": None,
+        "random_state": 0,
+    }
     second = EasyTensorClassifier(
         callbacks=[Slow()],
         tracker=MLflowTracker(server.uri, "killed", log_model=False, log_report=False),

@@ -244,6 +244,16 @@ def children(client, parent):
     return [run for run in runs(client) if run.data.tags.get("mlflow.parentRunId") == parent]
 
 
+def test_folds_have_curves_of_their_own(classifier, table, client):
+    model = classifier(n_folds=2, tracker=MLflowTracker(log_model=False)).fit(*table)
+    metrics = client.get_run(model.run_id_).data.metrics
+    assert {"fold_0/valid_0_log_loss", "fold_1/valid_0_log_loss"} <= set(metrics)
+    history = client.get_metric_history(model.run_id_, "fold_1/training_log_loss")
+    assert [metric.step for metric in history] == [1, 2, 3]
+    means = client.get_metric_history(model.run_id_, "valid_0_log_loss")
+    assert [metric.value for metric in means] == model.evals_result_["valid_0"]["log_loss"]
+
+
 @pytest.mark.parametrize(
     "params", [{}, {"n_jobs": 2}, {"n_jobs": 2, "tracker": "mlflow"}], ids=["1", "2", "named"]
 )
@@ -433,7 +443,7 @@ def autologging(work):
 
 @pytest.mark.usefixtures("autologging")
 def test_autologging_records_no_trees(client):
-    X = np.random.default_rng(0).normal(size=(120, 2))
+    X = np.random.default_rng(0).normal(size=(140, 2))
     model = EasyTensorClassifier(max_epochs=1, random_state=0, trunk=MLP(width=4))
     model.fit(X, X[:, 0] > 0)
     assert model.tree_weight_ > 0
