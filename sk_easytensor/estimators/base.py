@@ -762,7 +762,8 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         """Return the learned representation.
 
         It is the trunk's output, averaged over members, followed by the vectors of blocks that
-        bypass the trunk (those of texts, by default).
+        bypass the trunk (those of texts, by default). With folds, the representations of all their
+        networks are next to each other.
 
         Parameters
         ----------

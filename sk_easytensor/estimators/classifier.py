@@ -202,15 +202,15 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     network_ : torch.nn.Module
         The trained network, on the CPU; with `n_folds` the ensemble of the networks of all folds.
     evals_result_ : dict of {str: dict of {str: list of float}}
-        Losses and metrics by epoch, of network and trees together: ``{"training": {"log_loss":
+        Losses and metrics by epoch, of network and trees together, means over folds: ``{"training": {"log_loss":
         [...]}, "valid_0": {"log_loss": [...], "auc": [...]}}``. The training loss is the mean over
         an epoch's batches, of the network alone and with dropout, unless the training data are in
         ``eval_set``.
     best_iteration_ : int
-        Epoch, counted from 1, whose weights are kept.
+        Epoch, counted from 1, whose weights are kept; with folds their rounded mean.
     best_score_ : float
         Value in `evals_result_`, at `best_iteration_`, of the validation loss or of the metric that
-        decides.
+        decides; with folds the mean of the values at the best epoch of each.
     tree_weight_, linear_weight_ : float
         Weights of the outputs of the trees and of the linear model, between 0 and 1; the network's
         weight is ``1 - tree_weight_ - linear_weight_``. 0 without such a model.

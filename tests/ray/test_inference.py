@@ -74,7 +74,8 @@ def test_datasets_of_categories_lists_and_missing_values(on_ray, shop):
 def test_representations_are_lists_of_one_size(on_ray, files, shop, tmp_path):
     on_ray.transform(files).select_columns(["count", "embedding"]).write_parquet(tmp_path)
     table = pq.read_table(tmp_path)
-    assert table.schema.field("embedding").type == pa.list_(pa.float32(), 16)
+    # One representation of each of five folds.
+    assert table.schema.field("embedding").type == pa.list_(pa.float32(), 5 * 16)
     found = np.stack(table["embedding"].to_numpy())
     order, expected = np.lexsort(found.T), on_ray.transform(shop)
     np.testing.assert_array_equal(found[order], expected[np.lexsort(expected.T)])
