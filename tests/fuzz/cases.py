@@ -147,6 +147,8 @@ def model_for(random, kind, **given):
     if kind in (EasyTensorTwoTower, EasyTensorEmbedder):
         params = {**params, "embedding_dim": 4, "trunk": None}
         del params["trees"]
+    elif random.random() < 0.3:
+        params["n_folds"] = int(random.integers(2, 5))
     return kind(**params)
 
 
