@@ -202,10 +202,10 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     network_ : torch.nn.Module
         The trained network, on the CPU; with `n_folds` the ensemble of the networks of all folds.
     evals_result_ : dict of {str: dict of {str: list of float}}
-        Losses and metrics by epoch, of network and trees together, means over folds: ``{"training": {"log_loss":
-        [...]}, "valid_0": {"log_loss": [...], "auc": [...]}}``. The training loss is the mean over
-        an epoch's batches, of the network alone and with dropout, unless the training data are in
-        ``eval_set``.
+        Losses and metrics by epoch, of network and trees together, means over folds:
+        ``{"training": {"log_loss": [...]}, "valid_0": {"log_loss": [...], "auc": [...]}}``. The
+        training loss is the mean over an epoch's batches, of the network alone and with dropout,
+        unless the training data are in ``eval_set``.
     best_iteration_ : int
         Epoch, counted from 1, whose weights are kept; with folds their rounded mean.
     best_score_ : float

@@ -18,8 +18,8 @@ PARAMETERS = (
     "user_key", "user",
     "time", "tasks", "blocks", "user_blocks", "item_blocks", "categorical_features",
     "monotonic_cst",
-    "offset", "session_gap", "session", "class_weight", "validation_fraction", "n_folds", "trees", "trunk",
-    "loss",
+    "offset", "session_gap", "session", "class_weight", "validation_fraction", "n_folds", "trees",
+    "trunk", "loss",
     "base_margin", "learning_rate", "batch_size", "max_epochs", "calendar", "aggregates",
 )  # fmt: skip
 LONG = [*(name for name in PARAMETERS if "_" in name), "remainder"]
