@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import torch
 from torch import nn
 
-from sk_easytensor._utils.validation import check_number
+from sk_easytensor._utils.validation import check_number, warn_user
 from sk_easytensor.blocks.base import Block, unsupported_column
 from sk_easytensor.data.keys import (
     BOOLEAN_TEXTS,
@@ -40,6 +40,8 @@ __all__ = [
 
 KNOWN = 2
 """Code of the most frequent category, the first after those for missing and unseen."""
+MAX_CATEGORIES = 1_000_000
+"""Default of ``max_categories``; a limit that the user did not choose warns where it matters."""
 MAX_MASKED = 0.8
 """Largest fraction of a rare category's training rows that are masked as unseen."""
 STRINGS = (pa.string(), pa.large_string())
@@ -60,7 +62,8 @@ class CategoryBlock(Block):
         Smallest number of training rows of a category. Rarer categories have the code of unseen
         ones.
     max_categories : int, default=1_000_000
-        Largest number of categories of a column; the most frequent ones are retained.
+        Largest number of categories of a column; the most frequent ones are retained. If the
+        default leaves out categories, a warning says of how many rows.
     hash_buckets : int or None, default=None
         Number of buckets into which categories are hashed, without a vocabulary. Use it for
         columns with an unbounded number of categories. None learns a vocabulary.
@@ -131,7 +134,7 @@ class CategoryBlock(Block):
         self,
         *,
         min_frequency=1,
-        max_categories=1_000_000,
+        max_categories=MAX_CATEGORIES,
         hash_buckets=None,
         width=None,
         unseen_probability=0.01,
@@ -215,9 +218,26 @@ class CategoryBlock(Block):
             for column in summaries
             if column.counts is not None
         ]
+        if self.hash_buckets is None and self.max_categories >= MAX_CATEGORIES:
+            for name, column, (values, counts) in zip(
+                self.feature_names_in_, summaries, retained, strict=False
+            ):
+                if len(values) >= self.max_categories:
+                    self._warn_of_dropped(name, column.counts, int(counts.sum()))
         self.categories_ = [values for values, _ in retained]
         self.counts_ = [counts for _, counts in retained]
         return self
+
+    def _warn_of_dropped(self, name, counts, n_retained):
+        """Warn if the limit of categories, which nobody chose, left out those of many rows."""
+        n_known = counts.n_rows - counts.n_missing
+        if n_known > n_retained:
+            warn_user(
+                f"{type(self).__name__}: column {name!r} has more categories than "
+                f"max_categories={self.max_categories}; {n_known - n_retained} of {n_known} rows "
+                "have a rarer one, and share the vector of unseen categories: raise "
+                "max_categories, or set hash_buckets"
+            )
 
     @property
     def n_codes(self):

@@ -338,7 +338,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             names, encoded = [names[i] for i in order], [encoded[i] for i in order]
             validation = evals[order[0]] if evals else dataset
             batch_size = self.batch_size or default_batch_size(len(rows))
-            n_folds = self._resolve_n_folds(rows, names, backend)
+            n_folds = self._resolve_n_folds(rows, names, backend, resuming)
             folds, split = None, False
             if n_folds is not None:
                 folds = rows.folds(target.strata, n_folds, random_state)
@@ -368,7 +368,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             self._choose_engines([(self, validation.sample().table)], backend)
             return self
 
-    def _resolve_n_folds(self, rows, names, backend):
+    def _resolve_n_folds(self, rows, names, backend, resuming):
         """Return the number of folds of a fit, or None for one network.
 
         Parameters
@@ -379,9 +379,14 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             Names of the evaluation sets.
         backend : Backend
             Backend of the fit.
+        resuming : bool
+            Whether the networks of a former fit are trained again.
         """
         owner, decided = type(self).__name__, not set(names) <= {"training"}
         if self.n_folds == "auto":
+            if resuming and not decided and len(self.network_.networks) > 1:
+                # Networks of folds do not see the rows that they were validated on.
+                return len(self.network_.networks)
             holds_out = not decided and self.validation_fraction is not None
             is_small = FEWEST_ROWS <= len(rows) <= FEW_ROWS and not backend.distributed
             if not (holds_out and is_small) or self.warm_start or self._is_linear():
@@ -611,22 +616,11 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         target.learn_scale(rows, resuming=resuming, offset=offset)
         if not resuming:
             target.check_loss(rows)
-        # One pair of training and validation rows for each network.
-        parts = [(rows, evals)]
-        if folds is not None:
-            parts = [
-                (train.normalize_weights(), dict(zip(["valid_0"], held_out, strict=False)) | evals)
-                for train, held_out in folds.parts
-            ]
-        if not resuming:
             self._network_trunk = self._new_trunk()
-            if keep and isinstance(self.n_folds, Integral):
-                parts *= self.n_folds
-        previous = list(self.network_.networks) if resuming else [None] * len(parts)
-        if len(parts) < len(previous):
-            parts *= len(previous)
+        previous = list(self.network_.networks) if resuming else None
+        parts = self._parts_of_networks(rows, evals, folds, previous)
         networks, results = [], []
-        for number, (network, (train, valid)) in enumerate(zip(previous, parts, strict=True)):
+        for number, (train, valid) in enumerate(parts):
             settings = self._network_settings(
                 train, valid, batch_size, seed, number, resuming, epochs=epochs, keep=keep
             )
@@ -637,7 +631,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             train, *evaluated = (part.map(target.scaled) for part in (train, *valid.values()))
             with seeded(settings.seed):
                 # If this training fails, the previous network must be unchanged.
-                network = copy_network(network) if resuming else self._new_network()
+                network = copy_network(previous[number]) if resuming else self._new_network()
                 inspection = Inspection(target, encoder, settings.seed, len(parts))
                 result = backend.train(
                     network, target.head_, train, evaluated, settings, inspection
@@ -664,6 +658,20 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         if folds is None or folds.rows is None:
             return None
         return self._fold_outputs(folds, backend)
+
+    def _parts_of_networks(self, rows, evals, folds, previous):
+        """Return training rows, and rows to evaluate by name, for each network to train.
+
+        Without folds, several networks have the same rows: those of a former fit, which
+        `partial_fit` continues, or those that it begins with.
+        """
+        if folds is None:
+            n_networks = self.n_folds if isinstance(self.n_folds, Integral) else 1
+            return [(rows, evals)] * (n_networks if previous is None else len(previous))
+        return [
+            (train.normalize_weights(), dict(zip(["valid_0"], held_out, strict=False)) | evals)
+            for train, held_out in folds.parts
+        ]
 
     def _predictions(self, outputs):
         """Return predictions for raw outputs: probabilities of classes, or numbers."""

@@ -1,5 +1,6 @@
 import datetime as dt
 import decimal
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sk_easytensor import TableEncoder
-from sk_easytensor.blocks import CategoryBlock
+from sk_easytensor.blocks import CategoryBlock, CategorySequenceBlock
 from sk_easytensor.blocks.category import (
     MISSING,
     UNSEEN,
@@ -301,3 +302,22 @@ def test_few_values_have_the_codes_they_have_among_many(kind):
     for rows in (slice(0, 1), slice(2, 3), slice(0, 6)):
         few = block.transform({"user": values[rows]})["codes"]
         assert few.tolist() == among_many[rows].tolist()
+
+
+def test_a_limit_that_nobody_chose_warns(monkeypatch):
+    monkeypatch.setattr("sk_easytensor.blocks.category.MAX_CATEGORIES", 3)
+    X = {"user": list("aabbccddef")}
+    message = (
+        "CategoryBlock: column 'user' has more categories than max_categories=3; 4 of 10 rows have "
+        "a rarer one, and share the vector of unseen categories: raise max_categories, or set "
+        "hash_buckets"
+    )
+    with pytest.warns(UserWarning, match=message):
+        CategoryBlock(max_categories=3).fit(X)
+    with pytest.warns(UserWarning, match="'user'"):
+        CategorySequenceBlock(max_categories=3).fit({"user": [list("aabbccddef")]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CategoryBlock(max_categories=2).fit(X)  # A smaller limit was chosen.
+        CategoryBlock(max_categories=6).fit(X)
+        CategoryBlock(max_categories=3).fit({"user": list("aabbc")})

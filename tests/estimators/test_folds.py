@@ -225,6 +225,14 @@ def test_a_warm_start_resumes_all_networks(classifier, labelled):
         model.set_params(n_folds=3).fit(X, y)
 
 
+def test_a_fit_that_is_resumed_keeps_its_folds():
+    X, y = make_classification(60, 4, random_state=0)
+    model = EasyTensorClassifier(trees=None, max_epochs=1, random_state=0).fit(X, y)
+    model.set_params(warm_start=True).fit(X, y)
+    assert len(model.network_.networks) == 5
+    assert model.oof_prediction_.shape == (60, 2)
+
+
 def test_partial_fit_continues_all_networks(folded, labelled):
     X, y = labelled
     folded.partial_fit(X, y)
