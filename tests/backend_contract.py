@@ -154,11 +154,10 @@ class ChunkedRows(Dataset):
         per_chunk = [
             chunk.folds(strata, n_folds, np.random.RandomState(seed)).parts for chunk in self.chunks
         ]
-        parts = []
-        for pairs in zip(*per_chunk, strict=True):
-            valid = [part for _, held_out in pairs for part in held_out]
-            parts.append((self._of([train for train, _ in pairs]), [self._of(valid)]))
-        return Folds(parts, None)
+        parts = [
+            tuple(map(self._of, zip(*pairs, strict=True))) for pairs in zip(*per_chunk, strict=True)
+        ]
+        return Folds(parts, len(self))
 
     def joined(self):
         return self._applied(self.encoder.concatenate(self.chunks, memory=2**40))
@@ -349,7 +348,7 @@ class BackendContract:
         with backend.running():
             rows = read(backend, X, y).encode(NumberEncoder())
             parts = rows.folds(parity, 3, np.random.RandomState(0)).parts
-            held_out = [all_targets(valid) for _, (valid,) in parts]
+            held_out = [all_targets(valid) for _, valid in parts]
             for (train, _), valid in zip(parts, held_out, strict=True):
                 assert sorted(all_targets(train) + valid) == list(range(N_ROWS))
                 assert len(valid) == pytest.approx(N_ROWS / 3, abs=8)

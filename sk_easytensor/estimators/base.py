@@ -16,7 +16,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor._utils.runtime import seeded, with_library_settings
-from sk_easytensor._utils.validation import check_choice, check_number
+from sk_easytensor._utils.validation import check_choice
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.blocks.detection import check_blocks
 from sk_easytensor.blocks.numeric import BASE_MARGIN
@@ -57,6 +57,7 @@ from sk_easytensor.networks.block_network import copy_network, make_network
 from sk_easytensor.networks.ensemble import join_networks
 from sk_easytensor.report.report import summarize_table
 from sk_easytensor.tracking import tracked
+from sk_easytensor.training.blend import MIN_TREE_ROWS
 from sk_easytensor.training.checkpoint import digest
 from sk_easytensor.training.evaluation import EvalPlan
 from sk_easytensor.training.ridge import reads_all_blocks
@@ -65,6 +66,7 @@ from sk_easytensor.training.train import (
     default_table_epochs,
     default_table_patience,
     join_results,
+    resolve_optimizer,
 )
 from sk_easytensor.trees import BoostedTrees
 
@@ -105,6 +107,31 @@ FEWEST_ROWS, FEW_ROWS = 50, 2_500
 
 SEED_STEP = 100_003
 """Difference of the seeds of the networks of consecutive folds."""
+
+
+def stratum_sizes(rows, target):
+    """Return the number of rows of positive weight in each stratum of a data set."""
+    counts = {}
+    for strata in rows.map_chunks(partial(known_strata, target=target)):
+        for stratum, count in zip(*np.unique(strata, return_counts=True), strict=True):
+            counts[stratum] = counts.get(stratum, 0) + int(count)
+    return list(counts.values())
+
+
+def known_strata(rows, target):
+    """Return the strata of the rows of positive weight of a chunk."""
+    strata = target.strata(rows.target)
+    return strata if rows.weight is None else strata[(rows.weight > 0).numpy()]
+
+
+def check_n_folds(owner, n_folds):
+    """Raise ``ValueError`` unless `n_folds` is None, ``"auto"`` or an integer of at least 2."""
+    is_number = isinstance(n_folds, Integral) and not isinstance(n_folds, bool) and n_folds >= 2
+    is_named = n_folds is None or (isinstance(n_folds, str) and n_folds == "auto")
+    if not (is_number or is_named):
+        raise ValueError(
+            f"{owner}: n_folds must be an integer of at least 2, 'auto' or None, got {n_folds!r}"
+        )
 
 
 class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEstimator, ABC):
@@ -223,8 +250,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             trees.check_parameters()
         check_choice(type(self).__name__, "linear", self.linear, ("auto", None))
         self._make_target().metrics(self.eval_metric, self.stopping_metric)
-        if self.n_folds not in (None, "auto"):
-            check_number(type(self).__name__, "n_folds", self.n_folds, low=2, integer=True)
+        check_n_folds(type(self).__name__, self.n_folds)
         check_choice(type(self).__name__, "warm_start", self.warm_start, (False, True))
         check_offset(type(self).__name__, self.offset)
 
@@ -352,7 +378,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
                 split = bool(held_out)
                 names = [*["valid_0"] * len(held_out), *names]
                 encoded = [*held_out, *encoded]
-            outputs = self._train(
+            self._train(
                 rows,
                 dict(zip(names, encoded, strict=True)),
                 batch_size,
@@ -360,10 +386,11 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
                 backend,
                 resuming,
                 checkpoints=checkpoints,
-                held_out=split,
+                was_held_out=split,
                 folds=folds,
             )
-            if outputs is not None:
+            if folds is not None and folds.rows is not None and not resuming:
+                outputs = self._fold_outputs(folds, backend)
                 self.oof_prediction_ = dataset.expanded(self._predictions(outputs))
             self._choose_engines([(self, validation.sample().table)], backend)
             return self
@@ -383,27 +410,33 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             Whether the networks of a former fit are trained again.
         """
         owner, decided = type(self).__name__, not set(names) <= {"training"}
-        if self.n_folds == "auto":
-            if resuming and not decided and len(self.network_.networks) > 1:
-                # Networks of folds do not see the rows that they were validated on.
-                return len(self.network_.networks)
-            holds_out = not decided and self.validation_fraction is not None
-            is_small = FEWEST_ROWS <= len(rows) <= FEW_ROWS and not backend.distributed
-            if not (holds_out and is_small) or self.warm_start or self._is_linear():
-                return None
-            return FOLDS_OF_FEW_ROWS
         if self.n_folds is None:
             return None
+        # Rows of a class whose weight is 0 cannot be held out.
+        sizes = stratum_sizes(rows, self._target)
+        n_rows = sum(sizes)
+        if self.n_folds == "auto":
+            n_networks = len(self.network_.networks) if resuming else 1
+            if n_networks > 1 and n_rows >= n_networks and not decided:
+                # Networks of folds do not see the rows that they were validated on.
+                return n_networks
+            holds_out = not decided and self.validation_fraction is not None
+            is_small = FEWEST_ROWS <= n_rows <= FEW_ROWS and not backend.distributed
+            if not (holds_out and is_small) or self.warm_start or self._is_linear():
+                return None
+            # Without a row of each class, some metrics are not defined.
+            is_scored = self.eval_metric is None or min(sizes) >= FOLDS_OF_FEW_ROWS
+            return FOLDS_OF_FEW_ROWS if is_scored else None
         if decided:
             raise ValueError(
                 f"{owner}: n_folds={self.n_folds} holds out rows of X to decide about early "
                 "stopping, so that eval_set cannot decide; set n_folds=None, or evaluate the "
                 "fitted model on the rows of eval_set"
             )
-        if len(rows) < self.n_folds:
+        if n_rows < self.n_folds:
             raise ValueError(
                 f"{owner}: n_folds={self.n_folds} must be at most the number of rows of positive "
-                f"weight, got {len(rows)} of them"
+                f"weight, got {n_rows} of them"
             )
         return self.n_folds
 
@@ -586,7 +619,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         epochs=None,
         keep=False,
         checkpoints=None,
-        held_out=False,
+        was_held_out=False,
         folds=None,
     ):
         """Train one network, or one for each fold, and set the fitted attributes.
@@ -597,13 +630,10 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             Training rows; with `folds` all rows.
         evals : dict of {str: Dataset}
             Rows to evaluate, by name; the first data set decides about early stopping.
+        was_held_out : bool, default=False
+            Whether the rows that decide were held out of the rows that `fit` was given.
         folds : Folds, optional
             Training and validation rows of each network.
-
-        Returns
-        -------
-        torch.Tensor of shape (n_rows, out_features), or None
-            Raw outputs for rows that folds held out; None without folds.
         """
         seed = int(random_state.randint(np.iinfo(np.int32).max))
         if resuming:
@@ -624,40 +654,40 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             settings = self._network_settings(
                 train, valid, batch_size, seed, number, resuming, epochs=epochs, keep=keep
             )
-            settings.checkpoints, settings.held_out = checkpoints, held_out
-            if folds is not None:
+            settings.checkpoints, settings.held_out = checkpoints, was_held_out
+            if len(parts) > 1:
                 settings.checkpoints = checkpoints and checkpoints.part(f"fold{number}")
                 self._begin_fold(number)
-            train, *evaluated = (part.map(target.scaled) for part in (train, *valid.values()))
+            if folds is not None:
+                # Otherwise some folds might have trees and others not.
+                settings.min_tree_rows = 0
+                settings.trees = settings.trees if len(rows) >= MIN_TREE_ROWS else None
+            train, *valid = (part.map(target.scaled) for part in (train, *valid.values()))
             with seeded(settings.seed):
                 # If this training fails, the previous network must be unchanged.
                 network = copy_network(previous[number]) if resuming else self._new_network()
                 inspection = Inspection(target, encoder, settings.seed, len(parts))
-                result = backend.train(
-                    network, target.head_, train, evaluated, settings, inspection
-                )
+                result = backend.train(network, target.head_, train, valid, settings, inspection)
             networks.append(network)
             results.append(result)
-        self.network_ = join_networks(networks)
+        self.network_ = join_networks(networks).eval()
         result = join_results(results)
         self._record_training(result, resuming)
         before = self.fit_times_
         added = {name: before.get(name, 0.0) + s for name, s in result.other_seconds.items()}
         self.fit_times_ = {**before, **added}
-        self.tree_weight_, self.linear_weight_ = self._target.model_weights(networks)
+        self.tree_weight_, self.linear_weight_ = target.model_weights(networks)
         self._use_torch()
         self._n_features_out = self.network_.representation_features
-        vars(self).pop("_importances", None)
+        for name in ("_importances", "oof_prediction_"):
+            vars(self).pop(name, None)
         self._fitted_structure = self._structure()
         self._optimizer_state = None
         if keep or self.warm_start:
-            kind = settings.optimizer.__name__
             states = [result.optimizer_state for result in results]
+            kind = resolve_optimizer(self.optimizer, type(self).__name__).__name__
             self._optimizer_state = {"kind": kind, "networks": states}
         vars(self).update(Inspection.join([result.inspected for result in results]))
-        if folds is None or folds.rows is None:
-            return None
-        return self._fold_outputs(folds, backend)
 
     def _parts_of_networks(self, rows, evals, folds, previous):
         """Return training rows, and rows to evaluate by name, for each network to train.
@@ -669,8 +699,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
             n_networks = self.n_folds if isinstance(self.n_folds, Integral) else 1
             return [(rows, evals)] * (n_networks if previous is None else len(previous))
         return [
-            (train.normalize_weights(), dict(zip(["valid_0"], held_out, strict=False)) | evals)
-            for train, held_out in folds.parts
+            (train.normalize_weights(), {"valid_0": valid, **evals}) for train, valid in folds.parts
         ]
 
     def _predictions(self, outputs):
@@ -703,7 +732,7 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         state, kind = getattr(self, "_optimizer_state", None), settings.optimizer.__name__
         if resuming and state is not None and state["kind"] == kind:
             settings.optimizer_state = deepcopy(state["networks"][number])
-        settings.seed = seed + number * SEED_STEP
+        settings.seed = (seed + number * SEED_STEP) % 2**32
         if not resuming and not keep and self.trees is not None:
             settings.trees = BoostedTrees() if self.trees == "auto" else self.trees
         settings.automatic_epochs = is_automatic
@@ -718,17 +747,15 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         torch.Tensor of shape (n_rows, out_features)
             NaN for rows that no fold held out.
         """
-        head, outputs = self._head, []
-        for network, (_, held_out) in zip(self.network_.networks, folds.parts, strict=True):
-            for part in held_out:
-                lengths = network.padded_lengths(part.frame)
-                outputs.append(
-                    backend.forward(
-                        partial(network.average_members, head=head), part.frame, lengths=lengths
-                    )[:, 0]
-                )
-        n_rows = sum(len(part) for part in folds.parts[0][1]) + len(folds.parts[0][0])
-        joined = torch.full((n_rows, outputs[0].shape[1]), torch.nan)
+        outputs = [
+            backend.forward(
+                partial(network.average_members, head=self._head),
+                valid.frame,
+                lengths=network.padded_lengths(valid.frame),
+            )[:, 0]
+            for network, (_, valid) in zip(self.network_.networks, folds.parts, strict=True)
+        ]
+        joined = torch.full((folds.n_rows, outputs[0].shape[1]), torch.nan)
         joined[torch.from_numpy(np.concatenate(folds.rows))] = torch.cat(outputs)
         return joined
 

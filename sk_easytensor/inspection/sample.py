@@ -236,7 +236,7 @@ class ImportanceSample:
     def __init__(self, rows, evals, n_columns, seed, group=None, n_networks=1):
         group = SingleProcess() if group is None else group
         n_valid = group.sum([len(evals[0])])[0] if evals else 0
-        self.held_out = n_valid >= MIN_VALIDATION_ROWS
+        self.held_out = n_valid * n_networks >= MIN_VALIDATION_ROWS
         if self.held_out:
             rows = evals[0]
         # Pickling computes importances. Those of wide tables take long, and get a smaller sample.

@@ -14,6 +14,7 @@ from sk_easytensor.trees.boosting import TreeDataset
 from sk_easytensor.trees.forest import TreesModule
 
 __all__ = [
+    "MIN_TREE_ROWS",
     "Blend",
     "fit_blend",
     "fit_trees",
@@ -154,9 +155,9 @@ def _fit_one(head, network_outputs, tree_outputs, target, weight, group, *, cali
     return blend
 
 
-MIN_ROWS = 100
-"""Smallest number of training rows with which trees are fitted. With fewer, the weights of the two
-would depend on chance, and the network is used alone."""
+MIN_TREE_ROWS = 100
+"""Smallest number of training rows, or of all rows of folds, with which trees are fitted. With
+fewer, the weights of the two would depend on chance, and the network is used alone."""
 
 MAX_ROWS = 200_000
 """Largest number of rows on which trees are fitted; larger data sets are sampled. scikit-learn
@@ -202,7 +203,7 @@ def fit_trees(network, head, rows, valid_rows, settings):
         return None
 
     def grow():
-        if len(rows) < MIN_ROWS:
+        if len(rows) < settings.min_tree_rows:
             return None
         train = tree_rows(network, rows, MAX_ROWS, settings.seed, head)
         valid = None

@@ -214,14 +214,33 @@ class Folds:
 
     Attributes
     ----------
-    parts : list of (Dataset, list of Dataset)
-        Training rows and validation rows of each fold; no validation rows in a fold that has none.
+    parts : list of (Dataset, Dataset)
+        Training rows and validation rows of each fold.
+    n_rows : int
+        Number of all rows.
     rows : list of ndarray of int64, or None
         Indices of the validation rows of each fold; None if rows are in other processes.
     """
 
     parts: list
-    rows: list | None
+    n_rows: int
+    rows: list | None = None
+
+    @classmethod
+    def of(cls, splits, n_rows, rows=None):
+        """Return the folds of training rows and lists of validation rows.
+
+        Raises
+        ------
+        ValueError
+            If a fold has no validation rows.
+        """
+        if not all(held_out for _, held_out in splits):
+            raise ValueError(
+                f"n_folds={len(splits)} leaves a fold without rows to hold out; there are {n_rows} "
+                "rows, those of weight zero included"
+            )
+        return cls([(train, valid) for train, (valid,) in splits], n_rows, rows)
 
 
 class InMemoryDataset(Dataset):
@@ -298,7 +317,8 @@ class InMemoryDataset(Dataset):
             self.fold_rows(strata, n_folds, fold, np.random.RandomState(seed))
             for fold in range(n_folds)
         ]
-        return Folds([self._split(*pair) for pair in rows], [valid for _, valid in rows])
+        held_out = [valid for _, valid in rows]
+        return Folds.of([self._split(*pair) for pair in rows], len(self), held_out)
 
     def _split(self, train, valid):
         if len(valid) == 0:

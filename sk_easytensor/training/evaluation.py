@@ -104,7 +104,8 @@ class Evaluator:
                     raise ValueError(
                         f"eval_metric {metric.name!r} is {scores[metric.name]} on the "
                         f"{len(rows.target)} rows of {name!r}: they may hold a single class or no "
-                        "known target. Choose another metric or give other rows in eval_set"
+                        "known target. Choose another metric, give other rows in eval_set, or set "
+                        "n_folds=None if a class has fewer rows than there are folds"
                     )
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ from skorch.callbacks import (
 )
 
 from sk_easytensor.networks.block_module import learning_rates
-from sk_easytensor.training.blend import fit_trees
+from sk_easytensor.training.blend import MIN_TREE_ROWS, fit_trees
 from sk_easytensor.training.checkpoint import describe_data
 from sk_easytensor.training.distributed import SingleProcess
 from sk_easytensor.training.evaluation import EvalPlan
@@ -94,6 +94,8 @@ class TrainingSettings:
         Workers of the training.
     trees : BoostedTrees or None, default=None
         Parameters of the trees beside the network; None for no trees.
+    min_tree_rows : int, default=100
+        Number of training rows from which on trees are fitted.
     linear : bool, default=False
         Whether a linear model is fitted to the features that blocks give for it.
     held_out : bool, default=False
@@ -125,6 +127,7 @@ class TrainingSettings:
     checkpoints: object | None = None
     group: object = field(default_factory=SingleProcess)
     trees: object | None = None
+    min_tree_rows: int = MIN_TREE_ROWS
     linear: bool = False
     held_out: bool = False
     seed: int = 0

@@ -208,7 +208,7 @@ def test_a_search_over_folds(classifier, labelled):
 
 def test_a_warm_start_resumes_all_networks(classifier, labelled):
     X, y = labelled
-    model = classifier(n_folds=2, warm_start=True).fit(X, y)
+    model = classifier(n_folds=2, trees=None, warm_start=True).fit(X, y)
     before = [network.state_dict() for network in model.network_.networks]
     again = pickle.loads(pickle.dumps(model)).fit(X, y)
     model.fit(X, y)
@@ -230,12 +230,14 @@ def test_a_fit_that_is_resumed_keeps_its_folds():
     model = EasyTensorClassifier(trees=None, max_epochs=1, random_state=0).fit(X, y)
     model.set_params(warm_start=True).fit(X, y)
     assert len(model.network_.networks) == 5
-    assert model.oof_prediction_.shape == (60, 2)
+    # The networks may have been trained on rows that other folds hold out now.
+    assert not hasattr(model, "oof_prediction_")
 
 
 def test_partial_fit_continues_all_networks(folded, labelled):
     X, y = labelled
     folded.partial_fit(X, y)
+    assert not hasattr(folded, "oof_prediction_")
     assert len(folded.network_.networks) == 3
     assert folded.n_iter_ == 4
 
@@ -339,3 +341,59 @@ def test_training_rows_as_evaluation_set(classifier, labelled):
     X, y = labelled
     model = classifier(n_folds=2).fit(X, y, eval_set=[(X, y)])
     assert set(model.evals_result_) == {"training", "valid_0"}
+
+
+@pytest.mark.parametrize("n_positive", [2, 4])
+def test_auto_means_one_network_where_a_metric_needs_a_class_that_is_too_rare(n_positive):
+    X, y = np.random.default_rng(0).normal(size=(60, 3)), np.zeros(60, int)
+    y[:n_positive] = 1
+    model = EasyTensorClassifier(max_epochs=1, trees=None, random_state=0)
+    assert len(model.fit(X, y).network_.networks) == 5
+    assert np.isfinite(model.oof_prediction_).all()
+    if n_positive == 4:
+        scored = clone(model).set_params(eval_metric="auc").fit(X, y)
+        assert len(scored.network_.networks) == 1
+    with pytest.raises(ValueError, match="n_folds=None if a class has fewer rows"):
+        clone(model).set_params(eval_metric="auc", n_folds=5).fit(X, y)
+
+
+def test_classes_of_weight_zero_are_not_held_out():
+    X, y = np.random.default_rng(0).normal(size=(60, 3)), np.zeros(60, int)
+    y[:3] = 1
+    model = EasyTensorClassifier(
+        class_weight={0: 0.0, 1: 1.0}, max_epochs=1, trees=None, random_state=0
+    )
+    assert len(model.fit(X, y).network_.networks) == 1
+    with pytest.raises(ValueError, match=r"at most the number of rows .* got 3 of them"):
+        model.set_params(n_folds=5).fit(X, y)
+    model.set_params(n_folds=3).fit(X, y)
+    assert np.isnan(model.oof_prediction_).all(1).sum() == 57
+
+
+def test_a_resumed_fit_on_few_rows_shares_them():
+    X, y = make_classification(60, 4, random_state=0)
+    model = EasyTensorClassifier(trees=None, max_epochs=1, random_state=0).fit(X, y)
+    model.set_params(warm_start=True).fit(X[:3], y[:3])
+    assert len(model.network_.networks) == 5
+
+
+def test_checkpoints_of_several_networks_without_folds(tmp_path):
+    X, y = make_classification(60, 4, random_state=0)
+    model = EasyTensorClassifier(trees=None, max_epochs=1, random_state=0).fit(X, y)
+    model.set_params(warm_start=True, checkpoint_dir=tmp_path).fit(X, y, eval_set=[(X, 1 - y)])
+    assert len(list(tmp_path.glob("fit-*/fold4-epoch-*.pt"))) == 1
+
+
+@pytest.mark.parametrize("n_rows", [99, 100, 124])
+def test_all_folds_have_trees_or_none(n_rows):
+    X, y = make_classification(n_rows, 4, random_state=0)
+    trees = BoostedTrees(max_iter=3)
+    model = EasyTensorClassifier(trees=trees, max_epochs=1, random_state=0).fit(X, y)
+    assert [network.trees is None for network in model.network_.networks] == [n_rows < 100] * 5
+
+
+def test_reports_of_few_rows_are_of_all_rows_that_were_held_out(tmp_path):
+    X, y = make_classification(60, 4, random_state=0)
+    model = EasyTensorClassifier(trees=None, max_epochs=1, random_state=0).fit(X, y)
+    model.report(tmp_path / "report.html")
+    assert model._validation["rows"] == 60

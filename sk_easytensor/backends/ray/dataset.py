@@ -82,7 +82,8 @@ class RayDataset(Dataset):
         """Hold out each row of each chunk once, evenly from the strata of its rows."""
         seed = int(random_state.randint(np.iinfo(np.int32).max))
         split = partial(chunk_fold, strata=strata, n_folds=n_folds, seed=seed)
-        return Folds([self._split(partial(split, fold=fold)) for fold in range(n_folds)], None)
+        splits = [self._split(partial(split, fold=fold)) for fold in range(n_folds)]
+        return Folds.of(splits, len(self))
 
     def _split(self, split):
         """Return training rows, and validation rows in a list, by a function as `chunk_split`."""
