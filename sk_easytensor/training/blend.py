@@ -94,7 +94,7 @@ def fit_blend(
     few : int, default=0
         Number of validation rows below which the penalty of weights grows, as ``1 + few / n_rows``.
     prior : float, default=0.5
-        Weight of the network to which the penalty keeps its weight near.
+        Weight of the network to which the penalty keeps its weight near; 0 for a weight of 0.
 
     Returns
     -------
@@ -137,7 +137,7 @@ def _fit_one(head, network_outputs, tree_outputs, target, weight, group, *, cali
         index = int(np.argmin(likelihoods + penalties))
         return float(values[index]), float(losses[index])
 
-    shares = np.linspace(0, 1, N_SHARES)
+    shares = np.linspace(0, 1, N_SHARES) if prior > 0 else np.zeros(1)
     (n_rows,) = group.sum([int((weight > 0).sum())]) if few else (1,)
     share, loss = best(
         shares,

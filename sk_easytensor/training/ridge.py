@@ -44,6 +44,10 @@ EQUAL_ROWS = 400
 sets of 20 to 300 series, network weights of 0, 0.1, 0.2, 0.3 and 0.5 had accuracies of 0.934,
 0.932, 0.931, 0.931 and 0.926; only the set with 270 training series was best with 0.2 to 0.5."""
 
+FEW_ROWS = 250
+"""Largest number of rows with which a network has no weight beside a linear model of all columns,
+unless its number of epochs was chosen."""
+
 MIN_EPOCHS = 5
 """Smallest number of epochs of a network beside a linear model."""
 
@@ -85,7 +89,7 @@ def fit_linear(network, head, rows, held_out, settings):
     if not has_linear(network, head, rows, settings):
         return None, None
     train = linear_rows(network, rows, MAX_ROWS, settings.seed)
-    share = prior_share(network, len(rows))
+    share = prior_share(network, len(rows), settings.automatic_epochs)
     regression = Regression.of(train, head)
     penalty, factor = regression.choose(head)
     model = regression.module(weights, penalty, factor, share)
@@ -117,19 +121,23 @@ def has_linear(network, head, rows, settings):
     )
 
 
-def prior_share(network, n_rows):
+def prior_share(network, n_rows, automatic_epochs):
     """Return the weight of the other models that few validation rows hardly change.
 
     One half, if the network reads columns that the linear model does not. Otherwise it grows with
-    the number of rows, because a network of few series is much the worse model.
+    the number of rows, because a network of few series is much the worse model. It is 0 for the
+    fewest rows, so that predictions do not evaluate the network.
     """
-    reads_others = not _reads_all(network)
-    return 0.5 * (1 if reads_others else n_rows / (n_rows + EQUAL_ROWS))
+    if not _reads_all(network):
+        return 0.5
+    if automatic_epochs and n_rows <= FEW_ROWS:
+        return 0.0
+    return 0.5 * n_rows / (n_rows + EQUAL_ROWS)
 
 
 def reduced_epochs(network, n_rows, max_epochs):
     """Return the number of epochs beside a linear model, fewer where the network weighs little."""
-    factor = (2 * prior_share(network, n_rows)) ** 2
+    factor = (2 * prior_share(network, n_rows, automatic_epochs=True)) ** 2
     return min(max_epochs, max(MIN_EPOCHS, round(max_epochs * factor)))
 
 

@@ -158,14 +158,17 @@ def test_invalid_values_are_named():
         EasyTensorClassifier(linear="on").fit(X, Y)
 
 
-def test_a_network_of_few_series_has_a_small_weight_and_few_epochs():
+def test_a_network_of_few_series_has_no_weight_and_few_epochs():
     X, y = waves(60)
     alone = X.select(["x"])
     quick = {name: value for name, value in QUICK.items() if name != "max_epochs"}
     model = EasyTensorClassifier(SERIES, **quick).fit(alone, y)
     assert model.n_iter_ == 5
-    assert model.linear_weight_ > 0.8
-    assert EasyTensorClassifier(SERIES, max_epochs=7, **quick).fit(alone, y).n_iter_ == 7
+    assert model.linear_weight_ == 1
+    assert not model.network_.linear.needs_others
+    longer = EasyTensorClassifier(SERIES, max_epochs=7, **quick).fit(alone, y)
+    assert longer.n_iter_ == 7
+    assert 0.8 < longer.linear_weight_ < 1
     # The network alone reads the other column.
     both = EasyTensorClassifier(SERIES, **quick).fit(X, y)
     assert both.n_iter_ > 10
