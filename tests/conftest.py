@@ -99,6 +99,7 @@ def flavour(request):
 
 @pytest.fixture
 def quick_fits(monkeypatch):
-    """Fits of two epochs where ``max_epochs`` is left to the library."""
-    few = "sk_easytensor.estimators.base.default_table_epochs"
-    monkeypatch.setattr(few, lambda n_rows: 2)
+    """Fits of two epochs and without folds, where both are left to the library."""
+    base = "sk_easytensor.estimators.base"
+    monkeypatch.setattr(f"{base}.default_table_epochs", lambda n_rows: 2)
+    monkeypatch.setattr(f"{base}.FEW_ROWS", 0)

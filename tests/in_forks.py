@@ -98,9 +98,10 @@ def main():
     n = X["n"].to_numpy()
     y = n > 0
     quick = {"max_epochs": 1, "random_state": 0}
-    one = EasyTensorClassifier(BLOCKS, trees=BoostedTrees(max_iter=3), **quick).fit(X, y)
-    two = EasyTensorClassifier(n_jobs=2, trees=None, **quick).fit(X, X["c"])
-    several = EasyTensorRegressor(BLOCKS, trees=None, **quick).fit(X, np.stack([n, n], axis=1))
+    alone = {**quick, "n_folds": None}
+    one = EasyTensorClassifier(BLOCKS, trees=BoostedTrees(max_iter=3), **alone).fit(X, y)
+    two = EasyTensorClassifier(n_jobs=2, trees=None, **alone).fit(X, X["c"])
+    several = EasyTensorRegressor(BLOCKS, trees=None, **alone).fit(X, np.stack([n, n], axis=1))
     sides = [("c", CategoryBlock(width=4), "c")], [("n", NumericBlock(), "n")]
     towers = EasyTensorTwoTower(*sides, embedding_dim=4, n_jobs=2, **quick).fit(X, y)
     users = EasyTensorEmbedder(embedding_dim=4, **quick).fit(X.select(["v"]))
@@ -131,7 +132,7 @@ def main():
 
     def fitted():
         trees = BoostedTrees(max_iter=3)
-        again = EasyTensorClassifier(n_jobs=2, trees=trees, **quick).fit(X, y)
+        again = EasyTensorClassifier(n_jobs=2, trees=trees, **alone).fit(X, y)
         return [again.predict_proba(X)]
 
     for function in (predicted, explained, fitted):

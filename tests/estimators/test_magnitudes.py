@@ -221,7 +221,7 @@ def test_models_of_odd_numbers_and_their_graphs(tmp_path):
         ("vectors", VectorBlock(), list(vectors)),
     ]
     trees = BoostedTrees(max_iter=10)
-    model = EasyTensorRegressor(blocks, trees=trees, **QUICK).fit(X, NORMAL)
+    model = EasyTensorRegressor(blocks, trees=trees, n_folds=None, **QUICK).fit(X, NORMAL)
     predicted = model.predict(X)
     assert np.isfinite(predicted).all()
     model.to_onnx(tmp_path / "model.onnx")

@@ -1,6 +1,7 @@
 """Cases: one seed is an estimator, what it is fitted on and what it is to predict."""
 
 import datetime as dt
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -308,7 +309,10 @@ def wide_sparse(random, folder):
     def matrix(rows):
         values = (random.random((rows, width)) < 0.05) * random.normal(size=(rows, width))
         kind = str(random.choice(["csr", "csc", "coo", "lil", "dok", "bsr", "dia"]))
-        made = getattr(scipy.sparse, f"{kind}_{random.choice(['matrix', 'array'])}")(values)
+        with warnings.catch_warnings():
+            # Matrices of other than diagonals are inefficient as DIA.
+            warnings.simplefilter("ignore", scipy.sparse.SparseEfficiencyWarning)
+            made = getattr(scipy.sparse, f"{kind}_{random.choice(['matrix', 'array'])}")(values)
         odd = random.random()
         if odd < 0.1 and hasattr(made, "data") and kind in ("csr", "csc", "coo") and made.nnz:
             made.data[0] = [np.nan, np.inf, 1e308, 0.0][random.integers(4)]
