@@ -412,17 +412,22 @@ class BaseEasyTensor(EngineMixin, ExplainMixin, BlockParametersMixin, TrainedEst
         owner, decided = type(self).__name__, not set(names) <= {"training"}
         if self.n_folds is None:
             return None
+        n_networks = len(self.network_.networks) if resuming else 1
+        keeps_folds = n_networks > 1 and not decided
+        holds_out = not decided and self.validation_fraction is not None
+        begins_folds = holds_out and not backend.distributed and not self.warm_start
+        if self.n_folds == "auto" and not (keeps_folds or begins_folds):
+            # Decided before targets are read again, which takes tasks on a cluster.
+            return None
         # Rows of a class whose weight is 0 cannot be held out.
         sizes = stratum_sizes(rows, self._target)
         n_rows = sum(sizes)
         if self.n_folds == "auto":
-            n_networks = len(self.network_.networks) if resuming else 1
-            if n_networks > 1 and n_rows >= n_networks and not decided:
+            if keeps_folds and n_rows >= n_networks:
                 # Networks of folds do not see the rows that they were validated on.
                 return n_networks
-            holds_out = not decided and self.validation_fraction is not None
-            is_small = FEWEST_ROWS <= n_rows <= FEW_ROWS and not backend.distributed
-            if not (holds_out and is_small) or self.warm_start or self._is_linear():
+            is_small = FEWEST_ROWS <= n_rows <= FEW_ROWS
+            if not (begins_folds and is_small) or self._is_linear():
                 return None
             # Without a row of each class, some metrics are not defined.
             is_scored = self.eval_metric is None or min(sizes) >= FOLDS_OF_FEW_ROWS
