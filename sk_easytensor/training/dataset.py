@@ -275,12 +275,9 @@ class InMemoryDataset(Dataset):
         Rows of weight zero, such as those of a class whose weight is zero, are training rows: a
         validation part of them alone has no loss.
         """
-        groups = strata(self.target)
-        known = np.arange(len(groups)) if self.weight is None else np.flatnonzero(self.weight > 0)
+        groups, known = strata(self.target), self._known_rows()
         _, valid = validation_rows(groups[known], fraction, random_state)
-        is_valid = np.zeros(len(groups), dtype=bool)
-        is_valid[known[valid]] = True
-        return np.flatnonzero(~is_valid), np.flatnonzero(is_valid)
+        return complement(known[valid], len(groups))
 
     def hold_out(self, strata, fraction, random_state):
         """Hold out validation rows; see :meth:`split_rows`."""
@@ -301,14 +298,11 @@ class InMemoryDataset(Dataset):
         train, valid : ndarray of int64
             Row indices in increasing order. Rows of weight zero are training rows of all folds.
         """
-        groups = strata(self.target)
-        known = np.arange(len(groups)) if self.weight is None else np.flatnonzero(self.weight > 0)
+        groups, known = strata(self.target), self._known_rows()
         shuffled = known[random_state.permutation(len(known))]
         # Rows of one stratum follow each other, so that they are spread evenly over the folds.
         valid = shuffled[np.argsort(groups[shuffled], kind="stable")][fold::n_folds]
-        is_valid = np.zeros(len(groups), dtype=bool)
-        is_valid[valid] = True
-        return np.flatnonzero(~is_valid), np.flatnonzero(is_valid)
+        return complement(valid, len(groups))
 
     def folds(self, strata, n_folds, random_state):
         """Hold out each row once; see :meth:`fold_rows`."""
@@ -319,6 +313,12 @@ class InMemoryDataset(Dataset):
         ]
         held_out = [valid for _, valid in rows]
         return Folds.of([self._split(*pair) for pair in rows], len(self), held_out)
+
+    def _known_rows(self):
+        """Return the indices of the rows of positive weight."""
+        if self.weight is None:
+            return np.arange(len(self.target))
+        return np.flatnonzero(self.weight > 0)
 
     def _split(self, train, valid):
         if len(valid) == 0:
@@ -710,6 +710,13 @@ class MemoryMappedBatches:
                     n_batches=target - batches_yielded,
                 )
             batches_yielded = target
+
+
+def complement(rows, n_rows):
+    """Return the other indices of `n_rows` rows, and `rows`, both in increasing order."""
+    is_chosen = np.zeros(n_rows, dtype=bool)
+    is_chosen[rows] = True
+    return np.flatnonzero(~is_chosen), np.flatnonzero(is_chosen)
 
 
 def validation_rows(strata, fraction, random_state):
