@@ -31,8 +31,15 @@ MAX_DILATIONS = 32
 MAX_CHANNELS = 9
 """Largest number of channels that a kernel reads."""
 
-CACHED_VALUES = 350_000
+CACHED_VALUES = 700_000
 """Number of outputs of convolutions that are computed at a time, so that they stay in a cache."""
+
+BLOCK = 32
+"""Number of steps of a block, within which steps are summed by position. The steps that follow a
+series only add zeros, so that a sum does not depend on the other series of a batch."""
+
+BEYOND = -1e9
+"""Output at steps that do not count, below any bias."""
 
 GOLDEN_RATIO = (math.sqrt(5) + 1) / 2
 
@@ -66,8 +73,7 @@ class RandomConvolutions(nn.Module):
     and Transformations for Fast and Effective Time Series Classification" (2022), who also
     transform the :func:`differences` of series. Half of the combinations of kernels and dilations
     also read the steps whose kernel extends beyond the series, where it is 0. The other half do
-    not, unless a series is too short for any other step. Means are summed in double precision, so
-    that rounding does not depend on the other series of a batch.
+    not, unless a series is too short for any other step.
 
     Examples
     --------
@@ -84,7 +90,9 @@ class RandomConvolutions(nn.Module):
         for index, (subset, bias) in enumerate(zip(subsets, biases, strict=True)):
             channels = torch.from_numpy(np.asarray(subset, dtype=np.float32))
             weights = (channels[:, :, None] * kernels[:, None, :]).flatten(1)
-            self.register_buffer(f"weights_{index}", weights)
+            # Two more inputs are BEYOND at the steps that do not count for either half of kernels.
+            halves = functional.one_hot(kernel_halves(index), 2).float()
+            self.register_buffer(f"weights_{index}", torch.cat([weights, halves], dim=1))
             self.register_buffer(f"biases_{index}", torch.from_numpy(np.array(bias, np.float32)))
         self.out_features = 2 * sum(bias.size for bias in biases)
 
@@ -104,29 +112,41 @@ class RandomConvolutions(nn.Module):
             For each dilation and kernel the proportions of all biases and then the means, 0 for
             empty series.
         """
-        if torch.compiler.is_compiling():
-            # A graph must work for any number of rows.
-            return self._features(series, lengths)
-        step = max(1, CACHED_VALUES // (N_KERNELS * max(series.shape[2], 1)))
-        parts = zip(series.split(step), lengths.split(step), strict=True)
-        features = [self._features(*part) for part in parts]
-        return torch.cat(features) if features else series.new_zeros(0, self.out_features)
-
-    def _features(self, series, lengths):
+        # Blocks of steps come before series, so that sums over blocks read contiguous memory.
+        n_blocks = (series.shape[2] + BLOCK - 1) // BLOCK
+        series = functional.pad(series, (0, BLOCK - 1))[:, :, : n_blocks * BLOCK]
         features = []
         for index, dilation in enumerate(self.dilations):
-            outputs = convolve(series, getattr(self, f"weights_{index}"), dilation)
-            beyond, n_steps = counted_steps(lengths, series.shape[2], dilation, index)
-            outputs = outputs - beyond
-            proportions, means = [], []
-            for bias in getattr(self, f"biases_{index}").unbind(1):
-                excess = (outputs - bias[:, None]).relu_()
-                total = excess.sum(2, dtype=torch.float64).to(outputs.dtype)
-                number = excess.sign_().sum(2)
-                proportions.append(number / n_steps)
-                means.append(total / number.clamp(min=1))
-            features.append(torch.stack([*proportions, *means], dim=2).flatten(1))
+            inside, n_counted = counted_steps(lengths, series.shape[2], dilation)
+            beyond = torch.where(inside, 0.0, BEYOND)
+            if torch.compiler.is_compiling():
+                # A graph must work for any number of rows.
+                features.append(self._features(index, series, beyond, n_counted))
+                continue
+            step = max(1, CACHED_VALUES // (N_KERNELS * max(series.shape[2], 1)))
+            parts = zip(
+                series.split(step), beyond.split(step, 1), n_counted.split(step, 1), strict=True
+            )
+            parts = [self._features(index, *part) for part in parts]
+            features.append(torch.cat(parts))
         return torch.cat(features, dim=1)
+
+    def _features(self, index, series, beyond, n_counted):
+        """Return the features of one dilation."""
+        inputs = torch.cat([shifted_steps(series, self.dilations[index]), beyond])
+        inputs = inputs.unflatten(2, (-1, BLOCK)).transpose(1, 2).flatten(2)
+        outputs = torch.mm(getattr(self, f"weights_{index}"), inputs.flatten(1))
+        outputs = outputs.unflatten(1, inputs.shape[1:])
+        buffer = None if torch.compiler.is_compiling() else torch.empty_like(outputs)
+        n_counted = n_counted.index_select(0, kernel_halves(index, series.device))
+        proportions, means = [], []
+        for bias in getattr(self, f"biases_{index}").unbind(1):
+            excess = subtract(outputs, bias[:, None, None], buffer).relu_()
+            total = sum_of_steps(excess)
+            number = sum_of_steps(excess.sign_())
+            proportions.append(number / n_counted)
+            means.append(total / number.clamp(min=1))
+        return torch.stack([*proportions, *means], dim=2).transpose(0, 1).flatten(1)
 
 
 def differences(series, lengths):
@@ -164,34 +184,69 @@ def kernel_weights():
     return weights
 
 
-def convolve(series, weights, dilation):
-    """Return the convolutions of series with all kernels at one dilation.
+def kernel_halves(index, device=None):
+    """Return the half of the kernels that each kernel belongs to.
+
+    Parameters
+    ----------
+    index : int
+        Position of the dilation among all dilations.
+    device : torch.device, optional
+        Device of the result.
+
+    Returns
+    -------
+    torch.Tensor of int64, shape (84,)
+        0 for kernels that also read the steps where they extend beyond a series, else 1.
+    """
+    return (torch.arange(N_KERNELS, device=device) + index) % 2
+
+
+def subtract(first, second, buffer):
+    """Return a difference, in the memory of a buffer unless it is None."""
+    return first - second if buffer is None else torch.sub(first, second, out=buffer)
+
+
+def sum_of_steps(values):
+    """Return the sums over steps.
+
+    Parameters
+    ----------
+    values : torch.Tensor of shape (84, n_blocks, n_series * 32)
+        Values at the steps of each block.
+
+    Returns
+    -------
+    torch.Tensor of shape (84, n_series)
+    """
+    return values.sum(1).unflatten(1, (-1, BLOCK)).sum(2)
+
+
+def shifted_steps(series, dilation):
+    """Return the steps that each weight of a kernel reads.
 
     Parameters
     ----------
     series : torch.Tensor of shape (n_series, n_channels, n_steps)
         Series.
-    weights : torch.Tensor of shape (84, n_channels * 9)
-        Weights of each kernel for each channel.
     dilation : int
         Distance between the steps of a kernel.
 
     Returns
     -------
-    torch.Tensor of shape (n_series, 84, n_steps)
-        Outputs centred at each step; the series is 0 beyond its ends.
+    torch.Tensor of shape (n_channels * 9, n_series, n_steps)
+        Steps of the kernels that are centred at each step; a series is 0 beyond its ends.
     """
     n_steps = series.shape[2]
     reach = dilation * (KERNEL_SIZE // 2)
-    padded = functional.pad(series, (reach, reach))
-    shifted = [
-        padded[:, :, start * dilation : start * dilation + n_steps] for start in range(KERNEL_SIZE)
-    ]
-    return torch.matmul(weights, torch.stack(shifted, dim=2).flatten(1, 2))
+    padded = functional.pad(series, (reach, reach)).transpose(0, 1)
+    starts = range(0, KERNEL_SIZE * dilation, dilation)
+    shifted = [padded[:, :, start : start + n_steps] for start in starts]
+    return torch.stack(shifted, dim=1).flatten(0, 1)
 
 
-def counted_steps(lengths, n_steps, dilation, index):
-    """Return the steps that count for each kernel, and their number.
+def counted_steps(lengths, n_steps, dilation):
+    """Return the steps that count for both halves of the kernels, and their number.
 
     Parameters
     ----------
@@ -199,26 +254,23 @@ def counted_steps(lengths, n_steps, dilation, index):
         Lengths of the series.
     n_steps : int
         Number of steps of the padded series.
-    dilation, index : int
-        Dilation, and its position among all dilations.
+    dilation : int
+        Distance between the steps of a kernel.
 
     Returns
     -------
-    beyond : torch.Tensor of float32, shape (n_series, 84, n_steps)
-        0 for steps that count, infinite for others.
-    number : torch.Tensor of float32, shape (n_series, 84)
+    inside : torch.Tensor of bool, shape (2, n_series, n_steps)
+        Whether a step counts, for each of the :func:`kernel_halves`.
+    number : torch.Tensor of float32, shape (2, n_series)
         Number of steps that count, at least 1.
     """
     reach = dilation * (KERNEL_SIZE // 2)
     step = torch.arange(n_steps, device=lengths.device)
     alone = torch.where(lengths > 2 * reach, reach, 0)
-    begin = torch.stack([torch.zeros_like(lengths), alone], dim=1)
-    end = lengths[:, None] - begin
+    begin = torch.stack([torch.zeros_like(lengths), alone])
+    end = lengths - begin
     inside = (step >= begin[:, :, None]) & (step < end[:, :, None])
-    beyond = torch.where(inside, 0.0, torch.inf)
-    kind = (torch.arange(N_KERNELS, device=lengths.device) + index) % 2
-    number = (end - begin).clamp(min=1).float()
-    return beyond.index_select(1, kind), number.index_select(1, kind)
+    return inside, (end - begin).clamp(min=1).float()
 
 
 @torch.no_grad()
@@ -232,8 +284,7 @@ def fit_random_convolutions(series, lengths, n_biases, seed=0):
     lengths : torch.Tensor of int64, shape (n_series,)
         Number of steps of each series.
     n_biases : int
-        Number of biases of each kernel at all dilations together, for which there are 168 features
-        each.
+        Number of biases of each kernel at all dilations together.
     seed : int, default=0
         Seed of the channels, and of the series from which biases are taken.
 
@@ -261,10 +312,11 @@ def fit_random_convolutions(series, lengths, n_biases, seed=0):
             rows = torch.from_numpy(random.choice(present, N_KERNELS))
             channels = torch.from_numpy(subset).float()[:, :, None]
             summed = (series[rows] * channels).sum(1, keepdim=True)
-            outputs = convolve(summed, kernels[:, None], dilation)[:, 0]
-            beyond, counts = counted_steps(lengths[rows], outputs.shape[1], dilation, index)
-            own = torch.arange(N_KERNELS)
-            values = quantiles(outputs + beyond[own, own], counts[own, own], levels)
+            outputs = torch.einsum("kw,wkn->kn", kernels, shifted_steps(summed, dilation))
+            inside, counts = counted_steps(lengths[rows], outputs.shape[1], dilation)
+            half, own = kernel_halves(index), torch.arange(N_KERNELS)
+            outputs = torch.where(inside[half, own], outputs, torch.inf)
+            values = quantiles(outputs.numpy(), counts[half, own].numpy(), levels)
         subsets.append(subset)
         biases.append(values)
     return dilations, subsets, biases
@@ -275,9 +327,9 @@ def quantiles(values, counts, levels):
 
     Parameters
     ----------
-    values : torch.Tensor of float32, shape (n_rows, n)
+    values : ndarray of float32, shape (n_rows, n)
         Values, infinite where they do not count.
-    counts : torch.Tensor of float32, shape (n_rows,)
+    counts : ndarray of float32, shape (n_rows,)
         Number of them, at least 1.
     levels : ndarray of float64, shape (n_rows, n_levels)
         Levels in [0, 1].
@@ -286,10 +338,10 @@ def quantiles(values, counts, levels):
     -------
     ndarray of float32, shape (n_rows, n_levels)
     """
-    ordered = values.sort(1).values.numpy()
-    position = levels * (counts.numpy()[:, None] - 1)
+    ordered = np.sort(values, axis=1)
+    position = levels * (counts[:, None] - 1)
     below = np.floor(position).astype(np.int64)
-    above = np.minimum(below + 1, counts.numpy()[:, None].astype(np.int64) - 1)
+    above = np.minimum(below + 1, counts[:, None].astype(np.int64) - 1)
     lower, upper = (np.take_along_axis(ordered, place, 1) for place in (below, above))
     return (lower + (position - below) * (upper - lower)).astype(np.float32)
 

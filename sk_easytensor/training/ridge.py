@@ -48,7 +48,7 @@ FEW_ROWS = 250
 """Largest number of rows with which a network has no weight beside a linear model of all columns,
 unless its number of epochs was chosen."""
 
-MIN_EPOCHS = 5
+MIN_EPOCHS = 1
 """Smallest number of epochs of a network beside a linear model."""
 
 LOSSES = ("log_loss", "squared_error")
@@ -272,19 +272,25 @@ class Regression:
         encoded = torch.from_numpy(self.encoded)
         weight = torch.from_numpy(self.weight / self.weight.sum())
         is_class = head.estimator_type == "classifier"
+        factors = torch.from_numpy(TEMPERATURES) if is_class else torch.ones(1).double()
+        repeated = encoded.repeat(len(factors), *[1] * (encoded.ndim - 1))
         candidates = []
 
-        def mean_loss(scores):
-            outputs = head.normalize(scores.float()[:, None, :])
-            return (head.loss(outputs, encoded)[:, 0].double() * weight).sum()
+        def mean_losses(scores):
+            """Return the mean loss with each factor."""
+            scores = (factors[:, None, None] * scores).flatten(0, 1)
+            losses = head.loss(head.normalize(scores.float()[:, None, :]), repeated)[:, 0].double()
+            return losses.view(len(factors), -1) @ weight
 
         for penalty in PENALTIES:
             scores = torch.from_numpy(self.left_out(penalty))
-            for factor in TEMPERATURES if is_class else (1.0,):
-                loss = float(mean_loss(scores * factor))
-                if is_class:
-                    loss += float(mean_loss(-scores * factor)) / len(scores)
-                candidates.append((loss, penalty, factor))
+            losses = mean_losses(scores)
+            if is_class:
+                losses += mean_losses(-scores) / len(scores)
+            candidates += [
+                (loss, penalty, factor)
+                for loss, factor in zip(losses.tolist(), factors.tolist(), strict=True)
+            ]
         _, penalty, factor = min(
             (candidate for candidate in candidates if np.isfinite(candidate[0])),
             default=(0.0, PENALTIES[-1], 1.0),
