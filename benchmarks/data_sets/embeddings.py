@@ -135,7 +135,9 @@ def make_models(users, options):
         begun = time.perf_counter()
         embedders[objective] = make_embedder(users, objective, options)
         embedders[objective].fit(users.table, time=users.time)
-        embeddings[objective] = np.asarray(embedders[objective].transform(users.table))
+        both = np.asarray(embedders[objective].transform(users.table))
+        embeddings[objective] = both[:, : embedders[objective].embedding_dim]
+        embeddings[f"{objective} with aggregates"] = both
         seconds = time.perf_counter() - begun
         print(f"{objective} embeddings: {seconds:.1f} s", flush=True)
     if options.peers:
@@ -165,6 +167,7 @@ def make_embedder(users, objective, options):
     return EasyTensorEmbedder(
         [("events", users.block, list(users.table))],
         objective=objective,
+        aggregates=True,
         session_gap=users.session_gap if objective == "session_pair" else None,
         random_state=0,
         n_jobs=options.threads,

@@ -466,13 +466,11 @@ class EventSequenceBlock(AggregatedBlock):
             # The factor is for one value per row; lists have many.
             values.learning_rate_scale = None
         waves = 2 * len(HARMONICS) * len(self._cycles)
-        return EventSequenceModule(codes, values, self.make_encoder, waves, self._aggregates())
-
-    def _aggregates(self):
-        """Return the module of the aggregates, or None."""
         names = self.chosen_aggregates
-        if not names:
-            return None
+        aggregates = self.make_aggregates(names)[0] if names else None
+        return EventSequenceModule(codes, values, self.make_encoder, waves, aggregates)
+
+    def make_aggregates(self, names):
         columns, block = list(self._number_columns()), self.number_block_
         fields = zip(block.edges_, block.center_, block.scale_, strict=True)
         numbers = [NumberField(len(edges), center / scale) for edges, center, scale in fields]
@@ -480,7 +478,7 @@ class EventSequenceBlock(AggregatedBlock):
         now = f"{self._time}.now"
         gap = columns.index(now) if now in columns else None
         n_codes = self.category_block_.n_codes if self._of_kind("category") else []
-        return ListAggregates(names, n_codes, numbers, max_length=self.max_length, gap=gap)
+        return [ListAggregates(names, n_codes, numbers, max_length=self.max_length, gap=gap)]
 
     def to_onnx(self, graph):
         from sk_easytensor.onnx import encoders

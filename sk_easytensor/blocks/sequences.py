@@ -217,6 +217,21 @@ class AggregatedBlock(SequenceBlock):
         if isinstance(self.aggregates, str):
             self.aggregates = False
 
+    @abstractmethod
+    def make_aggregates(self, names):
+        """Return modules of the aggregates of these names, a :class:`ListAggregates` for each list.
+
+        Parameters
+        ----------
+        names : list of str
+            Some of `known_aggregates`.
+
+        Returns
+        -------
+        list of ListAggregates
+            Modules for the lists of :meth:`AggregatedModule.aggregated_lists`.
+        """
+
 
 class LengthSummary(Summary):
     """Number of rows whose lists are longer than the largest length that is read.
@@ -599,16 +614,18 @@ class CategorySequenceBlock(AggregatedBlock):
         return unseen
 
     def make_module(self):
-        names, max_length = self.chosen_aggregates, self.max_length
+        names = self.chosen_aggregates
         return CategorySequenceModule(
             [items.make_module() for items in self.items_],
             [self.make_encoder(self.width) for _ in self.items_],
-            [
-                ListAggregates(names, items.n_codes, max_length=max_length)
-                for items in self.items_
-                if names
-            ],
+            self.make_aggregates(names) if names else [],
         )
+
+    def make_aggregates(self, names):
+        return [
+            ListAggregates(names, items.n_codes, max_length=self.max_length)
+            for items in self.items_
+        ]
 
     def to_onnx(self, graph):
         from sk_easytensor.onnx import encoders

@@ -149,8 +149,9 @@ class EmbeddingMixin(TransformerMixin):
         Returns
         -------
         ndarray of float32, shape (n_users, embedding_dim)
-            Embeddings. For a log, users are in the order of their first event. With
-            ``set_output(transform="pandas")``, the index has the keys of the users.
+            Embeddings, followed by aggregates with ``aggregates=True``. For a log, users are in the
+            order of their first event. With ``set_output(transform="pandas")``, the index has the
+            keys of the users.
         """
         check_is_fitted(self)
         table = as_table(X, columns=self._read_columns())
@@ -191,9 +192,9 @@ class EmbeddingMixin(TransformerMixin):
         ValueError
             If the embedding of a block cannot be updated exactly: its encoder must be ``"mean"`` or
             read from left to right only (``"gru"``, ``"lstm"``), and must not read the time up to
-            the last event (``now=False``). Also if a user has more events than the ``max_length``
-            of a block, if an event is earlier than the last one before, or if `state` is of another
-            fit.
+            the last event (``now=False``). Also with ``aggregates=True``, if a user has more events
+            than the ``max_length`` of a block, if an event is earlier than the last one before, or
+            if `state` is of another fit.
         TypeError
             If a column is of another type than before.
 
@@ -207,6 +208,11 @@ class EmbeddingMixin(TransformerMixin):
         owner = type(self).__name__
         if self._user is None:
             raise AttributeError("update needs a log in fit, with its user and time columns")
+        if self.aggregates:
+            raise ValueError(
+                f"{owner}.update: aggregates=True needs whole lists; fit with aggregates=False to "
+                "update embeddings, or call transform"
+            )
         check_incremental(self.tower_.blocks_, owner)
         table = as_table(events, columns=self._read_columns(), minimum_rows=0)
         if not self._is_log(table):
@@ -251,6 +257,11 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
         sessions of many users.
     embedding_dim : int, default=128
         Size of the embeddings.
+    aggregates : bool, default=False
+        Whether :meth:`transform` returns aggregates of the lists after the embeddings: lengths,
+        counts and shares of the most frequent categories, statistics of numbers, and so on, as
+        :class:`~sk_easytensor.EventSequenceBlock` computes them for a network. Training does not
+        read them, and neither does :class:`~sk_easytensor.PretrainedBlock`.
     remainder : {"auto", "drop"}, default="auto"
         Handling of list columns that no block names: ``"auto"`` reads all of them by one
         ``EventSequenceBlock("mean", now=False)``, ``"drop"`` leaves them out. The column `session`
@@ -358,6 +369,7 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
         *,
         objective: Literal["contrastive", "session_pair"] = "contrastive",
         embedding_dim: int = 128,
+        aggregates: bool = False,
         remainder: Literal["auto", "drop"] = "auto",
         trunk: Trunk | None = None,
         temperature: float | None = None,
@@ -388,6 +400,7 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
         self.blocks = blocks
         self.objective = objective
         self.embedding_dim = embedding_dim
+        self.aggregates = aggregates
         self.remainder = remainder
         self.trunk = trunk
         self.temperature = temperature
@@ -426,6 +439,7 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
         check_choice(owner, "session_sampling", self.session_sampling, SESSION_SAMPLING)
         check_choice(owner, "remainder", self.remainder, ("auto", "drop"))
         check_number(owner, "embedding_dim", self.embedding_dim, low=1, integer=True)
+        check_choice(owner, "aggregates", self.aggregates, (False, True))
         if self.temperature is not None:
             check_number(owner, "temperature", self.temperature, low=0, exclusive=True)
         check_number(owner, "dropout", self.dropout, low=0, high=0.99)
@@ -552,7 +566,7 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
                 self._fit_tower(lists, blocks, backend)
             self._train(rows, evals, random_state, backend, checkpoints)
             self._choose_engines([(self.tower_, sample)], backend)
-        self._n_features_out = self.embedding_dim
+        self._n_features_out = self.tower_._n_features_out
         self.n_features_in_ = input_sample.num_columns
         if has_column_names(X):
             self.feature_names_in_ = np.asarray(input_sample.column_names, dtype=object)
@@ -601,6 +615,7 @@ class EasyTensorEmbedder(EmbeddingMixin, BlockParametersMixin, TrainedEstimator)
             clone(trunk),
             embedding_dim=self.embedding_dim,
             normalized=objective_of(self).normalized,
+            aggregates=self.aggregates,
             n_jobs=self.n_jobs,
         )
         lengths = [getattr(block, "max_length", None) for _, block, _ in blocks]

@@ -202,19 +202,28 @@ class TrainedEstimator(
             )
         return EvalPlan(list(names), decides, list(metrics), scores, stopping_metric)
 
-    def _settings(self, batch_size, epochs, plan, *, annealed=True, checkpoints=None):
-        """Return the settings of the training, from the parameters."""
-        owner = type(self).__name__
-        patience = self.early_stopping_rounds
-        if patience == "auto":
-            patience = default_patience(epochs)
+    def _settings(
+        self,
+        batch_size,
+        epochs,
+        plan,
+        *,
+        annealed=True,
+        checkpoints=None,
+        patience=default_patience,
+    ):
+        """Return the settings of the training, from the parameters.
+
+        `patience` is a function of the number of epochs, for ``early_stopping_rounds="auto"``.
+        """
+        owner, automatic = type(self).__name__, self.early_stopping_rounds == "auto"
         return TrainingSettings(
             learning_rate=self.learning_rate,
             batch_size=batch_size,
             max_epochs=epochs,
             optimizer=resolve_optimizer(self.optimizer, owner),
             weight_decay=self.weight_decay,
-            early_stopping_rounds=patience,
+            early_stopping_rounds=patience(epochs) if automatic else self.early_stopping_rounds,
             device=resolve_backend(self.backend, self.n_jobs).resolve_device(self.device, owner),
             # LightGBM accepts -1 for no output.
             verbose=max(0, self.verbose),
@@ -222,7 +231,7 @@ class TrainedEstimator(
             annealed=annealed,
             checkpoints=checkpoints,
             plan=plan,
-            automatic_patience=self.early_stopping_rounds == "auto",
+            automatic_patience=automatic,
         )
 
     def _begin_fold(self, number):

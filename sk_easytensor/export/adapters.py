@@ -11,7 +11,7 @@ from sklearn.base import is_classifier
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from sk_easytensor.networks.two_tower_network import embed
+from sk_easytensor.networks.two_tower_network import embed, embed_with_aggregates
 from sk_easytensor.tensors import Padded, Ragged
 
 __all__ = [
@@ -404,7 +404,7 @@ class EmbeddingAdapter(ExportAdapter):
     warns_of_unknown = False
 
     def compute(self, networks, frames, precise):
-        return (embed(networks[0], frames[0], self.model.normalized),)
+        return (embed_with_aggregates(networks[0], frames[0], self.model.normalized),)
 
 
 class EmbedderAdapter(EmbeddingAdapter):

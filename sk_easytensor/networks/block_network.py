@@ -56,6 +56,9 @@ class BlockNetwork(nn.Module):
     linear : LinearModule or None
         Linear model of fixed features, whose outputs are averaged with those of network and trees
         in prediction.
+    aggregates : torch.nn.ModuleList or None
+        For each block the :class:`~sk_easytensor.blocks.aggregates.ListAggregates` that follow the
+        embeddings of a tower, of which there may be none.
     offset_name : str or None
         Name of the block whose output is added to the outputs, if there is one.
     added_names : list of str
@@ -76,7 +79,7 @@ class BlockNetwork(nn.Module):
         self.head = head
         self.wide = wide
         self.gate = gate
-        self.trees = self.linear = None
+        self.trees = self.linear = self.aggregates = None
         offsets = [name for name, block in blocks.items() if block.is_offset]
         self.offset_name = offsets[0] if offsets else None
         self.added_names = [name for name, block in blocks.items() if block.is_added]

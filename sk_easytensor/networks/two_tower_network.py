@@ -14,6 +14,7 @@ __all__ = [
     "TwoTowerNetwork",
     "as_embeddings",
     "embed",
+    "embed_with_aggregates",
 ]
 
 
@@ -34,6 +35,28 @@ def embed(tower, frame, normalized):
     torch.Tensor of float32, shape (n_rows, embedding_dim)
     """
     return as_embeddings(tower(frame), normalized)
+
+
+def embed_with_aggregates(tower, frame, normalized):
+    """Return embeddings, followed by aggregates of lists if the tower has any.
+
+    Parameters
+    ----------
+    tower, frame, normalized
+        As in :func:`embed`.
+
+    Returns
+    -------
+    torch.Tensor of float32, shape (n_rows, embedding_dim + n_aggregates)
+    """
+    parts = [embed(tower, frame, normalized)]
+    # Networks that were stored before there were aggregates have no attribute.
+    aggregates = getattr(tower, "aggregates", None) or ()
+    for name, block, own in zip(tower.names, tower.blocks, aggregates, strict=False):
+        if own:
+            lists = zip(own, block.aggregated_lists(frame[name]), strict=True)
+            parts += [part.inputs(part.compute(*inputs)) for part, inputs in lists]
+    return torch.cat(parts, dim=1)
 
 
 def as_embeddings(outputs, normalized):

@@ -43,6 +43,8 @@ class EvalPlan:
         dictionary with the value of each of `metrics` by name.
     stopping_metric : Metric or None, default=None
         Metric that decides which epoch is best; None for the loss.
+    ranking : RankingEvaluation or None, default=None
+        Computes further metrics of a set of pairs from the network, not from outputs for its rows.
     """
 
     names: list = field(default_factory=list)
@@ -50,6 +52,13 @@ class EvalPlan:
     metrics: list = field(default_factory=list)
     scores: object = None
     stopping_metric: object = None
+    ranking: object = None
+
+    @property
+    def metric_names(self):
+        """Names of all metrics that are computed in addition to the loss."""
+        ranked = [] if self.ranking is None else self.ranking.names
+        return [*(metric.name for metric in self.metrics), *ranked]
 
 
 class Evaluator:
@@ -160,6 +169,9 @@ class Evaluator:
             results[f"{name}_{self.head.metric}"] = unit_loss
             if self.plan.metrics:
                 results |= {f"{name}_{key}": value for key, value in self._scores(outputs, rows)}
+            if self.plan.ranking is not None:
+                scores = self.plan.ranking.scores(name, net.module_, rows.rows)
+                results |= {f"{name}_{key}": value for key, value in scores.items()}
         return results
 
     def _mean(self, total, weight):

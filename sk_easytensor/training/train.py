@@ -38,6 +38,7 @@ __all__ = [
     "default_table_patience",
     "has_scheduler",
     "join_results",
+    "ranking_patience",
     "resolve_device",
     "resolve_optimizer",
     "train_network",
@@ -156,6 +157,15 @@ def default_max_epochs(n_rows):
 def default_patience(max_epochs):
     """Return the patience for pairs, in epochs: an eighth of `max_epochs`, at least 6."""
     return max(6, max_epochs // 8)
+
+
+def ranking_patience(max_epochs):
+    """Return the patience for metrics of rankings, half of `max_epochs`, at least 6.
+
+    Rankings improve most where the learning rate falls. On MovieLens with all columns, 40 epochs
+    with the patience for losses ended after 18, with a recall of 0.264 instead of 0.277 after 20.
+    """
+    return max(6, max_epochs // 2)
 
 
 def default_table_epochs(n_rows):
@@ -497,7 +507,7 @@ def _score_name(net):
 
 def _curves(net, history):
     """Return the values of each evaluation set and metric by epoch, with those of callbacks."""
-    metrics = [net.head.metric, *[metric.name for metric in net.plan.metrics]]
+    metrics = [net.head.metric, *net.plan.metric_names]
     sets = ["training", *sorted({*net.plan.names} - {"training"})]
     curves = {}
     for name in sets if net.valid_rows else sets[:1]:

@@ -24,13 +24,21 @@ from sk_easytensor.estimators.state import restored_on_error
 from sk_easytensor.estimators.stored import Vectors, of_stored_rows
 from sk_easytensor.estimators.trained import TrainedEstimator
 from sk_easytensor.export.adapters import PairAdapter
+from sk_easytensor.metrics import resolve_stopping_metric
 from sk_easytensor.networks import Sum
+from sk_easytensor.networks.heads import SampledSoftmaxHead
 from sk_easytensor.networks.two_tower_network import TwoTowerNetwork
 from sk_easytensor.report.report import summarize_table
 from sk_easytensor.retrieval import check_index
 from sk_easytensor.tracking import tracked
 from sk_easytensor.training.pairs import PairResampling, item_counts
-from sk_easytensor.training.train import default_batch_size, default_max_epochs
+from sk_easytensor.training.train import (
+    default_batch_size,
+    default_max_epochs,
+    default_patience,
+    ranking_patience,
+)
+from sk_easytensor.two_tower.evaluation import RankingEvaluation, resolve_ranking_metrics
 from sk_easytensor.two_tower.pairs import (
     ItemCatalogue,
     PairEncoder,
@@ -70,6 +78,10 @@ __all__ = [
     "EasyTensorTwoTower",
     "TowerTrainingMixin",
 ]
+
+
+RANKING_SEED = 0
+"""Seed of the users that are ranked for after each epoch."""
 
 
 class TowerTrainingMixin:
@@ -138,6 +150,7 @@ class TowerTrainingMixin:
 
     def _train_towers(self, rows, evals, random_state, backend, checkpoints):
         rows = rows.normalize_weights()
+        ranking, stopping_metric = self._ranking(rows, list(evals.values()), backend)
         seed = int(random_state.randint(np.iinfo(np.int32).max))
         batch_size = self.batch_size or max(512, default_batch_size(len(rows)))
         epochs = self.max_epochs or default_max_epochs(len(rows))
@@ -165,13 +178,44 @@ class TowerTrainingMixin:
                 n_negatives=self.n_negatives,
             )
             rows = rows.map(self._target.scaled)
-            plan = self._eval_plan(evals)
+            plan = self._eval_plan(evals, stopping_metric=stopping_metric)
+            plan.ranking = ranking
             evals = [valid.map(self._target.scaled) for valid in evals.values()]
-            settings = self._settings(batch_size, epochs, plan, checkpoints=checkpoints)
+            patience = default_patience if stopping_metric is None else ranking_patience
+            settings = self._settings(
+                batch_size, epochs, plan, checkpoints=checkpoints, patience=patience
+            )
             result = backend.train(network, self._target.head_, rows, evals, settings)
         self._temperature = temperature
         self._bias = 0.0 if network.popularity is not None else float(network.bias.detach())
         self._record_training(result)
+
+    def _check_ranking(self, y, backend):
+        """Raise ``ValueError`` for ranking metrics that the fit cannot compute."""
+        if self.eval_metric is None or self._ranks_if_possible:
+            return
+        if y is not None or backend.distributed:
+            needs = "a fit without y" if y is not None else "backend='local'"
+            raise ValueError(
+                f"{type(self).__name__}: eval_metric={self.eval_metric!r} ranks the items that "
+                f"users chose, which needs {needs}; use eval_metric=None"
+            )
+
+    @property
+    def _ranks_if_possible(self):
+        return isinstance(self.eval_metric, str) and self.eval_metric == "auto"
+
+    def _ranking(self, rows, validation, backend):
+        """Return the evaluation of rankings, and the metric that decides, None for the loss."""
+        owner = type(self).__name__
+        metrics = resolve_ranking_metrics(self.eval_metric, owner)
+        if not metrics or not validation or not self._target.is_implicit or backend.distributed:
+            return None, None
+        ranking = RankingEvaluation(metrics, rows, RANKING_SEED)
+        if self._ranks_if_possible and not ranking.is_telling(validation[0]):
+            return None, None
+        loss = self._target.head_.metric
+        return ranking, resolve_stopping_metric(self.stopping_metric, metrics, loss, owner)
 
 
 @documented_like(EasyTensorClassifier)
@@ -224,6 +268,17 @@ class EasyTensorTwoTower(
         Maximum number of passes over the pairs; None for a number by that of the pairs.
     weight_decay : float, default=0.1
         Weight decay of the optimizer.
+    eval_metric : str, list of str or None, default="auto"
+        Ranking metrics of the evaluation sets, computed after each epoch over all items, for up to
+        2,000 users and without the items of their training pairs: ``"ndcg@10"``, ``"recall@20"``
+        and so on, of ``ndcg``, ``recall``, ``precision``, ``hit_rate``, ``mrr`` and ``map``.
+        Pairs count alike, whatever their weights. ``"auto"`` is ``["ndcg@10", "recall@10"]``, if
+        `fit` has no `y`, half of the pairs of the set that decides are of users with training
+        pairs, 50 at least, its weights are equal, and ``backend="local"``. Otherwise, and with
+        None, there is only the loss.
+    stopping_metric : str or None, default=None
+        The entry of `eval_metric` that decides about early stopping and the weights that are kept;
+        None for the first one. ``"loss"`` lets the loss decide.
     validation_fraction : float or None, default=0.1
         Fraction of the pairs that is held out for validation when `fit` gets no ``eval_set``; None
         to train on all pairs.
@@ -305,6 +360,8 @@ class EasyTensorTwoTower(
         optimizer: OptimizerLike = "adamw",
         weight_decay: float = 0.1,
         early_stopping_rounds: int | Literal["auto"] | None = "auto",
+        eval_metric: str | Sequence[str] | None = "auto",
+        stopping_metric: str | None = None,
         validation_fraction: float | None = 0.1,
         random_state: RandomStateLike | None = None,
         n_jobs: int | None = None,
@@ -332,6 +389,8 @@ class EasyTensorTwoTower(
         self.optimizer = optimizer
         self.weight_decay = weight_decay
         self.early_stopping_rounds = early_stopping_rounds
+        self.eval_metric = eval_metric
+        self.stopping_metric = stopping_metric
         self.validation_fraction = validation_fraction
         self.random_state = random_state
         self.n_jobs = n_jobs
@@ -361,6 +420,8 @@ class EasyTensorTwoTower(
             )
         check_number(owner, "n_negatives", self.n_negatives, low=0, integer=True)
         check_number(owner, "dropout", self.dropout, low=0, high=0.99)
+        metrics = resolve_ranking_metrics(self.eval_metric, owner)
+        resolve_stopping_metric(self.stopping_metric, metrics, SampledSoftmaxHead().metric, owner)
         check_index(owner, self.index)
 
     # ------------------------------------------------------------------ fitting
@@ -429,6 +490,7 @@ class EasyTensorTwoTower(
         backend = resolve_backend(self.backend, self.n_jobs)
         self._check_parameters()
         with backend.running(), ExitStack() as stack:
+            self._check_ranking(y, backend)
             target = PairTarget(type(self).__name__)
             interactions = backend.read_dataset(X, y, sample_weight, as_table, target.check)
             sample = interactions.sample()

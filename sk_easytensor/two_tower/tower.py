@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
+from torch import nn
 
 from sk_easytensor._utils.runtime import with_library_settings
 from sk_easytensor._utils.validation import ParametersMixin
 from sk_easytensor.blocks.detection import check_blocks, select_columns
 from sk_easytensor.blocks.pretrained import Representation
+from sk_easytensor.blocks.sequences import AggregatedBlock
 from sk_easytensor.compose import BlockParametersMixin, TableEncoder
 from sk_easytensor.estimators.state import FittedStateMixin
 from sk_easytensor.executor import LocalExecutor
@@ -21,7 +23,7 @@ from sk_easytensor.export.engines import EngineMixin
 from sk_easytensor.networks.block_network import make_network
 from sk_easytensor.networks.heads import EmbeddingHead
 from sk_easytensor.networks.trunks import Sum
-from sk_easytensor.networks.two_tower_network import embed
+from sk_easytensor.networks.two_tower_network import embed_with_aggregates
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,6 +65,9 @@ class Tower(
         Size of the embeddings.
     normalized : bool, default=False
         Whether embeddings are scaled to length 1.
+    aggregates : bool, default=False
+        Whether embeddings are followed by aggregates of lists, as in
+        :class:`~sk_easytensor.EasyTensorEmbedder`.
     n_jobs : int or None, default=None
         Maximum number of threads: None for one (unless in a joblib context), -1 for all cores.
 
@@ -92,12 +97,14 @@ class Tower(
         *,
         embedding_dim: int = 64,
         normalized: bool = False,
+        aggregates: bool = False,
         n_jobs: int | None = None,
     ) -> None:
         self.blocks = blocks
         self.trunk = trunk
         self.embedding_dim = embedding_dim
         self.normalized = normalized
+        self.aggregates = aggregates
         self.n_jobs = n_jobs
 
     def fit(self, X: object = None, y: object = None) -> Self:
@@ -168,6 +175,9 @@ class Tower(
         self.n_features_in_ = self._encoder.n_features_in_
         self.feature_names_in_ = self._encoder.feature_names_in_
         self._n_features_out = self.embedding_dim
+        if self.aggregates:
+            parts = [part for block in self.blocks_.values() for part in all_aggregates(block)]
+            self._n_features_out += sum(part.out_features for part in parts)
         return self
 
     def replace_block(self, name, block):
@@ -180,8 +190,21 @@ class Tower(
         fits = isinstance(self.trunk, Sum) and self.trunk.width == self.embedding_dim
         self._head = EmbeddingHead(self.embedding_dim, projected=not fits)
         self.network_ = make_network(self.blocks_, self.trunk, self._head)
+        self._add_aggregates()
         self._use_torch()
         return self.network_
+
+    def __setstate__(self, state):
+        """Restore a pickled state."""
+        super().__setstate__(state)
+        if hasattr(self, "network_"):
+            self._add_aggregates()
+
+    def _add_aggregates(self):
+        """Add the aggregates to the network, where they have no weights."""
+        if self.aggregates:
+            parts = [nn.ModuleList(all_aggregates(block)) for block in self.blocks_.values()]
+            self.network_.aggregates = nn.ModuleList(parts)
 
     def read(self, table):
         """Return the tower's columns of a table; raise ``ValueError`` if it lacks some."""
@@ -207,6 +230,7 @@ class Tower(
         Returns
         -------
         ndarray of float32, shape (n_rows, embedding_dim)
+            Followed by more columns with ``aggregates=True``.
         """
         return self.embed(X)
 
@@ -257,7 +281,14 @@ class Tower(
 
     def _network_functions(self):
         network = self.network_.eval()
-        return {"embedding": lambda rows: embed(network, rows, self.normalized)}
+        return {"embedding": lambda rows: embed_with_aggregates(network, rows, self.normalized)}
+
+
+def all_aggregates(block):
+    """Return modules of all aggregates of a block's lists; none for other kinds of blocks."""
+    if not isinstance(block, AggregatedBlock):
+        return []
+    return block.make_aggregates(list(block.known_aggregates))
 
 
 def encode_table(table, encoder, owner, executor):

@@ -29,6 +29,7 @@ from sk_easytensor import (
     EventSequenceBlock,
     NumericSequenceBlock,
 )
+from sk_easytensor.inference import load
 
 # Short lists are cut on purpose; test_sequences.py of the blocks has the warning.
 pytestmark = pytest.mark.filterwarnings("ignore:.*are cut to their:UserWarning")
@@ -768,3 +769,36 @@ def test_columns_of_a_log_that_are_not_read_may_hold_anything(fitted, log):
     events = log.reset_index(drop=True)
     events = pd.concat([events.assign(mixed=scalars[: len(log)], any=object()), twice], axis=1)
     np.testing.assert_array_equal(fitted.transform(events), fitted.transform(log))
+
+
+def test_aggregates_follow_the_embeddings(log, tmp_path):
+    alone = untrained(MEAN, remainder="drop").fit(log, **LOG).transform(log)
+    model = untrained(MEAN, remainder="drop", aggregates=True).fit(log, **LOG)
+    found = model.transform(log)
+    np.testing.assert_array_equal(found[:, :4], alone)
+    assert found.shape[1] == len(model.get_feature_names_out()) > 10
+    # A network that reads aggregates reads the same numbers.
+    lists = model.collect(log)
+    block = EventSequenceBlock("mean", aggregates=True)
+    columns = lists.select(list(model.tower_.feature_names_in_))
+    network = block.fit(columns).make_module()
+    ((items, numbers, lengths),) = network.aggregated_lists(block.transform(columns))
+    expected = network.aggregates[0].inputs(network.aggregates[0].compute(items, numbers, lengths))
+    np.testing.assert_array_equal(found[:, 4:], expected.numpy())
+    # Copies, pickles and exports have them.
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).transform(log), found)
+    exported = load(model.to_onnx(tmp_path / "users.onnx"))
+    np.testing.assert_allclose(exported.transform(lists), found, atol=1e-5)
+
+
+def test_columns_of_categories_have_aggregates_too(lists):
+    blocks = [("kinds", CategorySequenceBlock("mean", width=8), ["kind"])]
+    model = untrained(blocks, aggregates=True).fit(lists)
+    # Three kinds, a missing one and one that is not known: counts, shares and so on.
+    assert model.transform(lists).shape[1] > 4 + 2 * lists.explode("kind")["kind"].nunique()
+
+
+def test_aggregates_cannot_be_updated(log):
+    model = untrained(MEAN, aggregates=True).fit(log, **LOG)
+    with pytest.raises(ValueError, match="aggregates=True needs whole lists"):
+        model.update(None, log)

@@ -519,7 +519,7 @@ def test_lists_without_information_do_not_harm_the_ranking(monkeypatch):
 
 def test_evaluation_sets(data, X, catalogue):
     train, valid = X[:1500], X[1500:]
-    model = two_tower(early_stopping_rounds=2, max_epochs=30)
+    model = two_tower(early_stopping_rounds=2, max_epochs=30, stopping_metric="loss")
     model.fit(train, items=catalogue, eval_set=[(valid[:100], None), train, valid], **KEYS)
     curves = model.evals_result_
     assert list(curves) == ["training", "valid_0", "valid_2"]

@@ -1,0 +1,292 @@
+"""Ranking metrics of validation pairs over all items, computed after each epoch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from sk_easytensor import ranking
+from sk_easytensor.networks.two_tower_network import embed
+
+__all__ = [
+    "RankingEvaluation",
+    "resolve_ranking_metrics",
+]
+
+
+FUNCTIONS = {
+    "ndcg": ranking.ndcg_at_k,
+    "recall": ranking.recall_at_k,
+    "precision": ranking.precision_at_k,
+    "hit_rate": ranking.hit_rate_at_k,
+    "mrr": ranking.mrr_at_k,
+    "map": ranking.map_at_k,
+}
+"""Metrics by name; a number of items follows it, as in ``"ndcg@10"``."""
+
+DEFAULT = ("ndcg@10", "recall@10")
+"""Metrics of ``eval_metric="auto"``, of which the first decides."""
+
+MAX_USERS = 2_000
+"""Largest number of users of a set that are ranked for."""
+
+MIN_USERS = 200
+"""Number of users that are ranked for, if there are as many, however many items there are."""
+
+MAX_SCORES = 20_000_000
+"""Number of scores of pairs that more users than `MIN_USERS` may take in each epoch."""
+
+FEW_USERS = 50
+"""Number of users below which ``"auto"`` leaves the decision to the loss."""
+
+BATCH_SIZE = 4096
+"""Number of rows that are embedded at a time."""
+
+BLOCK = 256
+"""Number of users that are ranked for at a time."""
+
+
+@dataclass(frozen=True)
+class RankingMetric:
+    """A metric of the best items of each user.
+
+    Attributes
+    ----------
+    name : str
+        Name of a function and number of items, such as ``"recall@20"``.
+    """
+
+    name: str
+    greater_is_better = True
+
+    @property
+    def entry(self):
+        """Entry of ``eval_metric``."""
+        return self.name
+
+    @property
+    def k(self):
+        """Number of items that are recommended."""
+        return int(self.name.partition("@")[2])
+
+    def __call__(self, relevant, recommended):
+        """Return the mean over users; see the functions of :mod:`sk_easytensor.ranking`."""
+        return FUNCTIONS[self.name.partition("@")[0]](relevant, recommended, k=self.k)
+
+
+def resolve_ranking_metrics(eval_metric, owner):
+    """Return the metrics that the parameter ``eval_metric`` stands for.
+
+    Parameters
+    ----------
+    eval_metric : str, list of str or None
+        Value of the parameter; ``"auto"`` for NDCG and recall of ten items.
+    owner : str
+        Class name of the estimator, for errors.
+
+    Returns
+    -------
+    list of RankingMetric
+
+    Raises
+    ------
+    ValueError
+        If an entry is not a metric, or is there twice.
+    """
+    if eval_metric is None:
+        return []
+    entries = [eval_metric] if isinstance(eval_metric, str) else eval_metric
+    if eval_metric == "auto":
+        entries = DEFAULT
+    form = rf"({'|'.join(FUNCTIONS)})@[1-9][0-9]*"
+    if not isinstance(entries, (list, tuple)) or not all(
+        isinstance(entry, str) and re.fullmatch(form, entry) for entry in entries
+    ):
+        raise ValueError(
+            f"{owner}: eval_metric must be 'auto', None, or names of ranking metrics with a number "
+            f"of items, such as 'ndcg@10', of {list(FUNCTIONS)}; got {eval_metric!r}"
+        )
+    if len(set(entries)) < len(entries):
+        raise ValueError(f"{owner}: eval_metric names a metric more than once: {eval_metric!r}")
+    return [RankingMetric(entry) for entry in entries]
+
+
+class RankingEvaluation:
+    """Ranks all items for users of validation pairs, as ``recommend`` does.
+
+    Items of a user's training pairs are not recommended, and are not relevant either. A user is
+    whoever has the same encoded columns. Pairs count alike, whatever their weights above 0.
+
+    Parameters
+    ----------
+    metrics : list of RankingMetric
+        Metrics to compute.
+    rows : TrainingDataset
+        Training pairs.
+    seed : int
+        Seed of the sample of users.
+
+    Attributes
+    ----------
+    names : list of str
+        Names of the metrics.
+    """
+
+    def __init__(self, metrics, rows, seed):
+        self.metrics = metrics
+        self.names = [metric.name for metric in metrics]
+        self.seed = seed
+        self._known = user_items(rows)
+        self._sets = {}
+
+    def is_telling(self, rows):
+        """Return whether rankings tell more of validation pairs than their loss does.
+
+        At least 50 users with training pairs must have half of the pairs. Users whose columns
+        differ from pair to pair would be recommended what they know. Weights must be equal, because
+        metrics of rankings do not depend on them.
+        """
+        users = np.concatenate([pairs[:, 0] for pairs in map(weighted_pairs, rows.parts())])
+        known = np.isin(users, self._known[:, 0])
+        weights = torch.cat([part.weight[part.weight > 0] for part in rows.parts()])
+        equal = len(weights) > 0 and bool((weights == weights[0]).all())
+        return equal and known.mean() >= 0.5 and len(np.unique(users[known])) >= FEW_USERS
+
+    def scores(self, name, network, rows):
+        """Return the metrics of a set.
+
+        Parameters
+        ----------
+        name : str
+            Name of the set; all items of ``"training"`` may be recommended.
+        network : TwoTowerNetwork
+            Network in evaluation mode.
+        rows : TrainingDataset
+            Pairs of the set, the same ones at each call with this name.
+
+        Returns
+        -------
+        dict of {str: float}
+            Values by name; NaN if no user has an item that is not in its training pairs.
+        """
+        if name not in self._sets:
+            known = self._known if name != "training" else self._known[:0]
+            self._sets[name] = RankedUsers(rows, known, self.seed)
+        users = self._sets[name]
+        if not len(users.relevant):
+            return dict.fromkeys(self.names, float("nan"))
+        recommended = users.recommend(network, max(metric.k for metric in self.metrics))
+        return {metric.name: metric(users.relevant, recommended) for metric in self.metrics}
+
+
+class RankedUsers:
+    """Users of validation pairs, their relevant items, and those that are not recommended.
+
+    Parameters
+    ----------
+    rows : TrainingDataset
+        Validation pairs.
+    known : ndarray of int64, shape (n_pairs, 2)
+        Training pairs, from :func:`user_items`.
+    seed : int
+        Seed of the sample of users.
+
+    Attributes
+    ----------
+    users, items : TensorFrame
+        Encoded users that are ranked for, and all items.
+    relevant : pyarrow.ListArray
+        Numbers of the relevant items of each user.
+    """
+
+    def __init__(self, rows, known, seed):
+        parts = list(rows.parts())
+        self.items = parts[0].frame.items
+        pairs = user_items(rows)
+        # A row each of both is a pair that is not recommended and cannot be found.
+        pairs = pairs[~np.isin(as_records(pairs), as_records(known))]
+        hashes, counts = np.unique(pairs[:, 0], return_counts=True)
+        largest = max(MIN_USERS, min(MAX_USERS, MAX_SCORES // max(len(self.items), 1)))
+        if len(hashes) > largest:
+            chosen = np.random.RandomState(seed).choice(len(hashes), largest, replace=False)
+            chosen.sort()
+            hashes, counts = hashes[chosen], counts[chosen]
+            pairs = pairs[np.isin(pairs[:, 0], hashes)]
+        offsets = np.append(0, np.cumsum(counts)).astype(np.int32)
+        self.relevant = pa.ListArray.from_arrays(offsets, pa.array(pairs[:, 1]))
+        known = known[np.isin(known[:, 0], hashes)]
+        self.seen_users = torch.from_numpy(np.searchsorted(hashes, known[:, 0]))
+        self.seen_items = torch.from_numpy(known[:, 1].copy())
+        frames = []
+        for part in parts:
+            own, first = np.unique(part.frame.users.row_hashes(), return_index=True)
+            left = np.isin(own, hashes)
+            frames.append((own[left], part.frame.users.take(torch.from_numpy(first[left]))))
+        joined = type(self.items).concatenate([frame for _, frame in frames])
+        own = np.concatenate([own for own, _ in frames])
+        order = np.argsort(own, kind="stable")[np.searchsorted(np.sort(own), hashes)]
+        self.users = joined.take(torch.from_numpy(order))
+
+    @torch.no_grad()
+    def recommend(self, network, k):
+        """Return the numbers of the best items, -1 where there are too few.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_users, k)
+        """
+        users = embed_all(network.user, self.users, network.normalized)
+        items = embed_all(network.item, self.items, network.normalized)
+        found, best = np.full((len(users), k), -1), min(k, len(items))
+        seen_users, seen_items = (
+            part.to(users.device) for part in (self.seen_users, self.seen_items)
+        )
+        for begin in range(0, len(users), BLOCK):
+            scores = users[begin : begin + BLOCK] @ items.T
+            inside = (seen_users >= begin) & (seen_users < begin + BLOCK)
+            scores[seen_users[inside] - begin, seen_items[inside]] = -torch.inf
+            top, numbers = scores.topk(best, dim=1)
+            numbers = torch.where(top > -torch.inf, numbers, -1)
+            found[begin : begin + BLOCK, :best] = numbers.cpu().numpy()
+        return found
+
+
+def embed_all(tower, frame, normalized):
+    """Return the embeddings of all rows of a frame."""
+    parts = [
+        embed(tower, frame.take(slice(begin, begin + BATCH_SIZE)), normalized)
+        for begin in range(0, len(frame), BATCH_SIZE)
+    ]
+    return torch.cat(parts)
+
+
+def user_items(rows):
+    """Return the distinct pairs of positive weight as numbers.
+
+    Parameters
+    ----------
+    rows : TrainingDataset
+        Pairs.
+
+    Returns
+    -------
+    ndarray of int64, shape (n_pairs, 2)
+        Hash of the user's encoded columns, and number of the item, sorted.
+    """
+    return np.unique(np.concatenate(list(map(weighted_pairs, rows.parts()))), axis=0)
+
+
+def weighted_pairs(part):
+    """Return the pairs of :func:`user_items` of one part, in their order."""
+    frame, weighted = part.frame, part.weight > 0
+    users = frame.users.row_hashes()[frame.user_rows[weighted].cpu().numpy()]
+    return np.column_stack([users, frame.item_rows[weighted].cpu().numpy()])
+
+
+def as_records(pairs):
+    """Return pairs of numbers as an array of one dimension, so that pairs can be compared."""
+    return np.ascontiguousarray(pairs).view("i8,i8").reshape(-1)
