@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from sk_easytensor.embedder.objectives import OBJECTIVES, SessionPairBinary
 from sk_easytensor.networks.heads import SampledSoftmaxHead
-from sk_easytensor.networks.two_tower_network import TwoTowerNetwork, embed
+from sk_easytensor.networks.two_tower_network import TwoTowerNetwork, embed, log_sum_of_others
 from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.pairs import PairFrame, distinct_rows
 
@@ -83,23 +83,37 @@ def test_the_loss_is_a_sampled_softmax(popularity):
 
 
 def test_popular_items_count_less_as_negatives(popularity):
-    """Of two items that fit alike, the one that is drawn more often has the lower logit."""
+    """Of two items that fit alike, the one that is drawn more often weighs less."""
     network = make(popularity=popularity)
     with torch.no_grad():
         network.item.table[0] = network.item.table[20]
-    outputs = network(make_pairs([0, 1, 2], [0, 20, 10]))[2, 0]
-    # Its own item comes first; then those of the batch by row: 0, 10 and 20.
-    assert outputs[1] < outputs[3]
-    assert outputs[2] == -torch.inf
+    popular, rare = (network(make_pairs([0, 2], [item, 10]))[1, 0] for item in (0, 20))
+    assert popular[0] == rare[0]
+    assert popular[1] < rare[1]
 
 
 def test_an_item_is_not_its_own_negative(popularity):
     network = make(popularity=popularity)
     pairs = make_pairs([0, 1, 2], [5, 5, 5])
     assert losses(network, pairs).tolist() == [0, 0, 0]
+    losses(network, pairs).sum().backward()
+    assert (network.user.table.grad == 0).all()
     outputs = network(make_pairs([0, 1, 2], [5, 5, 6]))
-    assert outputs.shape == (3, 1, 3)
-    assert outputs[:, 0, 1:].isneginf().tolist() == [[True, False], [True, False], [False, True]]
+    assert outputs.shape == (3, 1, 2)
+    present = 1 - (1 - 3 / 1_000_000) ** (1_000_000 * popularity[[5, 5, 6]].double().numpy())
+    expected = (
+        all_logits(network)[[0, 1, 2], [6, 6, 5]] - torch.from_numpy(np.log(present))[[2, 2, 0]]
+    )
+    torch.testing.assert_close(outputs[:, 0, 1].detach(), expected.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_sums_without_the_own_item_are_exact():
+    """Also where it has nearly all of the weight."""
+    logits = torch.tensor([[20.0, 0.0, -3.0], [-80.0, -80.0, -81.0], [5.0, 5.0, 5.0]])
+    users, items = torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 2, 0])
+    found = log_sum_of_others(logits, users, users * 3 + items)
+    rows = logits.double()[users].scatter(1, items[:, None], -torch.inf)
+    torch.testing.assert_close(found.double(), rows.logsumexp(1), rtol=1e-6, atol=5e-6)
 
 
 def test_users_and_items_are_read_once(popularity):
@@ -238,10 +252,10 @@ def test_with_items_drawn_evenly_the_denominator_is_the_same(popularity):
 def test_further_negatives_are_for_training_only(popularity):
     network, pairs = make(popularity=popularity, n_negatives=50), make_pairs(USER_ROWS, ITEM_ROWS)
     torch.manual_seed(0)
-    assert network.train()(pairs).shape[2] > 5
-    first = network(pairs)
-    assert first.shape != network(pairs).shape or not torch.equal(first, network(pairs))
-    assert network.eval()(pairs).shape[2] == 1 + len(set(ITEM_ROWS))
+    assert not torch.equal(network.train()(pairs), network(pairs))
+    assert min(network.item.read) > 10
+    assert torch.equal(network.eval()(pairs), network(pairs))
+    assert network.item.read[-1] == len(set(ITEM_ROWS))
     assert losses(network.train(), pairs).isfinite().all()
 
 

@@ -130,7 +130,7 @@ class TwoTowerNetwork(nn.Module):
         return torch.stack(lengths).amax(0) if lengths else None
 
     def forward(self, pairs):
-        """Return the products of pairs, or the logits of a softmax over the batch's items.
+        """Return the products of pairs, or the terms of a softmax over the batch's items.
 
         Parameters
         ----------
@@ -139,8 +139,9 @@ class TwoTowerNetwork(nn.Module):
 
         Returns
         -------
-        torch.Tensor of shape (n_pairs, 1, 1) or (n_pairs, 1, 1 + distinct items)
-            The logit of the pair's item is the first; among the others it is -inf.
+        torch.Tensor of shape (n_pairs, 1, 1) or (n_pairs, 1, 2)
+            The product; or the logit of the pair's item, and the logarithm of the sum of the
+            exponentials of the other items' logits.
         """
         present_users, user_index = pairs.user_rows.unique(return_inverse=True)
         users = self._embed(self.user, pairs.users.take(present_users))
@@ -159,14 +160,14 @@ class TwoTowerNetwork(nn.Module):
         items = self._embed(self.item, pairs.items.take(present))
         with torch.autocast(users.device.type, enabled=False):
             logits = users @ items.T / self.temperature
-        own_index = index[:n_pairs, None]
-        positive = select_rows(logits, user_index).gather(1, own_index)
+        # The pair's item among the logits of all users and items.
+        own = user_index * len(present) + index[:n_pairs]
         absent = self.popularity[present] * self._log_absent(n_pairs)
         if n_negatives:
             absent = absent + n_negatives * torch.log1p(torch.tensor(-1.0 / max(n_items, 2)))
         corrected = logits - torch.log(-torch.expm1(absent))
-        corrected = select_rows(corrected, user_index).scatter(1, own_index, -torch.inf)
-        return torch.cat([positive, corrected], dim=1)[:, None, :]
+        others = log_sum_of_others(corrected, user_index, own)
+        return torch.stack([select_rows(logits.flatten(), own), others], dim=1)[:, None, :]
 
     def _log_absent(self, n_pairs):
         """Return the log-probability that an item is not in a batch, divided by its popularity.
@@ -179,3 +180,37 @@ class TwoTowerNetwork(nn.Module):
 
     def _embed(self, tower, frame):
         return self.dropout(embed(tower, frame, self.normalized))
+
+
+def log_sum_of_others(logits, user_index, own):
+    """Return the log-sum-exp of a user's logits without that of one item, for each pair.
+
+    The exponentials of a user are summed once, however many pairs the user has, in double
+    precision, from which the own one can be subtracted.
+
+    Parameters
+    ----------
+    logits : torch.Tensor of shape (n_users, n_items)
+        Logits of the items for each user.
+    user_index : torch.Tensor of int64, shape (n_pairs,)
+        User of each pair.
+    own : torch.Tensor of int64, shape (n_pairs,)
+        Position of the pair among the flattened logits.
+
+    Returns
+    -------
+    torch.Tensor of shape (n_pairs,)
+        Far below any logit where there is no other item.
+
+    Examples
+    --------
+    >>> log_sum_of_others(torch.zeros(1, 3), torch.tensor([0]), torch.tensor([2])).exp()
+    tensor([2.])
+    """
+    highest = logits.detach().amax(1, keepdim=True)
+    weights = (logits - highest).exp()
+    totals = select_rows(weights.sum(1, dtype=torch.float64), user_index)
+    others = totals - select_rows(weights.flatten(), own)
+    # Without another item, the gradient of a logarithm of 0 would not be finite.
+    logarithm = others.clamp(min=1e-300).log().to(logits.dtype)
+    return logarithm + highest[user_index, 0]
