@@ -31,7 +31,8 @@ from sk_easytensor.data.summaries import Summary
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.executor import LocalExecutor
 from sk_easytensor.inspection import permutation_importance
-from sk_easytensor.training.dataset import Dataset, EncodedDataset, Folds
+from sk_easytensor.training.dataset import Dataset, EncodedDataset
+from sk_easytensor.training.splits import Folds
 from sk_easytensor.training.table_dataset import (
     BaseRowEncoder,
     BaseTableDataset,

@@ -100,6 +100,6 @@ def flavour(request):
 @pytest.fixture
 def quick_fits(monkeypatch):
     """Fits of two epochs and without folds, where both are left to the library."""
-    base = "sk_easytensor.estimators.base"
+    base = "sk_easytensor.estimators.training"
     monkeypatch.setattr(f"{base}.default_table_epochs", lambda n_rows: 2)
     monkeypatch.setattr(f"{base}.FEW_ROWS", 0)

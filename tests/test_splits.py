@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from sk_easytensor import EasyTensorClassifier
 from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.training.dataset import EncodedDataset, validation_rows
+from sk_easytensor.training.dataset import EncodedDataset
+from sk_easytensor.training.splits import validation_rows
 
 
 def split(sizes, fraction, seed=0):

@@ -23,7 +23,8 @@ from sk_easytensor.backends.ray.progress import collect_users
 from sk_easytensor.backends.ray.summarize import n_cpus, remote, results, summarize_chunks
 from sk_easytensor.data.columns import row_errors_from
 from sk_easytensor.data.validation import check_weight, errors_name
-from sk_easytensor.training.dataset import Dataset, Folds
+from sk_easytensor.training.dataset import Dataset
+from sk_easytensor.training.splits import Folds
 from sk_easytensor.training.table_dataset import BaseTableDataset, TableDataset, require_columns
 
 __all__ = [
