@@ -157,19 +157,26 @@ class ApproximateIndex:
 
         Notes
         -----
-        With excluded pairs, the search is for more candidates by the largest number that is
-        excluded for a query, so that k are left.
+        With excluded pairs, the search is for more candidates, so that k are left. Queries are
+        searched for in groups that need about the same number: one with many excluded candidates
+        does not slow down the others.
         """
         if excluded is None:
             return self._search(queries, k, threads)
         query, candidate = excluded
-        n_excluded = np.bincount(query).max(initial=0)
-        indices, scores = self._search(queries, min(k + n_excluded, len(self._index)), threads)
-        pairs = np.arange(len(queries))[:, None] * len(self._index) + indices
-        is_excluded = np.isin(pairs, query * len(self._index) + candidate)
-        indices[is_excluded], scores[is_excluded] = -1, -np.inf
-        first = np.argsort(is_excluded, axis=1, kind="stable")[:, :k]
-        return (np.take_along_axis(values, first, axis=1) for values in (indices, scores))
+        excluded_pairs = query * len(self._index) + candidate
+        needed = k + np.bincount(query, minlength=len(queries))
+        sizes = np.minimum(k * 2 ** np.ceil(np.log2(needed / k)).astype(int), len(self._index))
+        found = np.full((len(queries), k), -1), np.full((len(queries), k), -np.inf, np.float32)
+        for size in np.unique(sizes):
+            rows = np.flatnonzero(sizes == size)
+            indices, scores = self._search(queries[rows], int(size), threads)
+            is_excluded = np.isin(rows[:, None] * len(self._index) + indices, excluded_pairs)
+            indices[is_excluded], scores[is_excluded] = -1, -np.inf
+            first = np.argsort(is_excluded, axis=1, kind="stable")[:, :k]
+            for own, values in zip(found, (indices, scores), strict=True):
+                own[rows, : first.shape[1]] = np.take_along_axis(values, first, axis=1)
+        return found
 
     def _search(self, queries, k, threads):
         matches = self._index.search(queries, k, threads=threads)

@@ -164,6 +164,18 @@ def test_excluded_pairs_are_not_found():
     assert np.isneginf(scores[7, 3:]).all()
 
 
+def test_one_query_with_many_excluded_pairs_does_not_slow_down_the_others(monkeypatch):
+    queries, candidates = vectors(50, 8, 0), vectors(2000, 8, 1)
+    index = ApproximateIndex(candidates, queries)
+    searched, search = [], index._search
+    monkeypatch.setattr(
+        index, "_search", lambda part, k, n: searched.append((len(part), k)) or search(part, k, n)
+    )
+    pairs = {(7, candidate) for candidate in range(1500)} | {(3, 0), (3, 1)}
+    index.search(queries, 10, excluded=as_excluded(pairs))
+    assert sorted(searched, key=lambda call: call[1]) == [(48, 10), (1, 20), (1, 2000)]
+
+
 @pytest.mark.parametrize("n_queries", [1, 3])
 def test_an_index_with_fewer_candidates_than_asked_for(n_queries):
     queries, candidates = vectors(n_queries, 4, 0), vectors(5, 4, 1)

@@ -190,7 +190,8 @@ class PairScoringMixin:
         float
             The area under the ROC curve for two classes, R² for numbers. Without `y` in `fit`, the
             fraction of pairs whose item is among the ten of the catalogue that have the highest
-            scores for the user. A pair whose item was not in `fit` counts as missed; if `fit` had a
+            scores for the user. If `fit` had a `user_key`, other items that the user has in `fit`
+            are left out. A pair whose item was not in `fit` counts as missed; if `fit` had a
             catalogue, it raises an error.
 
         Raises
@@ -206,6 +207,9 @@ class PairScoringMixin:
             return float(r2_score(y, self.predict(X)))
         return float(roc_auc_score(y == self.classes_[1], self.decision_function(X)))
 
+
+SCORED_ROWS = 16_384
+"""Number of pairs whose items are ranked at a time by ``score``."""
 
 QUERIES, ROWS_OF_QUERIES = 256, 16_384
 """Number of users with whose rankings an approximate index is tuned, and of rows they are from."""
@@ -483,9 +487,18 @@ class RecommendingMixin:
         # Without a catalogue, items that were not in fit have no embedding here.
         rows = self._items.rows(table, all_known=self._items.from_catalogue).numpy()
         vectors = self.user_tower_.embed(table)
-        k = min(k, len(self.item_embeddings_))
-        indices, _ = self._top_k(vectors, self.item_embeddings_, k)
-        return float((indices == rows[:, None]).any(axis=1).mean())
+        k, n_hits = min(k, len(self.item_embeddings_)), 0
+        masks = self._user_key is not None and self._user_key in table.column_names
+        for begin in range(0, len(rows), SCORED_ROWS):
+            part, excluded = slice(begin, begin + SCORED_ROWS), None
+            own = rows[part]
+            if masks:
+                users, items = self._seen_pairs(table.slice(begin, SCORED_ROWS))
+                others = items != own[users]
+                excluded = users[others], items[others]
+            indices, _ = self._top_k(vectors[part], self.item_embeddings_, k, excluded)
+            n_hits += int((indices == own[:, None]).any(axis=1).sum())
+        return n_hits / len(rows)
 
 
 def spread_indices(length, size):

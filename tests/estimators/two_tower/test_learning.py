@@ -98,10 +98,21 @@ def test_variants_of_the_loss_learn_it_too(params, data, X, catalogue):
         np.testing.assert_allclose(np.linalg.norm(model.item_embeddings_, axis=1), 1, rtol=1e-5)
 
 
-def test_score_is_the_hit_rate_without_a_target(data, X, fitted):
-    keys, _ = fitted.recommend(X, k=10)
-    assert fitted.score(X) == pytest.approx((keys == X[["item_id"]].to_numpy()).any(axis=1).mean())
-    assert fitted.score(X) > 0.8
+@pytest.mark.parametrize("stored", [True, False], ids=["user_key", "no user_key"])
+def test_score_is_the_hit_rate_without_a_target(stored, X, catalogue, fitted, monkeypatch):
+    monkeypatch.setattr("sk_easytensor.two_tower.recommend.SCORED_ROWS", 700)
+    model, exclude = fitted, None
+    if stored:
+        # What else the user has is no candidate.
+        items = X.groupby("user_id")["item_id"].agg(set)
+        pairs = zip(X["user_id"], X["item_id"], strict=True)
+        exclude = [sorted(items[user] - {item}) for user, item in pairs]
+    else:
+        model = two_tower(*BY_KEY).fit(X, items=catalogue, item_key="item_id")
+    keys, _ = model.recommend(X, k=10, exclude=exclude)
+    hits = (keys == X[["item_id"]].to_numpy()).any(axis=1)
+    assert model.score(X) == pytest.approx(hits.mean())
+    assert model.score(X) > (0.8 if stored else 0.5)
 
 
 def test_the_order_of_the_catalogue_does_not_matter(data, X, catalogue, fitted):
