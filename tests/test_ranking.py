@@ -5,11 +5,17 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sk_easytensor import ranking
-from sk_easytensor.ranking import coverage_at_k, ranking_report, recall_at_k
+from sk_easytensor.data.tables import as_table
+from sk_easytensor.ranking import (
+    coverage_at_k,
+    ranking_report,
+    recall_at_k,
+    split_interactions,
+)
 
 METRICS = {
     "recall": ranking.recall_at_k,
@@ -211,3 +217,81 @@ def test_the_size_of_a_catalogue():
         coverage_at_k([[1]], 0, k=1)
     with pytest.raises(ValueError, match="at least k=10"):
         coverage_at_k([[1]], 5)
+
+
+# ---------------------------------------------------------------------- split of interactions
+
+LOG = pd.DataFrame(
+    {
+        "user": ["a", "b", "a", "c", "b", "a", "b", "a"],
+        "day": pd.to_datetime("2024-01-01") + pd.to_timedelta([5, 1, 2, 9, 1, 7, 3, 4], "D"),
+        "item": range(8),
+    }
+)
+
+
+def items(part):
+    return np.asarray(part["item"]).tolist()
+
+
+def test_the_latest_rows_of_all_are_split_off():
+    train, test = split_interactions(LOG, size=0.25, time="day")
+    assert items(test) == [3, 5]
+    assert items(train) == [0, 1, 2, 4, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [(1, [5, 6]), (2, [0, 4, 5, 6]), (0.5, [0, 4, 5, 6])]
+)
+def test_the_latest_rows_of_each_user_are_split_off(size, expected):
+    """Rows of the same time keep their order, and each user has a row to train on."""
+    train, test = split_interactions(LOG, method="last", size=size, user="user", time="day")
+    assert items(test) == expected
+    assert set(train["user"]) == {"a", "b", "c"}
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.integers(0, 5), min_size=1, max_size=40),
+    st.floats(0.01, 0.99) | st.integers(1, 5),
+    st.integers(0, 100),
+)
+def test_random_rows_of_each_user_are_split_off(users, size, seed):
+    log = {"user": users, "item": list(range(len(users)))}
+    parts = [
+        split_interactions(as_table(log), method="random", size=size, user="user", random_state=s)
+        for s in (seed, seed)
+    ]
+    assert parts[0] == parts[1]
+    train, test = (part.to_pandas() for part in parts[0])
+    assert sorted([*train["item"], *test["item"]]) == log["item"]
+    assert train["item"].is_monotonic_increasing
+    for user, count in zip(*np.unique(users, return_counts=True), strict=True):
+        wanted = size if isinstance(size, int) else round(size * count)
+        assert (test["user"] == user).sum() == min(wanted, count - 1)
+
+
+def test_tables_of_every_kind_are_split(flavour):
+    plain = LOG.assign(day=LOG["day"].dt.day)
+    train, test = split_interactions(flavour(plain), method="last", size=1, user="user", time="day")
+    assert type(train) is type(test) is type(flavour(plain))
+    assert as_table(test).column("item").to_pylist() == [5, 6]
+    assert as_table(train).num_rows == 6
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"method": "temporal", "time": "day"}, "method must be one of .*got 'temporal'"),
+        ({"size": 1.0, "time": "day"}, r"size must be .*got 1\.0"),
+        ({"size": 3, "time": "day"}, "size must be .*got 3"),
+        ({"method": "last", "size": 0, "user": "user", "time": "day"}, "size must be .*got 0"),
+        ({}, "method='time' needs time, the name of a column, got None; there are .*'day'"),
+        ({"method": "random", "user": "who"}, "method='random' needs user, .*got 'who'"),
+    ],
+)
+def test_splits_that_are_not_possible(params, message):
+    with pytest.raises(ValueError, match=message):
+        split_interactions(LOG, **params)
+    with pytest.raises(ValueError, match="column 'day' is missing in row 2"):
+        split_interactions(LOG.assign(day=LOG["day"].where(LOG["item"] != 2)), time="day")
