@@ -337,6 +337,78 @@ class RecommendingMixin:
         indices, scores = self._top_k(queries, candidates, min(k, len(candidates)))
         return keys[indices], scores
 
+    @with_library_settings
+    def similar_items(self, items: TableLike, *, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
+        """Return the items of the catalogue that are most similar to each item.
+
+        Parameters
+        ----------
+        items : table-like
+            Items, with the columns of the item tower, or with the column `item_key` of `fit` alone.
+            In the latter case the embeddings of `fit` are used.
+        k : int, default=10
+            Number of items to return for each item.
+
+        Returns
+        -------
+        keys : ndarray of shape (n_items, k)
+            Keys of items, the most similar first. An item is not among its own.
+        similarities : ndarray of float32, shape (n_items, k)
+            Cosines of embeddings. Shorter if the catalogue has fewer items.
+
+        Raises
+        ------
+        ValueError
+            If `k` is invalid, `fit` had no `item_key`, or columns or items are unknown.
+        """
+        check_is_fitted(self)
+        check_number("similar_items", "k", k, low=1, integer=True)
+        self._check_catalogue()
+        table = as_table(items, columns=self._columns_read())
+        vectors = self._item_vectors(table)
+        own = _known_rows(self._items.lookup, table)
+        return self._most_similar(vectors, own, self.item_embeddings_, self.item_keys_, k)
+
+    @with_library_settings
+    def similar_users(self, users: TableLike, *, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
+        """Return the users of `fit` that are most similar to each user.
+
+        Parameters
+        ----------
+        users : table-like
+            Users, with the columns of the user tower, or with the column `user_key` of `fit` alone.
+            In the latter case the embeddings of `fit` are used.
+        k : int, default=10
+            Number of users to return for each user.
+
+        Returns
+        -------
+        keys : ndarray of shape (n_users, k)
+            Keys of users, the most similar first. A user is not among the own ones.
+        similarities : ndarray of float32, shape (n_users, k)
+            Cosines of embeddings. Shorter if there were fewer users.
+
+        Raises
+        ------
+        ValueError
+            If `k` is invalid, `fit` had no `user_key`, or columns or users are unknown.
+        """
+        check_is_fitted(self)
+        check_number("similar_users", "k", k, low=1, integer=True)
+        self._check_users("similar_users")
+        table = as_table(users, columns=self._columns_read())
+        vectors, own = self._user_vectors(table), _known_rows(self._users, table)
+        return self._most_similar(vectors, own, self.user_embeddings_, self.user_keys_, k)
+
+    def _most_similar(self, vectors, own, candidates, keys, k):
+        """Return keys and cosines of the candidates nearest to vectors, without their own rows."""
+        k = min(k, len(candidates) - bool((own >= 0).any()))
+        queries = np.flatnonzero(own >= 0)
+        excluded = queries, own[queries]
+        vectors, candidates = (normalize(part) for part in (vectors, candidates))
+        indices, cosines = self._top_k(vectors, candidates, k, excluded)
+        return _take_keys(keys, indices), cosines
+
     # ------------------------------------------------------------------ stored at the end of fit
 
     def _read_users(self, dataset, executor):
@@ -394,23 +466,30 @@ class RecommendingMixin:
     def _user_vectors(self, users):
         if not self._have_key_only(users):
             return self.user_tower_.embed(users)
-        needed = set(self.user_tower_.feature_names_in_)
-        column = users.column(self._user_key)
-        rows = self._users.rows(column)
+        return self._stored_vectors(users, self.user_tower_, self._users, self.user_embeddings_)
+
+    def _item_vectors(self, items):
+        if not _has_key_only(items, self.item_tower_, self._items.key):
+            return self.item_tower_.embed(items)
+        lookup = self._items.lookup
+        return self._stored_vectors(items, self.item_tower_, lookup, self.item_embeddings_)
+
+    def _stored_vectors(self, table, tower, lookup, embeddings):
+        """Return the embeddings of `fit` for the keys of a table."""
+        column = table.column(lookup.name)
+        rows = lookup.rows(column)
         if (rows < 0).any():
             row = int(np.argmax(rows < 0))
+            needed = sorted(tower.feature_names_in_)
             raise ValueError(
-                f"column {self._user_key!r} holds {show_value(column[row])} in row {row}, a user "
-                f"who was not in fit; pass the columns {sorted(needed)}"
+                f"column {lookup.name!r} holds {show_value(column[row])} in row {row}, which was "
+                f"not in fit; pass the columns {needed}"
             )
-        return self.user_embeddings_[rows]
+        return embeddings[rows]
 
     def _have_key_only(self, users):
         """Return whether a table has the key of users, but not the columns of the user tower."""
-        needed = set(self.user_tower_.feature_names_in_)
-        present = needed & set(users.column_names)
-        key_only = present != needed and not present - {self._user_key}
-        return key_only and self._user_key in users.column_names
+        return _has_key_only(users, self.user_tower_, self._user_key)
 
     def _candidates(self, items):
         vectors = self.item_tower_.embed(items)
@@ -499,6 +578,26 @@ class RecommendingMixin:
             indices, _ = self._top_k(vectors[part], self.item_embeddings_, k, excluded)
             n_hits += int((indices == own[:, None]).any(axis=1).sum())
         return n_hits / len(rows)
+
+
+def normalize(vectors):
+    """Return vectors of length 1; those of length 0 are unchanged."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1)
+
+
+def _has_key_only(table, tower, key):
+    """Return whether a table has a key, but not the columns of a tower."""
+    needed = set(tower.feature_names_in_)
+    present = needed & set(table.column_names)
+    return present != needed and not present - {key} and key in table.column_names
+
+
+def _known_rows(lookup, table):
+    """Return the rows of `fit` with the keys of a table, -1 for unknown keys and without keys."""
+    if lookup.name not in table.column_names:
+        return np.full(len(table), -1)
+    return lookup.rows(table.column(lookup.name))
 
 
 def spread_indices(length, size):

@@ -9,6 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from two_towers import (
+    BY_KEY,
     BY_TASTE,
     KEYS,
     N_ITEMS,
@@ -207,3 +208,53 @@ def test_the_index_is_saved_with_the_model(data, indexed, tmp_path):
     restored = joblib.load(tmp_path / "model.joblib")
     same(restored.recommend(data.users), indexed.recommend(data.users))
     same(copy.deepcopy(indexed).recommend(data.users), indexed.recommend(data.users))
+
+
+# ---------------------------------------------------------------------- neighbours
+
+
+def cosines(vectors, others):
+    vectors, others = (part / np.linalg.norm(part, axis=1)[:, None] for part in (vectors, others))
+    return vectors @ others.T
+
+
+@pytest.mark.parametrize("side", ["item", "user"])
+@pytest.mark.parametrize("columns", ["all", "key"])
+def test_neighbours_have_the_highest_cosines(side, columns, data, fitted):
+    table = data.catalogue if side == "item" else data.users
+    key, call = f"{side}_id", getattr(fitted, f"similar_{side}s")
+    rows = table.iloc[[3, 0, 7]]
+    keys, similar = call(rows if columns == "all" else rows[[key]], k=5)
+    assert keys.shape == similar.shape == (3, 5)
+    stored, vectors = getattr(fitted, f"{side}_keys_"), getattr(fitted, f"{side}_embeddings_")
+    place = [int(np.flatnonzero(stored == value)[0]) for value in rows[key]]
+    expected = cosines(vectors[place], vectors)
+    expected[np.arange(3), place] = -np.inf
+    np.testing.assert_allclose(similar, -np.sort(-expected, axis=1)[:, :5], rtol=1e-4, atol=1e-5)
+    assert not (keys == rows[[key]].to_numpy()).any()
+    if side == "item":
+        genre = data.catalogue.set_index("item_id")["genre"]
+        near, own = genre.loc[keys[:, 0].astype(int)].tolist(), rows["genre"].tolist()
+        assert sum(a == b for a, b in zip(near, own, strict=True)) >= 2
+
+
+def test_neighbours_of_new_items(data, fitted):
+    new = data.catalogue[:2].assign(item_id=[1000, 1001])
+    keys, similar = fitted.similar_items(new, k=100)
+    assert keys.shape == (2, N_ITEMS)
+    assert (np.diff(similar, axis=1) <= 0).all()
+    keys, similar = fitted.similar_items(data.catalogue[:1], k=100)
+    assert keys.shape == (1, N_ITEMS - 1)
+
+
+def test_neighbours_that_are_not_known(data, X, catalogue, fitted):
+    with pytest.raises(ValueError, match=r"'item_id' holds 1000 in row 1, which was not in fit"):
+        fitted.similar_items({"item_id": [3, 1000]})
+    with pytest.raises(ValueError, match=r"similar_users: k must be .*got 0"):
+        fitted.similar_users(data.users, k=0)
+    alone = untrained(*BY_KEY).fit(X, items=catalogue, item_key="item_id")
+    with pytest.raises(ValueError, match="similar_users needs the user_key"):
+        alone.similar_users(data.users)
+    without = untrained(*BY_TASTE).fit(X.merge(catalogue, on="item_id"))
+    with pytest.raises(ValueError, match="there is no catalogue"):
+        without.similar_items(catalogue)
