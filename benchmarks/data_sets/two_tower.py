@@ -3,8 +3,9 @@
 Interactions are split at random for each user, eight parts to train on, one to validate and one
 to test; all movies are ranked, but for those the user is known to have rated, and recall and NDCG
 are taken of the first ten. Two towers read identifiers only, or what is known of users and movies
-and what users rated as well. Cold start: a tenth of the movies has no interaction to train on and
-is ranked among themselves, by features alone. ``rec_ml100k.parquet`` has the ratings.
+and what users rated as well; two more are models without any parameter. Cold start: a tenth of the
+movies has no interaction to train on and is ranked among themselves, by features alone.
+``rec_ml100k.parquet`` has the ratings.
 
     python benchmarks/data_sets/two_tower.py --data directory --seeds 3
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +78,8 @@ def compare(ratings, options):
         "EASE": ease,
         "two towers, ids": two_towers,
         "two towers, features and histories": with_features,
+        "defaults, ids": partial(defaults, ["user_id"], ["movie_id"]),
+        "defaults, all columns": partial(defaults, USER_COLUMNS, ITEM_COLUMNS),
     }
     users = np.unique(ratings["user_id"])
     figures = {name: [] for name in models}
@@ -146,6 +150,18 @@ def two_towers(train, valid, users, seen, seed, options):
     columns = ["user_id", "movie_id"]
     model.fit(train[columns], item_key="movie_id", eval_set=[known[columns]])
     return model.recommend({"user_id": users}, exclude=seen)[0]
+
+
+def defaults(user_columns, item_columns, train, valid, users, seen, seed, options):
+    """Recommend by a model without any parameter, fitted on training and validation rows."""
+    rows = pd.concat([train, valid]).sort_index().astype({"user_id": str, "movie_id": str})
+    model = EasyTensorTwoTower(random_state=seed, n_jobs=options.threads)
+    catalogue = rows.drop_duplicates("movie_id")[item_columns]
+    columns = [*user_columns, "movie_id"]
+    model.fit(rows[columns], items=catalogue, item_key="movie_id", user_key="user_id")
+    people = rows.drop_duplicates("user_id").set_index("user_id", drop=False)
+    found, _ = model.recommend(people.loc[users.astype(str), user_columns], exclude="seen")
+    return found.astype(int)
 
 
 def with_features(train, valid, users, seen, seed, options):
