@@ -154,7 +154,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     device : str, default="auto"
         Torch device to train on; ``"auto"`` uses CUDA if it is available, and the CPU otherwise.
     verbose : int, default=0
-        1 to print a line for each epoch, 0 or -1 to print nothing.
+        1 for a progress bar in terminals and notebooks, and elsewhere a line for each epoch; 2 for
+        a line for each epoch; 0 or -1 for nothing.
     callbacks : list of skorch callbacks or None, default=None
         Callbacks that are called during training. They can monitor ``train_loss`` and
         ``valid_loss``, which are losses of the network alone on standardised targets. An

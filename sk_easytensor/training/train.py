@@ -16,7 +16,6 @@ from skorch.callbacks import (
     EpochTimer,
     LRScheduler,
     PassthroughScoring,
-    PrintLog,
 )
 
 from sk_easytensor.networks.block_module import learning_rates
@@ -25,6 +24,7 @@ from sk_easytensor.training.checkpoint import describe_data
 from sk_easytensor.training.distributed import SingleProcess
 from sk_easytensor.training.evaluation import EvalPlan
 from sk_easytensor.training.net import BestEpoch, StepSchedule, TensorNet
+from sk_easytensor.training.progress import progress_callbacks
 from sk_easytensor.training.ridge import fit_linear, has_linear, reduced_epochs
 
 __all__ = [
@@ -386,8 +386,7 @@ def train_network(network, head, rows, valid_rows, settings):
     if settings.annealed and not has_scheduler(settings.callbacks):
         callbacks.append(("easytensor_schedule", StepSchedule(settings.max_epochs)))
     callbacks.append(("easytensor_timer", EpochTimer()))
-    if settings.verbose > 0:
-        callbacks.append(("easytensor_print_log", PrintLog(keys_ignored=_unprinted(valid_rows))))
+    callbacks += progress_callbacks(settings.verbose, _unprinted(valid_rows))
     callbacks += [
         callback if isinstance(callback, tuple) else (f"callback_{index}", callback)
         for index, callback in enumerate(settings.callbacks)

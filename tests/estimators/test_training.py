@@ -387,6 +387,23 @@ def test_every_callback_sees_the_epoch_in_which_one_stops(regressor, data, recor
     assert recorder.epochs == model.n_iter_ == 1
 
 
+def test_terminals_show_a_progress_bar(regressor, data, capsys, monkeypatch):
+    monkeypatch.setattr("sk_easytensor.training.progress.has_moving_output", lambda: True)
+    model = regressor(verbose=1, max_epochs=4).fit(*data)
+    output = capsys.readouterr()
+    assert output.out == ""
+    last = output.err.rstrip().rpartition("\r")[2]
+    assert f"{model.n_iter_}/4" in last
+    for name in ("training", "valid_0"):
+        value = model.evals_result_[name]["squared_error"][-1]
+        assert f"{name}_squared_error={value:.4g}" in last
+    assert f"best={model.best_iteration_}]" in last
+    regressor(verbose=2, max_epochs=2).fit(*data)
+    output = capsys.readouterr()
+    assert output.err == ""
+    assert len(output.out.splitlines()) == 4
+
+
 def test_verbose_prints_a_line_an_epoch(regressor, data, capsys):
     regressor(verbose=0).fit(*data)
     regressor(verbose=-1).fit(*data)
