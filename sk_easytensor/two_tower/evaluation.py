@@ -46,8 +46,8 @@ FEW_USERS = 50
 BATCH_SIZE = 4096
 """Number of rows that are embedded at a time."""
 
-BLOCK = 256
-"""Number of users that are ranked for at a time."""
+BLOCK = 16_000_000
+"""Number of scores that are computed at a time."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class RankingEvaluation:
         differ from pair to pair would be recommended what they know. Weights must be equal, because
         metrics of rankings do not depend on them.
         """
-        users = np.concatenate([pairs[:, 0] for pairs in map(weighted_pairs, rows.parts())])
+        users = user_items(rows)[:, 0]
         known = np.isin(users, self._known[:, 0])
         weights = torch.cat([part.weight[part.weight > 0] for part in rows.parts()])
         equal = len(weights) > 0 and bool((weights == weights[0]).all())
@@ -177,7 +177,7 @@ class RankingEvaluation:
             known = self._known if name != "training" else self._known[:0]
             self._sets[name] = RankedUsers(rows, known, self.seed)
         users = self._sets[name]
-        if not len(users.relevant):
+        if not len(users.relevant.values):
             return dict.fromkeys(self.names, float("nan"))
         recommended = users.recommend(network, max(metric.k for metric in self.metrics))
         return {metric.name: metric(users.relevant, recommended) for metric in self.metrics}
@@ -206,30 +206,21 @@ class RankedUsers:
     def __init__(self, rows, known, seed):
         parts = list(rows.parts())
         self.items = parts[0].frame.items
-        pairs = user_items(rows)
-        # A row each of both is a pair that is not recommended and cannot be found.
-        pairs = pairs[~np.isin(as_records(pairs), as_records(known))]
-        hashes, counts = np.unique(pairs[:, 0], return_counts=True)
-        largest = max(MIN_USERS, min(MAX_USERS, MAX_SCORES // max(len(self.items), 1)))
+        pairs, n_items = user_items(rows), len(self.items)
+        hashes = np.unique(pairs[:, 0])
+        largest = max(MIN_USERS, min(MAX_USERS, MAX_SCORES // max(n_items, 1)))
         if len(hashes) > largest:
             chosen = np.random.RandomState(seed).choice(len(hashes), largest, replace=False)
-            chosen.sort()
-            hashes, counts = hashes[chosen], counts[chosen]
-            pairs = pairs[np.isin(pairs[:, 0], hashes)]
+            hashes = np.sort(hashes[chosen])
+        # From here on a pair is a number.
+        pairs, known = (_pair_numbers(part, hashes, n_items) for part in (pairs, known))
+        # A training pair is not recommended and cannot be found.
+        pairs = np.setdiff1d(pairs, known)
+        counts = np.bincount(pairs // max(n_items, 1), minlength=len(hashes))
         offsets = np.append(0, np.cumsum(counts)).astype(np.int32)
-        self.relevant = pa.ListArray.from_arrays(offsets, pa.array(pairs[:, 1]))
-        known = known[np.isin(known[:, 0], hashes)]
-        self.seen_users = torch.from_numpy(np.searchsorted(hashes, known[:, 0]))
-        self.seen_items = torch.from_numpy(known[:, 1].copy())
-        frames = []
-        for part in parts:
-            own, first = np.unique(part.frame.users.row_hashes(), return_index=True)
-            left = np.isin(own, hashes)
-            frames.append((own[left], part.frame.users.take(torch.from_numpy(first[left]))))
-        joined = type(self.items).concatenate([frame for _, frame in frames])
-        own = np.concatenate([own for own, _ in frames])
-        order = np.argsort(own, kind="stable")[np.searchsorted(np.sort(own), hashes)]
-        self.users = joined.take(torch.from_numpy(order))
+        self.relevant = pa.ListArray.from_arrays(offsets, pa.array(pairs % max(n_items, 1)))
+        self.seen = torch.from_numpy(np.unique(known))
+        self.users = _rows_of_hashes([part.frame.users for part in parts], hashes)
 
     @torch.no_grad()
     def recommend(self, network, k):
@@ -242,16 +233,16 @@ class RankedUsers:
         users = embed_all(network.user, self.users, network.normalized)
         items = embed_all(network.item, self.items, network.normalized)
         found, best = np.full((len(users), k), -1), min(k, len(items))
-        seen_users, seen_items = (
-            part.to(users.device) for part in (self.seen_users, self.seen_items)
-        )
-        for begin in range(0, len(users), BLOCK):
-            scores = users[begin : begin + BLOCK] @ items.T
-            inside = (seen_users >= begin) & (seen_users < begin + BLOCK)
-            scores[seen_users[inside] - begin, seen_items[inside]] = -torch.inf
+        block = max(1, BLOCK // max(len(items), 1))
+        for begin in range(0, len(users), block):
+            scores = users[begin : begin + block] @ items.T
+            bounds = torch.tensor([begin, begin + block]) * len(items)
+            first, last = torch.searchsorted(self.seen, bounds).tolist()
+            seen = self.seen[first:last] - bounds[0]
+            scores.view(-1)[seen.to(scores.device)] = -torch.inf
             top, numbers = scores.topk(best, dim=1)
             numbers = torch.where(top > -torch.inf, numbers, -1)
-            found[begin : begin + BLOCK, :best] = numbers.cpu().numpy()
+            found[begin : begin + block, :best] = numbers.cpu().numpy()
         return found
 
 
@@ -265,7 +256,7 @@ def embed_all(tower, frame, normalized):
 
 
 def user_items(rows):
-    """Return the distinct pairs of positive weight as numbers.
+    """Return the pairs of positive weight as numbers.
 
     Parameters
     ----------
@@ -275,18 +266,33 @@ def user_items(rows):
     Returns
     -------
     ndarray of int64, shape (n_pairs, 2)
-        Hash of the user's encoded columns, and number of the item, sorted.
+        Hash of the user's encoded columns, and number of the item.
     """
-    return np.unique(np.concatenate(list(map(weighted_pairs, rows.parts()))), axis=0)
+    parts = []
+    for part in rows.parts():
+        frame, weighted = part.frame, part.weight > 0
+        users = frame.users.to("cpu").row_hashes()[frame.user_rows[weighted].cpu().numpy()]
+        parts.append(np.column_stack([users, frame.item_rows[weighted].cpu().numpy()]))
+    return np.concatenate(parts)
 
 
-def weighted_pairs(part):
-    """Return the pairs of :func:`user_items` of one part, in their order."""
-    frame, weighted = part.frame, part.weight > 0
-    users = frame.users.row_hashes()[frame.user_rows[weighted].cpu().numpy()]
-    return np.column_stack([users, frame.item_rows[weighted].cpu().numpy()])
+def _pair_numbers(pairs, hashes, n_items):
+    """Return ``user * n_items + item`` of the pairs of some users, whose hashes are sorted."""
+    pairs = pairs[np.isin(pairs[:, 0], hashes)]
+    return np.searchsorted(hashes, pairs[:, 0]) * n_items + pairs[:, 1]
 
 
-def as_records(pairs):
-    """Return pairs of numbers as an array of one dimension, so that pairs can be compared."""
-    return np.ascontiguousarray(pairs).view("i8,i8").reshape(-1)
+def _rows_of_hashes(frames, hashes):
+    """Return the first row with each hash, of which each is in one of the frames."""
+    parts, found = [], []
+    for frame in frames:
+        own, first = np.unique(frame.to("cpu").row_hashes(), return_index=True)
+        wanted = np.isin(own, hashes)
+        found.append(own[wanted])
+        rows = torch.from_numpy(first[wanted])
+        parts.append(frame.take(rows.to(next(iter(frame.content())).device)))
+    found = np.concatenate(found)
+    order = np.argsort(found, kind="stable")
+    order = torch.from_numpy(order[np.searchsorted(found[order], hashes)])
+    joined = type(frames[0]).concatenate(parts)
+    return joined.take(order.to(next(iter(joined.content())).device))
