@@ -365,7 +365,7 @@ class RecommendingMixin:
         check_number("similar_items", "k", k, low=1, integer=True)
         self._check_catalogue()
         table = as_table(items, columns=self._columns_read())
-        vectors = self._item_vectors(table)
+        vectors = self._catalogue_vectors(table)
         own = _known_rows(self._items.lookup, table)
         return self._most_similar(vectors, own, self.item_embeddings_, self.item_keys_, k)
 
@@ -468,7 +468,7 @@ class RecommendingMixin:
             return self.user_tower_.embed(users)
         return self._stored_vectors(users, self.user_tower_, self._users, self.user_embeddings_)
 
-    def _item_vectors(self, items):
+    def _catalogue_vectors(self, items):
         if not _has_key_only(items, self.item_tower_, self._items.key):
             return self.item_tower_.embed(items)
         lookup = self._items.lookup
