@@ -278,7 +278,8 @@ class EasyTensorTwoTower(
         None, there is only the loss.
     stopping_metric : str or None, default=None
         The entry of `eval_metric` that decides about early stopping and the weights that are kept;
-        None for the first one. ``"loss"`` lets the loss decide.
+        None for the first one. ``"loss"`` lets the loss decide. Where a ranking metric decides,
+        ``early_stopping_rounds="auto"`` is half of the epochs.
     validation_fraction : float or None, default=0.1
         Fraction of the pairs that is held out for validation when `fit` gets no ``eval_set``; None
         to train on all pairs.
