@@ -1,4 +1,4 @@
-"""What a training shows while it runs: a progress bar, or a line for each epoch."""
+"""Progress of a training while it runs: a bar, or a line for each epoch."""
 
 from __future__ import annotations
 

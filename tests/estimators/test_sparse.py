@@ -62,7 +62,8 @@ def test_sparse_and_dense_rows_are_predicted_alike(fitted, X):
     for other in (X.toarray(), X.tocsc(), coo_array(X), csr_matrix(X)):
         np.testing.assert_array_equal(outputs(fitted, other), expected)
     alone = np.concatenate([outputs(fitted, X[[row]]) for row in range(5)])
-    np.testing.assert_array_equal(alone, expected[:5])
+    # A product of matrices with a single row rounds differently on some processors.
+    np.testing.assert_allclose(alone, expected[:5], rtol=1e-6)
     np.testing.assert_array_equal(outputs(pickle.loads(pickle.dumps(fitted)), X), expected)
 
 

@@ -124,7 +124,7 @@ def test_callbacks_see_the_last_epoch_before_an_early_stop(regressor, data, reco
 
 def test_best_weights_are_restored_without_early_stopping(regressor, data, fresh):
     noise = np.random.default_rng(3).permutation(data[1])
-    model = regressor(max_epochs=25, learning_rate=0.03, early_stopping_rounds=None)
+    model = regressor(max_epochs=25, learning_rate=0.1, early_stopping_rounds=None)
     model.fit(data[0], noise, eval_set=[fresh])
     assert model.n_iter_ == 25
     assert model.best_iteration_ < 25
