@@ -206,8 +206,8 @@ def collect_sequences(
         values of any type.
     max_length : int, default=None
         Largest number of events of a list; the most recent ones are retained. None retains all.
-    prefix : str, default="past_"
-        Prefix of the names of collected columns.
+    prefix : str, optional
+        Prefix of the names of collected columns, ``"past_"`` by default.
 
     Returns
     -------
