@@ -208,7 +208,7 @@ class EmbeddingMixin(TransformerMixin):
         owner = type(self).__name__
         if self._user is None:
             raise AttributeError("update needs a log in fit, with its user and time columns")
-        if self.aggregates:
+        if self.tower_.aggregates:
             raise ValueError(
                 f"{owner}.update: aggregates=True needs whole lists; fit with aggregates=False to "
                 "update embeddings, or call transform"

@@ -248,10 +248,14 @@ class NetworkTrainingMixin:
             metrics, stopping = self._target.metrics(self.eval_metric, self.stopping_metric)
             plan = self._eval_plan(evals, metrics, MetricScores(self._target, metrics), stopping)
         # With one epoch a call, the number of epochs is unknown, and so is a schedule's length.
-        settings = self._settings(batch_size, epochs, plan, annealed=not keep)
+        settings = self._settings(
+            batch_size,
+            epochs,
+            plan,
+            annealed=not keep,
+            patience=lambda _: default_table_patience(len(rows), batch_size),
+        )
         settings.evaluate_first = resuming
-        if self.early_stopping_rounds == "auto":
-            settings.early_stopping_rounds = default_table_patience(len(rows), batch_size)
         state, kind = getattr(self, "_optimizer_state", None), settings.optimizer.__name__
         if resuming and state is not None and state["kind"] == kind:
             settings.optimizer_state = deepcopy(state["networks"][number])

@@ -50,9 +50,9 @@ def embed_with_aggregates(tower, frame, normalized):
     torch.Tensor of float32, shape (n_rows, embedding_dim + n_aggregates)
     """
     parts = [embed(tower, frame, normalized)]
-    # Networks that were stored before there were aggregates have no attribute.
-    aggregates = getattr(tower, "aggregates", None) or ()
-    for name, block, own in zip(tower.names, tower.blocks, aggregates, strict=False):
+    if tower.aggregates is None:
+        return parts[0]
+    for name, block, own in zip(tower.names, tower.blocks, tower.aggregates, strict=True):
         if own:
             lists = zip(own, block.aggregated_lists(frame[name]), strict=True)
             parts += [part.inputs(part.compute(*inputs)) for part, inputs in lists]

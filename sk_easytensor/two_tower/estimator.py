@@ -192,7 +192,7 @@ class TowerTrainingMixin:
 
     def _check_ranking(self, y, backend):
         """Raise ``ValueError`` for ranking metrics that the fit cannot compute."""
-        if self.eval_metric is None or self._ranks_if_possible:
+        if self.eval_metric in (None, "auto"):
             return
         if y is not None or backend.distributed:
             needs = "a fit without y" if y is not None else "backend='local'"
@@ -201,10 +201,6 @@ class TowerTrainingMixin:
                 f"users chose, which needs {needs}; use eval_metric=None"
             )
 
-    @property
-    def _ranks_if_possible(self):
-        return isinstance(self.eval_metric, str) and self.eval_metric == "auto"
-
     def _ranking(self, rows, validation, backend):
         """Return the evaluation of rankings, and the metric that decides, None for the loss."""
         owner = type(self).__name__
@@ -212,7 +208,7 @@ class TowerTrainingMixin:
         if not metrics or not validation or not self._target.is_implicit or backend.distributed:
             return None, None
         ranking = RankingEvaluation(metrics, rows, RANKING_SEED)
-        if self._ranks_if_possible and not ranking.is_telling(validation[0]):
+        if self.eval_metric == "auto" and not ranking.is_telling(validation[0]):
             return None, None
         loss = self._target.head_.metric
         return ranking, resolve_stopping_metric(self.stopping_metric, metrics, loss, owner)

@@ -99,9 +99,9 @@ def resolve_ranking_metrics(eval_metric, owner):
     """
     if eval_metric is None:
         return []
-    entries = [eval_metric] if isinstance(eval_metric, str) else eval_metric
-    if eval_metric == "auto":
-        entries = DEFAULT
+    entries = eval_metric
+    if isinstance(eval_metric, str):
+        entries = DEFAULT if eval_metric == "auto" else [eval_metric]
     form = rf"({'|'.join(FUNCTIONS)})@[1-9][0-9]*"
     if not isinstance(entries, (list, tuple)) or not all(
         isinstance(entry, str) and re.fullmatch(form, entry) for entry in entries
@@ -208,7 +208,7 @@ class RankedUsers:
         self.items = parts[0].frame.items
         pairs, n_items = user_items(rows), len(self.items)
         hashes = np.unique(pairs[:, 0])
-        largest = max(MIN_USERS, min(MAX_USERS, MAX_SCORES // max(n_items, 1)))
+        largest = max(MIN_USERS, min(MAX_USERS, MAX_SCORES // n_items))
         if len(hashes) > largest:
             chosen = np.random.RandomState(seed).choice(len(hashes), largest, replace=False)
             hashes = np.sort(hashes[chosen])
@@ -216,9 +216,9 @@ class RankedUsers:
         pairs, known = (_pair_numbers(part, hashes, n_items) for part in (pairs, known))
         # A training pair is not recommended and cannot be found.
         pairs = np.setdiff1d(pairs, known)
-        counts = np.bincount(pairs // max(n_items, 1), minlength=len(hashes))
+        counts = np.bincount(pairs // n_items, minlength=len(hashes))
         offsets = np.append(0, np.cumsum(counts)).astype(np.int32)
-        self.relevant = pa.ListArray.from_arrays(offsets, pa.array(pairs % max(n_items, 1)))
+        self.relevant = pa.ListArray.from_arrays(offsets, pa.array(pairs % n_items))
         self.seen = torch.from_numpy(np.unique(known))
         self.users = _rows_of_hashes([part.frame.users for part in parts], hashes)
 
@@ -233,7 +233,7 @@ class RankedUsers:
         users = embed_all(network.user, self.users, network.normalized)
         items = embed_all(network.item, self.items, network.normalized)
         found, best = np.full((len(users), k), -1), min(k, len(items))
-        block = max(1, BLOCK // max(len(items), 1))
+        block = max(1, BLOCK // len(items))
         for begin in range(0, len(users), block):
             scores = users[begin : begin + block] @ items.T
             bounds = torch.tensor([begin, begin + block]) * len(items)

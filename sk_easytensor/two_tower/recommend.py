@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from sklearn.metrics import r2_score, roc_auc_score
+from sklearn.preprocessing import normalize
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
@@ -578,12 +579,6 @@ class RecommendingMixin:
             indices, _ = self._top_k(vectors[part], self.item_embeddings_, k, excluded)
             n_hits += int((indices == own[:, None]).any(axis=1).sum())
         return n_hits / len(rows)
-
-
-def normalize(vectors):
-    """Return vectors of length 1; those of length 0 are unchanged."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(lengths > 0, lengths, 1)
 
 
 def _has_key_only(table, tower, key):

@@ -90,6 +90,9 @@ class Tower(
     _export_adapter = EmbeddingAdapter
     _engine_adapter = EmbeddingAdapter
 
+    aggregates = False
+    """Towers that were stored before there were aggregates have none."""
+
     def __init__(
         self,
         blocks: Sequence[BlockSpec] | None = None,
