@@ -24,12 +24,12 @@ from sk_easytensor import (
 )
 from sk_easytensor.blocks.category import MISSING, UNSEEN
 from sk_easytensor.data.columns import cast_column
+from sk_easytensor.data.key_index import KeyIndex
 from sk_easytensor.data.keys import category_keys, value_family
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.data.type_names import type_name
 from sk_easytensor.onnx.graph import Graph
 from sk_easytensor.onnx.readers import readers
-from sk_easytensor.two_tower.pairs import KeyIndex
 
 UTC = dt.UTC
 
@@ -183,7 +183,7 @@ def test_a_value_has_one_name_whatever_carries_it(family, data):
     assert session_of(block)(other(given))[: len(given)] == found
     hashed = CategoryBlock(hash_buckets=10**6).fit({"c": one(fitted)})
     assert codes(hashed, other(given))[: len(given)] == codes(hashed, one(given))[: len(given)]
-    keys = KeyIndex(as_table({"c": one(fitted)}).column("c"), "c")
+    keys = KeyIndex(as_table({"c": one(fitted)}).column("c"), "c", "an example")
     rows = keys.rows(as_table({"c": other(fitted)}).column("c"))[: len(fitted)]
     assert rows.tolist() == [fitted.index(value) for value in fitted]
     lists = CategorySequenceBlock().fit({"c": [as_table({"c": one(fitted)})["c"].to_pylist()]})
@@ -272,7 +272,7 @@ def test_values_of_another_kind_are_refused(fitted, given):
     hashed = CategoryBlock(hash_buckets=9).fit({"c": one})
     lists = CategorySequenceBlock().fit({"c": [one]})
     events = EventSequenceBlock(categories=["c"]).fit({"c": [one], "n": [[1.0] * len(one)]})
-    keys = KeyIndex(as_table({"c": one})["c"], "c")
+    keys = KeyIndex(as_table({"c": one})["c"], "c", "an example")
     uses = [
         lambda: codes(block, other),
         lambda: codes(hashed, other),

@@ -2,9 +2,11 @@ import pickle
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from sk_easytensor import retrieval
-from sk_easytensor.retrieval import ApproximateIndex, top_k
+from sk_easytensor.retrieval import ApproximateIndex, search, top_k
+from sk_easytensor.retrieval.search import diversified, quantized
 
 
 def vectors(n_rows, width, seed):
@@ -26,9 +28,12 @@ def as_excluded(pairs):
     return pairs[:, 0], pairs[:, 1]
 
 
-@pytest.fixture(params=[1 << 24, 70, 1], ids=["one block", "blocks of 3", "row by row"])
+@pytest.fixture(params=[(256, 1 << 20), (3, 7), (1, 1)], ids=["one block", "blocks", "one by one"])
 def block(request, monkeypatch):
-    monkeypatch.setattr(retrieval, "BLOCK", request.param)
+    queries, size = request.param
+    monkeypatch.setattr(search, "QUERIES", queries)
+    monkeypatch.setattr(search, "BLOCK", queries * size)
+    monkeypatch.setattr(search, "MIN_BLOCK", 1)
 
 
 @pytest.mark.usefixtures("block")
@@ -72,26 +77,96 @@ def test_ties_are_all_there():
     candidates = np.ones((30, 2), dtype=np.float32)
     candidates[12:] = 0.5
     places, scores = top_k(np.ones((4, 2), np.float32), candidates, 12)
-    assert (np.sort(places, axis=1) == np.arange(12)).all()
+    assert (places == np.arange(12)).all()
     assert (scores == 2).all()
     _, scores = top_k(np.ones((4, 2), np.float32), candidates, 15)
     assert scores[0].tolist() == [2.0] * 12 + [1.0] * 3
 
 
 def test_products_of_all_pairs_are_never_held(monkeypatch):
-    sizes = []
-    original = retrieval.torch.mm
-
-    def counted(*args, **kwargs):
-        product = original(*args, **kwargs)
-        sizes.append(product.numel())
-        return product
-
-    monkeypatch.setattr(retrieval, "BLOCK", 100)
-    monkeypatch.setattr(retrieval.torch, "mm", counted)
+    sizes, add = [], search.Best.add
+    monkeypatch.setattr(
+        search.Best,
+        "add",
+        lambda self, rows, part: sizes.append(part.size) or add(self, rows, part),
+    )
+    monkeypatch.setattr(search, "QUERIES", 20)
+    monkeypatch.setattr(search, "BLOCK", 20 * 9)
     top_k(vectors(50, 3, 0), vectors(30, 3, 1), 2)
-    assert max(sizes) == 90
+    assert max(sizes) == 20 * 9
     assert sum(sizes) == 50 * 30
+
+
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("n_queries", [2, 11])
+@pytest.mark.parametrize("packed", [True, False])
+def test_small_types(dtype, threads, n_queries, packed, monkeypatch):
+    if not packed:
+        monkeypatch.setattr(search, "numkong", lambda: None)
+    queries, candidates = vectors(n_queries, 24, 0), vectors(80, 24, 1)
+    values, scales = quantized(candidates) if dtype == "int8" else (candidates.astype(dtype), None)
+    exact = values.astype(np.float32) * (1 if scales is None else scales[:, None])
+    np.testing.assert_allclose(exact, candidates, atol=0.02)
+    places, scores = top_k(queries, values, 6, scales=scales, threads=threads)
+    expected, products = brute_force(queries, exact, 6)
+    np.testing.assert_allclose(scores, products, rtol=2e-3, atol=2e-3)
+    assert (places == expected).mean() > 0.9
+
+
+def test_queries_of_zeros_and_tiny_rows_are_quantized():
+    values, scales = quantized(np.float32([[0, 0], [1e-42, 0], [3, -1.5]]))
+    assert values.tolist() == [[0, 0], [0, 0], [127, -64]]
+    assert np.isfinite(scales).all()
+    places, scores = top_k(np.zeros((1, 2), np.float32), values, 3, scales=scales)
+    assert places.tolist() == [[0, 1, 2]]
+    assert scores.tolist() == [[0, 0, 0]]
+
+
+@pytest.mark.usefixtures("block")
+@settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+@given(st.integers(0, 10_000), st.integers(0, 6), st.integers(0, 25), st.integers(1, 30))
+def test_any_selection_is_that_of_sorting(seed, n_queries, n_candidates, k):
+    random = np.random.default_rng(seed)
+    # Small integers have many ties, of which the first candidate is best.
+    queries, candidates = (
+        random.integers(-2, 3, (n, 3)).astype(np.float32) for n in (n_queries, n_candidates)
+    )
+    pairs = random.integers(0, [max(n_queries, 1), max(n_candidates, 1)], (10, 2))
+    pairs = pairs if n_queries * n_candidates else pairs[:0]
+    allowed = random.random(n_candidates) < random.random()
+    excluded = as_excluded({(int(q), int(c)) for q, c in pairs})
+    found = top_k(queries, candidates, k, allowed=allowed, excluded=excluded)
+    forbidden = [(q, c) for q in range(n_queries) for c in np.flatnonzero(~allowed)]
+    places, products = brute_force(queries, candidates, k, [*pairs, *forbidden])
+    width = places.shape[1]
+    np.testing.assert_array_equal(found[0][:, :width], places)
+    np.testing.assert_array_equal(found[1][:, :width], products)
+    assert (found[0][:, width:] == -1).all()
+
+
+def test_diverse_selections_are_those_of_the_definition():
+    random = np.random.default_rng(0)
+    for diversity in (0.0, 0.3, 1.0):
+        vectors_ = random.normal(size=(4, 9, 3)).astype(np.float32)
+        vectors_ /= np.linalg.norm(vectors_, axis=2, keepdims=True)
+        scores = -np.sort(-random.normal(size=(4, 9)).astype(np.float32), axis=1)
+        indices = np.tile(np.arange(9), (4, 1))
+        indices[3, 6:], scores[3, 6:] = -1, -np.inf
+        found, own = diversified(indices, scores, vectors_, 7, diversity)
+        for query in range(4):
+            n = 6 if query == 3 else 9
+            span = scores[query, 0] - scores[query, n - 1]
+            relevance = (scores[query, :n] - scores[query, n - 1]) / span
+            chosen = []
+            while len(chosen) < min(7, n):
+                likeness = (vectors_[query, :n] @ vectors_[query, chosen].T).max(1, initial=0)
+                gain = (1 - diversity) * relevance - diversity * likeness
+                gain[chosen] = -np.inf
+                chosen.append(int(gain.argmax()))
+            assert found[query].tolist() == chosen + [-1] * (7 - len(chosen))
+            np.testing.assert_array_equal(own[query, : len(chosen)], scores[query, chosen])
 
 
 # ---------------------------------------------------------------------- approximate
@@ -185,6 +260,24 @@ def test_an_index_with_fewer_candidates_than_asked_for(n_queries):
     np.testing.assert_allclose(scores[:, :5], products, rtol=1e-4, atol=1e-5)
     assert (places[:, 5:] == -1).all()
     assert np.isneginf(scores[:, 5:]).all()
+
+
+def test_a_changed_index_finds_what_a_new_one_finds():
+    queries, candidates = vectors(60, 16, 0), vectors(900, 16, 1)
+    index = ApproximateIndex(candidates[:700], queries)
+    index.add(candidates[700:])
+    index.remove(np.array([3, 5, 650]))
+    candidates = np.delete(candidates, [3, 5, 650], axis=0)
+    candidates[[0, 800]] = vectors(2, 16, 3)
+    index.replace(np.array([0, 800]), candidates[[0, 800]])
+    restored = ApproximateIndex.from_bytes(index.to_bytes())
+    expected, _ = top_k(queries, candidates, 10)
+    for each in (index, restored, pickle.loads(pickle.dumps(index))):
+        assert len(each) == 897
+        places, scores = each.search(queries, 10)
+        assert recall(places, expected) >= 0.95
+        products = np.einsum("qd,qkd->qk", queries, candidates[places])
+        np.testing.assert_allclose(scores, products, rtol=1e-3, atol=1e-4)
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import logging
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from sk_easytensor.inference import load
+from sk_easytensor.retrieval import Recommender
 from sk_easytensor.serving.limits import Guard, Limits, prepared_keys
 
 __all__ = [
@@ -23,6 +26,11 @@ try:
     from fastapi import FastAPI, Request, Response
 
     from sk_easytensor.serving.batching import Batcher, InvalidRows, Metrics, PredictionError
+    from sk_easytensor.serving.recommendations import (
+        METHODS,
+        RankingRequest,
+        RecommendationBatcher,
+    )
     from sk_easytensor.serving.schema import InvalidRequest, RequestSchema, Rows
 except ImportError as error:
     raise ImportError(
@@ -32,6 +40,11 @@ except ImportError as error:
 
 VALIDATORS = 2
 """Threads that parse and validate requests, so that a large one does not block the others."""
+
+REFRESH_SECONDS = 60.0
+"""Seconds after which a service of a recommender looks for a new version."""
+
+logger = logging.getLogger("sk_easytensor.serving")
 
 ERROR = {"description": "`detail` describes the error."}
 STATUSES = {400: ERROR, 401: ERROR, 408: ERROR, 413: ERROR, 415: ERROR, 422: ERROR, 503: ERROR}
@@ -43,7 +56,8 @@ def make_app(path, *, limits=None, api_key=None, n_jobs=None):
     Parameters
     ----------
     path : str, path-like or bytes
-        Path of a file that ``to_onnx`` wrote, or its content.
+        Path of a file that ``to_onnx`` wrote, or its content; or a directory that
+        ``save_recommender`` wrote.
     limits : Limits, optional
         Limits of bodies, rows, time and waiting requests; by default those of ``Limits()``.
     api_key : str or list of str, optional
@@ -84,6 +98,15 @@ def make_app(path, *, limits=None, api_key=None, n_jobs=None):
     - embedders: ``embedding`` of rows with lists in the order of time, as
       :meth:`EasyTensorEmbedder.collect` returns them for a log
 
+    A recommender has the routes ``/recommend``, ``/rank_users`` and ``/similar_items`` instead.
+    Their bodies are objects: ``{"users": [...], "k": 10, "exclude": "seen"}``, or with ``items``
+    for the other two. Rows have the columns of the tower, or the key alone. Further entries are
+    ``min_score``, ``diversity`` and ``where``, conditions by column: a value, a list of values, or
+    an object such as ``{"<": 20}``. The response has ``results``, an object with ``keys`` and
+    ``scores`` for each row, and ``version``. The service looks for a new version of the directory
+    each minute, and at ``POST /refresh``; requests go on meanwhile. Requests that arrive together
+    are ranked together.
+
     See Also
     --------
     serve : Run the application by uvicorn, with limits of connections and slow clients.
@@ -97,35 +120,168 @@ def make_app(path, *, limits=None, api_key=None, n_jobs=None):
         app = make_app("model.onnx")
     """
     limits = Limits() if limits is None else limits
+    if not isinstance(path, bytes) and Path(path).is_dir():
+        return make_recommender_app(path, limits=limits, api_key=api_key, n_jobs=n_jobs)
     predictor = load(path, n_jobs=n_jobs)
     metadata = predictor.metadata_
     schema = RequestSchema(metadata, limits.max_rows, limits.max_row_bytes)
     metrics = Metrics()
+    batcher = Batcher(predictor, metrics)
+
+    async def warm_up():
+        # A model that cannot predict fails here rather than at the first request.
+        await batcher.predict(Rows([schema.null_row], [0]))
+
+    def describe():
+        outputs, classes = batcher.outputs, metadata["answer"].get("classes")
+        if metadata["answer"]["kind"] == "tasks":
+            tasks = metadata["answer"]["tasks"]
+            classes = {task["name"]: task["classes"] for task in tasks if task["classes"]}
+            outputs = ["label", "probabilities"] if classes else []
+            outputs += ["predictions"] if len(classes) < len(tasks) else []
+        return {
+            "estimator": metadata["estimator"],
+            "version": metadata["version"],
+            "outputs": outputs,
+            "classes": classes,
+        }
+
+    app = base_app(
+        metadata["estimator"],
+        metadata["version"],
+        batcher,
+        limits=limits,
+        api_key=api_key,
+        tasks=[warm_up],
+        describe=describe,
+    )
+    request, definitions = schema.openapi()
+    app.openapi = with_schema(app.openapi, app, {"Request": request}, definitions)
+
+    @app.post("/predict", openapi_extra=body_of("Request"), responses=STATUSES)
+    async def predict(request: Request):
+        """Return the model's outputs for a row or a list of rows."""
+        return await respond(app, request, schema.read)
+
+    return app
+
+
+def make_recommender_app(path, *, limits, api_key=None, n_jobs=None):
+    """Return the service of a stored recommender as an ASGI application.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Directory that ``save_recommender`` wrote.
+    limits, api_key, n_jobs
+        Parameters of :func:`make_app`.
+
+    Returns
+    -------
+    fastapi.FastAPI
+    """
+    recommender = Recommender.load(path, n_jobs=n_jobs)
+    batcher = RecommendationBatcher(recommender, Metrics())
+
+    async def refresh():
+        """Load the current version, and return an error if that is not possible."""
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(app.state.validators, batcher.refresh)
+        except Exception as error:
+            # The version that is loaded stays: the new one may be incomplete, or too new.
+            logger.exception("version %s stays", batcher.recommender.version)
+            return error
+
+    async def refresh_regularly():
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS)
+            await refresh()
+
+    app = base_app(
+        "Recommender",
+        recommender.version,
+        batcher,
+        limits=limits,
+        api_key=api_key,
+        background=[refresh_regularly],
+        describe=batcher.describe,
+    )
+    app.openapi = with_schema(app.openapi, app, *RankingRequest.schemas())
+    for method in METHODS:
+        app.post(
+            f"/{method}",
+            openapi_extra=body_of(f"{method}_request"),
+            responses=STATUSES,
+            summary=METHODS[method].summary,
+        )(ranking_route(app, batcher, method, limits))
+
+    @app.post("/refresh", responses={500: ERROR})
+    async def load_current_version():
+        """Load the current version of the directory, and return its name."""
+        error = await refresh()
+        if error is not None:
+            version = batcher.recommender.version
+            return problem(500, f"the current version cannot be read, {version} stays: {error}")
+        return {"version": batcher.recommender.version}
+
+    return app
+
+
+def ranking_route(app, batcher, method, limits):
+    """Return a function that responds to requests of a method of the recommender."""
+
+    async def rank(request: Request):
+        def read(body):
+            return batcher.read(method, body, limits)
+
+        return await respond(app, request, read)
+
+    return rank
+
+
+def base_app(title, version, batcher, *, limits, api_key, describe, tasks=(), background=()):
+    """Return an application with the routes that all services have.
+
+    Parameters
+    ----------
+    title, version : str
+        Name and version, for the documentation.
+    batcher : BaseBatcher
+        Computes responses; it is ``app.state.batcher``.
+    limits, api_key
+        Parameters of :func:`make_app`.
+    describe : callable
+        Returns the content of ``/model``.
+    tasks : sequence of callable, default=()
+        Coroutine functions that have to succeed before the service is ready.
+    background : sequence of callable, default=()
+        Coroutine functions that run while the service does.
+
+    Returns
+    -------
+    fastapi.FastAPI
+    """
 
     @asynccontextmanager
     async def lifespan(app):
-        batcher = app.state.batcher = Batcher(predictor, metrics)
         with ThreadPoolExecutor(VALIDATORS, "validate") as app.state.validators:
-            task = asyncio.create_task(batcher.run())
+            running = [asyncio.create_task(run()) for run in (batcher.run, *background)]
             try:
-                # A model that cannot predict fails here rather than at the first request.
-                await batcher.predict(Rows([schema.null_row], [0]))
+                for task in tasks:
+                    await task()
                 app.state.ready = True
                 yield
             finally:
                 app.state.ready = False
-                task.cancel()
+                for task in running:
+                    task.cancel()
 
-    app = FastAPI(
-        title=metadata["estimator"],
-        version=metadata["version"],
-        lifespan=lifespan,
-        redoc_url=None,
-    )
+    app = FastAPI(title=title, version=version, lifespan=lifespan, redoc_url=None)
     app.state.ready = app.state.stopping = False
-    app.state.waiting = 0
+    app.state.waiting, app.state.batcher, app.state.limits = 0, batcher, limits
+    metrics = batcher.metrics
     app.add_middleware(Guard, limits=limits, keys=prepared_keys(api_key), metrics=metrics)
-    app.openapi = with_schema(app.openapi, app, *schema.openapi())
 
     @app.get("/health")
     async def health():
@@ -141,19 +297,8 @@ def make_app(path, *, limits=None, api_key=None, n_jobs=None):
 
     @app.get("/model")
     async def model():
-        """Return the estimator, version, outputs and classes of the model."""
-        outputs, classes = app.state.batcher.outputs, metadata["answer"].get("classes")
-        if metadata["answer"]["kind"] == "tasks":
-            tasks = metadata["answer"]["tasks"]
-            classes = {task["name"]: task["classes"] for task in tasks if task["classes"]}
-            outputs = ["label", "probabilities"] if classes else []
-            outputs += ["predictions"] if len(classes) < len(tasks) else []
-        return {
-            "estimator": metadata["estimator"],
-            "version": metadata["version"],
-            "outputs": outputs,
-            "classes": classes,
-        }
+        """Return what the service serves: kind, version, and what responses have."""
+        return describe()
 
     @app.get("/metrics", response_class=Response)
     async def show_metrics():
@@ -161,45 +306,59 @@ def make_app(path, *, limits=None, api_key=None, n_jobs=None):
         text, content_type = metrics.text()
         return Response(text, headers={"Content-Type": content_type})
 
-    @app.post("/predict", openapi_extra={"requestBody": REQUEST_BODY}, responses=STATUSES)
-    async def predict(request: Request):
-        """Return the model's outputs for a row or a list of rows."""
-        if not is_json(request.headers.get("content-type", "")):
-            return problem(415, "the content type must be application/json")
-        if app.state.waiting >= limits.max_waiting:
-            return problem(503, "too many requests are waiting", {"Retry-After": "1"})
-        app.state.waiting += 1
-        try:
-            body = await request.body()
-            loop = asyncio.get_running_loop()
-            rows = await loop.run_in_executor(app.state.validators, schema.read, body)
-            outputs = await app.state.batcher.predict(rows)
-        except InvalidRequest as error:
-            return problem(422, error.errors)
-        except InvalidRows as error:
-            return problem(400, str(error))
-        except PredictionError as error:
-            return problem(500, str(error))
-        finally:
-            app.state.waiting -= 1
-        return Response(outputs, media_type="application/json")
-
     return app
 
 
-REQUEST_BODY = {
-    "required": True,
-    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Request"}}},
-}
+async def respond(app, request, read):
+    """Return the response to a request with rows.
+
+    Parameters
+    ----------
+    app : fastapi.FastAPI
+        Application of :func:`base_app`.
+    request : fastapi.Request
+        Request.
+    read : callable
+        Converts the body to :class:`Rows`, in another thread.
+
+    Returns
+    -------
+    fastapi.Response
+    """
+    if not is_json(request.headers.get("content-type", "")):
+        return problem(415, "the content type must be application/json")
+    if app.state.waiting >= app.state.limits.max_waiting:
+        return problem(503, "too many requests are waiting", {"Retry-After": "1"})
+    app.state.waiting += 1
+    try:
+        body = await request.body()
+        loop = asyncio.get_running_loop()
+        rows = await loop.run_in_executor(app.state.validators, read, body)
+        outputs = await app.state.batcher.predict(rows)
+    except InvalidRequest as error:
+        return problem(422, error.errors)
+    except InvalidRows as error:
+        return problem(400, str(error))
+    except PredictionError as error:
+        return problem(500, str(error))
+    finally:
+        app.state.waiting -= 1
+    return Response(outputs, media_type="application/json")
 
 
-def with_schema(openapi, app, request, definitions):
-    """Return a method ``openapi`` whose document has the schema of requests."""
+def body_of(schema):
+    """Return the description of a route whose body has a schema of the document."""
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def with_schema(openapi, app, requests, definitions):
+    """Return a method ``openapi`` whose document has the schemas of requests."""
 
     def document():
         if app.openapi_schema is None:
             schemas = openapi().setdefault("components", {}).setdefault("schemas", {})
-            schemas.update(definitions, Request=request)
+            schemas.update(definitions, **requests)
         return app.openapi_schema
 
     return document

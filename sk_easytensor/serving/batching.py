@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import time
+from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from prometheus_client import (
 from sk_easytensor.serving.schema import Rows
 
 __all__ = [
+    "BaseBatcher",
     "Batcher",
     "InvalidRows",
     "Metrics",
@@ -57,33 +59,40 @@ class QueuedRequest:
     result: asyncio.Future
 
 
-class Batcher:
-    """Runs the model on batches of requests, in a separate thread.
+class BaseBatcher(ABC):
+    """Computes the responses of batches of requests, in a separate thread.
 
-    No request waits for a batch to fill up. While the model runs, requests are queued, and the
-    next batch consists of all of them.
+    No request waits for a batch to fill up. While responses are computed, requests are queued, and
+    the next batch consists of all of them.
 
     Parameters
     ----------
-    predictor : OnnxPredictor
-        Predictor of the model.
     metrics : Metrics
         Metrics that count batches.
     """
 
-    def __init__(self, predictor, metrics):
-        self.predictor = predictor
+    def __init__(self, metrics):
         self.metrics = metrics
-        self.outputs = [name for name in predictor.metadata_["outputs"] if name != "representation"]
-        self._as_json = as_json
-        if predictor.metadata_["answer"]["kind"] == "tasks":
-            self._as_json = partial(as_json_by_task, predictor.metadata_["answer"]["tasks"])
         self._queue = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, "predict")
         metrics.waiting.set_function(self._queue.qsize)
 
+    @abstractmethod
+    def compute(self, requests):
+        """Return the response of each request.
+
+        Parameters
+        ----------
+        requests : list of Rows
+            Rows of each request.
+
+        Returns
+        -------
+        list of bytes
+        """
+
     async def predict(self, rows):
-        """Return the outputs for some rows as JSON.
+        """Return the response for some rows as JSON.
 
         Parameters
         ----------
@@ -137,7 +146,7 @@ class Batcher:
         return batch
 
     def responses(self, requests):
-        """Return the outputs of each request as JSON, or the exception that its rows raise.
+        """Return the response of each request, or the exception that its rows raise.
 
         Parameters
         ----------
@@ -148,26 +157,17 @@ class Batcher:
         -------
         list of bytes or Exception
         """
-        rows = [row for request in requests for row in request]
-        sizes = [size for request in requests for size in request.sizes]
+        begin = time.perf_counter()
         try:
-            parts = [self._run(rows[part]) for part in batch_slices(sizes)]
+            responses = self.compute(requests)
         except Exception as error:
             if len(requests) == 1:
                 return [self._as_exception(error)]
             # Halving finds the request that raises the error, so that the others succeed.
             half = len(requests) // 2
             return self.responses(requests[:half]) + self.responses(requests[half:])
-        arrays = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
-        bounds = np.cumsum([len(request) for request in requests])[:-1]
-        parts = [np.split(array, bounds) for array in arrays]
-        return [self._as_json(self.outputs, part) for part in zip(*parts, strict=True)]
-
-    def _run(self, rows):
-        begin = time.perf_counter()
-        arrays = self.predictor.run(rows, *self.outputs)
-        self.metrics.observe_batch(len(rows), time.perf_counter() - begin)
-        return arrays
+        self.metrics.observe_batch(sum(map(len, requests)), time.perf_counter() - begin)
+        return responses
 
     @staticmethod
     def _as_exception(error):
@@ -179,6 +179,36 @@ class Batcher:
         failed = PredictionError("the prediction failed")
         failed.__cause__ = error
         return failed
+
+
+class Batcher(BaseBatcher):
+    """Runs a model on batches of requests.
+
+    Parameters
+    ----------
+    predictor : OnnxPredictor
+        Predictor of the model.
+    metrics : Metrics
+        Metrics that count batches.
+    """
+
+    def __init__(self, predictor, metrics):
+        super().__init__(metrics)
+        self.predictor = predictor
+        self.outputs = [name for name in predictor.metadata_["outputs"] if name != "representation"]
+        self._as_json = as_json
+        if predictor.metadata_["answer"]["kind"] == "tasks":
+            self._as_json = partial(as_json_by_task, predictor.metadata_["answer"]["tasks"])
+
+    def compute(self, requests):
+        """Return the outputs of each request as JSON."""
+        rows = [row for request in requests for row in request]
+        sizes = [size for request in requests for size in request.sizes]
+        parts = [self.predictor.run(rows[part], *self.outputs) for part in batch_slices(sizes)]
+        arrays = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
+        bounds = np.cumsum([len(request) for request in requests])[:-1]
+        parts = [np.split(array, bounds) for array in arrays]
+        return [self._as_json(self.outputs, part) for part in zip(*parts, strict=True)]
 
 
 def batch_slices(sizes):
@@ -242,7 +272,19 @@ def as_object(names, texts):
 
 
 ROUTES = frozenset(
-    {"/predict", "/model", "/health", "/ready", "/metrics", "/docs", "/openapi.json"}
+    {
+        "/predict",
+        "/recommend",
+        "/rank_users",
+        "/similar_items",
+        "/refresh",
+        "/model",
+        "/health",
+        "/ready",
+        "/metrics",
+        "/docs",
+        "/openapi.json",
+    }
 )
 """Routes with separate metrics. Others are counted together, so that clients add no series."""
 

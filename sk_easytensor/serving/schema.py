@@ -317,6 +317,35 @@ class RequestSchema:
             raise InvalidRequest(errors[:MAX_ERRORS])
         return rows
 
+    def values(self, rows, location):
+        """Return the values of parsed rows in the form that the model reads.
+
+        Parameters
+        ----------
+        rows : list of dict
+            Values by column, as JSON has them. Others than those of the model are left out.
+        location : str
+            Location of the rows in the body, for errors.
+
+        Returns
+        -------
+        list of dict
+
+        Raises
+        ------
+        InvalidRequest
+            If a value is not valid, with at most 20 errors.
+        """
+        values, errors = [], []
+        for number, row in enumerate(rows):
+            try:
+                values.append(self._row.validate_python(row))
+            except ValidationError as error:
+                errors.extend(describe_errors(error, [location, number]))
+        if errors:
+            raise InvalidRequest(errors[:MAX_ERRORS])
+        return values
+
     def _check_unicode(self, row, location):
         """Refuse lone surrogates in the values and keys of a row."""
         if is_unicode(row):

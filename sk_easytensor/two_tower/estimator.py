@@ -16,6 +16,7 @@ from sk_easytensor._utils.runtime import seeded, with_library_settings
 from sk_easytensor._utils.validation import check_choice, check_number
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.compose import BlockParametersMixin, blocks_diagram
+from sk_easytensor.data.key_index import check_key_type
 from sk_easytensor.data.tables import as_table, has_column_names
 from sk_easytensor.data.validation import errors_name
 from sk_easytensor.estimators.classifier import EasyTensorClassifier
@@ -29,7 +30,7 @@ from sk_easytensor.networks import Sum
 from sk_easytensor.networks.heads import SampledSoftmaxHead
 from sk_easytensor.networks.two_tower_network import TwoTowerNetwork
 from sk_easytensor.report.report import summarize_table
-from sk_easytensor.retrieval import check_index
+from sk_easytensor.retrieval.graph import check_index
 from sk_easytensor.tracking import tracked
 from sk_easytensor.training.pairs import PairResampling, item_counts
 from sk_easytensor.training.train import (
@@ -42,7 +43,6 @@ from sk_easytensor.two_tower.evaluation import RankingEvaluation, resolve_rankin
 from sk_easytensor.two_tower.pairs import (
     ItemCatalogue,
     PairEncoder,
-    check_key_type,
     fit_shared,
     key_blocks,
     pair_sets,
@@ -51,6 +51,7 @@ from sk_easytensor.two_tower.pairs import (
 from sk_easytensor.two_tower.recommend import PairScoringMixin, RecommendingMixin
 from sk_easytensor.two_tower.targets import PairTarget
 from sk_easytensor.two_tower.tower import Tower
+from sk_easytensor.two_tower.upkeep import UpkeepMixin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -216,6 +217,7 @@ class TowerTrainingMixin:
 
 @documented_like(EasyTensorClassifier)
 class EasyTensorTwoTower(
+    UpkeepMixin,
     RecommendingMixin,
     PairScoringMixin,
     TowerTrainingMixin,
@@ -292,6 +294,10 @@ class EasyTensorTwoTower(
     ----------
     user_tower_, item_tower_ : Tower
         Fitted towers. Each is a transformer of its own columns, and can be pickled alone.
+    item_index_, user_index_ : EmbeddingIndex
+        Keys, embeddings and columns of the items, if `fit` had an `item_key`, and of the users, if
+        it had a `user_key`. Columns of lists are left out. See
+        :class:`~sk_easytensor.retrieval.EmbeddingIndex`.
     item_keys_ : ndarray, shape (n_items,)
         Keys of the items, if `fit` had an `item_key`.
     item_embeddings_ : ndarray of float32, shape (n_items, embedding_dim)
@@ -531,7 +537,7 @@ class EasyTensorTwoTower(
             towers = [(self.user_tower_, sample.table)]
             towers.append((self.item_tower_, catalogue.dataset.sample().table))
             self._choose_engines(towers, backend)
-            self._store_items(items, sample.table, backend)
+            self._store_items(items, catalogue, sample.table, backend)
             if users is not None:
                 self._store_users(*users, backend)
         self._n_features_out = self.embedding_dim
@@ -548,12 +554,12 @@ class EasyTensorTwoTower(
                 f"{type(self).__name__}: user_key names column {user_key!r}, which X does not "
                 f"have; it has {table.column_names}"
             )
-        check_key_type(table.schema.field(user_key).type, user_key)
+        check_key_type(table.schema.field(user_key).type, user_key, type(self).__name__)
 
     def _clear_state(self):
         super()._clear_state()
-        # A fit without `user_key` or `index` must not keep those of a previous fit.
-        self._users = self._seen = self._index = None
+        # A fit without `user_key` must not keep the pairs of a previous fit.
+        self._seen = None
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "n_features_in_")

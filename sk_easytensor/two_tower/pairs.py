@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from copy import copy
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from sklearn.base import clone
 
-from sk_easytensor._utils.skops import ArrowStateMixin
-from sk_easytensor.blocks.category import CategoryBlock, category_keys
-from sk_easytensor.data.columns import CAST_ERRORS, RowError, show_value
-from sk_easytensor.data.keys import check_family, value_family
+from sk_easytensor.blocks.category import CategoryBlock
+from sk_easytensor.data.columns import RowError, show_value
+from sk_easytensor.data.key_index import KeyIndex, key_values
+from sk_easytensor.data.keys import category_keys
 from sk_easytensor.data.summaries import Summary, merge_all
 from sk_easytensor.data.tables import as_table
-from sk_easytensor.data.type_names import type_name
 from sk_easytensor.estimators.eval_sets import eval_pairs
 from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.dataset import EncodedDataset
@@ -32,12 +31,9 @@ from sk_easytensor.training.table_dataset import BaseRowEncoder, TableDataset
 __all__ = [
     "ItemCatalogue",
     "ItemIndex",
-    "KeyIndex",
     "PairEncoder",
-    "check_key_type",
     "fit_shared",
     "key_blocks",
-    "key_values",
     "pair_sets",
     "rows_of_keys",
     "summarize_interactions",
@@ -46,107 +42,6 @@ __all__ = [
 
 
 OWNER = "EasyTensorTwoTower"
-
-
-class KeyIndex(ArrowStateMixin):
-    """Lookup of rows by key. Keys are compared as categories are: 7, 7.0 and "7" are equal.
-
-    Looking up keys of another kind, such as dates among numbers, raises an error.
-
-    Parameters
-    ----------
-    column : pyarrow.ChunkedArray
-        Key of each row.
-    name : str
-        Name of the column, for errors.
-
-    Attributes
-    ----------
-    codes : ndarray of int, shape (n_rows,)
-        Code of the key of each row; deleted by :meth:`forget_rows`.
-    first : ndarray of int, shape (n_keys,)
-        First row of each code; deleted by :meth:`forget_rows`.
-
-    Raises
-    ------
-    RowError
-        If a key is missing. The message names the row.
-    TypeError
-        If the type of the column is not one of keys.
-    """
-
-    def __init__(self, column, name):
-        self.name = name
-        check_key_type(column.type, name)
-        family = value_family(column.type)
-        self.types = {} if family is None else {family: type_name(column.type)}
-        keys = category_keys(column)
-        if keys.null_count:
-            row = int(np.argmax(column.is_null(nan_is_null=True).to_numpy()))
-            raise RowError(f"{OWNER}: key column {name!r} is missing in row {{row}}", row)
-        self.codes = keys.indices.to_numpy(zero_copy_only=False)
-        self._strings = keys.dictionary
-        _, self.first = np.unique(self.codes, return_index=True)
-        self._row_of_code = np.full(len(self._strings), -1)
-        self._row_of_code[self.codes[self.first]] = self.first
-
-    def check_distinct(self, column):
-        """Raise ``ValueError`` if a key of the items is in more than one row."""
-        repeated = np.setdiff1d(np.arange(len(self.codes)), self.first)
-        if len(repeated):
-            value, count = column[int(repeated[0])].as_py(), len(np.unique(self.codes[repeated]))
-            raise ValueError(
-                f"{OWNER}: items has {count} keys in more than one row, such as {value!r}, again "
-                f"in row {repeated[0]}; every value of {self.name!r} must occur once"
-            )
-
-    def last(self):
-        """Return the last row of each key, in the order of the keys' first rows."""
-        last = np.zeros(len(self._strings), dtype=np.int64)
-        np.maximum.at(last, self.codes, np.arange(len(self.codes)))
-        return last[self.codes[np.sort(self.first)]]
-
-    def rows(self, column):
-        """Return the row of each key of a column, -1 for keys that no row has."""
-        check_family(column.type, self.types, self.name, OWNER)
-        keys = category_keys(column)
-        codes = pc.index_in(keys.dictionary, value_set=self._strings)
-        codes = pc.fill_null(codes, -1).to_numpy(zero_copy_only=False)
-        # Code -1 stands for unknown keys, the last row for missing ones.
-        row_of_value = np.append(np.append(self._row_of_code, -1)[codes], -1)
-        indices = pc.fill_null(keys.indices, len(codes)).to_numpy(zero_copy_only=False)
-        return row_of_value[indices]
-
-    def forget_rows(self):
-        """Delete the arrays over rows, which are needed in fitting only."""
-        del self.codes, self.first
-
-
-def key_values(column):
-    """Return the keys of a column as an array.
-
-    Parameters
-    ----------
-    column : pyarrow.ChunkedArray
-        Key of each row.
-
-    Returns
-    -------
-    ndarray
-        Keys in a type of NumPy. Decimals become integers, or strings if these do not have 64 bits.
-    """
-    if pa.types.is_decimal(column.type):
-        try:
-            column = column.cast(pa.int64())
-        except CAST_ERRORS:
-            column = pa.chunked_array([category_keys(column).dictionary_decode()])
-    return column.to_numpy()
-
-
-def check_key_type(kind, name):
-    """Raise ``TypeError`` if an Arrow type is not one of keys."""
-    if not CategoryBlock.accepts(kind):
-        raise TypeError(f"{OWNER}: key column {name!r} cannot be of type {type_name(kind)}")
 
 
 class KeyedRows(Summary):
@@ -172,7 +67,7 @@ class KeyedRows(Summary):
     @classmethod
     def of(cls, table, key, keep):
         """Return the rows that are kept of a table."""
-        keys = KeyIndex(table.column(key), key)
+        keys = KeyIndex(table.column(key), key, OWNER)
         rows = np.sort(keys.first) if keep == "first" else keys.last()
         return cls(table.take(pa.array(rows)), key, keep)
 
@@ -344,11 +239,17 @@ class ItemIndex:
         self.keyed = key is not None
         self.from_catalogue = from_catalogue
         if self.keyed:
-            self.lookup = KeyIndex(column, key)
+            self.lookup = KeyIndex(column, key, OWNER)
             if from_catalogue:
                 self.lookup.check_distinct(column)
             self.lookup.forget_rows()
             self.keys = key_values(column)
+
+    def of_index(self, index):
+        """Return a lookup of the items of an :class:`EmbeddingIndex` with the same key column."""
+        items = copy(self)
+        items.lookup, items.keys = index.lookup, index.keys
+        return items
 
     def rows(self, table, *, all_known=True):
         """Return the number of the item of each interaction.

@@ -7,28 +7,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from sklearn.metrics import r2_score, roc_auc_score
-from sklearn.preprocessing import normalize
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from sk_easytensor._utils.runtime import limited_threads, resolve_threads, with_library_settings
+from sk_easytensor._utils.runtime import resolve_threads, with_library_settings
 from sk_easytensor._utils.validation import check_number
 from sk_easytensor.backends import resolve_backend
-from sk_easytensor.data.columns import is_list, show_value
+from sk_easytensor.data.key_index import KeyIndex
 from sk_easytensor.data.tables import as_table
-from sk_easytensor.data.type_names import type_name
 from sk_easytensor.estimators.stored import Ranking, Values, of_stored_rows
 from sk_easytensor.inspection import GivenOutputs
 from sk_easytensor.inspection.importance import pair_model
-from sk_easytensor.retrieval import ApproximateIndex, as_tensor, top_k
+from sk_easytensor.retrieval import EmbeddingIndex, Recommender, top_k
+from sk_easytensor.retrieval.recommender import SeenPairs, Side
 from sk_easytensor.training.pairs import distinct_rows
-from sk_easytensor.two_tower.pairs import KeyIndex, key_values, rows_of_keys, summarize_interactions
+from sk_easytensor.two_tower.pairs import OWNER, rows_of_keys, summarize_interactions
 
 if TYPE_CHECKING:
     from typing import Any, Literal
+
+    import pyarrow.compute as pc
 
     from sk_easytensor._utils.typing import ArrayLike, Predictions, TableLike, TargetLike
 
@@ -120,7 +120,7 @@ class PairScoringMixin:
             has_columns = set(self.item_tower_.feature_names_in_) <= set(table.column_names)
             rows = self._items.rows(table, all_known=not has_columns)
             if (rows >= 0).all():
-                return as_tensor(self.item_embeddings_), rows
+                return torch.tensor(self.item_embeddings_), rows
         items, rows = distinct_rows(self.item_tower_.encode(table, backend))
         return self.item_tower_.embed_frame(items, backend), rows
 
@@ -219,7 +219,27 @@ QUERIES, ROWS_OF_QUERIES = 256, 16_384
 class RecommendingMixin:
     """Methods that rank the catalogue for users, and users for items."""
 
-    def _check_query(self, users, items=None, k=10, exclude=None):
+    @property
+    def item_keys_(self) -> np.ndarray:
+        """Keys of the items."""
+        return self.item_index_.keys
+
+    @property
+    def item_embeddings_(self) -> np.ndarray:
+        """Embeddings of the items."""
+        return self.item_index_.vectors()
+
+    @property
+    def user_keys_(self) -> np.ndarray:
+        """Keys of the users."""
+        return self.user_index_.keys
+
+    @property
+    def user_embeddings_(self) -> np.ndarray:
+        """Embeddings of the users."""
+        return self.user_index_.vectors()
+
+    def _check_query(self, users, items=None, k=10, exclude=None, **options):
         """Raise ``ValueError`` if stored users lack columns, or if an argument is invalid."""
         check_number("recommend", "k", k, low=1, integer=True)
         if exclude is not None and not isinstance(exclude, str):
@@ -227,12 +247,8 @@ class RecommendingMixin:
                 "recommend: for stored users, exclude must be 'seen' or None, got "
                 f"{type(exclude).__name__}"
             )
-        if items is None:
-            self._check_catalogue()
-        if exclude is not None:
-            self._check_exclude(exclude, users, catalogue=items is None)
-        if not self._have_key_only(users):
-            self.user_tower_.read(users)
+        recommender = self._recommender()
+        recommender.check(users, items, exclude)
 
     @with_library_settings
     @of_stored_rows(Ranking("items", "scores"), check="_check_query")
@@ -243,6 +259,9 @@ class RecommendingMixin:
         *,
         k: int = 10,
         exclude: Literal["seen"] | ArrayLike | None = None,
+        where: pc.Expression | None = None,
+        min_score: float | None = None,
+        diversity: float = 0.0,
     ) -> tuple[np.ndarray, np.ndarray] | Any:
         """Return the items with the highest scores for each user.
 
@@ -252,13 +271,24 @@ class RecommendingMixin:
             Users, with the columns of the user tower, or with the column `user_key` of `fit` alone.
             In the latter case the embeddings of `fit` are used.
         items : table-like, optional
-            Candidates, with the columns of the item tower; by default the catalogue.
+            Candidates, with the columns of the item tower, or with the column `item_key` of `fit`
+            alone, for items of the catalogue; by default the whole catalogue.
         k : int, default=10
             Number of items for each user; all candidates if there are fewer.
         exclude : "seen", list of lists or list column, optional
             Items that are not recommended. ``"seen"`` excludes the items of each user in `fit`,
             which requires `user_key`. A list of keys for each user excludes these; keys of unknown
             items are ignored.
+        where : pyarrow.compute.Expression, optional
+            Condition on the columns of the candidates, such as ``pc.field("price") < 20``. The
+            catalogue has all of its columns but lists. Items for which it is missing are left out.
+        min_score : float or None, default=None
+            Lowest score of recommended items.
+        diversity : float, default=0.0
+            From 0 to 1: weight of the likeness of an item to those that are recommended before it,
+            by maximal marginal relevance, see
+            :meth:`~sk_easytensor.retrieval.EmbeddingIndex.search`. Items are then in the order of
+            their selection.
 
         Returns
         -------
@@ -271,72 +301,83 @@ class RecommendingMixin:
         Raises
         ------
         ValueError
-            If `k` or `exclude` is invalid, if tables lack columns, or if there is neither a
-            catalogue nor `items`.
+            If an argument is invalid, if tables lack columns, or if there is neither a catalogue
+            nor `items`.
         """
         check_is_fitted(self)
-        check_number("recommend", "k", k, low=1, integer=True)
-        users = as_table(users, columns=self._columns_read())
-        queries = self._user_vectors(users)
-        if items is None:
-            self._check_catalogue()
-            candidates, keys = self.item_embeddings_, self.item_keys_
-            lookup = self._items.lookup
-        else:
-            candidates, keys, lookup = self._candidates(
-                as_table(items, columns=self._columns_read())
-            )
-        excluded = self._excluded(exclude, users, lookup, catalogue=items is None)
-        k = min(k, len(candidates))
-        if items is None and self._index is not None:
-            threads = resolve_threads(self.n_jobs)
-            indices, scores = self._index.search(queries, k, excluded=excluded, threads=threads)
-        else:
-            indices, scores = self._top_k(queries, candidates, k, excluded)
-        return _take_keys(keys, indices), scores
+        return self._recommender().recommend(
+            as_table(users, columns=self._columns_read()),
+            self._candidate_table(items, where),
+            k=k,
+            exclude=exclude,
+            where=where,
+            min_score=min_score,
+            diversity=diversity,
+        )
 
     @with_library_settings
     def rank_users(
-        self, item: TableLike, *, k: int = 10, users: TableLike | None = None
+        self,
+        item: TableLike,
+        *,
+        k: int = 10,
+        users: TableLike | None = None,
+        exclude: Literal["seen"] | ArrayLike | None = None,
+        where: pc.Expression | None = None,
+        min_score: float | None = None,
+        diversity: float = 0.0,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the users with the highest scores for each item.
 
         Parameters
         ----------
         item : table-like
-            One item or several, with the columns of the item tower. They may be new.
+            One item or several, with the columns of the item tower, which may be new, or with the
+            column `item_key` of `fit` alone.
         k : int, default=10
             Number of users for each item; all candidates if there are fewer.
         users : table-like, optional
-            Candidates, with the columns of the user tower; by default the users of `fit`, which
-            requires `user_key`.
+            Candidates, with the columns of the user tower, or with the column `user_key` of `fit`
+            alone; by default the users of `fit`, which requires `user_key`.
+        exclude : "seen", list of lists or list column, optional
+            Users that are not returned: those who have the item in `fit`, or for each item a list
+            of keys.
+        where : pyarrow.compute.Expression, optional
+            Condition on the columns of the candidates. Users of `fit` have the columns of the user
+            tower but lists.
+        min_score, diversity
+            As in :meth:`recommend`.
 
         Returns
         -------
         keys : ndarray of shape (n_items, k)
-            Keys of users, the best first; positions among `users` if they have no key.
+            Keys of users, the best first; positions among `users` if they have no key. None where
+            fewer than k users remain for an item.
         scores : ndarray of float32, shape (n_items, k)
-            Products of embeddings.
+            Products of embeddings; ``-inf`` where there is no user.
 
         Raises
         ------
         ValueError
-            If `k` is invalid, if tables lack columns, or if `fit` had no `user_key` and `users` is
-            None.
+            If an argument is invalid, if tables lack columns, or if `fit` had no `user_key` and
+            `users` is None.
         """
         check_is_fitted(self)
-        check_number("rank_users", "k", k, low=1, integer=True)
-        if users is None:
-            self._check_users("rank_users without users")
-            candidates, keys = self.user_embeddings_, self.user_keys_
-        else:
-            users = as_table(users, columns=self._columns_read())
-            candidates, keys = self.user_tower_.embed(users), np.arange(len(users))
-            if self._user_key in users.column_names:
-                keys = key_values(users.column(self._user_key))
-        queries = self.item_tower_.embed(as_table(item, columns=self._columns_read()))
-        indices, scores = self._top_k(queries, candidates, min(k, len(candidates)))
-        return keys[indices], scores
+        return self._recommender().rank_users(
+            as_table(item, columns=self._columns_read()),
+            self._candidate_table(users, where),
+            k=k,
+            exclude=exclude,
+            where=where,
+            min_score=min_score,
+            diversity=diversity,
+        )
+
+    def _candidate_table(self, candidates, where):
+        """Return candidates as a table, with all columns if there is a condition on them."""
+        if candidates is None:
+            return None
+        return as_table(candidates, columns=None if where is not None else self._columns_read())
 
     @with_library_settings
     def similar_items(self, items: TableLike, *, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -363,12 +404,7 @@ class RecommendingMixin:
             If `k` is invalid, `fit` had no `item_key`, or columns or items are unknown.
         """
         check_is_fitted(self)
-        check_number("similar_items", "k", k, low=1, integer=True)
-        self._check_catalogue()
-        table = as_table(items, columns=self._columns_read())
-        vectors = self._catalogue_vectors(table)
-        own = _known_rows(self._items.lookup, table)
-        return self._most_similar(vectors, own, self.item_embeddings_, self.item_keys_, k)
+        return self._recommender().similar_items(as_table(items, columns=self._columns_read()), k=k)
 
     @with_library_settings
     def similar_users(self, users: TableLike, *, k: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -395,160 +431,73 @@ class RecommendingMixin:
             If `k` is invalid, `fit` had no `user_key`, or columns or users are unknown.
         """
         check_is_fitted(self)
-        check_number("similar_users", "k", k, low=1, integer=True)
-        self._check_users("similar_users")
-        table = as_table(users, columns=self._columns_read())
-        vectors, own = self._user_vectors(table), _known_rows(self._users, table)
-        return self._most_similar(vectors, own, self.user_embeddings_, self.user_keys_, k)
+        return self._recommender().similar_users(as_table(users, columns=self._columns_read()), k=k)
 
-    def _most_similar(self, vectors, own, candidates, keys, k):
-        """Return keys and cosines of the candidates nearest to vectors, without their own rows."""
-        k = min(k, len(candidates) - bool((own >= 0).any()))
-        queries = np.flatnonzero(own >= 0)
-        excluded = queries, own[queries]
-        vectors, candidates = (normalize(part) for part in (vectors, candidates))
-        indices, cosines = self._top_k(vectors, candidates, k, excluded)
-        return _take_keys(keys, indices), cosines
+    def _recommender(self):
+        """Return the stored embeddings and the towers as a recommender."""
+        items = Side("item", self._item_index(), self.item_tower_, self._items.key)
+        users = Side("user", self._user_index(), self.user_tower_, self._user_key)
+        return Recommender(items, users, self._seen, resolve_threads(self.n_jobs))
+
+    def _item_index(self):
+        return self.item_index_ if self._items.keyed else None
+
+    def _user_index(self):
+        return None if self._user_key is None else self.user_index_
 
     # ------------------------------------------------------------------ stored at the end of fit
 
     def _read_users(self, dataset, executor):
-        """Return the last row of each user, an index of users, and the pairs that were seen."""
+        """Return the last row of each user, and the pairs that were seen."""
         if self._user_key is None:
             return None
         columns = self.user_tower_.feature_names_in_
         rows = rows_of_keys(dataset, self._user_key, columns, executor, keep="last")
-        users = KeyIndex(rows.column(self._user_key), self._user_key)
-        users.forget_rows()
         if not self._items.keyed:
-            return rows, users, None
+            return rows, None
         keys = list(dict.fromkeys([self._user_key, self._items.key]))
         summarize = partial(summarize_interactions, self._user_key, self._items)
         seen = dataset.select(keys).map_reduce(summarize, executor)
-        return rows, users, seen.numbered(users)
+        users = KeyIndex(rows.column(self._user_key), self._user_key, OWNER)
+        return rows, SeenPairs(seen.numbered(users))
 
-    def _store_users(self, rows, users, seen, backend):
+    def _store_users(self, rows, seen, backend):
         """Embed the last row of each user, and store the results of :meth:`_read_users`."""
         frame = self.user_tower_.encode(rows, backend)
-        self.user_embeddings_ = self.user_tower_.embed_frame(frame, backend).numpy()
-        self.user_keys_ = key_values(rows.column(self._user_key))
-        self._users, self._seen = users, seen
+        vectors = self.user_tower_.embed_frame(frame, backend).numpy()
+        keys = rows.column(self._user_key)
+        self.user_index_ = EmbeddingIndex(keys, vectors, rows, key=self._user_key)
+        self._seen = seen
 
-    def _store_items(self, frame, users, backend):
-        """Embed the encoded catalogue, if there is one, and build the index.
+    def _store_items(self, frame, catalogue, users, backend):
+        """Embed the encoded catalogue, if there is one, and build the graph of neighbours.
 
         Parameters
         ----------
         frame : TensorFrame
             Encoded items.
+        catalogue : ItemCatalogue
+            The items.
         users : pyarrow.Table
             Rows of users, with whose rankings an approximate index is tuned.
         backend : Backend
             Executor of forward passes.
         """
-        self._index = None
         if not self._items.keyed:
             return
-        self.item_embeddings_ = self.item_tower_.embed_frame(frame, backend).numpy()
-        self.item_keys_ = self._items.keys
+        vectors = self.item_tower_.embed_frame(frame, backend).numpy()
+        table, key = catalogue.dataset.table, self._items.key
+        columns = table
+        if not catalogue.has_catalogue:
+            # The other columns of interactions are not of the item.
+            columns = table.select(list(self.item_tower_.feature_names_in_))
+        self.item_index_ = EmbeddingIndex(table.column(key), vectors, columns, key=key)
         if self.index != "exact":
             users = users.take(pa.array(spread_indices(len(users), ROWS_OF_QUERIES)))
             distinct, _ = distinct_rows(self.user_tower_.encode(users, backend))
             distinct = distinct.take(torch.from_numpy(spread_indices(len(distinct), QUERIES)))
             queries = self.user_tower_.embed_frame(distinct, backend).numpy()
-            self._index = ApproximateIndex(self.item_embeddings_, queries)
-
-    # ------------------------------------------------------------------ reading
-
-    def _top_k(self, queries, candidates, k, excluded=None):
-        with limited_threads(self.n_jobs):
-            return top_k(queries, candidates, k, excluded=excluded)
-
-    def _user_vectors(self, users):
-        if not self._have_key_only(users):
-            return self.user_tower_.embed(users)
-        return self._stored_vectors(users, self.user_tower_, self._users, self.user_embeddings_)
-
-    def _catalogue_vectors(self, items):
-        if not _has_key_only(items, self.item_tower_, self._items.key):
-            return self.item_tower_.embed(items)
-        lookup = self._items.lookup
-        return self._stored_vectors(items, self.item_tower_, lookup, self.item_embeddings_)
-
-    def _stored_vectors(self, table, tower, lookup, embeddings):
-        """Return the embeddings of `fit` for the keys of a table."""
-        column = table.column(lookup.name)
-        rows = lookup.rows(column)
-        if (rows < 0).any():
-            row = int(np.argmax(rows < 0))
-            needed = sorted(tower.feature_names_in_)
-            raise ValueError(
-                f"column {lookup.name!r} holds {show_value(column[row])} in row {row}, which was "
-                f"not in fit; pass the columns {needed}"
-            )
-        return embeddings[rows]
-
-    def _have_key_only(self, users):
-        """Return whether a table has the key of users, but not the columns of the user tower."""
-        return _has_key_only(users, self.user_tower_, self._user_key)
-
-    def _candidates(self, items):
-        vectors = self.item_tower_.embed(items)
-        key = self._items.key
-        if key is None or key not in items.column_names:
-            return vectors, np.arange(len(items)), None
-        lookup = KeyIndex(items.column(key), key)
-        lookup.check_distinct(items.column(key))
-        return vectors, key_values(items.column(key)), lookup
-
-    def _excluded(self, exclude, users, lookup, *, catalogue):
-        """Return the pairs of user and item that are excluded, as two arrays sorted by user."""
-        if exclude is None:
-            return None
-        if isinstance(exclude, str):
-            self._check_exclude(exclude, users, catalogue=catalogue)
-            return self._seen_pairs(users)
-        if lookup is None:
-            raise ValueError("recommend: exclude has keys of items, but items have no key column")
-        lists = exclude
-        if not isinstance(lists, (pa.Array, pa.ChunkedArray)):
-            lists = as_table({"exclude": exclude}).column("exclude")
-        if not (is_list(lists.type) or pa.types.is_null(lists.type)):
-            raise ValueError(
-                "exclude must hold a list of keys for each user, got values of "
-                f"{type_name(lists.type)}"
-            )
-        if len(lists) != len(users):
-            raise ValueError(f"exclude has {len(lists)} lists for {len(users)} users")
-        if pa.types.is_null(lists.type):
-            lists = lists.cast(pa.list_(pa.null()))
-        lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
-        user_rows = np.repeat(np.arange(len(users)), lengths)
-        items = pc.list_flatten(lists)
-        items = items if isinstance(items, pa.ChunkedArray) else pa.chunked_array([items])
-        rows = lookup.rows(items)
-        return user_rows[rows >= 0], rows[rows >= 0].astype(np.int64)
-
-    def _check_exclude(self, exclude, users, *, catalogue):
-        """Raise ``ValueError`` unless `exclude` is ``"seen"`` and seen items are known."""
-        if exclude != "seen" or not catalogue:
-            raise ValueError(
-                "recommend: exclude must be 'seen', which requires the catalogue as items, or "
-                f"a list of keys for each user, got {exclude!r}"
-            )
-        self._check_users("exclude='seen'")
-        if self._user_key not in users.column_names:
-            raise ValueError(f"exclude='seen' needs the column {self._user_key!r} of users")
-
-    def _seen_pairs(self, users):
-        rows = self._users.rows(users.column(self._user_key))
-        first = np.searchsorted(self._seen[:, 0], rows)
-        last = np.where(rows < 0, first, np.searchsorted(self._seen[:, 0], rows, side="right"))
-        lengths = last - first
-        user_rows = np.repeat(np.arange(len(rows)), lengths)
-        starts = np.cumsum(lengths) - lengths
-        pairs = np.arange(lengths.sum()) + np.repeat(first - starts, lengths)
-        return user_rows, self._seen[pairs, 1]
+            self.item_index_.build_graph(queries)
 
     def _check_catalogue(self):
         if not self._items.keyed:
@@ -556,54 +505,29 @@ class RecommendingMixin:
                 "there is no catalogue: pass items, or call fit with an item_key to create one"
             )
 
-    def _check_users(self, usage):
-        if self._user_key is None:
-            raise ValueError(f"{usage} needs the user_key of fit, with which users are stored")
-
     def _hit_rate(self, X, k=10):
         """Return the fraction of pairs whose item is among the k best of the catalogue."""
         self._check_catalogue()
         table = as_table(X, columns=self._columns_read())
         # Without a catalogue, items that were not in fit have no embedding here.
         rows = self._items.rows(table, all_known=self._items.from_catalogue).numpy()
-        vectors = self.user_tower_.embed(table)
-        k, n_hits = min(k, len(self.item_embeddings_)), 0
-        masks = self._user_key is not None and self._user_key in table.column_names
+        users = self._recommender().users
+        vectors, candidates = self.user_tower_.embed(table), self.item_embeddings_
+        known = users.known_rows(table) if self._seen is not None else None
+        k, n_hits = min(k, len(candidates)), 0
         for begin in range(0, len(rows), SCORED_ROWS):
             part, excluded = slice(begin, begin + SCORED_ROWS), None
             own = rows[part]
-            if masks:
-                users, items = self._seen_pairs(table.slice(begin, SCORED_ROWS))
-                others = items != own[users]
-                excluded = users[others], items[others]
-            indices, _ = self._top_k(vectors[part], self.item_embeddings_, k, excluded)
-            n_hits += int((indices == own[:, None]).any(axis=1).sum())
+            if known is not None:
+                queries, items = self._seen.others(known[part], side=0)
+                others = items != own[queries]
+                excluded = queries[others], items[others]
+            threads = resolve_threads(self.n_jobs)
+            found, _ = top_k(vectors[part], candidates, k, excluded=excluded, threads=threads)
+            n_hits += int((found == own[:, None]).any(axis=1).sum())
         return n_hits / len(rows)
-
-
-def _has_key_only(table, tower, key):
-    """Return whether a table has a key, but not the columns of a tower."""
-    needed = set(tower.feature_names_in_)
-    present = needed & set(table.column_names)
-    return present != needed and not present - {key} and key in table.column_names
-
-
-def _known_rows(lookup, table):
-    """Return the rows of `fit` with the keys of a table, -1 for unknown keys and without keys."""
-    if lookup.name not in table.column_names:
-        return np.full(len(table), -1)
-    return lookup.rows(table.column(lookup.name))
 
 
 def spread_indices(length, size):
     """Return evenly spread indices of a sequence: all of them, or about `size` if it is longer."""
     return np.arange(0, length, max(1, length // size))
-
-
-def _take_keys(keys, indices):
-    """Return the keys at some indices, None for negative ones."""
-    taken = keys[indices]
-    if (indices < 0).any():
-        taken = taken.astype(object)
-        taken[indices < 0] = None
-    return taken

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from two_towers import (
     BY_KEY,
@@ -137,10 +138,11 @@ def test_candidates_of_ones_own(data, catalogue, fitted):
 
 
 def test_blocks_of_users_do_not_change_what_is_found(data, fitted, monkeypatch):
-    from sk_easytensor import retrieval
+    from sk_easytensor.retrieval import search
 
     expected = fitted.recommend(data.users, k=7, exclude="seen")
-    monkeypatch.setattr(retrieval, "BLOCK", 3 * N_ITEMS)
+    monkeypatch.setattr(search, "LARGEST_BLOCK", 9)
+    monkeypatch.setattr(search, "QUERIES", 7)
     keys, scores = fitted.recommend(data.users, k=7, exclude="seen")
     np.testing.assert_array_equal(keys, expected[0])
     np.testing.assert_allclose(scores, expected[1], rtol=1e-5, atol=1e-6)
@@ -166,6 +168,89 @@ def test_bad_numbers_of_recommendations(k, data, catalogue, fitted):
     for call in (fitted.recommend, fitted.rank_users):
         with pytest.raises(ValueError, match="k must be an integer at least 1"):
             call(data.users, k=k)
+
+
+# ---------------------------------------------------------------------- conditions
+
+
+def test_only_items_of_a_condition(data, catalogue, fitted):
+    first = catalogue["genre"].iloc[0]
+    keys, scores = fitted.recommend(data.users, k=5, where=pc.field("genre") == first)
+    same((keys, scores), fitted.recommend(data.users, catalogue[catalogue["genre"] == first], k=5))
+    keys, _ = fitted.recommend(
+        data.users, k=N_ITEMS, where=pc.field("genre") == first, exclude="seen"
+    )
+    seen = data.interactions.groupby("user_id")["item_id"].agg(set)
+    of_genre = set(catalogue["item_id"][catalogue["genre"] == first])
+    for user, row in zip(data.users["user_id"], keys, strict=True):
+        assert {key for key in row if key is not None} == of_genre - seen.get(user, set())
+    keys, _ = fitted.rank_users(catalogue.head(3), k=N_USERS, where=pc.field("age") > 40)
+    last = data.interactions.drop_duplicates("user_id", keep="last")
+    expected = set(last["user_id"][last["age"] > 40])
+    assert all({key for key in row if key is not None} == expected for row in keys)
+
+
+@pytest.mark.parametrize("where", [pc.field("cost") > 3, "genre = 3", pc.field("genre") + 1])
+def test_conditions_that_make_no_sense(where, data, fitted):
+    with pytest.raises(ValueError, match=r"where must be a condition on the columns .*'genre'"):
+        fitted.recommend(data.users, where=where)
+
+
+def test_only_scores_from_a_bound(data, fitted):
+    keys, scores = fitted.recommend(data.users, k=N_ITEMS)
+    bound = float(np.median(scores))
+    found, products = fitted.recommend(data.users, k=N_ITEMS, min_score=bound)
+    high = scores >= bound
+    np.testing.assert_array_equal(found[high], keys[high])
+    assert (found[~high] == None).all()  # noqa: E711
+    assert np.isneginf(products[~high]).all()
+
+
+def test_candidates_by_key_alone(data, catalogue, fitted):
+    some = catalogue[["item_id"]].iloc[[7, 3, 11, 4]]
+    same(
+        fitted.recommend(data.users, some, k=3),
+        fitted.recommend(data.users, k=3, where=pc.field("item_id").isin([3, 4, 7, 11])),
+    )
+    assert fitted.recommend(data.users, some, k=9)[0].shape == (N_USERS, 4)
+    keys, _ = fitted.rank_users(catalogue.head(2), users={"user_id": [5, 3, 9]}, exclude="seen")
+    assert {key for key in keys.ravel() if key is not None} <= {3, 5, 9}
+    with pytest.raises(ValueError, match="'item_id' holds 99 in row 1, which was not in fit"):
+        fitted.recommend(data.users, {"item_id": [3, 99]})
+
+
+def test_users_who_have_seen_an_item_are_left_out(X, catalogue, fitted):
+    for items in (catalogue, catalogue[["item_id"]]):
+        keys, _ = fitted.rank_users(items, k=N_USERS, exclude="seen")
+        seen = X.groupby("item_id")["user_id"].agg(set)
+        for item, row in zip(catalogue["item_id"], keys, strict=True):
+            assert {key for key in row if key is not None} == set(range(N_USERS)) - seen[item]
+    lists = [[0, 1, 999]] * N_ITEMS
+    keys, _ = fitted.rank_users(catalogue, k=N_USERS, exclude=lists)
+    assert all(set(row[:-2]) == set(range(2, N_USERS)) for row in keys)
+
+
+def test_diverse_items_are_less_alike(data, fitted):
+    stored = fitted.item_embeddings_ / np.linalg.norm(fitted.item_embeddings_, axis=1)[:, None]
+
+    def likeness(**params):
+        keys, _ = fitted.recommend(data.users, k=5, **params)
+        vectors = stored[keys.astype(int)]
+        return np.mean([(row @ row.T)[np.triu_indices(5, 1)].mean() for row in vectors])
+
+    plain, some, most = (likeness(diversity=weight) for weight in (0.0, 0.3, 0.9))
+    assert plain > some > most
+    first, _ = fitted.recommend(data.users, k=1)
+    np.testing.assert_array_equal(
+        fitted.recommend(data.users, k=5, diversity=0.9)[0][:, 0], first[:, 0]
+    )
+    keys, _ = fitted.recommend(data.users, k=5, diversity=0.5, exclude="seen")
+    met = set(zip(data.interactions["user_id"], data.interactions["item_id"], strict=True))
+    assert not met & {
+        (u, i) for u, row in zip(data.users["user_id"], keys, strict=True) for i in row
+    }
+    with pytest.raises(ValueError, match="diversity must be a number at least 0 and at most 1"):
+        fitted.recommend(data.users, diversity=1.5)
 
 
 # ---------------------------------------------------------------------- approximate index

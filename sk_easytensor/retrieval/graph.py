@@ -1,88 +1,28 @@
-"""Exact and approximate search for the candidates with the largest products of embeddings."""
+"""Approximate search for the candidates with the largest products, in a graph of neighbours."""
 
 from __future__ import annotations
 
-from warnings import catch_warnings, simplefilter
+import json
 
 import numpy as np
-import torch
 
-from sk_easytensor._utils.runtime import with_library_settings
 from sk_easytensor._utils.validation import check_choice
+from sk_easytensor.retrieval.search import top_k
 
 __all__ = [
     "INDEXES",
     "ApproximateIndex",
-    "as_tensor",
     "check_index",
-    "top_k",
 ]
 
 
 INDEXES = ("exact", "usearch")
-
-BLOCK = 1 << 24
-"""Products in memory at a time."""
 
 MIN_RECALL = 0.97
 """Recall of the ten best candidates to which an approximate search is adjusted."""
 
 EXPANSIONS = tuple(32 * 2**power for power in range(8))
 """Sizes of the candidate list of a graph search, of which larger ones increase the recall."""
-
-
-@with_library_settings
-def top_k(queries, candidates, k, *, excluded=None):
-    """Return the k candidates with the largest products for each query.
-
-    Parameters
-    ----------
-    queries : ndarray of float32, shape (n_queries, embedding_dim)
-        Embeddings of the queries.
-    candidates : ndarray of float32, shape (n_candidates, embedding_dim)
-        Embeddings of the candidates.
-    k : int
-        Number of candidates to return, at most `n_candidates`.
-    excluded : tuple of ndarray of int64, optional
-        Indices of the queries and candidates of excluded pairs, sorted by query.
-
-    Returns
-    -------
-    indices : ndarray of int64, shape (n_queries, k)
-        Indices of the candidates, the best first; -1 if no candidate is left.
-    scores : ndarray of float32, shape (n_queries, k)
-        Products; ``-inf`` if no candidate is left.
-
-    Notes
-    -----
-    Products are computed for as many queries at a time as fit into 64 MB.
-    """
-    queries, candidates = as_tensor(queries), as_tensor(candidates)
-    rows = max(1, BLOCK // max(len(candidates), 1))
-    indices = torch.empty(len(queries), k, dtype=torch.int64)
-    scores = torch.empty(len(queries), k)
-    products = torch.empty(min(rows, len(queries)), len(candidates))
-    with torch.inference_mode():
-        for start in range(0, len(queries), rows):
-            part = queries[start : start + rows]
-            product = torch.mm(part, candidates.T, out=products[: len(part)])
-            if excluded is not None:
-                first, last = np.searchsorted(excluded[0], [start, start + len(part)])
-                query = torch.from_numpy(excluded[0][first:last] - start)
-                product[query, torch.from_numpy(excluded[1][first:last])] = -torch.inf
-            best = torch.topk(product, k, dim=1)
-            scores[start : start + len(part)] = best.values
-            indices[start : start + len(part)] = best.indices
-    indices[scores == -torch.inf] = -1
-    return indices.numpy(), scores.numpy()
-
-
-def as_tensor(array):
-    """Return an array as a tensor that shares its memory, and must not be written to."""
-    with catch_warnings():
-        # torch warns of read-only arrays, such as those that joblib maps into memory.
-        simplefilter("ignore", UserWarning)
-        return torch.from_numpy(array)
 
 
 class ApproximateIndex:
@@ -114,8 +54,9 @@ class ApproximateIndex:
 
     def __init__(self, candidates, queries):
         self._index = _new_index(candidates.shape[1])
-        # With several threads the graph would depend on which of them is faster.
-        self._index.add(np.arange(len(candidates)), candidates, threads=1)
+        self._labels = np.empty(0, dtype=np.int64)
+        self._n_labels = 0
+        self.add(candidates)
         best, _ = top_k(queries, candidates, min(10, len(candidates)))
         for expansion in EXPANSIONS:
             self._index.expansion_search = expansion
@@ -124,6 +65,9 @@ class ApproximateIndex:
             if self.recall >= MIN_RECALL:
                 break
 
+    def __len__(self):
+        return len(self._labels)
+
     def __getstate__(self):
         """Return the state, with the graph as bytes."""
         return {
@@ -131,6 +75,8 @@ class ApproximateIndex:
             "expansion": self._index.expansion_search,
             "recall": self.recall,
             "graph": bytes(self._index.save()),
+            "labels": self._labels,
+            "n_labels": self._n_labels,
         }
 
     def __setstate__(self, state):
@@ -139,6 +85,70 @@ class ApproximateIndex:
         self._index.load(state["graph"])
         self._index.expansion_search = state["expansion"]
         self.recall = state["recall"]
+        self._n_labels = state["n_labels"]
+        self._number(state["labels"])
+
+    def to_bytes(self):
+        """Return the index as bytes, for :meth:`from_bytes`."""
+        state = self.__getstate__()
+        graph, labels = state.pop("graph"), state.pop("labels")
+        header = json.dumps({**state, "size": len(labels)}).encode()
+        return header + b"\n" + labels.tobytes() + graph
+
+    @classmethod
+    def from_bytes(cls, data):
+        """Return an index from the result of :meth:`to_bytes`."""
+        header, _, data = data.partition(b"\n")
+        state = json.loads(header)
+        labels = np.frombuffer(data, dtype=np.int64, count=state.pop("size"))
+        index = object.__new__(cls)
+        index.__setstate__({**state, "labels": labels, "graph": data[labels.nbytes :]})
+        return index
+
+    def _number(self, labels):
+        """Set the labels of the candidates, by which the graph knows them, in their order."""
+        self._labels = labels
+        self._row_of_label = np.full(self._n_labels, -1)
+        self._row_of_label[labels] = np.arange(len(labels))
+
+    def add(self, candidates):
+        """Add candidates after the others.
+
+        Parameters
+        ----------
+        candidates : ndarray of float32, shape (n_candidates, embedding_dim)
+            Embeddings of the candidates.
+        """
+        labels = self._new_labels(candidates)
+        self._number(np.append(self._labels, labels))
+
+    def replace(self, rows, candidates):
+        """Replace the embeddings of some candidates.
+
+        Parameters
+        ----------
+        rows : ndarray of int64, shape (n_candidates,)
+            Indices of the candidates.
+        candidates : ndarray of float32, shape (n_candidates, embedding_dim)
+            Their new embeddings.
+        """
+        self._index.remove(self._labels[rows])
+        labels = self._labels.copy()
+        labels[rows] = self._new_labels(candidates)
+        self._number(labels)
+
+    def remove(self, rows):
+        """Remove the candidates at some indices; later ones move up."""
+        self._index.remove(self._labels[rows])
+        self._number(np.delete(self._labels, rows))
+
+    def _new_labels(self, candidates):
+        """Add candidates to the graph, and return their labels, which are never used again."""
+        labels = self._n_labels + np.arange(len(candidates))
+        # With several threads the graph would depend on which of them is faster.
+        self._index.add(labels, candidates, threads=1)
+        self._n_labels += len(labels)
+        return labels
 
     def search(self, queries, k, *, excluded=None, threads=1):
         """Return indices and scores of approximately the k best candidates.
@@ -164,14 +174,14 @@ class ApproximateIndex:
         if excluded is None:
             return self._search(queries, k, threads)
         query, candidate = excluded
-        excluded_pairs = query * len(self._index) + candidate
+        excluded_pairs = query * len(self) + candidate
         needed = k + np.bincount(query, minlength=len(queries))
-        sizes = np.minimum(k * 2 ** np.ceil(np.log2(needed / k)).astype(int), len(self._index))
+        sizes = np.minimum(k * 2 ** np.ceil(np.log2(needed / k)).astype(int), len(self))
         found = np.full((len(queries), k), -1), np.full((len(queries), k), -np.inf, np.float32)
         for size in np.unique(sizes):
             rows = np.flatnonzero(sizes == size)
             indices, scores = self._search(queries[rows], int(size), threads)
-            is_excluded = np.isin(rows[:, None] * len(self._index) + indices, excluded_pairs)
+            is_excluded = np.isin(rows[:, None] * len(self) + indices, excluded_pairs)
             indices[is_excluded], scores[is_excluded] = -1, -np.inf
             first = np.argsort(is_excluded, axis=1, kind="stable")[:, :k]
             for own, values in zip(found, (indices, scores), strict=True):
@@ -190,7 +200,7 @@ class ApproximateIndex:
         filled[:, : keys.shape[1]] = np.arange(keys.shape[1]) < counts[:, None]
         indices = np.full((len(queries), k), -1)
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
-        indices[filled] = keys[filled[:, : keys.shape[1]]]
+        indices[filled] = self._row_of_label[keys[filled[:, : keys.shape[1]]].astype(np.int64)]
         # The distance of the inner product metric is one minus the product.
         scores[filled] = 1 - distances[filled[:, : keys.shape[1]]]
         return indices, scores
