@@ -106,6 +106,10 @@ class ChunkedTable(BaseTableDataset):
     def select(self, columns):
         return ChunkedTable([chunk.select(columns) for chunk in self.chunks], self.source)
 
+    def filter(self, columns, function):
+        chunks = in_threads(lambda chunk: chunk.filter(columns, function), self.chunks)
+        return ChunkedTable([chunk for chunk in chunks if len(chunk)] or chunks[:1], self.source)
+
     def map_chunks(self, function):
         return in_threads(lambda chunk: function(chunk.y), self.chunks)
 

@@ -31,6 +31,9 @@ class PairFrame:
         Encoded rows of the two sides.
     user_rows, item_rows : torch.Tensor of int64, shape (n_pairs,)
         For each pair, the index of its row in `users` and in `items`.
+    user_ids : torch.Tensor of int64, shape (n_pairs,), optional
+        Number of the user of each pair, whose rows may differ from pair to pair. By default a user
+        is whoever has the same row.
 
     Notes
     -----
@@ -39,18 +42,31 @@ class PairFrame:
     the network computes each user and each item in it once.
     """
 
-    def __init__(self, users, items, user_rows, item_rows):
+    def __init__(self, users, items, user_rows, item_rows, user_ids=None):
         self.users = users
         self.items = items
         self.user_rows = user_rows
         self.item_rows = item_rows
+        self.user_ids = user_ids
 
     def __len__(self):
         return len(self.user_rows)
 
     def take(self, pairs):
         """Return the pairs of the given indices, a slice or an int64 tensor."""
-        return PairFrame(self.users, self.items, self.user_rows[pairs], self.item_rows[pairs])
+        own = None if self.user_ids is None else self.user_ids[pairs]
+        return PairFrame(self.users, self.items, self.user_rows[pairs], self.item_rows[pairs], own)
+
+    def user_numbers(self):
+        """Return a number for the user of each pair: its id, or a hash of its row.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_pairs,)
+        """
+        if self.user_ids is not None:
+            return self.user_ids.cpu().numpy()
+        return self.users.to("cpu").row_hashes()[self.user_rows.cpu().numpy()]
 
     def content(self):
         """Return a list of all tensors of the frame."""
@@ -63,6 +79,7 @@ class PairFrame:
             self.items.to(device),
             self.user_rows.to(device),
             self.item_rows.to(device),
+            self.user_ids,
         )
 
 
@@ -89,13 +106,15 @@ def distinct_rows(frame):
     return frame.take(torch.from_numpy(first[order])), rows
 
 
-def flat_frame(users, items):
+def flat_frame(users, items, user_ids=None):
     """Join the encodings of users and items into one frame, one row for each pair.
 
     Parameters
     ----------
     users, items : TensorFrame
         Encodings of either side, with the same number of rows.
+    user_ids : torch.Tensor of int64, shape (n_pairs,), optional
+        Number of the user of each pair.
 
     Returns
     -------
@@ -106,6 +125,8 @@ def flat_frame(users, items):
     """
     sides = {"user": users, "item": items}
     blocks = {f"{side}/{name}": entry for side in sides for name, entry in sides[side].items()}
+    if user_ids is not None:
+        blocks[IDS] = {"id": user_ids[:, None]}
     return TensorFrame(blocks, len(users))
 
 
@@ -117,6 +138,9 @@ def side_of(frame, side):
     }
     return TensorFrame(blocks, len(frame))
 
+
+IDS = "__user_ids"
+"""Entry of a flat frame that has the numbers of users."""
 
 NUMBERS = "__numbers"
 """Entry of a frame that has row numbers of the item catalogue instead of encodings. Names of blocks
@@ -166,7 +190,8 @@ class PairResampling:
         else:
             hashes, order = self._sorted
             item_rows = torch.from_numpy(order[np.searchsorted(hashes, items.row_hashes())])
-        frame = PairFrame(users, self.items, user_rows, item_rows)
+        user_ids = rows.frame[IDS]["id"][:, 0] if IDS in rows.frame else None
+        frame = PairFrame(users, self.items, user_rows, item_rows, user_ids)
         return EncodedDataset(frame, rows.target, rows.weight)
 
 

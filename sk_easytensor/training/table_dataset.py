@@ -80,6 +80,23 @@ class BaseTableDataset(ABC):
         """
 
     @abstractmethod
+    def filter(self, columns, function):
+        """Return the rows for which a function of some columns is true.
+
+        Parameters
+        ----------
+        columns : list of str
+            Names of the columns that the function reads.
+        function : callable
+            Takes a :class:`pyarrow.Table` with these columns of some rows, and returns an ndarray
+            of bool. It is pickled if rows are in other processes.
+
+        Returns
+        -------
+        BaseTableDataset
+        """
+
+    @abstractmethod
     def map_chunks(self, function):
         """Apply a function to the targets of each chunk of rows.
 
@@ -290,6 +307,11 @@ class TableDataset(BaseTableDataset):
     def select(self, columns):
         """Return the rows with a subset of the columns."""
         return TableDataset(self.table.select(columns), self.y, self.weight, self.source)
+
+    def filter(self, columns, function):
+        """Return the rows for which a function of some columns is true."""
+        rows = np.flatnonzero(function(self.table.select(columns)))
+        return TableDataset(self.table.take(rows), self.y[rows], self.weight[rows], self.source)
 
     def summarize(self, blocks, executor):
         """Summarise the table in the threads of this process."""

@@ -47,6 +47,7 @@ from sk_easytensor.two_tower.pairs import (
     key_blocks,
     pair_sets,
     summarize_side,
+    without_unknown_items,
 )
 from sk_easytensor.two_tower.recommend import PairScoringMixin, RecommendingMixin
 from sk_easytensor.two_tower.targets import PairTarget
@@ -95,15 +96,18 @@ class TowerTrainingMixin:
             "normalized": self.similarity == "cosine",
             "n_jobs": self.n_jobs,
         }
-        users = key_blocks(self.user_blocks, self._user_key, self.embedding_dim)
-        items = key_blocks(self.item_blocks, catalogue.index.key, self.embedding_dim)
-        self.user_tower_ = Tower(users, clone(trunk), **params)
-        self.item_tower_ = Tower(items, clone(trunk), **params)
         user_columns = catalogue.user_columns(interactions) if self.user_blocks is None else None
         item_columns = catalogue.item_columns if self.item_blocks is None else None
+        keys, width = (self._user_key, catalogue.index.key), self.embedding_dim
+        sample, table = interactions.sample().table, catalogue.dataset.sample().table
+        own = sample if user_columns is None else sample.select(user_columns)
+        users = key_blocks(self.user_blocks, keys[0], width, own)
+        items = key_blocks(self.item_blocks, keys[1], width, table)
+        self.user_tower_ = Tower(users, clone(trunk), **params)
+        self.item_tower_ = Tower(items, clone(trunk), **params)
         with errors_name("user_blocks"):
             self.user_tower_.fit_blocks(
-                interactions.sample().table,
+                sample,
                 user_columns,
                 partial(summarize_side, interactions, executor),
                 "user",
@@ -112,7 +116,7 @@ class TowerTrainingMixin:
         with errors_name("item_blocks"):
             source = "items" if catalogue.has_catalogue else "X"
             self.item_tower_.fit_blocks(
-                catalogue.dataset.sample().table,
+                table,
                 item_columns,
                 partial(summarize_side, catalogue.dataset, executor),
                 "item",
@@ -130,8 +134,12 @@ class TowerTrainingMixin:
 
     def _read_pairs(self, interactions, evals, catalogue, executor):
         """Return the encoded pairs of training rows and of each evaluation set, and the items."""
+        sets = [interactions, *(valid for _, valid in evals)]
+        # Rankings, for which users have to be recognized, are evaluated in this process only.
+        is_known = all(self._user_key in rows.column_names for rows in sets)
+        user_key = self._user_key if is_known and not executor.distributed else None
         encoder = PairEncoder(
-            self.user_tower_, self.item_tower_, catalogue.index, self._target, executor
+            self.user_tower_, self.item_tower_, catalogue.index, self._target, executor, user_key
         )
         rows, validation = interactions.encode(encoder), []
         for name, valid in evals:
@@ -238,7 +246,8 @@ class EasyTensorTwoTower(
         :class:`~sk_easytensor.TableEncoder`. Columns that no block names are not used. None
         requires a catalogue of items in `fit` and chooses blocks by type: for items from all
         columns of the catalogue, for users from all columns of `X` that the catalogue does not
-        have. Keys are then categories.
+        have. Keys are then categories, and so are integers of columns whose names end in ``id``,
+        ``code`` and the like; the logger ``sk_easytensor`` says which.
     embedding_dim : int, default=64
         Size of the embeddings.
     similarity : {"dot", "cosine"}, default="dot"
@@ -247,6 +256,9 @@ class EasyTensorTwoTower(
         Number that scores are divided by; None for 1.0 with dot products and 0.1 with cosines.
     shared_blocks : list of str, default=()
         Names of blocks that both towers have, and whose vocabulary and weights they share.
+    unknown_items : {"error", "drop"}, default="error"
+        Handling of rows of `fit` and evaluation sets whose `item_key` is not that of a known item:
+        an error, or to leave them out with a warning that says how many.
     n_negatives : int, default=0
         Number of items that are drawn uniformly from all items and added to those of each training
         batch. Used only if `fit` has no `y`.
@@ -353,6 +365,7 @@ class EasyTensorTwoTower(
         similarity: Literal["dot", "cosine"] = "dot",
         temperature: float | None = None,
         shared_blocks: Sequence[str] = (),
+        unknown_items: Literal["error", "drop"] = "error",
         n_negatives: int = 0,
         dropout: float = 0.3,
         index: Literal["exact", "usearch"] = "exact",
@@ -382,6 +395,7 @@ class EasyTensorTwoTower(
         self.similarity = similarity
         self.temperature = temperature
         self.shared_blocks = shared_blocks
+        self.unknown_items = unknown_items
         self.n_negatives = n_negatives
         self.dropout = dropout
         self.index = index
@@ -421,6 +435,7 @@ class EasyTensorTwoTower(
             raise ValueError(
                 f"{owner}: shared_blocks must be a list of names, got {self.shared_blocks!r}"
             )
+        check_choice(owner, "unknown_items", self.unknown_items, ("error", "drop"))
         check_number(owner, "n_negatives", self.n_negatives, low=0, integer=True)
         check_number(owner, "dropout", self.dropout, low=0, high=0.99)
         metrics = resolve_ranking_metrics(self.eval_metric, owner)
@@ -496,8 +511,9 @@ class EasyTensorTwoTower(
             self._check_ranking(y, backend)
             target = PairTarget(type(self).__name__)
             interactions = backend.read_dataset(X, y, sample_weight, as_table, target.check)
-            sample = interactions.sample()
             catalogue = ItemCatalogue(interactions, items, item_key, self.item_blocks, backend)
+            interactions = self._known(interactions, catalogue, "X")
+            sample = interactions.sample()
             # Rows that are read later are checked by the unfitted target, as these are.
             sampled = None if y is None else interactions.map_chunks(target.sample)
             target = clone(target).fit(None if y is None else target.join_samples(sampled))
@@ -507,6 +523,7 @@ class EasyTensorTwoTower(
                 (name, backend.read_dataset(X_eval, y_eval, weight, as_table, target.check, name))
                 for name, X_eval, y_eval, weight in pairs
             ]
+            evals = [(name, self._known(rows, catalogue, name)) for name, rows in evals]
             sources = [(X_eval, y_eval) for _, X_eval, y_eval, _ in pairs]
             names = eval_names(sources, X, y, [valid for _, valid in evals], interactions)
 
@@ -545,6 +562,12 @@ class EasyTensorTwoTower(
         if has_column_names(X):
             self.feature_names_in_ = np.asarray(sample.table.column_names, dtype=object)
         return self
+
+    def _known(self, rows, catalogue, name):
+        """Return interactions without those of unknown items, if these are to be left out."""
+        if self.unknown_items == "error":
+            return rows
+        return without_unknown_items(rows, catalogue.index, name)
 
     def _check_user_key(self, user_key, table):
         if user_key is None:

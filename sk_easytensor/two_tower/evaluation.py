@@ -118,8 +118,9 @@ def resolve_ranking_metrics(eval_metric, owner):
 class RankingEvaluation:
     """Ranks all items for users of validation pairs, as ``recommend`` does.
 
-    Items of a user's training pairs are not recommended, and are not relevant either. A user is
-    whoever has the same encoded columns. Pairs count alike, whatever their weights above 0.
+    Items of a user's training pairs are not recommended, and are not relevant either. Without ids
+    of users, a user is whoever has the same encoded columns. The columns of a user are those of the
+    first pair of the set. Pairs count alike, whatever their weights above 0.
 
     Parameters
     ----------
@@ -207,20 +208,20 @@ class RankedUsers:
         parts = list(rows.parts())
         self.items = parts[0].frame.items
         pairs, n_items = user_items(rows), len(self.items)
-        hashes = np.unique(pairs[:, 0])
+        numbers = np.unique(pairs[:, 0])
         largest = max(MIN_USERS, min(MAX_USERS, MAX_SCORES // n_items))
-        if len(hashes) > largest:
-            chosen = np.random.RandomState(seed).choice(len(hashes), largest, replace=False)
-            hashes = np.sort(hashes[chosen])
+        if len(numbers) > largest:
+            chosen = np.random.RandomState(seed).choice(len(numbers), largest, replace=False)
+            numbers = np.sort(numbers[chosen])
         # From here on a pair is a number.
-        pairs, known = (_pair_numbers(part, hashes, n_items) for part in (pairs, known))
+        pairs, known = (_pair_numbers(part, numbers, n_items) for part in (pairs, known))
         # A training pair is not recommended and cannot be found.
         pairs = np.setdiff1d(pairs, known)
-        counts = np.bincount(pairs // n_items, minlength=len(hashes))
+        counts = np.bincount(pairs // n_items, minlength=len(numbers))
         offsets = np.append(0, np.cumsum(counts)).astype(np.int32)
         self.relevant = pa.ListArray.from_arrays(offsets, pa.array(pairs % n_items))
         self.seen = torch.from_numpy(np.unique(known))
-        self.users = _rows_of_hashes([part.frame.users for part in parts], hashes)
+        self.users = _rows_of_users([part.frame for part in parts], numbers)
 
     @torch.no_grad()
     def recommend(self, network, k):
@@ -266,33 +267,35 @@ def user_items(rows):
     Returns
     -------
     ndarray of int64, shape (n_pairs, 2)
-        Hash of the user's encoded columns, and number of the item.
+        Number of the user, and number of the item.
     """
     parts = []
     for part in rows.parts():
-        frame, weighted = part.frame, part.weight > 0
-        users = frame.users.to("cpu").row_hashes()[frame.user_rows[weighted].cpu().numpy()]
-        parts.append(np.column_stack([users, frame.item_rows[weighted].cpu().numpy()]))
+        frame = part.frame.take(torch.nonzero(part.weight > 0)[:, 0])
+        parts.append(np.column_stack([frame.user_numbers(), frame.item_rows.cpu().numpy()]))
     return np.concatenate(parts)
 
 
-def _pair_numbers(pairs, hashes, n_items):
-    """Return ``user * n_items + item`` of the pairs of some users, whose hashes are sorted."""
-    pairs = pairs[np.isin(pairs[:, 0], hashes)]
-    return np.searchsorted(hashes, pairs[:, 0]) * n_items + pairs[:, 1]
+def _pair_numbers(pairs, users, n_items):
+    """Return ``user * n_items + item`` of the pairs of some users, whose numbers are sorted."""
+    pairs = pairs[np.isin(pairs[:, 0], users)]
+    return np.searchsorted(users, pairs[:, 0]) * n_items + pairs[:, 1]
 
 
-def _rows_of_hashes(frames, hashes):
-    """Return the first row with each hash, of which each is in one of the frames."""
+def _rows_of_users(frames, numbers):
+    """Return the row of the first pair of each user, of whom each is in one of the frames."""
     parts, found = [], []
     for frame in frames:
-        own, first = np.unique(frame.to("cpu").row_hashes(), return_index=True)
-        wanted = np.isin(own, hashes)
+        users, rows = frame.user_numbers(), frame.user_rows.cpu().numpy()
+        # Pairs may be in any order, rows of users are in that of the table.
+        order = np.lexsort((rows, users))
+        own, first = np.unique(users[order], return_index=True)
+        wanted = np.isin(own, numbers)
         found.append(own[wanted])
-        rows = torch.from_numpy(first[wanted])
-        parts.append(frame.take(rows.to(next(iter(frame.content())).device)))
+        chosen = torch.from_numpy(rows[order[first[wanted]]])
+        parts.append(frame.users.take(chosen.to(frame.user_rows.device)))
     found = np.concatenate(found)
     order = np.argsort(found, kind="stable")
-    order = torch.from_numpy(order[np.searchsorted(found[order], hashes)])
-    joined = type(frames[0]).concatenate(parts)
+    order = torch.from_numpy(order[np.searchsorted(found[order], numbers)])
+    joined = type(parts[0]).concatenate(parts)
     return joined.take(order.to(next(iter(joined.content())).device))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from copy import copy
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from sklearn.base import clone
 
+from sk_easytensor._utils.validation import warn_user
 from sk_easytensor.blocks.category import CategoryBlock
 from sk_easytensor.data.columns import RowError, show_value
 from sk_easytensor.data.key_index import KeyIndex, key_values
-from sk_easytensor.data.keys import category_keys
+from sk_easytensor.data.keys import category_keys, hash_strings
 from sk_easytensor.data.summaries import Summary, merge_all
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.estimators.eval_sets import eval_pairs
@@ -38,10 +42,13 @@ __all__ = [
     "rows_of_keys",
     "summarize_interactions",
     "summarize_side",
+    "without_unknown_items",
 ]
 
 
 OWNER = "EasyTensorTwoTower"
+
+logger = logging.getLogger("sk_easytensor")
 
 
 class KeyedRows(Summary):
@@ -284,17 +291,101 @@ class ItemIndex:
             row = int(np.argmax(rows < 0))
             raise RowError(
                 f"{OWNER}: column {self.key!r} holds {show_value(column[row])} in row {{row}}, "
-                f"which is not the key of an item; there are {len(self.keys)} items",
+                f"which is not the key of an item; there are {len(self.keys)} items. Use "
+                "unknown_items='drop' to leave such rows out",
                 row,
             )
         return torch.from_numpy(rows.astype(np.int64))
 
+    def knows(self, table):
+        """Return whether the item of each row of a table is known, bool of shape (n_rows,)."""
+        return self.lookup.rows(table.column(self.key)) >= 0
 
-def key_blocks(blocks, key, width):
-    """Return the blocks of a tower: `blocks`, or if None a category block for the key, if any."""
-    if blocks is not None or key is None:
+
+def without_unknown_items(rows, items, name):
+    """Return interactions without those of unknown items, with a warning that says how many.
+
+    Parameters
+    ----------
+    rows : BaseTableDataset
+        A row for each interaction.
+    items : ItemIndex
+        The items.
+    name : str
+        Name of the rows, for messages.
+
+    Returns
+    -------
+    BaseTableDataset
+
+    Raises
+    ------
+    ValueError
+        If the item of no row is known.
+    """
+    if not items.keyed or items.key not in rows.column_names:
+        return rows
+    known = rows.filter([items.key], items.knows)
+    n_dropped = len(rows) - len(known)
+    if not n_dropped:
+        return rows
+    if not len(known):
+        raise ValueError(
+            f"{OWNER}: no row of {name} has a known item in column {items.key!r}; there are "
+            f"{len(items.keys)} items"
+        )
+    warn_user(
+        f"{OWNER}: {n_dropped} of {len(rows)} rows of {name} are left out, because their items in "
+        f"column {items.key!r} are unknown"
+    )
+    return known
+
+
+ID_WORDS = frozenset(
+    {"id", "ids", "code", "key", "sku", "ean", "isbn", "zip", "zipcode", "postcode"}
+)
+"""Last words of names of columns whose integers are categories."""
+
+
+def key_blocks(blocks, key, width, table):
+    """Return the blocks of a tower.
+
+    Parameters
+    ----------
+    blocks : list or None
+        Blocks of the user; None to choose them.
+    key : str or None
+        Column of keys.
+    width : int
+        Width of the vectors of keys.
+    table : pyarrow.Table
+        Columns of which some may be chosen.
+
+    Returns
+    -------
+    list or None
+        `blocks`, or category blocks for the key and for integers that are codes by their names,
+        such as ``brand_id``. Blocks of other columns are chosen by their types.
+    """
+    if blocks is not None:
         return blocks
-    return [("key", CategoryBlock(width=width), [key])]
+    own = [] if key is None else [("key", CategoryBlock(width=width), [key])]
+    codes = [
+        field.name
+        for field in table.schema
+        if pa.types.is_integer(field.type)
+        and field.name != key
+        and re.split(r"[^a-z0-9]+", _snake_case(field.name))[-1] in ID_WORDS
+    ]
+    if codes:
+        logger.info("integers that are categories by their names: %s", codes)
+        own.append(("codes", CategoryBlock(), codes))
+    return own or None
+
+
+def _snake_case(name):
+    """Return a name in lower case, with an underscore before each capital letter."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def pair_sets(eval_set, eval_sample_weight):
@@ -407,6 +498,9 @@ class PairEncoder(BaseRowEncoder):
         Fitted target, which encodes `y`.
     executor : LocalExecutor
         Executor that runs the encoding.
+    user_key : str or None, default=None
+        Column of keys of users, by which pairs of one user are recognized; None to recognize them
+        by their columns.
 
     Attributes
     ----------
@@ -414,18 +508,26 @@ class PairEncoder(BaseRowEncoder):
         Columns that identify the item of a pair: the key, or the columns of the item tower.
     """
 
-    def __init__(self, user_tower, item_tower, items, target, executor):
+    def __init__(self, user_tower, item_tower, items, target, executor, user_key=None):
         self.encode_users = user_tower.encoding(executor)
         self.encode_items = item_tower.encoding(executor)
         self.items = items
         self.target = target
+        self.user_key = user_key
         self.columns = [items.key] if items.keyed else list(item_tower.feature_names_in_)
 
     def encode(self, table, y, weight):
         """Return encoded pairs, as flat rows. Without targets, `y` is an array of any values."""
         users = self.encode_users(table)
         rows = self.encode_targets(table, y, weight)
-        rows.frame = flat_frame(users, side_of(rows.frame, "item"))
+        ids = None
+        if self.user_key is not None:
+            keys = category_keys(table.column(self.user_key))
+            # The last one is for rows without a key.
+            hashes = np.append(hash_strings(keys.dictionary).view(np.int64), 0)
+            indices = pc.fill_null(keys.indices, len(hashes) - 1).to_numpy(zero_copy_only=False)
+            ids = torch.from_numpy(hashes[indices])
+        rows.frame = flat_frame(users, side_of(rows.frame, "item"), ids)
         return rows
 
     def encode_targets(self, table, y, weight):

@@ -193,7 +193,7 @@ class PairScoringMixin:
             fraction of pairs whose item is among the ten of the catalogue that have the highest
             scores for the user. If `fit` had a `user_key`, other items that the user has in `fit`
             are left out. A pair whose item was not in `fit` counts as missed; if `fit` had a
-            catalogue, it raises an error.
+            catalogue, it raises an error, unless ``unknown_items="drop"``.
 
         Raises
         ------
@@ -510,7 +510,8 @@ class RecommendingMixin:
         self._check_catalogue()
         table = as_table(X, columns=self._columns_read())
         # Without a catalogue, items that were not in fit have no embedding here.
-        rows = self._items.rows(table, all_known=self._items.from_catalogue).numpy()
+        all_known = self._items.from_catalogue and self.unknown_items == "error"
+        rows = self._items.rows(table, all_known=all_known).numpy()
         users = self._recommender().users
         vectors, candidates = self.user_tower_.embed(table), self.item_embeddings_
         known = users.known_rows(table) if self._seen is not None else None

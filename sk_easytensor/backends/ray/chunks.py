@@ -111,6 +111,8 @@ class Reading:
         names of weights, weights are ones.
     max_weight : float, default=1.0
         Largest weight of all rows, by which weights are divided.
+    row_filter : tuple of (tuple of str, callable) or None, default=None
+        Names of columns, and a function of a table of them that returns which rows are read.
     """
 
     read: object
@@ -119,6 +121,7 @@ class Reading:
     targets: list
     weights: list
     max_weight: float = 1.0
+    row_filter: tuple | None = None
 
     @classmethod
     def from_object_store(cls, features):
@@ -126,11 +129,11 @@ class Reading:
         return cls(None, None, features, [], [])
 
     def pieces(self, chunk, n_rows):
-        """Yield table, targets and weights of a chunk, without rows of weight zero."""
+        """Yield table, targets and weights of a chunk, without rows that are left out."""
         if isinstance(chunk, ObjectStoreChunk):
             yield from chunk.pieces(self, n_rows)
             return
-        columns = [*self.features, *self.targets, *self.weights]
+        columns = list(dict.fromkeys([*self.features, *self._further()]))
         for table in chunk.tables(columns, n_rows):
             y, weight, rows = self._targets(table)
             features = self.read(table.select(self.features))
@@ -140,11 +143,11 @@ class Reading:
                 yield features, y, weight
 
     def targets_of(self, chunk, columns=()):
-        """Return the given columns, targets and weights of a chunk, without rows of weight 0."""
+        """Return some columns, targets and weights of a chunk, without rows that are left out."""
         columns = list(columns)
         if isinstance(chunk, ObjectStoreChunk):
             return chunk.targets(columns)
-        names = list(dict.fromkeys([*columns, *self.targets, *self.weights]))
+        names = list(dict.fromkeys([*columns, *self._further()]))
         if not names:
             return pa.table({}), np.zeros(len(chunk)), np.ones(len(chunk))
         table = pa.concat_tables(list(chunk.tables(names, len(chunk))))
@@ -152,8 +155,13 @@ class Reading:
         table = table.select(columns)
         return (table.take(rows) if columns else table), y[rows], weight[rows]
 
+    def _further(self):
+        """Return the names of the columns that are read beside the features."""
+        filtered = () if self.row_filter is None else self.row_filter[0]
+        return [*self.targets, *self.weights, *filtered]
+
     def _targets(self, table):
-        """Return targets and weights of a table, and the indices of rows of positive weight."""
+        """Return targets and weights of a table, and the indices of the rows to read."""
         y, weight = np.zeros(len(table)), np.ones(len(table))
         if self.targets:
             y = self.check_target(column_values(table, self.targets))
@@ -162,7 +170,11 @@ class Reading:
             if not (weight >= 0).all() or not np.isfinite(weight).all():
                 raise ValueError(f"column {self.weights[0]!r}: weights must be numbers, at least 0")
             weight = weight / self.max_weight
-        return y, weight, np.flatnonzero(weight > 0)
+        retained = weight > 0
+        if self.row_filter is not None:
+            names, function = self.row_filter
+            retained &= function(table.select(list(names)))
+        return y, weight, np.flatnonzero(retained)
 
 
 def stored_chunks(X, n_chunks):

@@ -322,6 +322,16 @@ class RayTableDataset(BaseTableDataset):
         selected._sample = self.sample().select(columns)
         return selected
 
+    def filter(self, columns, function):
+        """Return the rows for which a function of some columns is true."""
+        if self.memory is not None:
+            return put_dataset(self.memory.filter(columns, function), len(self.chunks))
+        filtered = copy(self)
+        filtered.reading = replace(self.reading, row_filter=(tuple(columns), function))
+        filtered._sample = None
+        filtered.counts = filtered.map_targets(lambda number, table, y, weight: len(y))
+        return filtered
+
     def summarize(self, blocks, executor):
         """Summarise chunks for blocks in tasks."""
         return summarize_chunks(
@@ -405,6 +415,10 @@ class RayLog(BaseTableDataset):
         dataset = RayTableDataset(chunks, reading, self.source, None, max(map(len, chunks)))
         dataset._sample = self._sample.select(columns)
         return dataset
+
+    def filter(self, columns, function):
+        """Return the users for which a function of some columns of lists is true."""
+        return self._collected.filter(columns, function)
 
     def map_chunks(self, function):
         """Apply a function to the users' targets, which are zeros."""

@@ -6,6 +6,7 @@ import pytest
 from sklearn.model_selection import GridSearchCV
 from two_towers import BY_KEY, BY_TASTE, KEYS, two_tower, untrained
 
+from sk_easytensor import CategoryBlock, NumericBlock
 from sk_easytensor.ranking import ndcg_at_k, recall_at_k
 
 
@@ -45,6 +46,27 @@ def test_metrics_are_those_of_recommendations(blocks, parts, catalogue):
     found = model.recommend(everyone, k=5)[0]
     expected = recall_at_k(fresh_items(train, train[:0], everyone["user_id"]), found, k=5)
     assert model.evals_result_["training"]["recall@5"][best] == pytest.approx(expected)
+
+
+def test_users_are_recognized_by_their_key(parts, catalogue):
+    """A user's columns may differ from pair to pair, as histories do."""
+    train, valid = (rows.assign(mood=np.arange(len(rows)) * 0.01) for rows in parts)
+    blocks = [("town", CategoryBlock(width=8), "town"), ("mood", NumericBlock(), "mood")], BY_KEY[1]
+    model = two_tower(*blocks, eval_metric=["recall@5"], max_epochs=2)
+    model.fit(train, items=catalogue, eval_set=[valid], **KEYS)
+    people = valid.drop_duplicates("user_id")
+    seen = items_of(train, people["user_id"])
+    found = model.recommend(people, k=5, exclude=seen)[0]
+    relevant = fresh_items(valid, train, people["user_id"])
+    expected = recall_at_k(relevant, found, k=5)
+    assert model.best_score_ == pytest.approx(expected)
+    # Without the key, each pair is of a user of its own, so that the loss decides.
+    alone = two_tower(*blocks, max_epochs=2)
+    alone.fit(train, items=catalogue, eval_set=[valid], item_key="item_id")
+    assert list(alone.evals_result_["valid_0"]) == ["softmax_loss"]
+    default = two_tower(*blocks, max_epochs=2)
+    default.fit(train, items=catalogue, eval_set=[valid], **KEYS)
+    assert "ndcg@10" in default.evals_result_["valid_0"]
 
 
 def test_ndcg_decides_by_default(parts, catalogue):

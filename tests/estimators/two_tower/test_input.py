@@ -249,3 +249,50 @@ def test_keys_that_are_decimals_have_all_their_digits(first):
     assert [int(key) for key in model.item_keys_] == keys
     restored = skops.io.loads(skops.io.dumps(model), trusted=sorted(trusted_types()))
     assert {*restored.recommend({"user": [1]}, k=6)[0].ravel()} == {*model.item_keys_}
+
+
+# ---------------------------------------------------------------------- unknown items
+
+
+def test_rows_of_unknown_items_are_left_out(X, catalogue, data):
+    some = catalogue.iloc[5:]
+    known = X[X["item_id"] >= 5]
+    with pytest.raises(ValueError, match="unknown_items='drop' to leave such rows out"):
+        untrained().fit(X, items=some, **KEYS)
+    n_dropped = len(X) - len(known)
+    model = untrained(unknown_items="drop")
+    with pytest.warns(UserWarning, match=f"{n_dropped} of {len(X)} rows of X are left out"):
+        model.fit(X, items=some, **KEYS)
+    expected = untrained().fit(known.reset_index(drop=True), items=some, **KEYS)
+    same(
+        model.recommend(data.users, exclude="seen"), expected.recommend(data.users, exclude="seen")
+    )
+    assert model.score(X) == pytest.approx(expected.score(known) * len(known) / len(X))
+
+
+def test_rows_of_items_that_only_the_evaluation_set_has_are_left_out(X):
+    train, valid = X[X["item_id"] >= 5], X.iloc[:300]
+    model = untrained(*BY_KEY, unknown_items="drop")
+    n_dropped = int((valid["item_id"] < 5).sum())
+    with pytest.warns(UserWarning, match=rf"{n_dropped} of 300 rows of eval_set\[0\] are left out"):
+        model.fit(train, **KEYS, eval_set=[valid])
+    with pytest.raises(ValueError, match=r"no row of eval_set\[0\] has a known item"):
+        model.fit(train, **KEYS, eval_set=[X[X["item_id"] < 5]])
+    with pytest.raises(ValueError, match=r"unknown_items must be .*got 'ignore'"):
+        untrained(unknown_items="ignore").fit(X, **KEYS)
+
+
+def test_integers_that_are_codes_by_their_names_are_categories(X, catalogue, caplog):
+    items = catalogue.assign(brandId=np.arange(len(catalogue)) % 7, width=3, zip_code=0, grid=1)
+    with caplog.at_level("INFO", "sk_easytensor"):
+        model = untrained().fit(X.assign(shop_id=4), items=items, **KEYS)
+    kinds = {
+        name: block.kind
+        for tower in (model.item_tower_, model.user_tower_)
+        for block in tower.blocks_.values()
+        for name in block.feature_names_in_
+    }
+    codes = {name for name, kind in kinds.items() if kind == "category"}
+    assert codes == {"item_id", "user_id", "town", "genre", "brandId", "zip_code", "shop_id"}
+    assert {kinds[name] for name in ("width", "grid", "price", "age")} == {"numeric"}
+    assert "['brandId', 'zip_code']" in caplog.text

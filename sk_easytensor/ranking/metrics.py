@@ -1,4 +1,4 @@
-"""Ranking metrics of recommendations, and the split of interactions to measure them on.
+"""Ranking metrics of recommendations.
 
 Metrics have two common parameters. `relevant` is a list column with the relevant items of each
 user. `recommended` is a matrix with the items recommended to each user, the best first. Items are
@@ -8,14 +8,11 @@ item are left out of every mean.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from sklearn.utils import _safe_indexing, check_random_state
 
-from sk_easytensor._utils.validation import check_choice, check_number
+from sk_easytensor._utils.validation import check_number
 from sk_easytensor.data.columns import is_list
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.data.type_names import type_name
@@ -29,11 +26,8 @@ __all__ = [
     "precision_at_k",
     "ranking_report",
     "recall_at_k",
-    "split_interactions",
+    "user_metrics",
 ]
-
-
-SPLITS = ("time", "last", "random")
 
 
 def recall_at_k(relevant, recommended, *, k=10):
@@ -58,8 +52,7 @@ def recall_at_k(relevant, recommended, *, k=10):
     >>> recall_at_k([["a", "b"], ["c"]], [["a", "x"], ["y", "z"]], k=2)
     0.25
     """
-    hits, n_relevant = _hits(relevant, recommended, k)
-    return _mean(hits.sum(axis=1) / np.maximum(n_relevant, 1), n_relevant)
+    return _mean_of("recall", relevant, recommended, k)
 
 
 def precision_at_k(relevant, recommended, *, k=10):
@@ -79,8 +72,7 @@ def precision_at_k(relevant, recommended, *, k=10):
     >>> precision_at_k([["a", "b"], ["c"]], [["a", "x"], ["y", "z"]], k=2)
     0.25
     """
-    hits, n_relevant = _hits(relevant, recommended, k)
-    return _mean(hits.sum(axis=1) / k, n_relevant)
+    return _mean_of("precision", relevant, recommended, k)
 
 
 def hit_rate_at_k(relevant, recommended, *, k=10):
@@ -100,8 +92,7 @@ def hit_rate_at_k(relevant, recommended, *, k=10):
     >>> hit_rate_at_k([["a", "b"], ["c"]], [["a", "x"], ["y", "z"]], k=2)
     0.5
     """
-    hits, n_relevant = _hits(relevant, recommended, k)
-    return _mean(hits.any(axis=1).astype(float), n_relevant)
+    return _mean_of("hit_rate", relevant, recommended, k)
 
 
 def ndcg_at_k(relevant, recommended, *, k=10):
@@ -124,10 +115,7 @@ def ndcg_at_k(relevant, recommended, *, k=10):
     >>> ndcg_at_k([["a"], ["c"]], [["x", "a", "b"], ["c", "d", "e"]], k=3)
     0.815
     """
-    hits, n_relevant = _hits(relevant, recommended, k)
-    discount = 1 / np.log2(np.arange(2, k + 2))
-    best = np.append(0, np.cumsum(discount))[np.minimum(n_relevant, k)]
-    return _mean(hits @ discount / np.maximum(best, discount[0]), n_relevant)
+    return _mean_of("ndcg", relevant, recommended, k)
 
 
 def mrr_at_k(relevant, recommended, *, k=10):
@@ -147,9 +135,7 @@ def mrr_at_k(relevant, recommended, *, k=10):
     >>> mrr_at_k([["a"], ["c"]], [["x", "a"], ["c", "d"]], k=2)
     0.75
     """
-    hits, n_relevant = _hits(relevant, recommended, k)
-    first = np.where(hits.any(axis=1), 1 / (1 + hits.argmax(axis=1)), 0.0)
-    return _mean(first, n_relevant)
+    return _mean_of("mrr", relevant, recommended, k)
 
 
 def map_at_k(relevant, recommended, *, k=10):
@@ -172,9 +158,7 @@ def map_at_k(relevant, recommended, *, k=10):
     >>> map_at_k([["a", "b"]], [["a", "x", "b"]], k=3)
     0.833
     """
-    hits, n_relevant = _hits(relevant, recommended, k)
-    precision = hits.cumsum(axis=1) / np.arange(1, k + 1)
-    return _mean((precision * hits).sum(axis=1) / np.clip(n_relevant, 1, k), n_relevant)
+    return _mean_of("map", relevant, recommended, k)
 
 
 def coverage_at_k(recommended, n_items, *, k=10):
@@ -223,109 +207,80 @@ def ranking_report(relevant, recommended, *, k=10, n_items=None):
     >>> {name: round(value, 3) for name, value in report.items()}  # doctest: +NORMALIZE_WHITESPACE
     {'recall': 1.0, 'ndcg': 0.815, 'mrr': 0.75, 'hit_rate': 1.0, 'map': 0.75, 'precision': 0.5}
     """
-    report = {
-        "recall": recall_at_k(relevant, recommended, k=k),
-        "ndcg": ndcg_at_k(relevant, recommended, k=k),
-        "mrr": mrr_at_k(relevant, recommended, k=k),
-        "hit_rate": hit_rate_at_k(relevant, recommended, k=k),
-        "map": map_at_k(relevant, recommended, k=k),
-        "precision": precision_at_k(relevant, recommended, k=k),
-    }
+    values, has_relevant = user_metrics(relevant, recommended, k)
+    report = {name: float(value[has_relevant].mean()) for name, value in values.items()}
     if n_items is not None:
         report["coverage"] = coverage_at_k(recommended, n_items, k=k)
     return report
 
 
-def split_interactions(X, *, method="time", size=0.2, user=None, time=None, random_state=None):
-    """Split interactions into training and test rows, as recommendations will be used.
+def user_metrics(relevant, recommended, k=10):
+    """Return all metrics of each user.
 
     Parameters
     ----------
-    X : table-like
-        A row for each interaction.
-    method : {"time", "last", "random"}, default="time"
-        ``"time"``: the latest rows of all are for the test. ``"last"``: the latest rows of each
-        user. ``"random"``: rows of each user drawn at random. A random split tells the model what
-        is liked later, which no use of it will; figures are then too good.
-    size : float or int, default=0.2
-        Fraction of the rows, for ``"last"`` and ``"random"`` of each user's rows, or for these two
-        an integer, the number of rows of each user. At least one row of each user is for training.
-    user : str, optional
-        Column of users; required for ``"last"`` and ``"random"``.
-    time : str, optional
-        Column of times, of any type that can be sorted; required for ``"time"`` and ``"last"``.
-        Rows of the same time keep their order.
-    random_state : int, RandomState instance or None, default=None
-        Seed of ``"random"``.
+    relevant, recommended, k
+        Parameters of :func:`recall_at_k`.
 
     Returns
     -------
-    train, test : table-like
-        Rows of `X` in their order, in tables of the same type.
+    values : dict of {str: ndarray of float64, shape (n_users,)}
+        Values by name of the metric.
+    has_relevant : ndarray of bool, shape (n_users,)
+        Users with a relevant item; the values of others mean nothing.
 
     Raises
     ------
     ValueError
-        If a parameter is invalid, a column is missing or a value of one is.
+        If no user has a relevant item.
 
     Examples
     --------
-    >>> import pandas as pd
-    >>> log = pd.DataFrame({"user": ["ann", "bob", "ann", "ann"], "day": [1, 2, 3, 4]})
-    >>> train, test = split_interactions(log, method="last", size=1, user="user", time="day")
-    >>> train["day"].tolist(), test["day"].tolist()
-    ([1, 2, 3], [4])
+    >>> values, _ = user_metrics([["a", "b"], ["c"]], [["a", "x"], ["y", "z"]], k=2)
+    >>> values["recall"].tolist(), values["mrr"].tolist()
+    ([0.5, 0.0], [1.0, 0.0])
     """
-    owner = "split_interactions"
-    check_choice(owner, "method", method, SPLITS)
-    if isinstance(size, (int, np.integer)) and not isinstance(size, bool) and method != "time":
-        check_number(owner, "size", size, low=1, integer=True)
-    else:
-        check_number(owner, "size", size, low=0, high=1, exclusive=True)
-    table = as_table(X)
-    n_rows, order = len(table), np.arange(len(table))
-    if method == "random":
-        order = check_random_state(random_state).permutation(n_rows)
-    else:
-        order = order[np.argsort(_split_codes(table, "time", time, method), kind="stable")]
-    if method == "time":
-        is_test = np.arange(n_rows) >= n_rows - round(size * n_rows)
-    else:
-        users = _split_codes(table, "user", user, method)[order]
-        by_user = np.argsort(users, kind="stable")
-        order, counts = order[by_user], np.bincount(users)
-        place = np.arange(n_rows) - np.repeat(np.cumsum(counts) - counts, counts)
-        if isinstance(size, (int, np.integer)):
-            held = np.minimum(size, counts - 1)
-        else:
-            held = np.minimum(np.round(size * counts).astype(int), counts - 1)
-        is_test = place >= np.repeat(counts - held, counts)
-    return tuple(_take_rows(X, np.sort(order[part])) for part in (~is_test, is_test))
+    hits, n_relevant = _hits(relevant, recommended, k)
+    if not (n_relevant > 0).any():
+        raise ValueError("no user has a relevant item, so that there is nothing to evaluate")
+    return {name: metric(hits, n_relevant) for name, metric in METRICS.items()}, n_relevant > 0
 
 
-def _take_rows(X, rows):
-    """Return rows of a table or values of a column, in the type that it has."""
-    if isinstance(X, Mapping):
-        return {name: _take_rows(column, rows) for name, column in X.items()}
-    if isinstance(X, (pa.Table, pa.RecordBatch, pa.Array, pa.ChunkedArray)):
-        return X.take(pa.array(rows))
-    return _safe_indexing(X, rows)
+def _mean_of(name, relevant, recommended, k):
+    hits, n_relevant = _hits(relevant, recommended, k)
+    return _mean(METRICS[name](hits, n_relevant), n_relevant)
 
 
-def _split_codes(table, parameter, name, method):
-    """Return numbers of the values of a column, in the order of the values."""
-    if name is None or name not in table.column_names:
-        raise ValueError(
-            f"split_interactions: method={method!r} needs {parameter}, the name of a column, got "
-            f"{name!r}; there are {table.column_names}"
-        )
-    column = table.column(name)
-    if column.null_count:
-        row = int(np.argmax(column.is_null().to_numpy()))
-        raise ValueError(f"split_interactions: column {name!r} is missing in row {row}")
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    return pc.rank(column, sort_keys="ascending", tiebreaker="dense").to_numpy() - 1
+def _recall(hits, n_relevant):
+    return hits.sum(axis=1) / np.maximum(n_relevant, 1)
+
+
+def _ndcg(hits, n_relevant):
+    k = hits.shape[1]
+    discount = 1 / np.log2(np.arange(2, k + 2))
+    best = np.append(0, np.cumsum(discount))[np.minimum(n_relevant, k)]
+    return hits @ discount / np.maximum(best, discount[0])
+
+
+def _mrr(hits, n_relevant):
+    return np.where(hits.any(axis=1), 1 / (1 + hits.argmax(axis=1)), 0.0)
+
+
+def _map(hits, n_relevant):
+    k = hits.shape[1]
+    precision = hits.cumsum(axis=1) / np.arange(1, k + 1)
+    return (precision * hits).sum(axis=1) / np.clip(n_relevant, 1, k)
+
+
+METRICS = {
+    "recall": _recall,
+    "ndcg": _ndcg,
+    "mrr": _mrr,
+    "hit_rate": lambda hits, n_relevant: hits.any(axis=1).astype(float),
+    "map": _map,
+    "precision": lambda hits, n_relevant: hits.mean(axis=1),
+}
+"""Functions that return a metric of each user from hits and numbers of relevant items."""
 
 
 def _mean(values, n_relevant):
