@@ -48,10 +48,10 @@ def same_towers(model, expected):
     if model._items.keyed:
         np.testing.assert_array_equal(model.item_keys_, expected.item_keys_)
         np.testing.assert_allclose(model.item_embeddings_, expected.item_embeddings_, atol=1e-6)
-    if expected._users is not None:
+    if expected._user_key is not None:
         np.testing.assert_array_equal(model.user_keys_, expected.user_keys_)
         np.testing.assert_allclose(model.user_embeddings_, expected.user_embeddings_, atol=1e-6)
-        np.testing.assert_array_equal(model._seen, expected._seen)
+        np.testing.assert_array_equal(model._seen.pairs, expected._seen.pairs)
 
 
 def on_ray(num_workers=0, **how):
@@ -101,6 +101,18 @@ def test_tables_in_memory(cluster, data):
         expected.recommend(X[:9], exclude="seen"),
     )
     np.testing.assert_array_equal(found[0], wanted[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*rows of X are left out")
+@pytest.mark.parametrize("kind", ["memory", "directory"])
+def test_rows_of_unknown_items_are_left_out(kind, cluster, data, choices):
+    X = data.interactions
+    some, known = data.catalogue.iloc[5:], X[X["item_id"] >= 5].reset_index(drop=True)
+    given = {"items": some, **KEYS}
+    expected = two_tower(**QUICK, **ALL_ROWS).fit(known, **given)
+    model = two_tower(**QUICK, **ALL_ROWS, unknown_items="drop", backend=on_ray())
+    model.fit(X if kind == "memory" else choices, **given)
+    same_towers(model, expected)
 
 
 @pytest.mark.parametrize("kind", ["directory", "dataset"])
