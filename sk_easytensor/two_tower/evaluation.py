@@ -147,9 +147,9 @@ class RankingEvaluation:
     def is_telling(self, rows):
         """Return whether rankings tell more of validation pairs than their loss does.
 
-        At least 50 users with training pairs must have half of the pairs. Users whose columns
-        differ from pair to pair would be recommended what they know. Weights must be equal, because
-        metrics of rankings do not depend on them.
+        At least 50 users with training pairs must have half of the pairs. Without ids, users whose
+        columns differ from pair to pair would be recommended what they know. Weights must be equal,
+        because metrics of rankings do not depend on them.
         """
         users = user_items(rows)[:, 0]
         known = np.isin(users, self._known[:, 0])
