@@ -74,6 +74,9 @@ class Metric:
     greater_is_better: bool
     entry: object = None
 
+    n_smoothed = 1
+    """Number of last epochs whose mean decides about early stopping."""
+
     def __call__(self, target, outputs, y, weight):
         """Return the metric as a float.
 

@@ -61,6 +61,28 @@ def test_the_best_keys_are_found(index):
     np.testing.assert_allclose(scores, np.take_along_axis(products, order, 1), rtol=1e-3, atol=1e-3)
 
 
+def test_the_nearest_have_the_largest_cosines(index):
+    queries = vectors(4, seed=9) * [[1], [10], [0.1], [5]]
+
+    def expected():
+        units = index.vectors() / np.linalg.norm(index.vectors(), axis=1, keepdims=True)
+        return queries / np.linalg.norm(queries, axis=1, keepdims=True) @ units.T
+
+    for change in (
+        lambda: None,
+        lambda: index.remove(["item 3"]),
+        lambda: index.add(["a"], queries[:1]),
+    ):
+        change()
+        cosines = expected()
+        keys, found = index.nearest(queries, 5, excluded=(np.array([1]), np.array([7])))
+        cosines[1, 7] = -np.inf
+        order = np.argsort(-cosines, axis=1)[:, :5]
+        assert keys.tolist() == index.keys[order].tolist()
+        np.testing.assert_allclose(found, np.take_along_axis(cosines, order, 1), atol=2e-3)
+    assert index.nearest(queries, 1)[0][0] == ["a"]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "keys",
@@ -223,6 +245,7 @@ def test_columns_that_are_not_passed_are_missing(index):
         (lambda i: i.add(["a"], vectors(1) * np.nan), "the embedding in row 0 is not finite"),
         (lambda i: i.add(["a"], vectors(1), {"price": ["dear"]}), "'price' .* cannot be converted"),
         (lambda i: i.add(["a"], vectors(1), {"price": [1, 2]}), "columns has 2 rows for 1 keys"),
+        (lambda i: i.add(["a"], vectors(1), {"__order": [1]}), r"cannot be named \['__order'\]"),
         (lambda i: i.remove(["item 1", "b"]), "'b' in row 1 of 'item' is not a key"),
         (lambda i: i.search(vectors(1, width=3)), r"shape \(1, 3\); they must have 8 columns"),
         (lambda i: i.search(vectors(1), 0), "k must be an integer at least 1, got 0"),
@@ -258,3 +281,67 @@ def test_indexes_need_numpy_and_pyarrow_only(index, tmp_path):
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.stderr == ""
     assert run.stdout.split()[0] == "new"
+
+
+def test_keys_of_other_types_are_those_of_the_index():
+    index = EmbeddingIndex([7, 8], vectors(2))
+    index.add(["7", "9"], vectors(2, seed=1))
+    assert index.keys.tolist() == [7, 8, 9]
+    for keys in (["007"], ["seven"], [1.5]):
+        with pytest.raises(ValueError, match="'key'"):
+            index.add(keys, vectors(1))
+    texts = EmbeddingIndex(["a"], vectors(1))
+    texts.add([True], vectors(1, seed=1)).add(pd.to_datetime(["2024-01-31"]), vectors(1, seed=2))
+    assert texts.rows(texts.keys).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("unit", ["ns", "us", "s"])
+def test_dates_stay_dates_where_results_are_missing(unit):
+    days = np.array(["2024-01-01", "2024-01-02"], dtype=f"M8[{unit}]")
+    index = EmbeddingIndex(days, np.eye(2, dtype=np.float32))
+    found, _ = index.search([[1.0, 0.0]], min_score=0.5)
+    assert str(found[0, 0])[:10] == "2024-01-01"
+    assert found[0, 1] is None
+
+
+def test_columns_may_have_any_name(tmp_path):
+    index = EmbeddingIndex(["A", "B"], vectors(2), {"embedding": ["x", "y"]}, key="film")
+    for each in (index, EmbeddingIndex.load(index.save(tmp_path / "index"))):
+        found, _ = each.search(vectors(1), where=pc.field("embedding") == "y")
+        assert found.tolist() == [["B", None]]
+        assert each.to_arrow().column_names == ["film", "embedding"]
+    keyed = EmbeddingIndex(["A", "B"], vectors(2), key="embedding")
+    assert EmbeddingIndex.load(keyed.save(tmp_path / "keyed")).keys.tolist() == ["A", "B"]
+    with pytest.raises(ValueError, match="keys is named 'embedding'"):
+        keyed.to_arrow()
+
+
+def test_large_numbers_in_half_precision():
+    large = EmbeddingIndex(["a", "b"], [[1e5, 0], [0, 1]])
+    with pytest.raises(ValueError, match="of up to 1e\\+05 are too large for float16; use int8"):
+        large.as_type("float16")
+    index = EmbeddingIndex(["a", "b"], [[1, 0], [0, 1]], dtype="float16")
+    for n_queries in (1, 5):
+        keys, scores = index.search(np.tile(np.float32([[1e6, 1]]), (n_queries, 1)), 2)
+        assert keys.tolist() == [["a", "b"]] * n_queries
+        np.testing.assert_allclose(scores[:, 0], 1e6, rtol=1e-3)
+
+
+def test_stored_embeddings_cannot_be_changed_by_accident(index):
+    with pytest.raises(ValueError, match="read-only"):
+        EmbeddingIndex(["a"], vectors(1)).vectors()[:] = 0
+    index.vectors([0, 1])[:] = 0
+    assert index.vectors().any(axis=1).all()
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_an_index_of_one_row_and_of_none(graph):
+    index = EmbeddingIndex(["a"], vectors(1))
+    if graph:
+        index.build_graph(vectors(3))
+    excluded = np.array([0]), np.array([0])
+    assert index.nearest(vectors(1), 5, excluded=excluded)[0].tolist() == [[None]]
+    index.remove(["a"])
+    for call in (index.search, index.nearest):
+        keys, scores = call(vectors(2), 3)
+        assert keys.shape == scores.shape == (2, 0)

@@ -120,7 +120,7 @@ def test_segments_are_evaluated_alone(models):
     new = np.arange(200) % 4 == 0
     table = compare_rankings(relevant, recommended, segments=np.where(new, "new", "known"))
     assert table.index.names == ["segment", "model"]
-    assert [*dict.fromkeys(table.index.get_level_values(0))] == ["all", "known", "new"]
+    assert [*dict.fromkeys(table.index.get_level_values(0))] == ["(all)", "known", "new"]
     part = compare_rankings(
         [relevant[row] for row in np.flatnonzero(new)],
         {name: np.array(keys)[new] for name, keys in recommended.items()},
@@ -147,3 +147,21 @@ def test_popularity_of_what_is_recommended():
     assert table.index[2] == "(relevant items)"
     warm = compare_rankings([[0]], {"a": [[0, 1]]}, k=2, interactions=interactions)
     assert np.isnan(warm.loc["a", "cold_recall"])
+
+
+def test_missing_items_and_segments_of_any_name():
+    table = compare_rankings(
+        [["a", None], ["b"]],
+        {"m": [["a"], ["c"]]},
+        k=1,
+        interactions=["a", "b"],
+        segments=["all", "x"],
+    )
+    assert table.loc[("(all)", "m"), "n_users"] == 2
+    assert table.loc[("all", "m"), "recall"] == 1
+    assert np.isnan(table.loc[("(all)", "m"), "cold_recall"])
+    days = pd.DataFrame(
+        {"user": [1, 2, 2], "day": pd.to_datetime(["2024-01-01", "2024-01-01", "2024-01-02"])}
+    )
+    keys = recommend_popular(days, [1, 2], user="user", item="day", k=1, exclude_seen=False)
+    assert [str(key)[:10] for key in keys[:, 0]] == ["2024-01-01"] * 2

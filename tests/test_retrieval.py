@@ -146,7 +146,8 @@ def test_any_selection_is_that_of_sorting(seed, n_queries, n_candidates, k):
     assert (found[0][:, width:] == -1).all()
 
 
-def test_diverse_selections_are_those_of_the_definition():
+@pytest.mark.parametrize("block", [1, 1 << 20])
+def test_diverse_selections_are_those_of_the_definition(block, monkeypatch):
     random = np.random.default_rng(0)
     for diversity in (0.0, 0.3, 1.0):
         vectors_ = random.normal(size=(4, 9, 3)).astype(np.float32)
@@ -154,7 +155,14 @@ def test_diverse_selections_are_those_of_the_definition():
         scores = -np.sort(-random.normal(size=(4, 9)).astype(np.float32), axis=1)
         indices = np.tile(np.arange(9), (4, 1))
         indices[3, 6:], scores[3, 6:] = -1, -np.inf
-        found, own = diversified(indices, scores, vectors_, 7, diversity)
+        monkeypatch.setattr(search, "BLOCK", block)
+        queries = iter(range(0, 4, 1 if block == 1 else 4))
+
+        def read(part, queries=queries, vectors_=vectors_):
+            first = next(queries)
+            return vectors_[first : first + len(part)]
+
+        found, own = diversified(indices, scores, read, 7, diversity)
         for query in range(4):
             n = 6 if query == 3 else 9
             span = scores[query, 0] - scores[query, n - 1]
@@ -167,6 +175,22 @@ def test_diverse_selections_are_those_of_the_definition():
                 chosen.append(int(gain.argmax()))
             assert found[query].tolist() == chosen + [-1] * (7 - len(chosen))
             np.testing.assert_array_equal(own[query, : len(chosen)], scores[query, chosen])
+
+
+def test_searches_at_once_leave_the_threads_of_blas_as_they_were():
+    from threadpoolctl import threadpool_info
+
+    def counts():
+        return [part["num_threads"] for part in threadpool_info() if part["user_api"] == "blas"]
+
+    before = counts()
+    first, second = search.blas_threads(1), search.blas_threads(1)
+    first.__enter__()
+    second.__enter__()
+    assert set(counts()) == {1}
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert counts() == before
 
 
 # ---------------------------------------------------------------------- approximate

@@ -390,6 +390,8 @@ class Lock:
         Directory to lock.
     owner : str
         Class name of the estimator, for error messages.
+    other : str, default="another fit writes checkpoints"
+        What the owner of the lock does, for error messages.
 
     Notes
     -----
@@ -399,9 +401,10 @@ class Lock:
     effect.
     """
 
-    def __init__(self, store, owner):
+    def __init__(self, store, owner, other="another fit writes checkpoints"):
         self.store = store
         self.owner = owner
+        self.other = other
         self.token = uuid4().hex
         self.process = os.getpid()
 
@@ -455,9 +458,9 @@ class Lock:
             if content:
                 process = f"process {content['pid']} on host {content['host']!r}"
             raise RuntimeError(
-                f"{self.owner}: another fit writes checkpoints to {self.store.url}: {process}. "
-                "Wait until it has ended, or set another checkpoint_dir. If it has ended, remove "
-                f"the file {LOCK} in that directory"
+                f"{self.owner}: {self.other} to {self.store.url}: {process}. Wait until it has "
+                "ended, or use another directory (the checkpoint_dir of a fit). If it has ended, "
+                f"remove the file {LOCK} in that directory"
             )
         with suppress(FileNotFoundError):
             self.store.remove_if(LOCK, lambda data: parse_lock(data) == content)

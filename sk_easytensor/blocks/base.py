@@ -61,6 +61,7 @@ checks the contract.
 
 from __future__ import annotations
 
+import pickle
 from abc import ABC, abstractmethod
 from copy import deepcopy
 
@@ -397,6 +398,28 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
         """Return the names of the columns that the blocks of the remainder do not read too."""
         return table.column_names
 
+    def copy_weights(self, module, previous, previous_module):
+        """Copy what an earlier fit has learned into the module of this one.
+
+        Parameters
+        ----------
+        module : BlockModule
+            New module of this block.
+        previous : Block
+            Block of the same type that was fitted earlier, on other rows.
+        previous_module : BlockModule
+            Its trained module.
+
+        Returns
+        -------
+        bool
+            Whether anything was copied. By default all weights are, if the fitted attributes of
+            both blocks are equal. Subclasses may know which of their weights are for the same.
+        """
+        if not _are_alike(self, previous):
+            return False
+        return load_matching(module, previous_module)
+
     def renamed(self, names):
         """Return a copy of the fitted block in which `names` replace the column names, in order."""
         other = deepcopy(self)
@@ -580,3 +603,30 @@ def _example(column):
         present = pc.fill_null(pc.greater(pc.list_value_length(column), 0), False)
     present = np.flatnonzero(present.to_numpy())
     return f"; row {present[0]} holds {show_value(column[int(present[0])])}" if len(present) else ""
+
+
+def _are_alike(block, other):
+    """Return whether two fitted blocks have equal attributes."""
+    own, others = vars(block), vars(other)
+    return own.keys() == others.keys() and pickle.dumps(own) == pickle.dumps(others)
+
+
+def load_matching(module, previous):
+    """Copy all weights of a module into another one, if they have the same names and shapes.
+
+    Parameters
+    ----------
+    module, previous : torch.nn.Module
+        Module to change, and the one that is copied.
+
+    Returns
+    -------
+    bool
+        Whether the weights were copied.
+    """
+    own, state = module.state_dict(), previous.state_dict()
+    shapes = [{name: value.shape for name, value in part.items()} for part in (own, state)]
+    if shapes[0] != shapes[1]:
+        return False
+    module.load_state_dict(state)
+    return True

@@ -368,6 +368,27 @@ class CategoryBlock(Block):
             for counts in self.counts_
         ]
 
+    def copy_weights(self, module, previous, previous_module):
+        """Copy the vectors of categories that both fits know, and those of missing and unseen."""
+        if len(self.n_codes) != len(previous.n_codes) or (
+            self.hash_buckets != previous.hash_buckets
+        ):
+            return False
+        copied = False
+        for index in range(len(self.n_codes)):
+            own, earlier = np.arange(KNOWN), np.arange(KNOWN)
+            if self.hash_buckets is not None:
+                own = earlier = np.arange(self.n_codes[index])
+            else:
+                places = pc.index_in(
+                    self.known_categories(index), value_set=previous.known_categories(index)
+                )
+                known = np.flatnonzero(places.is_valid().to_numpy(zero_copy_only=False))
+                own = np.append(own, KNOWN + known)
+                earlier = np.append(earlier, KNOWN + places.drop_null().to_numpy())
+            copied |= module.copy_column(previous_module, index, own, earlier)
+        return copied
+
     def to_onnx(self, graph):
         codes = []
         for index, name in enumerate(self.feature_names_in_):
@@ -613,6 +634,45 @@ class CategoryModule(BlockModule):
             vectors = vectors.reshape(codes.shape[0], self.common[group].numel())
             parts.append(vectors + self.common[group])
         return torch.cat(parts, dim=1)
+
+    @torch.no_grad()
+    def copy_column(self, previous, index, codes, previous_codes):
+        """Copy the vectors of some codes of a column, and the common vector.
+
+        Parameters
+        ----------
+        previous : CategoryModule
+            Module to copy from.
+        index : int
+            Index of the column in both modules.
+        codes, previous_codes : ndarray of int64, shape (n,)
+            Codes in this module and in `previous` that stand for the same.
+
+        Returns
+        -------
+        bool
+            Whether the vectors have the same width, so that they were copied.
+        """
+        (group, place), (other, other_place) = self._place(index), previous._place(index)
+        table, other_table = self.tables[group], previous.tables[other]
+        width = table.shape[1]
+        if width != other_table.shape[1]:
+            return False
+        start = getattr(self, f"starts_{group}")[place]
+        other_start = getattr(previous, f"starts_{other}")[other_place]
+        rows = other_table[other_start + torch.from_numpy(previous_codes)]
+        table[start + torch.from_numpy(codes)] = rows
+        common = previous.common[other][other_place * width : (other_place + 1) * width]
+        self.common[group][place * width : (place + 1) * width] = common
+        return True
+
+    def _place(self, index):
+        """Return the group of a column, and its place among the columns of the group."""
+        for group in range(len(self.tables)):
+            columns = getattr(self, f"columns_{group}").tolist()
+            if index in columns:
+                return group, columns.index(index)
+        raise IndexError(index)
 
     @property
     def output_columns(self):

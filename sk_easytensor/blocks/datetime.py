@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sk_easytensor._utils.validation import check_choice, check_number
-from sk_easytensor.blocks.base import Block, unsupported_column
+from sk_easytensor.blocks.base import Block, load_matching, unsupported_column
 from sk_easytensor.blocks.numeric import FIRST_CODE, MISSING_CODE, TREE_PARTS, NumericModule
 from sk_easytensor.data.bin_edges import BinnedMixin
 from sk_easytensor.data.columns import sample_values
@@ -206,6 +206,10 @@ class DatetimeBlock(BinnedMixin, Block):
         for index, instants in enumerate(columns):
             encoded[np.isnan(instants), index] = np.nan
         return {"times": torch.from_numpy(encoded)}
+
+    def copy_weights(self, module, previous, previous_module):
+        """Copy all weights, if both fits have the same features of times."""
+        return load_matching(module, previous_module)
 
     def make_module(self):
         n_edges = [len(edges) for edges in self.edges_]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sk_easytensor._utils.validation import check_choice, check_number
-from sk_easytensor.blocks.base import Block
+from sk_easytensor.blocks.base import Block, load_matching
 from sk_easytensor.data.arrow_columns import arrow_column
 from sk_easytensor.data.bin_edges import BinnedMixin
 from sk_easytensor.data.columns import RowError, show_value, to_float64
@@ -179,6 +179,10 @@ class NumericBlock(BinnedMixin, Block):
         encoded = np.empty((table.num_rows, table.num_columns, 2), dtype=np.float32)
         self._write_positions(columns, encoded)
         return {"values": torch.from_numpy(encoded)}
+
+    def copy_weights(self, module, previous, previous_module):
+        """Copy all weights, if both fits have as many bins: these are quantiles in either."""
+        return load_matching(module, previous_module)
 
     def make_module(self):
         n_edges = [len(edges) for edges in self.edges_]

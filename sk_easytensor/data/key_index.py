@@ -15,6 +15,7 @@ from sk_easytensor.data.type_names import type_name
 
 __all__ = [
     "KeyIndex",
+    "as_objects",
     "check_key_type",
     "key_values",
 ]
@@ -190,6 +191,11 @@ def key_values(column):
             column = category_keys(column).dictionary_decode()
     chunked = isinstance(column, pa.ChunkedArray)
     return column.to_numpy() if chunked else column.to_numpy(zero_copy_only=False)
+
+
+def as_objects(keys):
+    """Return keys as an array of objects, times as datetimes."""
+    return (keys.astype("M8[us]") if keys.dtype.kind == "M" else keys).astype(object)
 
 
 def check_key_type(kind, name, owner):

@@ -117,6 +117,11 @@ class TrainedEstimator(
     def _default_trunk(self):
         return TabM()
 
+    def _check_validation_fraction(self):
+        owner, fraction = type(self).__name__, self.validation_fraction
+        if fraction is not None:
+            check_number(owner, "validation_fraction", fraction, low=0, high=1, exclusive=True)
+
     def _check_parameters(self):
         owner = type(self).__name__
         check_number(owner, "learning_rate", self.learning_rate, low=0, exclusive=True)
@@ -126,9 +131,7 @@ class TrainedEstimator(
             automatic = name == "early_stopping_rounds" and value == "auto"
             if value is not None and not automatic:
                 check_number(owner, name, value, low=1, integer=True)
-        fraction = self.validation_fraction
-        if fraction is not None:
-            check_number(owner, "validation_fraction", fraction, low=0, high=1, exclusive=True)
+        self._check_validation_fraction()
         if self.trunk is not None:
             if isinstance(self.trunk, type) or not hasattr(self.trunk, "make_module"):
                 raise ValueError(

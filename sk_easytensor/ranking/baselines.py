@@ -7,7 +7,7 @@ import pyarrow as pa
 from scipy.sparse import csr_array
 
 from sk_easytensor._utils.validation import check_number
-from sk_easytensor.data.key_index import KeyIndex, key_values
+from sk_easytensor.data.key_index import KeyIndex, as_objects, key_values
 from sk_easytensor.data.tables import as_table
 
 __all__ = [
@@ -176,7 +176,7 @@ class Interactions:
             if exclude_seen:
                 values[part.nonzero()] = -np.inf
             order = np.argsort(-values, axis=1, kind="stable")[:, :k]
-            keys = self.keys[order].astype(object)
+            keys = as_objects(self.keys[order])
             keys[np.take_along_axis(values, order, axis=1) == -np.inf] = None
             found[begin : begin + USERS, : keys.shape[1]] = keys
         return found

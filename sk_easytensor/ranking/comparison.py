@@ -65,15 +65,15 @@ def compare_rankings(
     Returns
     -------
     pandas.DataFrame
-        A row for each segment and model. Columns are ``n_users`` (those with a relevant item), the
-        metrics of :func:`ranking_report`, and for each of these the bounds of the interval, such as
-        ``ndcg_low`` and ``ndcg_high``.
+        A row for each segment and model; that of all users is ``"(all)"``. Columns are ``n_users``
+        (those with a relevant item), the metrics of :func:`ranking_report`, and for each of these
+        the bounds of the interval, such as ``ndcg_low`` and ``ndcg_high``.
 
         - ``coverage``: fraction of the catalogue that is recommended to someone
         - ``novelty``: mean of ``-log2`` of the fraction of interactions that a recommended item has
           (items without any count as having one)
-        - ``popular``: fraction of recommendations that are among the tenth of the items that have
-          the most interactions. Compare it with that of the relevant items, in the row
+        - ``popular``: fraction of recommendations with as many interactions as the items of the
+          most popular tenth, or more. Compare it with that of the relevant items, in the row
           ``"(relevant items)"``.
         - ``cold_recall``: recall of relevant items without interactions; NaN without any
 
@@ -136,7 +136,7 @@ def compare_rankings(
 
 def _groups(segments, n_users, owner):
     """Return which users are in each segment."""
-    groups = {"all": np.ones(n_users, dtype=bool)}
+    groups = {"(all)": np.ones(n_users, dtype=bool)}
     if segments is None:
         return groups
     column = as_table({"segments": segments}).column("segments")
@@ -192,7 +192,7 @@ class Popularity:
     def of_lists(self, relevant, users):
         """Return novelty and share of popular items of the relevant items."""
         lists = self._lists(relevant).filter(pa.array(users))
-        return self._of_rows(self._rows(pc.list_flatten(lists)))
+        return self._of_rows(self._rows(pc.drop_null(pc.list_flatten(lists))))
 
     def _of_rows(self, rows):
         counts = self.counts[rows]
@@ -213,7 +213,7 @@ class Popularity:
         lists = self._lists(relevant)
         owner = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
         items = pc.list_flatten(lists)
-        cold = self._rows(items) < 0
+        cold = (self._rows(items) < 0) & items.is_valid().to_numpy(zero_copy_only=False)
         counts = np.bincount(owner[cold], minlength=len(lists))
         offsets = pa.array(np.append(0, np.cumsum(counts)), pa.int64())
         only = pa.LargeListArray.from_arrays(offsets, items.filter(pa.array(cold)))

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from sk_easytensor._utils.skops import ArrowStateMixin
 from sk_easytensor._utils.validation import check_choice, check_number
 from sk_easytensor.data.columns import show_value
-from sk_easytensor.data.key_index import KeyIndex, key_values
+from sk_easytensor.data.key_index import KeyIndex, as_objects, key_values
+from sk_easytensor.data.keys import category_keys
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.retrieval.graph import ApproximateIndex
 from sk_easytensor.retrieval.search import diversified, normalized, quantized, top_k
@@ -33,8 +34,11 @@ FORMAT = 1
 METADATA, GRAPH = b"sk_easytensor", b"sk_easytensor.graph"
 """Entries of the schema's metadata: the description of the file, and the graph of an index."""
 
-EMBEDDING, SCALE, STRING, ORDER = "embedding", "__scale", "__string", "__order"
+EMBEDDING, SCALE, STRING, ORDER = RESERVED = ("__embedding", "__scale", "__string", "__order")
 """Columns of the files beside the key and the columns of filters."""
+
+LENGTHS = 1 << 16
+"""Rows whose lengths are computed at a time."""
 
 POOL, LARGEST_POOL = 10, 1_000
 """Candidates per result among which diverse ones are selected, and the largest number of them."""
@@ -93,9 +97,11 @@ class EmbeddingIndex(ArrowStateMixin):
     """
 
     graph = None
+    _lengths = None
 
     def __init__(self, keys, embeddings, columns=None, *, key="key", dtype="float32"):
         check_choice(type(self).__name__, "dtype", dtype, DTYPES)
+        self._check_names([key])
         column = as_table({key: keys}, minimum_rows=0).column(key)
         self.lookup = self._distinct(column, key)
         embeddings = self._checked(embeddings, len(column))
@@ -105,6 +111,11 @@ class EmbeddingIndex(ArrowStateMixin):
         self._columns = self._flat(columns, len(column))
 
     # ------------------------------------------------------------------ reading of arguments
+
+    def _check_names(self, names):
+        reserved = sorted(set(names) & set(RESERVED))
+        if reserved:
+            raise ValueError(f"{type(self).__name__}: columns cannot be named {reserved}")
 
     def _distinct(self, column, key):
         lookup = KeyIndex(column, key, type(self).__name__)
@@ -135,6 +146,12 @@ class EmbeddingIndex(ArrowStateMixin):
         """Return embeddings in the type of the index, and the scales of int8."""
         if self.dtype == "int8":
             return quantized(embeddings)
+        largest = np.abs(embeddings).max(initial=0)
+        if self.dtype == "float16" and largest > np.finfo(np.float16).max:
+            raise ValueError(
+                f"{type(self).__name__}: embeddings of up to {largest:.3g} are too large for "
+                "float16; use int8, whose rows have a scale each"
+            )
         return embeddings.astype(self.dtype, copy=False), None
 
     def _flat(self, columns, n_rows):
@@ -146,11 +163,13 @@ class EmbeddingIndex(ArrowStateMixin):
             raise ValueError(
                 f"{type(self).__name__}: columns has {len(table)} rows for {n_rows} keys"
             )
-        return {
+        flat = {
             field.name: table.column(field.name)
             for field in table.schema
             if not pa.types.is_nested(field.type) and field.name != self.lookup.name
         }
+        self._check_names(flat)
+        return flat
 
     # ------------------------------------------------------------------ properties
 
@@ -183,9 +202,15 @@ class EmbeddingIndex(ArrowStateMixin):
         Returns
         -------
         ndarray of float32, shape (n_rows, embedding_dim)
+            Read-only if it shares the memory of the index.
         """
         vectors = self.embeddings[rows].astype(np.float32, copy=False)
-        return vectors if self.scales is None else vectors * self.scales[rows][..., None]
+        if self.scales is not None:
+            return vectors * self.scales[rows][..., None]
+        if isinstance(rows, slice):
+            vectors = vectors.view()
+            vectors.flags.writeable = False
+        return vectors
 
     def rows(self, keys, *, all_known=True):
         """Return the rows of keys.
@@ -285,6 +310,10 @@ class EmbeddingIndex(ArrowStateMixin):
                 f"{self.embedding_dim} columns"
             )
         k = min(k, len(self))
+        if k == 0:
+            return np.empty((len(queries), 0), dtype=object), np.empty(
+                (len(queries), 0), np.float32
+            )
         n_found = min(max(k, min(POOL * k, LARGEST_POOL)), len(self)) if diversity else k
         allowed = self._allowed(where, candidates)
         if self.graph is not None and allowed is None:
@@ -305,8 +334,9 @@ class EmbeddingIndex(ArrowStateMixin):
             low = scores < min_score
             indices[low], scores[low] = -1, -np.inf
         if diversity:
-            vectors = normalized(self.vectors(indices))
-            indices, scores = diversified(indices, scores, vectors, k, diversity)
+            indices, scores = diversified(
+                indices, scores, lambda rows: normalized(self.vectors(rows)), k, diversity
+            )
         return self.take(indices), scores
 
     def take(self, rows):
@@ -328,9 +358,60 @@ class EmbeddingIndex(ArrowStateMixin):
         present = pa.array(np.where(missing, 0, rows).ravel())
         keys = key_values(self._keys.take(present)).reshape(rows.shape)
         if missing.any():
-            keys = keys.astype(object)
+            keys = as_objects(keys)
             keys[missing] = None
         return keys
+
+    def nearest(self, vectors, k=10, *, excluded=None, threads=1):
+        """Return the keys with the largest cosines to each vector.
+
+        Parameters
+        ----------
+        vectors : array-like of float, shape (n_queries, embedding_dim)
+            Vectors of any length.
+        k : int, default=10
+            Number of keys for each vector; all if there are fewer.
+        excluded : tuple of ndarray of int64, optional
+            Indices of the vectors and rows of excluded pairs, sorted by vector.
+        threads : int, default=1
+            Number of threads.
+
+        Returns
+        -------
+        keys : ndarray of shape (n_queries, k)
+            The nearest first. None where fewer than k rows remain.
+        cosines : ndarray of float32, shape (n_queries, k)
+            ``-inf`` where there is no key.
+        """
+        check_number("nearest", "k", k, low=1, integer=True)
+        if not len(self):
+            return np.empty((len(vectors), 0), dtype=object), np.empty(
+                (len(vectors), 0), np.float32
+            )
+        rows, cosines = top_k(
+            normalized(np.asarray(vectors, dtype=np.float32)),
+            self.embeddings,
+            min(k, len(self)),
+            scales=self._inverse_lengths(),
+            excluded=excluded,
+            threads=threads,
+        )
+        return self.take(rows), cosines
+
+    def _inverse_lengths(self):
+        """Return what stored rows are multiplied by to have length 1, computed once."""
+        if self._lengths is None:
+            inverse = np.ones(len(self), dtype=np.float32)
+            for start in range(0, len(self), LENGTHS):
+                part = slice(start, start + LENGTHS)
+                lengths = np.linalg.norm(self.embeddings[part].astype(np.float32), axis=1)
+                inverse[part] = 1 / np.where(lengths > 0, lengths, 1)
+            self._lengths = inverse
+        return self._lengths
+
+    def __getstate__(self):
+        """Return the state to pickle, without what can be computed again."""
+        return {name: value for name, value in super().__getstate__().items() if name != "_lengths"}
 
     def _allowed(self, where, candidates):
         """Return whether each row may be found, None if all may."""
@@ -345,17 +426,20 @@ class EmbeddingIndex(ArrowStateMixin):
         return allowed
 
     def _matches(self, where):
+        from pyarrow.dataset import dataset
+
         columns = self.columns
         try:
-            rows = columns.append_column(ORDER, [np.arange(len(self))]).filter(where)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError) as error:
+            matches = dataset(columns).to_table(columns={"matches": where}).column("matches")
+            if not pa.types.is_boolean(matches.type):
+                raise TypeError(f"it is of type {matches.type}")
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"where must be a condition on the columns {columns.column_names}, such as "
-                f"pc.field({columns.column_names[0]!r}) != 0, got {where!s}: {error}"
+                f"pc.field({columns.column_names[0]!r}) != 0, got {str(where)[:200]}: "
+                f"{str(error)[:200]}"
             ) from error
-        matches = np.zeros(len(self), dtype=bool)
-        matches[rows.column(ORDER).to_numpy()] = True
-        return matches
+        return pc.fill_null(matches, False).to_numpy()
 
     # ------------------------------------------------------------------ changing
 
@@ -384,12 +468,13 @@ class EmbeddingIndex(ArrowStateMixin):
         values, scales = self._stored(embeddings)
         order = _order_of(rows, len(self))
         further = [self._like(column, self._keys, self.lookup.name)]
+        self._check_spelling(column, further[0])
         given = self._flat(columns, len(column))
         for name, own in self._columns.items():
             further.append(self._like(given.get(name), own, name, len(column)))
         table = pa.concat_tables([self.columns, pa.table(further, names=self.columns.column_names)])
         table = table.unify_dictionaries().take(pa.array(order))
-        state = self._columns_of(table)
+        state = {**self._columns_of(table), "_lengths": None}
         state["embeddings"] = np.concatenate([self.embeddings, values])[order]
         if scales is not None:
             state["scales"] = np.concatenate([self.scales, scales])[order]
@@ -401,10 +486,24 @@ class EmbeddingIndex(ArrowStateMixin):
         vars(self).update(state)
         return self
 
+    def _check_spelling(self, column, stored):
+        """Raise ``ValueError`` if a key is another one in the type of the index."""
+        spelled = [category_keys(keys).dictionary_decode() for keys in (column, stored)]
+        differ = pc.not_equal(*spelled).to_numpy(zero_copy_only=False)
+        if differ.any():
+            row = int(np.argmax(differ))
+            raise ValueError(
+                f"{type(self).__name__}: key {show_value(column[row])} in row {row} of "
+                f"{self.lookup.name!r} is not of the type of the index, {self._keys.type}"
+            )
+
     def _like(self, column, own, name, n_rows=0):
         """Return a column in the type of that of the index, missing values for None."""
         if column is None:
             return pa.nulls(n_rows, own.type)
+        if name == self.lookup.name and pa.types.is_string(own.type):
+            # Other types have spellings of their own.
+            return category_keys(column).dictionary_decode()
         try:
             return column.cast(own.type)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
@@ -444,6 +543,7 @@ class EmbeddingIndex(ArrowStateMixin):
             "embeddings": self.embeddings[kept],
             "scales": None if self.scales is None else self.scales[kept],
             "lookup": self.lookup.taken(kept),
+            "_lengths": None,
         }
         if self.graph is not None:
             self.graph.remove(removed)
@@ -464,7 +564,7 @@ class EmbeddingIndex(ArrowStateMixin):
         """
         check_choice(type(self).__name__, "dtype", dtype, DTYPES)
         other = object.__new__(type(self))
-        vars(other).update(vars(self), dtype=dtype, graph=None)
+        vars(other).update(vars(self), dtype=dtype, graph=None, _lengths=None)
         if dtype != self.dtype:
             other.embeddings, other.scales = other._stored(self.vectors())
         return other
@@ -494,10 +594,19 @@ class EmbeddingIndex(ArrowStateMixin):
         -------
         pyarrow.Table
             The column of keys, and ``embedding``, lists of float32 of a fixed size.
+
+        Raises
+        ------
+        ValueError
+            If the column of keys is named ``embedding``.
         """
+        if self.lookup.name == "embedding":
+            raise ValueError(
+                "to_arrow: the column of keys is named 'embedding', as that of vectors"
+            )
         vectors = pa.array(self.vectors().ravel())
         lists = pa.FixedSizeListArray.from_arrays(vectors, self.embedding_dim)
-        return pa.table({self.lookup.name: self._keys, EMBEDDING: lists})
+        return pa.table({self.lookup.name: self._keys, "embedding": lists})
 
     def save(self, path):
         """Write the index to a file, which :meth:`load` maps into memory.
@@ -601,6 +710,11 @@ class EmbeddingIndex(ArrowStateMixin):
         if GRAPH in metadata:
             index.graph = ApproximateIndex.from_bytes(metadata[GRAPH])
         return index
+
+
+def no_results(n_queries):
+    """Return no keys and no scores for some queries."""
+    return np.empty((n_queries, 0), dtype=object), np.empty((n_queries, 0), dtype=np.float32)
 
 
 def _contiguous(column):

@@ -21,7 +21,6 @@ from sk_easytensor.data.tables import as_table
 from sk_easytensor.data.type_names import type_name
 from sk_easytensor.onnx.predictor import OnnxPredictor
 from sk_easytensor.retrieval.embedding_index import EmbeddingIndex
-from sk_easytensor.retrieval.search import normalized, top_k
 
 __all__ = [
     "Recommender",
@@ -168,7 +167,9 @@ class Side:
             return self.index, self.stored_rows(table)
         vectors = self._embed(table)
         if self.key is None or self.key not in table.column_names:
-            return EmbeddingIndex(np.arange(len(table)), vectors, table), None
+            # A name that no column has.
+            key = "".join(["position", *(f" {name}" for name in table.column_names)])
+            return EmbeddingIndex(np.arange(len(table)), vectors, table, key=key), None
         lookup = KeyIndex(table.column(self.key), self.key, "recommend")
         lookup.check_distinct(table.column(self.key))
         return EmbeddingIndex(table.column(self.key), vectors, table, key=self.key), None
@@ -206,6 +207,7 @@ class Recommender:
 
     version = None
     _path = None
+    _mmap = True
 
     def __init__(self, items, users, seen=None, n_jobs=1):
         self.items = items
@@ -385,9 +387,10 @@ class Recommender:
         Returns
         -------
         keys : ndarray of shape (n_items, k)
-            Keys of items, the most similar first. An item is not among its own.
+            Keys of items, the most similar first. An item is not among its own. None where fewer
+            than k remain.
         similarities : ndarray of float32, shape (n_items, k)
-            Cosines of embeddings. Shorter if there are fewer items.
+            Cosines of embeddings; ``-inf`` where there is no item.
         """
         return self._most_similar("similar_items", self.items, items, k)
 
@@ -404,9 +407,10 @@ class Recommender:
         Returns
         -------
         keys : ndarray of shape (n_users, k)
-            Keys of users, the most similar first. A user is not among the own ones.
+            Keys of users, the most similar first. A user is not among the own ones. None where
+            fewer than k remain.
         similarities : ndarray of float32, shape (n_users, k)
-            Cosines of embeddings. Shorter if there are fewer users.
+            Cosines of embeddings; ``-inf`` where there is no user.
         """
         return self._most_similar("similar_users", self.users, users, k)
 
@@ -415,17 +419,10 @@ class Recommender:
         check_number(method, "k", k, low=1, integer=True)
         self._check_stored(method, side, None)
         table = as_table(table)
-        vectors, own = normalized(side.vectors(table)), side.known_rows(table)
-        k = min(k, len(side.index) - bool((own >= 0).any()))
+        vectors, own = side.vectors(table), side.known_rows(table)
         queries = np.flatnonzero(own >= 0)
-        rows, cosines = top_k(
-            vectors,
-            normalized(side.index.vectors()),
-            k,
-            excluded=(queries, own[queries]),
-            threads=self.n_jobs,
-        )
-        return side.index.take(rows), cosines
+        excluded = queries, own[queries]
+        return side.index.nearest(vectors, k, excluded=excluded, threads=self.n_jobs)
 
     # ------------------------------------------------------------------ files
 
@@ -448,35 +445,48 @@ class Recommender:
         -----
         The files of a version are in a directory of their own. The file ``CURRENT`` names the
         version to load; it is replaced when all other files are complete. The version before it
-        is retained, because a process may be about to load it; older ones are removed.
+        is retained, because a process may be about to load it; older ones are removed. Meanwhile a
+        lock file refuses other processes that save to the directory.
         """
         # Needed here only: services load what others have saved.
-        from sk_easytensor._utils.storage import write_atomically
+        from sk_easytensor._utils.storage import DirectoryStore, Lock, write_atomically
 
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
-        version = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{uuid4().hex[:8]}"
-        temporary = path / f"{version}.tmp"
-        temporary.mkdir()
+        lock = Lock(DirectoryStore(path), "save_recommender", "another process writes")
+        lock.acquire()
         try:
-            description = {"format": FORMAT, "version": version, "sides": {}}
-            for side in (self.users, self.items):
-                description["sides"][side.name] = {"key": side.key, "is_stored": False}
-                if side.index is not None:
-                    side.index.save(temporary / f"{side.name}s.arrow")
-                    description["sides"][side.name]["is_stored"] = True
-            for name, data in dict(towers).items():
-                (temporary / f"{name}_tower.onnx").write_bytes(data)
-            if self.seen is not None:
-                np.save(temporary / "seen.npy", self.seen.pairs)
-            (temporary / "recommender.json").write_text(json.dumps(description), encoding="utf-8")
-            os.rename(temporary, path / version)
+            for folder in path.glob("*.tmp"):
+                # Of a process that was killed, because nobody else holds the lock.
+                shutil.rmtree(folder, ignore_errors=True)
+            version = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{uuid4().hex[:8]}"
+            temporary = path / f"{version}.tmp"
+            try:
+                self._write(temporary, version, towers)
+                os.rename(temporary, path / version)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+            before = current_version(path)
+            write_atomically(path / CURRENT, version, "save_recommender")
+            remove_versions(path, {version, before})
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        before = current_version(path)
-        write_atomically(path / CURRENT, version, "save")
-        remove_versions(path, {version, before})
+            lock.release()
         return version
+
+    def _write(self, folder, version, towers):
+        """Write the files of a version."""
+        folder.mkdir()
+        description = {"format": FORMAT, "version": version, "sides": {}}
+        for side in (self.users, self.items):
+            description["sides"][side.name] = {"key": side.key, "is_stored": False}
+            if side.index is not None:
+                side.index.save(folder / f"{side.name}s.arrow")
+                description["sides"][side.name]["is_stored"] = True
+        for name, data in dict(towers).items():
+            (folder / f"{name}_tower.onnx").write_bytes(data)
+        if self.seen is not None:
+            np.save(folder / "seen.npy", self.seen.pairs)
+        (folder / "recommender.json").write_text(json.dumps(description), encoding="utf-8")
 
     @classmethod
     def load(cls, path, *, n_jobs=None, mmap=True):
@@ -527,7 +537,7 @@ class Recommender:
             seen = SeenPairs(np.load(pairs, mmap_mode="r" if mmap else None))
         threads = os.cpu_count() if n_jobs == -1 else n_jobs or 1
         recommender = cls(sides["item"], sides["user"], seen, threads)
-        recommender.version, recommender._path = version, path
+        recommender.version, recommender._path, recommender._mmap = version, path, mmap
         return recommender
 
     def refreshed(self):
@@ -540,7 +550,7 @@ class Recommender:
         """
         if self._path is None or current_version(self._path) in (None, self.version):
             return self
-        return type(self).load(self._path, n_jobs=self.n_jobs)
+        return type(self).load(self._path, n_jobs=self.n_jobs, mmap=self._mmap)
 
 
 FORMAT = 1

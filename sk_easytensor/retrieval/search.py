@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager
 from functools import cache
+from threading import Lock
 
 import numpy as np
 
@@ -189,7 +191,9 @@ class PackedQueries:
             if dtype == np.int8:
                 values, scales = quantized(rest)
             else:
-                values, scales = rest.astype(dtype), np.ones(len(queries), dtype=np.float32)
+                scales = np.abs(rest).max(axis=1, initial=0)
+                scales = np.where(scales > np.finfo(np.float32).tiny, scales, 1)
+                values = (rest / scales[:, None]).astype(dtype)
             rest = rest - values * scales[:, None]
             parts.append(values)
             weights.append(np.diag(scales))
@@ -311,8 +315,8 @@ def diversified(indices, scores, vectors, k, diversity):
         Indices of the candidates of each query, the best first; -1 where there is none.
     scores : ndarray of float32, shape (n_queries, n_found)
         Scores of the candidates.
-    vectors : ndarray of float32, shape (n_queries, n_found, embedding_dim)
-        Embeddings of the candidates, of length 1.
+    vectors : callable
+        Takes indices of candidates, of any shape, and returns their embeddings, of length 1.
     k : int
         Number of candidates to select.
     diversity : float
@@ -333,6 +337,19 @@ def diversified(indices, scores, vectors, k, diversity):
     relevance is the score, scaled to between 0 and 1 among the candidates of the query, and the
     likeness the largest cosine to a selected candidate.
     """
+    n_queries, n_found = indices.shape
+    found = np.full((n_queries, k), -1), np.full((n_queries, k), -np.inf, dtype=np.float32)
+    size = max(1, BLOCK // max(n_found, 1) // 16)
+    for start in range(0, n_queries, size):
+        part = slice(start, start + size)
+        selected = _diversified(indices[part], scores[part], vectors(indices[part]), k, diversity)
+        for whole, values in zip(found, selected, strict=True):
+            whole[part] = values
+    return found
+
+
+def _diversified(indices, scores, vectors, k, diversity):
+    """Select candidates for some queries, whose vectors are in memory."""
     present = indices >= 0
     lowest = np.where(present, scores, np.inf).min(axis=1, keepdims=True)
     spread = np.where(present, scores, -np.inf).max(axis=1, keepdims=True) - lowest
@@ -346,7 +363,7 @@ def diversified(indices, scores, vectors, k, diversity):
         gain = np.where(left, (1 - diversity) * relevance - diversity * likeness, -np.inf)
         order[:, step] = chosen = gain.argmax(axis=1)
         left[queries, chosen] = False
-        cosines = np.einsum("qnd,qd->qn", vectors, vectors[queries, chosen])
+        cosines = np.matmul(vectors, vectors[queries, chosen][:, :, None])[:, :, 0]
         # Whatever is unlike the first one is not better than what is neither like nor unlike it.
         likeness = np.maximum(likeness, cosines)
     taken = np.take_along_axis(indices, order, axis=1), np.take_along_axis(scores, order, axis=1)
@@ -364,9 +381,39 @@ def _blas():
     return ThreadpoolController()
 
 
-def blas_threads(threads):
-    """Return a context in which BLAS uses a number of threads, where threadpoolctl is installed."""
-    controller = _blas()
-    return (
-        nullcontext() if controller is None else controller.limit(limits=threads, user_api="blas")
-    )
+class BlasThreads:
+    """Number of threads of BLAS in searches, which all threads of the process share.
+
+    The first search that begins sets it, the last one that ends restores it.
+    """
+
+    def __init__(self):
+        self._free()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._free)
+
+    def _free(self):
+        self.lock, self.depth, self.limit = Lock(), 0, None
+
+    @contextmanager
+    def __call__(self, threads):
+        """Set the number of threads within the context, where threadpoolctl is installed."""
+        controller = _blas()
+        if controller is None:
+            yield
+            return
+        with self.lock:
+            self.depth += 1
+            if self.depth == 1:
+                self.limit = controller.limit(limits=threads, user_api="blas")
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.depth -= 1
+                if self.depth == 0:
+                    self.limit.restore_original_limits()
+                    self.limit = None
+
+
+blas_threads = BlasThreads()

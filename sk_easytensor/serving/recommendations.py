@@ -24,6 +24,12 @@ __all__ = [
 MAX_ERRORS = 20
 """Largest number of errors in a response."""
 
+MAX_CONDITIONS = 100
+"""Largest number of columns that conditions may name."""
+
+MAX_RESULTS, MAX_DIVERSE_RESULTS = 200_000, 20_000
+"""Largest number of results of a request: its rows times k."""
+
 
 @dataclass(frozen=True)
 class Method:
@@ -87,7 +93,10 @@ class RankingRequest(BaseModel):
         if method.options:
             options = {
                 "exclude": (Literal["seen"] | None, None),
-                "where": (dict[str, Scalar | list[Scalar] | Comparison] | None, None),
+                "where": (
+                    dict[str, Scalar | list[Scalar] | Comparison] | None,
+                    Field(None, max_length=MAX_CONDITIONS),
+                ),
                 "min_score": (float | None, None),
                 "diversity": (float, Field(0.0, ge=0, le=1)),
             }
@@ -130,8 +139,9 @@ class RankedRows(Rows):
     @property
     def group(self):
         """Requests of one group are ranked together: those of one method, options and columns."""
-        # Diverse results are selected from a number of candidates that depends on k.
-        k = self.k if self.options.get("diversity") else None
+        # Diverse results are selected from a number of candidates that depends on k. Others are
+        # the first of those for a larger k, but not for a far larger one.
+        k = self.k if self.options.get("diversity") else self.k.bit_length()
         return self.method, k, json.dumps(self.options, sort_keys=True), frozenset(self[0])
 
 
@@ -200,7 +210,15 @@ class RecommendationBatcher(BaseBatcher):
         try:
             request = RankingRequest.of(method, limits.max_rows).model_validate_json(body)
         except ValidationError as error:
+            if error.error_count() > 10 * MAX_ERRORS:
+                message = f"there are {error.error_count()} errors"
+                raise InvalidRequest.at([], "too_many_errors", message) from None
             raise InvalidRequest(describe_errors(error, [])[:MAX_ERRORS]) from None
+        n_results = request.k * len(getattr(request, method.rows))
+        limit = MAX_DIVERSE_RESULTS if getattr(request, "diversity", 0) else MAX_RESULTS
+        if n_results > limit:
+            message = f"{method.rows} times k must be at most {limit}, they are {n_results}"
+            raise InvalidRequest.at(["k"], "too_many_results", message)
         options = request.model_dump(exclude={method.rows, "k"})
         rows = self._rows(method, getattr(request, method.rows))
         return RankedRows(rows, len(body), name, request.k, options)
@@ -212,6 +230,11 @@ class RecommendationBatcher(BaseBatcher):
             raise InvalidRequest.at([method.rows], "columns", message)
         schema = self._schemas.get(method.side)
         key = getattr(self.recommender, method.rows).key
+        for number, row in enumerate(rows):
+            value = row.get(key, "")
+            if not isinstance(value, Scalar) or value != value:
+                message = "the key must be a string, a number or a boolean"
+                raise InvalidRequest.at([method.rows, number, key], "key", message)
         if schema is None or set(rows[0]) == {key}:
             return rows
         values = schema.values(rows, method.rows)

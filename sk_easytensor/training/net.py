@@ -156,6 +156,9 @@ class StepSchedule(Callback):
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * fraction))
 
 
+SMOOTHED = "_smoothed"
+"""End of the name in the history of the mean of a metric over the last epochs."""
+
 LOSS_NAME = re.compile(r"train_loss|valid(_\d+)?_loss")
 """Losses of the network, on the scale of training, as skorch names them."""
 
@@ -264,8 +267,10 @@ class TensorNet(NeuralNet):
         """Name in the history of the loss or metric that decides which epoch is best."""
         if not self.valid_rows or not self.plan.decides:
             return "train_loss"
-        if self.plan.stopping_metric is not None:
-            return f"{self.plan.names[0]}_{self.plan.stopping_metric.name}"
+        metric = self.plan.stopping_metric
+        if metric is not None:
+            name = f"{self.plan.names[0]}_{metric.name}"
+            return name if metric.n_smoothed == 1 else f"{name}{SMOOTHED}"
         return "blend_loss" if self.others else "valid_loss"
 
     @property
@@ -474,6 +479,10 @@ class TensorNet(NeuralNet):
         self._set_training(False)
         for name, value in self.evaluator.evaluate(self).items():
             self.history.record(name, value)
+        if self.monitor.endswith(SMOOTHED):
+            curve = self.history[:, self.monitor.removesuffix(SMOOTHED)]
+            last = curve[-self.plan.stopping_metric.n_smoothed :]
+            self.history.record(self.monitor, float(np.mean(last)))
 
     def _mark_best(self):
         # skorch's scoring callbacks record these entries, and its Checkpoint callback reads them.

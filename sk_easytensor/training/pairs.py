@@ -79,7 +79,7 @@ class PairFrame:
             self.items.to(device),
             self.user_rows.to(device),
             self.item_rows.to(device),
-            self.user_ids,
+            None if self.user_ids is None else self.user_ids.to(device),
         )
 
 

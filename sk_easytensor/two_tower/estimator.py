@@ -86,6 +86,26 @@ RANKING_SEED = 0
 """Seed of the users that are ranked for after each epoch."""
 
 
+def default_validation_fraction(n_pairs):
+    """Return the fraction of pairs that are held out by default.
+
+    Parameters
+    ----------
+    n_pairs : int
+        Number of pairs.
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    >>> [round(default_validation_fraction(n), 4) for n in (5_000, 20_000, 100_000, 10_000_000)]
+    [0.1, 0.05, 0.03, 0.005]
+    """
+    return min(0.1, max(1_000 / n_pairs, min(0.03, 50_000 / n_pairs)))
+
+
 class TowerTrainingMixin:
     """Methods that fit the blocks of both towers, encode pairs and train the network."""
 
@@ -157,7 +177,7 @@ class TowerTrainingMixin:
                 valid.map_chunks(item_counts)
         return rows.map(pairs), validation, items
 
-    def _train_towers(self, rows, evals, random_state, backend, checkpoints):
+    def _train_towers(self, rows, evals, random_state, backend, checkpoints, previous=None):
         rows = rows.normalize_weights()
         ranking, stopping_metric = self._ranking(rows, list(evals.values()), backend)
         seed = int(random_state.randint(np.iinfo(np.int32).max))
@@ -174,6 +194,9 @@ class TowerTrainingMixin:
         self._target.learn_scale(rows)
         with seeded(seed):
             user, item = self.user_tower_.make_network(), self.item_tower_.make_network()
+            if previous is not None:
+                self.user_tower_.copy_weights(previous[0])
+                self.item_tower_.copy_weights(previous[1])
             for name in self.shared_blocks:
                 item.blocks[item.names.index(name)] = user.blocks[user.names.index(name)]
             network = TwoTowerNetwork(
@@ -288,11 +311,17 @@ class EasyTensorTwoTower(
         None, there is only the loss.
     stopping_metric : str or None, default=None
         The entry of `eval_metric` that decides about early stopping and the weights that are kept;
-        None for the first one. ``"loss"`` lets the loss decide. Where a ranking metric decides,
-        ``early_stopping_rounds="auto"`` is half of the epochs.
-    validation_fraction : float or None, default=0.1
+        None for the first one. ``"loss"`` lets the loss decide. Where a ranking metric decides, it
+        is its mean over the last three epochs that does, because that of one epoch has much noise,
+        and ``early_stopping_rounds="auto"`` is half of the epochs.
+    validation_fraction : float, "auto" or None, default="auto"
         Fraction of the pairs that is held out for validation when `fit` gets no ``eval_set``; None
-        to train on all pairs.
+        to train on all pairs. ``"auto"`` is 0.03, but at least 1,000 pairs, as long as these are
+        not more than a tenth, and at most 50,000.
+    warm_start : bool, default=False
+        Whether `fit` begins with the weights of the last fit: the vectors of users, items and other
+        categories that both have, and blocks and trunks of the same form. All else begins anew.
+        With further interactions every day, a few epochs are then enough (`max_epochs`).
     optimizer, early_stopping_rounds, random_state, n_jobs, device, verbose
         As in :class:`~sk_easytensor.EasyTensorClassifier`.
     callbacks, backend, checkpoint_dir, tracker
@@ -378,7 +407,8 @@ class EasyTensorTwoTower(
         early_stopping_rounds: int | Literal["auto"] | None = "auto",
         eval_metric: str | Sequence[str] | None = "auto",
         stopping_metric: str | None = None,
-        validation_fraction: float | None = 0.1,
+        validation_fraction: float | Literal["auto"] | None = "auto",
+        warm_start: bool = False,
         random_state: RandomStateLike | None = None,
         n_jobs: int | None = None,
         device: str = "auto",
@@ -409,6 +439,7 @@ class EasyTensorTwoTower(
         self.eval_metric = eval_metric
         self.stopping_metric = stopping_metric
         self.validation_fraction = validation_fraction
+        self.warm_start = warm_start
         self.random_state = random_state
         self.n_jobs = n_jobs
         self.device = device
@@ -421,6 +452,10 @@ class EasyTensorTwoTower(
 
     def _default_trunk(self):
         return Sum(width=self.embedding_dim)
+
+    def _check_validation_fraction(self):
+        if self.validation_fraction != "auto":
+            super()._check_validation_fraction()
 
     def _check_parameters(self):
         super()._check_parameters()
@@ -435,6 +470,7 @@ class EasyTensorTwoTower(
             raise ValueError(
                 f"{owner}: shared_blocks must be a list of names, got {self.shared_blocks!r}"
             )
+        check_choice(owner, "warm_start", self.warm_start, (False, True))
         check_choice(owner, "unknown_items", self.unknown_items, ("error", "drop"))
         check_number(owner, "n_negatives", self.n_negatives, low=0, integer=True)
         check_number(owner, "dropout", self.dropout, low=0, high=0.99)
@@ -535,6 +571,9 @@ class EasyTensorTwoTower(
                 return digests | {"item_key": repr(item_key), "user_key": repr(user_key)}
 
             checkpoints, random_state = self._open_checkpoints(stack, data_digests)
+            previous = None
+            if self.warm_start and self.__sklearn_is_fitted__():
+                previous = self.user_tower_, self.item_tower_
             self._clear_state()
             self._items, self._target, self._user_key = catalogue.index, target, user_key
             vars(self).update(target.fitted_attributes())
@@ -546,11 +585,12 @@ class EasyTensorTwoTower(
                 rows, evals, items = self._read_pairs(interactions, evals, catalogue, backend)
             evals = {names[index]: evals[index] for index in deciding_first(names)}
             if set(evals) <= {"training"} and self.validation_fraction is not None:
-                rows, held_out = rows.hold_out(
-                    target.strata, self.validation_fraction, random_state
-                )
+                fraction = self.validation_fraction
+                if fraction == "auto":
+                    fraction = default_validation_fraction(len(rows))
+                rows, held_out = rows.hold_out(target.strata, fraction, random_state)
                 evals = {**dict(zip(["valid_0"], held_out, strict=False)), **evals}
-            self._train_towers(rows, evals, random_state, backend, checkpoints)
+            self._train_towers(rows, evals, random_state, backend, checkpoints, previous)
             towers = [(self.user_tower_, sample.table)]
             towers.append((self.item_tower_, catalogue.dataset.sample().table))
             self._choose_engines(towers, backend)

@@ -62,6 +62,8 @@ class RankingMetric:
 
     name: str
     greater_is_better = True
+    n_smoothed = 3
+    """Number of last epochs whose mean decides. Of few users, a single epoch is ahead by chance."""
 
     @property
     def entry(self):

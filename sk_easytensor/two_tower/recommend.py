@@ -394,9 +394,10 @@ class RecommendingMixin:
         Returns
         -------
         keys : ndarray of shape (n_items, k)
-            Keys of items, the most similar first. An item is not among its own.
+            Keys of items, the most similar first. An item is not among its own. None where fewer
+            than k remain.
         similarities : ndarray of float32, shape (n_items, k)
-            Cosines of embeddings. Shorter if the catalogue has fewer items.
+            Cosines of embeddings; ``-inf`` where there is no item.
 
         Raises
         ------
@@ -421,9 +422,10 @@ class RecommendingMixin:
         Returns
         -------
         keys : ndarray of shape (n_users, k)
-            Keys of users, the most similar first. A user is not among the own ones.
+            Keys of users, the most similar first. A user is not among the own ones. None where
+            fewer than k remain.
         similarities : ndarray of float32, shape (n_users, k)
-            Cosines of embeddings. Shorter if there were fewer users.
+            Cosines of embeddings; ``-inf`` where there is no user.
 
         Raises
         ------

@@ -11,6 +11,7 @@ from torch import nn
 
 from sk_easytensor._utils.runtime import with_library_settings
 from sk_easytensor._utils.validation import ParametersMixin
+from sk_easytensor.blocks.base import load_matching
 from sk_easytensor.blocks.detection import check_blocks, select_columns
 from sk_easytensor.blocks.pretrained import Representation
 from sk_easytensor.blocks.sequences import AggregatedBlock
@@ -196,6 +197,24 @@ class Tower(
         self._add_aggregates()
         self._use_torch()
         return self.network_
+
+    def copy_weights(self, previous):
+        """Copy what another tower has learned, where blocks of the same name are of the same type.
+
+        Parameters
+        ----------
+        previous : Tower
+            Fitted tower; its blocks may know other categories.
+        """
+        network, earlier = self.network_, previous.network_
+        modules = dict(zip(earlier.names, earlier.blocks, strict=True))
+        for name, module in zip(network.names, network.blocks, strict=True):
+            block, other = self.blocks_[name], previous.blocks_.get(name)
+            if type(other) is type(block):
+                block.copy_weights(module, other, modules[name])
+        if network.names == earlier.names:
+            load_matching(network.trunk, earlier.trunk)
+            load_matching(network.head, earlier.head)
 
     def __setstate__(self, state):
         """Restore a pickled state."""

@@ -219,9 +219,10 @@ class UpkeepMixin:
 
         Notes
         -----
-        Embeddings, graph, seen items and towers are one version: they are replaced together, when
-        all files are complete. :class:`~sk_easytensor.retrieval.Recommender` needs neither torch
-        nor scikit-learn. ``python -m sk_easytensor.serving path`` serves it.
+        Embeddings, seen items and towers are one version: they are replaced together, when all
+        files are complete. The graph of ``index="usearch"`` is part of it with ``"float32"`` only.
+        :class:`~sk_easytensor.retrieval.Recommender` needs neither torch nor scikit-learn. ``python
+        -m sk_easytensor.serving path`` serves it.
         """
         check_is_fitted(self)
         check_choice("save_recommender", "dtype", dtype, DTYPES)

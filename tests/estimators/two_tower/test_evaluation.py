@@ -16,6 +16,11 @@ def parts(X):
     return X.iloc[order[:1500]], X.iloc[order[1500:]]
 
 
+def smoothed(curve):
+    """Return the means of up to three epochs."""
+    return [np.mean(curve[max(0, epoch - 2) : epoch + 1]) for epoch in range(len(curve))]
+
+
 def items_of(pairs, users):
     lists = pairs.groupby("user_id")["item_id"].agg(list)
     return [lists.get(user, []) for user in users]
@@ -40,7 +45,8 @@ def test_metrics_are_those_of_recommendations(blocks, parts, catalogue):
     relevant, best = fresh_items(valid, train, users), model.best_iteration_ - 1
     assert curves["recall@5"][best] == pytest.approx(recall_at_k(relevant, found, k=5))
     assert curves["ndcg@3"][best] == pytest.approx(ndcg_at_k(relevant, found, k=3))
-    assert model.best_score_ == max(curves["recall@5"]) == curves["recall@5"][best]
+    assert best == int(np.argmax(smoothed(curves["recall@5"])))
+    assert model.best_score_ == curves["recall@5"][best]
     # Training pairs are ranked among all items.
     everyone = train.drop_duplicates("user_id")
     found = model.recommend(everyone, k=5)[0]
@@ -74,7 +80,7 @@ def test_ndcg_decides_by_default(parts, catalogue):
     model = two_tower().fit(train, items=catalogue, eval_set=[valid], **KEYS)
     curves = model.evals_result_["valid_0"]
     assert list(curves) == ["softmax_loss", "ndcg@10", "recall@10"]
-    assert model.best_iteration_ == 1 + int(np.argmax(curves["ndcg@10"]))
+    assert model.best_iteration_ == 1 + int(np.argmax(smoothed(curves["ndcg@10"])))
     by_loss = two_tower(stopping_metric="loss").fit(
         train, items=catalogue, eval_set=[valid], **KEYS
     )

@@ -597,3 +597,58 @@ def test_fit_leaves_the_random_state_of_torch(X, catalogue):
     torch.manual_seed(0)
     untrained(n_negatives=8).fit(X, items=catalogue, **KEYS)
     assert torch.equal(torch.rand(3), expected)
+
+
+# ---------------------------------------------------------------------- warm start
+
+
+def test_a_warm_start_has_the_vectors_of_the_last_fit(X, catalogue, data):
+    still = {"max_epochs": 1, "learning_rate": 1e-12, "weight_decay": 0.0}
+    model = two_tower(validation_fraction=None, random_state=0)
+    first = X[(X["item_id"] < 35) & (X["user_id"] < 50)]
+    model.fit(first, items=catalogue[catalogue["item_id"] < 35], **KEYS)
+    users = data.users[data.users["user_id"] < 50]
+    before = model.transform(users), model.item_tower_.transform(catalogue.head(35))
+    towers = model.user_tower_, model.item_tower_
+    model.set_params(warm_start=True, random_state=1, **still)
+    # Other frequencies, so that categories have other codes, and new users and items.
+    more = X.sort_values("user_id", ascending=False).iloc[200:]
+    model.fit(more, items=catalogue.iloc[::-1], **KEYS)
+    assert model.user_tower_ is not towers[0]
+    after = model.transform(users), model.item_tower_.transform(catalogue.head(35))
+    cold = two_tower(validation_fraction=None, **{**still, "random_state": 1})
+    cold.fit(more, items=catalogue.iloc[::-1], **KEYS)
+    for side, (old, new) in enumerate(zip(before, after, strict=True)):
+        tower = (cold.user_tower_, cold.item_tower_)[side]
+        begun = tower.transform(users if side == 0 else catalogue.head(35))
+        # Numbers have other bins, everything else is the same.
+        assert np.abs(new - old).mean() < 0.4 * np.abs(begun - old).mean()
+    np.testing.assert_allclose(
+        model.item_tower_.transform(catalogue.head(35)[["item_id", "genre"]].assign(price=np.nan)),
+        towers[1].transform(catalogue.head(35)[["item_id", "genre"]].assign(price=np.nan)),
+        atol=1e-5,
+    )
+
+
+def test_a_warm_start_needs_fewer_epochs(X, catalogue):
+    order = np.random.default_rng(0).permutation(len(X))
+    first, later = X.iloc[order[:1500]], X.iloc[order[:1800]]
+    test = X.iloc[order[1800:]]
+    model = two_tower(max_epochs=30, warm_start=True).fit(first, items=catalogue, **KEYS)
+    model.set_params(max_epochs=2).fit(later, items=catalogue, **KEYS)
+    cold = two_tower(max_epochs=2).fit(later, items=catalogue, **KEYS)
+    assert model.score(test) > cold.score(test)
+
+
+def test_blocks_that_have_changed_begin_anew(X, catalogue):
+    model = untrained(*BY_KEY, warm_start=True).fit(X, items=catalogue, **KEYS)
+    for users in (
+        [("user", CategoryBlock(width=4), "user_id")],
+        [("user", CategoryBlock(hash_buckets=16), "user_id")],
+        [("user", NumericBlock(), "user_id")],
+        [("town", CategoryBlock(), "town"), ("user", CategoryBlock(), "user_id")],
+    ):
+        model.set_params(user_blocks=users).fit(X, items=catalogue, **KEYS)
+        assert model.recommend(X.head(3))[0].shape == (3, 10)
+    with pytest.raises(ValueError, match=r"warm_start must be .*got 'yes'"):
+        untrained(warm_start="yes").fit(X, items=catalogue, **KEYS)

@@ -329,7 +329,8 @@ def test_neighbours_of_new_items(data, fitted):
     assert keys.shape == (2, N_ITEMS)
     assert (np.diff(similar, axis=1) <= 0).all()
     keys, similar = fitted.similar_items(data.catalogue[:1], k=100)
-    assert keys.shape == (1, N_ITEMS - 1)
+    assert keys.shape == (1, N_ITEMS)
+    assert keys[0, -1] is None
 
 
 def test_neighbours_that_are_not_known(data, X, catalogue, fitted):

@@ -249,6 +249,25 @@ def test_a_failed_save_leaves_the_version(model, tmp_path, monkeypatch):
     assert len([file for file in tmp_path.iterdir() if file.is_dir()]) == 2
 
 
+def test_only_one_process_saves(model, tmp_path, monkeypatch):
+    first = model.save_recommender(tmp_path, towers=[])
+    write = Recommender._write
+    refused = []
+
+    def meanwhile(self, folder, version, towers):
+        write(self, folder, version, towers)
+        if not refused:
+            refused.append(version)
+            with pytest.raises(RuntimeError, match="another process writes to"):
+                model.save_recommender(tmp_path, towers=[])
+
+    monkeypatch.setattr(Recommender, "_write", meanwhile)
+    (tmp_path / "left-behind.tmp").mkdir()
+    second = model.save_recommender(tmp_path, towers=[])
+    assert refused == [second]
+    assert sorted(os.listdir(tmp_path)) == sorted([first, second, "CURRENT"])
+
+
 def test_without_a_tower_only_stored_rows_are_ranked(model, catalogue, tmp_path):
     model.save_recommender(tmp_path, towers=["item"])
     recommender = Recommender.load(tmp_path)
