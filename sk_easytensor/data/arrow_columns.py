@@ -582,9 +582,7 @@ def _mixed_column(array, name):
     A value becomes the string that it has as a category in a column of its own type, so that a row
     has the same meaning alone and among other rows.
     """
-    import pandas as pd
-
-    present = np.flatnonzero(pd.Series(array, dtype=object).notna())
+    present = np.flatnonzero(_is_present(array))
     kinds = np.array([_kind_of(value) for value in array[present]], dtype=object)
     present_kinds = set(kinds)
     if present_kinds == {"integer"}:
@@ -613,6 +611,19 @@ def _mixed_column(array, name):
         rows = present[kinds == kind]
         texts[rows] = SPELLED[kind](array[rows])
     return pa.array(texts, type=pa.string())
+
+
+def _is_present(array):
+    """Return whether each of the Python values of an array is not missing."""
+    pandas = sys.modules.get("pandas")
+    if pandas is not None:
+        return pandas.Series(array, dtype=object).notna().to_numpy()
+    # Without pandas there are no missing values of its own.
+    numbers = (float, np.floating, decimal.Decimal, np.datetime64, np.timedelta64)
+    return np.array(
+        [not (value is None or (isinstance(value, numbers) and value != value)) for value in array],
+        dtype=bool,
+    )
 
 
 def _kind_of(value):

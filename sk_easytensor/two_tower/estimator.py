@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
+from skorch.callbacks import EpochScoring
 
 from sk_easytensor._utils.digests import table_digest
 from sk_easytensor._utils.docstrings import documented_like
@@ -223,7 +224,16 @@ class TowerTrainingMixin:
         self._record_training(result)
 
     def _check_ranking(self, y, backend):
-        """Raise ``ValueError`` for ranking metrics that the fit cannot compute."""
+        """Raise ``ValueError`` for metrics and scores that the fit cannot compute."""
+        for entry in self.callbacks or ():
+            callback = entry[1] if isinstance(entry, tuple) else entry
+            named = isinstance(getattr(callback, "scoring", None), str)
+            if y is None and named and isinstance(callback, EpochScoring):
+                raise ValueError(
+                    f"{type(self).__name__}: EpochScoring({callback.scoring!r}) compares "
+                    "predictions with a target, which a fit without y does not have; use "
+                    "eval_metric=['ndcg@10', ...], or a function of net, X and y"
+                )
         if self.eval_metric in (None, "auto"):
             return
         if y is not None or backend.distributed:

@@ -503,3 +503,32 @@ def test_offsets_are_a_column_of_the_graph(rows, assert_same, tmp_path):
     assert_same(model, predictor, X.assign(base_margin=margin), "predict", "transform")
     twice = predictor.predict(X.assign(base_margin=margin + np.log(2)))
     np.testing.assert_allclose(twice, 2 * model.predict(X, base_margin=margin), rtol=1e-5)
+
+
+SLIM = """
+import sys
+NEEDLESS = {"torch", "sklearn", "scipy", "pandas", "joblib", "fsspec"}
+class Absent:
+    def find_spec(self, name, *args):
+        if name.partition(".")[0] in NEEDLESS:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+from sk_easytensor.inference import load
+model = load(sys.argv[1])
+nan = float("nan")
+rows = [{"a": 1, "b": "x"}, {"a": "two", "b": 3}, {"a": nan, "b": None}]
+print(model.predict_proba(rows).tolist())
+print(model.predict_proba({"a": [1, "two", nan], "b": ["x", 3, None]}).tolist())
+"""
+
+
+def test_rows_of_mixed_values_need_no_pandas(tmp_path):
+    X = {"a": ["1", "two"] * 20, "b": ["x", "y", "3", "w"] * 10}
+    model = EasyTensorClassifier(max_epochs=1, n_folds=None, random_state=0).fit(X, [0, 1] * 20)
+    path = model.to_onnx(tmp_path / "model.onnx")
+    command = [sys.executable, "-c", SLIM, str(path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.stderr == ""
+    expected = model.predict_proba({"a": ["1", "two", None], "b": ["x", "3", None]})
+    for line in run.stdout.splitlines():
+        np.testing.assert_allclose(json.loads(line), expected, atol=1e-6)

@@ -578,6 +578,14 @@ def test_scores_of_callbacks(rated):
     assert areas[-1] > 0.9
 
 
+def test_scores_of_choices(X):
+    with pytest.raises(ValueError, match=r"EpochScoring\('r2'\) compares .* use eval_metric"):
+        untrained(*BY_KEY, callbacks=[("r2", EpochScoring("r2"))]).fit(X, item_key="item_id")
+    scoring = EpochScoring(lambda net, X, y: len(X), name="rows", lower_is_better=False)
+    model = untrained(*BY_KEY, callbacks=[scoring]).fit(X, item_key="item_id")
+    assert model.evals_result_["valid_0"]["rows"] == [len(X) // 10]
+
+
 # ---------------------------------------------------------------------- repeatable
 
 
