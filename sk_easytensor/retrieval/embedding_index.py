@@ -17,6 +17,7 @@ from sk_easytensor.data.columns import show_value
 from sk_easytensor.data.key_index import KeyIndex, as_objects, key_values
 from sk_easytensor.data.keys import category_keys
 from sk_easytensor.data.tables import as_table
+from sk_easytensor.data.type_names import type_name
 from sk_easytensor.retrieval.graph import ApproximateIndex
 from sk_easytensor.retrieval.search import diversified, normalized, quantized, top_k
 
@@ -175,6 +176,10 @@ class EmbeddingIndex(ArrowStateMixin):
 
     def __len__(self):
         return len(self.embeddings)
+
+    def __repr__(self):
+        shape = f"{len(self)} rows of {self.embedding_dim} {self.dtype}"
+        return f"{type(self).__name__}({self.lookup.name!r}, {shape})"
 
     @property
     def keys(self):
@@ -432,7 +437,7 @@ class EmbeddingIndex(ArrowStateMixin):
         try:
             matches = dataset(columns).to_table(columns={"matches": where}).column("matches")
             if not pa.types.is_boolean(matches.type):
-                raise TypeError(f"it is of type {matches.type}")
+                raise TypeError(f"it is of type {type_name(matches.type)}")
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"where must be a condition on the columns {columns.column_names}, such as "
@@ -494,7 +499,8 @@ class EmbeddingIndex(ArrowStateMixin):
             row = int(np.argmax(differ))
             raise ValueError(
                 f"{type(self).__name__}: key {show_value(column[row])} in row {row} of "
-                f"{self.lookup.name!r} is not of the type of the index, {self._keys.type}"
+                f"{self.lookup.name!r} is not of the type of the index, "
+                f"{type_name(self._keys.type)}"
             )
 
     def _like(self, column, own, name, n_rows=0):
@@ -508,8 +514,8 @@ class EmbeddingIndex(ArrowStateMixin):
             return column.cast(own.type)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise ValueError(
-                f"{type(self).__name__}: column {name!r} of type {column.type} cannot be converted "
-                f"to {own.type}, the type of the index: {error}"
+                f"{type(self).__name__}: column {name!r} of type {type_name(column.type)} cannot "
+                f"be converted to {type_name(own.type)}, the type of the index: {error}"
             ) from error
 
     def _columns_of(self, table):
