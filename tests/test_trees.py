@@ -38,7 +38,7 @@ from sk_easytensor.trees.forest import TreesModule, bit_positions
 
 N_TRAIN, N_VALID = 700, 200
 CODES = [(1001, True), (1001, True), (1001, True), (12, False), (402, False)]
-QUICK = {"trunk": MLP(width=8), "max_epochs": 3, "random_state": 0}
+QUICK = {"trunk": MLP(width=8), "max_epochs": 3, "n_folds": None, "random_state": 0}
 
 
 def codes_of(numbers):
@@ -448,7 +448,8 @@ def test_a_network_that_knows_better_counts_more(table):
     X, _ = table
     y = X["b"].to_numpy() * 4
     trees = BoostedTrees(max_iter=1)
-    model = EasyTensorRegressor(trees=trees, max_epochs=40, learning_rate=0.02, random_state=0)
+    params = {"max_epochs": 40, "learning_rate": 0.02, "n_folds": None, "random_state": 0}
+    model = EasyTensorRegressor(trees=trees, **params)
     assert model.fit(X, y).tree_weight_ < 0.2
 
 

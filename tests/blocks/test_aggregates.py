@@ -410,7 +410,8 @@ def test_the_network_reads_aggregates():
     scores = {}
     for aggregates in (["counts"], ["first"]):
         blocks = [("items", CategorySequenceBlock("mean", aggregates=aggregates), "items")]
-        model = EasyTensorClassifier(blocks, trees=None, max_epochs=15, random_state=0).fit(X, y)
+        params = {"trees": None, "n_folds": None, "max_epochs": 15, "random_state": 0}
+        model = EasyTensorClassifier(blocks, **params).fit(X, y)
         scores[aggregates[0]] = (model.predict(new) == truth).mean()
     assert scores["counts"] > max(0.85, scores["first"] + 0.05)
 

@@ -60,7 +60,7 @@ def make_rows(n_rows=N_ROWS, seed=0):
 
 
 def quick(**params):
-    return {"trunk": MLP(width=16), "max_epochs": 2, "random_state": 0, **params}
+    return {"trunk": MLP(width=16), "max_epochs": 2, "n_folds": None, "random_state": 0, **params}
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,8 @@ def test_names_of_results(shop, spread, cluster):
         np.testing.assert_array_equal(joined, expected.reshape(40, -1))
         return list(found)
 
-    quick = {"trunk": MLP(width=8), "max_epochs": 1, "random_state": 0}
+    quick = {"trunk": MLP(width=8), "trees": None, "max_epochs": 1, "n_folds": None}
+    quick["random_state"] = 0
     X, cities = shop[FEATURES], ["Lima", "Oslo", "Rome"]
     model = EasyTensorClassifier(**quick).fit(X, shop["city"])
     assert columns(model, "decision_function", "decision") == [f"decision_{c}" for c in cities]

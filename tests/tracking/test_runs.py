@@ -444,7 +444,7 @@ def autologging(work):
 @pytest.mark.usefixtures("autologging")
 def test_autologging_records_no_trees(client):
     X = np.random.default_rng(0).normal(size=(140, 2))
-    model = EasyTensorClassifier(max_epochs=1, random_state=0, trunk=MLP(width=4))
+    model = EasyTensorClassifier(max_epochs=1, n_folds=None, random_state=0, trunk=MLP(width=4))
     model.fit(X, X[:, 0] > 0)
     assert model.tree_weight_ > 0
     assert runs(client) == []
