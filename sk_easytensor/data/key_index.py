@@ -98,13 +98,13 @@ class KeyIndex(ArrowStateMixin):
         return lookup
 
     def check_distinct(self, column):
-        """Raise ``ValueError`` if a key of the items is in more than one row."""
+        """Raise ``ValueError`` if a key is in more than one row."""
         repeated = np.setdiff1d(np.arange(len(self.codes)), self.first)
         if len(repeated):
             value, count = column[int(repeated[0])].as_py(), len(np.unique(self.codes[repeated]))
             raise ValueError(
-                f"{self.owner}: items has {count} keys in more than one row, such as {value!r}, "
-                f"again in row {repeated[0]}; every value of {self.name!r} must occur once"
+                f"{self.owner}: column {self.name!r} has {count} keys in more than one row, such as "
+                f"{value!r}, again in row {repeated[0]}; every key must occur once"
             )
 
     def last(self):
