@@ -103,8 +103,8 @@ class KeyIndex(ArrowStateMixin):
         if len(repeated):
             value, count = column[int(repeated[0])].as_py(), len(np.unique(self.codes[repeated]))
             raise ValueError(
-                f"{self.owner}: column {self.name!r} has {count} keys in more than one row, such as "
-                f"{value!r}, again in row {repeated[0]}; every key must occur once"
+                f"{self.owner}: column {self.name!r} has {count} keys in more than one row, such "
+                f"as {value!r}, again in row {repeated[0]}; every key must occur once"
             )
 
     def last(self):
