@@ -50,8 +50,8 @@ print(f"{(town == 'town 3').mean():.0%} of the best 100 users have the taste of 
 print(f"they were found in {milliseconds:.1f} ms")
 
 # Only some users, and nobody whose score is low.
-young, lowest = pc.field("age") < 30, float(scores[0, -1])
-keys, _ = recommender.rank_users(item, k=5, where=young, min_score=lowest)
+young = pc.field("age") < 30
+keys, _ = recommender.rank_users(item, k=5, where=young, min_score=1.0)
 print("to notify among those under 30:", keys[0].tolist())
 
 # ---- During the day: interactions of a new user, and the new item, without training.
