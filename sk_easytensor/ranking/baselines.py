@@ -129,12 +129,12 @@ class Interactions:
         self.users, self.items = (
             KeyIndex(table.column(name), name, owner) for name in (user, item)
         )
-        first = np.sort(self.items.first)
-        self.keys = key_values(table.column(item).take(pa.array(first)))
-        rows = [self.users.rows(table.column(user)), self.items.rows(table.column(item))]
-        numbers = [np.unique(part, return_inverse=True)[1] for part in rows]
-        self._user_rows = np.unique(rows[0])
-        shape = len(self._user_rows), len(self.keys)
+        # Users and items are numbered in the order of their first rows.
+        rows = self.users.rows(table.column(user)), self.items.rows(table.column(item))
+        firsts, numbers = zip(*(np.unique(part, return_inverse=True) for part in rows), strict=True)
+        self._user_rows = firsts[0]
+        self.keys = key_values(table.column(item).take(pa.array(firsts[1])))
+        shape = tuple(map(len, firsts))
         self.matrix = csr_array((np.ones(len(table), dtype=np.float32), numbers), shape=shape)
         self.matrix.sum_duplicates()
         self.matrix.data[:] = 1

@@ -316,9 +316,7 @@ class EmbeddingIndex(ArrowStateMixin):
             )
         k = min(k, len(self))
         if k == 0:
-            return np.empty((len(queries), 0), dtype=object), np.empty(
-                (len(queries), 0), np.float32
-            )
+            return no_results(len(queries))
         n_found = min(max(k, min(POOL * k, LARGEST_POOL)), len(self)) if diversity else k
         allowed = self._allowed(where, candidates)
         if self.graph is not None and allowed is None:
@@ -390,9 +388,7 @@ class EmbeddingIndex(ArrowStateMixin):
         """
         check_number("nearest", "k", k, low=1, integer=True)
         if not len(self):
-            return np.empty((len(vectors), 0), dtype=object), np.empty(
-                (len(vectors), 0), np.float32
-            )
+            return no_results(len(vectors))
         rows, cosines = top_k(
             normalized(np.asarray(vectors, dtype=np.float32)),
             self.embeddings,
@@ -480,9 +476,9 @@ class EmbeddingIndex(ArrowStateMixin):
         table = pa.concat_tables([self.columns, pa.table(further, names=self.columns.column_names)])
         table = table.unify_dictionaries().take(pa.array(order))
         state = {**self._columns_of(table), "_lengths": None}
-        state["embeddings"] = np.concatenate([self.embeddings, values])[order]
+        state["embeddings"] = _put(self.embeddings, rows, values)
         if scales is not None:
-            state["scales"] = np.concatenate([self.scales, scales])[order]
+            state["scales"] = _put(self.scales, rows, scales)
         if is_new.any():
             state["lookup"] = self.lookup.joined(column.filter(pa.array(is_new)))
         if self.graph is not None:
@@ -633,7 +629,7 @@ class EmbeddingIndex(ArrowStateMixin):
         """
         path = Path(path)
         strings = self.lookup.strings
-        arrays = {name: self.columns.column(name) for name in self.columns.column_names}
+        arrays = {self.lookup.name: self._keys, **self._columns}
         flat = pa.array(np.ascontiguousarray(self.embeddings).ravel())
         arrays[EMBEDDING] = pa.FixedSizeListArray.from_arrays(flat, self.embedding_dim)
         if self.scales is not None:
@@ -734,6 +730,14 @@ def _plain(column):
     if pa.types.is_decimal(column.type):
         return pa.array(key_values(pa.chunked_array([column])))
     return column
+
+
+def _put(array, rows, values):
+    """Return an array with some rows replaced, and those of row -1 appended, in one copy."""
+    known = rows >= 0
+    joined = np.concatenate([array, values[~known]])
+    joined[rows[known]] = values[known]
+    return joined
 
 
 def _order_of(rows, n_rows):

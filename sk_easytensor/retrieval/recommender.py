@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 
 from sk_easytensor._utils.validation import check_number
 from sk_easytensor.data.columns import is_list, show_value
-from sk_easytensor.data.key_index import KeyIndex
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.data.type_names import type_name
 from sk_easytensor.onnx.predictor import OnnxPredictor
@@ -170,8 +169,6 @@ class Side:
             # A name that no column has.
             key = "".join(["position", *(f" {name}" for name in table.column_names)])
             return EmbeddingIndex(np.arange(len(table)), vectors, table, key=key), None
-        lookup = KeyIndex(table.column(self.key), self.key, "recommend")
-        lookup.check_distinct(table.column(self.key))
         return EmbeddingIndex(table.column(self.key), vectors, table, key=self.key), None
 
 

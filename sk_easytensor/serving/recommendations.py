@@ -12,7 +12,13 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from sk_easytensor.serving.batching import BaseBatcher
-from sk_easytensor.serving.schema import InvalidRequest, RequestSchema, Rows, describe_errors
+from sk_easytensor.serving.schema import (
+    MAX_ERRORS,
+    InvalidRequest,
+    RequestSchema,
+    Rows,
+    describe_errors,
+)
 
 __all__ = [
     "METHODS",
@@ -20,9 +26,6 @@ __all__ = [
     "RecommendationBatcher",
 ]
 
-
-MAX_ERRORS = 20
-"""Largest number of errors in a response."""
 
 MAX_CONDITIONS = 100
 """Largest number of columns that conditions may name."""

@@ -72,8 +72,8 @@ class PairScoringMixin:
         backend = resolve_backend("local", self.n_jobs)
         users, user_rows = distinct_rows(self.user_tower_.encode(table, backend))
         users = self.user_tower_.embed_frame(users, backend)
-        items, rows = self._item_vectors(table, backend)
-        return self._scores(users[user_rows], items[rows]).numpy()
+        items = self._item_vectors(table, backend)
+        return self._scores(users[user_rows], items).numpy()
 
     def _columns_read(self):
         """Return the names of the columns of users and items, and of their keys."""
@@ -115,14 +115,14 @@ class PairScoringMixin:
         return pair_model(towers, table.take(rows), self._scores, backend)
 
     def _item_vectors(self, table, backend):
-        """Return embeddings of items, and for each pair the index of its item among these."""
+        """Return the embedding of the item of each pair."""
         if self._items.keyed and self._items.key in table.column_names:
             has_columns = set(self.item_tower_.feature_names_in_) <= set(table.column_names)
             rows = self._items.rows(table, all_known=not has_columns)
             if (rows >= 0).all():
-                return torch.tensor(self.item_embeddings_), rows
+                return torch.from_numpy(self.item_index_.vectors(rows.numpy()))
         items, rows = distinct_rows(self.item_tower_.encode(table, backend))
-        return self.item_tower_.embed_frame(items, backend), rows
+        return self.item_tower_.embed_frame(items, backend)[rows]
 
     def _check_classes(self):
         check_is_fitted(self)
