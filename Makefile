@@ -59,6 +59,7 @@ bench: venv $(VENV)/.installed-bench ## Run the benchmarks; DATA=directory holds
 	$(BIN)/python benchmarks/sequence_speed.py
 	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/importances.py
+	$(BIN)/python benchmarks/large_tables.py
 	$(BIN)/python benchmarks/ranking.py
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/serving.py

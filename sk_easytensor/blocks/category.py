@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import nn
+from torch.nn import functional
 
 from sk_easytensor._utils.validation import check_number, warn_user
 from sk_easytensor.blocks.base import Block, unsupported_column
@@ -47,6 +48,8 @@ MAX_MASKED = 0.8
 STRINGS = (pa.string(), pa.large_string())
 MAX_SCALED_ROWS = 1024
 """Embedding tables with at most this many rows are scaled as a whole before the look-up."""
+LARGE_TABLE = 1_000_000
+"""Number of entries from which on the gradients of a table are sparse."""
 LARGEST_EXACT = 2**24
 """Largest integer up to which single precision represents all integers."""
 REVERSE_LOOKUP_RATIO = 4
@@ -537,6 +540,11 @@ def default_embedding_width(n_categories):
     return 32
 
 
+def is_large(table):
+    """Return whether a step should touch only those rows of a table that its batch contains."""
+    return len(table) > MAX_SCALED_ROWS and table.numel() >= LARGE_TABLE
+
+
 class CategoryModule(BlockModule):
     """Look up the embeddings of all columns, with one gather for each embedding dimension.
 
@@ -625,15 +633,23 @@ class CategoryModule(BlockModule):
             columns = getattr(self, f"columns_{group}")
             starts = getattr(self, f"starts_{group}")
             rows = (codes.index_select(1, columns) + starts).reshape(-1)
-            # index_select, because the gradient of nn.Embedding is several times slower on a CPU.
             factors = getattr(self, f"shrinkage_{group}")
             if len(table) <= MAX_SCALED_ROWS:
                 vectors = (table * factors).index_select(0, rows)
             else:
-                vectors = table.index_select(0, rows) * factors.index_select(0, rows)
+                vectors = self._look_up(table, rows) * factors.index_select(0, rows)
             vectors = vectors.reshape(codes.shape[0], self.common[group].numel())
             parts.append(vectors + self.common[group])
         return torch.cat(parts, dim=1)
+
+    def _look_up(self, table, rows):
+        if self.sparse and self.training and is_large(table):
+            return functional.embedding(rows, table, sparse=True)
+        # index_select, because the gradient of embedding is several times slower on a CPU.
+        return table.index_select(0, rows)
+
+    def large_tables(self):
+        return [table for table in self.tables if is_large(table)]
 
     @torch.no_grad()
     def copy_column(self, previous, index, codes, previous_codes):

@@ -112,8 +112,11 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         Maximum number of passes over the training rows; None for 5 to 400, by the number of rows.
     optimizer : str or torch.optim.Optimizer class, default="adamw"
         Optimizer of the network: ``"adamw"``, ``"adam"``, ``"sgd"`` or a class.
+        ``"adamw"`` and ``"adam"`` update embedding tables of a million entries or more by row:
+        a step changes only the rows that occur in its batch. Their moments are one number a row.
     weight_decay : float, default=5e-2
-        Weight decay of the optimizer.
+        Weight decay of the optimizer, which is no part of the gradient for ``"adamw"``, ``"adam"``
+        and other optimizers that have ``decoupled_weight_decay``.
     early_stopping_rounds : int, "auto" or None, default="auto"
         Number of epochs without a better validation loss after which training stops. ``"auto"`` is
         4, or 6 from 20,000 training rows on, or as many epochs as have 64 steps if that is more.

@@ -62,6 +62,9 @@ class BlockModule(nn.Module):
         that a monotonic module makes a monotonic network.
     is_offset : bool, default=False
         Whether the output, of width 1, is added to the outputs of the network and of the trees.
+    sparse : bool, default=False
+        Whether the gradients of :meth:`large_tables` are sparse in training. It is set by the
+        training, which then updates only the rows that a batch contains.
 
     Notes
     -----
@@ -95,6 +98,7 @@ class BlockModule(nn.Module):
     tree_columns = None
     is_added: bool = False
     is_offset: bool = False
+    sparse: bool = False
 
     def __init_subclass__(cls, **kwargs):
         """Raise ``TypeError`` for mistyped names of options."""
@@ -190,6 +194,17 @@ class BlockModule(nn.Module):
         It is called for modules within other modules too. By default nothing changes.
         """
 
+    def large_tables(self):
+        """Return the embedding tables whose gradients are sparse if ``sparse`` is true.
+
+        Returns
+        -------
+        list of torch.nn.Parameter
+            Parameters of shape (n_rows, width), of which a batch contains few rows. By default
+            there are none.
+        """
+        return []
+
     def scale_for(self, head):
         """Set the scale of the outputs to that of a head, if ``is_offset`` is true.
 
@@ -273,7 +288,7 @@ def check_module(module, label):
             f"{label}: {owner} must set out_features, the number of columns of its output, to "
             f"an integer in its __init__, got {size!r:.60}"
         )
-    for name in ("wide", "padded", "is_added", "is_offset"):
+    for name in ("wide", "padded", "is_added", "is_offset", "sparse"):
         if not isinstance(getattr(module, name), bool):
             raise TypeError(
                 f"{label}: {owner}.{name} must be True or False, got {getattr(module, name)!r:.60}"

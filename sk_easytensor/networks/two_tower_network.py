@@ -11,11 +11,16 @@ from torch.nn import functional
 from sk_easytensor.tensors import select_rows
 
 __all__ = [
+    "InBatchSoftmax",
     "TwoTowerNetwork",
     "as_embeddings",
     "embed",
     "embed_with_aggregates",
 ]
+
+
+SMALLEST_SUM = 1e-300
+"""Least sum of exponentials of other items."""
 
 
 def embed(tower, frame, normalized):
@@ -158,16 +163,15 @@ class TwoTowerNetwork(nn.Module):
             rows = torch.cat([rows, negatives])
         present, index = rows.unique(return_inverse=True)
         items = self._embed(self.item, pairs.items.take(present))
-        with torch.autocast(users.device.type, enabled=False):
-            logits = users @ items.T / self.temperature
-        # The pair's item among the logits of all users and items.
-        own = user_index * len(present) + index[:n_pairs]
         absent = self.popularity[present] * self._log_absent(n_pairs)
         if n_negatives:
             absent = absent + n_negatives * torch.log1p(torch.tensor(-1.0 / max(n_items, 2)))
-        corrected = logits - torch.log(-torch.expm1(absent))
-        others = log_sum_of_others(corrected, user_index, own)
-        return torch.stack([select_rows(logits.flatten(), own), others], dim=1)[:, None, :]
+        correction = torch.log(-torch.expm1(absent)).to(users.dtype)
+        with torch.autocast(users.device.type, enabled=False):
+            terms = InBatchSoftmax.apply(
+                users / self.temperature, items, correction, user_index, index[:n_pairs]
+            )
+        return torch.stack(terms, dim=1)[:, None, :]
 
     def _log_absent(self, n_pairs):
         """Return the log-probability that an item is not in a batch, divided by its popularity.
@@ -182,35 +186,82 @@ class TwoTowerNetwork(nn.Module):
         return self.dropout(embed(tower, frame, self.normalized))
 
 
-def log_sum_of_others(logits, user_index, own):
-    """Return the log-sum-exp of a user's logits without that of one item, for each pair.
+class InBatchSoftmax(torch.autograd.Function):
+    """Terms of a softmax over the items of a batch, for each pair of a user and an item.
 
+    ``apply(users, items, correction, user_index, item_index)`` returns, for each pair, the logit of
+    its item and the log-sum-exp of the corrected logits of the user's other items.
+
+    Notes
+    -----
     The exponentials of a user are summed once, however many pairs the user has, in double
-    precision, from which the own one can be subtracted.
-
-    Parameters
-    ----------
-    logits : torch.Tensor of shape (n_users, n_items)
-        Logits of the items for each user.
-    user_index : torch.Tensor of int64, shape (n_pairs,)
-        User of each pair.
-    own : torch.Tensor of int64, shape (n_pairs,)
-        Position of the pair among the flattened logits.
-
-    Returns
-    -------
-    torch.Tensor of shape (n_pairs,)
-        Far below any logit where there is no other item.
+    precision, from which the own one can be subtracted. The matrix of users and items is written
+    once in the forward and once in the backward pass: the operators of torch would make eight
+    matrices of its size, which takes most of the time of a step.
 
     Examples
     --------
-    >>> log_sum_of_others(torch.zeros(1, 3), torch.tensor([0]), torch.tensor([2])).exp()
-    tensor([2.])
+    >>> users, items = torch.zeros(1, 2), torch.zeros(3, 2)
+    >>> index = torch.tensor([0])
+    >>> logit, others = InBatchSoftmax.apply(users, items, torch.zeros(3), index, index + 2)
+    >>> logit, others.exp()
+    (tensor([0.]), tensor([2.]))
     """
-    highest = logits.detach().amax(1, keepdim=True)
-    weights = (logits - highest).exp()
-    totals = select_rows(weights.sum(1, dtype=torch.float64), user_index)
-    others = totals - select_rows(weights.flatten(), own)
-    # Without another item, the gradient of a logarithm of 0 would not be finite.
-    logarithm = others.clamp(min=1e-300).log().to(logits.dtype)
-    return logarithm + highest[user_index, 0]
+
+    @staticmethod
+    def forward(ctx, users, items, correction, user_index, item_index):
+        """Return the logit and the log-sum-exp of each pair, two tensors of shape (n_pairs,).
+
+        Parameters
+        ----------
+        ctx : object
+            Keeps what the gradient needs.
+        users : torch.Tensor of shape (n_users, size)
+            Embeddings of the users of the batch, divided by the temperature.
+        items : torch.Tensor of shape (n_items, size)
+            Embeddings of the items of the batch.
+        correction : torch.Tensor of shape (n_items,)
+            Number that is subtracted from the logits of an item where it is another user's.
+        user_index, item_index : torch.Tensor of int64, shape (n_pairs,)
+            User and item of each pair.
+        """
+        columns = [users, torch.ones_like(users[:, :1])]
+        corrected = [items, -correction[:, None]]
+        weights = torch.cat(columns, dim=1) @ torch.cat(corrected, dim=1).T
+        own = user_index * len(items) + item_index
+        distinct, inverse = own.unique(return_inverse=True)
+        own_users = distinct // len(items)
+        logits = weights.view(-1).index_select(0, own) + correction.index_select(0, item_index)
+        highest = weights.amax(1, keepdim=True)
+        weights.sub_(highest).exp_()
+        # Sums of the items of no pair, to which the user's other pairs are added.
+        own_weights = weights.view(-1).index_select(0, distinct).double()
+        weights.view(-1).index_fill_(0, distinct, 0.0)
+        sums = weights.sum(1).double().index_add(0, own_users, own_weights)
+        others = sums.index_select(0, user_index) - own_weights.index_select(0, inverse)
+        ctx.save_for_backward(
+            users, items, weights, others, user_index, distinct, inverse, own_users, own_weights
+        )
+        # Without another item, the logarithm of 0 would not be finite.
+        logarithm = others.clamp(min=SMALLEST_SUM).log().to(logits.dtype)
+        return logits, logarithm + highest[:, 0].index_select(0, user_index)
+
+    @staticmethod
+    def backward(ctx, logit_gradient, others_gradient):
+        """Return the gradients of users and items, and None for the other arguments."""
+        users, items, weights, others, user_index, distinct, inverse, own_users, own_weights = (
+            ctx.saved_tensors
+        )
+        rate = (others_gradient / others.clamp(min=SMALLEST_SUM)) * (others > SMALLEST_SUM)
+        scale = rate.new_zeros(len(users)).index_add(0, user_index, rate)
+        # The own item has its own gradient, and none of the sum. The difference is taken in double
+        # precision, because it is small where the own item has nearly all of the weight.
+        own_rate, own_gradient = (
+            rate.new_zeros(len(distinct)).index_add(0, inverse, values.double())
+            for values in (rate, logit_gradient)
+        )
+        values = own_weights * (scale.index_select(0, own_users) - own_rate) + own_gradient
+        # In place, after which torch refuses to use the graph again.
+        gradient = weights.mul_(scale[:, None].to(weights.dtype))
+        gradient.view(-1).index_copy_(0, distinct, values.to(gradient.dtype))
+        return gradient @ items, gradient.T @ users, None, None, None

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as distributed
+from torch.nn import functional
 
 __all__ = [
     "LostWorkerError",
@@ -108,16 +109,25 @@ class ProcessGroup:
         ----------
         parameters : list of torch.nn.Parameter
             Parameters of the network, the same on all workers. One without a gradient on any
-            worker stays without.
+            worker stays without. Sparse gradients are coalesced, and sparse on all workers.
         n_rows : int
             Number of rows over which this worker's gradients are the mean.
         """
+        by_row = [p for p in parameters if p.grad is not None and p.grad.is_sparse]
+        left_out = {id(parameter) for parameter in by_row}
+        parameters = [parameter for parameter in parameters if id(parameter) not in left_out]
+        total = self._average_dense(parameters, n_rows)
+        for parameter in by_row:
+            self._average_sparse(parameter, n_rows, total)
+
+    def _average_dense(self, parameters, n_rows):
+        """Average dense gradients, and return the number of all workers' rows, a scalar tensor."""
         present = [0.0 if parameter.grad is None else 1.0 for parameter in parameters]
         parts = [
             (torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1).float() * n_rows
             for p in parameters
         ]
-        counts = torch.tensor([*present, float(n_rows)], device=parts[0].device)
+        counts = torch.tensor([*present, float(n_rows)], device=self.device)
         flat = torch.cat([counts, *parts])
         with _communication_errors():
             distributed.all_reduce(flat, group=self._group)
@@ -128,6 +138,32 @@ class ProcessGroup:
         ):
             if n_present:
                 parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
+        return total
+
+    def _average_sparse(self, parameter, n_rows, total):
+        """Average a sparse gradient: workers exchange only the rows that occur in their batches."""
+        rows, values = parameter.grad.indices()[0], parameter.grad.values()
+        counts = torch.tensor([len(rows)], device=self.device)
+        counts = torch.cat(self._gather_tensors(counts)).tolist()
+        longest = max(counts)
+        own_rows = functional.pad(rows, (0, longest - len(rows)))
+        own_values = functional.pad(values.float() * n_rows, (0, 0, 0, longest - len(rows)))
+        all_rows = self._gather_tensors(own_rows)
+        all_values = self._gather_tensors(own_values)
+        rows = torch.cat([part[:n] for part, n in zip(all_rows, counts, strict=True)])
+        values = torch.cat([part[:n] for part, n in zip(all_values, counts, strict=True)])
+        values = (values / total).to(parameter.dtype)
+        summed = torch.sparse_coo_tensor(
+            rows[None], values, parameter.shape, check_invariants=False
+        )
+        parameter.grad = summed.coalesce()
+
+    def _gather_tensors(self, tensor):
+        """Return the tensors of all workers, which have the same shape."""
+        tensors = [torch.empty_like(tensor) for _ in range(self.size)]
+        with _communication_errors():
+            distributed.all_gather(tensors, tensor.contiguous(), group=self._group)
+        return tensors
 
     def sum(self, values):
         """Return the sum of each number over all workers."""

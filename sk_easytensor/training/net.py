@@ -20,6 +20,7 @@ from sk_easytensor.training.checkpoint import load_loop_state, loop_state
 from sk_easytensor.training.dataset import BatchIterator
 from sk_easytensor.training.distributed import SingleProcess
 from sk_easytensor.training.evaluation import EVAL_BATCH_SIZE, EvalPlan, Evaluator
+from sk_easytensor.training.row_updates import ROW_OPTIMIZERS, RowUpdates, gradient_values
 
 __all__ = [
     "BestEpoch",
@@ -337,6 +338,16 @@ class TensorNet(NeuralNet):
         self._callbacks_by_method = {}
         return super().initialize_callbacks()
 
+    def initialize_optimizer(self, *args, **kwargs):
+        """Make the optimizer, which updates large tables by row if it supports that."""
+        # Callbacks that read gradients expect dense ones.
+        reads_gradients = bool(self._listeners("on_grad_computed"))
+        by_row = self.optimizer in ROW_OPTIMIZERS and not reads_gradients
+        self.row_updates = RowUpdates(self.module_, by_row)
+        super().initialize_optimizer(*args, **kwargs)
+        self.row_updates.register(self.optimizer_)
+        return self
+
     def on_train_begin(self, net, **kwargs):
         """Move the validation rows to the device, before callbacks are notified."""
         self.valid_rows = [
@@ -374,7 +385,7 @@ class TensorNet(NeuralNet):
         rows = X.to(self.device)
         iterator = self.get_iterator(rows, training=True)
         self._parameters = list(self.module_.parameters())
-        self._average = WeightAverage(self.module_, self.average_decay)
+        self._average = WeightAverage(self.module_, self.average_decay, self.row_updates.tables)
         first_valid = self.valid_rows[0] if self.valid_rows else None
         datasets = {"dataset_train": rows, "dataset_valid": first_valid}
         epochs = self.max_epochs if epochs is None else epochs
@@ -397,6 +408,7 @@ class TensorNet(NeuralNet):
                 self.notify("on_epoch_begin", **datasets)
                 self._average.swap_out()
                 self.run_single_epoch(iterator, True, "train", self.train_step)
+                self.row_updates.end_epoch()
                 self._average.swap_in()
                 self._evaluate()
                 self._mark_best()
@@ -461,6 +473,7 @@ class TensorNet(NeuralNet):
             outputs = self.infer(batch.frame)
         loss = self.criterion_(outputs.float(), batch.target, batch.weight)
         loss.backward()
+        self.row_updates.coalesce()
         self.group.average_gradients(self._parameters, len(batch))
         if self._listeners("on_grad_computed"):
             named = list(self.module_.named_parameters())
@@ -542,7 +555,7 @@ def clip_gradients(parameters, limit):
     Takes a third of the time of :func:`torch.nn.utils.clip_grad_norm_`, which first groups them by
     device and type.
     """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    gradients = gradient_values(parameters)
     norm = torch.stack(torch._foreach_norm(gradients)).norm()
     torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
 
@@ -556,6 +569,8 @@ class WeightAverage:
         Module whose parameters are averaged.
     decay : float
         Decay of the average per step; 0 for no averaging.
+    excluded : list of torch.nn.Parameter, default=()
+        Parameters that are not averaged.
 
     Notes
     -----
@@ -563,9 +578,11 @@ class WeightAverage:
     initial parameters decreases quickly.
     """
 
-    def __init__(self, module, decay):
+    def __init__(self, module, decay, excluded=()):
         self.decay = decay
-        self.parameters = [p for p in module.parameters() if p.requires_grad] if decay else []
+        left_out = {id(parameter) for parameter in excluded}
+        averaged = [p for p in module.parameters() if p.requires_grad and id(p) not in left_out]
+        self.parameters = averaged if decay else []
         self.shadow = [p.detach().clone() for p in self.parameters]
         self.steps = 0
         self.swapped = False

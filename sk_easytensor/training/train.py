@@ -569,6 +569,9 @@ def _optimizer_arguments(optimizer, weight_decay):
     arguments = {}
     if "weight_decay" in supported:
         arguments["optimizer__weight_decay"] = weight_decay
+    if "decoupled_weight_decay" in supported:
+        # As a part of the gradient, which is divided by its size, it would outweigh the loss.
+        arguments["optimizer__decoupled_weight_decay"] = True
     if "fused" in supported:
         arguments["optimizer__fused"] = True
     return arguments

@@ -430,6 +430,14 @@ def test_optimizers(optimizer, regressor, data):
     assert kinds == {optimizer if isinstance(optimizer, str) else optimizer.__name__.lower()}
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", torch.optim.NAdam])
+def test_weight_decay_does_not_outweigh_the_loss(optimizer, regressor):
+    X = np.random.default_rng(0).normal(size=(300, 1))
+    y = X[:, 0] + 0.1 * np.random.default_rng(1).normal(size=300)
+    model = regressor(optimizer=optimizer, max_epochs=40, learning_rate=0.01, trees=None)
+    assert model.fit(X, y).score(X, y) > 0.8
+
+
 def test_gradients_are_clipped(regressor, data):
     norms = []
 
