@@ -163,6 +163,21 @@ def test_attention_does_not_see_padding():
         torch.testing.assert_close(beside[0], alone)
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("encoder", ["gru", "lstm"])
+def test_pooling_sees_the_items_beside_the_states(encoder, bidirectional):
+    """An item changes the pooled vector, though the recurrent network ignores it."""
+    network = make(encoder, "mean", bidirectional=bidirectional)
+    with torch.no_grad():
+        for layers in (network.reader.forwards, network.reader.backwards):
+            for parameter in layers.parameters():
+                parameter.zero_()
+    values, _ = items([5])
+    other = values.clone()
+    other[2] += 1
+    assert not torch.equal(one(network, values), one(network, other))
+
+
 @pytest.mark.parametrize("encoder", ["gru", "lstm"])
 def test_reading_backwards_is_reading_the_turned_list(encoder):
     network = make(encoder, "last", bidirectional=True)
@@ -170,6 +185,9 @@ def test_reading_backwards_is_reading_the_turned_list(encoder):
     turned = make(encoder, "last", bidirectional=True)
     reader = turned.reader
     reader.forwards, reader.backwards = reader.backwards, reader.forwards
+    with torch.no_grad():
+        for parameter in reader.skip.parameters():
+            parameter.copy_(parameter.roll(len(parameter) // 2, 0))
     forwards, backwards = one(network, values)[:-1].chunk(2)
     found = one(turned, values.flip(0))[:-1]
     torch.testing.assert_close(torch.cat([backwards, forwards]), found)

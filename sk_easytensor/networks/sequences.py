@@ -317,7 +317,7 @@ class Convolutions(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """Gated recurrent network, forward or in both directions."""
+    """Gated recurrent network, forward or in both directions, with a linear layer beside it."""
 
     def __init__(self, encoder, in_features, width, layers, bidirectional, dropout):
         super().__init__()
@@ -326,6 +326,8 @@ class Recurrent(nn.Module):
         make = {"gru": nn.GRU, "lstm": nn.LSTM}[encoder]
         self.forwards = nn.ModuleList()
         self.backwards = nn.ModuleList()
+        # Pooling reads the items themselves, too, which a recurrent state mixes with earlier ones.
+        self.skip = nn.Linear(in_features, self.out_features)
         for _ in range(layers):
             self.forwards.append(make(in_features, width, batch_first=True))
             if bidirectional:
@@ -346,7 +348,7 @@ class Recurrent(nn.Module):
                 backward_outputs, _ = self.backwards[index](reorder(hidden, reversed_order))
                 outputs = torch.cat([outputs, reorder(backward_outputs, reversed_order)], dim=2)
             hidden = self.dropout(outputs)
-        return self.norm(hidden)
+        return self.norm(hidden) + self.skip(padded)
 
     @property
     def state_features(self):
@@ -374,7 +376,7 @@ class Recurrent(nn.Module):
         hidden, _ = nn.utils.rnn.pad_packed_sequence(
             packed, batch_first=True, total_length=padded.shape[1]
         )
-        return self.norm(hidden), torch.cat(states, dim=1)
+        return self.norm(hidden) + self.skip(padded), torch.cat(states, dim=1)
 
 
 def reorder(padded, order):
