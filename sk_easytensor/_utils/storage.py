@@ -207,6 +207,12 @@ class DirectoryStore:
         other._root = f"{self._root.rstrip('/')}/{name}"
         return other
 
+    def remove_all(self):
+        """Remove the directory with all files, if it exists and the file system allows it."""
+        # fsspec's file systems raise errors of their own.
+        with suppress(Exception):
+            self._files.rm(self._root, recursive=True)
+
     def names(self):
         """Return the sorted names of the files, without hidden ones."""
         return [name for name in self._all_names() if not name.startswith(".")]

@@ -8,7 +8,7 @@ import torch
 from sk_easytensor.executor import LocalExecutor
 from sk_easytensor.inspection.encoded_model import MANY_COLUMNS, EncodedModel
 from sk_easytensor.inspection.importance import draw_orders, permuted_scores
-from sk_easytensor.training.dataset import bounded_sample
+from sk_easytensor.training.dataset import bounded_sample, join_rows
 from sk_easytensor.training.distributed import SingleProcess
 
 __all__ = [
@@ -164,12 +164,14 @@ class Inspection:
         Returns
         -------
         dict
-            Fitted attributes of the estimator, which contain no rows. The validation metrics are
-            None in all workers but the first.
+            Fitted attributes of the estimator, which contain no rows. Empty in all workers but the
+            first.
         """
         sample = self._sample(rows, evals, group)
+        if group.rank > 0:
+            return {}
         importances, validation = sample.compute(
-            network, self.encoder, self.target, LocalExecutor(), group
+            network, self.encoder, self.target, LocalExecutor()
         )
         return {
             "_importances": importances,
@@ -219,7 +221,8 @@ class ImportanceSample:
     seed : int
         Seed of the sample and of the permutations.
     group : SingleProcess or ProcessGroup, optional
-        Workers, each with a shard of the rows. The sample is drawn from this worker's shard.
+        Workers, each with a shard of the rows. The sample is drawn from all shards, and is in the
+        first worker only.
     n_networks : int, default=1
         Number of networks with a sample of their own, by which the size is divided.
 
@@ -241,14 +244,16 @@ class ImportanceSample:
             rows = evals[0]
         # Pickling computes importances. Those of wide tables take long, and get a smaller sample.
         self.quick = n_columns <= MANY_COLUMNS
-        # Otherwise all workers would draw the same positions of their shards.
-        self.seed = seed + group.rank
+        self.seed = seed
         size = ROWS if self.quick else bounded_rows(MAX_PASSES // n_columns)
         size = max(size // n_networks, MIN_ROWS)
         fraction = len(rows) / group.sum([len(rows)])[0]
-        self.rows = bounded_sample(rows, int(np.ceil(size * fraction)), self.seed)
+        # Otherwise all workers would draw the same positions of their shards.
+        own = bounded_sample(rows, int(np.ceil(size * fraction)), seed + group.rank)
+        samples = group.gather_at_rank0(own)
+        self.rows = None if samples is None else join_rows(samples)
 
-    def compute(self, network, encoder, target, backend, group=None):
+    def compute(self, network, encoder, target, backend):
         """Compute importances, and metrics of the predictions of validation rows.
 
         Parameters
@@ -261,21 +266,18 @@ class ImportanceSample:
             Fitted target, with the head of the network and the metrics of predictions.
         backend : LocalExecutor
             Executor of forward passes.
-        group : SingleProcess or ProcessGroup, optional
-            Workers, each with a sample.
 
         Returns
         -------
         importances : ndarray of float64, shape (n_features,)
             Importance of each feature, at least 0.
         validation : dict or None
-            Metrics for the samples of all workers. None for training rows, and in all workers but
-            the first.
+            Metrics for the sample. None for training rows.
         """
-        importances, predicted = self.measure(network, encoder, target, backend, group)
+        importances, predicted = self.measure(network, encoder, target, backend)
         return importances, None if predicted is None else validation(target, [predicted])
 
-    def measure(self, network, encoder, target, backend, group=None):
+    def measure(self, network, encoder, target, backend):
         """Compute importances, and outputs of validation rows; parameters as of :meth:`compute`.
 
         Returns
@@ -283,26 +285,21 @@ class ImportanceSample:
         importances : ndarray of float64, shape (n_features,)
             Importance of each feature, at least 0.
         predicted : tuple of torch.Tensor, or None
-            Outputs, targets and weights of the samples of all workers. None for training rows, and
-            in all workers but the first.
+            Outputs, targets and weights of the sample. None for training rows.
         """
-        group = SingleProcess() if group is None else group
         head = target.head_
         model = EncodedModel.of_network(network, head, encoder, self.rows.frame, backend)
         evaluated, rows = model, self.rows
         if not (self.quick or model.linear):
             rows = rows.take(slice(bounded_rows(MAX_VALUES // len(model.places))))
             evaluated = EncodedModel.of_network(network, head, encoder, rows.frame, backend)
-        importances = self.importances(evaluated, rows, head, group)
+        importances = self.importances(evaluated, rows, head)
         importances = encoder.by_feature(importances, network, rows.frame)
         if not self.held_out:
             return importances, None
-        gathered = group.gather((model.outputs[:, 0], self.rows.target, self.rows.weight))
-        if group.rank > 0:
-            return importances, None
-        return importances, tuple(torch.cat(parts) for parts in zip(*gathered, strict=True))
+        return importances, (model.outputs[:, 0], self.rows.target, self.rows.weight)
 
-    def importances(self, model, rows, head, group):
+    def importances(self, model, rows, head):
         """Return the permutation importance of each input column.
 
         Parameters
@@ -313,8 +310,6 @@ class ImportanceSample:
             All rows of the sample, or the first of them.
         head : Head
             Head that computes the loss.
-        group : SingleProcess or ProcessGroup
-            Workers whose losses are summed. Each shuffles the rows of its own sample.
 
         Returns
         -------
@@ -333,8 +328,7 @@ class ImportanceSample:
         groups = model.columns()
         before, after = permuted_scores(model, groups, orders, loss)
         losses = [loss for of_group in after for loss in of_group]
-        sums = group.sum([float(weight.sum()), before, *losses])
-        before, *after = [sum_ / sums[0] for sum_ in sums[1:]]
+        before, *after = [each / float(weight.sum()) for each in (before, *losses)]
         importances = np.zeros(len(model.places))
         for index, (columns, _) in enumerate(groups):
             losses = after[index * repeats : (index + 1) * repeats]

@@ -10,6 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from sk_easytensor.networks.heads import weighted_mean
 from sk_easytensor.training.dataset import sampled_encodings
+from sk_easytensor.training.distributed import SingleProcess
 from sk_easytensor.trees.boosting import TreeDataset
 from sk_easytensor.trees.forest import TreesModule
 
@@ -186,8 +187,7 @@ def fit_trees(network, head, rows, valid_rows, settings):
         The first data set decides the number of trees.
     settings : TrainingSettings
         Parameters of the trees, the seed and the group of workers. The first worker fits the trees
-        on its shard of the rows, and all workers use them. Several workers without validation rows
-        fit none, because nothing would show whether that shard represents all rows.
+        on rows of all workers, and all workers use them.
 
     Returns
     -------
@@ -196,29 +196,29 @@ def fit_trees(network, head, rows, valid_rows, settings):
         there are too few rows, or if monotonic constraints cannot be followed.
     """
     codes = [] if settings.trees is None or head.tree_loss is None else network.tree_feature_codes
-    if not codes or (settings.group.size > 1 and not valid_rows):
+    group = settings.group
+    if not codes or group.sum([len(rows)])[0] < settings.min_tree_rows:
         return None
     signs = network.tree_feature_signs
     if any(signs) and head.tree_loss in UNCONSTRAINED:
         return None
 
+    train = tree_rows(network, rows, MAX_ROWS, settings.seed, head, group)
+    valid = None
+    if valid_rows:
+        valid = tree_rows(network, valid_rows[0], MAX_VALID_ROWS, settings.seed, head, group)
+
     def grow():
-        if len(rows) < settings.min_tree_rows:
-            return None
-        train = tree_rows(network, rows, MAX_ROWS, settings.seed, head)
-        valid = None
-        if valid_rows:
-            valid = tree_rows(network, valid_rows[0], MAX_VALID_ROWS, settings.seed, head)
         # The same number of threads as the network: scikit-learn would use all processors.
         with threadpool_limits(torch.get_num_threads(), user_api="openmp"):
             return settings.trees.grow(head, train, valid, codes, settings.seed, signs)
 
-    forest = settings.group.broadcast_from_rank0(grow)
+    forest = group.broadcast_from_rank0(grow)
     return None if forest is None else TreesModule(forest, EQUAL).eval()
 
 
 @torch.no_grad()
-def tree_rows(network, rows, max_rows, seed, head=None):
+def tree_rows(network, rows, max_rows, seed, head=None, group=None):
     """Return the tree features, targets and weights of a data set, or of a sample of it.
 
     Parameters
@@ -233,11 +233,15 @@ def tree_rows(network, rows, max_rows, seed, head=None):
         Seed of the sample, if there are more rows.
     head : Head, optional
         Subtracts offsets from the targets; required if the network has an offset.
+    group : SingleProcess or ProcessGroup, optional
+        Workers, each with a shard of the rows, in proportion to which they are sampled.
 
     Returns
     -------
-    TreeDataset
+    TreeDataset or None
+        None in all workers but the first.
     """
+    group = SingleProcess() if group is None else group
     names = [*network.tree_feature_names]
     if network.offset_name is not None:
         names.append(network.offset_name)
@@ -248,12 +252,20 @@ def tree_rows(network, rows, max_rows, seed, head=None):
             return part.target, part.weight
         return head.without_offset(part.target, part.weight, offset[:, 0])
 
+    n_rows = group.sum([len(rows)])[0]
+    size = -(-max_rows * len(rows) // max(int(n_rows), 1))
     parts = [
         (network.tree_features(part.frame), *tree_target(part))
-        for part in sampled_encodings(rows, names, max_rows, seed)
+        for part in sampled_encodings(rows, names, size, seed + group.rank)
     ]
-    features, target, weight = (
-        torch.cat(tensors).cpu().numpy() for tensors in zip(*parts, strict=True)
-    )
+    # Arrays of a shard each: a worker may have rows that no other has, such as those of a class.
+    shards = group.gather_at_rank0([_joined(tensors) for tensors in zip(*parts, strict=True)])
+    if shards is None:
+        return None
+    features, target, weight = (np.concatenate(arrays) for arrays in zip(*shards, strict=True))
     uniform = bool((weight == weight[0]).all())
     return TreeDataset(features, target, None if uniform else weight)
+
+
+def _joined(tensors):
+    return torch.cat(tensors).cpu().numpy()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import weakref
+import mmap
+import tempfile
 from abc import ABC, abstractmethod
+from copy import copy
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from sk_easytensor._utils.storage import make_temporary_directory, remove_temporary_directory
 from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.splits import Folds, complement, validation_rows
 
@@ -42,6 +42,12 @@ WINDOW = 16
 
 MAX_PADDING = 0.2
 """Largest fraction of padding with which batches stay random."""
+
+ALIGNMENT = 64
+"""Bytes by whose multiples record batches in files begin."""
+
+PIECES_IN_MEMORY = 8
+"""Pieces of a file that would fit into memory; smaller ones are joined before they are written."""
 
 
 class Dataset(ABC):
@@ -491,18 +497,19 @@ def materialize(pieces, memory):
     for piece in pieces:
         if len(piece) == 0:
             continue
-        size += n_bytes(piece)
         in_memory.append(piece)
+        size += n_bytes(piece)
         # Joining the pieces takes as much memory again.
-        if 2 * size > memory and in_files is None:
+        if in_files is None and 2 * size > memory:
             in_files = MemoryMappedDataset(memory)
-        if in_files is not None:
-            for part in in_memory:
-                in_files.append(part)
-            in_memory = []
-    if in_files is not None:
-        return in_files
-    return join_rows(in_memory) if in_memory else None
+        if in_files is not None and PIECES_IN_MEMORY * size > memory:
+            in_files.append(join_rows(in_memory))
+            in_memory, size = [], 0
+    if in_files is None:
+        return join_rows(in_memory) if in_memory else None
+    if in_memory:
+        in_files.append(join_rows(in_memory))
+    return in_files
 
 
 def join_rows(pieces):
@@ -554,77 +561,115 @@ def sampled_encodings(rows, names, size, seed):
 
 
 class MemoryMappedDataset(TrainingDataset):
-    """Encoded rows in files of a temporary directory, read by mapping them into memory.
+    """Encoded rows in a temporary file, read by mapping it into memory.
 
-    Shuffled batches are drawn from windows: the rows of several random pieces are read and
-    shuffled together.
+    Each piece is shuffled when it is written. Shuffled batches are drawn from windows: a window has
+    an equal fraction of the rows of every piece, so that it represents all rows in whatever order
+    these came, and its rows are shuffled again.
 
     Parameters
     ----------
     memory : int
         Largest size of the memory that a window takes, in bytes.
+
+    Notes
+    -----
+    The file has no name where the operating system supports that, so that it is gone with the
+    process, even if the process is killed.
     """
 
     def __init__(self, memory):
         self.memory = memory
-        self.directory = make_temporary_directory("rows")
-        weakref.finalize(self, remove_temporary_directory, self.directory)
-        self.sizes = []
         self.bytes = 0
         self.functions = ()
+        self._file = tempfile.TemporaryFile(prefix="sk_easytensor-rows-")  # noqa: SIM115
+        self._pieces = []
+        self._mapped = None
 
     def append(self, rows):
-        """Write a piece to files, after those already written."""
+        """Write a piece to the file, after those already written.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written. The message names the directory.
+        """
+        generator = torch.Generator().manual_seed(len(self._pieces))
+        rows = rows.take(torch.randperm(len(rows), generator=generator))
         batch = rows.frame.to_arrow()
         targets = TensorFrame({"y": {"target": rows.target, "weight": rows.weight}}).to_arrow()
-        for name, part in (("frame", batch), ("targets", targets)):
-            path = self._path(len(self.sizes), name)
-            with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, part.schema) as writer:
-                writer.write_batch(part)
-        self.sizes.append(len(rows))
+        try:
+            starts = [self._write(part) for part in (batch, targets)]
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"the encoded rows do not fit into the directory of temporary files, after "
+                f"{self.bytes / 1e6:.0f} MB ({error.strerror}). Set the environment variable "
+                "TMPDIR to a larger one, or raise memory_per_worker of RayBackend, up to which "
+                "rows stay in memory",
+                tempfile.gettempdir(),
+            ) from error
+        self._pieces.append((len(rows), starts))
         self.bytes += n_bytes(rows)
 
     def __len__(self):
-        return sum(self.sizes)
+        return sum(n_rows for n_rows, _ in self._pieces)
 
     def map(self, function):
         """Return the rows with a function applied to them each time they are read."""
-        other = object.__new__(MemoryMappedDataset)
-        # The finalizer of the original removes the directory.
-        vars(other).update(vars(self), functions=(*self.functions, function), origin=self)
-        return other
+        mapped = copy(self)
+        mapped.functions = (*self.functions, function)
+        return mapped
 
     def parts(self):
         """Yield the pieces, one in memory at a time."""
-        for index in range(len(self.sizes)):
-            yield self.read([index])
+        for index in range(len(self._pieces)):
+            yield self._applied(self._read(index))
 
-    def read(self, indices):
-        """Return the pieces of the given indices, joined, with all functions applied."""
-        rows = join_rows([self._read(index) for index in indices])
-        for function in self.functions:
-            rows = function(rows)
-        return rows
+    def windows(self):
+        """Yield the windows of an epoch, in random order; together they have all rows once."""
+        # A window is in memory three times: as pieces, joined, and as the current batch.
+        n_windows = min(-(-3 * self.bytes // self.memory), len(self))
+        # Other fractions of the pieces meet in each epoch.
+        shifts = torch.randint(n_windows, (len(self._pieces),)).tolist()
+        for window in torch.randperm(n_windows).tolist():
+            parts = []
+            for index, (n_rows, _) in enumerate(self._pieces):
+                fraction = (window + shifts[index]) % n_windows
+                first, end = (n_rows * (fraction + edge) // n_windows for edge in (0, 1))
+                if end > first:
+                    parts.append(self._read(index).take(slice(first, end)))
+            if parts:
+                yield self._applied(join_rows(parts))
 
     def batches(self, batch_size, *, shuffle=False, lengths=None, n_batches=None):
         """Return an iterable of batches; see :meth:`TrainingDataset.batches`."""
         return MemoryMappedBatches(self, batch_size, shuffle, lengths, n_batches)
 
-    def window(self):
-        """Return the number of pieces of a window."""
-        mean = self.bytes / len(self.sizes)
-        # A window is in memory three times: as pieces, joined, and as the current batch.
-        return max(1, int(self.memory / 3 / mean))
-
-    def _path(self, index, name):
-        return os.path.join(self.directory, f"{index:06}.{name}")
+    def _write(self, batch):
+        """Write a record batch, and return its position in the file."""
+        start = self._file.seek(-(-self._file.tell() // ALIGNMENT) * ALIGNMENT)
+        with pa.ipc.new_stream(pa.PythonFile(self._file, "wb"), batch.schema) as writer:
+            writer.write_batch(batch)
+        self._file.flush()
+        return start
 
     def _read(self, index):
-        with pa.memory_map(self._path(index, "frame")) as file:
-            frame = TensorFrame.from_arrow(pa.ipc.open_file(file).get_batch(0))
-        with pa.memory_map(self._path(index, "targets")) as file:
-            targets = TensorFrame.from_arrow(pa.ipc.open_file(file).get_batch(0))["y"]
-        return EncodedDataset(frame, targets["target"], targets["weight"])
+        """Return a piece, whose tensors share the memory of the file."""
+        if self._mapped is None or self._mapped.size < self._file.tell():
+            self._mapped = pa.py_buffer(
+                mmap.mmap(self._file.fileno(), self._file.tell(), access=mmap.ACCESS_READ)
+            )
+        frame, targets = (
+            TensorFrame.from_arrow(pa.ipc.open_stream(self._mapped.slice(start)).read_next_batch())
+            for start in self._pieces[index][1]
+        )
+        return EncodedDataset(frame, targets["y"]["target"], targets["y"]["weight"])
+
+    def _applied(self, rows):
+        for function in self.functions:
+            rows = function(rows)
+        return rows
 
 
 class MemoryMappedBatches:
@@ -653,27 +698,24 @@ class MemoryMappedBatches:
             for piece in self.rows.parts():
                 yield from piece.batches(self.batch_size, lengths=self.lengths)
             return
-        order = torch.randperm(len(self.rows.sizes)).tolist()
-        width = self.rows.window()
-        windows = [order[start : start + width] for start in range(0, len(order), width)]
-        rows_read, batches_yielded = 0, 0
-        for number, window in enumerate(windows):
-            rows = self.rows.read(window)
-            rows_read += len(rows)
+        rows_read, batches_yielded, held = 0, 0, []
+        for window in self.rows.windows():
+            rows_read += len(window)
+            held.append(window)
             # The batches of all windows add up to n_batches, whatever the windows' sizes.
-            if number == len(windows) - 1:
+            if rows_read == len(self.rows):
                 target = self.n_batches
             else:
-                target = round(self.n_batches * rows_read / len(self.rows))
-                target = max(batches_yielded, min(target, self.n_batches - 1))
+                target = min(round(self.n_batches * rows_read / len(self.rows)), self.n_batches - 1)
+            # Rows of a window that is much smaller than a batch are in the next one's batches.
             if target > batches_yielded:
-                yield from rows.batches(
+                yield from join_rows(held).batches(
                     self.batch_size,
                     shuffle=True,
                     lengths=self.lengths,
                     n_batches=target - batches_yielded,
                 )
-            batches_yielded = target
+                batches_yielded, held = target, []
 
 
 def _total_weight(rows):

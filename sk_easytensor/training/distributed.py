@@ -41,6 +41,10 @@ class SingleProcess:
         """Return the values of all workers, in the order of their ranks."""
         return [value]
 
+    def gather_at_rank0(self, value):
+        """Return the values of all workers in the first worker, None in the others."""
+        return [value]
+
     def broadcast_from_rank0(self, make):
         """Return the result of a function that the first worker calls."""
         return make()
@@ -177,6 +181,13 @@ class ProcessGroup:
         values = [None] * self.size
         with _communication_errors():
             distributed.all_gather_object(values, value, group=self._group)
+        return values
+
+    def gather_at_rank0(self, value):
+        """Return the values of all workers in the first worker, None in the others."""
+        values = [None] * self.size if self.rank == 0 else None
+        with _communication_errors():
+            distributed.gather_object(value, values, dst=0, group=self._group)
         return values
 
     def broadcast_from_rank0(self, make):

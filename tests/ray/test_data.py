@@ -224,9 +224,11 @@ def test_columns_that_validation_lacks(classifier, files, shop, tmp_path):
         classifier().fit(files, "label", eval_set=[(tmp_path, "label")])
 
 
-def test_more_workers_than_processors(classifier, shop):
-    with pytest.raises(ValueError, match="3 workers of 1 CPU each are more than the cluster has"):
-        classifier(3).fit(shop[FEATURES], shop["label"])
+def test_more_workers_than_processors(classifier, shop, caplog):
+    message = "3 workers of 1 CPU each are more than the cluster has .*start_timeout=0.5 s"
+    with pytest.raises(ValueError, match=message):
+        classifier(3, how={"start_timeout": 0.5}).fit(shop[FEATURES], shop["label"])
+    assert "waiting up to 0.5 s for more" in caplog.text
 
 
 def test_checkpoints_of_a_single_worker(classifier, shop, tmp_path):

@@ -28,7 +28,10 @@ def epochs_begun(path):
 
 def test_workers_that_are_killed_are_replaced(classifier, files, shop, tmp_path, quick):
     callbacks = [Epochs(tmp_path / "epochs"), Killer(tmp_path, [2], by=1)]
-    model = classifier(2, callbacks=callbacks, max_epochs=4).fit(files, "label")
+    how = {"storage_path": tmp_path / "storage"}
+    model = classifier(2, callbacks=callbacks, max_epochs=4, how=how).fit(files, "label")
+    # The checkpoints from which workers resumed are gone.
+    assert os.listdir(tmp_path / "storage") == []
     begun = epochs_begun(tmp_path / "epochs")
     assert model.n_iter_ == 4
     assert {path.name for path in tmp_path.glob("killed-*")} == {"killed-2"}
@@ -47,6 +50,21 @@ def test_workers_that_are_killed_are_replaced(classifier, files, shop, tmp_path,
     assert model.tree_weight_ > 0.2
     assert model.best_score_ == min(model.evals_result_["valid_0"]["log_loss"])
     assert model._validation["measures"]["log loss"] == pytest.approx(model.best_score_, rel=0.05)
+
+
+def test_no_worker_decides_by_its_own_rows(classifier, shop, tmp_path, quick):
+    """Each worker has the rows of one class, which do not fit into its memory."""
+    rows = shop[[*FEATURES, "label"]]
+    for label, part in rows.groupby("label"):
+        part.to_parquet(tmp_path / f"{label}.parquet")
+    how = {"memory_per_worker": 10_000}
+    model = classifier(2, max_epochs=6, how=how).fit(tmp_path, "label")
+    local = EasyTensorClassifier(**{**quick, "max_epochs": 6}).fit(rows[FEATURES], rows["label"])
+    ours, theirs = (m.evals_result_["valid_0"]["log_loss"][-1] for m in (model, local))
+    assert ours == pytest.approx(theirs, abs=0.06)
+    assert model.tree_weight_ > 0.2
+    difference = model.feature_importances_ - local.feature_importances_
+    assert abs(difference).max() < 0.15
 
 
 def test_a_loss_of_the_user_is_sent_to_tasks(regressor, files):

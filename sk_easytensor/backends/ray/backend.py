@@ -21,6 +21,8 @@ __all__ = [
 
 LOGGER = logging.getLogger("sk_easytensor.ray")
 
+PLACEMENT_STRATEGIES = ("SPREAD", "PACK", "STRICT_SPREAD", "STRICT_PACK")
+
 CHUNKS_PER_WORKER = 4
 """Number of chunks, per worker, into which rows in memory are cut."""
 
@@ -43,8 +45,9 @@ class RayBackend(Backend):
         Whether each worker trains on a GPU.
     storage_path : str, os.PathLike or None, default=None
         Directory or URL that all machines reach, for the checkpoints from which replaced workers
-        resume. By default a temporary directory, which works on a single machine only. An
-        estimator's ``checkpoint_dir`` is used instead if it is given.
+        resume. Each fit has a directory of its own there, which is removed after it; to keep
+        checkpoints, use an estimator's ``checkpoint_dir``. By default a temporary directory, which
+        works on a single machine only.
     max_failures : int, default=2
         Number of times that workers are replaced after one died. Errors of the data or the code
         are not retried.
@@ -54,7 +57,13 @@ class RayBackend(Backend):
         Dataset is returned that is computed later, it runs as long as this process.
     memory_per_worker : int or None, default=None
         Size of the encoded rows that a worker stores in memory, in bytes; larger shards are stored
-        in files on its machine. By default half of the cluster's memory, divided evenly.
+        in files on its machine. By default half of the memory that Ray counts for its machine,
+        divided by the workers there.
+    placement_strategy : {"SPREAD", "PACK", "STRICT_SPREAD", "STRICT_PACK"}, default="SPREAD"
+        Whether workers are on as many machines as possible or on as few, as in Ray Train.
+    start_timeout : float, default=300
+        Seconds to wait until the cluster has room for all workers, such as machines that an
+        autoscaler adds. A cluster that the fit starts itself is not waited for.
     n_jobs : int or None, default=None
         Number of threads for work in this process: None for one, -1 for all cores.
     chunk_rows : int, default=262_144
@@ -91,6 +100,8 @@ class RayBackend(Backend):
         address=None,
         *,
         memory_per_worker=None,
+        placement_strategy="SPREAD",
+        start_timeout=300,
         n_jobs=None,
         chunk_rows=262_144,
     ):
@@ -99,6 +110,12 @@ class RayBackend(Backend):
         check_number("RayBackend", "max_failures", max_failures, low=0, integer=True)
         if memory_per_worker is not None:
             check_number("RayBackend", "memory_per_worker", memory_per_worker, low=1, integer=True)
+        check_number("RayBackend", "start_timeout", start_timeout, low=0)
+        if placement_strategy not in PLACEMENT_STRATEGIES:
+            raise ValueError(
+                f"RayBackend: placement_strategy must be one of {list(PLACEMENT_STRATEGIES)}, got "
+                f"{placement_strategy!r}"
+            )
         if resources_per_worker is not None and not isinstance(resources_per_worker, dict):
             raise ValueError(
                 "RayBackend: resources_per_worker must be a dictionary such as {'CPU': 2}, got "
@@ -113,6 +130,9 @@ class RayBackend(Backend):
         self.max_failures = max_failures
         self.address = address
         self.memory_per_worker = memory_per_worker
+        self.placement_strategy = placement_strategy
+        self.start_timeout = start_timeout
+        self.started_cluster = False
 
     def __repr__(self):
         # Checkpoints compare it: with another number of workers, a training cannot be resumed.
@@ -125,6 +145,7 @@ class RayBackend(Backend):
         """
         saved = copy(self)
         saved.storage_path = None
+        saved.started_cluster = False
         if isinstance(with_mask(self.address), MaskedUrl):
             saved.address = None
         return saved
@@ -139,6 +160,7 @@ class RayBackend(Backend):
         finally:
             if closing_message:
                 import_ray().shutdown()
+                self.started_cluster = False
                 for name in ray_variables():
                     del os.environ[name]
                 os.environ.update(previous)
@@ -153,6 +175,7 @@ class RayBackend(Backend):
         if address in (None, "local"):
             LOGGER.warning("Ray is not initialised: starting a cluster on this machine")
             ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
+            self.started_cluster = True
             return "cluster stopped"
         LOGGER.warning("Ray is not initialised: connecting to %s", masked(address))
         ray.init(address=address)
@@ -173,7 +196,9 @@ class RayBackend(Backend):
     def read_dataset(self, X, y, sample_weight, read, check_target, name=""):
         """Read rows with targets and weights, as chunks of a stored table or the object store."""
         from sk_easytensor.backends.ray.dataset import open_dataset, put_dataset
+        from sk_easytensor.backends.ray.train import check_cluster
 
+        check_cluster(self)
         n_chunks = CHUNKS_PER_WORKER * max(1, self.num_workers)
         if has_chunks(X):
             return open_dataset(

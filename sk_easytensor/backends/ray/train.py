@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import signal
@@ -18,10 +19,15 @@ import torch.distributed as distributed
 from pyarrow.fs import FileSystem
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from sk_easytensor._utils.masking import mask_error, masked
 from sk_easytensor._utils.runtime import limited_threads
-from sk_easytensor._utils.storage import make_temporary_directory, remove_temporary_directory
+from sk_easytensor._utils.storage import (
+    DirectoryStore,
+    make_temporary_directory,
+    remove_temporary_directory,
+)
 from sk_easytensor.backends.ray.progress import ErrorCollector, report_progress
 from sk_easytensor.backends.ray.summarize import WorkerTracebacks, n_threads
 from sk_easytensor.training.checkpoint import Checkpoints
@@ -35,8 +41,12 @@ from sk_easytensor.training.train import resolve_device, train_network
 from sk_easytensor.trees.forest import load_network_state, network_state
 
 __all__ = [
+    "check_cluster",
     "train_on_workers",
 ]
+
+
+LOGGER = logging.getLogger("sk_easytensor.ray")
 
 
 @dataclass
@@ -59,8 +69,9 @@ class Job:
         State of torch's random generator in the driver, with which the first worker trains.
     seed : int
         Seed from which those of the other workers are derived.
-    memory : int
-        Largest size of the encoded rows of a worker in memory, in bytes.
+    memory : int or None
+        Largest size of the encoded rows of a worker in memory, in bytes; None for half of the
+        memory of its machine, divided by the workers there.
     threads : int
         Number of threads of a worker.
     inspection : Inspection or None
@@ -74,7 +85,7 @@ class Job:
     settings: object
     random_state: torch.Tensor
     seed: int
-    memory: int
+    memory: int | None
     threads: int
     inspection: object
 
@@ -105,8 +116,9 @@ def train_on_workers(backend, network, head, rows, valid_rows, settings, inspect
     Raises
     ------
     ValueError
-        If there are fewer rows than workers, if a cluster of one machine is too small for the
-        workers, or if a cluster of several machines is used without `storage_path`.
+        If there are fewer rows than workers, if the cluster is too small for the workers or has no
+        room for them within `start_timeout`, or if a cluster of several machines is used without
+        `storage_path`.
     Exception
         If a worker raises it; its cause has the tracebacks of all workers.
     RuntimeError
@@ -118,7 +130,7 @@ def train_on_workers(backend, network, head, rows, valid_rows, settings, inspect
             raise ValueError(
                 f"RayBackend: {len(part)} rows for {name} are too few for {n_workers} workers"
             )
-    check_resources(backend)
+    check_room(backend)
     with storage(backend) as path, report_progress(settings) as settings:
         if settings.checkpoints is None and backend.max_failures and backend.num_workers:
             directory = f"{path}/checkpoints-{uuid4().hex}"
@@ -131,7 +143,7 @@ def train_on_workers(backend, network, head, rows, valid_rows, settings, inspect
             settings,
             torch.get_rng_state(),
             torch.initial_seed(),
-            worker_memory(backend),
+            backend.memory_per_worker,
             n_threads(backend),
             inspection,
         )
@@ -170,6 +182,7 @@ def run_workers(backend, job, path):
             num_workers=backend.num_workers,
             use_gpu=backend.use_gpu,
             resources_per_worker=backend.resources_per_worker,
+            placement_strategy=backend.placement_strategy,
         ),
         run_config=RunConfig(
             name=f"fit-{uuid4().hex}",
@@ -208,43 +221,106 @@ def run_storage(path):
     return {"storage_path": path, "storage_filesystem": filesystem}
 
 
-def check_resources(backend):
-    """Raise ``ValueError`` if a cluster of one machine is too small for the workers."""
+def check_cluster(backend):
+    """Raise ``ValueError`` if `storage_path` is missing or a cluster of its own is too small.
+
+    Called before any row is read.
+    """
+    if backend.num_workers and backend.storage_path is None and n_machines() > 1:
+        raise ValueError(
+            "RayBackend: on a cluster of several machines, storage_path must be a directory or "
+            "URL that all of them reach"
+        )
+    shortage = lacking(backend)
+    if shortage and backend.started_cluster:
+        raise ValueError(shortage)
+    if shortage:
+        # A cluster that others started may grow when workers are waiting for room.
+        check_room(backend)
+
+
+def check_room(backend):
+    """Wait until the cluster has room for all workers.
+
+    Raises
+    ------
+    ValueError
+        If there is no room within `start_timeout`.
+    """
+    if not backend.num_workers:
+        return
+    shortage = lacking(backend)
+    if shortage:
+        LOGGER.warning("%s; waiting up to %s s for more", shortage, backend.start_timeout)
+    bundles = [worker_resources(backend)] * backend.num_workers
+    group = placement_group(bundles, strategy=backend.placement_strategy)
+    try:
+        if group.wait(backend.start_timeout):
+            return
+    finally:
+        remove_placement_group(group)
+    reason = lacking(backend) or (
+        f"RayBackend: {backend.num_workers} workers of {described(worker_resources(backend))} each "
+        "have no room, because others use the cluster"
+    )
+    raise ValueError(f"{reason}. Waited for start_timeout={backend.start_timeout} s")
+
+
+def worker_resources(backend):
+    """Return the resources that a worker reserves, by name."""
     required = {"CPU": 1.0, **({"GPU": 1.0} if backend.use_gpu else {})}
-    required.update(backend.resources_per_worker or {})
+    return {**required, **(backend.resources_per_worker or {})}
+
+
+def lacking(backend):
+    """Return a message if the cluster as a whole is too small for the workers, or else None."""
     available = ray.cluster_resources()
-    for name, amount in required.items():
-        if backend.num_workers * amount > available.get(name, 0) and len(ray.nodes()) == 1:
-            raise ValueError(
+    for name, amount in worker_resources(backend).items():
+        if backend.num_workers * amount > available.get(name, 0):
+            return (
                 f"RayBackend: {backend.num_workers} workers of {amount:g} {name} each are more "
                 f"than the cluster has ({available.get(name, 0):g}); lower num_workers or "
                 "resources_per_worker"
             )
+    return None
 
 
-def worker_memory(backend):
-    """Return the largest size of the encoded rows of a worker in memory, in bytes."""
-    if backend.memory_per_worker is not None:
-        return backend.memory_per_worker
-    memory = ray.cluster_resources().get("memory", 4 << 30)
-    return int(memory / 2 / max(1, backend.num_workers))
+def described(resources):
+    """Return resources in words."""
+    return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
+
+
+def n_machines():
+    """Return the number of machines of the cluster."""
+    return sum(node["Alive"] for node in ray.nodes())
+
+
+def worker_memory():
+    """Return the largest size of this worker's encoded rows in memory, in bytes.
+
+    Half of the memory that Ray counts for this machine, divided by the workers on it.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    resources = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
+    n_workers = max(1, ray.train.get_context().get_local_world_size())
+    return int(resources.get("memory", 4 << 30) / 2 / n_workers)
 
 
 @contextmanager
 def storage(backend):
     """Yield the directory or URL for checkpoints and the state of Ray Train.
 
-    It is `storage_path`, or else a temporary directory that is removed afterwards.
+    It is in `storage_path`, or else among temporary files, and is removed afterwards.
     """
     if backend.storage_path is not None:
         path = os.fspath(backend.storage_path)
-        yield path if "://" in path else os.path.abspath(path)
+        path = path if "://" in path else os.path.abspath(path)
+        directory = f"{path.rstrip('/')}/sk_easytensor-{uuid4().hex}"
+        try:
+            yield directory
+        finally:
+            DirectoryStore(directory).remove_all()
         return
-    if sum(node["Alive"] for node in ray.nodes()) > 1:
-        raise ValueError(
-            "RayBackend: on a cluster of several machines, storage_path must be a directory or "
-            "URL that all of them reach"
-        )
     directory = make_temporary_directory("ray")
     try:
         yield directory
@@ -333,8 +409,9 @@ def _train(job, group, rank):
     )
     if isinstance(group, ProcessGroup) and settings.checkpoints is not None:
         settings.checkpoints = SharedCheckpoints(settings.checkpoints, group)
-    rows = job.shards[rank].rows(job.memory)
-    valid_rows = [shards[rank].rows(job.memory) for shards in job.valid_shards]
+    memory = worker_memory() if job.memory is None else job.memory
+    rows = job.shards[rank].rows(memory)
+    valid_rows = [shards[rank].rows(memory) for shards in job.valid_shards]
     if rank == 0:
         torch.set_rng_state(job.random_state)
     else:
