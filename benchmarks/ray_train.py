@@ -10,6 +10,8 @@
 - time: an epoch of two workers over an epoch of the local backend with two threads, on rows that
   fit into memory; what it takes until the first epoch begins is printed apart.
 - parity: validation losses of the local backend and of two workers, for several seeds.
+- sorted: 40 files sorted by label, and the same rows in random order, both twelve times as large as
+  the memory of a worker; AUC of each, by network alone.
 
 Rows have numbers, categories and lists; the network is a small perceptron, so that moving rows is
 a large part of the work.
@@ -30,6 +32,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from sklearn.metrics import roc_auc_score
 
 from sk_easytensor import MLP, EasyTensorClassifier
 from sk_easytensor.backends.ray.backend import RayBackend
@@ -42,7 +45,9 @@ def main():
     """Run the parts that were asked for."""
     options = parse_options()
     for part in options.parts.split(","):
-        {"memory": memory, "time": epoch_time, "parity": parity}[part](options)
+        {"memory": memory, "time": epoch_time, "parity": parity, "sorted": sorted_files}[part](
+            options
+        )
 
 
 def parse_options():
@@ -52,7 +57,7 @@ def parse_options():
         description=usage, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--parts", default="memory,time,parity", help="any of memory,time,parity")
+    add("--parts", default="memory,time,parity,sorted", help="any of them")
     add("--rows", type=int, default=6_000_000, help="rows of the smaller files, for memory")
     add("--store", type=int, default=500_000_000, help="bytes of the object store, for memory")
     add("--seeds", type=int, default=3, help="seeds, for parity")
@@ -220,6 +225,34 @@ def parity(options, n_rows=20_000, epochs=8):
     for name, found in losses.items():
         each = " ".join(f"{loss:.4f}" for loss in found)
         print(f"{name:12} {each}   mean {statistics.mean(found):.4f}")
+
+
+# ---------------------------------------------------------------------- sorted files
+
+
+def sorted_files(options, n_rows=400_000, n_files=40, epochs=4):
+    """Print the AUC of a fit on files sorted by label, and on files in random order."""
+    valid = made_up_rows(20_000, seed=1)
+    X_valid, y_valid = valid.drop_columns("label"), valid["label"].to_numpy()
+    print(f"sorted: {n_rows:,} rows in {n_files} files, 1 worker, AUC of {options.seeds} seeds")
+    with cluster(500_000_000):
+        for kind in ("sorted", "random"):
+            found = []
+            for seed in range(options.seeds):
+                table = made_up_rows(n_rows, seed=2 + seed)
+                if kind == "sorted":
+                    table = table.sort_by("label")
+                with tempfile.TemporaryDirectory(dir=options.directory) as directory:
+                    for number in range(n_files):
+                        part = table.slice(number * n_rows // n_files, n_rows // n_files)
+                        pq.write_table(part, f"{directory}/{number:02}.parquet")
+                    # 268 bytes a row.
+                    backend = RayBackend(num_workers=1, memory_per_worker=n_rows * 268 // 12)
+                    model = quick(epochs, backend=backend, trees=None, random_state=seed)
+                    model.fit(directory, "label")
+                found.append(roc_auc_score(y_valid, model.predict_proba(X_valid)[:, 1]))
+            each = " ".join(f"{auc:.4f}" for auc in found)
+            print(f"{kind:12} {each}   mean {statistics.mean(found):.4f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 import datetime as dt
 import decimal
 import re
+from pathlib import Path
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sk_easytensor import MLP, CategoryBlock, EasyTensorRegressor, NumericBlock
-from sk_easytensor.data.parquet import parquet_chunks
+from sk_easytensor.data.parquet import parquet_chunks, read_parquet
 from sk_easytensor.data.tables import as_table, first_rows
 from sk_easytensor.data.types import plain_schema, plain_types
 
@@ -293,3 +295,57 @@ def test_a_column_that_occurs_twice_in_a_later_file(of_plain_columns, tmp_path):
         model.predict(write(tmp_path, PLAIN, twice.append_column("x", DROPPED["null"])))
     with pytest.raises(ValueError, match=r"more than once in .*part-1.parquet: \['z'\]"):
         make_model().fit(write(tmp_path, PLAIN, twice), "y")
+
+
+def write_partitions(folder):
+    """Write a file for each of four months, with a page beside them."""
+    for number, (year, month) in enumerate([(2023, 1), (2023, 2), (2024, 1), (2024, 2)]):
+        part = folder / f"year={year}" / f"month={month}"
+        part.mkdir(parents=True)
+        pq.write_table(pa.table({"a": [number]}), part / "rows.parquet")
+    (folder / "README.md").write_text("About these rows.")
+    return folder
+
+
+def test_a_page_beside_the_files_is_not_read(tmp_path):
+    found = read_parquet(write_partitions(tmp_path))
+    assert found.column("a").to_pylist() == [0, 1, 2, 3]
+    assert found.column("year").to_pylist() == [2023, 2023, 2024, 2024]
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    pq.write_table(pa.table({"a": [1]}), alone / "part-0000")
+    # Without a file that ends in .parquet, all files are read.
+    assert read_parquet(alone).column("a").to_pylist() == [1]
+
+
+def test_globs_have_partition_columns(tmp_path):
+    folder = write_partitions(tmp_path)
+    found = read_parquet(f"{folder}/year=2024/*/*.parquet")
+    assert found.to_pydict() == {"a": [2, 3], "year": [2024, 2024], "month": [1, 2]}
+    found = read_parquet(f"{folder}/*/month=1/*.parquet")
+    assert found.to_pydict() == {"a": [0, 2], "year": [2023, 2024], "month": [1, 1]}
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_lists_of_paths_are_read_in_their_order(kind, tmp_path):
+    folder = write_partitions(tmp_path)
+    paths = [kind(folder / f"year={year}/month=2/rows.parquet") for year in (2024, 2023)]
+    expected = {"a": [3, 1], "year": [2024, 2023], "month": [2, 2]}
+    assert read_parquet(paths).to_pydict() == expected
+    assert as_table(paths).to_pydict() == expected
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.parquet"):
+        read_parquet([*paths, kind("nowhere.parquet")])
+
+
+def test_lists_of_texts_are_no_paths():
+    with pytest.raises(ValueError, match="Expected 2D array"):
+        as_table(["a text", "another one"])
+
+
+def test_paths_of_a_list_are_on_one_file_system(tmp_path):
+    folder = write_partitions(tmp_path)
+    with fsspec.open("memory://rows.parquet", "wb") as file:
+        pq.write_table(pa.table({"a": [1]}), file)
+    paths = [str(folder / "year=2024/month=2/rows.parquet"), "memory://rows.parquet"]
+    with pytest.raises(ValueError, match="are on different file systems"):
+        read_parquet(paths)

@@ -1,17 +1,24 @@
 """Encoded rows that are too large for memory: shuffled windows, and files that leave nothing."""
 
 import errno
+import gc
 import os
 import subprocess
 import sys
 import tempfile
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
 from sk_easytensor.tensors import Ragged, TensorFrame
-from sk_easytensor.training.dataset import EncodedDataset, MemoryMappedDataset, materialize
+from sk_easytensor.training.dataset import (
+    EncodedDataset,
+    MemoryMappedDataset,
+    RecordFile,
+    materialize,
+)
 
 ROWS, PIECE = 2_000, 250
 
@@ -113,11 +120,22 @@ def test_a_killed_process_leaves_no_rows(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_the_file_is_closed_with_the_rows():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        rows = spill(memory=20_000)
+        windows = [len(window) for window in rows.windows()]
+        del rows
+        gc.collect()
+    assert sum(windows) == ROWS
+    assert caught == []
+
+
 def test_a_full_directory_is_named(monkeypatch):
     def full(self, batch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(MemoryMappedDataset, "_write", full)
+    monkeypatch.setattr(RecordFile, "write", full)
     with pytest.raises(OSError, match=r"TMPDIR.*memory_per_worker") as caught:
         spill(memory=1)
     assert caught.value.errno == errno.ENOSPC

@@ -1,8 +1,9 @@
-"""Checks of parameters, suggestions for unknown ones, and warnings that point to user code."""
+"""Checks of parameters and paths, suggestions for unknown ones, and warnings to user code."""
 
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 from difflib import get_close_matches
@@ -14,6 +15,8 @@ from warnings import warn
 
 __all__ = [
     "OTHER_NAMES",
+    "PARQUET_SUFFIXES",
+    "is_path",
     "parameter_names",
     "unknown_parameter",
     "warn_of_unseen",
@@ -380,3 +383,27 @@ def parameters_by_keyword(call_signature):
         name for name, parameter in call_signature.parameters.items() if parameter.kind in kinds
     ]
     return names[1:]
+
+
+PARQUET_SUFFIXES = (".parquet", ".pq")
+"""Ends of strings by which a list of them is a list of files."""
+
+
+def is_path(X):
+    """Return whether `X` is a path or URL of Parquet files, or a list of them.
+
+    Examples
+    --------
+    >>> is_path("rows"), is_path(["a.parquet", "b.parquet"]), is_path(["a text", "another"])
+    (True, True, False)
+    """
+    if isinstance(X, (list, tuple)):
+        return len(X) > 0 and all(map(_is_file, X))
+    return isinstance(X, (str, os.PathLike))
+
+
+def _is_file(X):
+    """Return whether an entry of a list is a path; texts are not."""
+    if isinstance(X, str):
+        return X.lower().endswith(PARQUET_SUFFIXES) or "://" in X
+    return isinstance(X, os.PathLike)

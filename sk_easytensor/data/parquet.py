@@ -12,6 +12,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.dataset as pads
 
+from sk_easytensor._utils.validation import PARQUET_SUFFIXES
 from sk_easytensor.data.arrow_columns import ARROW_ERRORS
 from sk_easytensor.data.type_names import type_name
 from sk_easytensor.data.types import (
@@ -111,9 +112,11 @@ def open_parquet(path, names=None):
 
     Parameters
     ----------
-    path : str or os.PathLike
-        A file, a directory (whose ``key=value`` parts become columns), a glob, or a URL of one of
-        these on any file system that fsspec supports.
+    path : str, os.PathLike or list of these
+        A file, a directory, a glob, or a URL of one of these on any file system that fsspec
+        supports. The ``key=value`` parts of paths in directories, globs and lists become columns.
+        Of a directory with files that end in ``.parquet`` or ``.pq``, only these are read. Entries
+        of a list are read in their order.
     names : sequence of str, optional
         Columns to read, by the names that they have after conversion to plain types. Other
         columns may occur twice in a file and be of several types. By default, and if none of the
@@ -133,18 +136,8 @@ def open_parquet(path, names=None):
     TypeError
         If the types of a selected column in two files have no common type.
     """
-    url = os.fspath(path)
-    files, root = fsspec.core.url_to_fs(url)
-    if fsspec.core.has_magic(root):
-        paths, base = sorted(files.glob(root)), None
-        paths = [path for path in paths if not files.isdir(path)]
-    elif files.isdir(root):
-        paths, base = sorted(files.find(root)), root
-        paths = [p for p in paths if not os.path.basename(p).startswith(("_", "."))]
-    else:
-        paths, base = [root] if files.exists(root) else [], None
-    if not paths:
-        raise FileNotFoundError(f"there is no Parquet file at {url!r}")
+    url = shown_path(path)
+    files, paths, base = find_files(path)
     options = {
         "filesystem": files,
         "format": "parquet",
@@ -174,6 +167,73 @@ def open_parquet(path, names=None):
         schemas = select_fields(schemas, names)
     schema = unify_schemas(schemas)
     return pads.FileSystemDataset(fragments, schema, dataset.format, dataset.filesystem)
+
+
+def shown_path(path):
+    """Return a path, or a list of them, as it is named in messages."""
+    if isinstance(path, (list, tuple)):
+        rest = f" and {len(path) - 1} more" if len(path) > 1 else ""
+        return os.fspath(path[0]) + rest
+    return os.fspath(path)
+
+
+def find_files(path):
+    """Find the files of a path, a directory, a glob or a list of these.
+
+    Parameters
+    ----------
+    path : str, os.PathLike or list of these
+        As for :func:`open_parquet`.
+
+    Returns
+    -------
+    files : fsspec.AbstractFileSystem
+        File system.
+    paths : list of str
+        Paths of the files.
+    base : str or None
+        Directory below which ``key=value`` parts of paths are columns; None for a single file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no file at the path, or at one of a list.
+    ValueError
+        If the entries of a list are on different file systems.
+    """
+    if isinstance(path, (list, tuple)):
+        found = [find_files(each) for each in path]
+        files, paths = found[0][0], [name for _, names, _ in found for name in names]
+        for each, (other, _, _) in zip(path, found, strict=True):
+            if other != files:
+                raise ValueError(
+                    f"{os.fspath(path[0])!r} and {os.fspath(each)!r} are on different file systems"
+                )
+        return files, paths, hive_base(os.path.commonpath([os.path.dirname(p) for p in paths]))
+    url = os.fspath(path)
+    files, root = fsspec.core.url_to_fs(url)
+    if fsspec.core.has_magic(root):
+        paths, base = sorted(files.glob(root)), hive_base(os.path.dirname(root))
+        paths = [path for path in paths if not files.isdir(path)]
+    elif files.isdir(root):
+        paths, base = sorted(files.find(root)), root
+        paths = [p for p in paths if not os.path.basename(p).startswith(("_", "."))]
+        # Beside data there may be a page that describes it.
+        paths = [p for p in paths if p.lower().endswith(PARQUET_SUFFIXES)] or paths
+    else:
+        paths, base = [root] if files.exists(root) else [], None
+    if not paths:
+        raise FileNotFoundError(f"there is no Parquet file at {url!r}")
+    return files, paths, base
+
+
+def hive_base(directory):
+    """Return the part of a path before the first ``key=value`` or wildcard."""
+    parts = directory.split("/")
+    for index, part in enumerate(parts):
+        if "=" in part or fsspec.core.has_magic(part):
+            return "/".join(parts[:index]) or "/"
+    return directory
 
 
 def select_fields(schemas, names):
@@ -289,7 +349,7 @@ def parquet_chunks(path, at_least=1):
 
     Parameters
     ----------
-    path : str or os.PathLike
+    path : str, os.PathLike or list of these
         A path, glob or URL, as for :func:`open_parquet`.
     at_least : int, default=1
         Number of chunks to make if there are enough rows. Row groups are then split, and read by
@@ -318,7 +378,7 @@ def parquet_chunks(path, at_least=1):
                 chunks.append(FragmentChunk(fragment, dataset.schema, 0, n_rows, first))
             first += n_rows
     if not chunks:
-        raise ValueError(f"{os.fspath(path)!r} holds no row")
+        raise ValueError(f"{shown_path(path)!r} holds no row")
     return dataset.schema, cut_evenly(chunks, at_least)
 
 
@@ -336,7 +396,7 @@ def read_parquet(path, names=None):
 
     Parameters
     ----------
-    path : str or os.PathLike
+    path : str, os.PathLike or list of these
         A path, glob or URL, as for :func:`open_parquet`.
     names : sequence of str, optional
         Columns to read. By default, and if none of them exists, all columns are read.

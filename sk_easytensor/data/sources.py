@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
 
 import pyarrow as pa
 
+from sk_easytensor._utils.validation import is_path
 from sk_easytensor.data.types import plain_types
 
 __all__ = [
@@ -26,11 +26,11 @@ def is_source(X):
     Returns
     -------
     bool
-        True for paths and URLs of Parquet files, and for objects with the methods ``schema()``,
-        ``limit(n_rows)`` and ``iter_batches(batch_size=None, batch_format="pyarrow")`` of
-        ``ray.data.Dataset``.
+        True for paths and URLs of Parquet files and lists of them, and for objects with the methods
+        ``schema()``, ``limit(n_rows)`` and ``iter_batches(batch_size=None,
+        batch_format="pyarrow")`` of ``ray.data.Dataset``.
     """
-    return isinstance(X, (str, os.PathLike)) or is_dataset(X)
+    return is_path(X) or is_dataset(X)
 
 
 def is_dataset(X):

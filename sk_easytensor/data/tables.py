@@ -6,7 +6,6 @@ dictionary or a NumPy array.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sk_easytensor._utils.validation import shortened, warn_user
+from sk_easytensor._utils.validation import is_path, shortened, warn_user
 from sk_easytensor.data.arrow_columns import (
     ARROW_ERRORS,
     LISTS,
@@ -368,7 +367,7 @@ def _select_columns(X, names):
     A column of structs is retained if one of its fields is among `names`. `X` is returned whole if
     its columns have no labels, or if none of them is among `names`.
     """
-    if isinstance(X, (str, os.PathLike)):
+    if is_path(X):
         from sk_easytensor.data.parquet import read_parquet
 
         return read_parquet(X, names)

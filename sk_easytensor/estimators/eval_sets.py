@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sk_easytensor._utils.validation import shortened
+from sk_easytensor._utils.validation import is_path, shortened
 from sk_easytensor.training.table_dataset import TableDataset
 
 __all__ = [
@@ -128,7 +128,7 @@ def same_source(left, right):
     """Return whether two arguments of ``fit`` are one object, or the same path or column name."""
     if isinstance(left, (str, os.PathLike)) and isinstance(right, (str, os.PathLike)):
         return os.fspath(left) == os.fspath(right)
-    return left is right
+    return left is right or (is_path(left) and left == right)
 
 
 def same_rows(valid, training):

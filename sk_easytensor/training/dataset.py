@@ -560,6 +560,39 @@ def sampled_encodings(rows, names, size, seed):
     return sampled_parts(rows.map(select), size, seed)
 
 
+class RecordFile:
+    """Temporary file of record batches, which are read by mapping it into memory.
+
+    Notes
+    -----
+    The file has no name where the operating system supports that, so that it is gone with the
+    process, even if the process is killed.
+    """
+
+    def __init__(self):
+        self._file = tempfile.TemporaryFile(prefix="sk_easytensor-rows-")  # noqa: SIM115
+        self._mapped = None
+
+    def __del__(self):
+        self._file.close()
+
+    def write(self, batch):
+        """Write a record batch, and return its position in the file."""
+        start = self._file.seek(-(-self._file.tell() // ALIGNMENT) * ALIGNMENT)
+        with pa.ipc.new_stream(pa.PythonFile(self._file, "wb"), batch.schema) as writer:
+            writer.write_batch(batch)
+        self._file.flush()
+        return start
+
+    def read(self, start):
+        """Return the record batch at a position, which shares the memory of the file."""
+        size = self._file.tell()
+        if self._mapped is None or self._mapped.size < size:
+            mapped = mmap.mmap(self._file.fileno(), size, access=mmap.ACCESS_READ)
+            self._mapped = pa.py_buffer(mapped)
+        return pa.ipc.open_stream(self._mapped.slice(start)).read_next_batch()
+
+
 class MemoryMappedDataset(TrainingDataset):
     """Encoded rows in a temporary file, read by mapping it into memory.
 
@@ -571,20 +604,14 @@ class MemoryMappedDataset(TrainingDataset):
     ----------
     memory : int
         Largest size of the memory that a window takes, in bytes.
-
-    Notes
-    -----
-    The file has no name where the operating system supports that, so that it is gone with the
-    process, even if the process is killed.
     """
 
     def __init__(self, memory):
         self.memory = memory
         self.bytes = 0
         self.functions = ()
-        self._file = tempfile.TemporaryFile(prefix="sk_easytensor-rows-")  # noqa: SIM115
+        self._file = RecordFile()
         self._pieces = []
-        self._mapped = None
 
     def append(self, rows):
         """Write a piece to the file, after those already written.
@@ -599,7 +626,7 @@ class MemoryMappedDataset(TrainingDataset):
         batch = rows.frame.to_arrow()
         targets = TensorFrame({"y": {"target": rows.target, "weight": rows.weight}}).to_arrow()
         try:
-            starts = [self._write(part) for part in (batch, targets)]
+            starts = [self._file.write(part) for part in (batch, targets)]
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -646,23 +673,10 @@ class MemoryMappedDataset(TrainingDataset):
         """Return an iterable of batches; see :meth:`TrainingDataset.batches`."""
         return MemoryMappedBatches(self, batch_size, shuffle, lengths, n_batches)
 
-    def _write(self, batch):
-        """Write a record batch, and return its position in the file."""
-        start = self._file.seek(-(-self._file.tell() // ALIGNMENT) * ALIGNMENT)
-        with pa.ipc.new_stream(pa.PythonFile(self._file, "wb"), batch.schema) as writer:
-            writer.write_batch(batch)
-        self._file.flush()
-        return start
-
     def _read(self, index):
         """Return a piece, whose tensors share the memory of the file."""
-        if self._mapped is None or self._mapped.size < self._file.tell():
-            self._mapped = pa.py_buffer(
-                mmap.mmap(self._file.fileno(), self._file.tell(), access=mmap.ACCESS_READ)
-            )
         frame, targets = (
-            TensorFrame.from_arrow(pa.ipc.open_stream(self._mapped.slice(start)).read_next_batch())
-            for start in self._pieces[index][1]
+            TensorFrame.from_arrow(self._file.read(start)) for start in self._pieces[index][1]
         )
         return EncodedDataset(frame, targets["y"]["target"], targets["y"]["weight"])
 

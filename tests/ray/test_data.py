@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -70,12 +71,13 @@ def test_a_regressor_of_several_outputs(regressor, quick, shop):
     np.testing.assert_allclose(model.predict(X), local.predict(X), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["directory", "glob", "url", "dataset"])
+@pytest.mark.parametrize("kind", ["directory", "glob", "list", "url", "dataset"])
 def test_columns_of_stored_tables(kind, classifier, files, shop):
     ray = pytest.importorskip("ray")
     where = {
         "directory": files,
         "glob": f"{files}/part-*.parquet",
+        "list": sorted(files.glob("*.parquet")),
         "url": f"file://{files}",
         "dataset": ray.data.from_pandas(shop) if kind == "dataset" else None,
     }[kind]
@@ -208,6 +210,13 @@ def test_bad_input(X, y, weight, error, message, classifier, files):
     with pytest.raises(error) as found:
         classifier().fit(X, y, sample_weight=weight)
     assert message in str(found.value)
+
+
+def test_files_in_the_memory_of_this_process_are_refused(classifier, shop):
+    with fsspec.open("memory://shop/rows.parquet", "wb") as file:
+        shop.to_parquet(file)
+    with pytest.raises(ValueError, match="'memory://shop' is in the memory of this process"):
+        classifier().fit("memory://shop", "label")
 
 
 def test_missing_labels_of_one_chunk(classifier, shop, tmp_path):

@@ -10,7 +10,7 @@ from copy import copy
 import torch
 
 from sk_easytensor._utils.masking import MaskedUrl, masked, with_mask
-from sk_easytensor._utils.validation import check_number
+from sk_easytensor._utils.validation import check_number, is_path
 from sk_easytensor.backends.base import Backend
 from sk_easytensor.training.table_dataset import read_dataset
 
@@ -246,7 +246,7 @@ class RayBackend(Backend):
 def has_chunks(X):
     """Return whether X is a stored table: the path of Parquet files, or a Ray Dataset."""
     # Ray is not imported for tables in memory.
-    return isinstance(X, (str, os.PathLike)) or hasattr(X, "to_arrow_refs")
+    return is_path(X) or hasattr(X, "to_arrow_refs")
 
 
 def ray_variables():

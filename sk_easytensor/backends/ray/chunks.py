@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -195,9 +196,16 @@ def stored_chunks(X, n_chunks):
     Raises
     ------
     ValueError
-        If there is no row, or if the types of a column cannot be unified.
+        If there is no row, if the types of a column cannot be unified, or if files are in the
+        memory of this process.
     """
     if not hasattr(X, "to_arrow_refs"):
+        for path in X if isinstance(X, (list, tuple)) else [X]:
+            if os.fspath(path).startswith("memory://"):
+                raise ValueError(
+                    f"RayBackend: {os.fspath(path)!r} is in the memory of this process, where "
+                    "workers cannot read it; pass a path or URL that all machines reach"
+                )
         schema, chunks = parquet_chunks(X, n_chunks)
         return plain_schema(schema), chunks
     refs = blocks_in_order(X)
