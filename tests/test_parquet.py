@@ -3,6 +3,7 @@
 import datetime as dt
 import decimal
 import re
+from itertools import chain, pairwise
 from pathlib import Path
 
 import fsspec
@@ -349,3 +350,24 @@ def test_paths_of_a_list_are_on_one_file_system(tmp_path):
     paths = [str(folder / "year=2024/month=2/rows.parquet"), "memory://rows.parquet"]
     with pytest.raises(ValueError, match="are on different file systems"):
         read_parquet(paths)
+
+
+@pytest.mark.parametrize("n_rows", [1, 7, 100])
+@pytest.mark.parametrize("at_least", [1, 3, 30])
+def test_small_files_are_read_together(n_rows, at_least, tmp_path):
+    """Chunks of many small files have the rows of the files, in their order."""
+    random, numbers = np.random.default_rng(0), np.arange(500)
+    bounds = [0, *np.sort(random.integers(0, 500, 199)), 500]
+    for index, (begin, end) in enumerate(pairwise(bounds)):
+        pq.write_table(pa.table({"a": numbers[begin:end]}), tmp_path / f"{index:03}.parquet")
+    _, chunks = parquet_chunks(tmp_path, at_least)
+    assert len(chunks) < 200 if at_least < 10 else len(chunks) >= at_least
+    assert [chunk.first for chunk in chunks] == list(np.cumsum([0, *map(len, chunks)])[:-1])
+    tables = [list(chunk.tables(["a"], n_rows)) for chunk in chunks]
+    assert all(0 < len(table) <= n_rows for parts in tables for table in parts)
+    joined = pa.concat_tables(chain.from_iterable(tables))
+    assert joined.column("a").to_pylist() == numbers.tolist()
+    for chunk, parts in zip(chunks, tables, strict=True):
+        assert sum(map(len, parts)) == len(chunk)
+        cut = [table for part in chunk.cut(3) for table in part.tables(["a"], n_rows)]
+        assert pa.concat_tables(cut).equals(pa.concat_tables(parts))

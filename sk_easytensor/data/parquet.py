@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import fsspec
 import pyarrow as pa
@@ -35,6 +36,12 @@ __all__ = [
 READERS = 16
 """Largest number of files whose schemas are read in parallel."""
 
+CHUNK_ROWS = 262_144
+"""Largest number of rows of small files that form one chunk."""
+
+CHUNKS_PER_PART = 20
+"""Smallest number of chunks of small files, for each of the chunks that are asked for."""
+
 
 class RowRange:
     """Consecutive rows, from `start` to `stop`, of a file or an object.
@@ -58,21 +65,24 @@ class RowRange:
 
 @dataclass
 class FragmentChunk(RowRange):
-    """Consecutive rows of a Parquet file.
+    """Consecutive rows of Parquet files.
 
     Attributes
     ----------
-    fragment : pyarrow.dataset.Fragment
-        Row groups of a file.
+    fragments : list of pyarrow.dataset.Fragment
+        Row groups of a file, or of several small files.
+    sizes : list of int
+        Number of rows of each fragment.
     schema : pyarrow.Schema
-        Schema of the whole data set; columns that the file does not have are null.
+        Schema of the whole data set; columns that a file does not have are null.
     start, stop : int
-        First row and end of the rows within the fragment.
+        First row and end of the rows within the fragments.
     first : int
         Index of the first row among all rows of the data set.
     """
 
-    fragment: pads.Fragment
+    fragments: list
+    sizes: list
     schema: pa.Schema
     start: int
     stop: int
@@ -88,21 +98,38 @@ class FragmentChunk(RowRange):
     def stored_tables(self, columns, n_rows):
         """Yield tables of at most `n_rows` rows, with the types of the files."""
         schema = pa.schema([self.schema.field(name) for name in columns])
-        batches = self.fragment.scanner(
-            schema=self.schema,
+        held, n_held = [], 0
+        for batch in self._batches(columns, n_rows):
+            # Batches of small files are joined.
+            if held and n_held + len(batch) > n_rows:
+                yield pa.Table.from_batches(held).cast(schema)
+                held, n_held = [], 0
+            held.append(batch)
+            n_held += len(batch)
+        if held:
+            yield pa.Table.from_batches(held).cast(schema)
+
+    def _batches(self, columns, n_rows):
+        """Yield record batches of the rows from `start` to `stop`."""
+        ends = list(accumulate(self.sizes))
+        first, last = bisect_right(ends, self.start), bisect_left(ends, self.stop)
+        fragments, n_read = self.fragments[first : last + 1], ends[first] - self.sizes[first]
+        several = len(fragments) > 1
+        dataset = pads.FileSystemDataset(
+            fragments, self.schema, fragments[0].format, fragments[0].filesystem
+        )
+        batches = dataset.scanner(
             columns=list(columns),
             batch_size=n_rows,
             batch_readahead=1,
-            fragment_readahead=1,
-            use_threads=False,
+            fragment_readahead=READERS if several else 1,
+            use_threads=several,
         ).to_batches()
-        n_read = 0
-        for batch in locate_errors(batches, [self.fragment], self.schema, columns):
+        for batch in locate_errors(batches, fragments, self.schema, columns):
             begin, end = max(self.start - n_read, 0), min(self.stop - n_read, len(batch))
             n_read += len(batch)
             if begin < end:
-                part = batch.slice(begin, end - begin)
-                yield pa.Table.from_batches([part]).cast(schema)
+                yield batch.slice(begin, end - begin)
             if n_read >= self.stop:
                 return
 
@@ -370,15 +397,26 @@ def parquet_chunks(path, at_least=1):
         If the files have no rows or cannot be read as Parquet.
     """
     dataset = open_parquet(path)
-    chunks, first = [], 0
-    for file in dataset.get_fragments():
-        for fragment in file.split_by_row_group():
-            n_rows = sum(group.num_rows for group in fragment.row_groups)
-            if n_rows:
-                chunks.append(FragmentChunk(fragment, dataset.schema, 0, n_rows, first))
-            first += n_rows
-    if not chunks:
+    fragments = [
+        (fragment, sum(group.num_rows for group in fragment.row_groups))
+        for file in dataset.get_fragments()
+        for fragment in file.split_by_row_group()
+    ]
+    n_rows = sum(size for _, size in fragments)
+    if not n_rows:
         raise ValueError(f"{shown_path(path)!r} holds no row")
+    # Small files are read together, but shares of the rows can still be nearly equal.
+    limit = min(CHUNK_ROWS, n_rows // (CHUNKS_PER_PART * at_least))
+    chunks, first = [], 0
+    for fragment, size in fragments:
+        last = chunks[-1] if chunks else None
+        if last is not None and len(last) + size <= limit:
+            last.fragments.append(fragment)
+            last.sizes.append(size)
+            last.stop += size
+        elif size:
+            chunks.append(FragmentChunk([fragment], [size], dataset.schema, 0, size, first))
+        first += size
     return dataset.schema, cut_evenly(chunks, at_least)
 
 
