@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from sk_easytensor._utils.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from sk_easytensor._utils.validation import SpelledValuesWarning
     from sk_easytensor.blocks import (
         Block,
         BlockModule,
@@ -52,6 +53,7 @@ __all__ = [
     "NumericSequenceBlock",
     "PretrainedBlock",
     "SparseBlock",
+    "SpelledValuesWarning",
     "StopTraining",
     "Sum",
     "TabM",
@@ -64,6 +66,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "._utils.validation": ["SpelledValuesWarning"],
         ".blocks": [name for name in __all__ if "block" in name.lower()],
         ".compose": ["TableEncoder"],
         ".estimators": [name for name in __all__ if name.startswith("EasyTensor")],

@@ -16,6 +16,7 @@ from warnings import warn
 __all__ = [
     "OTHER_NAMES",
     "PARQUET_SUFFIXES",
+    "SpelledValuesWarning",
     "is_path",
     "parameter_names",
     "unknown_parameter",
@@ -132,6 +133,17 @@ def check_number(owner, name, value, *, low=None, high=None, integer=False, excl
 
 
 PACKAGE = str(Path(__file__).parent.parent)
+
+
+class SpelledValuesWarning(UserWarning):
+    """A column of texts that are numbers or dates is read as categories or as text.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from sk_easytensor import SpelledValuesWarning
+    >>> warnings.simplefilter("ignore", SpelledValuesWarning)
+    """
 
 
 def warn_user(message, category=UserWarning):

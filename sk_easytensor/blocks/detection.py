@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from sk_easytensor._utils.validation import SpelledValuesWarning, warn_user
 from sk_easytensor.blocks.base import Block, unsupported_column
 from sk_easytensor.blocks.category import CategoryBlock
 from sk_easytensor.blocks.datetime import DatetimeBlock
@@ -29,6 +32,7 @@ __all__ = [
     "select_columns",
     "selectable_names",
     "unregister_block",
+    "warn_of_spelled_values",
 ]
 
 
@@ -271,7 +275,71 @@ def detect_blocks(table, columns, categories=()):
         chosen += [(block_class, group) for group in groups]
     if rest:
         raise TypeError(unsupported_column(table.schema.field(rest[0]), "", table.column(rest[0])))
+    for block_class, group in chosen:
+        if block_class in (CategoryBlock, TextBlock):
+            for name in set(group) - set(categories):
+                warn_of_spelled_values(name, table.column(name))
     return chosen
+
+
+MEASURE = r"^[-+]?[$€£¥]?\s?(\d{1,3}(,\d{3})+(\.\d+)?|\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s?%?$"
+"""Numbers as people write them: with separators of thousands, currencies, percent."""
+
+INTEGER = r"^[-+]?\d+$"
+CODE = r"^[-+]?0\d"
+"""Integers with leading zeros, which are codes."""
+
+DATE = r"^\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?$"
+
+MOST = 0.9
+"""Smallest fraction of values that are numbers or dates with which a column seems to be one."""
+
+FEWEST_VALUES, SAMPLED_VALUES = 10, 10_000
+"""Distinct values of a column that is looked at, at least, and values at most."""
+
+
+def warn_of_spelled_values(name, column):
+    """Warn if the texts of a column that is read as categories or text are numbers or dates.
+
+    Parameters
+    ----------
+    name : str
+        Name of the column.
+    column : pyarrow.ChunkedArray
+        A sample of its values.
+    """
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return
+    values = pc.utf8_trim_whitespace(column.drop_null().slice(0, SAMPLED_VALUES))
+    values = values.filter(pc.not_equal(values, ""))
+    if len(values.unique()) < FEWEST_VALUES:
+        return
+
+    def matching(pattern):
+        return pc.match_substring_regex(values, pattern)
+
+    integers, measures, dates = (matching(pattern) for pattern in (INTEGER, MEASURE, DATE))
+    n_integers, n_measures, n_dates = (pc.sum(each).as_py() for each in (integers, measures, dates))
+    if n_dates >= MOST * len(values):
+        kind, found, convert = "dates", dates, f"pandas.to_datetime(X[{name!r}])"
+    elif n_measures >= MOST * len(values) and (
+        # Integers alone may be codes; beside "N/A" they are numbers, unless one begins with 0.
+        n_measures > n_integers or (n_measures < len(values) and not pc.any(matching(CODE)).as_py())
+    ):
+        kind, found = "numbers", measures
+        convert = f"pandas.to_numeric(X[{name!r}], errors='coerce')"
+    else:
+        return
+    others = values.filter(pc.invert(found))
+    also = f" (the others are such as {others[0].as_py()!r:.40})" if len(others) else ""
+    example = values.filter(found)[0].as_py()
+    share = f"{len(values) - len(others)} of {len(values)} values"
+    warn_user(
+        f"column {name!r} holds texts and is not read as {kind}, but {share} are {kind}, such as "
+        f"{example!r}{also}. If it has {kind}, convert it: {convert}. If it has categories, name "
+        "it in categorical_features, or give it a block",
+        SpelledValuesWarning,
+    )
 
 
 def select_columns(columns, table, X=None, *, owner="blocks", source="X"):
