@@ -26,7 +26,7 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
 
 venv: $(VENV)/.installed-test ## Create the virtual environment and install the package for tests
 
-demo: venv ## Run the demo: text and table columns in one model
+demo: $(VENV)/.installed-demo ## Run the demo: text and table columns in one model
 	$(BIN)/python examples/multimodal_reviews.py
 
 test: venv ## Run the whole test suite

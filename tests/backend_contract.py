@@ -31,7 +31,7 @@ from sk_easytensor.data.summaries import Summary
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.executor import LocalExecutor
 from sk_easytensor.inspection import permutation_importance
-from sk_easytensor.training.dataset import Dataset, EncodedDataset
+from sk_easytensor.training.dataset import Dataset, EncodedDataset, materialize
 from sk_easytensor.training.splits import Folds
 from sk_easytensor.training.table_dataset import (
     BaseRowEncoder,
@@ -149,6 +149,10 @@ class ChunkedRows(Dataset):
         return in_threads(lambda chunk: function(self._applied(chunk)), self.chunks)
 
     def hold_out(self, strata, fraction, random_state):
+        if random_state is None:
+            whole = materialize(self.chunks, memory=2**40)
+            train, valid = whole.hold_out(strata, fraction, None)
+            return self._of([train]), [self._of(valid)] if valid else []
         split = [chunk.hold_out(strata, fraction, random_state) for chunk in self.chunks]
         train = [train for train, _ in split]
         valid = [part for _, held_out in split for part in held_out]
@@ -347,6 +351,16 @@ class BackendContract:
         assert sorted(parts[0] + parts[1]) == list(range(N_ROWS))
         assert len(parts[1]) == pytest.approx(N_ROWS / 4, abs=8)
         assert sum(n % 2 for n in parts[1]) == pytest.approx(N_ROWS / 8, abs=8)
+
+    def test_the_last_rows_are_held_out(self, backend):
+        X, y = make_rows()
+        with backend.running():
+            rows = read(backend, X, y).encode(NumberEncoder())
+            train, (valid,) = rows.hold_out(parity, 0.25, None)
+            first = N_ROWS - round(N_ROWS / 4)
+            assert sorted(all_targets(train)) == list(range(first))
+            assert sorted(all_targets(valid)) == list(range(first, N_ROWS))
+            assert rows.hold_out(parity, 0.1 / N_ROWS, None)[1] == []
 
     def test_each_row_is_held_out_by_one_fold(self, backend):
         X, y = make_rows()

@@ -371,3 +371,48 @@ def test_small_files_are_read_together(n_rows, at_least, tmp_path):
         assert sum(map(len, parts)) == len(chunk)
         cut = [table for part in chunk.cut(3) for table in part.tables(["a"], n_rows)]
         assert pa.concat_tables(cut).equals(pa.concat_tables(parts))
+
+
+def test_parts_of_paths_above_the_files_are_no_columns(tmp_path):
+    folder = tmp_path / "exp=3" / "data"
+    write_partitions(folder)
+    names = ["a", "year", "month"]
+    globs = [f"{folder}/*/*/*.parquet", f"{folder}/year=2024/*/*.parquet"]
+    paths = [sorted(folder.glob("*/*/*.parquet"))]
+    for path in [folder, *globs, *paths]:
+        assert read_parquet(path).column_names == names
+    (alone,) = folder.glob("year=2024/month=1/*.parquet")
+    flat = tmp_path / "exp=3" / "flat"
+    flat.mkdir()
+    pq.write_table(pa.table({"a": [1]}), flat / "rows.parquet")
+    for path in [alone, [flat / "rows.parquet"], f"{flat}/*.parquet"]:
+        assert read_parquet(path).column_names == (names if path == [alone] else ["a"])
+
+
+@pytest.mark.parametrize("kind", ["directory", "glob", "list"])
+def test_columns_of_the_files_precede_parts_of_their_paths(kind, tmp_path):
+    for index, key in enumerate(["x", "y"]):
+        folder = tmp_path / f"g={index}"
+        folder.mkdir()
+        pq.write_table(pa.table({"a": [index], "g": [key]}), folder / "rows.parquet")
+    paths = {
+        "directory": tmp_path,
+        "glob": f"{tmp_path}/g=*/rows.parquet",
+        "list": sorted(tmp_path.glob("*/rows.parquet")),
+    }
+    assert read_parquet(paths[kind]).to_pydict() == {"a": [0, 1], "g": ["x", "y"]}
+
+
+def test_lists_of_directories_and_globs(tmp_path):
+    folder = write_partitions(tmp_path)
+    expected = read_parquet(folder)
+    for paths in (
+        [f"{folder}/year=2023", f"{folder}/year=2024"],
+        [f"{folder}/year=2023/*/*.parquet", folder / "year=2024"],
+    ):
+        assert as_table(paths).equals(expected)
+
+
+def test_lists_of_web_addresses_are_texts():
+    with pytest.raises(ValueError, match="Expected 2D array"):
+        as_table(["http://127.0.0.1:9/a", "https://127.0.0.1:9/b"])

@@ -97,6 +97,50 @@ def test_weight_decay_of_all_steps_is_applied_at_the_end_of_an_epoch(all_large):
     torch.testing.assert_close(module.tables[0].detach()[1:], expected)
 
 
+def test_weight_decay_of_long_epochs_is_not_applied_at_once(all_large):
+    """Tables are at most a tenth larger than with a decay in each step, at any step of an epoch."""
+    module = make_module()
+    before = module.tables[0].detach().clone()
+    sizes = []
+
+    class Recording(torch.optim.AdamW):
+        def step(self):
+            super().step()
+            sizes.append(float((module.tables[0].detach()[1:] / before[1:]).mean()))
+
+    updates = RowUpdates(module, enabled=True)
+    optimizer = Recording(module.parameters(), lr=0.1, weight_decay=0.2)
+    updates.register(optimizer)
+    for codes in draw(100, n_codes=1):
+        optimizer.zero_grad()
+        module(codes).square().sum().backward()
+        updates.coalesce()
+        optimizer.step()
+    expected = 0.98 ** np.arange(1, 101)
+    assert (np.array(sizes) / expected).max() < 1.12
+    updates.end_epoch()
+    torch.testing.assert_close(module.tables[0].detach()[1:], before[1:] * 0.98**100)
+
+
+def test_tables_that_a_batch_does_not_read(all_large):
+    module = make_module()
+    updates = RowUpdates(module, enabled=True)
+    before = module.tables[0].detach().clone()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, weight_decay=0.0)
+    updates.register(optimizer)
+    updates.coalesce()
+    assert module.tables[0].grad.is_sparse
+    optimizer.step()
+    assert torch.equal(module.tables[0], before)
+    # A callback may have the modules evaluated with dense gradients, as custom modules may.
+    module.sparse = False
+    module(draw(1)[0]).square().sum().backward()
+    updates.coalesce()
+    assert module.tables[0].grad.is_sparse
+    optimizer.step()
+    assert not torch.equal(module.tables[0], before)
+
+
 def test_sparse_gradients_are_those_of_dense_tables(all_large):
     results = []
     for sparse in (False, True):
@@ -192,6 +236,18 @@ def test_a_fit_resumes_with_large_tables(all_large, tmp_path):
         fit_ids([Interrupt()], checkpoint_dir=str(tmp_path))
     _, resumed, _ = fit_ids(checkpoint_dir=str(tmp_path))
     assert (resumed == expected).all()
+
+
+def test_partial_fit_continues_with_tables_updated_by_row_or_not(all_large):
+    model, _, ids = fit_ids(warm_start=True)
+    X, y = {"id": ids.astype(str)}, ids % 2
+    assert "row_moments" in repr(model._optimizer_state)
+    # A callback that reads gradients gets dense ones, of the same table.
+    for readers, by_row in (([GradientNormClipping(1.0)], False), ([], True)):
+        kinds = Kinds()
+        model.set_params(callbacks=[kinds, *readers]).partial_fit(X, y)
+        assert set(kinds.by_row) == {by_row}
+    assert not model.network_.blocks[0].sparse
 
 
 def test_two_towers_have_large_tables(all_large):

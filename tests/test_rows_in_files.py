@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from sk_easytensor.tensors import Ragged, TensorFrame
+from sk_easytensor.training.checkpoint import describe_data
 from sk_easytensor.training.dataset import (
     EncodedDataset,
     MemoryMappedDataset,
     RecordFile,
     materialize,
+    n_bytes,
 )
 
 ROWS, PIECE = 2_000, 250
@@ -118,6 +120,43 @@ def test_a_killed_process_leaves_no_rows(tmp_path):
     killed = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
     assert killed.returncode != 0
     assert os.listdir(tmp_path) == []
+
+
+def test_checkpoints_know_the_rows_whatever_the_memory():
+    """A fit resumes on a machine with less memory, where rows are cut into other pieces."""
+    network = torch.nn.Linear(1, 1)
+
+    def described(rows):
+        return describe_data(network, rows, [])
+
+    first, second = spill(memory=20_000), spill(memory=31_000, piece=77)
+    assert len(list(first.parts())) != len(list(second.parts()))
+    assert described(first) == described(second)
+    assert described(first) != described(spill(memory=20_000, n_rows=ROWS - 1))
+    other = first.map(lambda part: EncodedDataset(part.frame, part.target, part.weight.flip(0)))
+    assert described(first) != described(other)
+
+
+def test_memory_is_not_exceeded_where_rows_do_not_fit():
+    sizes = []
+
+    class Pieces:
+        def __iter__(self):
+            for part in torch.arange(20_000).split(500):
+                yield encoded(part)
+
+    original = MemoryMappedDataset.append
+
+    def append(self, rows):
+        sizes.append(n_bytes(rows))
+        original(self, rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemoryMappedDataset, "append", append)
+        assert len(materialize(Pieces(), memory=400_000)) == 20_000
+    # Pieces of an eighth of the memory, but for the last row group of each.
+    assert max(sizes) <= 400_000 / 8 + n_bytes(encoded(torch.arange(500)))
+    assert len(sizes) > 8
 
 
 def test_the_file_is_closed_with_the_rows():

@@ -1,5 +1,6 @@
 """Columns of texts that are numbers or dates are not read as categories without a word."""
 
+import re
 import warnings
 
 import numpy as np
@@ -47,6 +48,10 @@ CATEGORIES = {
     "empty": [""] * N,
     "missing": [None] * N,
     "versions": [f"1.{n}.2" for n in COUNTS],
+    "longer versions": [f"{n % 20}.{n % 29}.{n % 31}" for n in COUNTS],
+    "social security": [f"{n % 900:03}-{n % 97:02}-{n:04}" for n in COUNTS],
+    "scores": [f"{n % 7}/{n % 5}/{n % 3}" for n in COUNTS],
+    "decimal codes": [f"{n:05}.{n % 10}" for n in COUNTS],
     "phones": [f"+49 {n} 77" for n in COUNTS],
     "numbers": list(NUMBERS),
 }
@@ -69,6 +74,25 @@ def test_spelled_numbers_and_dates_are_named(kind, name, values):
         detect(values)
     with pytest.warns(SpelledValuesWarning):
         detect(pa.array(values).cast(pa.large_string()))
+
+
+@pytest.mark.parametrize("name", NUMERIC | DATES)
+def test_the_line_that_converts_keeps_the_values(name):
+    values = (NUMERIC | DATES)[name]
+    with pytest.warns(SpelledValuesWarning) as caught:
+        detect(values)
+    (line,) = re.findall(r"convert it: (pandas\..*\))\. If it has", str(caught[0].message))
+    converted = eval(line, {"pandas": pd, "X": pd.DataFrame({"c": values})})
+    assert converted.dtype.kind in "fiM"
+    assert converted.notna().mean() >= 0.9
+
+
+def test_columns_are_reported_in_their_order():
+    names = [f"column {index}" for index in range(8)]
+    table = pa.table({name: pa.array(NUMERIC["decimals"]) for name in names})
+    with pytest.warns(SpelledValuesWarning) as caught:
+        detect_blocks(table, names)
+    assert [re.search("column [0-9]", str(each.message))[0] for each in caught] == names
 
 
 @pytest.mark.parametrize("name", CATEGORIES)

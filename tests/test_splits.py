@@ -109,6 +109,15 @@ def test_rows_without_weight_are_not_held_out():
     assert sorted([*train.target.tolist(), *valid.target.tolist()]) == list(range(40))
 
 
+def test_the_last_rows_of_positive_weight_are_held_out():
+    weight = torch.tensor([0.0, 1.0, 0.0, 2.0] * 10)
+    frame = TensorFrame({"x": {"values": torch.zeros(40, 1)}})
+    rows = EncodedDataset(frame, torch.arange(40), weight)
+    train, (valid,) = rows.hold_out(lambda y: np.zeros(len(y)), 0.1, None)
+    assert valid.target.tolist() == [37, 39]
+    assert len(train) == 38
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_a_class_without_weight_does_not_decide(seed):
     y = np.array(["yes", "no", "yes", "no", "yes", "yes", "yes", "yes"])

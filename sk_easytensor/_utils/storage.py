@@ -29,6 +29,7 @@ __all__ = [
     "is_running",
     "make_temporary_directory",
     "open_store",
+    "remove_directory",
     "remove_left_behind",
     "remove_temporary_directory",
     "started_at",
@@ -183,6 +184,21 @@ def is_running(process):
     return True
 
 
+def remove_directory(url):
+    """Remove a directory with all files, if it exists and the file system allows it.
+
+    Parameters
+    ----------
+    url : str
+        Path or URL.
+    """
+    # fsspec's file systems raise errors of their own, and may not be installed.
+    with suppress(Exception):
+        files, root = fsspec.core.url_to_fs(url)
+        files.invalidate_cache()
+        files.rm(root, recursive=True)
+
+
 TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}")
 """Temporary names of files that are written and then renamed."""
 
@@ -206,12 +222,6 @@ class DirectoryStore:
         other.url = f"{self.url.rstrip('/')}/{name}"
         other._root = f"{self._root.rstrip('/')}/{name}"
         return other
-
-    def remove_all(self):
-        """Remove the directory with all files, if it exists and the file system allows it."""
-        # fsspec's file systems raise errors of their own.
-        with suppress(Exception):
-            self._files.rm(self._root, recursive=True)
 
     def names(self):
         """Return the sorted names of the files, without hidden ones."""

@@ -417,5 +417,7 @@ def is_path(X):
 def _is_file(X):
     """Return whether an entry of a list is a path; texts are not."""
     if isinstance(X, str):
-        return X.lower().endswith(PARQUET_SUFFIXES) or "://" in X
+        # Web addresses are more often texts.
+        is_url = "://" in X and not X.lower().startswith(("http://", "https://"))
+        return X.lower().endswith(PARQUET_SUFFIXES) or is_url or os.path.isdir(X)
     return isinstance(X, os.PathLike)

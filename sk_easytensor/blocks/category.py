@@ -643,7 +643,7 @@ class CategoryModule(BlockModule):
         return torch.cat(parts, dim=1)
 
     def _look_up(self, table, rows):
-        if self.sparse and self.training and is_large(table):
+        if self.sparse and torch.is_grad_enabled() and is_large(table):
             return functional.embedding(rows, table, sparse=True)
         # index_select, because the gradient of embedding is several times slower on a CPU.
         return table.index_select(0, rows)

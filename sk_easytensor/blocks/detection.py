@@ -277,19 +277,31 @@ def detect_blocks(table, columns, categories=()):
         raise TypeError(unsupported_column(table.schema.field(rest[0]), "", table.column(rest[0])))
     for block_class, group in chosen:
         if block_class in (CategoryBlock, TextBlock):
-            for name in set(group) - set(categories):
-                warn_of_spelled_values(name, table.column(name))
+            for name in group:
+                if name not in categories:
+                    warn_of_spelled_values(name, table.column(name))
     return chosen
 
 
 MEASURE = r"^[-+]?[$€£¥]?\s?(\d{1,3}(,\d{3})+(\.\d+)?|\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s?%?$"
 """Numbers as people write them: with separators of thousands, currencies, percent."""
 
+PLAIN = r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"
 INTEGER = r"^[-+]?\d+$"
 CODE = r"^[-+]?0\d"
-"""Integers with leading zeros, which are codes."""
+"""Numbers with leading zeros, which are codes."""
 
-DATE = r"^\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?$"
+MONTH, DAY, YEAR = r"(0?[1-9]|1[0-2])", r"(0?[1-9]|[12]\d|3[01])", r"((19|20)\d\d)"
+DAY_FIRST = r"^(1[3-9]|2\d|3[01])[-/.]"
+DATE = "|".join(
+    rf"^({date})([ T].*)?$"
+    for date in (
+        rf"{YEAR}[-/.]{MONTH}[-/.]{DAY}",
+        rf"({MONTH}[-/.]{DAY}|{DAY}[-/.]{MONTH})[-/.]{YEAR}",
+        # Dots and two digits are more often versions.
+        rf"({MONTH}[-/]{DAY}|{DAY}[-/]{MONTH})[-/]\d\d",
+    )
+)
 
 MOST = 0.9
 """Smallest fraction of values that are numbers or dates with which a column seems to be one."""
@@ -320,14 +332,20 @@ def warn_of_spelled_values(name, column):
 
     integers, measures, dates = (matching(pattern) for pattern in (INTEGER, MEASURE, DATE))
     n_integers, n_measures, n_dates = (pc.sum(each).as_py() for each in (integers, measures, dates))
+    # Integers alone may be codes; beside "N/A" they are numbers.
+    seem_numbers = n_measures >= MOST * len(values) and (
+        n_measures > n_integers or n_measures < len(values)
+    )
     if n_dates >= MOST * len(values):
-        kind, found, convert = "dates", dates, f"pandas.to_datetime(X[{name!r}])"
-    elif n_measures >= MOST * len(values) and (
-        # Integers alone may be codes; beside "N/A" they are numbers, unless one begins with 0.
-        n_measures > n_integers or (n_measures < len(values) and not pc.any(matching(CODE)).as_py())
-    ):
+        kind, found = "dates", dates
+        first = ", dayfirst=True" if pc.any(matching(DAY_FIRST)).as_py() else ""
+        convert = f"pandas.to_datetime(X[{name!r}], format='mixed'{first}, errors='coerce')"
+    elif seem_numbers and not pc.any(matching(CODE)).as_py():
         kind, found = "numbers", measures
-        convert = f"pandas.to_numeric(X[{name!r}], errors='coerce')"
+        texts = f"X[{name!r}]"
+        if not pc.all(pc.equal(measures, matching(PLAIN))).as_py():
+            texts += r".str.replace(r'[$€£¥,%\s]', '', regex=True)"
+        convert = f"pandas.to_numeric({texts}, errors='coerce')"
     else:
         return
     others = values.filter(pc.invert(found))

@@ -141,9 +141,9 @@ def open_parquet(path, names=None):
     ----------
     path : str, os.PathLike or list of these
         A file, a directory, a glob, or a URL of one of these on any file system that fsspec
-        supports. The ``key=value`` parts of paths in directories, globs and lists become columns.
-        Of a directory with files that end in ``.parquet`` or ``.pq``, only these are read. Entries
-        of a list are read in their order.
+        supports. The ``key=value`` parts of paths in directories, globs and lists become columns,
+        and so do those directly above a wildcard. Of a directory with files that end in
+        ``.parquet`` or ``.pq``, only these are read. Entries of a list are read in their order.
     names : sequence of str, optional
         Columns to read, by the names that they have after conversion to plain types. Other
         columns may occur twice in a file and be of several types. By default, and if none of the
@@ -174,6 +174,10 @@ def open_parquet(path, names=None):
     register_extensions()
     try:
         try:
+            dataset = pads.dataset(paths, **options)
+        except pa.ArrowTypeError:
+            # The files have columns of the same names as the parts of their paths.
+            options["partitioning"] = None
             dataset = pads.dataset(paths, **options)
         except pa.ArrowInvalid:
             # Arrow infers no schema where a name occurs twice; partition columns are dropped then.
@@ -240,7 +244,9 @@ def find_files(path):
     url = os.fspath(path)
     files, root = fsspec.core.url_to_fs(url)
     if fsspec.core.has_magic(root):
-        paths, base = sorted(files.glob(root)), hive_base(os.path.dirname(root))
+        fixed = root.split("/")
+        fixed = fixed[: next(i for i, part in enumerate(fixed) if fsspec.core.has_magic(part))]
+        paths, base = sorted(files.glob(root)), hive_base("/".join(fixed))
         paths = [path for path in paths if not files.isdir(path)]
     elif files.isdir(root):
         paths, base = sorted(files.find(root)), root
@@ -255,12 +261,11 @@ def find_files(path):
 
 
 def hive_base(directory):
-    """Return the part of a path before the first ``key=value`` or wildcard."""
+    """Return a directory, or if it is a ``key=value`` part of a path, the one above these."""
     parts = directory.split("/")
-    for index, part in enumerate(parts):
-        if "=" in part or fsspec.core.has_magic(part):
-            return "/".join(parts[:index]) or "/"
-    return directory
+    while "=" in parts[-1]:
+        parts.pop()
+    return "/".join(parts) or "/"
 
 
 def select_fields(schemas, names):

@@ -113,7 +113,8 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     optimizer : str or torch.optim.Optimizer class, default="adamw"
         Optimizer of the network: ``"adamw"``, ``"adam"``, ``"sgd"`` or a class.
         ``"adamw"`` and ``"adam"`` update embedding tables of a million entries or more by row:
-        a step changes only the rows that occur in its batch. Their moments are one number a row.
+        a step changes only the rows that occur in its batch. Their moments are one number a row,
+        and they are not part of the average of the weights over steps.
     weight_decay : float, default=5e-2
         Weight decay of the optimizer, which is no part of the gradient for ``"adamw"``, ``"adam"``
         and other optimizers that have ``decoupled_weight_decay``.

@@ -19,6 +19,8 @@ from sk_easytensor._utils.masking import masked
 from sk_easytensor._utils.skops import trusted_types
 from sk_easytensor._utils.storage import LOCK, Lock, open_store
 from sk_easytensor._utils.validation import warn_user
+from sk_easytensor.tensors import TensorFrame
+from sk_easytensor.training.dataset import MemoryMappedDataset
 
 __all__ = [
     "Checkpoints",
@@ -638,17 +640,36 @@ def describe_data(network, rows, valid_rows):
     for name, part in [("training", rows)] + [
         (f"validation {index}", part) for index, part in enumerate(valid_rows)
     ]:
-        # One piece is in memory at a time.
         rows, targets, weights = Digest(), Digest(), Digest()
-        for piece in part.parts():
-            rows.add(*piece.frame.content())
-            targets.add(piece.target)
-            weights.add(piece.weight)
+        if isinstance(part, MemoryMappedDataset):
+            # Their order and their pieces depend on the memory that a worker has.
+            rows.add(sum_of_hashes(part))
+        else:
+            for piece in part.parts():
+                rows.add(*piece.frame.content())
+                targets.add(piece.target)
+                weights.add(piece.weight)
         description[f"{name} rows"] = f"{len(part)} rows of {rows}"
         description[f"{name} targets"] = str(targets)
         description[f"{name} weights"] = str(weights)
     description["network"] = digest(*network.state_dict().values())
     return description
+
+
+def sum_of_hashes(rows):
+    """Return the sum of the hashes of rows with targets and weights, an ndarray of one number."""
+    total = np.zeros(1, dtype=np.uint64)
+    for piece in rows.parts():
+        targets = TensorFrame({"y": {"target": piece.target, "weight": piece.weight}})
+        # Hashes of rows and targets belong together.
+        pairs = TensorFrame(
+            {
+                "rows": {"hash": torch.from_numpy(piece.frame.row_hashes())},
+                "targets": {"hash": torch.from_numpy(targets.row_hashes())},
+            }
+        )
+        total += pairs.row_hashes().view(np.uint64).sum(dtype=np.uint64)
+    return total
 
 
 def joined_descriptions(descriptions):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import tempfile
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from copy import copy
 from functools import partial
 
@@ -104,8 +105,8 @@ class Dataset(ABC):
             ndarray of int64 of shape (n_rows,). Validation rows are drawn evenly from the strata.
         fraction : float
             Fraction of the rows that is held out; see :func:`validation_rows`.
-        random_state : numpy.random.RandomState
-            Random generator of the draw.
+        random_state : numpy.random.RandomState or None
+            Random generator of the draw; None to hold out the last rows instead of random ones.
 
         Returns
         -------
@@ -246,7 +247,10 @@ class InMemoryDataset(Dataset):
         validation part of them alone has no loss.
         """
         groups, known = strata(self.target), self._known_rows()
-        _, valid = validation_rows(groups[known], fraction, random_state)
+        if random_state is None:
+            valid = np.arange(len(known))[len(known) - round(fraction * len(known)) :]
+        else:
+            _, valid = validation_rows(groups[known], fraction, random_state)
         return complement(known[valid], len(groups))
 
     def hold_out(self, strata, fraction, random_state):
@@ -502,9 +506,14 @@ def materialize(pieces, memory):
         # Joining the pieces takes as much memory again.
         if in_files is None and 2 * size > memory:
             in_files = MemoryMappedDataset(memory)
-        if in_files is not None and PIECES_IN_MEMORY * size > memory:
-            in_files.append(join_rows(in_memory))
-            in_memory, size = [], 0
+        while in_files is not None and PIECES_IN_MEMORY * size > memory:
+            group = [in_memory.pop(0)]
+            n_joined = n_bytes(group[0])
+            while in_memory and PIECES_IN_MEMORY * n_joined <= memory:
+                group.append(in_memory.pop(0))
+                n_joined += n_bytes(group[-1])
+            size -= n_joined
+            in_files.append(join_rows(group))
     if in_files is None:
         return join_rows(in_memory) if in_memory else None
     if in_memory:
@@ -570,14 +579,17 @@ class RecordFile:
     """
 
     def __init__(self):
-        self._file = tempfile.TemporaryFile(prefix="sk_easytensor-rows-")  # noqa: SIM115
-        self._mapped = None
+        self._file = self._mapped = None
 
     def __del__(self):
-        self._file.close()
+        # What is left in the buffer does not matter any more.
+        with suppress(OSError, AttributeError):
+            self._file.close()
 
     def write(self, batch):
         """Write a record batch, and return its position in the file."""
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(prefix="sk_easytensor-rows-")  # noqa: SIM115
         start = self._file.seek(-(-self._file.tell() // ALIGNMENT) * ALIGNMENT)
         with pa.ipc.new_stream(pa.PythonFile(self._file, "wb"), batch.schema) as writer:
             writer.write_batch(batch)
@@ -630,10 +642,10 @@ class MemoryMappedDataset(TrainingDataset):
         except OSError as error:
             raise OSError(
                 error.errno,
-                f"the encoded rows do not fit into the directory of temporary files, after "
+                "the encoded rows cannot be written into the directory of temporary files, after "
                 f"{self.bytes / 1e6:.0f} MB ({error.strerror}). Set the environment variable "
-                "TMPDIR to a larger one, or raise memory_per_worker of RayBackend, up to which "
-                "rows stay in memory",
+                "TMPDIR to another one, or raise memory_per_worker of RayBackend, up to which rows "
+                "stay in memory",
                 tempfile.gettempdir(),
             ) from error
         self._pieces.append((len(rows), starts))

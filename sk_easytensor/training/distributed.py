@@ -13,6 +13,7 @@ __all__ = [
     "ProcessGroup",
     "SharedCheckpoints",
     "SingleProcess",
+    "sparse_rows",
 ]
 
 
@@ -157,10 +158,7 @@ class ProcessGroup:
         rows = torch.cat([part[:n] for part, n in zip(all_rows, counts, strict=True)])
         values = torch.cat([part[:n] for part, n in zip(all_values, counts, strict=True)])
         values = (values / total).to(parameter.dtype)
-        summed = torch.sparse_coo_tensor(
-            rows[None], values, parameter.shape, check_invariants=False
-        )
-        parameter.grad = summed.coalesce()
+        parameter.grad = sparse_rows(rows[None], values, parameter.shape).coalesce()
 
     def _gather_tensors(self, tensor):
         """Return the tensors of all workers, which have the same shape."""
@@ -210,6 +208,25 @@ class ProcessGroup:
         if error is not None:
             raise error
         return value
+
+
+def sparse_rows(rows, values, shape):
+    """Return a sparse matrix that consists of some rows.
+
+    Parameters
+    ----------
+    rows : torch.Tensor of int64, shape (1, n)
+        Indices of the rows, which may be repeated.
+    values : torch.Tensor of shape (n, width)
+        The rows.
+    shape : tuple of int
+        Shape of the matrix.
+
+    Returns
+    -------
+    torch.Tensor of shape `shape`, sparse
+    """
+    return torch.sparse_coo_tensor(rows, values, shape, check_invariants=False)
 
 
 @contextmanager

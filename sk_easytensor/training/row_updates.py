@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from sk_easytensor.networks.block_module import BlockModule
+from sk_easytensor.training.distributed import sparse_rows
 
 __all__ = [
     "ROW_OPTIMIZERS",
@@ -16,6 +17,9 @@ __all__ = [
 ROW_OPTIMIZERS = (torch.optim.AdamW, torch.optim.Adam)
 """Optimizers whose large tables are updated by row; subclasses may change what a step does."""
 
+
+SMALLEST_DECAY = 0.9
+"""Factor of the weight decay of several steps from which on it is applied."""
 
 LARGEST_SCALE = 1e6
 """Limit of the scale of stored second moments, at which a table's moments are scaled back."""
@@ -43,17 +47,18 @@ class RowUpdates:
     row, the moving average of the mean square of the row's gradient, which decays at every step as
     Adam's does (Kingma and Ba, 2015). There is no average of gradients: Adam applies the gradient
     of a row that no later batch contains in ten parts or so, and this update at once. Weight decay
-    is applied once an epoch, for all steps of the epoch. The moving average of the weights leaves
-    these tables out, because most rows did not change in the steps over which it averages.
+    is applied to all rows every hundred steps or so, whenever it would change them by a tenth, and
+    at the end of an epoch. The moving average of the weights leaves these tables out, because most
+    rows did not change in the steps over which it averages.
     """
 
     def __init__(self, network, enabled):
         self.tables = []
-        for module in network.modules():
-            if isinstance(module, BlockModule):
-                module.sparse = enabled
-                if enabled:
-                    self.tables += [t for t in module.large_tables() if t.requires_grad]
+        self._modules = [m for m in network.modules() if isinstance(m, BlockModule)]
+        for module in self._modules:
+            module.sparse = enabled
+            if enabled:
+                self.tables += [t for t in module.large_tables() if t.requires_grad]
         self._decays = [1.0] * len(self.tables)
 
     def register(self, optimizer):
@@ -67,19 +72,33 @@ class RowUpdates:
         if self.tables:
             optimizer.register_step_pre_hook(self._update)
 
+    def disable(self):
+        """Let the network have dense gradients again, after the training."""
+        for module in self._modules:
+            module.sparse = False
+
     def coalesce(self):
         """Sum the gradients of rows that occur several times in a batch."""
         for table in self.tables:
-            if table.grad is not None:
-                table.grad = table.grad.coalesce()
+            if table.grad is None:
+                # A module may not have read the table. All workers have a gradient of it.
+                rows = torch.empty(1, 0, dtype=torch.int64, device=table.device)
+                values = torch.empty(0, table.shape[1], dtype=table.dtype, device=table.device)
+                table.grad = sparse_rows(rows, values, table.shape)
+            elif not table.grad.is_sparse:
+                table.grad = table.grad.to_sparse(1)
+            table.grad = table.grad.coalesce()
+
+    def end_epoch(self):
+        """Apply the weight decay that is pending."""
+        for index in range(len(self.tables)):
+            self._decay(index)
 
     @torch.no_grad()
-    def end_epoch(self):
-        """Apply the weight decay of all steps since the last call."""
-        for table, decay in zip(self.tables, self._decays, strict=True):
-            if decay != 1.0:
-                table.mul_(decay)
-        self._decays = [1.0] * len(self.tables)
+    def _decay(self, index):
+        if self._decays[index] != 1.0:
+            self.tables[index].mul_(self._decays[index])
+            self._decays[index] = 1.0
 
     @torch.no_grad()
     def _update(self, optimizer, args, kwargs):
@@ -90,12 +109,15 @@ class RowUpdates:
             group = groups[id(table)]
             rows, values = table.grad.indices()[0], table.grad.values()
             self._decays[index] *= 1 - group["lr"] * group["weight_decay"]
+            if self._decays[index] < SMALLEST_DECAY:
+                self._decay(index)
             self._update_rows(table, rows, values, group, optimizer.state[table])
             table.grad = None
 
     def _update_rows(self, table, rows, values, group, state):
         beta = group["betas"][1]
         if not state:
+            # The key that torch's Adam expects of any state.
             state["step"] = torch.zeros(())
             # The moments divided by beta ** scaled_steps, so that those of all other rows decay
             # without being touched.

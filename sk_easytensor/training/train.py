@@ -434,6 +434,7 @@ def train_network(network, head, rows, valid_rows, settings):
         # Moments are loaded; learning rate and weight decay are those of these settings.
         load_optimizer_state(net, settings.optimizer_state["state"])
     net.partial_fit(rows)
+    net.row_updates.disable()
     best, scores = _best_epoch(net)
     if linear is not None:
         final.is_final = True
@@ -542,10 +543,14 @@ def load_optimizer_state(net, saved):
     state = net.optimizer_.state_dict()
     grouped = [p for group in net.optimizer_.param_groups for p in group["params"]]
     position = {id(parameter): index for index, parameter in enumerate(grouped)}
+    by_row = {id(table) for table in net.row_updates.tables}
     state["state"] = {
         position[id(parameter)]: saved[name]
         for name, parameter in net.module_.named_parameters()
-        if name in saved and id(parameter) in position
+        if name in saved
+        and id(parameter) in position
+        # A table has another state if an earlier training did not update it by row, or did.
+        and ("row_moments" in saved[name]) == (id(parameter) in by_row)
     }
     net.optimizer_.load_state_dict(state)
 

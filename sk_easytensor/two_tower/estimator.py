@@ -328,6 +328,9 @@ class EasyTensorTwoTower(
         Fraction of the pairs that is held out for validation when `fit` gets no ``eval_set``; None
         to train on all pairs. ``"auto"`` is 0.03, but at least 1,000 pairs, as long as these are
         not more than a tenth, and at most 50,000.
+    validation : {"random", "last"}, default="random"
+        Which pairs are held out: random ones, or the last of `X`. If `X` is in the order of time,
+        the last pairs are as far from the others as those that the model has to predict.
     warm_start : bool, default=False
         Whether `fit` begins with the weights of the last fit: the vectors of users, items and other
         categories that both have, and blocks and trunks of the same form. All else begins anew.
@@ -418,6 +421,7 @@ class EasyTensorTwoTower(
         eval_metric: str | Sequence[str] | None = "auto",
         stopping_metric: str | None = None,
         validation_fraction: float | Literal["auto"] | None = "auto",
+        validation: Literal["random", "last"] = "random",
         warm_start: bool = False,
         random_state: RandomStateLike | None = None,
         n_jobs: int | None = None,
@@ -449,6 +453,7 @@ class EasyTensorTwoTower(
         self.eval_metric = eval_metric
         self.stopping_metric = stopping_metric
         self.validation_fraction = validation_fraction
+        self.validation = validation
         self.warm_start = warm_start
         self.random_state = random_state
         self.n_jobs = n_jobs
@@ -472,6 +477,7 @@ class EasyTensorTwoTower(
         owner = type(self).__name__
         check_number(owner, "embedding_dim", self.embedding_dim, low=1, integer=True)
         check_choice(owner, "similarity", self.similarity, ("dot", "cosine"))
+        check_choice(owner, "validation", self.validation, ("random", "last"))
         if self.temperature is not None:
             check_number(owner, "temperature", self.temperature, low=0, exclusive=True)
         if isinstance(self.shared_blocks, str) or not all(
@@ -598,7 +604,8 @@ class EasyTensorTwoTower(
                 fraction = self.validation_fraction
                 if fraction == "auto":
                     fraction = default_validation_fraction(len(rows))
-                rows, held_out = rows.hold_out(target.strata, fraction, random_state)
+                draw = None if self.validation == "last" else random_state
+                rows, held_out = rows.hold_out(target.strata, fraction, draw)
                 evals = {**dict(zip(["valid_0"], held_out, strict=False)), **evals}
             self._train_towers(rows, evals, random_state, backend, checkpoints, previous)
             towers = [(self.user_tower_, sample.table)]

@@ -234,7 +234,7 @@ def test_columns_that_validation_lacks(classifier, files, shop, tmp_path):
 
 
 def test_more_workers_than_processors(classifier, shop, caplog):
-    message = "3 workers of 1 CPU each are more than the cluster has .*start_timeout=0.5 s"
+    message = "3 workers of 1 CPU each are more than the cluster has .*start_timeout=0.5"
     with pytest.raises(ValueError, match=message):
         classifier(3, how={"start_timeout": 0.5}).fit(shop[FEATURES], shop["label"])
     assert "waiting up to 0.5 s for more" in caplog.text

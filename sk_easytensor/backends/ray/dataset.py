@@ -75,7 +75,12 @@ class RayDataset(Dataset):
         return [result for result, count in zip(per_chunk, self.counts, strict=True) if count]
 
     def hold_out(self, strata, fraction, random_state):
-        """Hold out validation rows of each chunk, evenly from the strata of its rows."""
+        """Hold out rows of each chunk, evenly from the strata of its rows, or the last of all."""
+        if random_state is None:
+            ends = np.cumsum(self.counts)
+            first = int(ends[-1] - round(fraction * ends[-1]))
+            starts = first - ends + np.array(self.counts)
+            return self._split(partial(chunk_split_last, starts=starts))
         seed = int(random_state.randint(np.iinfo(np.int32).max))
         return self._split(partial(chunk_split, strata=strata, fraction=fraction, seed=seed))
 
@@ -138,6 +143,12 @@ def chunk_split(number, rows, strata, fraction, seed):
     """Return the indices of a chunk's training rows and of its validation rows."""
     random = np.random.RandomState([seed, number])
     return rows.split_rows(strata, fraction, random)
+
+
+def chunk_split_last(number, rows, starts):
+    """Return the indices of a chunk's training rows, and of those from a row on."""
+    rows = np.arange(len(rows.target))
+    return rows[: max(starts[number], 0)], rows[max(starts[number], 0) :]
 
 
 def chunk_fold(number, rows, strata, n_folds, fold, seed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pickle
 import signal
@@ -24,8 +25,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from sk_easytensor._utils.masking import mask_error, masked
 from sk_easytensor._utils.runtime import limited_threads
 from sk_easytensor._utils.storage import (
-    DirectoryStore,
     make_temporary_directory,
+    remove_directory,
     remove_temporary_directory,
 )
 from sk_easytensor.backends.ray.progress import ErrorCollector, report_progress
@@ -47,6 +48,9 @@ __all__ = [
 
 
 LOGGER = logging.getLogger("sk_easytensor.ray")
+
+OWN_CLUSTER_TIMEOUT = 5
+"""Longest time to wait for room in a cluster that the fit started, in seconds."""
 
 
 @dataclass
@@ -252,18 +256,24 @@ def check_room(backend):
     shortage = lacking(backend)
     if shortage:
         LOGGER.warning("%s; waiting up to %s s for more", shortage, backend.start_timeout)
+    # Ray waits for whole seconds. A cluster that the fit started does not grow.
+    timeout = max(1, math.ceil(backend.start_timeout))
+    if backend.started_cluster:
+        timeout = min(timeout, OWN_CLUSTER_TIMEOUT)
     bundles = [worker_resources(backend)] * backend.num_workers
     group = placement_group(bundles, strategy=backend.placement_strategy)
     try:
-        if group.wait(backend.start_timeout):
+        if group.wait(timeout):
             return
     finally:
         remove_placement_group(group)
     reason = lacking(backend) or (
-        f"RayBackend: {backend.num_workers} workers of {described(worker_resources(backend))} each "
-        "have no room, because others use the cluster"
+        f"RayBackend: the cluster has no room for {backend.num_workers} workers of "
+        f"{described(worker_resources(backend))} each with placement_strategy="
+        f"{backend.placement_strategy!r}: others use it, or its {n_machines()} machines are too "
+        "few or too small"
     )
-    raise ValueError(f"{reason}. Waited for start_timeout={backend.start_timeout} s")
+    raise ValueError(f"{reason}. Waited for {timeout} s (start_timeout={backend.start_timeout})")
 
 
 def worker_resources(backend):
@@ -319,7 +329,7 @@ def storage(backend):
         try:
             yield directory
         finally:
-            DirectoryStore(directory).remove_all()
+            remove_directory(directory)
         return
     directory = make_temporary_directory("ray")
     try:

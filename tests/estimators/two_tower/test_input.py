@@ -164,6 +164,7 @@ def test_columns_missing_from_a_tower(data, X, catalogue, fitted):
         ("batch_size", 0, "batch_size must be an integer at least 1"),
         ("trunk", "mlp", "trunk must have make_module"),
         ("validation_fraction", 1.0, "validation_fraction must be a number"),
+        ("validation", "first", r"validation must be one of .*'random', 'last'"),
         ("backend", "cloud", "backend must be"),
     ],
 )
