@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn.inspection
-import torch
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.feature_selection import SelectFromModel
 from sklearn.linear_model import LinearRegression
@@ -28,7 +27,6 @@ from sk_easytensor.backends.base import LocalBackend
 from sk_easytensor.inspection import PermutationImportanceDisplay, permutation_importance
 from sk_easytensor.inspection import encoded_model as _encoded
 from sk_easytensor.inspection import sample as _sample
-from sk_easytensor.inspection.sample import Measured, join_measured
 
 QUICK = {
     "n_folds": None,
@@ -502,47 +500,3 @@ def test_display_without_matplotlib(monkeypatch, regressor, table):
         PermutationImportanceDisplay.from_estimator(regressor, *table)
     with pytest.raises(ImportError, match=r"plot needs matplotlib"):
         PermutationImportanceDisplay([[1.0]], ["a"]).plot()
-
-
-def test_importances_of_noise_are_zero():
-    quick = {"n_folds": 2, "max_epochs": 10, "trees": BoostedTrees(max_iter=30), "random_state": 0}
-    n_positive = 0
-    for seed in range(4):
-        random = np.random.default_rng(seed)
-        X = pd.DataFrame(random.normal(size=(600, 4)), columns=list("abcd"))
-        noise = EasyTensorClassifier(**quick).fit(X, random.integers(0, 2, 600))
-        n_positive += (noise.feature_importances_ > 0).sum()
-    # About one of a hundred columns is clear by chance, and the rows chose the epoch.
-    assert n_positive <= 2
-    y = X["a"] + 0.5 * X["b"] + 0.3 * random.normal(size=600)
-    model = EasyTensorRegressor(**quick).fit(X, y)
-    a, b, *rest = model.feature_importances_
-    assert a > b > 0.05
-    assert max(rest) < 0.01
-    assert model.feature_importances_.sum() == pytest.approx(1)
-
-
-def test_a_column_of_noise_has_no_clear_increase():
-    random = np.random.default_rng(0)
-    weight = torch.from_numpy(random.uniform(0.5, 2, 1000))
-
-    def measured(increases):
-        means = np.array([float((i * weight).sum() / weight.sum()) for i in increases])
-        errors = np.array(
-            [
-                float(((i - mean) * weight).square().sum().sqrt() / weight.sum())
-                for i, mean in zip(increases, means, strict=True)
-            ]
-        )
-        return Measured(means, errors, lambda values: values, None)
-
-    noise = torch.from_numpy(random.normal(size=(2, 1000)))
-    clear = noise[0] + 0.3
-    found, _ = join_measured([measured([noise[1], clear])], None)
-    assert found.tolist() == [0, 1]
-    # The errors of several networks, each on its own rows, are smaller than those of one.
-    weak = [measured([torch.from_numpy(random.normal(0.06, 1, 1000)), clear]) for _ in range(9)]
-    alone = [join_measured([each], None)[0][0] for each in weak]
-    together = join_measured(weak, None)[0][0]
-    assert min(alone) == 0
-    assert together > 0

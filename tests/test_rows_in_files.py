@@ -133,8 +133,11 @@ def test_checkpoints_know_the_rows_whatever_the_memory():
     assert len(list(first.parts())) != len(list(second.parts()))
     assert described(first) == described(second)
     assert described(first) != described(spill(memory=20_000, n_rows=ROWS - 1))
-    other = first.map(lambda part: EncodedDataset(part.frame, part.target, part.weight.flip(0)))
-    assert described(first) != described(other)
+    numbers = torch.arange(ROWS)
+    flipped = encoded(numbers)
+    flipped.weight = flipped.weight.flip(0)
+    parts = [flipped.take(part) for part in numbers.split(PIECE)]
+    assert described(first) != described(materialize(parts, memory=20_000))
 
 
 def test_memory_is_not_exceeded_where_rows_do_not_fit():

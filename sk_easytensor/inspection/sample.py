@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-
 import numpy as np
 import torch
 
@@ -108,10 +104,6 @@ MAX_PASSES = 2**20
 
 MAX_VALUES = 2**16
 """Values of rows and columns that a pass over all columns of a wide table reads."""
-
-NOISE = 3.0
-"""Standard errors above which an importance is not noise. The rows of the sample chose the epoch
-and the weights of the models, which favours columns of noise a little."""
 
 MIN_VALIDATION_ROWS = 32
 """With fewer validation rows, training rows are sampled."""
@@ -282,15 +274,18 @@ class ImportanceSample:
         validation : dict or None
             Metrics for the sample. None for training rows.
         """
-        measured = self.measure(network, encoder, target, backend)
-        return join_measured([measured], target)
+        importances, predicted = self.measure(network, encoder, target, backend)
+        return importances, None if predicted is None else validation(target, [predicted])
 
     def measure(self, network, encoder, target, backend):
-        """Measure the effect of each column, and predict; parameters as of :meth:`compute`.
+        """Compute importances, and outputs of validation rows; parameters as of :meth:`compute`.
 
         Returns
         -------
-        Measured
+        importances : ndarray of float64, shape (n_features,)
+            Importance of each feature, at least 0.
+        predicted : tuple of torch.Tensor, or None
+            Outputs, targets and weights of the sample. None for training rows.
         """
         head = target.head_
         model = EncodedModel.of_network(network, head, encoder, self.rows.frame, backend)
@@ -298,14 +293,14 @@ class ImportanceSample:
         if not (self.quick or model.linear):
             rows = rows.take(slice(bounded_rows(MAX_VALUES // len(model.places))))
             evaluated = EncodedModel.of_network(network, head, encoder, rows.frame, backend)
-        spread = partial(encoder.by_feature, network=network, frame=rows.frame)
-        predicted = None
-        if self.held_out:
-            predicted = model.outputs[:, 0], self.rows.target, self.rows.weight
-        return Measured(*self.increases(evaluated, rows, head), spread, predicted)
+        importances = self.importances(evaluated, rows, head)
+        importances = encoder.by_feature(importances, network, rows.frame)
+        if not self.held_out:
+            return importances, None
+        return importances, (model.outputs[:, 0], self.rows.target, self.rows.weight)
 
-    def increases(self, model, rows, head):
-        """Return by how much the loss increases if a column is shuffled, and its standard error.
+    def importances(self, model, rows, head):
+        """Return the permutation importance of each input column.
 
         Parameters
         ----------
@@ -318,81 +313,29 @@ class ImportanceSample:
 
         Returns
         -------
-        increases, errors : ndarray of float64, shape (n_columns,)
-            Mean over rows, and its standard error. Columns that can only be shuffled together share
-            both evenly.
+        ndarray of float64, shape (n_columns,)
+            Increase of the loss, at least 0, scaled to sum to 1; all 0 if no column increases it.
+            Columns that can only be shuffled together share their importance evenly.
         """
         weight = rows.weight.double()
-        total = float(weight.sum())
 
-        def losses(outputs):
-            return head.loss(outputs, rows.target)[:, 0].double() * weight
+        def loss(outputs):
+            losses = head.loss(outputs, rows.target)[:, 0].double()
+            return float((losses * weight).sum())
 
         repeats = REPEATS if self.quick else WIDE_TABLE_REPEATS
         orders = draw_orders(len(rows), repeats, np.random.RandomState(self.seed))
         groups = model.columns()
-        before, after = permuted_scores(model, groups, orders, losses)
-        means, errors = np.zeros((2, len(model.places)))
-        for (columns, _), shuffled in zip(groups, after, strict=True):
-            increases = torch.stack([each - before for each in shuffled]).mean(0)
-            mean = float(increases.sum()) / total
-            error = float((increases - mean * weight).square().sum().sqrt()) / total
-            means[columns], errors[columns] = mean / len(columns), error / len(columns)
-        return means, errors
-
-
-@dataclass
-class Measured:
-    """Effects of columns on the loss of a network, and its predictions.
-
-    Attributes
-    ----------
-    increases, errors : ndarray of float64, shape (n_columns,)
-        Increase of the loss if a column is shuffled, and its standard error.
-    spread : callable
-        Takes numbers of columns, and returns numbers of features.
-    predicted : tuple of torch.Tensor, or None
-        Outputs, targets and weights of validation rows. None for training rows.
-    """
-
-    increases: np.ndarray
-    errors: np.ndarray
-    spread: Callable
-    predicted: tuple | None
-
-
-def join_measured(measured, target):
-    """Return importances and metrics of one network or several.
-
-    Parameters
-    ----------
-    measured : list of Measured
-        Results for each network, each on rows of its own.
-    target : Target
-        Fitted target.
-
-    Returns
-    -------
-    importances : ndarray of float64, shape (n_features,)
-        Mean increase of the loss, scaled to sum to 1. A column of noise increases the losses of
-        some rows and decreases those of others: the importance is 0 where the increase is not
-        larger than `NOISE` standard errors.
-    validation : dict or None
-        Metrics for the validation rows of all networks.
-    """
-    increases = np.mean([each.increases for each in measured], axis=0)
-    squares = np.sum([each.errors**2 for each in measured], axis=0)
-    clear = increases > NOISE * np.sqrt(squares) / len(measured)
-    importances = np.mean(
-        [each.spread(np.where(clear, each.increases, 0.0)) for each in measured], axis=0
-    )
-    importances = np.maximum(importances, 0.0)
-    total = importances.sum()
-    predicted = [each.predicted for each in measured if each.predicted is not None]
-    return (
-        importances / total if total > 0 else importances,
-        validation(target, predicted) if predicted else None,
-    )
+        before, after = permuted_scores(model, groups, orders, loss)
+        losses = [loss for of_group in after for loss in of_group]
+        before, *after = [each / float(weight.sum()) for each in (before, *losses)]
+        importances = np.zeros(len(model.places))
+        for index, (columns, _) in enumerate(groups):
+            losses = after[index * repeats : (index + 1) * repeats]
+            increase = np.mean([loss - before for loss in losses])
+            importances[columns] = max(increase, 0.0) / len(columns)
+        total = importances.sum()
+        return importances / total if total > 0 else importances
 
 
 class EnsembleSample:
@@ -418,7 +361,9 @@ class EnsembleSample:
             sample.measure(one, encoder, target, backend)
             for sample, one in zip(self.samples, network.networks, strict=True)
         ]
-        return join_measured(measured, target)
+        importances = np.mean([each for each, _ in measured], axis=0)
+        parts = [predicted for _, predicted in measured if predicted is not None]
+        return importances, validation(target, parts) if parts else None
 
 
 def validation(target, predicted):

@@ -659,7 +659,7 @@ def describe_data(network, rows, valid_rows):
 def sum_of_hashes(rows):
     """Return the sum of the hashes of rows with targets and weights, an ndarray of one number."""
     total = np.zeros(1, dtype=np.uint64)
-    for piece in rows.parts():
+    for piece in rows.stored_parts():
         targets = TensorFrame({"y": {"target": piece.target, "weight": piece.weight}})
         # Hashes of rows and targets belong together.
         pairs = TensorFrame(

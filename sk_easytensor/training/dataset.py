@@ -662,11 +662,19 @@ class MemoryMappedDataset(TrainingDataset):
 
     def parts(self):
         """Yield the pieces, one in memory at a time."""
+        for piece in self.stored_parts():
+            yield self.apply(piece)
+
+    def stored_parts(self):
+        """Yield the pieces as they are in the file, without the functions of :meth:`map`."""
         for index in range(len(self._pieces)):
-            yield self._applied(self._read(index))
+            yield self._read(index)
 
     def windows(self):
-        """Yield the windows of an epoch, in random order; together they have all rows once."""
+        """Yield the windows of an epoch, in random order; together they have all rows once.
+
+        They are as in the file; see :meth:`apply`.
+        """
         # A window is in memory three times: as pieces, joined, and as the current batch.
         n_windows = min(-(-3 * self.bytes // self.memory), len(self))
         # Other fractions of the pieces meet in each epoch.
@@ -679,7 +687,7 @@ class MemoryMappedDataset(TrainingDataset):
                 if end > first:
                     parts.append(self._read(index).take(slice(first, end)))
             if parts:
-                yield self._applied(join_rows(parts))
+                yield join_rows(parts)
 
     def batches(self, batch_size, *, shuffle=False, lengths=None, n_batches=None):
         """Return an iterable of batches; see :meth:`TrainingDataset.batches`."""
@@ -692,7 +700,8 @@ class MemoryMappedDataset(TrainingDataset):
         )
         return EncodedDataset(frame, targets["y"]["target"], targets["y"]["weight"])
 
-    def _applied(self, rows):
+    def apply(self, rows):
+        """Return rows of the file with the functions of :meth:`map` applied."""
         for function in self.functions:
             rows = function(rows)
         return rows
@@ -735,7 +744,7 @@ class MemoryMappedBatches:
                 target = min(round(self.n_batches * rows_read / len(self.rows)), self.n_batches - 1)
             # Rows of a window that is much smaller than a batch are in the next one's batches.
             if target > batches_yielded:
-                yield from join_rows(held).batches(
+                yield from self.rows.apply(join_rows(held)).batches(
                     self.batch_size,
                     shuffle=True,
                     lengths=self.lengths,
