@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sk_easytensor import TableEncoder
+from sk_easytensor import SpelledValuesWarning, TableEncoder
 from sk_easytensor.blocks import DatetimeBlock
 from sk_easytensor.blocks.datetime import CYCLES, read_times
 from sk_easytensor.data.summaries import merge_all
@@ -373,6 +373,7 @@ def test_one_bad_value_makes_a_column_a_category(bad, row):
     days = [f"2024-01-{1 + i % 28:02}" for i in range(3000)]
     assert list(TableEncoder().fit({"day": days}).blocks_) == ["datetime"]
     days[row] = bad
-    encoder = TableEncoder().fit({"day": days})
+    with pytest.warns(SpelledValuesWarning, match="'day' .* of 3000 values are dates"):
+        encoder = TableEncoder().fit({"day": days})
     assert list(encoder.blocks_) == ["category"]
     assert encoder.transform({"day": ["2024-01-01", bad, "worse"]}).shape == (3, 1)

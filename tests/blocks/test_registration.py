@@ -70,6 +70,7 @@ def kinds(table, model=None):
     }
 
 
+@pytest.mark.filterwarnings("ignore::sk_easytensor.SpelledValuesWarning")
 def test_registered_blocks_are_chosen(table):
     assert list(kinds(table)) == ["category"]
     with registered_block(PercentBlock):
@@ -84,6 +85,7 @@ def test_registered_blocks_are_chosen(table):
     assert list(kinds(table, clone(model))) == ["category"]
 
 
+@pytest.mark.filterwarnings("ignore::sk_easytensor.SpelledValuesWarning")
 def test_the_order_is_that_of_registration(table):
     with registered_block(PercentBlock), registered_block(OtherBlock):
         assert BLOCKS[:2] == [PercentBlock, OtherBlock]
