@@ -338,6 +338,20 @@ def test_lists_of_paths_are_read_in_their_order(kind, tmp_path):
         read_parquet([*paths, kind("nowhere.parquet")])
 
 
+def test_files_evaluate_a_fit_on_rows_in_memory(tmp_path):
+    frame = pd.DataFrame({"a": range(40), "y": [0.0, 1.0] * 20})
+    path = tmp_path / "rows.parquet"
+    frame.to_parquet(path)
+    for files in (str(path), path, [path]):
+        model = EasyTensorRegressor(max_epochs=1, trees=None)
+        model.fit(frame[["a"]], frame["y"], eval_set=[(files, "y")])
+        assert "valid_0" in model.evals_result_
+        # The same files, given twice, are training rows.
+        other = EasyTensorRegressor(max_epochs=1, trees=None)
+        other.fit(files, "y", eval_set=[([path] if files != path else str(path), "y")])
+        assert list(other.evals_result_) == ["training", "valid_0"]
+
+
 def test_lists_of_texts_are_no_paths():
     with pytest.raises(ValueError, match="Expected 2D array"):
         as_table(["a text", "another one"])

@@ -19,6 +19,7 @@ __all__ = [
     "SpelledValuesWarning",
     "is_path",
     "parameter_names",
+    "path_list",
     "unknown_parameter",
     "warn_of_unseen",
     "warn_user",
@@ -412,6 +413,11 @@ def is_path(X):
     if isinstance(X, (list, tuple)):
         return len(X) > 0 and all(map(_is_file, X))
     return isinstance(X, (str, os.PathLike))
+
+
+def path_list(X):
+    """Return the path or paths for which :func:`is_path` is true, as a list of strings."""
+    return list(map(os.fspath, X if isinstance(X, (list, tuple)) else [X]))
 
 
 def _is_file(X):

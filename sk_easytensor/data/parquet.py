@@ -13,7 +13,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from sk_easytensor._utils.validation import PARQUET_SUFFIXES
+from sk_easytensor._utils.validation import PARQUET_SUFFIXES, path_list
 from sk_easytensor.data.arrow_columns import ARROW_ERRORS
 from sk_easytensor.data.type_names import type_name
 from sk_easytensor.data.types import (
@@ -202,10 +202,8 @@ def open_parquet(path, names=None):
 
 def shown_path(path):
     """Return a path, or a list of them, as it is named in messages."""
-    if isinstance(path, (list, tuple)):
-        rest = f" and {len(path) - 1} more" if len(path) > 1 else ""
-        return os.fspath(path[0]) + rest
-    return os.fspath(path)
+    first, *rest = path_list(path)
+    return first + (f" and {len(rest)} more" if rest else "")
 
 
 def find_files(path):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sk_easytensor._utils.validation import is_path, shortened
+from sk_easytensor._utils.validation import is_path, path_list, shortened
 from sk_easytensor.training.table_dataset import TableDataset
 
 __all__ = [
@@ -126,9 +124,9 @@ def eval_names(pairs, X, y=None, datasets=(), training=None):
 
 def same_source(left, right):
     """Return whether two arguments of ``fit`` are one object, or the same path or column name."""
-    if isinstance(left, (str, os.PathLike)) and isinstance(right, (str, os.PathLike)):
-        return os.fspath(left) == os.fspath(right)
-    return left is right or (is_path(left) and left == right)
+    if is_path(left) and is_path(right):
+        return path_list(left) == path_list(right)
+    return left is right
 
 
 def same_rows(valid, training):

@@ -194,8 +194,9 @@ class InBatchSoftmax(torch.autograd.Function):
 
     Notes
     -----
-    The exponentials of a user are summed once, however many pairs the user has, in double
-    precision, from which the own one can be subtracted. The matrix of users and items is written
+    The exponentials of a user are summed once, however many pairs the user has: those of the items
+    of no pair in single precision, and those of its pairs in double precision, from which the own
+    one can be subtracted. The matrix of users and items is written
     once in the forward and once in the backward pass: the operators of torch would make eight
     matrices of its size, which takes most of the time of a step.
 

@@ -10,7 +10,7 @@ from copy import copy
 import torch
 
 from sk_easytensor._utils.masking import MaskedUrl, masked, with_mask
-from sk_easytensor._utils.validation import check_number, is_path
+from sk_easytensor._utils.validation import check_choice, check_number, is_path
 from sk_easytensor.backends.base import Backend
 from sk_easytensor.training.table_dataset import read_dataset
 
@@ -111,11 +111,7 @@ class RayBackend(Backend):
         if memory_per_worker is not None:
             check_number("RayBackend", "memory_per_worker", memory_per_worker, low=1, integer=True)
         check_number("RayBackend", "start_timeout", start_timeout, low=0)
-        if placement_strategy not in PLACEMENT_STRATEGIES:
-            raise ValueError(
-                f"RayBackend: placement_strategy must be one of {list(PLACEMENT_STRATEGIES)}, got "
-                f"{placement_strategy!r}"
-            )
+        check_choice("RayBackend", "placement_strategy", placement_strategy, PLACEMENT_STRATEGIES)
         if resources_per_worker is not None and not isinstance(resources_per_worker, dict):
             raise ValueError(
                 "RayBackend: resources_per_worker must be a dictionary such as {'CPU': 2}, got "

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import ray
 
+from sk_easytensor._utils.validation import path_list
 from sk_easytensor.backends.ray.summarize import remote, results
 from sk_easytensor.data.parquet import RowRange, cut_evenly, parquet_chunks, unify_schemas
 from sk_easytensor.data.types import plain_schema, plain_types
@@ -200,10 +200,10 @@ def stored_chunks(X, n_chunks):
         memory of this process.
     """
     if not hasattr(X, "to_arrow_refs"):
-        for path in X if isinstance(X, (list, tuple)) else [X]:
-            if os.fspath(path).startswith("memory://"):
+        for path in path_list(X):
+            if path.startswith("memory://"):
                 raise ValueError(
-                    f"RayBackend: {os.fspath(path)!r} is in the memory of this process, where "
+                    f"RayBackend: {path!r} is in the memory of this process, where "
                     "workers cannot read it; pass a path or URL that all machines reach"
                 )
         schema, chunks = parquet_chunks(X, n_chunks)
