@@ -572,6 +572,12 @@ def _check_output_columns(block, module, frame, rows):
         )
         size = len(module.tree_codes)
         attributes["tree_columns"] = (module.tree_inputs, module.tree_columns, size)
+    if module.has_linear_inputs:
+        assert module.linear_columns is not None, (
+            "a module with linear_inputs and output_columns needs linear_columns"
+        )
+        size = len(module.linear_weights)
+        attributes["linear_columns"] = (module.linear_inputs, module.linear_columns, size)
     for name, (function, columns, size) in attributes.items():
         columns = np.asarray(columns)
         assert columns.shape == (size,), f"{name} has shape {columns.shape}, expected ({size},)"

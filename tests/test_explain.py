@@ -174,6 +174,7 @@ def test_every_kind_of_column_and_trunk(every_kind, trunk, trees, monkeypatch):
     if trees is not None:
         # Validation rows may leave the network without weight after so few epochs.
         model.network_.trees.share = 0.5
+    model.network_.linear.share = 0.6
     rows, background = X[:5], X[50:57]
     found = model.explain(rows, background=background, n_permutations=1, random_state=0)
     total = found.base_values + found.values.sum(axis=1)

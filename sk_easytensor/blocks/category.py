@@ -29,6 +29,7 @@ from sk_easytensor.data.keys import (
 from sk_easytensor.data.summaries import Summary, SummaryMap, ValueCounts, cached_slices
 from sk_easytensor.data.type_names import type_name
 from sk_easytensor.networks.block_module import BlockModule
+from sk_easytensor.networks.linear import indicator_weights
 from sk_easytensor.onnx.readers import MISSING_STRING
 
 __all__ = [
@@ -54,6 +55,13 @@ LARGEST_EXACT = 2**24
 """Largest integer up to which single precision represents all integers."""
 REVERSE_LOOKUP_RATIO = 4
 """Smallest ratio of categories to values at which categories are looked up among the values."""
+
+
+MAX_INDICATORS = 100
+"""Largest number of categories of a column whose indicators the linear model reads."""
+
+FEWEST_ROWS = 3
+"""Smallest number of training rows of such a category."""
 
 
 class CategoryBlock(Block):
@@ -336,7 +344,11 @@ class CategoryBlock(Block):
     def make_module(self):
         widths = [self.width or default_embedding_width(size) for size in self._effective_sizes()]
         return CategoryModule(
-            widths, self._shrinkage_factors(), self.unseen_probability, self._masking_rates()
+            widths,
+            self._shrinkage_factors(),
+            self.unseen_probability,
+            self._masking_rates(),
+            self.counts_,
         )
 
     def _effective_sizes(self):
@@ -558,6 +570,10 @@ class CategoryModule(BlockModule):
         Probability with which a code is masked as unseen during training.
     masking_rates : list of ndarray of float32
         Smallest probability with which each code of each column is masked as unseen.
+    counts : list of ndarray of int64, default=()
+        Number of training rows of each category of each column, the most frequent first, which
+        have the codes from 2 on. The linear model reads indicators of the most frequent ones;
+        without counts there are none.
 
     Attributes
     ----------
@@ -572,8 +588,9 @@ class CategoryModule(BlockModule):
     compensates for it.
     """
 
-    def __init__(self, widths, shrinkage_factors, unseen_probability, masking_rates):
+    def __init__(self, widths, shrinkage_factors, unseen_probability, masking_rates, counts=()):
         super().__init__()
+        self._set_linear_weights(counts)
         self.unseen_probability = unseen_probability
         self.masks_rare = any(column_rates.any() for column_rates in masking_rates)
         # Not part of the state dict, because the block computes it again.
@@ -600,6 +617,33 @@ class CategoryModule(BlockModule):
             self.register_buffer(f"shrinkage_{group}", factors[:, None].clone())
             self.register_buffer(f"columns_{group}", torch.tensor(columns))
             self.register_buffer(f"starts_{group}", torch.cumsum(sizes, 0) - sizes)
+
+    def _set_linear_weights(self, counts):
+        parts = [[np.empty(0, np.int64), np.empty(0, np.int32), np.empty(0)]]
+        for index, rows in enumerate(counts):
+            frequent = rows[:MAX_INDICATORS]
+            frequent = frequent[frequent >= FEWEST_ROWS]
+            fractions = frequent / rows.sum()
+            codes = KNOWN + np.arange(len(frequent), dtype=np.int32)
+            parts.append([np.full(len(codes), index), codes, indicator_weights(fractions)])
+        columns, codes, weights = map(np.concatenate, zip(*parts, strict=True))
+        self.register_buffer("indicator_columns", torch.from_numpy(columns), persistent=False)
+        self.register_buffer("indicator_codes", torch.from_numpy(codes), persistent=False)
+        self.linear_weights = weights.astype(np.float32)
+
+    @property
+    def has_linear_inputs(self):
+        """Whether a column has a frequent category."""
+        return len(self.linear_weights) > 0
+
+    @property
+    def linear_columns(self):
+        """Column of each feature of :meth:`linear_inputs`."""
+        return self.indicator_columns.cpu().numpy()
+
+    def linear_inputs(self, codes):
+        """Return indicators of the frequent categories of each column."""
+        return (codes.index_select(1, self.indicator_columns) == self.indicator_codes).float()
 
     def configure_for_embedding(self):
         """Turn off masking and shrinkage, so that rare users and items are distinguished."""

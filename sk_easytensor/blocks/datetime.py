@@ -345,6 +345,11 @@ class DatetimeModule(BlockModule):
         self.register_buffer("sines", torch.tensor(sines, dtype=torch.int64) + 2, persistent=False)
         self.out_features = len(n_edges) * width
         self.trend = NumericModule("piecewise", n_edges, width)
+        # Not the instants themselves: a line through them would be far off in other years.
+        quantiles = self.trend.linear_weights[len(n_edges) :]
+        n_waves_in_all = len(n_edges) * n_waves
+        waves = np.full(n_waves_in_all, (n_waves_in_all or 1) ** -0.5)
+        self.linear_weights = np.concatenate([quantiles, waves], dtype=np.float32)
         bound = 1 / math.sqrt(max(n_waves, 1))
         weight = torch.empty(len(n_edges), n_waves, width).uniform_(-bound, bound)
         self.waves = nn.Parameter(weight)
@@ -365,6 +370,19 @@ class DatetimeModule(BlockModule):
         waves = torch.nan_to_num(times[..., 2:], nan=0.0)
         cycles = torch.einsum("bcf,cfw->bcw", waves, self.waves)
         return self.trend(times[..., :2]) + cycles.flatten(1)
+
+    @property
+    def linear_columns(self):
+        """Column of each feature of :meth:`linear_inputs`."""
+        n_columns, n_waves = self.waves.shape[:2]
+        return np.concatenate(
+            [self.trend.linear_columns[n_columns:], np.repeat(np.arange(n_columns), n_waves)]
+        )
+
+    def linear_inputs(self, times):
+        """Return quantiles of the instants, pieces between quantiles, sines and cosines."""
+        trend = self.trend.linear_inputs(times[..., :2])[:, times.shape[1] :]
+        return torch.cat([trend, torch.nan_to_num(times[..., 2:], nan=0.0).flatten(1)], dim=1)
 
     @property
     def output_columns(self):

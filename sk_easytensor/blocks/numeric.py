@@ -12,11 +12,12 @@ from torch import nn
 from sk_easytensor._utils.validation import check_choice, check_number
 from sk_easytensor.blocks.base import Block, load_matching
 from sk_easytensor.data.arrow_columns import arrow_column
-from sk_easytensor.data.bin_edges import BinnedMixin
+from sk_easytensor.data.bin_edges import BOUND, BinnedMixin
 from sk_easytensor.data.columns import RowError, show_value, to_float64
 from sk_easytensor.data.summaries import Quantiles, SummaryMap
 from sk_easytensor.data.type_names import type_name
 from sk_easytensor.networks.block_module import BlockModule
+from sk_easytensor.networks.linear import indicator_weights
 
 __all__ = [
     "BASE_MARGIN",
@@ -51,6 +52,18 @@ PIECES = 16
 
 SLOPE_OFFSET = math.log(math.expm1(1 / PIECES))
 """Offset of the slope parameters; with parameters of 0 a function rises by 1 in total."""
+
+
+LINEAR_PIECES = 8
+"""Number of linear pieces of each number, between quantiles, among the linear model's features."""
+
+LINEAR_WEIGHTS = {"number": 0.4, "quantile": 0.8, "pieces": 0.5}
+"""Weights of the features of a number: of itself, of its quantile, and of all pieces together. Over
+24 tables of 300 rows, the best average with network and trees had 1.5% less loss, and 1.1% less
+with numbers alone."""
+
+LARGEST_NUMBER = 5.0
+"""Number of interquartile ranges from the median at which numbers are clipped for that model."""
 
 
 class NumericBlock(BinnedMixin, Block):
@@ -195,6 +208,7 @@ class NumericBlock(BinnedMixin, Block):
             frequencies=self.frequencies,
             frequency_scale=self.frequency_scale,
             step_factors=self._shrinkage_factors(),
+            missing_fractions=self.missing_fraction_,
         )
         module.learning_rate_scale = LEARNING_RATE_SCALE
         return module
@@ -338,6 +352,8 @@ class NumericModule(NumericCodes):
         Standard deviation of the initial frequencies.
     step_factors : ndarray of float64, shape (n_columns,), optional
         Factor of the differences between the bins of each column; by default 1.
+    missing_fractions : ndarray of float64, shape (n_columns,), optional
+        Fraction of rows without a value of each column, by default 0.
 
     Notes
     -----
@@ -346,10 +362,20 @@ class NumericModule(NumericCodes):
     """
 
     def __init__(
-        self, embedding, n_edges, width, frequencies=16, frequency_scale=0.1, step_factors=None
+        self,
+        embedding,
+        n_edges,
+        width,
+        frequencies=16,
+        frequency_scale=0.1,
+        step_factors=None,
+        missing_fractions=None,
     ):
         super().__init__(n_edges)
         n_columns = len(n_edges)
+        self._set_linear_weights(
+            n_edges, np.zeros(n_columns) if missing_fractions is None else missing_fractions
+        )
         self.embedding = embedding
         width = 1 if embedding == "none" else width
         self.out_features = n_columns * width
@@ -382,6 +408,44 @@ class NumericModule(NumericCodes):
             self.mix = nn.Parameter(torch.empty(n_columns, 2 * frequencies, width))
             nn.init.uniform_(self.mix, -bound, bound)
             self.bias = nn.Parameter(torch.zeros(n_columns, width))
+
+    def _set_linear_weights(self, n_edges, missing_fractions):
+        n_columns = len(n_edges)
+        last_edges = torch.tensor([max(count - 1, 1) for count in n_edges], dtype=torch.float32)
+        self.register_buffer("last_edges", last_edges, persistent=False)
+        with_missing = torch.from_numpy(np.flatnonzero(missing_fractions > 0))
+        self.register_buffer("with_missing", with_missing, persistent=False)
+        weights = LINEAR_WEIGHTS
+        self.linear_weights = np.concatenate(
+            [
+                np.full(n_columns, weights["number"]),
+                np.full(n_columns, weights["quantile"]),
+                np.full(n_columns * LINEAR_PIECES, weights["pieces"] / LINEAR_PIECES**0.5),
+                indicator_weights(missing_fractions[missing_fractions > 0]),
+            ],
+            dtype=np.float32,
+        )
+
+    @property
+    def linear_columns(self):
+        """Column of each feature of :meth:`linear_inputs`."""
+        columns = np.arange(len(self.last_edges))
+        pieces = np.repeat(columns, LINEAR_PIECES)
+        return np.concatenate([columns, columns, pieces, self.with_missing.cpu().numpy()])
+
+    def linear_inputs(self, values):
+        """Return numbers, their quantiles, pieces between quantiles, and missing indicators."""
+        scaled, position = values.unbind(-1)
+        missing = torch.isnan(scaled)
+        bent = torch.nan_to_num(scaled, nan=0.0, posinf=BOUND, neginf=-BOUND) / BOUND
+        # Numbers were bounded smoothly, which a linear model would have to undo.
+        least = 1 / (1 + (LARGEST_NUMBER / BOUND) ** 2)
+        numbers = BOUND * bent * (1 - bent.square()).clamp(min=least).rsqrt()
+        quantiles = torch.nan_to_num(position / self.last_edges, nan=0.5)
+        steps = torch.arange(LINEAR_PIECES, device=values.device)
+        pieces = (quantiles[..., None] * LINEAR_PIECES - steps).clamp(0, 1).flatten(1)
+        indicators = missing.index_select(1, self.with_missing).to(numbers.dtype)
+        return torch.cat([numbers, quantiles, pieces, indicators], dim=1)
 
     def configure_for_embedding(self):
         """Turn off shrinkage and the higher learning rate: bins occur in many pairs of a batch."""

@@ -455,6 +455,7 @@ class NumericSequenceModule(SequenceModule):
         self.encoder = make_encoder(len(has_missing) + len(self.has_missing))
         self.out_features = self.encoder.out_features
         self.convolutions = nn.ModuleList(convolutions)
+        self.prefers_linear = len(convolutions) > 0
         if convolutions:
             n_features = sum(part.out_features for part in convolutions)
             n_statistics = N_STATISTICS * len(has_missing) + 1
@@ -465,7 +466,7 @@ class NumericSequenceModule(SequenceModule):
     @property
     def has_linear_inputs(self):
         """Whether there are convolutions."""
-        return len(self.convolutions) > 0
+        return self.prefers_linear
 
     def linear_inputs(self, **channels):
         """Return the features of the convolutions, and statistics of the channels.

@@ -367,6 +367,14 @@ class VectorModule(BlockModule):
         pairs = zip(lengths, widths, strict=True)
         self.projections = nn.ModuleList(nn.Linear(*pair) for pair in pairs)
         self.missing = nn.ParameterList(torch.zeros(size) for size in widths)
+        # A long vector counts more than a number, but not as much as so many numbers.
+        weights = [np.full(length, length**-0.25, dtype=np.float32) for length in lengths]
+        self.linear_weights = np.concatenate(weights)
+
+    def linear_inputs(self, **vectors):
+        """Return the components of all vectors, 0 where missing."""
+        parts = [vectors[f"values_{index}"][:, 0] for index in range(len(self.projections))]
+        return torch.nan_to_num(torch.cat(parts, dim=1), nan=0.0)
 
     def forward(self, **vectors):
         """Return the projections of all columns.

@@ -97,12 +97,13 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         fitted with fewer than 100 training rows, without a column that they can use, or by
         `partial_fit`.
     linear : "auto" or None, default="auto"
-        ``"auto"`` fits a ridge regression beside the network if a block has features for it:
-        :class:`~sk_easytensor.NumericSequenceBlock` has many of each series. It is solved in closed
-        form, with the penalty that has the smallest leave-one-out loss, on at most 2,500 rows,
-        those held out for validation included. Its outputs are averaged with those of network and
-        trees. None fits none. There is none either beside losses other than log loss and squared
-        error, with an offset, with fewer than 10 training rows, where several workers train, or by
+        ``"auto"`` fits a ridge regression beside network and trees. It reads numbers, categories,
+        dates and vectors of up to 2,500 training rows, if validation rows can tell its weight, and
+        the many features that :class:`~sk_easytensor.NumericSequenceBlock` has of each series, of a
+        sample of that size. It is solved in closed form, with the penalty that has the smallest
+        leave-one-out loss, on rows held out for validation as well. Its outputs are averaged with
+        those of network and trees. None fits none. There is none either beside losses other than
+        log loss and squared error, with an offset, with fewer than 10 training rows, or by
         `partial_fit`.
     learning_rate : float, default=2.4e-2
         Highest learning rate of the schedule.
@@ -119,10 +120,11 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         Weight decay of the optimizer, which is no part of the gradient for ``"adamw"``, ``"adam"``
         and other optimizers that have ``decoupled_weight_decay``.
     early_stopping_rounds : int, "auto" or None, default="auto"
-        Number of epochs without a better validation loss after which training stops. ``"auto"`` is
-        4, or 6 from 20,000 training rows on, or as many epochs as have 64 steps if that is more.
-        None never stops early. With validation rows, the weights of the best epoch are kept in any
-        case.
+        Number of epochs without a better validation loss after which training stops. Where trees or
+        a linear model are averaged with the network, an epoch in which the network alone has become
+        better does not count. ``"auto"`` is 4, or 6 from 20,000 training rows on, or as many epochs
+        as have 64 steps if that is more. None never stops early. With validation rows, the weights
+        of the best epoch are kept in any case.
     eval_metric : str, callable, list of them or None, default=None
         Metrics that are computed on validation rows after each epoch, beside the loss: names of
         scikit-learn's scorers, LightGBM's and XGBoost's names such as ``"auc"``, or functions of
@@ -143,7 +145,7 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         models that did not. Fit and predictions take up to `n_folds` times as long. `fit` gets no
         ``eval_set`` then. None for one network. ``"auto"`` for 5 folds where one split of few rows
         would decide by chance: for 50 to 2,500 rows that `fit` would hold out a part of, in this
-        process and without `warm_start`, unless a linear model reads all columns.
+        process and without `warm_start`, unless all columns are time series.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes; 1 for each class if None. They multiply the sample weights of the
         rows given to `fit`, but not those of ``eval_set``.

@@ -17,7 +17,7 @@ from sk_easytensor.networks.block_network import copy_network, make_network
 from sk_easytensor.networks.ensemble import join_networks
 from sk_easytensor.training.blend import MIN_TREE_ROWS
 from sk_easytensor.training.evaluation import EvalPlan
-from sk_easytensor.training.ridge import reads_all_blocks
+from sk_easytensor.training.ridge import prefers_linear
 from sk_easytensor.training.train import (
     default_table_epochs,
     default_table_patience,
@@ -129,7 +129,7 @@ class NetworkTrainingMixin:
             return False
         with seeded(0):
             network = make_network(self.blocks_, self._new_trunk(), self._head)
-        return reads_all_blocks(network, self._head)
+        return prefers_linear(network, self._head)
 
     def _train(
         self,

@@ -86,7 +86,7 @@ class NetworkParts:
                 if module.has_tree_inputs and network.trees is not None
                 else 0
             )
-            block = BlockParts(model, name, module, weight, first_code, n_codes)
+            block = BlockParts(model, name, module, weight, first_code, n_codes, network.linear)
             self.blocks[name] = block
             if not (block.is_offset or block.is_added):
                 starts[wide] += width
@@ -252,9 +252,11 @@ class BlockParts:
         Position of the block's first code among the codes of all blocks.
     n_codes : int
         Number of the block's codes.
+    linear : LinearModule or None
+        Linear model of the network.
     """
 
-    def __init__(self, model, name, module, weight, first_code, n_codes):
+    def __init__(self, model, name, module, weight, first_code, n_codes, linear):
         self.wide = module.wide
         self.is_added = module.is_added
         self.is_offset = module.is_offset
@@ -274,6 +276,16 @@ class BlockParts:
             self._outputs_of = by_column(module.output_columns, entry.shape[1])
             columns = module.tree_columns if self.codes.shape[1] else []
             self._codes_of = by_column(columns, entry.shape[1])
+            if self.contribution.shape[1]:
+                features = module.linear_inputs(**entries)
+                of_column = by_column(module.linear_columns, entry.shape[1])
+                self._contributions = [
+                    linear.contribution(name, features, places) for places in of_column
+                ]
+
+    def contribution_of(self, columns):
+        """Return the part of the linear model's outputs that columns make, for each row."""
+        return sum(self._contributions[column] for column in columns)
 
     def split(self, values):
         """Return outputs, codes and the part of the linear model's outputs, as read together."""
@@ -477,6 +489,9 @@ class MixedRows:
         if block.weight is not None:
             projected = values @ block.weight[own]
             self._add(block, projected[self.donors] - projected[self.rows])
+        if block.contribution.shape[1]:
+            part = block.contribution_of(columns)
+            self.linear = self.linear + (part[self.donors] - part[self.rows])[:, None, :]
         return block.codes_of(columns)
 
     def _read_again(self, name, block, positions):

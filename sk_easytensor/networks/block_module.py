@@ -51,12 +51,19 @@ class BlockModule(nn.Module):
         Weight of each column of :meth:`linear_inputs`, by which the standardized column is
         multiplied before the penalty of the linear model applies. Required if
         :meth:`linear_inputs` is defined.
+    prefers_linear : bool, default=False
+        Whether the linear model is usually better than a network where rows are few, so that it
+        is fitted for any number of rows. Otherwise it is fitted for few rows only, and the network
+        and the trees weigh more.
     output_columns : ndarray of int64, shape (out_features,), or None, default=None
         Index of the single input column on which each output depends, for modules that read one
         entry. Permutation importances then compute the outputs of one column at a time.
     tree_columns : ndarray of int64 or None, default=None
         Index of the input column of each column of :meth:`tree_inputs`; required if both
         ``output_columns`` and :meth:`tree_inputs` are defined.
+    linear_columns : ndarray of int64 or None, default=None
+        Column of each feature of the linear model; required if `output_columns` is set and
+        :meth:`linear_inputs` is defined.
     is_added : bool, default=False
         Whether the outputs are multiplied by positive gates and added to those of the network, so
         that a monotonic module makes a monotonic network.
@@ -94,8 +101,10 @@ class BlockModule(nn.Module):
     tree_codes: list[tuple[int, bool]] | None = None
     tree_signs: list[int] | None = None
     linear_weights = None
+    prefers_linear: bool = False
     output_columns = None
     tree_columns = None
+    linear_columns = None
     is_added: bool = False
     is_offset: bool = False
     sparse: bool = False
@@ -139,8 +148,8 @@ class BlockModule(nn.Module):
     def linear_inputs(self, **encoding):
         """Return the features of the linear model; a module without this method has none.
 
-        They are meant to be many and not trained, such as outputs of fixed convolutions: the model
-        is fitted in closed form beside the network.
+        They are not trained, such as standardized numbers or outputs of fixed convolutions: the
+        model is fitted in closed form beside the network.
 
         Parameters
         ----------

@@ -180,7 +180,7 @@ class BlockNetwork(nn.Module):
         readers = {}
         for name, block in zip(self.names, self.blocks, strict=True):
             tree_inputs = self._uses_trees and block.has_tree_inputs
-            linear = self.linear if self._uses_linear and block.has_linear_inputs else None
+            linear = self.linear if self._is_read_linearly(name) else None
             others = tree_inputs or linear is not None
             readers[name] = WithOtherInputs(block, name, tree_inputs, linear) if others else block
         return readers
@@ -188,21 +188,24 @@ class BlockNetwork(nn.Module):
     def reader_widths(self):
         """Return the number of columns that each of :meth:`readers` returns, by block name."""
         return {
-            name: sum(self._reader_parts(block))
+            name: sum(self._reader_parts(name, block))
             for name, block in zip(self.names, self.blocks, strict=True)
         }
 
-    def _reader_parts(self, block):
+    def _reader_parts(self, name, block):
         """Return the numbers of columns of outputs, tree features and part of the linear model."""
         n_codes = len(block.tree_codes) if self._uses_trees and block.has_tree_inputs else 0
-        is_linear = self._uses_linear and block.has_linear_inputs
-        return block.out_features, n_codes, self.linear.out_features if is_linear else 0
+        n_linear = self.linear.out_features if self._is_read_linearly(name) else 0
+        return block.out_features, n_codes, n_linear
+
+    def _is_read_linearly(self, name):
+        return self._uses_linear and name in self.linear.names
 
     def average_read(self, read, head):
         """Return :meth:`average_members` from the outputs of :meth:`readers`."""
         parts, columns, contributions = dict(read), [], []
         for name, block in zip(self.names, self.blocks, strict=True):
-            widths = self._reader_parts(block)
+            widths = self._reader_parts(name, block)
             parts[name], features, contribution = read[name].split(widths, dim=1)
             columns += [features] if widths[1] else []
             contributions += [contribution] if widths[2] else []
@@ -287,29 +290,32 @@ class BlockNetwork(nn.Module):
         return linear.outputs(
             [
                 linear.contribution(name, features)
-                for name, features in self.linear_features(frame).items()
+                for name, features in self.linear_features(frame, linear.names).items()
             ]
         )
 
-    def linear_features(self, frame):
+    def linear_features(self, frame, names):
         """Return the features of the linear model for encoded rows, by name of the block.
+
+        Parameters
+        ----------
+        frame : TensorFrame
+            Encoded rows.
+        names : list of str
+            Names of the blocks that the linear model reads.
 
         Returns
         -------
         dict of {str: torch.Tensor of float32, shape (batch, n_features)}
         """
         pairs = zip(self.names, self.blocks, strict=True)
-        return {
-            name: block.linear_inputs(**frame[name])
-            for name, block in pairs
-            if block.has_linear_inputs
-        }
+        return {name: block.linear_inputs(**frame[name]) for name, block in pairs if name in names}
 
     @property
-    def linear_feature_weights(self):
-        """Weights of the columns of :meth:`linear_features`, by name of the block."""
+    def linear_blocks(self):
+        """Modules with features of the linear model, by name of the block."""
         pairs = zip(self.names, self.blocks, strict=True)
-        return {name: block.linear_weights for name, block in pairs if block.has_linear_inputs}
+        return {name: block for name, block in pairs if block.has_linear_inputs}
 
     @property
     def tree_feature_names(self):

@@ -10,6 +10,7 @@ from sk_easytensor.networks.heads import weighted_mean
 
 __all__ = [
     "LinearModule",
+    "indicator_weights",
 ]
 
 
@@ -35,14 +36,14 @@ class LinearModule(nn.Module):
         Weight of the outputs of the other models, in [0, 1]; the linear model has the rest.
     temperature : float, default=1.0
         Divisor of the weighted mean.
+    few_rows : int, default=0
+        Number of validation rows below which the penalty of weights grows: they would decide by
+        chance.
     """
 
-    few_rows = 200
-    """Number of validation rows below which the penalty of weights grows: the model is good where
-    rows are few, and then a few validation rows would decide by chance."""
-
-    def __init__(self, names, weights, intercept, share, temperature=1.0):
+    def __init__(self, names, weights, intercept, share, temperature=1.0, few_rows=0):
         super().__init__()
+        self.few_rows = few_rows
         self.names = list(names)
         self.arrays = [np.asarray(weight, dtype=np.float32) for weight in weights]
         for index, weight in enumerate(self.arrays):
@@ -77,7 +78,7 @@ class LinearModule(nn.Module):
         """Number of outputs."""
         return len(self.intercept)
 
-    def contribution(self, name, features):
+    def contribution(self, name, features, places=None):
         """Return the part of the outputs that the features of one block make.
 
         Parameters
@@ -86,12 +87,17 @@ class LinearModule(nn.Module):
             Name of the block.
         features : torch.Tensor of shape (batch, n_features)
             Features of the block.
+        places : torch.Tensor of int64, optional
+            Positions of the features that count; by default all of them.
 
         Returns
         -------
         torch.Tensor of shape (batch, out_features)
         """
-        return features @ getattr(self, f"weight_{self.names.index(name)}")
+        weight = getattr(self, f"weight_{self.names.index(name)}")
+        if places is None:
+            return features @ weight
+        return features[:, places] @ weight[places]
 
     def outputs(self, contributions):
         """Return the outputs, of shape (batch, 1, out_features), from those of all blocks."""
@@ -119,3 +125,16 @@ class LinearModule(nn.Module):
     def needs_others(self):
         """Whether the weight of the other models is above 0."""
         return self.share > 0
+
+
+def indicator_weights(fractions):
+    """Return weights of indicators in a linear model, the square roots of their deviations.
+
+    Standardized, the indicators of rare values would be penalized least.
+
+    Parameters
+    ----------
+    fractions : ndarray of float64
+        Fraction of rows for which each indicator is 1.
+    """
+    return (fractions * (1 - fractions)) ** 0.25

@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from sk_easytensor.networks.heads import weighted_mean
 from sk_easytensor.training.dataset import sampled_encodings
-from sk_easytensor.training.distributed import SingleProcess
+from sk_easytensor.training.distributed import SingleProcess, gather_rows
 from sk_easytensor.trees.boosting import TreeDataset
 from sk_easytensor.trees.forest import TreesModule
 
@@ -252,20 +252,16 @@ def tree_rows(network, rows, max_rows, seed, head=None, group=None):
             return part.target, part.weight
         return head.without_offset(part.target, part.weight, offset[:, 0])
 
-    n_rows = group.sum([len(rows)])[0]
-    size = -(-max_rows * len(rows) // max(int(n_rows), 1))
     parts = [
         (network.tree_features(part.frame), *tree_target(part))
-        for part in sampled_encodings(rows, names, size, seed + group.rank)
+        for part in sampled_encodings(rows, names, max_rows, seed, group)
     ]
-    # Arrays of a shard each: a worker may have rows that no other has, such as those of a class.
-    shards = group.gather_at_rank0([_joined(tensors) for tensors in zip(*parts, strict=True)])
-    if shards is None:
+    # A worker may have rows that no other has, such as those of a class.
+    arrays = gather_rows(
+        group, [torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)]
+    )
+    if arrays is None:
         return None
-    features, target, weight = (np.concatenate(arrays) for arrays in zip(*shards, strict=True))
+    features, target, weight = arrays
     uniform = bool((weight == weight[0]).all())
     return TreeDataset(features, target, None if uniform else weight)
-
-
-def _joined(tensors):
-    return torch.cat(tensors).cpu().numpy()

@@ -556,17 +556,36 @@ def sampled_parts(rows, size, seed):
         yield part
 
 
-def sampled_encodings(rows, names, size, seed):
+def sampled_encodings(rows, names, max_rows, seed, group):
     """Yield a sample of rows as :func:`sampled_parts` does, with the encodings of some blocks only.
 
     Other encodings are not brought into memory.
+
+    Parameters
+    ----------
+    rows : TrainingDataset
+        Rows, of which each worker has a shard.
+    names : list of str
+        Names of the blocks.
+    max_rows : int
+        Largest number of rows of all workers together, in proportion to their shards.
+    seed : int
+        Seed of the sample, if there are more rows.
+    group : SingleProcess or ProcessGroup
+        Workers.
+
+    Yields
+    ------
+    EncodedDataset
     """
+    n_rows = int(group.sum([len(rows)])[0])
+    size = -(-max_rows * len(rows) // max(n_rows, 1))
 
     def select(part):
         frame = TensorFrame({name: part.frame[name] for name in names}, len(part))
         return EncodedDataset(frame, part.target, part.weight)
 
-    return sampled_parts(rows.map(select), size, seed)
+    return sampled_parts(rows.map(select), size, seed + group.rank)
 
 
 class RecordFile:

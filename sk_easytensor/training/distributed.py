@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 import torch.distributed as distributed
 from torch.nn import functional
@@ -13,6 +14,7 @@ __all__ = [
     "ProcessGroup",
     "SharedCheckpoints",
     "SingleProcess",
+    "gather_rows",
     "sparse_rows",
 ]
 
@@ -208,6 +210,27 @@ class ProcessGroup:
         if error is not None:
             raise error
         return value
+
+
+def gather_rows(group, arrays):
+    """Return arrays of the rows of all workers in the first worker, None in the others.
+
+    Parameters
+    ----------
+    group : SingleProcess or ProcessGroup
+        Workers.
+    arrays : list of ndarray
+        Arrays with an entry for each row of this worker.
+
+    Returns
+    -------
+    list of ndarray or None
+        Rows of the workers in the order of their ranks.
+    """
+    shards = group.gather_at_rank0(arrays)
+    return (
+        None if shards is None else [np.concatenate(parts) for parts in zip(*shards, strict=True)]
+    )
 
 
 def sparse_rows(rows, values, shape):

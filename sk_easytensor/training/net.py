@@ -100,6 +100,17 @@ class BestEpoch(EarlyStopping):
         self.monitor, self.lower_is_better = net.monitor, net.lower_is_better
         super().on_train_begin(net, **kwargs)
 
+    def on_epoch_end(self, net, **kwargs):
+        """Count the epoch, unless the network itself has become better.
+
+        At first trees have nearly all weight, so that the blend does not show it.
+        """
+        if self.monitor == "blend_loss":
+            curve = net.history[:, "valid_loss"]
+            if curve[-1] < min(curve[:-1], default=np.inf):
+                self.misses_ = -1
+        super().on_epoch_end(net, **kwargs)
+
     def start_from(self, net, scores):
         """Use the initial weights, whose losses and metrics are `scores`, as epoch 0."""
         self.dynamic_threshold_ = scores[self.monitor]

@@ -25,7 +25,7 @@ from sk_easytensor.training.distributed import SingleProcess
 from sk_easytensor.training.evaluation import EvalPlan
 from sk_easytensor.training.net import BestEpoch, StepSchedule, TensorNet
 from sk_easytensor.training.progress import progress_callbacks
-from sk_easytensor.training.ridge import fit_linear, has_linear, reduced_epochs
+from sk_easytensor.training.ridge import fit_linear, linear_blocks, reduced_epochs
 
 __all__ = [
     "TrainingResult",
@@ -379,9 +379,12 @@ def train_network(network, head, rows, valid_rows, settings):
     """
     if settings.checkpoints is not None:
         settings.checkpoints.begin(describe_data(network, rows, valid_rows))
-    if settings.automatic_epochs and has_linear(network, head, rows, settings):
-        epochs = reduced_epochs(network, len(rows), settings.max_epochs)
-        settings = replace(settings, max_epochs=epochs)
+    deciding = valid_rows[:1] if settings.plan.decides else []
+    if settings.automatic_epochs:
+        names, n_rows = linear_blocks(network, head, rows, bool(deciding), settings)
+        if names:
+            epochs = reduced_epochs(network, n_rows, settings.max_epochs)
+            settings = replace(settings, max_epochs=epochs)
     callbacks = []
     if settings.annealed and not has_scheduler(settings.callbacks):
         callbacks.append(("easytensor_schedule", StepSchedule(settings.max_epochs)))
@@ -394,7 +397,6 @@ def train_network(network, head, rows, valid_rows, settings):
     callbacks += _stopping_callbacks(settings, valid_rows)
     # Two-tower networks have no attributes for other models.
     trees, linear = getattr(network, "trees", None), getattr(network, "linear", None)
-    deciding = valid_rows[:1] if settings.plan.decides else []
     begin = perf_counter()
     if trees is None:
         trees = fit_trees(network, head, rows, deciding, settings)
@@ -402,7 +404,7 @@ def train_network(network, head, rows, valid_rows, settings):
     final = linear
     if linear is None and settings.linear:
         held_out = deciding[0] if deciding and settings.held_out else None
-        linear, final = fit_linear(network, head, rows, held_out, settings)
+        linear, final = fit_linear(network, head, rows, held_out, bool(deciding), settings)
     seconds["linear"] = perf_counter() - begin
     others = {
         name: model for name, model in (("trees", trees), ("linear", linear)) if model is not None

@@ -3,18 +3,21 @@
 import pickle
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from sklearn.base import clone
 
 from sk_easytensor import (
     MLP,
+    CategoryBlock,
     EasyTensorClassifier,
     EasyTensorMultiTask,
     EasyTensorRegressor,
     NumericSequenceBlock,
 )
 from sk_easytensor.inference import load
+from sk_easytensor.training import ridge
 
 QUICK = {"max_epochs": 2, "n_folds": None, "trunk": MLP(layers=1, width=8), "random_state": 0}
 SERIES = [("series", NumericSequenceBlock(width=8, n_kernel_features=504), ["x"])]
@@ -38,9 +41,95 @@ X, Y = waves()
 NEW, NEW_Y = waves(60, seed=1)
 
 
+def rows_of_a_table(n_rows=200, seed=0):
+    """Return columns of four kinds, and a number that is a sum of functions of them."""
+    rng = np.random.default_rng(seed)
+    days = rng.integers(0, 700, n_rows)
+    frame = pd.DataFrame(
+        {
+            "size": rng.normal(size=n_rows),
+            "city": rng.choice(["Oslo", "Lima", "Rome", "Bonn"], n_rows),
+            "when": pd.Timestamp("2024-01-01") + pd.to_timedelta(days, "D"),
+            "vector": list(rng.normal(size=(n_rows, 5))),
+        }
+    )
+    y = 3 * frame["size"] + 2 * (frame["city"] == "Oslo") + np.sin(days / 365.25 * 2 * np.pi)
+    y += np.stack(frame["vector"]) @ [2, 1, 0, 0, -1]
+    frame.loc[rng.random(n_rows) < 0.1, "size"] = None
+    return frame, (y + 0.1 * rng.normal(size=n_rows)).to_numpy()
+
+
+TABLE, TARGET = rows_of_a_table()
+NEW_TABLE, NEW_TARGET = rows_of_a_table(300, seed=1)
+
+
 @pytest.fixture(scope="module")
 def model():
     return EasyTensorClassifier(SERIES, **QUICK).fit(X, Y)
+
+
+@pytest.fixture(scope="module")
+def of_table():
+    return EasyTensorRegressor(**QUICK).fit(TABLE, TARGET)
+
+
+def test_few_rows_of_a_table_have_it_too(of_table):
+    assert {*of_table.network_.linear.names} == {"numeric", "datetime", "category", "vector"}
+    network = EasyTensorRegressor(linear=None, **QUICK).fit(TABLE, TARGET)
+    ours, theirs = (m.score(NEW_TABLE, NEW_TARGET) for m in (of_table, network))
+    assert ours > 0.75 > theirs + 0.2
+    assert of_table.linear_weight_ > 0.3
+    proba = EasyTensorClassifier(**QUICK).fit(TABLE, TARGET > 0)
+    assert proba.linear_weight_ > 0.1
+    assert proba.score(NEW_TABLE, NEW_TARGET > 0) > 0.8
+
+
+def test_many_rows_of_a_table_do_not(monkeypatch):
+    monkeypatch.setattr(ridge, "TABLE_ROWS", 150)
+    assert EasyTensorRegressor(**QUICK).fit(TABLE, TARGET).network_.linear is None
+    # Series do, and only they are read.
+    model = EasyTensorClassifier(SERIES, **QUICK).fit(X, Y)
+    assert model.network_.linear.names == ["series", "numeric"]
+    monkeypatch.setattr(ridge, "TABLE_ROWS", 100)
+    model = EasyTensorClassifier(SERIES, **QUICK).fit(X, Y)
+    assert model.network_.linear.names == ["series"]
+    monkeypatch.undo()
+    # Without validation rows, nothing tells how good it is.
+    model = EasyTensorRegressor(validation_fraction=None, **QUICK).fit(TABLE, TARGET)
+    assert model.network_.linear is None
+
+
+def test_hashed_categories_are_not_read():
+    block = CategoryBlock(hash_buckets=8)
+    model = EasyTensorRegressor([("city", block, ["city"])], **QUICK).fit(TABLE[["city"]], TARGET)
+    assert model.network_.linear is None
+
+
+def test_exported_models_of_tables_have_it(of_table, tmp_path):
+    exported = load(of_table.to_onnx(tmp_path / "model.onnx"))
+    expected = of_table.predict(NEW_TABLE)
+    np.testing.assert_allclose(exported.predict(NEW_TABLE), expected, atol=1e-4)
+
+
+def test_importances_of_tables_include_it(of_table):
+    """What is computed of each column alone equals what is computed of all again."""
+    rows = NEW_TABLE.head(40)
+    explanation = of_table.explain(rows.head(3), background=rows)
+    total = explanation.values.sum(axis=1) + explanation.base_values
+    np.testing.assert_allclose(total, of_table.predict(rows.head(3)), atol=1e-4)
+    shuffled = rows.assign(city=rows["city"].to_numpy()[::-1])
+    assert np.abs(of_table.predict(shuffled) - of_table.predict(rows)).max() > 0.1
+
+
+def test_validation_rows_weigh_as_much_as_training_rows():
+    """Whatever the scale of the weights: the model is fitted on both in the end."""
+    weight = np.linspace(1, 2, len(TARGET))
+    first, second = (
+        EasyTensorRegressor(**QUICK).fit(TABLE, TARGET, sample_weight=w).network_.linear.state()
+        for w in (weight, weight * 1.7)
+    )
+    for ours, theirs in zip(first["weights"], second["weights"], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
 def test_few_series_are_enough_for_the_linear_model(model):
@@ -140,9 +229,10 @@ def test_rows_without_weight_do_not_count():
     rows = np.flatnonzero(weight)
     weighted = EasyTensorClassifier(SERIES, **QUICK).fit(X, Y, sample_weight=weight)
     fewer = clone(weighted).fit(X.take(rows), Y[rows])
-    for name in ("weights", "intercept"):
-        ours, theirs = (m.network_.linear.state()[name] for m in (weighted, fewer))
-        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+    ours, theirs = (m.network_.linear.state() for m in (weighted, fewer))
+    np.testing.assert_array_equal(ours["intercept"], theirs["intercept"])
+    for own, other in zip(ours["weights"], theirs["weights"], strict=True):
+        np.testing.assert_array_equal(own, other)
 
 
 def test_several_tasks_have_none():

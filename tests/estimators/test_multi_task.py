@@ -127,7 +127,7 @@ def test_flavours_of_targets(table):
 def test_one_task_is_a_classifier(table):
     X, y = table
     params = {**QUICK, "trees": BoostedTrees(max_iter=10)}
-    alone = EasyTensorClassifier(**params).fit(X, y["clicked"])
+    alone = EasyTensorClassifier(linear=None, **params).fit(X, y["clicked"])
     model = EasyTensorMultiTask({"clicked": "binary"}, **params).fit(X, y[["clicked"]])
     np.testing.assert_array_equal(model.predict_proba(X)["clicked"], alone.predict_proba(X))
     assert model.tree_weight_["clicked"] == alone.tree_weight_

@@ -63,6 +63,8 @@ def test_no_worker_decides_by_its_own_rows(classifier, shop, tmp_path, quick):
     ours, theirs = (m.evals_result_["valid_0"]["log_loss"][-1] for m in (model, local))
     assert ours == pytest.approx(theirs, abs=0.06)
     assert model.tree_weight_ > 0.2
+    # The linear model has seen rows of both as well, without which it could not tell them apart.
+    assert model.network_.linear is not None
     difference = model.feature_importances_ - local.feature_importances_
     assert abs(difference).max() < 0.15
 
