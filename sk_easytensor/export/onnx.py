@@ -10,7 +10,10 @@ from contextlib import contextmanager
 import numpy as np
 import onnx
 import torch
+from onnx_ir.passes import common as passes
 from onnxscript import opset20 as op
+from onnxscript import optimizer, rewriter
+from onnxscript.rewriter.rules import common as rules
 
 import sk_easytensor
 from sk_easytensor._utils.runtime import with_library_settings
@@ -248,14 +251,54 @@ def traced(module, inputs, input_names, output_names):
             output_names=output_names,
             opset_version=OPSET,
             custom_translation_table=TRANSLATIONS,
+            optimize=False,
             verbose=False,
         )
+    simplify(program.model)
     model = program.model_proto
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
     del model.graph.value_info[:]
     model.ir_version = IR_VERSION
     return model
+
+
+SIMPLIFICATIONS = [
+    rules.add_0_rule,
+    rules.cast_cast_rule,
+    rules.collapse_slice_rule,
+    rules.collapse_slice2_rule,
+    rules.div_by_1_rule,
+    rules.materialize_reshape_shape_rule,
+    rules.max_min_rule,
+    rules.min_max_rule,
+    rules.mul_by_1_rule,
+    rules.no_op_cast_rule,
+    rules.no_op_expand_rule,
+    rules.no_op_transpose_rule,
+    rules.reshape_reshape_rule,
+    rules.squeeze_reshape_1d_rule,
+    rules.sub_0_rule,
+    rules.transpose_transpose_rule,
+    rules.unsqueeze_unsqueeze_rule,
+]
+"""Rewriting rules of onnxscript. Its other default rules find little in exported networks, and one
+of them, for slices of equal parts, takes nearly half of the time of an export."""
+
+
+def simplify(model):
+    """Simplify a graph of onnxscript in place, as torch does by default in twice the time."""
+    optimizer.inline(model)
+    for _ in range(2):
+        optimizer.fold_constants(model, onnx_shape_inference=True)
+        rewriter.rewrite(model, SIMPLIFICATIONS)
+    optimizer.remove_unused_nodes(model)
+    for simplification in (
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(),
+        passes.OutputFixPass(),
+        passes.NameFixPass(),
+    ):
+        simplification(model)
 
 
 class OneBlock(torch.nn.Module):
