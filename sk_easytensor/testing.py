@@ -546,8 +546,21 @@ def _check_tree_inputs(module, frame):
 
 
 def _check_linear_inputs(module, frame):
-    features, weights = module.linear_inputs(**frame["block"]), np.asarray(module.linear_weights)
-    shape = (len(frame), len(weights))
+    shape = (len(frame), len(module.linear_weights))
+    if module.has_sparse_linear_inputs:
+        features = module.sparse_linear_inputs(**frame["block"])
+        assert features.shape == shape, (
+            f"sparse_linear_inputs has shape {features.shape}, expected (n_rows, "
+            f"len(linear_weights)) = {shape}"
+        )
+        weight = torch.randn(shape[1], 2, generator=torch.Generator().manual_seed(0))
+        outputs = module.linear_outputs(weight, **frame["block"])
+        expected = torch.from_numpy(features @ weight.numpy())
+        assert torch.allclose(outputs, expected, **TOLERANCE), (
+            "linear_outputs are not the products of sparse_linear_inputs and coefficients"
+        )
+        return
+    features = module.linear_inputs(**frame["block"])
     assert features.dtype == torch.float32, f"linear_inputs must be float32, got {features.dtype}"
     assert features.shape == shape, (
         f"linear_inputs has shape {tuple(features.shape)}, expected (n_rows, "

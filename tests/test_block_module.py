@@ -69,6 +69,7 @@ def test_all_options_are_documented():
     methods = {name for name in OPTIONS if callable(vars(BlockModule)[name])} | {
         "has_tree_inputs",
         "has_linear_inputs",
+        "has_sparse_linear_inputs",
     }
     assert all(f"    {name} : " in text for name in OPTIONS if name not in methods)
     assert all(getattr(BlockModule, name).__doc__ for name in methods)

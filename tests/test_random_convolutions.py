@@ -179,8 +179,7 @@ def test_regression_is_the_ridge_regression_of_scikit_learn(n_rows):
         (matrix - center) * scale, rows.target, sample_weight=weight / weight.mean()
     )
     parts = [
-        module.contribution(name, torch.from_numpy(rows.features[name]).float())
-        for name in ("a", "b")
+        torch.from_numpy(rows.features[name]).float() @ module.weight(name) for name in ("a", "b")
     ]
     expected = ridge.predict((matrix - center) * scale)
     np.testing.assert_allclose(module.outputs(parts)[:, 0], expected, rtol=1e-4, atol=1e-4)
@@ -224,7 +223,7 @@ def test_separable_classes_get_confident_scores(head, target):
     penalty, factor = regression.choose(head)
     module = regression.module(["a", "b"], penalty, factor, share=0.5)
     parts = [
-        module.contribution(name, torch.from_numpy(np.float32(part)))
+        torch.from_numpy(np.float32(part)) @ module.weight(name)
         for name, part in rows.features.items()
     ]
     outputs = module.outputs(parts)

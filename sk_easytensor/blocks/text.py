@@ -86,6 +86,8 @@ class TextBlock(Block):
         n-grams are hashed and for the other encoders.
     idf_ : list of ndarray of float32
         Inverse document frequency of each n-gram or bucket; 0 for an unused bucket.
+    counts_ : list of ndarray of int64
+        Number of training rows with each n-gram or bucket.
     tokenizer_ : str
         Sub-word tokenizer as JSON, for the transformer and for a fine-tuned language model.
     fingerprint_ : str
@@ -225,7 +227,7 @@ class TextBlock(Block):
         return SummaryMap({name: self._encoder.count(column) for name, column in columns})
 
     def finish(self, summary):
-        self.ngrams_, self.idf_ = [], []
+        self.ngrams_, self.idf_, self.counts_ = [], [], []
         self._encoder.finish([summary[name] for name in self.feature_names_in_])
         return self
 

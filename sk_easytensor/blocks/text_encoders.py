@@ -7,7 +7,9 @@ from abc import ABC, abstractmethod
 import numpy as np
 import pyarrow as pa
 import torch
+from scipy import sparse
 from torch import nn
+from torch.nn import functional
 
 from sk_easytensor.data.ngrams import (
     NgramVocabulary,
@@ -43,6 +45,9 @@ CAPACITY = 500_000
 
 # Number of features that flatten returns for each text column.
 PROJECTED = 64
+
+# Number of texts at which the shrinkage factor of an n-gram, a square root, is that of 1/2.
+SHRINKAGE = 200
 
 # Standard deviation of the initial vectors of n-grams.
 INITIAL_SPREAD = 0.01
@@ -122,10 +127,13 @@ class NgramEncoder(TextEncoder):
             if block.hash_buckets is None:
                 block.ngrams_.append(values)
                 block.idf_.append(idf.astype(np.float32))
+                block.counts_.append(frequency)
                 block._vocabularies.append(NgramVocabulary(values, tuple(block.ngram_range)))
             else:
                 block.idf_.append(np.zeros(block.hash_buckets, np.float32))
+                block.counts_.append(np.zeros(block.hash_buckets, np.int64))
                 block.idf_[-1][values.to_numpy()] = idf
+                block.counts_[-1][values.to_numpy()] = frequency
 
     def encode(self, columns):
         parts = [self._encode_column(column, index) for index, column in enumerate(columns)]
@@ -149,8 +157,10 @@ class NgramEncoder(TextEncoder):
         return Ragged.concatenate(ids), Ragged.concatenate(weights)
 
     def make_module(self):
-        n_ids = sum(len(idf) for idf in self.block.idf_)
-        return NgramModule(n_ids, self.block.n_features_in_, self.width, self.block.dropout)
+        block, counts = self.block, np.concatenate(self.block.counts_)
+        module = NgramModule(len(counts), block.n_features_in_, self.width, block.dropout)
+        module.set_shrinkage(np.sqrt(counts / (counts + SHRINKAGE)))
+        return module
 
     def flatten(self, encoding):
         return project_lists(encoding["ids"], encoding["weights"].values.numpy())
@@ -259,6 +269,38 @@ class NgramModule(BlockModule):
         nn.init.normal_(self.table.weight, std=INITIAL_SPREAD)
         self.empty = nn.Parameter(torch.zeros(n_columns, width))
         self.dropout = nn.Dropout(dropout)
+        self.linear_weights = np.ones(n_ids, dtype=np.float32)
+        self.register_buffer("shrinkage", None, persistent=False)
+
+    def set_shrinkage(self, factors):
+        """Set the factors of the vectors, so that those of rare n-grams learn at a lower rate.
+
+        Parameters
+        ----------
+        factors : ndarray of float64, shape (n_ids,)
+            Factor of each n-gram, in [0, 1].
+        """
+        self.shrinkage = torch.from_numpy(factors.astype(np.float32))
+
+    def configure_for_embedding(self):
+        """Turn off the shrinkage."""
+        self.shrinkage = None
+
+    @property
+    def has_linear_inputs(self):
+        """Whether there is an n-gram."""
+        return len(self.linear_weights) > 0
+
+    def sparse_linear_inputs(self, ids, weights):
+        """Return the weight of each n-gram."""
+        n_rows, offsets = len(ids), ids.offsets.cpu().numpy()
+        parts = weights.values.cpu().numpy(), ids.values.cpu().numpy(), offsets[:: ids.n_columns]
+        return sparse.csr_array(parts, shape=(n_rows, len(self.linear_weights)))
+
+    def linear_outputs(self, weight, ids, weights):
+        """Return the sums of the coefficients of the n-grams, times their weights."""
+        sums = self._sum(ids, weights.values, weight)
+        return sums.reshape(-1, len(self.empty), weight.shape[1]).sum(1)
 
     def forward(self, ids, weights):
         """Return the vectors of all columns.
@@ -274,16 +316,23 @@ class NgramModule(BlockModule):
         -------
         torch.Tensor of shape (batch, n_columns * width)
         """
+        values = weights.values
+        if self.shrinkage is not None:
+            values = values * self.shrinkage.index_select(0, ids.values)
         empty = (ids.lengths == 0).reshape(-1, len(self.empty), 1)
-        bags = self._sum(ids, weights).reshape(-1, *self.empty.shape) + empty * self.empty
-        return self.dropout(bags.flatten(1))
+        bags = self._sum(ids, values, self.table.weight).reshape(-1, *self.empty.shape)
+        return self.dropout((bags + empty * self.empty).flatten(1))
 
-    def _sum(self, ids, weights):
+    @staticmethod
+    def _sum(ids, values, table):
+        """Return the weighted sum of the rows of a table for each list."""
         if isinstance(ids, Padded):
-            vectors = self.table.weight.index_select(0, ids.values) * weights.values[:, None]
+            vectors = table.index_select(0, ids.values) * values[:, None]
             return ids.pad(vectors)[0].sum(1)
         offsets = ids.offsets[:-1].to(ids.values.dtype)
-        return self.table(ids.values, offsets, per_sample_weights=weights.values)
+        return functional.embedding_bag(
+            ids.values, table, offsets, mode="sum", per_sample_weights=values
+        )
 
 
 # Approximate number of words from which the sub-word vocabulary is learned: the distinct ones, each

@@ -97,14 +97,15 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         fitted with fewer than 100 training rows, without a column that they can use, or by
         `partial_fit`.
     linear : "auto" or None, default="auto"
-        ``"auto"`` fits a ridge regression beside network and trees. It reads numbers, categories,
-        dates and vectors of up to 2,500 training rows, if validation rows can tell its weight, and
-        the many features that :class:`~sk_easytensor.NumericSequenceBlock` has of each series, of a
-        sample of that size. It is solved in closed form, with the penalty that has the smallest
-        leave-one-out loss, on rows held out for validation as well. Its outputs are averaged with
-        those of network and trees. None fits none. There is none either beside losses other than
-        log loss and squared error, with an offset, with fewer than 10 training rows, or by
-        `partial_fit`.
+        ``"auto"`` fits a ridge regression beside network and trees. If validation rows can tell its
+        weight, it reads n-grams of texts and sparse matrices (of 50,000 rows at most), and numbers,
+        categories, dates and vectors of up to 2,500 training rows. In any case it reads the many
+        features that :class:`~sk_easytensor.NumericSequenceBlock` has of each series, of 2,500 rows
+        at most. Its penalty has the smallest leave-one-out loss, or that of validation rows beside
+        n-grams, and in the end it is fitted on rows held out for validation as well. Its outputs
+        are averaged with those of network and trees. None fits none. There is none either beside
+        losses other than log loss and squared error, with an offset, with fewer than 10 training
+        rows, or by `partial_fit`.
     learning_rate : float, default=2.4e-2
         Highest learning rate of the schedule.
     batch_size : int or None, default=None

@@ -277,11 +277,9 @@ class BlockParts:
             columns = module.tree_columns if self.codes.shape[1] else []
             self._codes_of = by_column(columns, entry.shape[1])
             if self.contribution.shape[1]:
-                features = module.linear_inputs(**entries)
+                features, weight = module.linear_inputs(**entries), linear.weight(name)
                 of_column = by_column(module.linear_columns, entry.shape[1])
-                self._contributions = [
-                    linear.contribution(name, features, places) for places in of_column
-                ]
+                self._contributions = [features[:, at] @ weight[at] for at in of_column]
 
     def contribution_of(self, columns):
         """Return the part of the linear model's outputs that columns make, for each row."""

@@ -163,10 +163,49 @@ class BlockModule(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} has no method linear_inputs")
 
+    def sparse_linear_inputs(self, **encoding):
+        """Return the features of the linear model, of which most are 0.
+
+        A module that defines it instead of :meth:`linear_inputs` also defines
+        :meth:`linear_outputs`. The model is then fitted for any number of rows.
+
+        Parameters
+        ----------
+        **encoding : torch.Tensor or Ragged
+            Entries of the block's encoding, by name.
+
+        Returns
+        -------
+        scipy.sparse.csr_array of float32, shape (n_rows, len(linear_weights))
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no method sparse_linear_inputs")
+
+    def linear_outputs(self, weight, **encoding):
+        """Return the products of the linear model's features and its coefficients.
+
+        Parameters
+        ----------
+        weight : torch.Tensor of shape (len(linear_weights), n_outputs)
+            Coefficients.
+        **encoding : torch.Tensor or Ragged
+            Entries of the block's encoding, by name.
+
+        Returns
+        -------
+        torch.Tensor of shape (n_rows, n_outputs)
+        """
+        return self.linear_inputs(**encoding) @ weight
+
     @property
     def has_linear_inputs(self):
-        """Whether the class defines :meth:`linear_inputs`."""
-        return type(self).linear_inputs is not BlockModule.linear_inputs
+        """Whether the class defines :meth:`linear_inputs` or :meth:`sparse_linear_inputs`."""
+        is_dense = type(self).linear_inputs is not BlockModule.linear_inputs
+        return is_dense or self.has_sparse_linear_inputs
+
+    @property
+    def has_sparse_linear_inputs(self):
+        """Whether the class defines :meth:`sparse_linear_inputs`."""
+        return type(self).sparse_linear_inputs is not BlockModule.sparse_linear_inputs
 
     @property
     def has_tree_inputs(self):

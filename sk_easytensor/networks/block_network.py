@@ -287,33 +287,18 @@ class BlockNetwork(nn.Module):
         -------
         torch.Tensor of shape (batch, 1, out_features)
         """
+        pairs = zip(self.names, self.blocks, strict=True)
         return linear.outputs(
             [
-                linear.contribution(name, features)
-                for name, features in self.linear_features(frame, linear.names).items()
+                block.linear_outputs(linear.weight(name), **frame[name])
+                for name, block in pairs
+                if name in linear.names
             ]
         )
 
-    def linear_features(self, frame, names):
-        """Return the features of the linear model for encoded rows, by name of the block.
-
-        Parameters
-        ----------
-        frame : TensorFrame
-            Encoded rows.
-        names : list of str
-            Names of the blocks that the linear model reads.
-
-        Returns
-        -------
-        dict of {str: torch.Tensor of float32, shape (batch, n_features)}
-        """
-        pairs = zip(self.names, self.blocks, strict=True)
-        return {name: block.linear_inputs(**frame[name]) for name, block in pairs if name in names}
-
     @property
     def linear_blocks(self):
-        """Modules with features of the linear model, by name of the block."""
+        """Modules with features of linear models, by name of the block."""
         pairs = zip(self.names, self.blocks, strict=True)
         return {name: block for name, block in pairs if block.has_linear_inputs}
 
@@ -476,8 +461,8 @@ class WithOtherInputs:
         if self.trees:
             parts.append(self.module.tree_inputs(**encoding).float())
         if self.linear is not None:
-            features = self.module.linear_inputs(**encoding)
-            parts.append(self.linear.contribution(self.name, features))
+            weight = self.linear.weight(self.name)
+            parts.append(self.module.linear_outputs(weight, **encoding))
         return torch.cat(parts, dim=1)
 
 

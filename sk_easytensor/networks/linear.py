@@ -78,26 +78,9 @@ class LinearModule(nn.Module):
         """Number of outputs."""
         return len(self.intercept)
 
-    def contribution(self, name, features, places=None):
-        """Return the part of the outputs that the features of one block make.
-
-        Parameters
-        ----------
-        name : str
-            Name of the block.
-        features : torch.Tensor of shape (batch, n_features)
-            Features of the block.
-        places : torch.Tensor of int64, optional
-            Positions of the features that count; by default all of them.
-
-        Returns
-        -------
-        torch.Tensor of shape (batch, out_features)
-        """
-        weight = getattr(self, f"weight_{self.names.index(name)}")
-        if places is None:
-            return features @ weight
-        return features[:, places] @ weight[places]
+    def weight(self, name):
+        """Return the coefficients of a block's features, of shape (n_features, out_features)."""
+        return getattr(self, f"weight_{self.names.index(name)}")
 
     def outputs(self, contributions):
         """Return the outputs, of shape (batch, 1, out_features), from those of all blocks."""

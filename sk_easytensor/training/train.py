@@ -380,8 +380,9 @@ def train_network(network, head, rows, valid_rows, settings):
     if settings.checkpoints is not None:
         settings.checkpoints.begin(describe_data(network, rows, valid_rows))
     deciding = valid_rows[:1] if settings.plan.decides else []
+    decider = deciding[0] if deciding else None
     if settings.automatic_epochs:
-        names, n_rows = linear_blocks(network, head, rows, bool(deciding), settings)
+        names, n_rows = linear_blocks(network, head, rows, decider, settings)
         if names:
             epochs = reduced_epochs(network, n_rows, settings.max_epochs)
             settings = replace(settings, max_epochs=epochs)
@@ -403,8 +404,8 @@ def train_network(network, head, rows, valid_rows, settings):
     seconds, begin = {"trees": perf_counter() - begin}, perf_counter()
     final = linear
     if linear is None and settings.linear:
-        held_out = deciding[0] if deciding and settings.held_out else None
-        linear, final = fit_linear(network, head, rows, held_out, bool(deciding), settings)
+        held_out = decider if settings.held_out else None
+        linear, final = fit_linear(network, head, rows, held_out, decider, settings)
     seconds["linear"] = perf_counter() - begin
     others = {
         name: model for name, model in (("trees", trees), ("linear", linear)) if model is not None

@@ -236,11 +236,17 @@ def test_module_sums_weighted_vectors():
     encoding = block.transform(table)
     module = block.make_module().eval()
     assert module.out_features == 8
-    output = module(**encoding).reshape(-1, 4)
-    lists = zip(lists_of(encoding["ids"]), lists_of(encoding["weights"]), strict=True)
-    for row, (ids, weights) in enumerate(lists):
-        expected = torch.tensor(weights) @ module.table.weight[ids]
-        torch.testing.assert_close(output[row], expected)
+    counts = torch.from_numpy(np.concatenate(block.counts_))
+    assert counts.max() == 3
+    vectors = module.table.weight * torch.sqrt(counts / (counts + 200))[:, None]
+    lists = [lists_of(encoding[name]) for name in ("ids", "weights")]
+    for table in (vectors, module.table.weight):
+        output = module(**encoding).reshape(-1, 4)
+        for row, (ids, weights) in enumerate(zip(*lists, strict=True)):
+            expected = (torch.tensor(weights) @ table[ids]).float()
+            torch.testing.assert_close(output[row], expected)
+        # Towers and embedders do not shrink the vectors of rare n-grams.
+        module.configure_for_embedding()
 
 
 def test_sub_words_spell_the_words():

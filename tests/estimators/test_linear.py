@@ -6,7 +6,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
+from scipy.sparse import csr_array
 from sklearn.base import clone
+from sklearn.linear_model import Ridge
+from sklearn.metrics import log_loss
 
 from sk_easytensor import (
     MLP,
@@ -15,8 +19,10 @@ from sk_easytensor import (
     EasyTensorMultiTask,
     EasyTensorRegressor,
     NumericSequenceBlock,
+    TextBlock,
 )
 from sk_easytensor.inference import load
+from sk_easytensor.networks.heads import RegressionHead
 from sk_easytensor.training import ridge
 
 QUICK = {"max_epochs": 2, "n_folds": None, "trunk": MLP(layers=1, width=8), "random_state": 0}
@@ -97,6 +103,89 @@ def test_many_rows_of_a_table_do_not(monkeypatch):
     # Without validation rows, nothing tells how good it is.
     model = EasyTensorRegressor(validation_fraction=None, **QUICK).fit(TABLE, TARGET)
     assert model.network_.linear is None
+
+
+def texts(n_rows, seed=0):
+    """Return texts of which a few words tell the label, and the label."""
+    rng = np.random.default_rng(seed)
+    words = np.array([f"word{i}" for i in range(300)])
+    y = rng.integers(0, 4, n_rows)
+    lists = [[*rng.choice(words, 12), f"topic{k}{rng.integers(5)}"] for k in y]
+    X = pd.DataFrame({"text": [" ".join(rng.permutation(each)) for each in lists]})
+    return X, y
+
+
+TEXTS = [("text", TextBlock(min_frequency=2), ["text"])]
+
+
+def test_texts_have_it_for_any_number_of_rows(monkeypatch, tmp_path):
+    monkeypatch.setattr(ridge, "TABLE_ROWS", 50)
+    X, y = texts(400)
+    X_test, y_test = texts(300, seed=1)
+    table, table_test = (part.assign(size=0.1 * np.arange(len(part))) for part in (X, X_test))
+    model = EasyTensorClassifier(TEXTS, **QUICK).fit(table, y)
+    assert model.network_.linear.names == ["text"]
+    network = EasyTensorClassifier(TEXTS, linear=None, **QUICK).fit(table, y)
+    losses = [log_loss(y_test, each.predict_proba(table_test)) for each in (model, network)]
+    assert losses[0] < 0.8 * losses[1]
+    exported = load(model.to_onnx(tmp_path / "model.onnx"))
+    for rows in (table_test, table_test.head(1), table_test.assign(text="")):
+        proba = model.predict_proba(rows)
+        np.testing.assert_allclose(exported.predict_proba(rows), proba, atol=1e-5)
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(again.predict_proba(table_test), model.predict_proba(table_test))
+    explanation = model.explain(table_test.head(3), background=table.head(20))
+    total = explanation.values.sum(axis=1) + explanation.base_values
+    np.testing.assert_allclose(total, model.decision_function(table_test.head(3)), atol=1e-4)
+    # Beside few rows of other columns, and without validation rows.
+    monkeypatch.undo()
+    model = EasyTensorClassifier(TEXTS, **QUICK).fit(table, y)
+    assert model.network_.linear.names == ["text", "numeric"]
+    model = EasyTensorClassifier(TEXTS, validation_fraction=None, **QUICK).fit(table, y)
+    assert model.network_.linear is None
+    # So many coefficients would take more memory than they are worth.
+    monkeypatch.setattr(ridge, "MAX_COEFFICIENTS", 100)
+    model = EasyTensorClassifier(TEXTS, **QUICK).fit(X, y)
+    assert model.network_.linear is None
+
+
+def test_numbers_of_texts():
+    X, y = texts(400)
+    X_test, y_test = texts(300, seed=1)
+    model = EasyTensorRegressor(TEXTS, **QUICK).fit(X, 10.0 * y)
+    network = EasyTensorRegressor(TEXTS, linear=None, **QUICK).fit(X, 10.0 * y)
+    assert model.score(X_test, 10.0 * y_test) > network.score(X_test, 10.0 * y_test) + 0.2
+    np.testing.assert_array_equal(
+        clone(model).fit(X, 10.0 * y).predict(X_test), model.predict(X_test)
+    )
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_sparse_regression_is_that_of_dense_rows(share):
+    """Conjugate gradients find the ridge regression of scikit-learn."""
+    rng = np.random.default_rng(0)
+    dense = rng.normal(size=(60, 3)).astype(np.float32)
+    rare = (rng.random((60, 8)) < 0.3) * rng.random((60, 8))
+    rows = ridge.LinearRows(
+        {"a": dense, "b": csr_array(rare.astype(np.float32))},
+        rng.normal(size=(60, 1)),
+        np.where(rng.random(60) < share, 0, rng.uniform(0.5, 2, 60)),
+        {"a": np.ones(3, np.float32), "b": np.ones(8, np.float32)},
+    )
+    module = ridge.SparseRegression.of(rows, RegressionHead()).module(["a", "b"], 0.7, 1.0, share=1)
+    known = rows.weight > 0
+    weight = rows.weight[known] / rows.weight[known].mean()
+    norm = np.sqrt(np.average((rare[known] ** 2).sum(1), weights=weight))
+    center = np.average(dense[known], axis=0, weights=weight)
+    spread = np.sqrt(np.average((dense[known] - center) ** 2, axis=0, weights=weight))
+    matrix = np.c_[(dense - center) / spread, rare / norm]
+    expected = Ridge(0.7).fit(matrix[known], rows.target[known], sample_weight=weight)
+    parts = [
+        torch.from_numpy(features.astype(np.float32)) @ module.weight(name)
+        for name, features in (("a", dense), ("b", rare))
+    ]
+    found = module.outputs(parts)[:, 0, 0]
+    np.testing.assert_allclose(found, expected.predict(matrix).ravel(), atol=2e-2)
 
 
 def test_hashed_categories_are_not_read():
