@@ -1,14 +1,20 @@
-"""Workers that leave: the others notice, whatever they wait for."""
+"""Workers that leave: the others notice, whatever they wait for; and what they fit together."""
 
 from datetime import timedelta
 from importlib import import_module
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.distributed as distributed
 import torch.multiprocessing as multiprocessing
 
+from sk_easytensor import EasyTensorClassifier, NumericBlock, TextBlock
+from sk_easytensor.training.dataset import EncodedDataset
 from sk_easytensor.training.distributed import LostWorkerError, ProcessGroup
+from sk_easytensor.training.ridge import fit_linear
+from sk_easytensor.training.train import TrainingSettings
 
 N_WORKERS = 3
 WAITING = {
@@ -47,3 +53,57 @@ def work(rank, where):
 
 def test_others_notice_that_a_worker_leaves(tmp_path):
     multiprocessing.spawn(work, (str(tmp_path),), nprocs=N_WORKERS)
+
+
+def fit_linear_models(rank, where):
+    """Fit the linear model of texts and numbers, by workers that each have a part of the rows."""
+    network, head, encode, settings = linear_case()
+    parts = [encode(slice(worker, None, N_LINEAR)) for worker in range(N_LINEAR)]
+    rows = encode(slice(None))
+    expected, _ = fit_linear(network, head, rows, None, rows, settings)
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{where}/linear",
+        rank=rank,
+        world_size=N_LINEAR,
+        timeout=timedelta(seconds=60),
+    )
+    settings.group = ProcessGroup()
+    for held_out, deciding in ((None, parts[rank]), (parts[rank], parts[rank])):
+        found, final = fit_linear(network, head, parts[rank], held_out, deciding, settings)
+        assert found.names == ["text", "number"]
+        assert (held_out is None) == (
+            found is final or final.weight("text").equal(found.weight("text"))
+        )
+        for name in found.names:
+            torch.testing.assert_close(found.weight(name), expected.weight(name), rtol=0, atol=0.02)
+    distributed.destroy_process_group()
+
+
+N_LINEAR = 2
+
+
+def linear_case():
+    """Return a network, its head, a function that encodes rows, and settings."""
+    rng = np.random.default_rng(0)
+    y = np.arange(80) % 2
+    words = [" ".join(rng.choice(["red", "blue", "old", "new", f"kind{k}"], 6)) for k in y]
+    X = pd.DataFrame({"text": words, "number": rng.normal(size=80)})
+    blocks = [
+        ("text", TextBlock(min_frequency=1), ["text"]),
+        ("number", NumericBlock(), ["number"]),
+    ]
+    quick = {"max_epochs": 1, "trees": None, "n_folds": None, "random_state": 0}
+    model = EasyTensorClassifier(blocks, **quick).fit(X, y)
+
+    def encode(rows):
+        frame = model._encoder.encode(X[rows])
+        target = torch.from_numpy(y[rows].astype(np.float32))
+        return EncodedDataset(frame, target, torch.ones(len(target)))
+
+    settings = TrainingSettings(1e-3, 32, 1, torch.optim.AdamW, 0.0, None, linear=True)
+    return model.network_, model._head, encode, settings
+
+
+def test_workers_fit_the_linear_model_of_all_rows(tmp_path):
+    multiprocessing.spawn(fit_linear_models, (str(tmp_path),), nprocs=N_LINEAR)

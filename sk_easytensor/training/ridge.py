@@ -134,10 +134,9 @@ def fit_linear(network, head, rows, held_out, deciding, settings):
         # The same part of the rows as of the training rows, so that both count alike.
         n_rest = max(1, round(n_held_out * min(1, max_rows / n_rows)))
         rest = linear_rows(network, names, held_out, n_rest, settings.seed, group)
-    if is_sparse:
         tuning = rest
-        if rest is None:
-            tuning = linear_rows(network, names, deciding, max_rows, settings.seed, group)
+    elif is_sparse:
+        tuning = linear_rows(network, names, deciding, max_rows, settings.seed, group)
 
     def fit():
         prior = {
@@ -440,7 +439,7 @@ class SparseRegression:
 
     def solve(self, penalty):
         """Return coefficients of shape (n_features, n_targets), and intercepts."""
-        ridge = Ridge(penalty, solver="sparse_cg", max_iter=SPARSE_ITERATIONS, tol=1e-3)
+        ridge = Ridge(penalty, solver="sparse_cg", max_iter=SPARSE_ITERATIONS, tol=1e-5)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ridge.fit(sparse.csr_matrix(self.matrix), self.target, sample_weight=self.weight)

@@ -185,7 +185,7 @@ def test_sparse_regression_is_that_of_dense_rows(share):
         for name, features in (("a", dense), ("b", rare))
     ]
     found = module.outputs(parts)[:, 0, 0]
-    np.testing.assert_allclose(found, expected.predict(matrix).ravel(), atol=2e-2)
+    np.testing.assert_allclose(found, expected.predict(matrix).ravel(), atol=1e-4)
 
 
 def test_hashed_categories_are_not_read():
