@@ -585,7 +585,7 @@ def _check_output_columns(block, module, frame, rows):
         )
         size = len(module.tree_codes)
         attributes["tree_columns"] = (module.tree_inputs, module.tree_columns, size)
-    if module.has_linear_inputs:
+    if module.has_linear_inputs and not module.has_sparse_linear_inputs:
         assert module.linear_columns is not None, (
             "a module with linear_inputs and output_columns needs linear_columns"
         )

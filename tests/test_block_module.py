@@ -75,6 +75,18 @@ def test_all_options_are_documented():
     assert all(getattr(BlockModule, name).__doc__ for name in methods)
 
 
+def test_sparse_features_need_products():
+    class Sparse(BlockModule):
+        out_features = 1
+        linear_weights = np.ones(3)
+
+        def sparse_linear_inputs(self, x):
+            return x
+
+    with pytest.raises(TypeError, match="block 'a': Sparse defines sparse_linear_inputs and so"):
+        check_module(Sparse(), "block 'a'")
+
+
 def test_lists_of_padded_modules_are_measured():
     lists = Ragged(torch.zeros(7), torch.tensor([0, 1, 1, 2, 7]), n_columns=2)
     encoding = {"lists": lists, "numbers": torch.zeros(2, 1)}

@@ -271,6 +271,8 @@ class BlockParts:
             for entry in entries.values()
         )
         self.column_wise = module.output_columns is not None and len(entries) == 1
+        if self.contribution.shape[1] and module.linear_columns is None:
+            self.column_wise = False
         if self.column_wise:
             ((self.entry, entry),) = entries.items()
             self._outputs_of = by_column(module.output_columns, entry.shape[1])

@@ -354,6 +354,13 @@ def check_module(module, label):
             f"{label}: {owner} defines tree_inputs and so must set tree_codes, for each of its "
             "columns the number of codes and whether they are ordered"
         )
+    if module.has_sparse_linear_inputs and (
+        type(module).linear_outputs is BlockModule.linear_outputs
+    ):
+        raise TypeError(
+            f"{label}: {owner} defines sparse_linear_inputs and so must define linear_outputs, "
+            "their products with coefficients"
+        )
     if module.has_linear_inputs and module.linear_weights is None:
         raise TypeError(
             f"{label}: {owner} defines linear_inputs and so must set linear_weights, the weight of "

@@ -351,7 +351,8 @@ class BlockNetwork(nn.Module):
         Returns
         -------
         ndarray of float64, shape (n_vectors, n)
-            Changes of the outputs for a wide block; for other blocks, the vectors.
+            Changes of the outputs for a wide block, those of the linear model included; for other
+            blocks, the vectors.
         """
         module = self.blocks[self.names.index(name)]
         vectors = module.table.weight.detach()
@@ -360,6 +361,8 @@ class BlockNetwork(nn.Module):
             first = sum(block.out_features for block in before)
             weight = self.wide.weight.detach()[:, first : first + module.out_features]
             vectors = vectors @ weight.T
+            if self.linear is not None and name in self.linear.names:
+                vectors = torch.lerp(self.linear.weight(name), vectors, self.linear.share)
         return vectors.double().cpu().numpy()
 
     @property

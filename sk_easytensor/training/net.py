@@ -106,8 +106,9 @@ class BestEpoch(EarlyStopping):
         At first trees have nearly all weight, so that the blend does not show it.
         """
         if self.monitor == "blend_loss":
+            first = getattr(net, "initial_scores_", {}).get("valid_loss", np.inf)
             curve = net.history[:, "valid_loss"]
-            if curve[-1] < min(curve[:-1], default=np.inf):
+            if curve[-1] < min(curve[:-1], default=first):
                 self.misses_ = -1
         super().on_epoch_end(net, **kwargs)
 

@@ -70,6 +70,13 @@ sampled."""
 MAX_COEFFICIENTS = 4_000_000
 """Largest number of coefficients of a block of sparse features; larger blocks are not read."""
 
+MAX_SCORES = 1_000_000
+"""Largest number of scores, rows times outputs, on which a model of sparse features is fitted, and
+of which losses are computed at a time."""
+
+MAX_FEATURES = 5_000_000
+"""Largest number of rows times features of a table's blocks; wider ones are not read."""
+
 SPARSE_PENALTIES = (0.3, 1.0, 3.0)
 """Candidates of the penalty beside sparse features, whose rows have a mean square norm of 1. On
 texts of 300 to 17,000 rows, 0.3 or 1 was best."""
@@ -126,13 +133,15 @@ def fit_linear(network, head, rows, held_out, deciding, settings):
     blocks = [network.linear_blocks[name] for name in names]
     is_sparse = any(block.has_sparse_linear_inputs for block in blocks)
     is_long = is_sparse and not any(block.prefers_linear for block in blocks)
-    max_rows = MAX_SPARSE_ROWS if is_long else MAX_ROWS
+    max_rows = MAX_ROWS
+    if is_long:
+        max_rows = min(MAX_SPARSE_ROWS, max(MAX_ROWS, MAX_SCORES // head.out_features))
     train = linear_rows(network, names, rows, max_rows, settings.seed, group)
     n_held_out = 0 if held_out is None else int(group.sum([len(held_out)])[0])
     rest = tuning = None
     if n_held_out:
         # The same part of the rows as of the training rows, so that both count alike.
-        n_rest = max(1, round(n_held_out * min(1, max_rows / n_rows)))
+        n_rest = min(max_rows, max(1, round(n_held_out * min(1, max_rows / n_rows))))
         rest = linear_rows(network, names, held_out, n_rest, settings.seed, group)
         tuning = rest
     elif is_sparse:
@@ -143,6 +152,8 @@ def fit_linear(network, head, rows, held_out, deciding, settings):
             "share": prior_share(network, n_rows, settings.automatic_epochs),
             "few_rows": FEW_VALIDATION_ROWS if _any_prefers(network) else 0,
         }
+        if not (train.weight > 0).any():
+            return None, None
         kind = SparseRegression if is_sparse else Regression
         regression = kind.of(train, head)
         chosen = regression.choose(head, tuning) if is_sparse else regression.choose(head)
@@ -170,15 +181,23 @@ def linear_blocks(network, head, rows, deciding, settings):
     n_rows = int(settings.group.sum([len(rows)])[0])
     if n_rows < MIN_ROWS:
         return [], n_rows
+    of_tables = {
+        name: len(block.linear_weights)
+        for name, block in blocks.items()
+        if not (block.prefers_linear or block.has_sparse_linear_inputs)
+    }
     few = deciding is not None and n_rows <= TABLE_ROWS
+    few &= n_rows * sum(of_tables.values()) <= MAX_FEATURES
 
-    def is_read(block):
-        if not block.has_sparse_linear_inputs:
-            return few or block.prefers_linear
+    def is_read(name, block):
+        if name in of_tables:
+            return few
+        if block.prefers_linear:
+            return True
         n_coefficients = len(block.linear_weights) * head.out_features
         return deciding is not None and n_coefficients <= MAX_COEFFICIENTS
 
-    return [name for name, block in blocks.items() if is_read(block)], n_rows
+    return [name for name, block in blocks.items() if is_read(name, block)], n_rows
 
 
 def prior_share(network, n_rows, automatic_epochs):
@@ -253,6 +272,8 @@ class LinearRows:
 
     def joined(self, other):
         """Return these rows and others after them, with a mean weight of 1 of either part."""
+        if not (other.weight > 0).any():
+            return self
         features = {
             name: stack([part, other.features[name]]) for name, part in self.features.items()
         }
@@ -325,13 +346,7 @@ class Regression:
         share = rows.weight / rows.weight.sum()
         self.centers, self.scales, parts = {}, {}, []
         for name, features in rows.features.items():
-            center = share @ features
-            spread = np.sqrt(np.maximum(share @ (features - center) ** 2, 0))
-            # A feature that is constant but for rounding has no coefficient.
-            known = spread > SPREAD
-            # Other rows may vary where these hardly do, and would get huge scores.
-            least = LEAST_SPREAD * np.median(spread[known]) if known.any() else 1.0
-            scale = np.where(known, rows.feature_weights[name] / np.hypot(spread, least), 0)
+            center, scale = center_and_scale(features, share, rows.feature_weights[name])
             self.centers[name], self.scales[name] = center, scale
             parts.append((features - center) * scale)
         self.mean = share @ target
@@ -416,9 +431,7 @@ class SparseRegression:
                 norm = np.sqrt(share @ np.asarray(features.power(2).sum(axis=1)).ravel())
                 center, scale = np.zeros(len(weights)), weights / max(norm, SPREAD)
             else:
-                center = share @ features
-                spread = np.sqrt(np.maximum(share @ (features - center) ** 2, 0))
-                scale = np.where(spread > SPREAD, weights / np.maximum(spread, SPREAD), 0)
+                center, scale = center_and_scale(features, share, weights)
             self.centers[name], self.scales[name] = center, scale
         self.matrix = self.scaled(rows)
 
@@ -470,6 +483,31 @@ class SparseRegression:
         return LinearModule(names, parts, intercept, **prior)
 
 
+def center_and_scale(features, share, weights):
+    """Return the mean of each feature, and its weight divided by its standard deviation.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n_rows, n_features)
+        Features.
+    share : ndarray of float64, shape (n_rows,)
+        Row weights, the sum of which is 1.
+    weights : ndarray of float32, shape (n_features,)
+        Weight of each feature.
+
+    Returns
+    -------
+    center, scale : ndarray of float64, shape (n_features,)
+    """
+    center = share @ features
+    spread = np.sqrt(np.maximum(share @ (features - center) ** 2, 0))
+    # A feature that is constant but for rounding has no coefficient.
+    known = spread > SPREAD
+    # Other rows may vary where these hardly do, and would get huge scores.
+    least = LEAST_SPREAD * np.median(spread[known]) if known.any() else 1.0
+    return center, np.where(known, weights / np.hypot(spread, least), 0)
+
+
 class MeanLosses:
     """Mean losses of scores, multiplied by each of several factors.
 
@@ -487,8 +525,7 @@ class MeanLosses:
         self.head = head
         self.is_class = head.estimator_type == "classifier"
         self.factors = TEMPERATURES if self.is_class else np.ones(1)
-        encoded = torch.from_numpy(target)
-        self.repeated = encoded.repeat(len(self.factors), *[1] * (encoded.ndim - 1))
+        self.target = torch.from_numpy(target)
         self.weight = torch.from_numpy(weight / weight.sum())
 
     def __call__(self, scores):
@@ -498,11 +535,23 @@ class MeanLosses:
         ----------
         scores : ndarray of float64, shape (n_rows, n_outputs)
             Scores.
+
+        Returns
+        -------
+        ndarray of float64, shape (n_factors,)
         """
-        factors = torch.from_numpy(self.factors)[:, None, None]
-        scores = (factors * torch.from_numpy(scores)).flatten(0, 1).float()
-        losses = self.head.loss(self.head.normalize(scores[:, None, :]), self.repeated)
-        return (losses[:, 0].double().view(len(self.factors), -1) @ self.weight).numpy()
+        scores = torch.from_numpy(scores).float()
+        factors = torch.from_numpy(self.factors).float()
+        step = max(1, MAX_SCORES // (scores.shape[1] * len(factors)))
+        total = torch.zeros(len(factors), dtype=torch.float64)
+        for begin in range(0, len(scores), step):
+            part = slice(begin, begin + step)
+            scaled = (factors[:, None, None] * scores[part]).flatten(0, 1)
+            target = self.target[part]
+            repeated = target.repeat(len(factors), *[1] * (target.ndim - 1))
+            losses = self.head.loss(self.head.normalize(scaled[:, None, :]), repeated)[:, 0]
+            total += losses.double().view(len(factors), -1) @ self.weight[part]
+        return total.numpy()
 
 
 def best_candidate(candidates):

@@ -178,6 +178,7 @@ def test_sparse_regression_is_that_of_dense_rows(share):
     norm = np.sqrt(np.average((rare[known] ** 2).sum(1), weights=weight))
     center = np.average(dense[known], axis=0, weights=weight)
     spread = np.sqrt(np.average((dense[known] - center) ** 2, axis=0, weights=weight))
+    spread = np.hypot(spread, 0.1 * np.median(spread))
     matrix = np.c_[(dense - center) / spread, rare / norm]
     expected = Ridge(0.7).fit(matrix[known], rows.target[known], sample_weight=weight)
     parts = [
@@ -186,6 +187,42 @@ def test_sparse_regression_is_that_of_dense_rows(share):
     ]
     found = module.outputs(parts)[:, 0, 0]
     np.testing.assert_allclose(found, expected.predict(matrix).ravel(), atol=1e-4)
+
+
+def test_wide_tables_and_many_classes_are_bounded(monkeypatch):
+    monkeypatch.setattr(ridge, "MAX_FEATURES", 5_000)
+    model = EasyTensorRegressor(**QUICK).fit(TABLE[["size"]], TARGET)
+    assert model.network_.linear.names == ["numeric"]
+    assert EasyTensorRegressor(**QUICK).fit(TABLE, TARGET).network_.linear is None
+    # Losses are computed part by part, and are the same.
+    X, y = texts(200)
+    whole = EasyTensorClassifier(TEXTS, **QUICK).fit(X, y)
+    monkeypatch.setattr(ridge, "MAX_SCORES", 700)
+    monkeypatch.setattr(ridge, "MAX_ROWS", 175)
+    parts = EasyTensorClassifier(TEXTS, **QUICK).fit(X, y)
+    np.testing.assert_allclose(parts.predict_proba(X), whole.predict_proba(X), atol=0.02)
+
+
+def test_features_that_hardly_vary_have_small_coefficients():
+    rng = np.random.default_rng(0)
+    dense = rng.normal(size=(60, 4)).astype(np.float32)
+    dense[:, 3] *= 1e-4
+    rows = ridge.LinearRows(
+        {"a": dense, "b": csr_array((rng.random((60, 8)) < 0.3).astype(np.float32))},
+        rng.normal(size=(60, 1)),
+        np.ones(60),
+        {"a": np.ones(4, np.float32), "b": np.ones(8, np.float32)},
+    )
+    module = ridge.SparseRegression.of(rows, RegressionHead()).module(["a", "b"], 1.0, 1.0, share=1)
+    assert abs(module.weight("a")[3, 0]) < 1
+
+
+def test_weights_of_held_out_rows_may_all_be_zero():
+    weight = np.zeros(len(TARGET))
+    weight[:3] = 1
+    for X in (TABLE, TABLE.assign(text="red blue")):
+        model = EasyTensorRegressor(**QUICK).fit(X, TARGET, sample_weight=weight)
+        assert np.isfinite(model.predict(X)).all()
 
 
 def test_hashed_categories_are_not_read():
