@@ -202,7 +202,7 @@ class Inspection:
             samples = [each["_importance_sample"] for each in inspected]
             return {"_importance_sample": EnsembleSample(samples)}
         # Workers return no rows, so that metrics cannot be computed over the rows of all.
-        importances = np.mean([each["_importances"] for each in inspected], axis=0)
+        importances = mean_importances([each["_importances"] for each in inspected])
         return {**inspected[0], "_importances": importances}
 
 
@@ -334,8 +334,7 @@ class ImportanceSample:
             losses = after[index * repeats : (index + 1) * repeats]
             increase = np.mean([loss - before for loss in losses])
             importances[columns] = max(increase, 0.0) / len(columns)
-        total = importances.sum()
-        return importances / total if total > 0 else importances
+        return shares(importances)
 
 
 class EnsembleSample:
@@ -361,7 +360,7 @@ class EnsembleSample:
             sample.measure(one, encoder, target, backend)
             for sample, one in zip(self.samples, network.networks, strict=True)
         ]
-        importances = np.mean([each for each, _ in measured], axis=0)
+        importances = mean_importances([each for each, _ in measured])
         parts = [predicted for _, predicted in measured if predicted is not None]
         return importances, validation(target, parts) if parts else None
 
@@ -387,3 +386,17 @@ def validation(target, predicted):
 def bounded_rows(n_rows):
     """Return a number of rows of a wide table, limited to the range of its samples."""
     return min(max(n_rows, MIN_ROWS), WIDE_TABLE_ROWS)
+
+
+def shares(importances):
+    """Return importances divided by their sum, unless all are 0."""
+    total = importances.sum()
+    return importances / total if total > 0 else importances
+
+
+def mean_importances(parts):
+    """Return the mean of the importances of several networks, the sum of which is 1.
+
+    The importances of a network that no shuffled column makes worse are all 0.
+    """
+    return shares(np.mean(parts, axis=0))
