@@ -398,15 +398,8 @@ class Regression:
 
     def module(self, names, penalty, factor, **prior):
         """Return the model for one penalty and factor, with a prior of its weight."""
-        coefficients = self.features.T @ self.dual(penalty) * (factor / penalty)
-        intercept, parts, begin = self.mean * factor, [], 0
-        for name in names:
-            part = coefficients[begin : begin + len(self.scales[name])]
-            part = part * self.scales[name][:, None]
-            intercept = intercept - self.centers[name] @ part
-            parts.append(part)
-            begin += len(part)
-        return LinearModule(names, parts, intercept, **prior)
+        coefficients = self.features.T @ self.dual(penalty) / penalty
+        return make_module(self, names, coefficients, self.mean, factor, prior)
 
 
 class SparseRegression:
@@ -472,15 +465,39 @@ class SparseRegression:
 
     def module(self, names, penalty, factor, **prior):
         """Return the model for one penalty and factor, with a prior of its weight."""
-        coefficients, intercept = self.solve(penalty)
-        intercept, parts, begin = intercept * factor, [], 0
-        for name in names:
-            scale = self.scales[name]
-            part = coefficients[begin : begin + len(scale)] * scale[:, None] * factor
-            intercept = intercept - self.centers[name] @ part
-            parts.append(part)
-            begin += len(scale)
-        return LinearModule(names, parts, intercept, **prior)
+        return make_module(self, names, *self.solve(penalty), factor, prior)
+
+
+def make_module(regression, names, coefficients, intercept, factor, prior):
+    """Return the linear model of features that are not scaled.
+
+    Parameters
+    ----------
+    regression : Regression or SparseRegression
+        Has the centre and scale of each feature.
+    names : list of str
+        Names of the blocks, in the order of their features.
+    coefficients : ndarray of float64, shape (n_features, n_targets)
+        Coefficients of scaled features.
+    intercept : ndarray of float64, shape (n_targets,)
+        Intercepts.
+    factor : float
+        Factor of the scores.
+    prior : dict
+        Further parameters of :class:`~sk_easytensor.networks.linear.LinearModule`.
+
+    Returns
+    -------
+    LinearModule
+    """
+    intercept, parts, begin = intercept * factor, [], 0
+    for name in names:
+        scale = regression.scales[name]
+        part = coefficients[begin : begin + len(scale)] * scale[:, None] * factor
+        intercept = intercept - regression.centers[name] @ part
+        parts.append(part)
+        begin += len(scale)
+    return LinearModule(names, parts, intercept, **prior)
 
 
 def center_and_scale(features, share, weights):
