@@ -25,17 +25,22 @@ WAITING = {
 }
 
 
+def join(path, rank, n_workers):
+    """Make this process one of several workers that meet in a file."""
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{path}",
+        rank=rank,
+        world_size=n_workers,
+        timeout=timedelta(seconds=30),
+    )
+
+
 def work(rank, where):
     for what, wait in WAITING.items():
         # The last leaves, or where the first has the word the first.
         leaving = 0 if what == "broadcast" else N_WORKERS - 1
-        distributed.init_process_group(
-            "gloo",
-            init_method=f"file://{where}/{what}",
-            rank=rank,
-            world_size=N_WORKERS,
-            timeout=timedelta(seconds=30),
-        )
+        join(f"{where}/{what}", rank, N_WORKERS)
         # As training does, by and by: what it imports keeps the default group for ever.
         import_module("torch.distributed.nn.functional")
         group = ProcessGroup()
@@ -61,13 +66,7 @@ def fit_linear_models(rank, where):
     parts = [encode(slice(worker, None, N_LINEAR)) for worker in range(N_LINEAR)]
     rows = encode(slice(None))
     expected, _ = fit_linear(network, head, rows, None, rows, settings)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{where}/linear",
-        rank=rank,
-        world_size=N_LINEAR,
-        timeout=timedelta(seconds=60),
-    )
+    join(f"{where}/linear", rank, N_LINEAR)
     settings.group = ProcessGroup()
     for held_out, deciding in ((None, parts[rank]), (parts[rank], parts[rank])):
         found, final = fit_linear(network, head, parts[rank], held_out, deciding, settings)

@@ -63,7 +63,8 @@ LINEAR_WEIGHTS = {"number": 0.4, "quantile": 0.8, "pieces": 0.5}
 with numbers alone."""
 
 LARGEST_NUMBER = 5.0
-"""Number of interquartile ranges from the median at which numbers are clipped for that model."""
+"""Number of interquartile ranges from the median up to which that model reads numbers as they are.
+Larger ones are at most 5.8."""
 
 
 class NumericBlock(BinnedMixin, Block):

@@ -253,13 +253,11 @@ def tree_rows(network, rows, max_rows, seed, head=None, group=None):
         return head.without_offset(part.target, part.weight, offset[:, 0])
 
     parts = [
-        (network.tree_features(part.frame), *tree_target(part))
+        [tensor.cpu().numpy() for tensor in (network.tree_features(part.frame), *tree_target(part))]
         for part in sampled_encodings(rows, names, max_rows, seed, group)
     ]
     # A worker may have rows that no other has, such as those of a class.
-    arrays = gather_rows(
-        group, [torch.cat(part).cpu().numpy() for part in zip(*parts, strict=True)]
-    )
+    arrays = gather_rows(group, parts)
     if arrays is None:
         return None
     features, target, weight = arrays

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 import torch.distributed as distributed
+from scipy import sparse
 from torch.nn import functional
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "SingleProcess",
     "gather_rows",
     "sparse_rows",
+    "stack_rows",
 ]
 
 
@@ -212,25 +214,45 @@ class ProcessGroup:
         return value
 
 
-def gather_rows(group, arrays):
+def gather_rows(group, parts):
     """Return arrays of the rows of all workers in the first worker, None in the others.
 
     Parameters
     ----------
     group : SingleProcess or ProcessGroup
         Workers.
-    arrays : list of ndarray
-        Arrays with an entry for each row of this worker.
+    parts : iterable of sequence of ndarray or scipy.sparse.csr_array
+        Parts of the rows of this worker: the same number of arrays for each part.
 
     Returns
     -------
-    list of ndarray or None
+    list of ndarray or scipy.sparse.csr_array, or None
         Rows of the workers in the order of their ranks.
     """
-    shards = group.gather_at_rank0(arrays)
-    return (
-        None if shards is None else [np.concatenate(parts) for parts in zip(*shards, strict=True)]
-    )
+    shards = group.gather_at_rank0(stack_rows(parts))
+    return None if shards is None else stack_rows(shards)
+
+
+def stack_rows(parts):
+    """Return the arrays of several parts of rows, those of each position one below the other.
+
+    Parameters
+    ----------
+    parts : iterable of sequence of ndarray or scipy.sparse.csr_array
+        The same number of arrays for each part.
+
+    Returns
+    -------
+    list of ndarray or scipy.sparse.csr_array
+    """
+    return [_stack(arrays) for arrays in zip(*parts, strict=True)]
+
+
+def _stack(arrays):
+    """Return arrays or sparse matrices, one below the other."""
+    if sparse.issparse(arrays[0]):
+        return sparse.vstack(arrays, format="csr")
+    return np.concatenate(arrays)
 
 
 def sparse_rows(rows, values, shape):

@@ -1,4 +1,4 @@
-"""Linear model of many fixed features, fitted in closed form."""
+"""Linear model beside a network: ridge regressions on features of blocks that are not trained."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from sk_easytensor.networks.linear import LinearModule
 from sk_easytensor.training.dataset import BatchIterator, sampled_encodings
+from sk_easytensor.training.distributed import gather_rows, stack_rows
 
 __all__ = [
     "fit_linear",
@@ -274,12 +275,13 @@ class LinearRows:
         """Return these rows and others after them, with a mean weight of 1 of either part."""
         if not (other.weight > 0).any():
             return self
-        features = {
-            name: stack([part, other.features[name]]) for name, part in self.features.items()
-        }
-        target = np.concatenate([self.target, other.target])
         # Weights of training rows were divided by their mean, those of validation rows were not.
-        weight = np.concatenate([rows.weight / rows.weight.mean() for rows in (self, other)])
+        parts = [
+            [*rows.features.values(), rows.target, rows.weight / rows.weight.mean()]
+            for rows in (self, other)
+        ]
+        *features, target, weight = stack_rows(parts)
+        features = dict(zip(self.features, features, strict=True))
         return LinearRows(features, target, weight, self.feature_weights)
 
 
@@ -308,19 +310,12 @@ def linear_rows(network, names, rows, max_rows, seed, group):
         for part in sampled_encodings(rows, names, max_rows, seed, group)
         for batch in BatchIterator(part, BATCH_SIZE)
     ]
-    shards = group.gather_at_rank0([stack(arrays) for arrays in zip(*parts, strict=True)])
-    if shards is None:
+    arrays = gather_rows(group, parts)
+    if arrays is None:
         return None
-    *features, target, weight = (stack(arrays) for arrays in zip(*shards, strict=True))
+    *features, target, weight = arrays
     weights = {name: block.linear_weights for name, block in blocks.items()}
     return LinearRows(dict(zip(names, features, strict=True)), target, weight, weights)
-
-
-def stack(parts):
-    """Return arrays or sparse matrices of rows, one below the other."""
-    if sparse.issparse(parts[0]):
-        return sparse.vstack(parts, format="csr")
-    return np.concatenate(parts)
 
 
 class Regression:
@@ -427,6 +422,7 @@ class SparseRegression:
                 center, scale = center_and_scale(features, share, weights)
             self.centers[name], self.scales[name] = center, scale
         self.matrix = self.scaled(rows)
+        self.solutions = {}
 
     @classmethod
     def of(cls, rows, head):
@@ -435,21 +431,25 @@ class SparseRegression:
         return cls(rows, regression_target(rows.target, head))
 
     def scaled(self, rows):
-        """Return the scaled features of all blocks as one sparse matrix."""
+        """Return the scaled features of all blocks as one scipy.sparse.csr_matrix of float64."""
         parts = []
         for name, features in rows.features.items():
             if not sparse.issparse(features):
                 features = sparse.csr_array(features - self.centers[name])
             parts.append(features * self.scales[name])
-        return sparse.hstack(parts, format="csr").astype(np.float64)
+        return sparse.csr_matrix(sparse.hstack(parts, format="csr").astype(np.float64))
 
     def solve(self, penalty):
         """Return coefficients of shape (n_features, n_targets), and intercepts."""
+        if penalty in self.solutions:
+            return self.solutions[penalty]
         ridge = Ridge(penalty, solver="sparse_cg", max_iter=SPARSE_ITERATIONS, tol=1e-5)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ridge.fit(sparse.csr_matrix(self.matrix), self.target, sample_weight=self.weight)
-        return ridge.coef_.reshape(self.target.shape[1], -1).T, np.atleast_1d(ridge.intercept_)
+            ridge.fit(self.matrix, self.target, sample_weight=self.weight)
+        coefficients = ridge.coef_.reshape(self.target.shape[1], -1).T
+        self.solutions[penalty] = coefficients, np.atleast_1d(ridge.intercept_)
+        return self.solutions[penalty]
 
     def choose(self, head, rows):
         """Return the penalty and the factor with the smallest loss of other rows."""
