@@ -31,7 +31,7 @@ from sk_easytensor.data.summaries import Summary
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.executor import LocalExecutor
 from sk_easytensor.inspection import permutation_importance
-from sk_easytensor.training.dataset import Dataset, EncodedDataset, materialize
+from sk_easytensor.training.dataset import Dataset, EncodedDataset, collect, materialize
 from sk_easytensor.training.splits import Folds
 from sk_easytensor.training.table_dataset import (
     BaseRowEncoder,
@@ -169,7 +169,7 @@ class ChunkedRows(Dataset):
         return Folds(parts, len(self))
 
     def joined(self):
-        return self._applied(self.encoder.concatenate(self.chunks, memory=2**40))
+        return self._applied(collect(self.chunks, self.encoder.collector(memory=2**40)))
 
     def _of(self, chunks):
         return ChunkedRows(chunks, self.encoder, self.functions)

@@ -273,6 +273,29 @@ def test_further_negatives_are_for_training_only(popularity):
     assert losses(network.train(), pairs).isfinite().all()
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_all_items_as_negatives_make_an_exact_softmax(training, popularity):
+    network = make(popularity=popularity, n_negatives="all", temperature=0.7).train(training)
+    expected = functional.cross_entropy(
+        all_logits(network)[USER_ROWS], torch.tensor(ITEM_ROWS), reduction="none"
+    )
+    found = losses(network, make_pairs(USER_ROWS, ITEM_ROWS)).detach()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("implicit", [True, False], ids=["softmax", "one score a pair"])
+def test_a_learned_temperature_starts_at_the_given_one(implicit, popularity):
+    params = {"popularity": popularity if implicit else None, "temperature": 0.7}
+    fixed, learned = make(**params), make(**params, learned_temperature=True)
+    pairs = make_pairs(USER_ROWS, ITEM_ROWS)
+    torch.testing.assert_close(fixed(pairs), learned(pairs), rtol=1e-6, atol=1e-6)
+    assert learned.final_temperature == pytest.approx(0.7)
+    learned(pairs)[:, 0, 0].sum().backward()
+    gradient = learned.log_temperature.grad
+    assert gradient is not None
+    assert gradient != 0
+
+
 def test_one_item_alone():
     network = TwoTowerNetwork(
         Lookup(N_USERS, 0), Lookup(1, 1), popularity=torch.ones(1), n_negatives=3

@@ -424,46 +424,60 @@ class UserEncoder(BaseRowEncoder):
 
     def encode(self, table, y, weight):
         """Return the users of a table of lists; targets and weights are not used."""
-        return self._rows(Sequences(table, self.owner))
+        return self.rows(Sequences(table, self.owner))
 
     encode_targets = encode
 
-    def concatenate(self, parts, memory):
-        """Concatenate the users of several tables.
+    def collector(self, memory):
+        """Return a :class:`UserCollector`, which joins the users of several tables."""
+        return UserCollector(self, memory)
 
-        Parameters
-        ----------
-        parts : iterable of UserDataset
-            Users of each table.
-        memory : float
-            Bytes that the process may use.
+    def rows(self, sequences):
+        """Return a :class:`UserDataset` of some sequences."""
+        return UserDataset(self.objective(sequences, self.settings))
 
-        Returns
-        -------
-        UserDataset
+
+class UserCollector:
+    """Joins the users of several tables in memory.
+
+    Parameters
+    ----------
+    encoder : UserEncoder
+        Encoder of the tables.
+    memory : float
+        Bytes that the process may use.
+    """
+
+    def __init__(self, encoder, memory):
+        self.encoder = encoder
+        self.memory = memory
+        self._datasets = []
+        self._size = 0
+
+    def append(self, users):
+        """Add a :class:`UserDataset`.
 
         Raises
         ------
         ValueError
             If the sequences take more than half of `memory`.
         """
-        datasets, size = [], 0
-        for part in parts:
-            datasets.append(part)
-            size += part.nbytes
-            # Joining the parts takes as much memory again.
-            if 2 * size > memory:
-                raise ValueError(
-                    f"{self.owner}: the sequences of a worker's users take more than half of the "
-                    f"{memory:,} bytes it has. They must be in memory, because parts are cut from "
-                    "them in every epoch: use more workers, or more memory_per_worker"
-                )
-        if len(datasets) == 1:
-            return datasets[0]
-        return self._rows(Sequences.joined([part.objective.sequences for part in datasets]))
+        self._datasets.append(users)
+        self._size += users.nbytes
+        # Joining the parts takes as much memory again.
+        if 2 * self._size > self.memory:
+            raise ValueError(
+                f"{self.encoder.owner}: the sequences of a worker's users take more than half of "
+                f"the {self.memory:,} bytes it has. They must be in memory, because parts are cut "
+                "from them in every epoch: use more workers, or more memory_per_worker"
+            )
 
-    def _rows(self, sequences):
-        return UserDataset(self.objective(sequences, self.settings))
+    def finish(self):
+        """Return the :class:`UserDataset` of all users."""
+        if len(self._datasets) == 1:
+            return self._datasets[0]
+        sequences = [part.objective.sequences for part in self._datasets]
+        return self.encoder.rows(Sequences.joined(sequences))
 
 
 @dataclass

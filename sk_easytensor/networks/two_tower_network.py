@@ -81,6 +81,8 @@ class TwoTowerNetwork(nn.Module):
         Whether embeddings are scaled to unit length, so that their product is a cosine.
     temperature : float, default=1.0
         Divisor of products.
+    learned_temperature : bool, default=False
+        Whether the divisor is trained, from `temperature` on.
     dropout : float, default=0.0
         Dropout probability of the components of embeddings.
     popularity : torch.Tensor of float32, shape (n_items,), optional
@@ -88,8 +90,9 @@ class TwoTowerNetwork(nn.Module):
         softmax over the items of a batch; by default there is one output for each pair.
     n_rows : int, default=1_000_000
         Number of training pairs.
-    n_negatives : int, default=0
-        Number of items added to each training batch, drawn uniformly from all items.
+    n_negatives : int or "all", default=0
+        Number of items added to each training batch, drawn uniformly from all items; ``"all"`` for
+        a softmax over all items, in training and in evaluation.
 
     Notes
     -----
@@ -108,6 +111,7 @@ class TwoTowerNetwork(nn.Module):
         *,
         normalized=False,
         temperature=1.0,
+        learned_temperature=False,
         dropout=0.0,
         popularity=None,
         n_rows=1_000_000,
@@ -117,13 +121,27 @@ class TwoTowerNetwork(nn.Module):
         self.user = user
         self.item = item
         self.normalized = normalized
-        self.temperature = temperature
+        self.initial_temperature = temperature
+        # Weight decay draws the temperature to the one it starts from.
+        self.log_temperature = nn.Parameter(torch.zeros(())) if learned_temperature else None
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("popularity", popularity)
         self.n_rows = n_rows
         self.n_negatives = n_negatives
         if popularity is None:
             self.bias = nn.Parameter(torch.zeros(()))
+
+    @property
+    def temperature(self):
+        """Divisor of products, a number or a tensor."""
+        if self.log_temperature is None:
+            return self.initial_temperature
+        return self.initial_temperature * self.log_temperature.exp()
+
+    @property
+    def final_temperature(self):
+        """Divisor of products after training, a float."""
+        return float(torch.as_tensor(self.temperature).detach())
 
     def padded_lengths(self, pairs):
         """Return the length of the longest padded list of each pair, or None."""
@@ -156,22 +174,44 @@ class TwoTowerNetwork(nn.Module):
             product = select_rows(users, user_index) * select_rows(items, item_index)
             product = product.sum(1) / self.temperature
             return (product + self.bias)[:, None, None]
+        items, index, correction = self._candidates(pairs)
+        with torch.autocast(users.device.type, enabled=False):
+            terms = InBatchSoftmax.apply(
+                users / self.temperature, items, correction.to(users.dtype), user_index, index
+            )
+        return torch.stack(terms, dim=1)[:, None, :]
+
+    def _candidates(self, pairs):
+        """Return the embeddings of the items of the softmax.
+
+        Parameters
+        ----------
+        pairs : PairFrame
+            Pairs of a batch.
+
+        Returns
+        -------
+        items : torch.Tensor of shape (n_candidates, embedding_dim)
+            Embeddings.
+        index : torch.Tensor of int64, shape (n_pairs,)
+            Candidate of each pair.
+        correction : torch.Tensor of shape (n_candidates,)
+            Logarithm of the probability that an item is a candidate.
+        """
+        if self.n_negatives == "all":
+            items = self._embed(self.item, pairs.items)
+            return items, pairs.item_rows, items.new_zeros(len(items))
         n_pairs, n_items = len(pairs), len(self.popularity)
         rows, n_negatives = pairs.item_rows, self.n_negatives if self.training else 0
         if n_negatives:
             negatives = torch.randint(n_items, (n_negatives,)).to(rows.device)
             rows = torch.cat([rows, negatives])
         present, index = rows.unique(return_inverse=True)
-        items = self._embed(self.item, pairs.items.take(present))
         absent = self.popularity[present] * self._log_absent(n_pairs)
         if n_negatives:
             absent = absent + n_negatives * torch.log1p(torch.tensor(-1.0 / max(n_items, 2)))
-        correction = torch.log(-torch.expm1(absent)).to(users.dtype)
-        with torch.autocast(users.device.type, enabled=False):
-            terms = InBatchSoftmax.apply(
-                users / self.temperature, items, correction, user_index, index[:n_pairs]
-            )
-        return torch.stack(terms, dim=1)[:, None, :]
+        items = self._embed(self.item, pairs.items.take(present))
+        return items, index[:n_pairs], torch.log(-torch.expm1(absent))
 
     def _log_absent(self, n_pairs):
         """Return the log-probability that an item is not in a batch, divided by its popularity.

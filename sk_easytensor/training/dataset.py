@@ -23,8 +23,10 @@ __all__ = [
     "InMemoryDataset",
     "MemoryMappedDataset",
     "ResampledDataset",
+    "RowCollector",
     "TrainingDataset",
     "bounded_sample",
+    "collect",
     "join_rows",
     "materialize",
     "sampled_encodings",
@@ -481,44 +483,59 @@ def _sample(lengths, size=100_000):
     return lengths[:: -(-len(lengths) // size)].float()
 
 
-def materialize(pieces, memory):
-    """Store pieces of encoded rows: joined in memory, or in files if they are too large.
+class RowCollector:
+    """Stores pieces of encoded rows: joined in memory, or in files if they are too large.
 
     Parameters
     ----------
-    pieces : iterable of EncodedDataset
-        Consecutive parts of the rows.
     memory : int
         Largest size of the rows in memory, in bytes. Joining them takes as much memory again,
         which counts.
-
-    Returns
-    -------
-    EncodedDataset, MemoryMappedDataset or None
-        None if all pieces are empty.
     """
-    in_memory, size, in_files = [], 0, None
-    for piece in pieces:
+
+    def __init__(self, memory):
+        self.memory = memory
+        self._in_memory = []
+        self._size = 0
+        self._in_files = None
+
+    def append(self, piece):
+        """Add an :class:`EncodedDataset`, whose rows come after those already added."""
         if len(piece) == 0:
-            continue
-        in_memory.append(piece)
-        size += n_bytes(piece)
+            return
+        self._in_memory.append(piece)
+        self._size += n_bytes(piece)
         # Joining the pieces takes as much memory again.
-        if in_files is None and 2 * size > memory:
-            in_files = MemoryMappedDataset(memory)
-        while in_files is not None and PIECES_IN_MEMORY * size > memory:
-            group = [in_memory.pop(0)]
+        if self._in_files is None and 2 * self._size > self.memory:
+            self._in_files = MemoryMappedDataset(self.memory)
+        while self._in_files is not None and PIECES_IN_MEMORY * self._size > self.memory:
+            group = [self._in_memory.pop(0)]
             n_joined = n_bytes(group[0])
-            while in_memory and PIECES_IN_MEMORY * n_joined <= memory:
-                group.append(in_memory.pop(0))
+            while self._in_memory and PIECES_IN_MEMORY * n_joined <= self.memory:
+                group.append(self._in_memory.pop(0))
                 n_joined += n_bytes(group[-1])
-            size -= n_joined
-            in_files.append(join_rows(group))
-    if in_files is None:
-        return join_rows(in_memory) if in_memory else None
-    if in_memory:
-        in_files.append(join_rows(in_memory))
-    return in_files
+            self._size -= n_joined
+            self._in_files.append(join_rows(group))
+
+    def finish(self):
+        """Return all rows, an EncodedDataset or MemoryMappedDataset; None if there are none."""
+        if self._in_files is None:
+            return join_rows(self._in_memory) if self._in_memory else None
+        if self._in_memory:
+            self._in_files.append(join_rows(self._in_memory))
+        return self._in_files
+
+
+def materialize(pieces, memory):
+    """Store pieces of encoded rows, as :class:`RowCollector` does."""
+    return collect(pieces, RowCollector(memory))
+
+
+def collect(pieces, collector):
+    """Add all pieces to a collector, and return its rows."""
+    for piece in pieces:
+        collector.append(piece)
+    return collector.finish()
 
 
 def join_rows(pieces):

@@ -13,7 +13,7 @@ from sk_easytensor.data.sources import is_source
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.data.validation import Sized, check_weight, errors_mention, errors_name
 from sk_easytensor.events import collect_sequences
-from sk_easytensor.training.dataset import materialize
+from sk_easytensor.training.dataset import RowCollector
 
 __all__ = [
     "BaseRowEncoder",
@@ -244,22 +244,21 @@ class BaseRowEncoder(ABC):
         InMemoryDataset
         """
 
-    def concatenate(self, parts, memory):
-        """Join encoded rows of several chunks.
+    def collector(self, memory):
+        """Return an object that joins encoded rows of several chunks.
 
         Parameters
         ----------
-        parts : iterable of InMemoryDataset
-            Results of :meth:`encode`, in the order of the rows.
         memory : int
             Largest size of the rows in memory, in bytes. Larger data sets are written to files,
             or refused.
 
         Returns
         -------
-        InMemoryDataset or MemoryMappedDataset
+        RowCollector
+            Or another object with its methods, which takes the results of :meth:`encode`.
         """
-        return materialize(parts, memory)
+        return RowCollector(memory)
 
 
 class TableDataset(BaseTableDataset):

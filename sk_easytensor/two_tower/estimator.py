@@ -83,6 +83,9 @@ __all__ = [
 ]
 
 
+MAX_BATCH_SCORES = 2**28
+"""Largest number of scores of a batch with ``n_negatives="all"``: 1 GB in single precision."""
+
 RANKING_SEED = 0
 """Seed of the users that are ranked for after each epoch."""
 
@@ -186,11 +189,13 @@ class TowerTrainingMixin:
         epochs = self.max_epochs or default_max_epochs(len(rows))
         popularity, counts = None, sum(rows.map_chunks(item_counts))
         if self._target.is_implicit:
+            self._check_n_scores(len(counts), min(batch_size, len(rows)))
             # Rows are drawn with equal probability, regardless of their weights. Items that only
             # validation rows have count as one row.
             popularity = counts.clamp(min=1).float() / len(rows)
+        is_learned = isinstance(self.temperature, str)
         temperature = self.temperature
-        if temperature is None:
+        if temperature is None or is_learned:
             temperature = 0.1 if self.similarity == "cosine" else 1.0
         self._target.learn_scale(rows)
         with seeded(seed):
@@ -205,6 +210,7 @@ class TowerTrainingMixin:
                 item,
                 normalized=self.similarity == "cosine",
                 temperature=temperature,
+                learned_temperature=is_learned,
                 dropout=self.dropout,
                 popularity=popularity,
                 n_rows=len(rows),
@@ -219,9 +225,26 @@ class TowerTrainingMixin:
                 batch_size, epochs, plan, checkpoints=checkpoints, patience=patience
             )
             result = backend.train(network, self._target.head_, rows, evals, settings)
-        self._temperature = temperature
+        self._temperature = network.final_temperature
         self._bias = 0.0 if network.popularity is not None else float(network.bias.detach())
         self._record_training(result)
+
+    def _check_n_scores(self, n_items, batch_size):
+        """Raise ``ValueError`` if the scores of a batch and all items would take too much memory.
+
+        Parameters
+        ----------
+        n_items : int
+            Number of items.
+        batch_size : int
+            Number of pairs of a batch.
+        """
+        if self.n_negatives == "all" and n_items * batch_size > MAX_BATCH_SCORES:
+            raise ValueError(
+                f"{type(self).__name__}: with n_negatives='all' a batch has a score of each of its "
+                f"{batch_size:,} pairs and {n_items:,} items, and at most {MAX_BATCH_SCORES:,} are "
+                "allowed; use a number, such as n_negatives=10_000, or a smaller batch_size"
+            )
 
     def _check_ranking(self, y, backend):
         """Raise ``ValueError`` for metrics and scores that the fit cannot compute."""
@@ -285,16 +308,18 @@ class EasyTensorTwoTower(
         Size of the embeddings.
     similarity : {"dot", "cosine"}, default="dot"
         Score of a pair: the dot product of the embeddings, or the cosine of their angle.
-    temperature : float or None, default=None
+    temperature : float, "learned" or None, default=None
         Number that scores are divided by; None for 1.0 with dot products and 0.1 with cosines.
+        ``"learned"`` trains it from there on.
     shared_blocks : list of str, default=()
         Names of blocks that both towers have, and whose vocabulary and weights they share.
     unknown_items : {"error", "drop"}, default="error"
         Handling of rows of `fit` and evaluation sets whose `item_key` is not that of a known item:
         an error, or to leave them out with a warning that says how many.
-    n_negatives : int, default=0
+    n_negatives : int or "all", default=0
         Number of items that are drawn uniformly from all items and added to those of each training
-        batch. Used only if `fit` has no `y`.
+        batch. ``"all"``: the loss is a softmax over all items, which small catalogues allow: each
+        step embeds them all, and has a score of each pair and item. Used only if `fit` has no `y`.
     dropout : float, default=0.3
         Fraction of the embeddings' components that are set to zero in training.
     index : {"exact", "usearch"}, default="exact"
@@ -405,10 +430,10 @@ class EasyTensorTwoTower(
         *,
         embedding_dim: int = 64,
         similarity: Literal["dot", "cosine"] = "dot",
-        temperature: float | None = None,
+        temperature: float | Literal["learned"] | None = None,
         shared_blocks: Sequence[str] = (),
         unknown_items: Literal["error", "drop"] = "error",
-        n_negatives: int = 0,
+        n_negatives: int | Literal["all"] = 0,
         dropout: float = 0.3,
         index: Literal["exact", "usearch"] = "exact",
         trunk: Trunk | None = None,
@@ -478,7 +503,9 @@ class EasyTensorTwoTower(
         check_number(owner, "embedding_dim", self.embedding_dim, low=1, integer=True)
         check_choice(owner, "similarity", self.similarity, ("dot", "cosine"))
         check_choice(owner, "validation", self.validation, ("random", "last"))
-        if self.temperature is not None:
+        if isinstance(self.temperature, str):
+            check_choice(owner, "temperature", self.temperature, ("learned",))
+        elif self.temperature is not None:
             check_number(owner, "temperature", self.temperature, low=0, exclusive=True)
         if isinstance(self.shared_blocks, str) or not all(
             isinstance(name, str) for name in self.shared_blocks
@@ -488,7 +515,10 @@ class EasyTensorTwoTower(
             )
         check_choice(owner, "warm_start", self.warm_start, (False, True))
         check_choice(owner, "unknown_items", self.unknown_items, ("error", "drop"))
-        check_number(owner, "n_negatives", self.n_negatives, low=0, integer=True)
+        if isinstance(self.n_negatives, str):
+            check_choice(owner, "n_negatives", self.n_negatives, ("all",))
+        else:
+            check_number(owner, "n_negatives", self.n_negatives, low=0, integer=True)
         check_number(owner, "dropout", self.dropout, low=0, high=0.99)
         metrics = resolve_ranking_metrics(self.eval_metric, owner)
         resolve_stopping_metric(self.stopping_metric, metrics, SampledSoftmaxHead().metric, owner)

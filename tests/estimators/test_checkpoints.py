@@ -150,7 +150,7 @@ def test_a_regressor_goes_on(mixed, tmp_path):
     np.testing.assert_array_equal(found.predict(mixed[0]), expected.predict(mixed[0]))
 
 
-@pytest.mark.parametrize("n_negatives", [0, 7])
+@pytest.mark.parametrize("n_negatives", [0, 7, "all"])
 def test_two_towers_go_on(n_negatives, tmp_path):
     data = make_interactions(800, n_users=30, n_items=20, random_state=0)
     params = {"embedding_dim": 4, "max_epochs": 4, "random_state": 0, "n_negatives": n_negatives}

@@ -10,6 +10,7 @@ from sklearn.base import clone
 
 from sk_easytensor import EasyTensorClassifier, EasyTensorMultiTask, EasyTensorRegressor
 from sk_easytensor.estimators.targets.base import Target
+from sk_easytensor.estimators.targets.checks import is_text
 from sk_easytensor.estimators.targets.classification import ClassificationTarget
 from sk_easytensor.estimators.targets.multi_task import MultiTaskTarget
 from sk_easytensor.estimators.targets.regression import RegressionTarget
@@ -164,3 +165,40 @@ def test_errors_name_the_class_of_the_estimator(make):
     estimator.eval_metric = {"n": "no metric"} if hasattr(estimator, "tasks") else "no metric"
     with pytest.raises(ValueError, match="Own: eval_metric 'no metric' is unknown"):
         estimator.fit({"a": [1.0, 2.0]}, [0, 1])
+
+
+# ---------------------------------------------------------------------- labels that are text
+
+
+@pytest.mark.parametrize(
+    ("y", "expected"),
+    [
+        (np.array(["a", "b"], dtype=object), True),
+        (pd.Series(["a", "b"]), True),
+        (pd.Series(["a", None]), False),
+        (np.array(["a", None], dtype=object), False),
+        (np.array(["a", 1], dtype=object), False),
+        (np.array([["a"]], dtype=object), False),
+        (np.array([], dtype=object), False),
+        (np.array(["a", "b"]), False),
+        (["a", "b"], False),
+    ],
+)
+def test_arrays_of_text(y, expected):
+    assert is_text(y) is expected
+
+
+def test_labels_that_are_text_are_checked_and_found_without_sorting_all_rows(monkeypatch):
+    rows = np.tile(np.array(["no", "yes", "é", ""], dtype=object), 500)
+    sorted_sizes = []
+    unique = np.unique
+
+    def counted(values, *args, **kwargs):
+        sorted_sizes.append(np.size(values))
+        return unique(values, *args, **kwargs)
+
+    monkeypatch.setattr(np, "unique", counted)
+    target = ClassificationTarget(LogLoss())
+    assert target.check(rows).tolist() == rows.tolist()
+    assert target.sample(rows).tolist() == ["", "no", "yes", "é"]
+    assert max(sorted_sizes) == 4

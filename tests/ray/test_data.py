@@ -9,13 +9,18 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import ray
+import torch
 
 from sk_easytensor import EasyTensorClassifier, EasyTensorRegressor
 from sk_easytensor.backends.base import LocalBackend
-from sk_easytensor.backends.ray.dataset import put_dataset
+from sk_easytensor.backends.ray.chunks import ObjectStoreChunk, Reading
+from sk_easytensor.backends.ray.dataset import RayTableDataset, assign_shards, put_dataset
 from sk_easytensor.blocks import CategoryBlock, NumericBlock
 from sk_easytensor.data.tables import as_table
-from sk_easytensor.training.table_dataset import read_dataset
+from sk_easytensor.tensors import TensorFrame
+from sk_easytensor.training.dataset import EncodedDataset
+from sk_easytensor.training.table_dataset import BaseRowEncoder, read_dataset
 
 FEATURES = ["amount", "count", "city", "tags"]
 TARGETS = ["score", "label", "weight"]
@@ -317,3 +322,82 @@ def test_files_that_were_not_written_alike(regressor, shop, tmp_path):
     local = model.set_params(backend="local").predict(str(tmp_path))
     found = model.set_params(backend=regressor().backend).predict(str(tmp_path))
     np.testing.assert_allclose(found.to_pandas()["prediction"], local, rtol=1e-5, atol=1e-6)
+
+
+class Rows(BaseRowEncoder):
+    """Encoder of the columns ``x`` and ``y`` that counts how many rows it encodes."""
+
+    def __init__(self):
+        self.n_encoded = 0
+
+    def encode(self, table, y, weight):
+        self.n_encoded += len(table)
+        values = torch.tensor(table["x"].to_numpy())[:, None]
+        return self.encode_targets({"n": {"values": values}}, y, weight)
+
+    def encode_targets(self, table, y, weight):
+        entries = table if isinstance(table, dict) else {}
+        y, weight = np.array(y), np.array(weight)
+        frame = TensorFrame(entries, len(y))
+        return EncodedDataset(frame, torch.from_numpy(y), torch.from_numpy(weight).float())
+
+
+def held_out_in_chunks(sizes, random_state):
+    """Return an encoder, and training and validation rows in chunks of some sizes.
+
+    Features and targets are the numbers from 0 on. They are read 7 rows at a time.
+    """
+    numbers = np.arange(float(sum(sizes)))
+    records = read_dataset(pa.table({"x": numbers}), numbers, None, as_table, np.asarray)
+    parts = np.split(numbers, np.cumsum(sizes)[:-1])
+    chunks = [
+        ObjectStoreChunk(
+            ray.put((pa.table({"x": own}), own, np.ones(len(own)))), len(own), int(own[0])
+        )
+        for own in parts
+    ]
+    chunked = RayTableDataset(chunks, Reading.from_object_store(["x"]), None, records, 7)
+    encoder = Rows()
+    train, valid = chunked.encode(encoder).hold_out(
+        lambda y: np.zeros(len(y), dtype=np.int64), 0.25, random_state
+    )
+    return encoder, [train, *valid]
+
+
+@pytest.mark.parametrize("memory", [2**30, 1_000], ids=["in memory", "in files"])
+def test_training_and_validation_rows_are_read_and_encoded_once(memory, cluster):
+    encoder, datasets = held_out_in_chunks([50] * 8, np.random.RandomState(0))
+    datasets[0] = datasets[0].map(lambda rows: rows)
+    found = {0: [], 1: []}
+    for numbers, shards in assign_shards(datasets, 3):
+        assert numbers == [0, 1]
+        for shard in shards:
+            for number, rows in zip(numbers, shard.rows(memory), strict=True):
+                found[number] += [part for part in rows.parts()]
+    assert encoder.n_encoded == 400
+    values = {number: torch.cat([part.target for part in parts]) for number, parts in found.items()}
+    assert {number: len(own) for number, own in values.items()} == {0: 296, 1: 104}
+    assert sorted(torch.cat(list(values.values())).tolist()) == list(range(400))
+    for parts in found.values():
+        for part in parts:
+            np.testing.assert_array_equal(part.frame["n"]["values"][:, 0], part.target)
+
+
+def test_shards_have_chunks_of_their_own_where_a_worker_would_lack_validation_rows(cluster):
+    """The last rows are in two small chunks, which the same worker has besides a large one."""
+    encoder, datasets = held_out_in_chunks([200, 100, 50, 50], None)
+    assigned = assign_shards(datasets, 2)
+    assert [numbers for numbers, _ in assigned] == [[0], [1]]
+    values = [
+        torch.cat([rows.target for shard in shards for rows in shard.rows(2**30)])
+        for _, shards in assigned
+    ]
+    assert [sorted(own.tolist()) for own in values] == [list(range(300)), list(range(300, 400))]
+    # What a data set leaves out is not encoded for it.
+    assert encoder.n_encoded == 400
+
+
+def test_too_few_chunks_for_the_workers(cluster):
+    _, datasets = held_out_in_chunks([20, 20], np.random.RandomState(0))
+    with pytest.raises(ValueError, match="the rows are in 2 chunks, too few for 3 workers"):
+        assign_shards(datasets, 3)

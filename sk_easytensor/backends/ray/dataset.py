@@ -32,6 +32,7 @@ __all__ = [
     "RayDataset",
     "RayTableDataset",
     "Shard",
+    "assign_shards",
     "open_dataset",
     "put_dataset",
 ]
@@ -66,7 +67,7 @@ class RayDataset(Dataset):
 
     def map_chunks(self, function):
         """Apply a function to targets and weights of each chunk in tasks."""
-        plan = self._encode_plan()
+        plan = self.encode_plan()
         per_chunk = self.table_dataset.map_targets(
             lambda number, *targets: function(plan.targets(number, *targets)),
             self.encoder.columns,
@@ -109,30 +110,8 @@ class RayDataset(Dataset):
             parts.append(rows)
         return parts[0], parts[1:]
 
-    def shards(self, n_workers):
-        """Return each worker's :class:`Shard`; chunks are assigned so that shards are balanced.
-
-        Raises
-        ------
-        ValueError
-            If there are fewer chunks with rows than workers.
-        """
-        n_rows, numbers = [0] * n_workers, [[] for _ in range(n_workers)]
-        for number in np.argsort(-np.array(self.counts), kind="stable"):
-            worker = int(np.argmin(n_rows))
-            n_rows[worker] += self.counts[number]
-            numbers[worker].append(int(number))
-        if not all(n_rows):
-            raise ValueError(
-                f"RayBackend: the rows are in {np.count_nonzero(self.counts)} chunks, too few for "
-                f"{n_workers} workers"
-            )
-        return [
-            Shard([(n, self.table_dataset.chunks[n]) for n in sorted(own)], self._encode_plan())
-            for own in numbers
-        ]
-
-    def _encode_plan(self):
+    def encode_plan(self):
+        """Return how workers read and encode the rows, an :class:`EncodePlan`."""
         dataset = self.table_dataset
         return EncodePlan(
             dataset.reading, dataset.chunk_rows, self.encoder, self.functions, self.split
@@ -191,29 +170,25 @@ class EncodePlan:
             rows = rows.take(torch.from_numpy(split(number, rows)[part]))
         return self.applied(rows)
 
-    def parts(self, number, chunk):
-        """Yield the chunk's encoded rows in pieces, before any function is applied."""
-        selected = self._selected_rows(number, chunk)
-        first = 0
-        for table, y, weight in self.reading.pieces(chunk, self.chunk_rows):
-            n_rows = len(table)
-            if selected is not None:
-                begin, end = np.searchsorted(selected, [first, first + n_rows])
-                rows = selected[begin:end] - first
-                table, y, weight = table.take(pa.array(rows)), y[rows], weight[rows]
-            if len(table):
-                with row_errors_from(chunk.first + first):
-                    encoded = self.encoder.encode(table, y, weight)
-                yield encoded
-            first += n_rows
+    def encode(self, table, y, weight, first):
+        """Encode rows, the first of which has index `first` among all rows."""
+        with row_errors_from(first):
+            return self.encoder.encode(table, y, weight)
 
-    def _selected_rows(self, number, chunk):
-        """Return the indices of the chunk's rows that belong to the part; None for all rows."""
+    def selected_rows(self, number, chunk_rows):
+        """Return the indices of the rows of a chunk that belong to the part; None for all rows.
+
+        Parameters
+        ----------
+        number : int
+            Number of the chunk.
+        chunk_rows : InMemoryDataset
+            Rows of the chunk, without features that are not needed to split them.
+        """
         if self.split is None:
             return None
-        targets = self.reading.targets_of(chunk, self.encoder.columns)
         split, part = self.split
-        return split(number, self.encoder.encode_targets(*targets))[part]
+        return split(number, chunk_rows)[part]
 
     def applied(self, rows):
         """Return the rows with the functions applied, now or when they are read."""
@@ -224,23 +199,119 @@ class EncodePlan:
 
 @dataclass
 class Shard:
-    """The chunks of a worker.
+    """The chunks of a worker, and the data sets that are made of them.
 
     Attributes
     ----------
     chunks : list of tuple of (int, chunk)
         Numbers of the chunks and the chunks.
-    plan : EncodePlan
-        Reads and encodes them.
+    plans : list of EncodePlan
+        Plan of each data set, such as training and validation rows. They read and encode alike, so
+        that rows are read and encoded once for all of them.
     """
 
     chunks: list
-    plan: EncodePlan
+    plans: list
 
     def rows(self, memory):
-        """Return the encoded rows, in files if they take more than `memory` bytes."""
-        parts = (part for number, chunk in self.chunks for part in self.plan.parts(number, chunk))
-        return self.plan.applied(self.plan.encoder.concatenate(parts, memory))
+        """Return the encoded rows of each plan, in files if they take more than `memory` bytes."""
+        plan = self.plans[0]
+        collectors = [plan.encoder.collector(memory) for _ in self.plans]
+        for number, chunk in self.chunks:
+            selections, first = self._selections(number, chunk), 0
+            for table, y, weight in plan.reading.pieces(chunk, plan.chunk_rows):
+                last = first + len(table)
+                parts = [within(rows, first, last) for rows in selections]
+                # A single data set does not need the rows that it leaves out.
+                if len(parts) == 1 and parts[0] is not None:
+                    table, y, weight = table.take(pa.array(parts[0])), y[parts[0]], weight[parts[0]]
+                    parts = [None]
+                if len(table):
+                    encoded = plan.encode(table, y, weight, chunk.first + first)
+                    for collector, rows in zip(collectors, parts, strict=True):
+                        whole = rows is None
+                        collector.append(encoded if whole else encoded.take(torch.from_numpy(rows)))
+                first = last
+        return [
+            own.applied(collector.finish())
+            for own, collector in zip(self.plans, collectors, strict=True)
+        ]
+
+    def _selections(self, number, chunk):
+        """Return the indices of the rows of a chunk that each plan selects; None for all rows."""
+        plan = self.plans[0]
+        if all(own.split is None for own in self.plans):
+            return [None] * len(self.plans)
+        targets = plan.reading.targets_of(chunk, plan.encoder.columns)
+        rows = plan.encoder.encode_targets(*targets)
+        return [own.selected_rows(number, rows) for own in self.plans]
+
+
+def within(rows, first, last):
+    """Return the sorted indices from `first` to before `last`, counted from `first`."""
+    if rows is None:
+        return None
+    begin, end = np.searchsorted(rows, [first, last])
+    return rows[begin:end] - first
+
+
+def assign_shards(datasets, n_workers):
+    """Assign chunks to workers, so that the shards are balanced.
+
+    Data sets that are parts of the same rows, such as training and held-out rows, have the same
+    chunks in each worker, unless a worker would be without rows of one of them.
+
+    Parameters
+    ----------
+    datasets : list of RayDataset
+        Training rows, and data sets of validation rows.
+    n_workers : int
+        Number of workers.
+
+    Returns
+    -------
+    list of tuple of (list of int, list of Shard)
+        Positions of data sets in `datasets`, and the shard of each worker with their rows.
+
+    Raises
+    ------
+    ValueError
+        If a data set has fewer chunks with rows than there are workers.
+    """
+    groups = {}
+    for position, rows in enumerate(datasets):
+        groups.setdefault((id(rows.table_dataset), id(rows.encoder)), []).append(position)
+    assigned = []
+    for positions in groups.values():
+        counts = np.array([datasets[position].counts for position in positions])
+        numbers = balanced_chunks(counts.sum(axis=0), n_workers)
+        if all(counts[:, own].sum(axis=1).all() for own in numbers):
+            assigned.append((positions, numbers))
+            continue
+        for position, own_counts in zip(positions, counts, strict=True):
+            assigned.append(([position], balanced_chunks(own_counts, n_workers)))
+    shards = []
+    for positions, numbers in assigned:
+        plans = [datasets[position].encode_plan() for position in positions]
+        chunks = datasets[positions[0]].table_dataset.chunks
+        own_shards = [Shard([(n, chunks[n]) for n in own], plans) for own in numbers]
+        shards.append((positions, own_shards))
+    return shards
+
+
+def balanced_chunks(counts, n_workers):
+    """Return the sorted numbers of the chunks of each worker, by the number of rows of chunks."""
+    n_rows, numbers = [0] * n_workers, [[] for _ in range(n_workers)]
+    for number in np.argsort(-np.array(counts), kind="stable"):
+        worker = int(np.argmin(n_rows))
+        n_rows[worker] += int(counts[number])
+        numbers[worker].append(int(number))
+    if not all(n_rows):
+        raise ValueError(
+            f"RayBackend: the rows are in {np.count_nonzero(counts)} chunks, too few for "
+            f"{n_workers} workers"
+        )
+    return [sorted(own) for own in numbers]
 
 
 SAMPLE_CHUNKS, SAMPLE_ROWS = 8, 8_192

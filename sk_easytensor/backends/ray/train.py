@@ -29,6 +29,7 @@ from sk_easytensor._utils.storage import (
     remove_directory,
     remove_temporary_directory,
 )
+from sk_easytensor.backends.ray.dataset import assign_shards
 from sk_easytensor.backends.ray.progress import ErrorCollector, report_progress
 from sk_easytensor.backends.ray.summarize import WorkerTracebacks, n_threads
 from sk_easytensor.training.checkpoint import Checkpoints
@@ -63,10 +64,9 @@ class Job:
         Network before training.
     head : Head
         Defines the loss.
-    shards : list of Shard
-        Training rows of each worker.
-    valid_shards : list of list of Shard
-        Validation rows of each worker, by data set.
+    shards : list of tuple of (list of int, list of Shard)
+        Numbers of data sets, and the shard of each worker with their rows. Data set 0 has the
+        training rows, the others have validation rows.
     settings : TrainingSettings
         Settings of the training.
     random_state : torch.Tensor
@@ -85,7 +85,6 @@ class Job:
     network: torch.nn.Module
     head: object
     shards: list
-    valid_shards: list
     settings: object
     random_state: torch.Tensor
     seed: int
@@ -142,8 +141,7 @@ def train_on_workers(backend, network, head, rows, valid_rows, settings, inspect
         job = Job(
             network,
             head,
-            rows.shards(n_workers),
-            [valid.shards(n_workers) for valid in valid_rows],
+            assign_shards([rows, *valid_rows], n_workers),
             settings,
             torch.get_rng_state(),
             torch.initial_seed(),
@@ -420,8 +418,10 @@ def _train(job, group, rank):
     if isinstance(group, ProcessGroup) and settings.checkpoints is not None:
         settings.checkpoints = SharedCheckpoints(settings.checkpoints, group)
     memory = worker_memory() if job.memory is None else job.memory
-    rows = job.shards[rank].rows(memory)
-    valid_rows = [shards[rank].rows(memory) for shards in job.valid_shards]
+    datasets = {}
+    for numbers, shards in job.shards:
+        datasets.update(zip(numbers, shards[rank].rows(memory), strict=True))
+    rows, *valid_rows = (datasets[number] for number in sorted(datasets))
     if rank == 0:
         torch.set_rng_state(job.random_state)
     else:

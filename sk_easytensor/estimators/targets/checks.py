@@ -22,6 +22,8 @@ __all__ = [
     "check_scalars",
     "check_size",
     "describe_non_number",
+    "distinct_labels",
+    "is_text",
     "labels_like",
     "plain_labels",
 ]
@@ -33,6 +35,29 @@ LARGEST = 1e150
 
 CONTAINERS = (list, tuple, dict, set, frozenset, np.ndarray)
 """Types whose objects are not scalars."""
+
+
+def is_text(y):
+    """Return whether an array or series of one dimension holds nothing but strings."""
+    import pandas as pd
+
+    kind = getattr(y, "dtype", None)
+    if np.ndim(y) != 1 or not len(y):
+        return False
+    if isinstance(kind, pd.StringDtype):
+        return not y.isna().any()
+    is_object = isinstance(kind, np.dtype) and kind.kind == "O"
+    return is_object and pd.api.types.infer_dtype(y, skipna=False) == "string"
+
+
+def distinct_labels(y):
+    """Return the sorted distinct values of an array of one dimension, as ``np.unique`` does.
+
+    Strings are looked up in a hash table, which takes a tenth of the time of sorting them.
+    """
+    import pandas as pd
+
+    return np.unique(pd.unique(y) if is_text(y) else y)
 
 
 def check_no_missing(y):
@@ -70,7 +95,7 @@ def check_scalars(y):
         row = next(row for row, length in enumerate(lengths) if length is not None)
     else:
         values = np.asarray(y)
-        if values.dtype != object:
+        if values.dtype != object or is_text(values):
             return
         flat = values.reshape(-1)
         matches = [index for index, value in enumerate(flat) if isinstance(value, CONTAINERS)]
@@ -122,7 +147,7 @@ def check_labels(y):
     check_scalars(y)
     if not isinstance(y, (list, tuple)) and getattr(getattr(y, "dtype", None), "kind", "") != "O":
         return
-    if len(getattr(y, "shape", ())) > 1:
+    if len(getattr(y, "shape", ())) > 1 or is_text(y):
         return
     values = list(y)
     texts = [isinstance(value, str) for value in values]

@@ -19,6 +19,8 @@ from sk_easytensor.estimators.targets.checks import (
     check_flags,
     check_labels,
     check_no_missing,
+    distinct_labels,
+    is_text,
     labels_like,
     plain_labels,
 )
@@ -64,6 +66,8 @@ class ClassificationTarget(ClassifierMixin, Target):
         check_labels(y)
         y = plain_labels(y)
         check_no_missing(y)
+        if is_text(y):
+            return column_or_1d(y)
         shape = getattr(y, "shape", ())
         if len(shape) == 2 and shape[1] == 0:
             raise ValueError(f"y has the shape {shape}; it must have at least one column")
@@ -93,7 +97,7 @@ class ClassificationTarget(ClassifierMixin, Target):
     def sample(self, y):
         if np.ndim(y) == 2:
             return y[:1].toarray() if hasattr(y, "toarray") else y[:1]
-        return np.unique(y)
+        return distinct_labels(y)
 
     def fit(self, sample):
         self.class_weights_ = None

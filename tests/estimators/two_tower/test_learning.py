@@ -87,7 +87,14 @@ def test_popular_items_come_first(data, X, fitted):
 
 
 @pytest.mark.parametrize(
-    "params", [{"n_negatives": 64}, {"similarity": "cosine", "max_epochs": 20}], ids=str
+    "params",
+    [
+        {"n_negatives": 64},
+        {"n_negatives": "all"},
+        {"temperature": "learned"},
+        {"similarity": "cosine", "max_epochs": 20},
+    ],
+    ids=str,
 )
 def test_variants_of_the_loss_learn_it_too(params, data, X, catalogue):
     model = two_tower(**params).fit(X, items=catalogue, **KEYS)
@@ -584,6 +591,25 @@ def test_scores_of_choices(X):
     scoring = EpochScoring(lambda net, X, y: len(X), name="rows", lower_is_better=False)
     model = untrained(*BY_KEY, callbacks=[scoring]).fit(X, item_key="item_id")
     assert model.evals_result_["valid_0"]["rows"] == [len(X) // 10]
+
+
+def test_a_learned_temperature_divides_scores_in_training_and_afterwards(X, catalogue):
+    params = {"similarity": "cosine", "temperature": "learned", "max_epochs": 3}
+    model = untrained(**params).fit(X, items=catalogue, **KEYS)
+    items = model.item_tower_.embed(catalogue)[np.searchsorted(catalogue["item_id"], X["item_id"])]
+    cosines = model.user_tower_.embed(X) * items
+    ratio = cosines.sum(1) / model.decision_function(X)
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-4)
+    assert ratio[0] != pytest.approx(0.1, rel=1e-3)
+    assert ratio[0] == pytest.approx(0.1, rel=0.5)
+
+
+def test_all_items_as_negatives_are_refused_where_they_take_too_much_memory(
+    X, catalogue, monkeypatch
+):
+    monkeypatch.setattr("sk_easytensor.two_tower.estimator.MAX_BATCH_SCORES", 10_000)
+    with pytest.raises(ValueError, match=r"512 pairs and \d+ items, and at most 10,000 are"):
+        untrained(n_negatives="all").fit(X, items=catalogue, **KEYS)
 
 
 # ---------------------------------------------------------------------- repeatable
