@@ -453,9 +453,12 @@ class BatchIterator:
             yield self.rows
             return
         device = self.rows.weight.device
-        batches = torch.randperm(len(self.rows), device="cpu").tensor_split(len(self))
-        if self.lengths is not None:
-            batches = self._length_buckets(batches)
+        order = torch.randperm(len(self.rows), device="cpu")
+        if self.lengths is None:
+            # Copied to the device once.
+            batches = order.to(device).tensor_split(len(self))
+        else:
+            batches = self._length_buckets(order.tensor_split(len(self)))
         for rows in batches:
             yield self.rows.take(rows.to(device))
 

@@ -142,9 +142,10 @@ class ProcessGroup:
             distributed.all_reduce(flat, group=self._group)
         total = flat[len(present)]
         gradients = flat[len(counts) :].div_(total).split([len(part) for part in parts])
-        for parameter, gradient, n_present in zip(
-            parameters, gradients, flat[: len(present)].tolist(), strict=True
-        ):
+        if not all(present):
+            # Of the others' gradients too. Reading them waits for the device.
+            present = flat[: len(present)].tolist()
+        for parameter, gradient, n_present in zip(parameters, gradients, present, strict=True):
             if n_present:
                 parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
         return total

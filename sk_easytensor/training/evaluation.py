@@ -15,14 +15,33 @@ __all__ = [
     "EVAL_BATCH_SIZE",
     "EvalPlan",
     "Evaluator",
+    "eval_batch_size",
 ]
 
 
-EVAL_BATCH_SIZE = 256
-"""Number of rows of a batch of validation rows."""
+EVAL_BATCH_SIZE, GPU_EVAL_BATCH_SIZE = 256, 8_192
+"""Number of rows of a batch of validation rows, on a CPU and on a GPU."""
 
 MAX_ROWS = 50_000
 """Largest number of rows, per set and worker, for which blends and metrics are computed."""
+
+
+def eval_batch_size(rows, in_batch=False):
+    """Return the number of rows of a batch of validation rows.
+
+    256 rows of activations stay in the cache of a processor. On a GPU, such a batch takes less time
+    than its launch.
+
+    Parameters
+    ----------
+    rows : EncodedDataset
+        Rows, whose device decides.
+    in_batch : bool, default=False
+        Whether the loss of a row depends on the other rows of its batch, so that the size of
+        batches is the same on all devices.
+    """
+    on_cpu = rows.weight.device.type == "cpu"
+    return EVAL_BATCH_SIZE if on_cpu or in_batch else GPU_EVAL_BATCH_SIZE
 
 
 @dataclass
@@ -234,7 +253,7 @@ class EvalSet:
                 self._samples.append(sample)
                 targets.append(part.target)
                 weights.append(part.weight.double())
-                for batch in BatchIterator(part, EVAL_BATCH_SIZE):
+                for batch in BatchIterator(part, eval_batch_size(part)):
                     for name, model in others.items():
                         outputs[name].append(network.other_outputs(name, model, batch.frame))
         self.target, self.weight = torch.cat(targets), torch.cat(weights)
@@ -258,10 +277,10 @@ class EvalSet:
             Outputs, averaged over members, of the rows of `target`; None without `keep_outputs`.
         """
         head, all_outputs = net.head, []
-        sums = torch.zeros(3, dtype=torch.float64)
+        sums = 0.0
         for number, part in enumerate(self.rows.parts()):
             outputs_of_part = []
-            for batch in BatchIterator(part, EVAL_BATCH_SIZE):
+            for batch in BatchIterator(part, eval_batch_size(part, head.in_batch)):
                 outputs = head.average_members(net.infer(batch.frame).float())
                 losses = head.loss(outputs, batch.target)[:, 0]
                 units = losses
@@ -269,7 +288,8 @@ class EvalSet:
                     units = head.unit_loss(outputs, batch.target)[:, 0]
                 weight = batch.weight.double()
                 weighted = [(values.double() * weight).sum() for values in (losses, units)]
-                sums += torch.stack([*weighted, weight.sum()]).cpu()
+                # Read once for all batches: reading waits for the device.
+                sums = sums + torch.stack([*weighted, weight.sum()])
                 if self.keep_outputs:
                     outputs_of_part.append(outputs)
                 if deciding:

@@ -19,7 +19,7 @@ from torch import nn
 from sk_easytensor.training.checkpoint import load_loop_state, loop_state
 from sk_easytensor.training.dataset import BatchIterator
 from sk_easytensor.training.distributed import SingleProcess
-from sk_easytensor.training.evaluation import EVAL_BATCH_SIZE, EvalPlan, Evaluator
+from sk_easytensor.training.evaluation import EvalPlan, Evaluator, eval_batch_size
 from sk_easytensor.training.row_updates import ROW_OPTIMIZERS, RowUpdates, gradient_values
 
 __all__ = [
@@ -525,7 +525,7 @@ class TensorNet(NeuralNet):
     @torch.no_grad()
     def forward_iter(self, X, training=False, device="cpu"):
         self._set_training(training)
-        for batch in BatchIterator(X, EVAL_BATCH_SIZE):
+        for batch in BatchIterator(X, eval_batch_size(X, self.head.in_batch)):
             yield self.infer(batch.frame).to(device)
 
     def predict_proba(self, X):

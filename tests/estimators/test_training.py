@@ -1,6 +1,7 @@
 """Weights, early stopping, histories, callbacks and going on."""
 
 import pickle
+import sys
 
 import numpy as np
 import pandas as pd
@@ -454,6 +455,66 @@ def test_gradients_are_clipped(regressor, data):
     weight[0] = 1e6
     regressor(callbacks=[Norm()], loss="absolute_error").fit(X, y * 1e3, sample_weight=weight)
     assert max(norms) < 1.001
+
+
+class HostReads(Callback):
+    """Counts how often values of tensors are read in Python, which waits for a GPU."""
+
+    METHODS = ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__")
+
+    # The first looks for missing numbers on a CPU only, the second draws on the CPU.
+    ON_CPU = ("NumericModule.forward", "FastDropout.forward")
+
+    def __init__(self, monkeypatch):
+        self.monkeypatch = monkeypatch
+        self.per_epoch = []
+
+    def on_train_begin(self, net, **kwargs):
+        self.count = 0
+        for name in self.METHODS:
+            method = getattr(torch.Tensor, name)
+            self.monkeypatch.setattr(torch.Tensor, name, self.counted(method))
+
+    def counted(self, method):
+        def call(tensor, *args, **kwargs):
+            if sys._getframe(1).f_code.co_qualname not in self.ON_CPU:
+                self.count += 1
+            return method(tensor, *args, **kwargs)
+
+        return call
+
+    def on_epoch_begin(self, net, **kwargs):
+        self.count = 0
+
+    def on_epoch_end(self, net, **kwargs):
+        self.per_epoch.append(self.count)
+
+    def on_train_end(self, net, **kwargs):
+        self.monkeypatch.undo()
+
+
+@pytest.mark.parametrize("kind", ["classifier", "regressor", "multioutput"])
+def test_values_are_read_once_an_epoch_however_many_batches_there_are(
+    kind, classifier, regressor, mixed, monkeypatch
+):
+    """Reading a value would wait for a GPU. Lists are left out: their lengths are read."""
+    X, y = mixed
+    X = pd.concat([X] * 6, ignore_index=True)
+    y = np.tile(np.asarray(y, dtype=float), 6)
+    y = {"classifier": y > np.median(y), "multioutput": np.column_stack([y, -2 * y])}.get(kind, y)
+    make = classifier if kind == "classifier" else regressor
+    reads = []
+    for batch_size in (16, 128):
+        watch = HostReads(monkeypatch)
+        model = make(
+            trees=None, linear=None, batch_size=batch_size, max_epochs=2, callbacks=[watch]
+        )
+        monkeypatch.setattr("sk_easytensor.training.evaluation.EVAL_BATCH_SIZE", batch_size)
+        model.fit(X, y)
+        reads.append(watch.per_epoch)
+    assert reads[0] == reads[1]
+    assert len(reads[0]) == 2
+    assert 0 < reads[0][0] < 40
 
 
 def test_batch_size_and_epochs_are_obeyed(regressor, data, recorder):
