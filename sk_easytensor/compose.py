@@ -412,7 +412,7 @@ class TableEncoder(BlockParametersMixin, ParametersMixin, TransformerMixin, Base
             return frame
         for name, block in self.blocks_.items():
             for column in block.unseen_columns(table, frame[name]):
-                warn_of_unseen(column, len(table), type(block).__name__)
+                warn_of_unseen(column, len(table), type(block).__name__, block.noun)
         return frame
 
     def block_columns(self):

@@ -164,8 +164,8 @@ def warn_user(message, category=UserWarning):
     warn(message, category, stacklevel=level)
 
 
-def warn_of_unseen(column, n_rows, block):
-    """Warn about a column of which no value is a known category.
+def warn_of_unseen(column, n_rows, block, noun="category"):
+    """Warn about a column of which no value is a known category, or can be read.
 
     Parameters
     ----------
@@ -175,10 +175,15 @@ def warn_of_unseen(column, n_rows, block):
         Number of rows of the table.
     block : str
         Class name of the block that reads the column.
+    noun : str, default="category"
+        What values are; texts that are no numbers or dates are missing.
     """
+    seen, meaning = f"a {noun} that {block} saw during fit", "unseen ones"
+    if noun != "category":
+        seen, meaning = f"a {noun} in the format that {block} saw during fit", "missing"
     warn_user(
-        f"column {column!r}: no value of its {n_rows} rows is a category that {block} saw during "
-        "fit, so that all are read as unseen ones; check that the values are written as they were"
+        f"column {column!r}: no value of its {n_rows} rows is {seen}, so that all are read as "
+        f"{meaning}; check that the values are written as they were"
     )
 
 

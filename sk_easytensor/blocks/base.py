@@ -162,6 +162,9 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
     """Signs of the monotonicity constraints of the columns, a list of 1 (increasing) or -1
     (decreasing); None for a block without constraints."""
 
+    noun = "category"
+    """What the values of a column are, in the warning about :meth:`unseen_columns`."""
+
     @classmethod
     @abstractmethod
     def accepts(cls, column_type):
@@ -338,6 +341,10 @@ class Block(ArrowStateMixin, ParametersMixin, TransformerMixin, BaseEstimator, A
         self.n_features_in_ = table.num_columns
         self._named = named
         return self
+
+    def reads(self, field):
+        """Return whether the fitted block reads a column, a ``pyarrow.Field``; see `accepts`."""
+        return self.accepts(field.type)
 
     @with_library_settings
     def transform(self, X):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable
 
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 import torch
 from torch import nn
 
-from sk_easytensor._utils.validation import check_choice, check_number
+from sk_easytensor._utils.validation import check_choice, check_number, shortened
 from sk_easytensor.blocks.base import Block, load_matching, unsupported_column
 from sk_easytensor.blocks.numeric import FIRST_CODE, MISSING_CODE, TREE_PARTS, NumericModule
 from sk_easytensor.data.bin_edges import BinnedMixin
@@ -27,6 +28,14 @@ from sk_easytensor.data.datetimes import (
     time_zones,
     zone_shifts,
 )
+from sk_easytensor.data.spelling import (
+    infer_date_format,
+    is_date_format,
+    is_text,
+    parse_dates,
+    read_dates,
+    unread_columns,
+)
 from sk_easytensor.data.summaries import Quantiles, Summary, SummaryMap
 from sk_easytensor.networks.block_module import BlockModule
 
@@ -35,6 +44,8 @@ __all__ = [
     "DatetimeModule",
 ]
 
+
+logger = logging.getLogger("sk_easytensor")
 
 BORDER = 0.3
 """Shift of the parts of a cycle, as a fraction of a part, so that rounding does not move midnights
@@ -45,7 +56,7 @@ SPANNED = 0.95
 
 
 class DatetimeBlock(BinnedMixin, Block):
-    """Read dates, timestamps, and strings of both in ISO 8601.
+    """Read dates, timestamps, and strings of both in ISO 8601 or another format.
 
     Parameters
     ----------
@@ -62,6 +73,11 @@ class DatetimeBlock(BinnedMixin, Block):
     trend : bool, default=True
         Whether the instant is an input of the network, in addition to the cycles. A trend does not
         extrapolate beyond the training data: turn it off for rows that are predicted later.
+    format : str or None, default=None
+        Format of strings, as of :func:`time.strptime`. None for ISO 8601, or a common format that
+        reads all strings of the sample of the training rows, such as ``"%d.%m.%Y"`` or
+        ``"%m/%d/%Y %I:%M %p"``. If the month may be first or second, it is first, except before
+        dots; the logger ``sk_easytensor`` says so.
 
     Attributes
     ----------
@@ -78,6 +94,8 @@ class DatetimeBlock(BinnedMixin, Block):
         cycle. Within a part of a cycle the network would learn a trend and repeat it periodically.
     missing_fraction_ : ndarray of float64, shape (n_features,)
         Fraction of rows without a date.
+    formats_ : list of str or None
+        Format of the strings of each column; None for ISO 8601 and for dates and timestamps.
 
     Notes
     -----
@@ -92,7 +110,8 @@ class DatetimeBlock(BinnedMixin, Block):
 
     Strings with UTC offsets are read in their offset if it is always the same, else in UTC. The
     unit of a timestamp does not matter, and years outside the range of nanoseconds are read too.
-    A missing date has a learned vector.
+    A missing date has a learned vector. With a format other than ISO 8601, strings that are no
+    dates in it are missing.
 
     Examples
     --------
@@ -105,14 +124,16 @@ class DatetimeBlock(BinnedMixin, Block):
     """
 
     kind = "datetime"
+    noun = "date"
     accepted = "dates, timestamps, strings holding ISO 8601 dates or date-times"
 
-    def __init__(self, harmonics=4, *, width=16, bins=64, cycles=CYCLES, trend=True):
+    def __init__(self, harmonics=4, *, width=16, bins=64, cycles=CYCLES, trend=True, format=None):
         self.harmonics = harmonics
         self.width = width
         self.bins = bins
         self.cycles = cycles
         self.trend = trend
+        self.format = format
 
     @classmethod
     def accepts(cls, column_type):
@@ -137,12 +158,7 @@ class DatetimeBlock(BinnedMixin, Block):
         sample = sample_values(column)
         if not pc.any(pc.not_equal(pc.utf8_trim_whitespace(sample), "")).as_py():
             return False
-        try:
-            parse_strings(sample, "")
-            parse_strings(column, "")
-        except TypeError:
-            return False
-        return True
+        return is_iso(column) or infer_date_format(column)[0] is not None
 
     def check_parameters(self):
         check_number("DatetimeBlock", "harmonics", self.harmonics, low=1, integer=True)
@@ -155,13 +171,57 @@ class DatetimeBlock(BinnedMixin, Block):
                 f"{self.cycles!r}"
             )
         check_choice("DatetimeBlock", "trend", self.trend, (True, False))
+        if self.format is not None and not is_date_format(self.format):
+            raise ValueError(
+                "DatetimeBlock: format must be a format of time.strptime with a year, such as "
+                f"'%d.%m.%Y', or None, got {self.format!r}"
+            )
+
+    def fit_columns(self, table, *, named=True):
+        super().fit_columns(table, named=named)
+        self.formats_ = [
+            self._infer_format(column, name) if is_text(column.type) else None
+            for name, column in zip(table.column_names, table.columns, strict=True)
+        ]
+        return self
+
+    def _infer_format(self, column, name):
+        """Return the format of the texts of a column, None for ISO 8601."""
+        if self.format is None and is_iso(column):
+            return None
+        if self.format is None:
+            found, other = infer_date_format(column)
+            if other is not None:
+                logger.info(
+                    "column %r: dates are read as %s; DatetimeBlock(format=%r) reads them with "
+                    "day and month exchanged",
+                    name,
+                    found,
+                    other,
+                )
+            return found
+        first = next((value for value in column.drop_null().to_pylist() if value.strip()), None)
+        if first is not None and not parse_dates(column, self.format).drop_null():
+            raise ValueError(
+                f"DatetimeBlock: column {name!r} has no date in format={self.format!r}; it holds "
+                f"{shortened(first)}"
+            )
+        return self.format
+
+    def unseen_columns(self, table, encoding):
+        """Return the columns of texts with several values, none of which is a date."""
+        is_missing = np.isnan(encoding["times"][:, :, 0].numpy())
+        return unread_columns(table, self.feature_names_in_, self.formats_, is_missing)
+
+    def _times(self, table):
+        """Return the name of each column and its values, texts in a format read as timestamps."""
+        formats = dict(zip(self.feature_names_in_, self.formats_, strict=True))
+        columns = zip(table.column_names, table.columns, strict=True)
+        return [(name, read_dates(column, formats[name])) for name, column in columns]
 
     def summarize(self, table):
         return SummaryMap(
-            {
-                name: DatetimeSummary.of(column, name)
-                for name, column in zip(table.column_names, table.columns, strict=True)
-            }
+            {name: DatetimeSummary.of(column, name) for name, column in self._times(table)}
         )
 
     def finish(self, summary):
@@ -190,8 +250,7 @@ class DatetimeBlock(BinnedMixin, Block):
         waves = self._waves
         encoded = np.zeros((table.num_rows, table.num_columns, 2 + 2 * len(waves)), np.float32)
         columns = []
-        names = zip(table.column_names, table.columns, strict=True)
-        for index, (name, column) in enumerate(names):
+        for index, (name, column) in enumerate(self._times(table)):
             instants, phases = _read(column, name, self.zones_[index])
             columns.append(instants)
             for wave, (cycle, harmonic) in enumerate(waves):
@@ -219,8 +278,12 @@ class DatetimeBlock(BinnedMixin, Block):
     def to_onnx(self, graph):
         from sk_easytensor.onnx import encoders
 
-        zones = zip(self.feature_names_in_, self.zones_, strict=True)
-        times = [graph.column(name, "time", zone=zone) for name, zone in zones]
+        times = [
+            graph.column(name, "time", zone=zone, **({} if form is None else {"format": form}))
+            for name, zone, form in zip(
+                self.feature_names_in_, self.zones_, self.formats_, strict=True
+            )
+        ]
         wall = [
             encoders.clock(graph, column, zone_shifts(zone))
             for column, zone in zip(times, self.zones_, strict=True)
@@ -410,6 +473,16 @@ class DatetimeModule(BlockModule):
         codes = FIRST_CODE + torch.where(part >= TREE_PARTS, part - TREE_PARTS, part)
         codes = torch.nan_to_num(codes, nan=MISSING_CODE).int().transpose(1, 2).flatten(1)
         return torch.cat([self.trend.tree_inputs(times[..., :2]), codes], dim=1)
+
+
+def is_iso(column):
+    """Return whether all texts of a column are dates or date-times in ISO 8601."""
+    try:
+        parse_strings(sample_values(column), "")
+        parse_strings(column, "")
+    except TypeError:
+        return False
+    return True
 
 
 def _read(column, name, zone):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from sk_easytensor._utils.validation import SpelledValuesWarning, warn_user
@@ -22,6 +22,7 @@ from sk_easytensor.blocks.sequences import CategorySequenceBlock
 from sk_easytensor.blocks.text import TextBlock
 from sk_easytensor.blocks.vector import SparseBlock, VectorBlock
 from sk_easytensor.data.sparse import compressed, is_sparse, layout_of
+from sk_easytensor.data.spelling import has_numbers, is_text
 
 __all__ = [
     "check_blocks",
@@ -52,6 +53,8 @@ it."""
 
 BUILT_IN = tuple(BLOCKS)
 
+
+logger = logging.getLogger("sk_easytensor")
 
 BOOLS = (bool, np.bool_)
 
@@ -266,8 +269,14 @@ def detect_blocks(table, columns, categories=()):
         If no block reads a column; the message names the column.
     """
     chosen, rest = [], list(columns)
+    numbers = {name for name in rest if is_spelled_number(table, name)}
     for block_class in tuple(BLOCKS):
-        groups = list(block_class.assign_columns(table, rest))
+        offered = rest
+        if block_class in (CategoryBlock, TextBlock):
+            offered = [name for name in rest if name not in numbers]
+        groups = list(block_class.assign_columns(table, offered))
+        if block_class is NumericBlock and numbers:
+            groups = with_spelled_numbers(groups, [name for name in rest if name in numbers], rest)
         rest = [name for name in rest if not any(name in group for group in groups)]
         if block_class is CategoryBlock and categories:
             known = {*categories, *(name for group in groups for name in group)}
@@ -281,6 +290,31 @@ def detect_blocks(table, columns, categories=()):
                 if name not in categories:
                     warn_of_spelled_values(name, table.column(name))
     return chosen
+
+
+def is_spelled_number(table, name):
+    """Return whether a column holds texts that are numbers rather than categories."""
+    column = table.column(name)
+    return is_text(column.type) and has_numbers(column, name)
+
+
+def with_spelled_numbers(groups, spelled, names):
+    """Return the groups of columns of numbers, with columns of texts that are numbers.
+
+    Parameters
+    ----------
+    groups : list of list of str
+        Columns of numbers, at most one group.
+    spelled : list of str
+        Columns of texts that are numbers.
+    names : list of str
+        All columns, in the order of the table.
+    """
+    if not spelled:
+        return groups
+    logger.info("texts that are numbers: %s", spelled)
+    known = {*spelled, *(name for group in groups for name in group)}
+    return [[name for name in names if name in known]]
 
 
 MEASURE = r"^[-+]?[$€£¥]?\s?(\d{1,3}(,\d{3})+(\.\d+)?|\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s?%?$"
@@ -320,7 +354,7 @@ def warn_of_spelled_values(name, column):
     column : pyarrow.ChunkedArray
         A sample of its values.
     """
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+    if not is_text(column.type):
         return
     values = pc.utf8_trim_whitespace(column.drop_null().slice(0, SAMPLED_VALUES))
     values = values.filter(pc.not_equal(values, ""))

@@ -14,6 +14,7 @@ from sk_easytensor.blocks.base import Block, load_matching
 from sk_easytensor.data.arrow_columns import arrow_column
 from sk_easytensor.data.bin_edges import BOUND, BinnedMixin
 from sk_easytensor.data.columns import RowError, show_value, to_float64
+from sk_easytensor.data.spelling import infer_number_format, is_text, read_numbers, unread_columns
 from sk_easytensor.data.summaries import Quantiles, SummaryMap
 from sk_easytensor.data.type_names import type_name
 from sk_easytensor.networks.block_module import BlockModule
@@ -68,7 +69,7 @@ Larger ones are at most 5.8."""
 
 
 class NumericBlock(BinnedMixin, Block):
-    """Read numbers, booleans and durations.
+    """Read numbers, booleans and durations, and texts that are numbers.
 
     Parameters
     ----------
@@ -102,6 +103,9 @@ class NumericBlock(BinnedMixin, Block):
         Fraction of rows without a number.
     rows_per_bin_ : ndarray of float64, shape (n_features,)
         Number of rows with a finite number, divided by the number of bins.
+    formats_ : list of dict or None
+        For each column, how its numbers are written if it holds texts: ``prefix``, ``suffix``,
+        separator of ``thousands`` and ``decimal`` point. None for a column of numbers.
 
     Notes
     -----
@@ -110,6 +114,10 @@ class NumericBlock(BinnedMixin, Block):
     its position among the bin edges, so that a training step looks up two rows and interpolates.
     NaN and infinite values have learned vectors.
 
+    A column of texts is read if all of them are numbers in one form, such as ``"$1,428.50"`` or
+    ``"12 %"``, or stand for a missing value, such as ``"N/A"``; the sample of the training rows
+    decides. Later texts that are no numbers are missing.
+
     Examples
     --------
     >>> block = NumericBlock().fit({"age": [20.0, 30.0, None, 50.0]})
@@ -117,9 +125,13 @@ class NumericBlock(BinnedMixin, Block):
     ([20.0, 30.0, 50.0], [0.25])
     >>> block.transform({"age": [25.0]})["values"].shape
     torch.Size([1, 1, 2])
+    >>> prices = NumericBlock().fit({"price": [f"${n},000" for n in range(1, 21)] + ["N/A"]})
+    >>> prices.formats_[0]["prefix"], prices.edges_[0][:2].tolist()
+    ('$', [1000.0, 2000.0])
     """
 
     kind = "numeric"
+    noun = "number"
     accepted = "integers, floats, decimals, booleans, durations, times of day"
     column_wise = True
 
@@ -166,13 +178,44 @@ class NumericBlock(BinnedMixin, Block):
         check_number("NumericBlock", "frequency_scale", self.frequency_scale, low=0, exclusive=True)
         check_number("NumericBlock", "shrinkage", self.shrinkage, low=0)
 
+    def fit_columns(self, table, *, named=True):
+        self.formats_ = []
+        for index, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True)):
+            is_spelled = is_text(column.type) and not self.accepts(column.type)
+            form = infer_number_format(column) if is_spelled else None
+            if form is not None:
+                # The type decides no more whether the column can be read.
+                table = table.set_column(index, name, pa.nulls(len(table), pa.float64()))
+            self.formats_.append(form)
+        return super().fit_columns(table, named=named)
+
+    def reads(self, field):
+        formats = dict(zip(self.feature_names_in_, self.formats_, strict=True))
+        is_spelled = is_text(field.type) and formats.get(field.name) is not None
+        return is_spelled or super().reads(field)
+
+    def unseen_columns(self, table, encoding):
+        """Return the columns of texts with several values, none of which is a number."""
+        is_missing = np.isnan(encoding["values"][:, :, 0].numpy())
+        return unread_columns(table, self.feature_names_in_, self.formats_, is_missing)
+
+    def _numbers(self, table):
+        """Return the numbers of each column as float64 arrays, NaN where missing."""
+        return [
+            read_numbers(column, name, form)
+            for name, column, form in zip(
+                table.column_names, table.columns, self._formats_of(table), strict=True
+            )
+        ]
+
+    def _formats_of(self, table):
+        """Return the formats of some of the block's columns."""
+        formats = dict(zip(self.feature_names_in_, self.formats_, strict=True))
+        return [formats[name] for name in table.column_names]
+
     def summarize(self, table):
-        return SummaryMap(
-            {
-                name: Quantiles.of(to_float64(column, name, block="NumericBlock"))
-                for name, column in zip(table.column_names, table.columns, strict=True)
-            }
-        )
+        numbers = zip(table.column_names, self._numbers(table), strict=True)
+        return SummaryMap({name: Quantiles.of(values) for name, values in numbers})
 
     def finish(self, summary):
         columns = [summary[name] for name in self.feature_names_in_]
@@ -186,12 +229,8 @@ class NumericBlock(BinnedMixin, Block):
         return self
 
     def encode(self, table):
-        columns = [
-            to_float64(column, name, block="NumericBlock")
-            for name, column in zip(table.column_names, table.columns, strict=True)
-        ]
         encoded = np.empty((table.num_rows, table.num_columns, 2), dtype=np.float32)
-        self._write_positions(columns, encoded)
+        self._write_positions(self._numbers(table), encoded)
         return {"values": torch.from_numpy(encoded)}
 
     def copy_weights(self, module, previous, previous_module):
@@ -222,7 +261,10 @@ class NumericBlock(BinnedMixin, Block):
     def to_onnx(self, graph):
         from sk_easytensor.onnx import encoders
 
-        values = [graph.column(name, "number") for name in self.feature_names_in_]
+        values = [
+            graph.column(name, "number", **({} if form is None else {"format": form}))
+            for name, form in zip(self.feature_names_in_, self.formats_, strict=True)
+        ]
         values = graph.stack(values, axis=1)
         edges, center, scale = self.edges_, self.center_, self.scale_
         return {"values": encoders.numbers(graph, values, edges, center, scale)}

@@ -523,7 +523,7 @@ class PretrainedBlock(Block):
         table = self._read(table, part.columns)
         for block in part.blocks.values():
             for field in table.select(list(block.feature_names_in_)).schema:
-                if not block.accepts(field.type):
+                if not block.reads(field):
                     column = table.column(field.name)
                     raise TypeError(unsupported_column(field, type(block).__name__, column))
         super().fit_columns(table, named=named)

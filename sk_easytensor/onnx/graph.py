@@ -131,7 +131,8 @@ class Graph:
             microseconds since 1970 as int64, the least integer where missing; seconds since 1970
             as float64, NaN where missing; or codes of hashed strings as int64, 0 where missing.
         **settings
-            Further settings of the reader: `zone` of times, `buckets` of hashes and `types` of
+            Further settings of the reader: `format` of numbers and times that are texts, results of
+            :mod:`sk_easytensor.data.spelling`; `zone` of times, `buckets` of hashes and `types` of
             categories and hashes, the families of types seen during fit. Without `types`, all
             families are read.
 

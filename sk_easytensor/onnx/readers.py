@@ -11,6 +11,7 @@ from sk_easytensor.data.datetimes import read_instants
 from sk_easytensor.data.keys import category_keys, check_family, hash_strings
 from sk_easytensor.data.ngrams import NgramVocabulary, distinct_texts, weighted_ngrams
 from sk_easytensor.data.sparse import encode_sparse
+from sk_easytensor.data.spelling import read_dates, read_numbers
 from sk_easytensor.data.type_names import type_name
 
 __all__ = [
@@ -64,7 +65,7 @@ class Column:
 
 def numbers(column, spec):
     """Return numbers, float64, NaN where missing."""
-    return to_float64(column, spec["column"], block="NumericBlock")
+    return read_numbers(column, spec["column"], spec.get("format"))
 
 
 def strings(column, spec):
@@ -82,6 +83,7 @@ def strings(column, spec):
 
 def times(column, spec):
     """Return microseconds since 1970, in UTC for a column with a zone, else by the wall clock."""
+    column = read_dates(column, spec.get("format"))
     instants = read_instants(column, spec["column"], spec.get("zone"))
     missing = np.isnan(instants)
     whole = np.floor(np.where(missing, 0, instants))

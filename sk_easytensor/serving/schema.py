@@ -157,6 +157,9 @@ def column_types(readers):
 
 def value_type(kind, spec):
     """Return the type of a value by the kind of its reader."""
+    if spec.get("format") is not None:
+        # Texts, as in fit, which the model parses.
+        return str
     return event_time(spec.get("zone")) if kind == "seconds" else KINDS[kind]
 
 

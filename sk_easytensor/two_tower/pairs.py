@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from copy import copy
 from functools import partial
 
@@ -18,6 +17,7 @@ from sk_easytensor.blocks.category import CategoryBlock
 from sk_easytensor.data.columns import RowError, show_value
 from sk_easytensor.data.key_index import KeyIndex, key_values
 from sk_easytensor.data.keys import category_keys, hash_strings
+from sk_easytensor.data.spelling import has_code_name
 from sk_easytensor.data.summaries import Summary, merge_all
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.estimators.eval_sets import eval_pairs
@@ -341,12 +341,6 @@ def without_unknown_items(rows, items, name):
     return known
 
 
-ID_WORDS = frozenset(
-    {"id", "ids", "code", "key", "sku", "ean", "isbn", "zip", "zipcode", "postcode"}
-)
-"""Last words of names of columns whose integers are categories."""
-
-
 def key_blocks(blocks, key, width, table):
     """Return the blocks of a tower.
 
@@ -373,19 +367,12 @@ def key_blocks(blocks, key, width, table):
     codes = [
         field.name
         for field in table.schema
-        if pa.types.is_integer(field.type)
-        and field.name != key
-        and re.split(r"[^a-z0-9]+", _snake_case(field.name))[-1] in ID_WORDS
+        if pa.types.is_integer(field.type) and field.name != key and has_code_name(field.name)
     ]
     if codes:
         logger.info("integers that are categories by their names: %s", codes)
         own.append(("codes", CategoryBlock(), codes))
     return own or None
-
-
-def _snake_case(name):
-    """Return a name in lower case, with an underscore before each capital letter."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def pair_sets(eval_set, eval_sample_weight):

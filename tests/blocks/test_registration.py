@@ -72,7 +72,7 @@ def kinds(table, model=None):
 
 @pytest.mark.filterwarnings("ignore::sk_easytensor.SpelledValuesWarning")
 def test_registered_blocks_are_chosen(table):
-    assert list(kinds(table)) == ["category"]
+    assert list(kinds(table)) == ["category", "numeric"]
     with registered_block(PercentBlock):
         model = EasyTensorClassifier(**QUICK)
         expected = {"percent": (PercentBlock, ["share"]), "category": (CategoryBlock, ["town"])}
@@ -82,7 +82,7 @@ def test_registered_blocks_are_chosen(table):
     # Fitted models hold the block itself.
     other = pickle.loads(pickle.dumps(model))
     np.testing.assert_array_equal(other.predict_proba(table), probabilities)
-    assert list(kinds(table, clone(model))) == ["category"]
+    assert list(kinds(table, clone(model))) == ["category", "numeric"]
 
 
 @pytest.mark.filterwarnings("ignore::sk_easytensor.SpelledValuesWarning")
@@ -94,7 +94,8 @@ def test_the_order_is_that_of_registration(table):
         assert next(iter(kinds(table))) == "other"
     with registered_block(PercentBlock, before=NumericBlock):
         assert BLOCKS[-2:] == [PercentBlock, NumericBlock]
-        assert list(kinds(table)) == ["category"]
+        # Texts that are numbers are not offered to the block of categories before.
+        assert list(kinds(table)) == ["category", "percent"]
 
 
 def test_it_decorates_and_may_be_repeated():

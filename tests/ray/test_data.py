@@ -401,3 +401,18 @@ def test_too_few_chunks_for_the_workers(cluster):
     _, datasets = held_out_in_chunks([20, 20], np.random.RandomState(0))
     with pytest.raises(ValueError, match="the rows are in 2 chunks, too few for 3 workers"):
         assign_shards(datasets, 3)
+
+
+def test_texts_that_are_numbers_and_dates_in_files(regressor, tmp_path):
+    rng = np.random.default_rng(0)
+    for part in range(2):
+        days = pd.date_range("2024-01-01", periods=60) + pd.Timedelta(part, "D")
+        price = rng.integers(1_000, 9_000, 60)
+        rows = {"price": [f"${n:,}" for n in price], "day": days.strftime("%d.%m.%Y"), "y": price}
+        pd.DataFrame(rows).to_parquet(tmp_path / f"{part}.parquet")
+    model = regressor().fit(str(tmp_path), "y")
+    assert list(model.blocks_) == ["datetime", "numeric"]
+    assert model.blocks_["datetime"].formats_ == ["%d.%m.%Y"]
+    assert model.blocks_["numeric"].edges_[0][0] >= 1_000
+    rows = pd.read_parquet(tmp_path)
+    assert len(np.unique(model.predict(rows))) > 50

@@ -1,0 +1,458 @@
+"""Numbers and dates that are written as text: find the form of a column, and read it."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sk_easytensor.data.columns import to_float64
+from sk_easytensor.data.keys import has_enough_values
+
+__all__ = [
+    "has_code_name",
+    "has_numbers",
+    "infer_date_format",
+    "infer_number_format",
+    "is_date_format",
+    "is_text",
+    "parse_dates",
+    "parse_numbers",
+    "read_dates",
+    "read_numbers",
+    "unread_columns",
+]
+
+
+MISSING_MARKERS = frozenset(
+    {"", "-", "--", ".", "..", "?", "na", "n/a", "n.a.", "#n/a", "nan", "<na>", "nat", "none"}
+    | {"null", "(null)", "missing", "unknown", "tbd", "not available", "not applicable", "no data"}
+)
+"""Texts that stand for a missing value, in lower case."""
+
+ID_WORDS = frozenset(
+    {"id", "ids", "code", "key", "sku", "ean", "isbn", "zip", "zipcode", "postcode", "phone"}
+)
+"""Last words of names of columns whose integers are categories."""
+
+FEWEST_VALUES = 10
+"""Number of distinct numbers below which a column of texts has categories."""
+
+FIRST_LOOK = 1_000
+"""Number of values that are looked at before all of them are."""
+
+CODE_LENGTH = 5
+"""Number of digits from which on integers of equal length are codes."""
+
+NUMBER = (
+    r"^(?P<sign>[-+]?)\s*(?P<prefix>[$€£¥₹]|[A-Z]{3}\s)?\s*(?P<inner>[-+]?)"
+    r"(?P<number>(?:\d[\d.,]*|[.,]\d+)(?:[eE][-+]?\d+)?)"
+    r"\s*(?P<suffix>%|[A-Za-zµ°][A-Za-zµ°/²³]{0,7})?$"
+)
+"""A number with a currency before it or a unit behind it."""
+
+EXPONENT = r"(?:[eE][-+]?\d+)?"
+STYLES = {
+    (",", "."): rf"^(?:\d{{1,3}}(?:,\d{{3}})+(?:\.\d*)?|\d+\.?\d*{EXPONENT}|\.\d+{EXPONENT})$",
+    (".", ","): rf"^(?:\d{{1,3}}(?:\.\d{{3}})+(?:,\d*)?|\d+,?\d*{EXPONENT}|,\d+{EXPONENT})$",
+}
+"""Patterns of numbers by separator of thousands and decimal point."""
+
+PLAIN = rf"^(?:\d+\.?\d*|\.\d+){EXPONENT}$"
+INTEGER, LEADING_ZERO = r"^\d+$", r"^0\d"
+
+DIRECTIVES = {
+    "%d": r"(?P<day>\d{1,2})",
+    "%m": r"\d{1,2}",
+    "%Y": r"[12]\d{3}",
+    "%y": r"\d{2}",
+    "%b": r"[A-Za-z]{3}",
+    "%B": r"[A-Za-z]{3,9}",
+    "%H": r"\d{1,2}",
+    "%I": r"\d{1,2}",
+    "%M": r"\d{2}",
+    "%S": r"\d{2}",
+    "%p": r"[AaPp][Mm]",
+}
+"""Patterns of the directives of formats of dates."""
+
+DAYS = [
+    *["%Y-%m-%d", "%m/%d/%Y", "%d/%m/%Y", "%Y/%m/%d", "%m/%d/%y", "%d/%m/%y"],
+    *["%m-%d-%Y", "%d-%m-%Y", "%m-%d-%y", "%d-%m-%y", "%d.%m.%Y", "%m.%d.%Y", "%Y.%m.%d"],
+    *["%d %b %Y", "%d %B %Y", "%d-%b-%Y", "%d-%b-%y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y"],
+]
+"""Formats of days. Of two that read all values, the first is taken: the month is first, except
+before dots."""
+
+CLOCKS = ["", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p", "T%H:%M", "T%H:%M:%S"]
+"""Formats of times of day after the day."""
+
+
+def is_text(kind):
+    """Return whether an Arrow type is that of texts."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def has_code_name(name):
+    """Return whether the values of a column are codes by its name, such as ``brand_id``.
+
+    Examples
+    --------
+    >>> [has_code_name(name) for name in ("brand_id", "zipCode", "valid", "ID")]
+    [True, True, False, True]
+    """
+    snake_case = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(name)).lower()
+    return re.split(r"[^a-z0-9]+", snake_case)[-1] in ID_WORDS
+
+
+# ---------------------------------------------------------------------- numbers
+
+
+def infer_number_format(column):
+    """Return how the numbers of a column of texts are written, or None if it is not one of numbers.
+
+    Parameters
+    ----------
+    column : pyarrow.ChunkedArray of strings
+        A sample of the column.
+
+    Returns
+    -------
+    dict of {str: str} or None
+        ``prefix``, such as ``"$"``, ``suffix``, such as ``"%"``, separator of ``thousands`` and
+        ``decimal`` point. All values but those that stand for missing ones are written in this
+        form. None if one is not.
+
+    Examples
+    --------
+    >>> prices = pa.chunked_array([[f"${n},500.00" for n in range(1, 12)] + ["N/A"]])
+    >>> infer_number_format(prices)
+    {'prefix': '$', 'suffix': '', 'thousands': ',', 'decimal': '.'}
+    """
+    found = _number_format(column.slice(0, FIRST_LOOK))
+    found = None if found is None else _number_format(column)
+    return None if found is None else found[0]
+
+
+def has_numbers(column, name=""):
+    """Return whether a column of texts holds numbers rather than categories.
+
+    Parameters
+    ----------
+    column : pyarrow.ChunkedArray of strings
+        A sample of the column.
+    name : str, default=""
+        Name of the column, which may say that its values are codes.
+
+    Returns
+    -------
+    bool
+        False if there is no form in which all numbers are written, if fewer than ten of them are
+        distinct, or if they may be codes: numbers with leading zeros, integers without anything
+        else in the column, integers of equal length.
+
+    Examples
+    --------
+    >>> [
+    ...     has_numbers(pa.chunked_array([[text.format(n) for n in range(20)] + ["N/A"]]))
+    ...     for text in ("{}", "{}.5 kg", "0{}", "room {}")
+    ... ]
+    [True, True, False, False]
+    """
+    if has_code_name(name) or _number_format(column.slice(0, FIRST_LOOK)) is None:
+        return False
+    found = _number_format(column)
+    return found is not None and found[1] >= FEWEST_VALUES and not found[2]
+
+
+def _number_format(column):
+    """Return the format of all numbers, how many there are, and whether they may be codes."""
+    values = pc.utf8_trim_whitespace(column.drop_null().unique())
+    missing = _are_markers(values)
+    texts = values.filter(pc.invert(missing)).unique()
+    if not len(texts):
+        return None
+    parts = pc.extract_regex(texts, pattern=NUMBER)
+    if parts.null_count:
+        return None
+    number, suffix, prefix = (_part(parts, name) for name in ("number", "suffix", "prefix"))
+    prefixes, suffixes = prefix.unique().to_pylist(), suffix.unique().to_pylist()
+    style = _style(number)
+    if len(prefixes) > 1 or len(suffixes) > 1 or style is None:
+        return None
+    signs = [sign for name in ("sign", "inner") for sign in _part(parts, name).unique().to_pylist()]
+    bare = not (prefixes[0] or suffixes[0] or "-" in signs) and _all_match(number, INTEGER)
+    lengths = pc.utf8_length(number).unique().to_pylist()
+    # Integers beside texts such as "N/A" are numbers, which would not be texts otherwise.
+    alone = not pc.any(missing).as_py()
+    may_be_codes = bare and (alone or (len(lengths) == 1 and lengths[0] >= CODE_LENGTH))
+    form = {"prefix": prefixes[0], "suffix": suffixes[0], "thousands": style[0]}
+    form["decimal"] = style[1]
+    return form, len(texts), may_be_codes or _any_match(number, LEADING_ZERO)
+
+
+def _style(numbers):
+    """Return the separator of thousands and the decimal point of all numbers, or None."""
+    if _all_match(numbers, PLAIN):
+        return "", "."
+    for style, pattern in STYLES.items():
+        if _all_match(numbers, pattern):
+            return style
+    return None
+
+
+def parse_numbers(column, form):
+    """Return the numbers of a column of texts.
+
+    Parameters
+    ----------
+    column : pyarrow.ChunkedArray of strings
+        Texts.
+    form : dict of {str: str}
+        Result of :func:`infer_number_format`.
+
+    Returns
+    -------
+    ndarray of float64
+        Numbers; NaN for texts that are not written in this form. Prefix and suffix may be absent.
+
+    Examples
+    --------
+    >>> form = {"prefix": "$", "suffix": "", "thousands": ",", "decimal": "."}
+    >>> parse_numbers(pa.chunked_array([["$1,428.50", "-3", "N/A", None, "5 %"]]), form).tolist()
+    [1428.5, -3.0, nan, nan, nan]
+    """
+    return _by_distinct_value(column, lambda texts: _parse_numbers(texts, form), np.nan)
+
+
+def _parse_numbers(texts, form):
+    parts = pc.extract_regex(pc.utf8_trim_whitespace(texts), pattern=NUMBER)
+    number = _part(parts, "number")
+    valid = pc.is_valid(parts)
+    for name in ("prefix", "suffix"):
+        options = pa.array(["", form[name]], pa.large_string())
+        valid = pc.and_(valid, pc.is_in(_part(parts, name), value_set=options))
+    if form["thousands"]:
+        style = STYLES[form["thousands"], form["decimal"]]
+        valid = pc.and_(valid, pc.match_substring_regex(number, style))
+        number = pc.replace_substring(number, form["thousands"], "")
+        number = pc.replace_substring(number, form["decimal"], ".")
+    valid = pc.and_(valid, pc.match_substring_regex(number, PLAIN))
+    values = pc.if_else(valid, number, "nan").cast(pa.float64()).to_numpy(zero_copy_only=False)
+    negative = [pc.equal(_part(parts, name), "-") for name in ("sign", "inner")]
+    sign = pc.if_else(pc.xor(*negative), -1.0, 1.0).to_numpy(zero_copy_only=False)
+    return values * sign
+
+
+def read_numbers(column, name, form, *, block="NumericBlock"):
+    """Return a column as float64, which holds numbers, or texts if there is a format for them.
+
+    Parameters
+    ----------
+    column : pyarrow.ChunkedArray
+        Column to read.
+    name : str
+        Name of the column, for error messages.
+    form : dict of {str: str} or None
+        Result of :func:`infer_number_format` for the rows of fit.
+    block : str, default="NumericBlock"
+        Class name of the block that reads the column, for error messages.
+
+    Returns
+    -------
+    ndarray of float64
+        Numbers, NaN where missing.
+
+    Raises
+    ------
+    TypeError
+        If the column is of another type.
+    """
+    if form is not None and is_text(column.type):
+        return parse_numbers(column, form)
+    return to_float64(column, name, block=block)
+
+
+# ---------------------------------------------------------------------- dates
+
+
+def is_date_format(form):
+    """Return whether a value is a format of dates with a year, as of :func:`time.strptime`.
+
+    Examples
+    --------
+    >>> [is_date_format(form) for form in ("%d.%m.%Y", "%H:%M", "day", 3)]
+    [True, False, False, False]
+    """
+    if not isinstance(form, str) or not any(year in form for year in ("%Y", "%y", "%G", "%c")):
+        return False
+    try:
+        pc.strptime(pa.array([""]), format=form, unit="s", error_is_null=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def infer_date_format(column):
+    """Return the format of the dates of a column of texts, or None if it is not one of dates.
+
+    Parameters
+    ----------
+    column : pyarrow.ChunkedArray of strings
+        A sample of the column.
+
+    Returns
+    -------
+    format : str or None
+        Format as of :func:`time.strptime`. It reads all values but those that stand for missing
+        ones.
+    other : str or None
+        Another format that reads them all, with day and month exchanged.
+
+    Examples
+    --------
+    >>> infer_date_format(pa.chunked_array([["05/17/2013 06:00 PM", "N/A", "1/2/2014 12:30 AM"]]))
+    ('%m/%d/%Y %I:%M %p', None)
+    >>> infer_date_format(pa.chunked_array([["1/2/2013", "3/4/2013"]]))
+    ('%m/%d/%Y', '%d/%m/%Y')
+    """
+    first = _without_markers(column.slice(0, FIRST_LOOK))
+    if not len(first) or not _any_match(first, r"^(\d{1,4}[-/. ]|[A-Za-z]{3,9} \d)"):
+        return None, None
+    formats = [day + clock for day in DAYS for clock in CLOCKS]
+    formats = [form for form in formats if _all_dates(first.slice(0, 1), form)]
+    formats = [form for form in formats if _all_dates(first, form)]
+    if formats:
+        values = _without_markers(column)
+        formats = [form for form in formats if _all_dates(values, form)]
+    if not formats:
+        return None, None
+    swapped = formats[0].replace("%d", "%").replace("%m", "%d").replace("%-", "%m-")
+    swapped = re.sub(r"%(?![a-zA-Z])", "%m", swapped)
+    return formats[0], swapped if swapped in formats[1:] else None
+
+
+def _all_dates(texts, form):
+    return not pc.any(pc.is_null(_parse_dates(texts, form))).as_py()
+
+
+def parse_dates(column, form):
+    """Return the dates of a column of texts.
+
+    Parameters
+    ----------
+    column : pyarrow.ChunkedArray of strings
+        Texts.
+    form : str
+        Format as of :func:`time.strptime`.
+
+    Returns
+    -------
+    pyarrow.ChunkedArray of timestamp[s]
+        Wall-clock times; null for texts that are not in this format, and for days that do not
+        exist.
+
+    Examples
+    --------
+    >>> parse_dates(pa.chunked_array([["17.05.2013", "30.02.2013", "?"]]), "%d.%m.%Y").to_pylist()
+    [datetime.datetime(2013, 5, 17, 0, 0), None, None]
+    """
+    missing = np.iinfo(np.int64).min
+    seconds = _by_distinct_value(
+        column,
+        lambda texts: pc.fill_null(_parse_dates(texts, form).cast(pa.int64()), missing).to_numpy(),
+        missing,
+    )
+    times = pa.array(seconds, mask=seconds == missing).cast(pa.timestamp("s"))
+    return pa.chunked_array([times])
+
+
+def read_dates(column, form):
+    """Return a column as it is, or the timestamps of its texts if there is a format for them."""
+    return parse_dates(column, form) if form is not None and is_text(column.type) else column
+
+
+def _parse_dates(texts, form):
+    """Return an array of timestamps, null where a text is no date in a format."""
+    texts = pc.utf8_trim_whitespace(texts)
+    pattern = re.sub(r"([.+()\[\]])", r"\\\1", form)
+    for directive, own in DIRECTIVES.items():
+        pattern = pattern.replace(directive, own)
+    parts = pc.extract_regex(texts, pattern=f"^{pattern}$") if "%d" in form else None
+    times = pc.strptime(texts, format=form, unit="s", error_is_null=True)
+    if parts is None:
+        return times
+    # strptime reads February 30 as a day of March.
+    day = pc.fill_null(pc.struct_field(parts, "day"), "0").cast(pa.int64())
+    exists = pc.fill_null(pc.equal(pc.day(times), day), False)
+    return pc.if_else(exists, times, pa.scalar(None, times.type))
+
+
+# ---------------------------------------------------------------------- texts
+
+
+def unread_columns(table, names, formats, is_missing):
+    """Return the columns of texts with several values, none of which could be read.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Rows.
+    names : list of str
+        Names of columns.
+    formats : list of dict or str
+        Format of the texts of each column; None for a column of another kind.
+    is_missing : ndarray of bool, shape (n_rows, n_columns)
+        Which values could not be read.
+
+    Returns
+    -------
+    list of str
+    """
+    none_read = is_missing.all(axis=0)
+    return [
+        name
+        for name, form, none in zip(names, formats, none_read, strict=True)
+        if none
+        and form is not None
+        and is_text(table.schema.field(name).type)
+        and has_enough_values(table.column(name))
+    ]
+
+
+def _are_markers(texts):
+    markers = pa.array(sorted(MISSING_MARKERS), texts.type)
+    return pc.is_in(pc.utf8_lower(texts), value_set=markers)
+
+
+def _without_markers(column):
+    """Return the distinct texts that do not stand for a missing value."""
+    values = pc.utf8_trim_whitespace(column.drop_null().unique())
+    return values.filter(pc.invert(_are_markers(values)))
+
+
+def _part(parts, name):
+    """Return a group of a pattern, empty where it is absent."""
+    return pc.fill_null(pc.struct_field(parts, name), "").cast(pa.large_string())
+
+
+def _all_match(texts, pattern):
+    return pc.all(pc.match_substring_regex(texts, pattern)).as_py()
+
+
+def _any_match(texts, pattern):
+    return pc.any(pc.match_substring_regex(texts, pattern)).as_py()
+
+
+def _by_distinct_value(column, read, missing):
+    """Apply a function to the distinct texts of a column; return an array of all rows."""
+    # With 64-bit offsets, all chunks fit into one array.
+    column = column.cast(pa.large_string())
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    encoded = column.dictionary_encode()
+    values = np.append(read(encoded.dictionary), missing)
+    indices = pc.fill_null(encoded.indices, len(values) - 1).to_numpy(zero_copy_only=False)
+    return values[indices]
