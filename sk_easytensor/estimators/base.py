@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from functools import partial
@@ -12,7 +13,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor._utils.runtime import with_library_settings
-from sk_easytensor._utils.validation import check_choice
+from sk_easytensor._utils.validation import check_choice, shortened
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.blocks.detection import check_blocks
 from sk_easytensor.blocks.numeric import BASE_MARGIN
@@ -84,6 +85,9 @@ if TYPE_CHECKING:
 __all__ = [
     "BaseEasyTensor",
 ]
+
+
+logger = logging.getLogger("sk_easytensor")
 
 
 class BaseEasyTensor(
@@ -337,6 +341,10 @@ class BaseEasyTensor(
                 split = bool(held_out)
                 names = [*["valid_0"] * len(held_out), *names]
                 encoded = [*held_out, *encoded]
+            if folds is not None:
+                logger.info("%d folds of %d rows", len(folds.parts), len(rows))
+            elif split:
+                logger.info("%d rows to train on, %d held out", len(rows), len(encoded[0]))
             self._train(
                 rows,
                 dict(zip(names, encoded, strict=True)),
@@ -509,6 +517,9 @@ class BaseEasyTensor(
         if hasattr(self._encoder, "feature_names_in_"):
             self.feature_names_in_ = self._encoder.feature_names_in_
         self.blocks_ = self._encoder.blocks_
+        for name, block in self.blocks_.items():
+            columns = shortened(list(block.feature_names_in_))
+            logger.info("block %r, a %s, reads %s", name, type(block).__name__, columns)
 
     def _predictions(self, outputs):
         """Return predictions for raw outputs: probabilities of classes, or numbers."""

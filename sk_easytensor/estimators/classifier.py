@@ -161,8 +161,10 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     device : str, default="auto"
         Torch device to train on; ``"auto"`` uses CUDA if it is available, and the CPU otherwise.
     verbose : int, default=0
-        1 for a progress bar in terminals and notebooks, and elsewhere a line for each epoch; 2 for
-        a line for each epoch; 0 or -1 for nothing.
+        1 for the phase and a progress bar of the epochs in terminals and notebooks, and elsewhere a
+        line for each epoch; 2 for a line for each epoch; 0 or -1 for nothing. Whatever it is, the
+        logger ``sk_easytensor`` says, at level ``INFO``, what was decided: blocks and their
+        columns, rows held out, the best epoch, weights of trees and linear model.
     callbacks : list of skorch callbacks or None, default=None
         Callbacks that are called during training. They can monitor ``train_loss`` and
         ``valid_loss``, which are losses of the network alone on standardised targets. An

@@ -10,6 +10,7 @@ from sk_easytensor._utils.runtime import with_library_settings
 from sk_easytensor.backends import resolve_backend
 from sk_easytensor.inspection import EncodedModel
 from sk_easytensor.inspection.explanation import Explanation, shapley_values
+from sk_easytensor.training.progress import show_phase
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,9 +60,10 @@ class ExplainMixin:
         check_is_fitted(self)
         if not hasattr(self, "_importances"):
             backend = resolve_backend(self.backend, self.n_jobs)
-            self._importances, self._validation = self._importance_sample.compute(
-                self.network_, self._encoder, self._target, backend
-            )
+            with show_phase("computing importances", self.verbose):
+                self._importances, self._validation = self._importance_sample.compute(
+                    self.network_, self._encoder, self._target, backend
+                )
             self._importance_sample = None
         return self._importances
 

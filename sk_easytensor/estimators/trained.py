@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from sk_easytensor.tracking.artifacts import MLflowStore, is_in_mlflow
 from sk_easytensor.tracking.tracker import RUN, check_tracker
 from sk_easytensor.training.checkpoint import Checkpoints, describe_parameters
 from sk_easytensor.training.evaluation import EvalPlan
+from sk_easytensor.training.progress import show_phase
 from sk_easytensor.training.train import (
     TrainingSettings,
     check_callbacks,
@@ -40,6 +42,16 @@ if TYPE_CHECKING:
 __all__ = [
     "TrainedEstimator",
 ]
+
+
+logger = logging.getLogger("sk_easytensor")
+
+PHASES = {
+    "blocks": "fitting blocks",
+    "encoding": "encoding rows",
+    "engine": "choosing the inference engine",
+}
+"""Names of the parts of a fit that are shown while they take place."""
 
 
 class TrainedEstimator(
@@ -268,7 +280,8 @@ class TrainedEstimator(
     def _timed(self, part):
         """Add the seconds spent within the context to ``fit_times_``."""
         begin = perf_counter()
-        yield
+        with show_phase(PHASES.get(part, part), self.verbose):
+            yield
         times = getattr(self, "fit_times_", {})
         self.fit_times_ = {**times, part: times.get(part, 0.0) + perf_counter() - begin}
 
@@ -324,3 +337,10 @@ class TrainedEstimator(
         if result.best_iteration > 0:
             self.best_iteration_ = previous_epochs + result.best_iteration
         self.best_score_ = float(result.best_score)
+        logger.info(
+            "%s: %d epochs, of which number %s is best; score %.6g",
+            type(self).__name__,
+            self.n_iter_,
+            getattr(self, "best_iteration_", None),
+            self.best_score_,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from copy import deepcopy
 from functools import partial
 from numbers import Integral
@@ -31,6 +32,8 @@ __all__ = [
     "check_n_folds",
 ]
 
+
+logger = logging.getLogger("sk_easytensor")
 
 FOLDS_OF_FEW_ROWS = 5
 """Number of folds that ``n_folds="auto"`` means for few rows."""
@@ -205,6 +208,12 @@ class NetworkTrainingMixin:
         added = {name: before.get(name, 0.0) + s for name, s in result.other_seconds.items()}
         self.fit_times_ = {**before, **added}
         self.tree_weight_, self.linear_weight_ = self._target.model_weights(networks)
+        logger.info(
+            "%s: the weight of the trees is %s, of the linear model %s",
+            type(self).__name__,
+            self.tree_weight_,
+            self.linear_weight_,
+        )
         self._use_torch()
         self._n_features_out = self.network_.representation_features
         for name in ("_importances", "oof_prediction_"):

@@ -56,8 +56,10 @@ class ExportMixin:
                 f"to_onnx needs {error.name}: pip install 'sk_easytensor[onnx]'"
             ) from error
         from sk_easytensor.export.onnx import export_onnx
+        from sk_easytensor.training.progress import show_phase
 
-        return export_onnx(self, path, inputs)
+        with show_phase("exporting", getattr(self, "verbose", 0)):
+            return export_onnx(self, path, inputs)
 
     def to_tensorrt(
         self,

@@ -24,7 +24,7 @@ from sk_easytensor.training.checkpoint import describe_data
 from sk_easytensor.training.distributed import SingleProcess
 from sk_easytensor.training.evaluation import EvalPlan
 from sk_easytensor.training.net import BestEpoch, StepSchedule, TensorNet
-from sk_easytensor.training.progress import progress_callbacks
+from sk_easytensor.training.progress import progress_callbacks, show_phase
 from sk_easytensor.training.ridge import fit_linear, linear_blocks, reduced_epochs
 
 __all__ = [
@@ -400,12 +400,14 @@ def train_network(network, head, rows, valid_rows, settings):
     trees, linear = getattr(network, "trees", None), getattr(network, "linear", None)
     begin = perf_counter()
     if trees is None:
-        trees = fit_trees(network, head, rows, deciding, settings)
+        with show_phase("growing trees", settings.verbose):
+            trees = fit_trees(network, head, rows, deciding, settings)
     seconds, begin = {"trees": perf_counter() - begin}, perf_counter()
     final = linear
     if linear is None and settings.linear:
         held_out = decider if settings.held_out else None
-        linear, final = fit_linear(network, head, rows, held_out, decider, settings)
+        with show_phase("fitting the linear model", settings.verbose):
+            linear, final = fit_linear(network, head, rows, held_out, decider, settings)
     seconds["linear"] = perf_counter() - begin
     others = {
         name: model for name, model in (("trees", trees), ("linear", linear)) if model is not None

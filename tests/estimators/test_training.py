@@ -406,6 +406,44 @@ def test_terminals_show_a_progress_bar(regressor, data, capsys, monkeypatch):
     assert len(output.out.splitlines()) == 4
 
 
+def test_terminals_show_the_phase_of_a_fit(regressor, data, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("sk_easytensor.training.progress.has_moving_output", lambda: True)
+    model = regressor(verbose=1, max_epochs=2).fit(*data)
+    phases = ["fitting blocks", "encoding rows", "growing trees", "fitting the linear model"]
+    output = capsys.readouterr().err
+    places = [output.index(f"{phase} ...") for phase in phases]
+    assert places == sorted(places)
+    assert model.feature_importances_.sum() == pytest.approx(1)
+    assert "computing importances ..." in capsys.readouterr().err
+    model.to_onnx(tmp_path / "model.onnx")
+    assert "exporting ..." in capsys.readouterr().err
+    for verbose in (0, 2):
+        regressor(verbose=verbose, max_epochs=2).fit(*data)
+        assert "..." not in capsys.readouterr().err
+
+
+def test_no_phases_elsewhere(regressor, data, capsys):
+    """A log file would have a line of each."""
+    regressor(verbose=1, max_epochs=2).fit(*data)
+    assert capsys.readouterr().err == ""
+
+
+def test_decisions_are_logged(classifier, labelled, caplog):
+    X, y = labelled
+    with caplog.at_level("INFO", "sk_easytensor"):
+        model = classifier(max_epochs=4).fit(X, y)
+    held_out = round(0.15 * len(X))
+    assert "block 'category', a CategoryBlock, reads ['city', 'grade']" in caplog.text
+    assert f"{len(X) - held_out} rows to train on, {held_out} held out" in caplog.text
+    epochs = f"{model.n_iter_} epochs, of which number {model.best_iteration_} is best"
+    assert epochs in caplog.text
+    assert f"the weight of the trees is {model.tree_weight_}" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO", "sk_easytensor"):
+        classifier(max_epochs=1, n_folds=3).fit(X, y)
+    assert f"3 folds of {len(X)} rows" in caplog.text
+
+
 def test_verbose_prints_a_line_an_epoch(regressor, data, capsys):
     regressor(verbose=0).fit(*data)
     regressor(verbose=-1).fit(*data)

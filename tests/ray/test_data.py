@@ -416,3 +416,15 @@ def test_texts_that_are_numbers_and_dates_in_files(regressor, tmp_path):
     assert model.blocks_["numeric"].edges_[0][0] >= 1_000
     rows = pd.read_parquet(tmp_path)
     assert len(np.unique(model.predict(rows))) > 50
+
+
+def test_the_bar_of_the_epochs_is_in_the_process_that_has_a_terminal(
+    classifier, files, capsys, monkeypatch
+):
+    monkeypatch.setattr("sk_easytensor.backends.ray.progress.has_moving_output", lambda: True)
+    model = classifier(verbose=1, max_epochs=2).fit(files, "label")
+    last = capsys.readouterr().err.rstrip().rpartition("\r")[2]
+    assert "training: 100%" in last
+    assert "2/2" in last
+    for name in ("training", "valid_0"):
+        assert f"{name}_log_loss={model.evals_result_[name]['log_loss'][-1]:.4g}" in last

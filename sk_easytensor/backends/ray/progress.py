@@ -19,6 +19,7 @@ from sk_easytensor.data.keys import hash_strings
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.events import check_not_missing, collect_sequences, decoded
 from sk_easytensor.training.checkpoint import describe_data, joined_descriptions, plain
+from sk_easytensor.training.progress import DriverProgress, has_moving_output
 
 __all__ = [
     "ErrorCollector",
@@ -80,6 +81,12 @@ def report_progress(settings):
         Settings for the workers, without these callbacks.
     """
     in_driver = [entry for entry in settings.callbacks if hasattr(_callback(entry), "log_progress")]
+    bar = None
+    if settings.verbose == 1 and has_moving_output():
+        # Workers have no terminal.
+        bar = DriverProgress(settings.max_epochs)
+        in_driver.append(bar)
+        settings = replace(settings, verbose=0)
     if not in_driver:
         yield settings
         return
@@ -93,6 +100,8 @@ def report_progress(settings):
     finally:
         reader.stop()
         ray.kill(progress)
+        if bar is not None:
+            bar.close()
 
 
 class Reader(threading.Thread):
