@@ -30,6 +30,7 @@ __all__ = [
     "is_in_mlflow",
     "metric_values",
     "parameters",
+    "validation_metrics",
     "write_csv",
     "write_environment",
     "write_importances",
@@ -171,6 +172,18 @@ def draw_curves(estimator, folder):
     title = f"{metric} by epoch"
     drawing = lines(curves, ("epoch", metric), title, marked=estimator.best_iteration_)
     write_svg(folder / "learning_curves.svg", drawing)
+
+
+def validation_metrics(estimator):
+    """Return the measures of the report on validation rows, such as ``validation_roc_auc``.
+
+    Importances have been computed, with which they are made.
+    """
+    results = getattr(estimator, "_validation", None) or {"measures": {}}
+    return {
+        "validation_" + re.sub(r"\W+", "_", name.lower().replace("²", "2")): value
+        for name, value in results["measures"].items()
+    }
 
 
 def write_importances(estimator, folder):

@@ -295,6 +295,10 @@ class TrackedRun:
             "best_iteration": estimator.best_iteration_,
             "n_iter": estimator.n_iter_,
         }
+        for name in ("tree_weight", "linear_weight"):
+            weight = getattr(estimator, f"{name}_", {})
+            tasks = weight.items() if isinstance(weight, dict) else [("", weight)]
+            values |= {f"{name} {task}".strip(): share for task, share in tasks}
         for name, seconds in estimator.fit_times_.items():
             if name != "epochs":
                 values[f"{name}_seconds"] = seconds
@@ -328,6 +332,8 @@ class TrackedRun:
         if self.tracker.log_report:
             artifacts.write_importances(estimator, self.artifacts)
             estimator.report(self.artifacts / "report.html")
+            values = artifacts.validation_metrics(estimator)
+            self.record.add_metrics(values, milliseconds(), 0)
 
     # ------------------------------------------------------------------ files
 

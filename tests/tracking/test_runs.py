@@ -101,6 +101,32 @@ def test_losses_of_each_epoch(classifier, table, client):
     assert run.data.metrics["epoch_seconds"] > 0
 
 
+def test_measures_on_validation_rows_and_weights_of_models(classifier, table, client, work):
+    X, y = pd.concat([table[0]] * 4, ignore_index=True), np.tile(table[1], 4)
+    model = classifier().fit(X, y)
+    (run,) = runs(client)
+    metrics = run.data.metrics
+    assert metrics["tree_weight"] == model.tree_weight_
+    assert metrics["linear_weight"] == model.linear_weight_
+    expected = model._validation["measures"]
+    assert list(expected) == ["log loss", "accuracy", "ROC AUC", "average precision"]
+    assert {name: metrics[name] for name in metrics if name.startswith("validation_")} == {
+        "validation_log_loss": pytest.approx(expected["log loss"]),
+        "validation_accuracy": pytest.approx(expected["accuracy"]),
+        "validation_roc_auc": pytest.approx(expected["ROC AUC"]),
+        "validation_average_precision": pytest.approx(expected["average precision"]),
+    }
+    other = EasyTensorRegressor(tracker="mlflow", max_epochs=1, trees=None, n_folds=None)
+    other.fit(X, np.arange(len(X)))
+    (metrics,) = (run.data.metrics for run in runs(client) if run.info.run_id == other.run_id_)
+    found = {name for name in metrics if name.startswith("validation_")}
+    assert found == {
+        "validation_r2",
+        "validation_mean_absolute_error",
+        "validation_root_mean_squared_error",
+    }
+
+
 def test_rows_are_inputs_of_the_run(classifier, table, client):
     classifier().fit(*table)
     (run,) = runs(client)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from scipy.sparse import issparse
 from sklearn.base import ClassifierMixin
+from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_array, column_or_1d
 
@@ -238,6 +239,15 @@ class ClassificationTarget(ClassifierMixin, Target):
         elif self.head_.kind == "binary":
             of, happened = f"the probability of {self.classes_.tolist()[1]!r}", target == 1
             probabilities = probabilities[:, 1]
+            known = weight > 0
+            if len(np.unique(happened[known])) == 2:
+                rows = happened[known], probabilities[known]
+                measures |= {
+                    "ROC AUC": roc_auc_score(*rows, sample_weight=weight[known]),
+                    "average precision": average_precision_score(
+                        *rows, sample_weight=weight[known]
+                    ),
+                }
         else:
             of, happened = "the probability of the class predicted", hits
             probabilities = probabilities.max(axis=1)
