@@ -607,6 +607,8 @@ def describe_parameters(estimator):
 
 
 def _described(value):
+    if hasattr(value, "checkpoint_description"):
+        return value.checkpoint_description()
     if hasattr(value, "get_params"):
         return type(value).__name__
     if isinstance(value, np.random.RandomState):
@@ -640,36 +642,39 @@ def describe_data(network, rows, valid_rows):
     for name, part in [("training", rows)] + [
         (f"validation {index}", part) for index, part in enumerate(valid_rows)
     ]:
-        rows, targets, weights = Digest(), Digest(), Digest()
-        if isinstance(part, MemoryMappedDataset):
-            # Their order and their pieces depend on the memory that a worker has.
-            rows.add(sum_of_hashes(part))
-        else:
-            for piece in part.parts():
-                rows.add(*piece.frame.content())
-                targets.add(piece.target)
-                weights.add(piece.weight)
-        description[f"{name} rows"] = f"{len(part)} rows of {rows}"
-        description[f"{name} targets"] = str(targets)
-        description[f"{name} weights"] = str(weights)
+        sums = sums_of_hashes(part)
+        description[f"{name} rows"] = f"{len(part)} rows of {sums['rows']:016x}"
+        description[f"{name} targets"] = f"{sums['targets']:016x}"
+        description[f"{name} weights"] = f"{sums['weights']:016x}"
     description["network"] = digest(*network.state_dict().values())
     return description
 
 
-def sum_of_hashes(rows):
-    """Return the sum of the hashes of rows with targets and weights, an ndarray of one number."""
-    total = np.zeros(1, dtype=np.uint64)
-    for piece in rows.stored_parts():
-        targets = TensorFrame({"y": {"target": piece.target, "weight": piece.weight}})
-        # Hashes of rows and targets belong together.
-        pairs = TensorFrame(
-            {
-                "rows": {"hash": torch.from_numpy(piece.frame.row_hashes())},
-                "targets": {"hash": torch.from_numpy(targets.row_hashes())},
-            }
-        )
-        total += pairs.row_hashes().view(np.uint64).sum(dtype=np.uint64)
-    return total
+def sums_of_hashes(rows):
+    """Return sums of hashes of rows, which depend neither on their order nor on their division.
+
+    Parameters
+    ----------
+    rows : TrainingDataset
+        Rows in memory or in files, which may be a worker's shard of all rows.
+
+    Returns
+    -------
+    dict of {str: int}
+        Sums modulo 2**64 of the hashes of ``rows``, and of rows with their ``targets`` and with
+        their ``weights``.
+    """
+    sums = dict.fromkeys(["rows", "targets", "weights"], 0)
+    in_files = isinstance(rows, MemoryMappedDataset)
+    for piece in rows.stored_parts() if in_files else rows.parts():
+        piece = piece.to("cpu")
+        own = {"hash": torch.from_numpy(piece.frame.row_hashes())}
+        others = {"rows": {}, "targets": {"y": piece.target}, "weights": {"weight": piece.weight}}
+        for name, other in others.items():
+            pairs = TensorFrame({"rows": own, "others": other}, len(piece))
+            total = pairs.row_hashes().view(np.uint64).sum(dtype=np.uint64)
+            sums[name] = (sums[name] + int(total)) % 2**64
+    return sums
 
 
 def joined_descriptions(descriptions):
@@ -683,16 +688,14 @@ def joined_descriptions(descriptions):
     Returns
     -------
     dict of {str: str}
-        Description of the rows of all workers.
+        Description of the rows of all workers, which does not depend on their number.
     """
-    if len(descriptions) == 1:
-        return descriptions[0]
-    joined = {}
-    for name in descriptions[0]:
+    joined = dict(descriptions[0])
+    for name in joined.keys() - {"network"}:
         texts = [description[name] for description in descriptions]
-        counts, digests = zip(*(text.rpartition(" rows of ")[::2] for text in texts), strict=True)
-        combined = hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
-        joined[name] = f"{sum(map(int, counts))} rows of {combined}" if counts[0] else combined
+        counts, sums = zip(*(text.rpartition(" rows of ")[::2] for text in texts), strict=True)
+        total = f"{sum(int(each, 16) for each in sums) % 2**64:016x}"
+        joined[name] = f"{sum(map(int, counts))} rows of {total}" if counts[0] else total
     return joined
 
 

@@ -293,26 +293,37 @@ class SharedCheckpoints:
         Checkpoints of the fit.
     group : ProcessGroup
         Workers of the fit.
+    join : callable
+        Function that joins the descriptions of the workers' data, so that those of other numbers
+        of workers are equal.
     """
 
-    def __init__(self, checkpoints, group):
+    def __init__(self, checkpoints, group, join):
         self.checkpoints = checkpoints
         self.group = group
+        self.join = join
 
     def begin(self, data):
         """Store or compare the descriptions of all workers' data; see :class:`Checkpoints`."""
-        description = {
-            f"{name} of worker {rank}" if self.group.size > 1 else name: value
-            for rank, shard in enumerate(self.group.gather(data))
-            for name, value in shard.items()
-        }
+        description = self.join(self.group.gather(data))
         self.group.broadcast_from_rank0(lambda: self.checkpoints.begin(description))
 
     def latest(self):
-        """Return the state after the last complete epoch, with this worker's random state."""
+        """Return the state after the last complete epoch, with this worker's random state.
+
+        If there were other workers, each has a new random state, which depends on the epoch.
+        """
         state = self.group.broadcast_from_rank0(self.checkpoints.latest)
-        if state is not None:
-            state["random"], state["random_cuda"] = state["random_of_workers"][self.group.rank]
+        if state is None:
+            return None
+        states = state.get("random_of_workers", [])
+        if len(states) == self.group.size:
+            state["random"], state["random_cuda"] = states[self.group.rank]
+        else:
+            generator = torch.Generator().manual_seed(torch.initial_seed())
+            seeds = torch.randint(2**62, (len(state["history"]) + 1,), generator=generator)
+            torch.manual_seed(int(seeds[-1]))
+            state["random"], state["random_cuda"] = torch.get_rng_state(), None
         return state
 
     def write(self, epoch, state, best):

@@ -68,6 +68,17 @@ class PairFrame:
             return self.user_ids.cpu().numpy()
         return self.users.to("cpu").row_hashes()[self.user_rows.cpu().numpy()]
 
+    def row_hashes(self):
+        """Return a 64-bit hash of the user and the item of each pair, as an int64 array."""
+        sides = {
+            name: {"hash": torch.from_numpy(frame.to("cpu").row_hashes())[rows.cpu()]}
+            for name, frame, rows in (
+                ("users", self.users, self.user_rows),
+                ("items", self.items, self.item_rows),
+            )
+        }
+        return TensorFrame(sides, len(self)).row_hashes()
+
     def content(self):
         """Return a list of all tensors of the frame."""
         return [*self.users.content(), *self.items.content(), self.user_rows, self.item_rows]

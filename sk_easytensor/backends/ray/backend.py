@@ -131,8 +131,11 @@ class RayBackend(Backend):
         self.started_cluster = False
 
     def __repr__(self):
-        # Checkpoints compare it: with another number of workers, a training cannot be resumed.
         return f"RayBackend(num_workers={self.num_workers})"
+
+    def checkpoint_description(self):
+        """Return what checkpoints compare: a fit may be resumed by other numbers of workers."""
+        return "RayBackend"
 
     def without_secrets(self):
         """Return the backend that is saved with a fitted model.

@@ -32,7 +32,7 @@ from sk_easytensor._utils.storage import (
 from sk_easytensor.backends.ray.dataset import assign_shards
 from sk_easytensor.backends.ray.progress import ErrorCollector, report_progress
 from sk_easytensor.backends.ray.summarize import WorkerTracebacks, n_threads
-from sk_easytensor.training.checkpoint import Checkpoints
+from sk_easytensor.training.checkpoint import Checkpoints, joined_descriptions
 from sk_easytensor.training.distributed import (
     LostWorkerError,
     ProcessGroup,
@@ -416,7 +416,7 @@ def _train(job, group, rank):
         group=group,
     )
     if isinstance(group, ProcessGroup) and settings.checkpoints is not None:
-        settings.checkpoints = SharedCheckpoints(settings.checkpoints, group)
+        settings.checkpoints = SharedCheckpoints(settings.checkpoints, group, joined_descriptions)
     memory = worker_memory() if job.memory is None else job.memory
     datasets = {}
     for numbers, shards in job.shards:
