@@ -21,7 +21,12 @@ from sk_easytensor import (
 )
 from sk_easytensor.blocks import PretrainedBlock
 from sk_easytensor.blocks.detection import detect_blocks
-from sk_easytensor.data.spelling import infer_date_format, infer_number_format, parse_numbers
+from sk_easytensor.data.spelling import (
+    MISSING_MARKERS,
+    infer_date_format,
+    infer_number_format,
+    parse_numbers,
+)
 from sk_easytensor.inference import load
 
 N = 100
@@ -47,6 +52,9 @@ NUMERIC = {
     "signs": ([f"€-{n}" for n in COUNTS], -COUNTS),
     "percent": ([f"{n / 100} %" for n in COUNTS], COUNTS / 100),
     "units": ([f"{n:,} mi" for n in COUNTS], COUNTS),
+    "euros behind": ([f"{n},50 €" for n in COUNTS], COUNTS + 0.5),
+    "narrow spaces": ([f"{n}\u00a0kg" for n in COUNTS], COUNTS),
+    "three decimals": ([f"{n / 1000:.3f}" for n in COUNTS], COUNTS / 1000),
     "square metres": ([f"{n}m²" for n in COUNTS], COUNTS),
     "sizes": ([f"{n % 40} XL" for n in COUNTS], COUNTS % 40),
     "exponents": ([f"{n}e-3" for n in COUNTS], COUNTS / 1000),
@@ -55,7 +63,6 @@ NUMERIC = {
 }
 DATES = {
     "american": "%m/%d/%Y %I:%M %p",
-    "short": "%m/%d/%y",
     "day first": "%d.%m.%Y",
     "clock": "%d-%m-%Y %H:%M:%S",
     "months": "%d %b %Y",
@@ -76,6 +83,9 @@ CATEGORIES = {
     "empty": [""] * N,
     "missing": [None] * N,
     "versions": [f"1.{n}.2" for n in COUNTS],
+    "addresses": [f"192.168.{100 + n % 100}.{100 + n % 90}" for n in COUNTS],
+    "invoices": [f"INV {n}" for n in COUNTS],
+    "seats": [f"{n % 40}{'ABC'[n % 3]}" for n in COUNTS],
     "longer versions": [f"{n % 20}.{n % 29}.{n % 31}" for n in COUNTS],
     "social security": [f"{n % 900:03}-{n % 97:02}-{n:04}" for n in COUNTS],
     "scores": [f"{n % 7}/{n % 5}/{n % 3}" for n in COUNTS],
@@ -87,6 +97,10 @@ IN_PART = {
     "numbers and words": [f"{x:.2f}" for x in NUMBERS[:-5]] + ["a lot"] * 5,
     "long codes and gaps": [f"{90_000 + n % 10_000}" if n % 13 else "N/A" for n in COUNTS],
     "mixed currencies": [f"{'$' if n % 2 else '€'}{n:,}.50" for n in COUNTS],
+    "versions of two parts": [f"3.{n}" for n in range(N)],
+    "cells": [f"{n % 40}E{n % 3}" for n in COUNTS],
+    "thousands or decimals": [f"{n:,}".replace(",", ".") for n in COUNTS],
+    "years of two digits": list(DAYS.strftime("%m/%d/%y")),
     "with a note": [*DAYS.strftime("%d-%m-%y")[:-5], *["not yet"] * 5],
 }
 
@@ -176,9 +190,10 @@ def test_a_format_of_dates_may_be_given():
 @pytest.mark.parametrize(
     ("form", "message"),
     [
-        ("%d/%m", r"format must be a format of time.strptime with a year, .* got '%d/%m'"),
-        (7, "format must be a format of time.strptime"),
-        ("%Y", r"column 'c' has no date in format='%Y'; it holds '01/02/2013'"),
+        ("%d/%m", r"format must be None or have a day, a month and a year, .* got '%d/%m'"),
+        ("%a %d %b %Y", "of the directives %d, %m, .*got '%a %d %b %Y'"),
+        (7, "format must be None or have a day"),
+        ("%d|%m|%Y*", r"column 'c' has no date in format='.*'; it holds '01/02/2013'"),
     ],
 )
 def test_bad_formats(form, message):
@@ -194,8 +209,46 @@ def test_a_block_of_numbers_reads_texts_where_it_is_named():
     """Also codes, which are categories otherwise."""
     block = NumericBlock().fit({"c": ["07", "3"]})
     assert block.edges_[0].tolist() == [3, 7]
-    with pytest.raises(TypeError, match="column 'c' of type string cannot be read by NumericBlock"):
-        NumericBlock().fit({"c": ["07", "three"]})
+    assert NumericBlock().fit({"c": ["N/A", "unknown"]}).missing_fraction_.tolist() == [1]
+    for texts, reason in (
+        (["07", "three"], "it holds 'three'"),
+        (["$1.5", "€2.5"], "several forms, such as '\\$1.5' and '€2.5'"),
+        (["1.428", "2.500"], "'1.428', whose dot may also separate thousands"),
+    ):
+        message = f"column 'c' of type string cannot be read by NumericBlock: .*{reason}"
+        with pytest.raises(TypeError, match=message):
+            NumericBlock().fit({"c": texts})
+
+
+def test_larger_numbers_may_have_separators_later():
+    block = NumericBlock().fit({"c": [f"${n}.50" for n in range(20)]})
+    assert block._numbers(pa.table({"c": ["$1,000.50", "$2000.5"]}))[0].tolist() == [1000.5, 2000.5]
+
+
+def test_missing_values_may_come_first():
+    for first in ([None] * 1500, ["N/A"] * 1500):
+        assert detect([*first, *NUMERIC["dollars"][0]]) == [NumericBlock]
+        assert detect([*first, *DAYS.strftime("%d.%m.%Y")]) == [DatetimeBlock]
+
+
+def test_texts_of_categoricals_are_read_later():
+    texts = NUMERIC["dollars"][0]
+    days = DAYS.strftime("%d.%m.%Y")
+    coded = {"n": pd.Categorical(texts), "d": pd.Categorical(days)}
+    for name, block in (("n", NumericBlock()), ("d", DatetimeBlock())):
+        plain = pd.DataFrame({"n": texts, "d": days})[[name]]
+        (entry,) = block.fit(plain).transform(plain).values()
+        (found,) = block.transform(pd.DataFrame(coded)[[name]]).values()
+        np.testing.assert_array_equal(found, entry)
+    block = DatetimeBlock(format="%d.%m.%Y").fit(pd.DataFrame(coded)[["d"]])
+    assert block.formats_ == ["%d.%m.%Y"]
+
+
+def test_iso_dates_are_read_whatever_the_format():
+    block = DatetimeBlock().fit({"c": ["05/17/2013", "05/18/2013"]})
+    texts = {"c": ["2013-05-17", "2013-05-17T00:00:00"]}
+    expected = block.transform({"c": ["05/17/2013", "05/17/2013"]})["times"]
+    np.testing.assert_array_equal(block.transform(texts)["times"], expected)
 
 
 @given(st.lists(st.floats(-1e15, 1e15), min_size=1))
@@ -212,7 +265,8 @@ def test_any_texts_are_read_or_not(texts):
     form = infer_number_format(column)
     if form is not None:
         found = parse_numbers(column, form)
-        assert len(found) == len(texts)
+        missing = [text.strip().lower() in MISSING_MARKERS for text in texts]
+        assert (np.isnan(found) == missing).all()
     infer_date_format(column)
 
 
@@ -296,6 +350,8 @@ def test_texts_are_read_by_exported_models(fitted, tmp_path):
 
 def test_a_pretrained_block_reads_texts_as_its_model_does(fitted):
     model, X, y = fitted
+    block = PretrainedBlock(model).fit(X)
+    np.testing.assert_array_equal(block.transform(X)["vectors"][:, 0], model.transform(X))
     other = EasyTensorRegressor([("before", PretrainedBlock(model), list(X.columns))], **QUICK)
     assert np.isfinite(other.fit(X, y).predict(X)).all()
 
@@ -305,7 +361,8 @@ def test_a_pretrained_block_reads_texts_as_its_model_does(fitted):
 
 @pytest.mark.parametrize("name", IN_PART)
 def test_columns_that_are_numbers_or_dates_in_part_are_named(name):
-    kind, convert = ("dates", "to_datetime") if "note" in name else ("numbers", "to_numeric")
+    is_date = "note" in name or "years" in name
+    kind, convert = ("dates", "to_datetime") if is_date else ("numbers", "to_numeric")
     with pytest.warns(SpelledValuesWarning, match=rf"column 'c' .* are {kind}, .*{convert}"):
         assert detect(IN_PART[name]) == [CategoryBlock]
 

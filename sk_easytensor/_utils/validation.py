@@ -95,7 +95,9 @@ def check_choice(owner, name, value, choices):
         raise ValueError(f"{owner}: {name} must be one of {list(choices)}, got {value!r}")
 
 
-def check_number(owner, name, value, *, low=None, high=None, integer=False, exclusive=False):
+def check_number(
+    owner, name, value, *, low=None, high=None, integer=False, exclusive=False, others=""
+):
     """Raise ``ValueError`` unless `value` is a finite number within the bounds.
 
     Parameters
@@ -110,6 +112,8 @@ def check_number(owner, name, value, *, low=None, high=None, integer=False, excl
         Whether the value must be an integer.
     exclusive : bool, default=False
         Whether the bounds are exclusive.
+    others : str, default=""
+        Other values that are accepted, for the error message, such as ``" or None"``.
 
     Raises
     ------
@@ -130,7 +134,7 @@ def check_number(owner, name, value, *, low=None, high=None, integer=False, excl
         if high is not None:
             bounds.append(f"{'less than' if exclusive else 'at most'} {high}")
         expected = " ".join([noun, " and ".join(bounds)]).strip()
-        raise ValueError(f"{owner}: {name} must be {expected}, got {value!r}")
+        raise ValueError(f"{owner}: {name} must be {expected}{others}, got {value!r}")
 
 
 PACKAGE = str(Path(__file__).parent.parent)

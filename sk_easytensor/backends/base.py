@@ -249,5 +249,5 @@ class LocalBackend(Backend):
         with limited_threads(min(resolve_threads(self.n_jobs), n_useful)):
             result = train_network(network, head, rows, valid_rows, settings)
         if inspection is not None:
-            result.inspected = inspection.keep_sample(rows, valid_rows)
+            result.inspected = inspection.keep_sample(rows, valid_rows, result.linear)
         return result

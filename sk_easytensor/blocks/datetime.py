@@ -29,6 +29,9 @@ from sk_easytensor.data.datetimes import (
     zone_shifts,
 )
 from sk_easytensor.data.spelling import (
+    DIRECTIVES,
+    decoded,
+    first_text,
     infer_date_format,
     is_date_format,
     is_text,
@@ -173,15 +176,16 @@ class DatetimeBlock(BinnedMixin, Block):
         check_choice("DatetimeBlock", "trend", self.trend, (True, False))
         if self.format is not None and not is_date_format(self.format):
             raise ValueError(
-                "DatetimeBlock: format must be a format of time.strptime with a year, such as "
-                f"'%d.%m.%Y', or None, got {self.format!r}"
+                "DatetimeBlock: format must be None or have a day, a month and a year, such as "
+                f"'%d.%m.%Y', of the directives {', '.join(DIRECTIVES)}, got {self.format!r}"
             )
 
     def fit_columns(self, table, *, named=True):
         super().fit_columns(table, named=named)
+        texts = [(name, decoded(table.column(name))) for name in table.column_names]
         self.formats_ = [
             self._infer_format(column, name) if is_text(column.type) else None
-            for name, column in zip(table.column_names, table.columns, strict=True)
+            for name, column in texts
         ]
         return self
 
@@ -200,7 +204,7 @@ class DatetimeBlock(BinnedMixin, Block):
                     other,
                 )
             return found
-        first = next((value for value in column.drop_null().to_pylist() if value.strip()), None)
+        first = first_text(column)
         if first is not None and not parse_dates(column, self.format).drop_null():
             raise ValueError(
                 f"DatetimeBlock: column {name!r} has no date in format={self.format!r}; it holds "
@@ -208,14 +212,19 @@ class DatetimeBlock(BinnedMixin, Block):
             )
         return self.format
 
+    @property
+    def _formats(self):
+        """Formats of all columns; blocks that were stored before there were formats have none."""
+        return getattr(self, "formats_", [None] * self.n_features_in_)
+
     def unseen_columns(self, table, encoding):
         """Return the columns of texts with several values, none of which is a date."""
         is_missing = np.isnan(encoding["times"][:, :, 0].numpy())
-        return unread_columns(table, self.feature_names_in_, self.formats_, is_missing)
+        return unread_columns(table, self.feature_names_in_, self._formats, is_missing)
 
     def _times(self, table):
         """Return the name of each column and its values, texts in a format read as timestamps."""
-        formats = dict(zip(self.feature_names_in_, self.formats_, strict=True))
+        formats = dict(zip(self.feature_names_in_, self._formats, strict=True))
         columns = zip(table.column_names, table.columns, strict=True)
         return [(name, read_dates(column, formats[name])) for name, column in columns]
 
@@ -281,7 +290,7 @@ class DatetimeBlock(BinnedMixin, Block):
         times = [
             graph.column(name, "time", zone=zone, **({} if form is None else {"format": form}))
             for name, zone, form in zip(
-                self.feature_names_in_, self.zones_, self.formats_, strict=True
+                self.feature_names_in_, self.zones_, self._formats, strict=True
             )
         ]
         wall = [

@@ -317,7 +317,7 @@ def with_spelled_numbers(groups, spelled, names):
     return [[name for name in names if name in known]]
 
 
-MEASURE = r"^[-+]?[$€£¥]?\s?(\d{1,3}(,\d{3})+(\.\d+)?|\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s?%?$"
+MEASURE = r"^[-+]?[$€£¥]?\s?(\d{1,3}(,\d{3})+(\.\d+)?|\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s?[%$€£¥]?$"
 """Numbers as people write them: with separators of thousands, currencies, percent."""
 
 PLAIN = r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"

@@ -14,7 +14,13 @@ from sk_easytensor.blocks.base import Block, load_matching
 from sk_easytensor.data.arrow_columns import arrow_column
 from sk_easytensor.data.bin_edges import BOUND, BinnedMixin
 from sk_easytensor.data.columns import RowError, show_value, to_float64
-from sk_easytensor.data.spelling import infer_number_format, is_text, read_numbers, unread_columns
+from sk_easytensor.data.spelling import (
+    describe_non_numbers,
+    infer_number_format,
+    is_text,
+    read_numbers,
+    unread_columns,
+)
 from sk_easytensor.data.summaries import Quantiles, SummaryMap
 from sk_easytensor.data.type_names import type_name
 from sk_easytensor.networks.block_module import BlockModule
@@ -183,21 +189,33 @@ class NumericBlock(BinnedMixin, Block):
         for index, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True)):
             is_spelled = is_text(column.type) and not self.accepts(column.type)
             form = infer_number_format(column) if is_spelled else None
+            if is_spelled and form is None and column.null_count < len(column):
+                raise TypeError(
+                    f"column {name!r} of type {type_name(column.type)} cannot be read by "
+                    f"NumericBlock: {describe_non_numbers(column)}. Texts are read if all are "
+                    "numbers in one form, such as '$1,428.50', or stand for a missing value, such "
+                    "as 'N/A'"
+                )
             if form is not None:
                 # The type decides no more whether the column can be read.
                 table = table.set_column(index, name, pa.nulls(len(table), pa.float64()))
             self.formats_.append(form)
         return super().fit_columns(table, named=named)
 
+    @property
+    def _formats(self):
+        """Formats of all columns; blocks that were stored before there were formats have none."""
+        return getattr(self, "formats_", [None] * self.n_features_in_)
+
     def reads(self, field):
-        formats = dict(zip(self.feature_names_in_, self.formats_, strict=True))
+        formats = dict(zip(self.feature_names_in_, self._formats, strict=True))
         is_spelled = is_text(field.type) and formats.get(field.name) is not None
         return is_spelled or super().reads(field)
 
     def unseen_columns(self, table, encoding):
         """Return the columns of texts with several values, none of which is a number."""
         is_missing = np.isnan(encoding["values"][:, :, 0].numpy())
-        return unread_columns(table, self.feature_names_in_, self.formats_, is_missing)
+        return unread_columns(table, self.feature_names_in_, self._formats, is_missing)
 
     def _numbers(self, table):
         """Return the numbers of each column as float64 arrays, NaN where missing."""
@@ -210,7 +228,7 @@ class NumericBlock(BinnedMixin, Block):
 
     def _formats_of(self, table):
         """Return the formats of some of the block's columns."""
-        formats = dict(zip(self.feature_names_in_, self.formats_, strict=True))
+        formats = dict(zip(self.feature_names_in_, self._formats, strict=True))
         return [formats[name] for name in table.column_names]
 
     def summarize(self, table):
@@ -263,7 +281,7 @@ class NumericBlock(BinnedMixin, Block):
 
         values = [
             graph.column(name, "number", **({} if form is None else {"format": form}))
-            for name, form in zip(self.feature_names_in_, self.formats_, strict=True)
+            for name, form in zip(self.feature_names_in_, self._formats, strict=True)
         ]
         values = graph.stack(values, axis=1)
         edges, center, scale = self.edges_, self.center_, self.scale_

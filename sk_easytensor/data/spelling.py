@@ -12,6 +12,10 @@ from sk_easytensor.data.columns import to_float64
 from sk_easytensor.data.keys import has_enough_values
 
 __all__ = [
+    "DIRECTIVES",
+    "decoded",
+    "describe_non_numbers",
+    "first_text",
     "has_code_name",
     "has_numbers",
     "infer_date_format",
@@ -37,6 +41,11 @@ ID_WORDS = frozenset(
 )
 """Last words of names of columns whose integers are categories."""
 
+CODE_WORDS = ID_WORDS | frozenset(
+    {"no", "nr", "number", "account", "barcode", "mobile", "tel", "telephone", "ssn", "version"}
+)
+"""Last words of names of columns whose texts are categories, even if they could be numbers."""
+
 FEWEST_VALUES = 10
 """Number of distinct numbers below which a column of texts has categories."""
 
@@ -46,22 +55,33 @@ FIRST_LOOK = 1_000
 CODE_LENGTH = 5
 """Number of digits from which on integers of equal length are codes."""
 
-NUMBER = (
-    r"^(?P<sign>[-+]?)\s*(?P<prefix>[$€£¥₹]|[A-Z]{3}\s)?\s*(?P<inner>[-+]?)"
-    r"(?P<number>(?:\d[\d.,]*|[.,]\d+)(?:[eE][-+]?\d+)?)"
-    r"\s*(?P<suffix>%|[A-Za-zµ°][A-Za-zµ°/²³]{0,7})?$"
+CURRENCIES = (
+    "USD EUR GBP JPY CHF CAD AUD NZD CNY INR SEK NOK DKK PLN CZK HUF BRL MXN ZAR KRW SGD HKD TRY"
 )
-"""A number with a currency before it or a unit behind it."""
+"""Codes of currencies that may stand before a number."""
+
+NUMBER = (
+    rf"^(?P<sign>[-+]?)\s*(?P<prefix>[$€£¥₹]|(?:{'|'.join(CURRENCIES.split())})\s)?\s*"
+    r"(?P<inner>[-+]?)(?P<number>(?:\d[\d.,]*|[.,]\d+)(?:[eE][-+]?\d+)?)"
+    r"\s*(?P<suffix>[%$€£¥₹]|[A-Za-zµ°][A-Za-zµ°/²³]{0,7})?$"
+)
+"""A number with a currency before it, or a currency or unit behind it."""
 
 EXPONENT = r"(?:[eE][-+]?\d+)?"
 STYLES = {
-    (",", "."): rf"^(?:\d{{1,3}}(?:,\d{{3}})+(?:\.\d*)?|\d+\.?\d*{EXPONENT}|\.\d+{EXPONENT})$",
-    (".", ","): rf"^(?:\d{{1,3}}(?:\.\d{{3}})+(?:,\d*)?|\d+,?\d*{EXPONENT}|,\d+{EXPONENT})$",
+    (",", "."): rf"^(?:[1-9]\d{{0,2}}(?:,\d{{3}})+(?:\.\d*)?|\d+\.?\d*{EXPONENT}|\.\d+{EXPONENT})$",
+    (".", ","): rf"^(?:[1-9]\d{{0,2}}(?:\.\d{{3}})+(?:,\d*)?|\d+,?\d*{EXPONENT}|,\d+{EXPONENT})$",
 }
 """Patterns of numbers by separator of thousands and decimal point."""
 
 PLAIN = rf"^(?:\d+\.?\d*|\.\d+){EXPONENT}$"
 INTEGER, LEADING_ZERO = r"^\d+$", r"^0\d"
+
+DOTTED, GROUPED = r"\.", r"^[1-9]\d{0,2}\.\d{3}$"
+"""Numbers with a dot, and those whose dot may separate thousands."""
+
+CODED = r"^\d+[eE]\d+$|^\d+\.\d+\.\d+\.\d+$"
+"""Codes such as 12E3, and addresses such as 192.168.101.201."""
 
 DIRECTIVES = {
     "%d": r"(?P<day>\d{1,2})",
@@ -79,12 +99,15 @@ DIRECTIVES = {
 """Patterns of the directives of formats of dates."""
 
 DAYS = [
-    *["%Y-%m-%d", "%m/%d/%Y", "%d/%m/%Y", "%Y/%m/%d", "%m/%d/%y", "%d/%m/%y"],
-    *["%m-%d-%Y", "%d-%m-%Y", "%m-%d-%y", "%d-%m-%y", "%d.%m.%Y", "%m.%d.%Y", "%Y.%m.%d"],
-    *["%d %b %Y", "%d %B %Y", "%d-%b-%Y", "%d-%b-%y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y"],
+    *["%Y-%m-%d", "%m/%d/%Y", "%d/%m/%Y", "%Y/%m/%d", "%m-%d-%Y", "%d-%m-%Y"],
+    *["%d.%m.%Y", "%m.%d.%Y", "%Y.%m.%d", "%d %b %Y", "%d %B %Y", "%d-%b-%Y"],
+    *["%b %d, %Y", "%B %d, %Y", "%b %d %Y"],
 ]
 """Formats of days. Of two that read all values, the first is taken: the month is first, except
-before dots."""
+before dots. Years of two digits are not recognized: they may be days, or of two centuries."""
+
+ISO_FORMATS = ["%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S"]
+"""Formats that are read whatever the format of a column."""
 
 CLOCKS = ["", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p", "T%H:%M", "T%H:%M:%S"]
 """Formats of times of day after the day."""
@@ -95,8 +118,22 @@ def is_text(kind):
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def has_code_name(name):
+def decoded(column):
+    """Return a column of categories that are texts as texts, and any other column as it is."""
+    kind = column.type
+    is_coded = pa.types.is_dictionary(kind) and is_text(kind.value_type)
+    return column.cast(kind.value_type) if is_coded else column
+
+
+def has_code_name(name, words=ID_WORDS):
     """Return whether the values of a column are codes by its name, such as ``brand_id``.
+
+    Parameters
+    ----------
+    name : str
+        Name of the column.
+    words : set of str
+        Last words of the names of codes.
 
     Examples
     --------
@@ -104,7 +141,7 @@ def has_code_name(name):
     [True, True, False, True]
     """
     snake_case = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(name)).lower()
-    return re.split(r"[^a-z0-9]+", snake_case)[-1] in ID_WORDS
+    return re.split(r"[^a-z0-9]+", snake_case)[-1] in words
 
 
 # ---------------------------------------------------------------------- numbers
@@ -131,9 +168,37 @@ def infer_number_format(column):
     >>> infer_number_format(prices)
     {'prefix': '$', 'suffix': '', 'thousands': ',', 'decimal': '.'}
     """
-    found = _number_format(column.slice(0, FIRST_LOOK))
+    first = _first_texts(column)
+    if not len(first):
+        # Texts that stand for missing values alone.
+        return dict(ANY_FORMAT) if column.null_count < len(column) else None
+    found = _number_format(first)
     found = None if found is None else _number_format(column)
     return None if found is None else found[0]
+
+
+def describe_non_numbers(column):
+    """Return why a column of texts has no format of numbers, with examples.
+
+    Examples
+    --------
+    >>> describe_non_numbers(pa.chunked_array([["1.5", "a lot"]]))
+    "it holds 'a lot'"
+    >>> describe_non_numbers(pa.chunked_array([["$1.5", "€1.5"]]))
+    "it holds numbers in several forms, such as '$1.5' and '€1.5'"
+    """
+    texts = _without_markers(column)
+    others = texts.filter(pc.is_null(pc.extract_regex(texts, pattern=NUMBER)))
+    if len(others):
+        return f"it holds {others[0].as_py()!r:.60}"
+    form = infer_number_format(texts.slice(0, 1)) or ANY_FORMAT
+    other = texts.filter(pa.array(np.isnan(_parse_numbers(texts, form))))
+    if not len(other):
+        return f"it holds {texts[0].as_py()!r:.60}, whose dot may also separate thousands"
+    return (
+        f"it holds numbers in several forms, such as {texts[0].as_py()!r:.60} and "
+        f"{other[0].as_py()!r:.60}"
+    )
 
 
 def has_numbers(column, name=""):
@@ -161,7 +226,7 @@ def has_numbers(column, name=""):
     ... ]
     [True, True, False, False]
     """
-    if has_code_name(name) or _number_format(column.slice(0, FIRST_LOOK)) is None:
+    if has_code_name(name, CODE_WORDS) or _number_format(_first_texts(column)) is None:
         return False
     found = _number_format(column)
     return found is not None and found[1] >= FEWEST_VALUES and not found[2]
@@ -169,7 +234,7 @@ def has_numbers(column, name=""):
 
 def _number_format(column):
     """Return the format of all numbers, how many there are, and whether they may be codes."""
-    values = pc.utf8_trim_whitespace(column.drop_null().unique())
+    values = _normalized(column.drop_null().unique())
     missing = _are_markers(values)
     texts = values.filter(pc.invert(missing)).unique()
     if not len(texts):
@@ -190,13 +255,27 @@ def _number_format(column):
     may_be_codes = bare and (alone or (len(lengths) == 1 and lengths[0] >= CODE_LENGTH))
     form = {"prefix": prefixes[0], "suffix": suffixes[0], "thousands": style[0]}
     form["decimal"] = style[1]
-    return form, len(texts), may_be_codes or _any_match(number, LEADING_ZERO)
+    # Of numbers, 3.1 and 3.10 are the same, but not of versions.
+    n_values = len(np.unique(_parse_numbers(texts, form)))
+    may_be_codes |= n_values < len(texts)
+    may_be_codes |= any(_any_match(number, pattern) for pattern in (LEADING_ZERO, CODED))
+    return form, len(texts), may_be_codes
+
+
+ANY_FORMAT = {"prefix": "", "suffix": "", "thousands": ",", "decimal": "."}
+"""Format of a column without numbers."""
 
 
 def _style(numbers):
-    """Return the separator of thousands and the decimal point of all numbers, or None."""
+    """Return the separator of thousands and the decimal point of all numbers, or None.
+
+    None also where a dot before three digits may be either, as in 1.428 and 12.300.
+    """
     if _all_match(numbers, PLAIN):
-        return "", "."
+        dotted = numbers.filter(pc.match_substring_regex(numbers, DOTTED))
+        is_ambiguous = len(dotted) and _all_match(dotted, GROUPED)
+        # Larger numbers with separators may follow.
+        return None if is_ambiguous else (",", ".")
     for style, pattern in STYLES.items():
         if _all_match(numbers, pattern):
             return style
@@ -228,17 +307,16 @@ def parse_numbers(column, form):
 
 
 def _parse_numbers(texts, form):
-    parts = pc.extract_regex(pc.utf8_trim_whitespace(texts), pattern=NUMBER)
+    parts = pc.extract_regex(_normalized(texts), pattern=NUMBER)
     number = _part(parts, "number")
     valid = pc.is_valid(parts)
     for name in ("prefix", "suffix"):
         options = pa.array(["", form[name]], pa.large_string())
         valid = pc.and_(valid, pc.is_in(_part(parts, name), value_set=options))
-    if form["thousands"]:
-        style = STYLES[form["thousands"], form["decimal"]]
-        valid = pc.and_(valid, pc.match_substring_regex(number, style))
-        number = pc.replace_substring(number, form["thousands"], "")
-        number = pc.replace_substring(number, form["decimal"], ".")
+    style = STYLES[form["thousands"], form["decimal"]]
+    valid = pc.and_(valid, pc.match_substring_regex(number, style))
+    number = pc.replace_substring(number, form["thousands"], "")
+    number = pc.replace_substring(number, form["decimal"], ".")
     valid = pc.and_(valid, pc.match_substring_regex(number, PLAIN))
     values = pc.if_else(valid, number, "nan").cast(pa.float64()).to_numpy(zero_copy_only=False)
     negative = [pc.equal(_part(parts, name), "-") for name in ("sign", "inner")]
@@ -270,8 +348,9 @@ def read_numbers(column, name, form, *, block="NumericBlock"):
     TypeError
         If the column is of another type.
     """
-    if form is not None and is_text(column.type):
-        return parse_numbers(column, form)
+    texts = column if form is None else decoded(column)
+    if form is not None and is_text(texts.type):
+        return parse_numbers(texts, form)
     return to_float64(column, name, block=block)
 
 
@@ -279,20 +358,18 @@ def read_numbers(column, name, form, *, block="NumericBlock"):
 
 
 def is_date_format(form):
-    """Return whether a value is a format of dates with a year, as of :func:`time.strptime`.
+    """Return whether a value is a format of dates: known directives, a day, a month and a year.
 
     Examples
     --------
-    >>> [is_date_format(form) for form in ("%d.%m.%Y", "%H:%M", "day", 3)]
+    >>> [is_date_format(form) for form in ("%d.%m.%Y", "%H:%M", "%Q %Y", 3)]
     [True, False, False, False]
     """
-    if not isinstance(form, str) or not any(year in form for year in ("%Y", "%y", "%G", "%c")):
+    if not isinstance(form, str):
         return False
-    try:
-        pc.strptime(pa.array([""]), format=form, unit="s", error_is_null=True)
-    except pa.ArrowInvalid:
-        return False
-    return True
+    directives = set(re.findall("%.?", form))
+    has_all = all(directives & one for one in ({"%d"}, {"%m", "%b", "%B"}, {"%Y", "%y"}))
+    return has_all and directives <= DIRECTIVES.keys()
 
 
 def infer_date_format(column):
@@ -318,7 +395,7 @@ def infer_date_format(column):
     >>> infer_date_format(pa.chunked_array([["1/2/2013", "3/4/2013"]]))
     ('%m/%d/%Y', '%d/%m/%Y')
     """
-    first = _without_markers(column.slice(0, FIRST_LOOK))
+    first = _first_texts(column)
     if not len(first) or not _any_match(first, r"^(\d{1,4}[-/. ]|[A-Za-z]{3,9} \d)"):
         return None, None
     formats = [day + clock for day in DAYS for clock in CLOCKS]
@@ -351,8 +428,8 @@ def parse_dates(column, form):
     Returns
     -------
     pyarrow.ChunkedArray of timestamp[s]
-        Wall-clock times; null for texts that are not in this format, and for days that do not
-        exist.
+        Wall-clock times; null for texts that are neither in this format nor in ISO 8601, and for
+        days that do not exist.
 
     Examples
     --------
@@ -362,7 +439,7 @@ def parse_dates(column, form):
     missing = np.iinfo(np.int64).min
     seconds = _by_distinct_value(
         column,
-        lambda texts: pc.fill_null(_parse_dates(texts, form).cast(pa.int64()), missing).to_numpy(),
+        lambda texts: pc.fill_null(_parse_any(texts, form).cast(pa.int64()), missing).to_numpy(),
         missing,
     )
     times = pa.array(seconds, mask=seconds == missing).cast(pa.timestamp("s"))
@@ -371,21 +448,27 @@ def parse_dates(column, form):
 
 def read_dates(column, form):
     """Return a column as it is, or the timestamps of its texts if there is a format for them."""
-    return parse_dates(column, form) if form is not None and is_text(column.type) else column
+    texts = column if form is None else decoded(column)
+    return parse_dates(texts, form) if form is not None and is_text(texts.type) else column
+
+
+def _parse_any(texts, form):
+    """Return the dates of texts in a format or in ISO 8601."""
+    times = _parse_dates(texts, form)
+    for other in ISO_FORMATS if times.null_count else ():
+        times = pc.coalesce(times, _parse_dates(texts, other))
+    return times
 
 
 def _parse_dates(texts, form):
     """Return an array of timestamps, null where a text is no date in a format."""
-    texts = pc.utf8_trim_whitespace(texts)
-    pattern = re.sub(r"([.+()\[\]])", r"\\\1", form)
-    for directive, own in DIRECTIVES.items():
-        pattern = pattern.replace(directive, own)
-    parts = pc.extract_regex(texts, pattern=f"^{pattern}$") if "%d" in form else None
+    texts = _normalized(texts)
+    parts = re.split("(%.)", form)
+    pattern = "".join(DIRECTIVES.get(part) or re.escape(part) for part in parts)
+    day = pc.struct_field(pc.extract_regex(texts, pattern=f"^{pattern}$"), "day")
     times = pc.strptime(texts, format=form, unit="s", error_is_null=True)
-    if parts is None:
-        return times
     # strptime reads February 30 as a day of March.
-    day = pc.fill_null(pc.struct_field(parts, "day"), "0").cast(pa.int64())
+    day = pc.fill_null(day, "0").cast(pa.int64())
     exists = pc.fill_null(pc.equal(pc.day(times), day), False)
     return pc.if_else(exists, times, pa.scalar(None, times.type))
 
@@ -417,7 +500,7 @@ def unread_columns(table, names, formats, is_missing):
         for name, form, none in zip(names, formats, none_read, strict=True)
         if none
         and form is not None
-        and is_text(table.schema.field(name).type)
+        and is_text(decoded(table.column(name).slice(0, 0)).type)
         and has_enough_values(table.column(name))
     ]
 
@@ -427,10 +510,30 @@ def _are_markers(texts):
     return pc.is_in(pc.utf8_lower(texts), value_set=markers)
 
 
+def _first_texts(column):
+    """Return some distinct texts of a column that do not stand for a missing value."""
+    for n_rows in (FIRST_LOOK, len(column)):
+        first = _without_markers(column.slice(0, n_rows))
+        if len(first):
+            return first.slice(0, FIRST_LOOK)
+    return first
+
+
+def first_text(column):
+    """Return a text of a column that does not stand for a missing value, None if there is none."""
+    first = _first_texts(column)
+    return first[0].as_py() if len(first) else None
+
+
 def _without_markers(column):
     """Return the distinct texts that do not stand for a missing value."""
-    values = pc.utf8_trim_whitespace(column.drop_null().unique())
-    return values.filter(pc.invert(_are_markers(values)))
+    values = _normalized(column.drop_null().unique())
+    return values.filter(pc.invert(_are_markers(values))).unique()
+
+
+def _normalized(texts):
+    """Return texts without spaces around them, and with plain spaces within."""
+    return pc.utf8_trim_whitespace(pc.replace_substring_regex(texts, "[\u00a0\u2009\u202f]", " "))
 
 
 def _part(parts, name):

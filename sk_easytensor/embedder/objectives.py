@@ -387,11 +387,6 @@ class UserDataset(InMemoryDataset):
     def target(self):
         return torch.from_numpy(self.objective.is_eligible[self.users].astype(np.int64))
 
-    @property
-    def nbytes(self):
-        """Size of the sequences in bytes."""
-        return self.objective.sequences.items.nbytes
-
     def __len__(self):
         return len(self.users)
 
@@ -451,7 +446,7 @@ class UserCollector:
     def __init__(self, encoder, memory):
         self.encoder = encoder
         self.memory = memory
-        self._datasets = []
+        self._sequences = []
         self._size = 0
 
     def append(self, users):
@@ -462,8 +457,12 @@ class UserCollector:
         ValueError
             If the sequences take more than half of `memory`.
         """
-        self._datasets.append(users)
-        self._size += users.nbytes
+        sequences = users.objective.sequences
+        if len(users) < len(sequences):
+            # The others are in another data set, such as that of the held-out users.
+            sequences = sequences.take(users.users)
+        self._sequences.append(sequences)
+        self._size += sequences.items.nbytes
         # Joining the parts takes as much memory again.
         if 2 * self._size > self.memory:
             raise ValueError(
@@ -474,9 +473,7 @@ class UserCollector:
 
     def finish(self):
         """Return the :class:`UserDataset` of all users."""
-        if len(self._datasets) == 1:
-            return self._datasets[0]
-        sequences = [part.objective.sequences for part in self._datasets]
+        sequences, self._sequences = self._sequences, []
         return self.encoder.rows(Sequences.joined(sequences))
 
 

@@ -110,6 +110,26 @@ class Sequences:
         joined.offsets = np.append(0, np.cumsum(lengths))
         return joined
 
+    def take(self, rows):
+        """Return the sequences of some rows.
+
+        Parameters
+        ----------
+        rows : ndarray of int64
+            Indices of the rows.
+
+        Returns
+        -------
+        Sequences
+        """
+        taken = object.__new__(type(self))
+        lengths = self.lengths[rows]
+        taken.offsets = np.append(0, np.cumsum(lengths))
+        position = np.arange(taken.offsets[-1])
+        position += np.repeat(self.offsets[rows] - taken.offsets[:-1], lengths)
+        taken.items = self.items.take(pa.array(position))
+        return taken
+
     def __len__(self):
         return len(self.offsets) - 1
 

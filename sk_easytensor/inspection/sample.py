@@ -8,6 +8,8 @@ import torch
 from sk_easytensor.executor import LocalExecutor
 from sk_easytensor.inspection.encoded_model import MANY_COLUMNS, EncodedModel
 from sk_easytensor.inspection.importance import draw_orders, permuted_scores
+from sk_easytensor.networks.block_network import with_linear
+from sk_easytensor.networks.linear import LinearModule
 from sk_easytensor.training.dataset import bounded_sample, join_rows
 from sk_easytensor.training.distributed import SingleProcess
 
@@ -130,7 +132,7 @@ class Inspection:
         self.seed = seed
         self.n_networks = n_networks
 
-    def keep_sample(self, rows, evals):
+    def keep_sample(self, rows, evals, linear=None):
         """Return a sample of the rows, from which importances are computed on first use.
 
         Parameters
@@ -139,15 +141,17 @@ class Inspection:
             Training rows.
         evals : list of TrainingDataset
             Validation rows.
+        linear : LinearModule or None, default=None
+            Linear model that has not seen the validation rows, if that of the network has.
 
         Returns
         -------
         dict
             Fitted attributes of the estimator.
         """
-        return {"_importance_sample": self._sample(rows, evals)}
+        return {"_importance_sample": self._sample(rows, evals, linear=linear)}
 
-    def compute(self, network, rows, evals, group):
+    def compute(self, network, rows, evals, group, linear=None):
         """Compute importances from samples of the shards of all workers.
 
         Parameters
@@ -160,6 +164,8 @@ class Inspection:
             Shards of the validation rows.
         group : SingleProcess or ProcessGroup
             Workers, all of which call this.
+        linear : LinearModule or None, default=None
+            As for :meth:`keep_sample`.
 
         Returns
         -------
@@ -167,7 +173,7 @@ class Inspection:
             Fitted attributes of the estimator, which contain no rows. Empty in all workers but the
             first.
         """
-        sample = self._sample(rows, evals, group)
+        sample = self._sample(rows, evals, group, linear)
         if group.rank > 0:
             return {}
         importances, validation = sample.compute(
@@ -179,9 +185,9 @@ class Inspection:
             "_importance_sample": None,
         }
 
-    def _sample(self, rows, evals, group=None):
+    def _sample(self, rows, evals, group=None, linear=None):
         n_columns = len(self.encoder.column_names_)
-        return ImportanceSample(rows, evals, n_columns, self.seed, group, self.n_networks)
+        return ImportanceSample(rows, evals, n_columns, self.seed, group, self.n_networks, linear)
 
     @staticmethod
     def join(inspected):
@@ -225,6 +231,8 @@ class ImportanceSample:
         first worker only.
     n_networks : int, default=1
         Number of networks with a sample of their own, by which the size is divided.
+    linear : LinearModule or None, default=None
+        Linear model that has not seen the validation rows, if that of the network has.
 
     Attributes
     ----------
@@ -234,14 +242,20 @@ class ImportanceSample:
         Whether the table has at most ``MANY_COLUMNS`` columns.
     rows : TrainingDataset
         Sampled rows.
+    linear_state : dict or None
+        State of `linear`, if the sample consists of validation rows.
     """
 
-    def __init__(self, rows, evals, n_columns, seed, group=None, n_networks=1):
+    linear_state = None
+    """Samples that were stored before had none."""
+
+    def __init__(self, rows, evals, n_columns, seed, group=None, n_networks=1, linear=None):
         group = SingleProcess() if group is None else group
         n_valid = group.sum([len(evals[0])])[0] if evals else 0
         self.held_out = n_valid * n_networks >= MIN_VALIDATION_ROWS
         if self.held_out:
             rows = evals[0]
+            self.linear_state = None if linear is None else linear.state()
         # Pickling computes importances. Those of wide tables take long, and get a smaller sample.
         self.quick = n_columns <= MANY_COLUMNS
         self.seed = seed
@@ -288,6 +302,8 @@ class ImportanceSample:
             Outputs, targets and weights of the sample. None for training rows.
         """
         head = target.head_
+        if self.linear_state is not None:
+            network = with_linear(network, LinearModule.of_state(self.linear_state))
         model = EncodedModel.of_network(network, head, encoder, self.rows.frame, backend)
         evaluated, rows = model, self.rows
         if not (self.quick or model.linear):

@@ -17,6 +17,7 @@ __all__ = [
     "BlockNetwork",
     "copy_network",
     "make_network",
+    "with_linear",
 ]
 
 
@@ -490,6 +491,13 @@ def copy_network(network):
     # Tables of trees may be large, and only the weights of the models change.
     copied.trees, copied.linear = map(copy, others)
     return copied
+
+
+def with_linear(network, linear):
+    """Return a network with another linear model, which shares all else with the given one."""
+    other = copy(network)
+    other._modules = {**network._modules, "linear": linear}
+    return other
 
 
 def make_network(blocks, trunk, head=None):

@@ -137,6 +137,19 @@ UNREAD = Annotated[None, BeforeValidator(lambda value: None, Any)]
 # ---------------------------------------------------------------------- types of columns
 
 
+def spelled(form):
+    """Return a function that writes numbers as the texts of a column are written."""
+
+    def write(value):
+        if isinstance(value, str):
+            return value
+        if isinstance(value, bool) or not isinstance(value, int | float) or value - value != 0:
+            raise ValueError("must be a string or a finite number")
+        return repr(value).replace(".", form["decimal"])
+
+    return write
+
+
 def column_types(readers):
     """Return the type of each column that a model reads, from the specifications of its readers."""
     types = {}
@@ -159,7 +172,7 @@ def value_type(kind, spec):
     """Return the type of a value by the kind of its reader."""
     if spec.get("format") is not None:
         # Texts, as in fit, which the model parses.
-        return str
+        return str if kind == "time" else Annotated[str, BeforeValidator(spelled(spec["format"]))]
     return event_time(spec.get("zone")) if kind == "seconds" else KINDS[kind]
 
 

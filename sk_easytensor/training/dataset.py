@@ -522,10 +522,12 @@ class RowCollector:
 
     def finish(self):
         """Return all rows, an EncodedDataset or MemoryMappedDataset; None if there are none."""
+        # The pieces are not needed beside what is made of them.
+        in_memory, self._in_memory = self._in_memory, []
         if self._in_files is None:
-            return join_rows(self._in_memory) if self._in_memory else None
-        if self._in_memory:
-            self._in_files.append(join_rows(self._in_memory))
+            return join_rows(in_memory) if in_memory else None
+        if in_memory:
+            self._in_files.append(join_rows(in_memory))
         return self._in_files
 
 

@@ -291,6 +291,10 @@ class TrainingResult:
         State of the optimizer, with which a later training can continue.
     other_seconds : dict of {str: float}, default={}
         Durations of fitting the other models, ``"trees"`` and ``"linear"``, in seconds.
+    linear : LinearModule or None, default=None
+        Linear model that has not seen the rows that were held out; None if there are no such rows,
+        or no linear model. The network has one that was fitted on them as well, so that its outputs
+        for these rows are too good.
     inspected : dict, default={}
         Fitted attributes for importances and reports that are computed from the rows, by name.
     """
@@ -301,6 +305,7 @@ class TrainingResult:
     best_score: float
     optimizer_state: dict
     other_seconds: dict = field(default_factory=dict)
+    linear: object = None
     inspected: dict = field(default_factory=dict)
 
 
@@ -444,11 +449,13 @@ def train_network(network, head, rows, valid_rows, settings):
     if linear is not None:
         final.is_final = True
         others["linear"] = final
+    unseen = None if linear is final else linear
     for name, model in others.items():
         setattr(network, name, model)
-        if f"{name}_share" in scores:
-            model.share = scores[f"{name}_share"]
-            model.temperature = scores[f"{name}_temperature"]
+        copies = [model, unseen] if name == "linear" and unseen is not None else [model]
+        for one in copies if f"{name}_share" in scores else []:
+            one.share = scores[f"{name}_share"]
+            one.temperature = scores[f"{name}_temperature"]
     network.to("cpu").eval()
     history = [_plain(epoch) for epoch in net.history]
     return TrainingResult(
@@ -458,6 +465,7 @@ def train_network(network, head, rows, valid_rows, settings):
         scores[_score_name(net)],
         {"state": optimizer_state(net)},
         seconds,
+        unseen,
     )
 
 

@@ -90,6 +90,11 @@ RANKING_SEED = 0
 """Seed of the users that are ranked for after each epoch."""
 
 
+def is_named(value, name):
+    """Return whether the value of a parameter is a name and not a number."""
+    return isinstance(value, str) and value == name
+
+
 def default_validation_fraction(n_pairs):
     """Return the fraction of pairs that are held out by default.
 
@@ -193,10 +198,12 @@ class TowerTrainingMixin:
             # Rows are drawn with equal probability, regardless of their weights. Items that only
             # validation rows have count as one row.
             popularity = counts.clamp(min=1).float() / len(rows)
-        is_learned = isinstance(self.temperature, str)
+        is_learned = is_named(self.temperature, "learned")
         temperature = self.temperature
         if temperature is None or is_learned:
             temperature = 0.1 if self.similarity == "cosine" else 1.0
+        if is_learned and previous is not None:
+            temperature = previous[2]
         self._target.learn_scale(rows)
         with seeded(seed):
             user, item = self.user_tower_.make_network(), self.item_tower_.make_network()
@@ -239,7 +246,7 @@ class TowerTrainingMixin:
         batch_size : int
             Number of pairs of a batch.
         """
-        if self.n_negatives == "all" and n_items * batch_size > MAX_BATCH_SCORES:
+        if is_named(self.n_negatives, "all") and n_items * batch_size > MAX_BATCH_SCORES:
             raise ValueError(
                 f"{type(self).__name__}: with n_negatives='all' a batch has a score of each of its "
                 f"{batch_size:,} pairs and {n_items:,} items, and at most {MAX_BATCH_SCORES:,} are "
@@ -310,7 +317,7 @@ class EasyTensorTwoTower(
         Score of a pair: the dot product of the embeddings, or the cosine of their angle.
     temperature : float, "learned" or None, default=None
         Number that scores are divided by; None for 1.0 with dot products and 0.1 with cosines.
-        ``"learned"`` trains it from there on.
+        ``"learned"`` trains it from there on, with `warm_start` from that of the last fit.
     shared_blocks : list of str, default=()
         Names of blocks that both towers have, and whose vocabulary and weights they share.
     unknown_items : {"error", "drop"}, default="error"
@@ -503,10 +510,11 @@ class EasyTensorTwoTower(
         check_number(owner, "embedding_dim", self.embedding_dim, low=1, integer=True)
         check_choice(owner, "similarity", self.similarity, ("dot", "cosine"))
         check_choice(owner, "validation", self.validation, ("random", "last"))
-        if isinstance(self.temperature, str):
-            check_choice(owner, "temperature", self.temperature, ("learned",))
-        elif self.temperature is not None:
-            check_number(owner, "temperature", self.temperature, low=0, exclusive=True)
+        if not (self.temperature is None or is_named(self.temperature, "learned")):
+            others = ", 'learned' or None"
+            check_number(
+                owner, "temperature", self.temperature, low=0, exclusive=True, others=others
+            )
         if isinstance(self.shared_blocks, str) or not all(
             isinstance(name, str) for name in self.shared_blocks
         ):
@@ -515,10 +523,10 @@ class EasyTensorTwoTower(
             )
         check_choice(owner, "warm_start", self.warm_start, (False, True))
         check_choice(owner, "unknown_items", self.unknown_items, ("error", "drop"))
-        if isinstance(self.n_negatives, str):
-            check_choice(owner, "n_negatives", self.n_negatives, ("all",))
-        else:
-            check_number(owner, "n_negatives", self.n_negatives, low=0, integer=True)
+        if not is_named(self.n_negatives, "all"):
+            check_number(
+                owner, "n_negatives", self.n_negatives, low=0, integer=True, others=" or 'all'"
+            )
         check_number(owner, "dropout", self.dropout, low=0, high=0.99)
         metrics = resolve_ranking_metrics(self.eval_metric, owner)
         resolve_stopping_metric(self.stopping_metric, metrics, SampledSoftmaxHead().metric, owner)
@@ -619,7 +627,7 @@ class EasyTensorTwoTower(
             checkpoints, random_state = self._open_checkpoints(stack, data_digests)
             previous = None
             if self.warm_start and self.__sklearn_is_fitted__():
-                previous = self.user_tower_, self.item_tower_
+                previous = self.user_tower_, self.item_tower_, self._temperature
             self._clear_state()
             self._items, self._target, self._user_key = catalogue.index, target, user_key
             vars(self).update(target.fitted_attributes())

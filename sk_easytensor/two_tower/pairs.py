@@ -456,7 +456,12 @@ def fit_shared(names, user_tower, users, item_tower, items, executor):
         columns = list(user_block.feature_names_in_), list(item_block.feature_names_in_)
         if len(columns[0]) != len(columns[1]):
             raise ValueError(f"{OWNER}: shared block {name!r} reads {columns[0]} and {columns[1]}")
-        block = clone(user_block).fit_columns(users.sample().table.select(columns[0]))
+        sample = users.sample().table.select(columns[0])
+        other = items.sample().table.select(columns[1]).rename_columns(columns[0])
+        if other.schema == sample.schema:
+            # The forms of texts are those of both sides.
+            sample = pa.concat_tables([sample, other])
+        block = clone(user_block).fit_columns(sample)
         summarize = partial(summarize_renamed, block, columns[0])
         summaries = [
             dataset.select(side_columns).map_reduce(summarize, executor)

@@ -398,3 +398,49 @@ def test_a_network_without_a_linear_model_has_all_epochs():
     model.fit(X.select(["x"]), y)
     assert model.linear_weight_ == 0
     assert model.n_iter_ > 50
+
+
+# ---------------------------------------------------------------------- rows that were held out
+
+
+def reviews_of_chance(n_rows=400):
+    """Return texts of random words, and labels that one of them says half of the time."""
+    rng = np.random.default_rng(0)
+    words = np.array([f"word{index}" for index in range(300)])
+    texts = [" ".join(rng.choice(words, 30)) for _ in range(n_rows)]
+    y = rng.random(n_rows) < 0.5
+    return pd.DataFrame({"text": texts, "x": rng.normal(size=n_rows) + y}), y
+
+
+@pytest.mark.parametrize("kind", ["texts", "numbers", "series"])
+def test_measures_of_held_out_rows_are_of_a_model_that_has_not_seen_them(kind):
+    """The linear model is fitted again with these rows, and knows them by heart."""
+    frame, y = reviews_of_chance()
+    params = {**QUICK, "validation_fraction": 0.25}
+    if kind == "texts":
+        model = EasyTensorClassifier(**params).fit(frame, y)
+    elif kind == "series":
+        model = EasyTensorClassifier(SERIES, **params).fit(X, Y)
+    else:
+        rng = np.random.default_rng(0)
+        wide = rng.normal(size=(400, 60))
+        y = wide.sum(axis=1) + 8 * rng.normal(size=400) > 0
+        model = EasyTensorClassifier(**params).fit(wide, y)
+    assert model.linear_weight_ > 0
+    model.feature_importances_.sum()
+    assert model._validation["measures"]["log loss"] == pytest.approx(model.best_score_, rel=1e-4)
+    copied = pickle.loads(pickle.dumps(model))
+    assert copied._validation["measures"] == model._validation["measures"]
+
+
+def test_wide_tables_keep_the_model_that_has_not_seen_held_out_rows():
+    """Their importances are computed after pickling."""
+    rng = np.random.default_rng(0)
+    wide = rng.normal(size=(300, 101))
+    y = wide.sum(axis=1) > 0
+    model = EasyTensorClassifier(**QUICK, validation_fraction=0.25).fit(wide, y)
+    assert model.linear_weight_ > 0
+    copied = pickle.loads(pickle.dumps(model))
+    np.testing.assert_array_equal(copied.feature_importances_, model.feature_importances_)
+    assert model._validation["measures"]["log loss"] == pytest.approx(model.best_score_, rel=1e-4)
+    np.testing.assert_array_equal(copied.predict_proba(wide), model.predict_proba(wide))

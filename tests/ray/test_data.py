@@ -18,6 +18,7 @@ from sk_easytensor.backends.ray.chunks import ObjectStoreChunk, Reading
 from sk_easytensor.backends.ray.dataset import RayTableDataset, assign_shards, put_dataset
 from sk_easytensor.blocks import CategoryBlock, NumericBlock
 from sk_easytensor.data.tables import as_table
+from sk_easytensor.embedder.objectives import Contrastive, UserEncoder, ViewSettings
 from sk_easytensor.tensors import TensorFrame
 from sk_easytensor.training.dataset import EncodedDataset
 from sk_easytensor.training.table_dataset import BaseRowEncoder, read_dataset
@@ -444,3 +445,24 @@ def test_a_fit_is_resumed_by_another_number_of_workers(before, after, classifier
     assert others[:3] == losses[:3]
     assert others[3] != losses[3]
     assert others[3] < losses[1]
+
+
+def test_users_that_are_held_out_are_not_trained_on(cluster):
+    """Users of several pieces, of each of which some are held out."""
+    names = [[f"user {user}"] * 3 for user in range(40)]
+    encoder = UserEncoder(Contrastive, ViewSettings(), ["kind"], "an embedder")
+    records = read_dataset(pa.table({"kind": names}), np.zeros(40), None, as_table, np.asarray)
+    chunked = put_dataset(records, 2)
+    chunked.chunk_rows = 5
+    train, valid = chunked.encode(encoder).hold_out(
+        lambda y: np.zeros(len(y), dtype=np.int64), 0.2, np.random.RandomState(0)
+    )
+    found = []
+    for numbers, shards in assign_shards([train, *valid], 2):
+        assert numbers == [0, 1]
+        for rows in zip(*(shard.rows(2**30) for shard in shards), strict=True):
+            users = [part.objective.sequences.items["kind"].unique().to_pylist() for part in rows]
+            assert [len(part) for part in rows] == [len(each) for each in users]
+            found.append({name for part in users for name in part})
+    assert [len(part) for part in found] == [32, 8]
+    assert not found[0] & found[1]

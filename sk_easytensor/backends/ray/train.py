@@ -428,7 +428,9 @@ def _train(job, group, rank):
         torch.manual_seed(job.seed + 1_000_003 * rank)
     result = train_network(job.network, job.head, rows, valid_rows, settings)
     if job.inspection is not None:
-        result.inspected = job.inspection.compute(job.network, rows, valid_rows, group)
+        result.inspected = job.inspection.compute(
+            job.network, rows, valid_rows, group, result.linear
+        )
     if rank > 0:
         return None
     return network_state(job.network), result

@@ -604,6 +604,15 @@ def test_a_learned_temperature_divides_scores_in_training_and_afterwards(X, cata
     assert ratio[0] == pytest.approx(0.1, rel=0.5)
 
 
+def test_a_warm_start_goes_on_from_a_learned_temperature(X, catalogue):
+    params = {"similarity": "cosine", "temperature": "learned", "warm_start": True}
+    model = untrained(**params, max_epochs=3).fit(X, items=catalogue, **KEYS)
+    first = model._temperature
+    model.set_params(max_epochs=1, learning_rate=1e-9).fit(X, items=catalogue, **KEYS)
+    assert first != pytest.approx(0.1, rel=1e-3)
+    assert model._temperature == pytest.approx(first, rel=1e-5)
+
+
 def test_all_items_as_negatives_are_refused_where_they_take_too_much_memory(
     X, catalogue, monkeypatch
 ):
