@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FittedStateMixin",
     "restored_on_error",
+    "to_numpy",
 ]
 
 

@@ -12,6 +12,7 @@ import torch
 from sklearn.base import clone
 
 from sk_easytensor._utils.runtime import seeded
+from sk_easytensor.estimators.state import to_numpy
 from sk_easytensor.inspection import Inspection
 from sk_easytensor.metrics import MetricScores
 from sk_easytensor.networks.block_network import copy_network, make_network
@@ -223,7 +224,8 @@ class NetworkTrainingMixin:
         if keep or self.warm_start:
             states = [result.optimizer_state for result in results]
             kind = resolve_optimizer(self.optimizer, type(self).__name__).__name__
-            self._optimizer_state = {"kind": kind, "networks": states}
+            unseen = [result.linear and result.linear.state() for result in results]
+            self._optimizer_state = {"kind": kind, "networks": states, "linear": unseen}
         vars(self).update(Inspection.join([result.inspected for result in results]))
 
     def _parts_of_networks(self, rows, evals, folds, previous):
@@ -268,6 +270,9 @@ class NetworkTrainingMixin:
         state, kind = getattr(self, "_optimizer_state", None), settings.optimizer.__name__
         if resuming and state is not None and state["kind"] == kind:
             settings.optimizer_state = deepcopy(state["networks"][number])
+        if resuming and state is not None:
+            # A pickled state has tensors.
+            settings.unseen_linear = to_numpy(state["linear"][number])
         settings.seed = (seed + number * SEED_STEP) % 2**32
         if not resuming and not keep and self.trees is not None:
             settings.trees = BoostedTrees() if self.trees == "auto" else self.trees

@@ -19,6 +19,7 @@ from skorch.callbacks import (
 )
 
 from sk_easytensor.networks.block_module import learning_rates
+from sk_easytensor.networks.linear import LinearModule
 from sk_easytensor.training.blend import MIN_TREE_ROWS, fit_trees
 from sk_easytensor.training.checkpoint import describe_data
 from sk_easytensor.training.distributed import SingleProcess
@@ -99,6 +100,9 @@ class TrainingSettings:
         Number of training rows from which on trees are fitted.
     linear : bool, default=False
         Whether a linear model is fitted to the features that blocks give for it.
+    unseen_linear : dict or None, default=None
+        State of a linear model that evaluates validation rows instead of the network's, which has
+        seen them in an earlier training.
     held_out : bool, default=False
         Whether the first validation rows were held out of the training rows, so that the linear
         model is fitted on them as well in the end.
@@ -130,6 +134,7 @@ class TrainingSettings:
     trees: object | None = None
     min_tree_rows: int = MIN_TREE_ROWS
     linear: bool = False
+    unseen_linear: dict | None = None
     held_out: bool = False
     seed: int = 0
     plan: object = field(default_factory=EvalPlan)
@@ -413,6 +418,8 @@ def train_network(network, head, rows, valid_rows, settings):
         held_out = decider if settings.held_out else None
         with show_phase("fitting the linear model", settings.verbose):
             linear, final = fit_linear(network, head, rows, held_out, decider, settings)
+    elif linear is not None and settings.unseen_linear is not None:
+        linear = LinearModule.of_state(settings.unseen_linear)
     seconds["linear"] = perf_counter() - begin
     others = {
         name: model for name, model in (("trees", trees), ("linear", linear)) if model is not None

@@ -433,6 +433,21 @@ def test_measures_of_held_out_rows_are_of_a_model_that_has_not_seen_them(kind):
     assert copied._validation["measures"] == model._validation["measures"]
 
 
+def test_a_warm_start_evaluates_a_model_that_has_not_seen_held_out_rows():
+    frame, y = reviews_of_chance()
+    params = {**QUICK, "validation_fraction": 0.25, "warm_start": True}
+    model = EasyTensorClassifier(**params).fit(frame, y)
+    assert model.linear_weight_ > 0
+    first, linear = model.best_score_, model.network_.networks[0].linear
+    model.set_params(learning_rate=1e-12)
+    for other in (pickle.loads(pickle.dumps(model)), model):
+        other.fit(frame, y)
+        assert other.best_score_ == pytest.approx(first, rel=1e-3)
+        np.testing.assert_array_equal(other.network_.networks[0].linear.arrays[0], linear.arrays[0])
+        other.feature_importances_.sum()
+        assert other._validation["measures"]["log loss"] == pytest.approx(first, rel=1e-3)
+
+
 def test_wide_tables_keep_the_model_that_has_not_seen_held_out_rows():
     """Their importances are computed after pickling."""
     rng = np.random.default_rng(0)
