@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.exceptions import NotFittedError
-from sklearn.metrics import accuracy_score, log_loss, r2_score
+from sklearn.metrics import accuracy_score, log_loss, r2_score, roc_auc_score
 
 from sk_easytensor import (
     BoostedTrees,
@@ -21,6 +21,7 @@ from sk_easytensor import (
     EasyTensorTwoTower,
     EventSequenceBlock,
 )
+from sk_easytensor.estimators.targets.classification import roc_points
 from sk_easytensor.inspection.sample import calibration, residual_bins
 
 SECTIONS = [
@@ -293,6 +294,53 @@ def test_measures_are_those_of_the_rows_held_out(table):
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+def test_test_rows_are_evaluated_too(table, tmp_path):
+    X, y = table
+    classes = np.where(y > 0, "yes", "no")
+    weight = np.arange(100) % 3
+    model = EasyTensorClassifier(**QUICK_TABLE, trees=None).fit(X[:200], classes[:200])
+    page = model.report(tmp_path / "report.html", X[200:], classes[200:], weight).read_text()
+    probabilities = model.predict_proba(X[200:])
+    loss = log_loss(classes[200:], probabilities, sample_weight=weight)
+    test = page[page.index('<section id="test">') :]
+    assert "On 100 test rows." in test
+    assert f"<td>log loss</td><td>{loss:.4g}</td>" in test
+    auc = roc_auc_score(classes[200:], probabilities[:, 1], sample_weight=weight)
+    assert f"<td>ROC AUC</td><td>{auc:.4g}</td>" in test
+    share = np.average(classes[200:] == "yes", weights=weight)
+    prior = -(share * np.log(share) + (1 - share) * np.log(1 - share))
+    assert f"<td>log loss of the frequencies of classes</td><td>{prior:.4g}</td>" in test
+    assert "<title>ROC curve</title>" in test
+    assert test.index("ROC") < test.index('<section id="timings">')
+    model = EasyTensorRegressor(**QUICK_TABLE).fit(X[:200], y[:200])
+    page = model.report(tmp_path / "report.html", X[200:], y[200:]).read_text()
+    test = page[page.index('<section id="test">') :]
+    assert f"<td>R²</td><td>{r2_score(y[200:], model.predict(X[200:])):.4g}</td>" in test
+    assert f"<td>root mean squared error of the mean</td><td>{y[200:].std(ddof=0):.4g}</td>" in test
+
+
+def test_test_rows_that_cannot_be_evaluated(models, table, tmp_path):
+    X, y = table
+    model = models["regressor"]
+    with pytest.raises(ValueError, match="report needs both X and y"):
+        model.report(tmp_path / "report.html", X)
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        model.report(tmp_path / "report.html", X, y[:10])
+    with pytest.raises(ValueError, match="of classifiers and regressors only"):
+        models["embedder"].report(tmp_path / "report.html", X, y)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_points_of_a_roc_curve_are_on_it():
+    rng = np.random.default_rng(0)
+    happened = rng.random(2000) < 0.3
+    points = roc_points(happened, rng.random(2000) + 0.5 * happened, np.ones(2000))
+    assert len(points) == 25
+    assert points[0].tolist() == [0, 0]
+    assert points[-1].tolist() == [1, 1]
+    assert (np.diff(points, axis=0) >= 0).all()
 
 
 def test_calibration_counts_weights():

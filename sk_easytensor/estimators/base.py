@@ -9,7 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.utils import check_random_state
+import torch
+from sklearn.utils import check_consistent_length, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor._utils.runtime import with_library_settings
@@ -26,7 +27,7 @@ from sk_easytensor.compose import (
 )
 from sk_easytensor.data.sparse import layout_of
 from sk_easytensor.data.tables import has_column_names, read_like_fit
-from sk_easytensor.data.validation import errors_name
+from sk_easytensor.data.validation import Sized, check_weight, errors_mention, errors_name
 from sk_easytensor.estimators.eval_sets import (
     deciding_first,
     eval_names,
@@ -49,6 +50,7 @@ from sk_easytensor.estimators.trained import TrainedEstimator
 from sk_easytensor.estimators.training import NetworkTrainingMixin, check_n_folds
 from sk_easytensor.export.engines import EngineMixin
 from sk_easytensor.inspection import GivenOutputs
+from sk_easytensor.inspection.sample import validation
 from sk_easytensor.networks import TabM
 from sk_easytensor.report.report import summarize_table
 from sk_easytensor.tracking import tracked
@@ -602,6 +604,16 @@ class BaseEasyTensor(
             if name != self._encoder.offset_block and block.monotonic_cst is None
         }
         return Representation(blocks, self.network_, self._network_trunk)
+
+    def _measure(self, X, y, sample_weight=None):
+        """Return measures of predictions for rows, as reports show them."""
+        with errors_mention("y"):
+            y = self._target.check(y)
+        outputs = self._raw_predict(X)
+        check_consistent_length(Sized(len(outputs)), y)
+        weight = torch.from_numpy(check_weight(sample_weight, len(outputs))).float()
+        target = self._target.scale(self._target.encode(y))
+        return validation(self._target, [(outputs, target, weight)])
 
     def _summarize_data(self, dataset):
         """Store the summaries of columns and target that reports show."""

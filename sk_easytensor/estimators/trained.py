@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor._utils.masking import UrlParameter
 from sk_easytensor._utils.runtime import with_library_settings
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any, Self
 
-    from sk_easytensor._utils.typing import PathLike
+    from sk_easytensor._utils.typing import ArrayLike, PathLike, TableLike, TargetLike
 
 __all__ = [
     "TrainedEstimator",
@@ -286,7 +287,13 @@ class TrainedEstimator(
         self.fit_times_ = {**times, part: times.get(part, 0.0) + perf_counter() - begin}
 
     @with_library_settings
-    def report(self, path: PathLike) -> Path:
+    def report(
+        self,
+        path: PathLike,
+        X: TableLike | None = None,
+        y: TargetLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> Path:
         """Write a report of the fitted model as one page of HTML.
 
         The page shows the data's columns, the parameters, the blocks, learning curves, importances,
@@ -297,6 +304,12 @@ class TrainedEstimator(
         ----------
         path : str or path-like
             Path of the file, in an existing directory. The file is written whole or not at all.
+        X : table-like, optional
+            Test rows, on which a classifier or regressor is evaluated as well.
+        y : array-like, optional
+            Target of the test rows.
+        sample_weight : array-like, optional
+            Weights of the test rows.
 
         Returns
         -------
@@ -309,8 +322,21 @@ class TrainedEstimator(
             If the model is not fitted.
         FileNotFoundError
             If the directory does not exist.
+        ValueError
+            If `X` is passed and `y` is not, or the estimator does not predict single rows.
         """
-        return write_report(self, path)
+        if X is None and y is None:
+            return write_report(self, path)
+        owner = type(self).__name__
+        if X is None or y is None:
+            raise ValueError(f"{owner}: report needs both X and y of the test rows, or neither")
+        if not hasattr(self, "_measure"):
+            raise ValueError(
+                f"{owner}: report evaluates test rows of classifiers and regressors only; leave "
+                "out X and y"
+            )
+        check_is_fitted(self)
+        return write_report(self, path, self._measure(X, y, sample_weight))
 
     def _record_training(self, result, resuming=False):
         """Set the fitted attributes that describe a training: curves, epochs, best epoch, times."""

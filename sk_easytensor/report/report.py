@@ -229,13 +229,15 @@ MAX_PARAMETER_LENGTH = 300
 """Characters of the value of a parameter."""
 
 
-def write_report(model, path):
+def write_report(model, path, test=None):
     """Write the report of a fitted model as one HTML page.
 
     Parameters
     ----------
     model : estimator
         Fitted estimator of this library.
+    test : dict or None, default=None
+        Measures of further rows, from :func:`~sk_easytensor.inspection.sample.validation`.
     path : str or path-like
         Path of the file. It is written under a temporary name and renamed, so that it is never
         incomplete.
@@ -260,8 +262,10 @@ def write_report(model, path):
         "learning-curves": ("Learning curves", learning_curves),
         "importances": ("Importances", importances),
         "validation": ("Validation", validation),
-        "timings": ("Timings", timings),
     }
+    if test is not None:
+        sections["test"] = ("Test", lambda model: measures(test, "test rows"))
+    sections["timings"] = ("Timings", timings)
     body = "".join(section(name, *entry, model) for name, entry in sections.items())
     from sk_easytensor import __version__
 
@@ -419,7 +423,20 @@ def validation(model):
         raise SectionNotApplicable(
             "fewer than 32 rows were held out, and metrics of training rows would be too optimistic"
         )
-    body = caption(f"On {results['rows']:,} validation rows.")
+    return measures(results, "validation rows")
+
+
+def measures(results, rows):
+    """Return a table of metrics with drawings of calibration, ROC curve or residuals.
+
+    Parameters
+    ----------
+    results : dict
+        Result of :func:`~sk_easytensor.inspection.sample.validation`.
+    rows : str
+        What the rows are called.
+    """
+    body = caption(f"On {results['rows']:,} {rows}.")
     body += table(["Metric", "Value"], [(k, number(v)) for k, v in results["measures"].items()])
     if "calibration" in results:
         body += caption(
@@ -427,7 +444,12 @@ def validation(model):
             "numbers of rows."
         )
         labels = ("predicted probability", "observed frequency")
-        return body + dots(*results["calibration"].T, labels, "Calibration")
+        body += dots(*results["calibration"].T, labels, "Calibration")
+        if "roc" in results:
+            body += caption("ROC curve: rows of either class above a threshold of the probability.")
+            labels = ("false positive rate", "true positive rate")
+            body += dots(*results["roc"].T, labels, "ROC curve")
+        return body
     for index, bins in enumerate(results["residuals"]):
         output = "" if len(results["residuals"]) == 1 else f" of output {index}"
         title = f"Residuals{output} by prediction"

@@ -109,12 +109,14 @@ def test_measures_on_validation_rows_and_weights_of_models(classifier, table, cl
     assert metrics["tree_weight"] == model.tree_weight_
     assert metrics["linear_weight"] == model.linear_weight_
     expected = model._validation["measures"]
-    assert list(expected) == ["log loss", "accuracy", "ROC AUC", "average precision"]
+    prior = "log loss of the frequencies of classes"
+    assert list(expected) == ["log loss", "accuracy", "ROC AUC", "average precision", prior]
     assert {name: metrics[name] for name in metrics if name.startswith("validation_")} == {
         "validation_log_loss": pytest.approx(expected["log loss"]),
         "validation_accuracy": pytest.approx(expected["accuracy"]),
         "validation_roc_auc": pytest.approx(expected["ROC AUC"]),
         "validation_average_precision": pytest.approx(expected["average precision"]),
+        "validation_log_loss_of_the_frequencies_of_classes": pytest.approx(expected[prior]),
     }
     other = EasyTensorRegressor(tracker="mlflow", max_epochs=1, trees=None, n_folds=None)
     other.fit(X, np.arange(len(X)))
@@ -124,6 +126,7 @@ def test_measures_on_validation_rows_and_weights_of_models(classifier, table, cl
         "validation_r2",
         "validation_mean_absolute_error",
         "validation_root_mean_squared_error",
+        "validation_root_mean_squared_error_of_the_mean",
     }
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy.sparse import issparse
 from sklearn.base import ClassifierMixin
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_array, column_or_1d
 
@@ -33,6 +33,28 @@ from sk_easytensor.report.report import summarize_target
 __all__ = [
     "ClassificationTarget",
 ]
+
+
+ROC_POINTS = 25
+"""Number of points of a ROC curve, at most."""
+
+
+def frequency_loss(target, weight):
+    """Return the log loss of predicting the frequency of each class, which a model should beat."""
+    totals = np.bincount(target.astype(np.int64).ravel(), weights=weight)
+    frequencies = totals[totals > 0] / totals.sum()
+    return float(-(frequencies * np.log(frequencies)).sum())
+
+
+def roc_points(happened, probabilities, weight):
+    """Return false and true positive rates, an ndarray of shape (n_points, 2)."""
+    false, true, _ = roc_curve(
+        happened, probabilities, sample_weight=weight, drop_intermediate=False
+    )
+    # Evenly along the curve.
+    along = np.linspace(0, 2, ROC_POINTS)
+    points = np.unique(np.searchsorted(false + true, along).clip(max=len(true) - 1))
+    return np.column_stack([false, true])[points]
 
 
 class ClassificationTarget(ClassifierMixin, Target):
@@ -251,8 +273,13 @@ class ClassificationTarget(ClassifierMixin, Target):
         else:
             of, happened = "the probability of the class predicted", hits
             probabilities = probabilities.max(axis=1)
+        if self.head_.kind != "multilabel":
+            measures["log loss of the frequencies of classes"] = frequency_loss(target, weight)
         table = calibration(probabilities.ravel(), happened.ravel(), weight)
-        return {"measures": measures, "of": of, "calibration": table}
+        results = {"measures": measures, "of": of, "calibration": table}
+        if "ROC AUC" in measures:
+            results["roc"] = roc_points(happened, probabilities, weight)
+        return results
 
     # ------------------------------------------------------------------ predictions
 

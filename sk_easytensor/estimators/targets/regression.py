@@ -195,11 +195,15 @@ class RegressionTarget(RegressorMixin, Target):
         actual = self._in_units(target)
         if self.loss.n_predictions > 1:
             return self._several_measures(predicted, actual, weight)
+        mean = np.average(actual, axis=0, weights=weight) + np.zeros_like(actual)
         measures = {
             "R²": r2_score(actual, predicted, sample_weight=weight),
             "mean absolute error": mean_absolute_error(actual, predicted, sample_weight=weight),
             "root mean squared error": root_mean_squared_error(
                 actual, predicted, sample_weight=weight
+            ),
+            "root mean squared error of the mean": root_mean_squared_error(
+                actual, mean, sample_weight=weight
             ),
         }
         residuals = [
