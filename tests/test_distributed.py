@@ -12,7 +12,12 @@ import torch.multiprocessing as multiprocessing
 
 from sk_easytensor import EasyTensorClassifier, NumericBlock, TextBlock
 from sk_easytensor.training.dataset import EncodedDataset
-from sk_easytensor.training.distributed import LostWorkerError, ProcessGroup
+from sk_easytensor.training.distributed import (
+    LostWorkerError,
+    ProcessGroup,
+    SharedCheckpoints,
+    SingleProcess,
+)
 from sk_easytensor.training.ridge import fit_linear
 from sk_easytensor.training.train import TrainingSettings
 
@@ -106,3 +111,33 @@ def linear_case():
 
 def test_workers_fit_the_linear_model_of_all_rows(tmp_path):
     multiprocessing.spawn(fit_linear_models, (str(tmp_path),), nprocs=N_LINEAR)
+
+
+class SavedState:
+    """Checkpoints with a state, written by some workers after two epochs."""
+
+    def __init__(self, **state):
+        self.state = {"history": [{}, {}], "random": torch.zeros(1), "random_cuda": None, **state}
+
+    def latest(self):
+        return dict(self.state)
+
+
+def state_of_this_worker(**state):
+    torch.manual_seed(7)
+    own = SharedCheckpoints(SavedState(**state), SingleProcess(), dict).latest()
+    return own["random"]
+
+
+def test_other_numbers_of_workers_draw_numbers_of_their_own():
+    """A state of one worker has no random states of several, or of as many as there are now."""
+    known = torch.get_rng_state()
+    assert torch.equal(state_of_this_worker(random_of_workers=[[known, None]]), known)
+    two = state_of_this_worker(random_of_workers=[[known, None]] * 2)
+    none = state_of_this_worker()
+    assert not torch.equal(two, known)
+    assert torch.equal(two, none)
+    # Later epochs are drawn in another way, and so are those of other workers.
+    assert not torch.equal(two, state_of_this_worker(history=[{}] * 3))
+    torch.manual_seed(7)
+    assert not torch.equal(two, torch.get_rng_state())

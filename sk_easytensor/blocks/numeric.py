@@ -194,7 +194,7 @@ class NumericBlock(BinnedMixin, Block):
                     f"column {name!r} of type {type_name(column.type)} cannot be read by "
                     f"NumericBlock: {describe_non_numbers(column)}. Texts are read if all are "
                     "numbers in one form, such as '$1,428.50', or stand for a missing value, such "
-                    "as 'N/A'"
+                    "as 'N/A'; any texts can be read by TextBlock or CategoryBlock"
                 )
             if form is not None:
                 # The type decides no more whether the column can be read.

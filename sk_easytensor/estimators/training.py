@@ -272,7 +272,7 @@ class NetworkTrainingMixin:
             settings.optimizer_state = deepcopy(state["networks"][number])
         if resuming and state is not None:
             # A pickled state has tensors.
-            settings.unseen_linear = to_numpy(state["linear"][number])
+            settings.unseen_linear = to_numpy(state.get("linear", {number: None})[number])
         settings.seed = (seed + number * SEED_STEP) % 2**32
         if not resuming and not keep and self.trees is not None:
             settings.trees = BoostedTrees() if self.trees == "auto" else self.trees

@@ -41,9 +41,10 @@ def is_text(y):
     """Return whether an array or series of one dimension holds nothing but strings."""
     import pandas as pd
 
-    kind = getattr(y, "dtype", None)
-    if np.ndim(y) != 1 or not len(y):
+    kinds = (np.ndarray, pd.Series, pd.api.extensions.ExtensionArray)
+    if not isinstance(y, kinds) or y.ndim != 1 or not len(y):
         return False
+    kind = y.dtype
     if isinstance(kind, pd.StringDtype):
         return not y.isna().any()
     is_object = isinstance(kind, np.dtype) and kind.kind == "O"
