@@ -366,15 +366,19 @@ def learning_curves(model):
         f"a {criterion} of {number(model.best_score_)}. The training loss is that of the network "
         "alone and includes dropout"
     )
+    others = []
     for attribute, other in (("tree_weight_", "boosted trees"), ("linear_weight_", "linear model")):
         weights = getattr(model, attribute, 0.0)
         weights = weights if isinstance(weights, dict) else {"": weights}
         if any(weights.values()):
             listed = ", ".join(f"{value:.0%} {name}".strip() for name, value in weights.items())
-            text += (
-                f". The weight of the {other} is {listed}; validation losses are those of the "
-                f"network and the {other} together"
-            )
+            others.append(f"the weight of the {other} is {listed}")
+    if others:
+        described = " and ".join(others)
+        text += (
+            f". {described[0].upper()}{described[1:]}; validation losses are those of all models "
+            "together"
+        )
     drawing = lines(curves, ("epoch", metric), f"{metric} by epoch", marked=model.best_iteration_)
     return caption(text + ".") + drawing
 
