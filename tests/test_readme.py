@@ -1,5 +1,7 @@
 """Every Python block of the README and the documentation runs."""
 
+import re
+
 import pytest
 from documents import ROOT, sections
 
@@ -18,10 +20,32 @@ DOCUMENTS = [
 SHORTER = [("n_trials=30", "n_trials=2"), ("max_epochs=20", "max_epochs=2")]
 
 
+OUTPUT = re.compile(
+    r"^## (?P<heading>[^\n]*)\n(?:(?!^## ).)*?^```text\n(?P<lines>.*?)^```",
+    re.MULTILINE | re.DOTALL,
+)
+NUMBER = re.compile(r"\d+\.\d+")
+OUTPUTS = {
+    f"README: {match['heading']}": match["lines"]
+    for match in OUTPUT.finditer((ROOT / "README.md").read_text(encoding="utf-8"))
+}
+
+
 @pytest.mark.parametrize("section", README, ids=lambda section: section.name)
-def test_readme_section(section, tmp_path, monkeypatch):
+def test_readme_section(section, tmp_path, monkeypatch, capsys):
+    """It runs, and prints what the README says, up to differences of processors."""
     monkeypatch.chdir(tmp_path)
     section.run()
+    expected, printed = OUTPUTS.get(section.name, ""), capsys.readouterr().out
+    if expected:
+        assert NUMBER.sub("0", printed) == NUMBER.sub("0", expected)
+        values = [list(map(float, NUMBER.findall(text))) for text in (printed, expected)]
+        assert values[0] == pytest.approx(values[1], abs=0.05)
+
+
+def test_outputs_of_the_readme_are_found():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(OUTPUT.findall(text)) == text.count("```text") > 0
 
 
 @pytest.fixture
