@@ -22,7 +22,7 @@ from sk_easytensor.blocks.sequences import CategorySequenceBlock
 from sk_easytensor.blocks.text import TextBlock
 from sk_easytensor.blocks.vector import SparseBlock, VectorBlock
 from sk_easytensor.data.sparse import compressed, is_sparse, layout_of
-from sk_easytensor.data.spelling import has_numbers, is_text
+from sk_easytensor.data.spelling import CODE_WORDS, has_code_name, has_numbers, is_text
 
 __all__ = [
     "check_blocks",
@@ -364,6 +364,7 @@ def warn_of_spelled_values(name, column):
     def matching(pattern):
         return pc.match_substring_regex(values, pattern)
 
+    is_code = has_code_name(name, CODE_WORDS)
     integers, measures, dates = (matching(pattern) for pattern in (INTEGER, MEASURE, DATE))
     n_integers, n_measures, n_dates = (pc.sum(each).as_py() for each in (integers, measures, dates))
     # Integers alone may be codes; beside "N/A" they are numbers.
@@ -374,7 +375,7 @@ def warn_of_spelled_values(name, column):
         kind, found = "dates", dates
         first = ", dayfirst=True" if pc.any(matching(DAY_FIRST)).as_py() else ""
         convert = f"pandas.to_datetime(X[{name!r}], format='mixed'{first}, errors='coerce')"
-    elif seem_numbers and not pc.any(matching(CODE)).as_py():
+    elif seem_numbers and not (is_code or pc.any(matching(CODE)).as_py()):
         kind, found = "numbers", measures
         texts = f"X[{name!r}]"
         if not pc.all(pc.equal(measures, matching(PLAIN))).as_py():

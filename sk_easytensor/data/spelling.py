@@ -12,6 +12,7 @@ from sk_easytensor.data.columns import to_float64
 from sk_easytensor.data.keys import has_enough_values
 
 __all__ = [
+    "CODE_WORDS",
     "DIRECTIVES",
     "decoded",
     "describe_non_numbers",
