@@ -43,7 +43,7 @@ PICTURE = "user_embeddings.png"
 def main():
     """Learn embeddings, use them for two tasks, draw them."""
     past, airline, late = load_log()
-    block = EventSequenceBlock("mean", max_length=64)
+    block = EventSequenceBlock("mean", max_length=64, now=False)
     embedder = EasyTensorEmbedder([("events", block, COLUMNS)], random_state=0)
     begin = time.perf_counter()
     embedder.fit(past, user="tailnum", time="schedule")

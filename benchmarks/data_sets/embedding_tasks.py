@@ -108,7 +108,7 @@ def flight_users(flights):
         yield Users(
             name=f"flights, {task.name}",
             table=sequences(events, "tailnum", "schedule", columns),
-            block=EventSequenceBlock(max_length=length),
+            block=EventSequenceBlock(max_length=length, now=False),
             aggregates=by_hand.loc[aircraft].to_numpy(dtype=np.float32),
             tasks=[task],
             time="schedule",
@@ -138,7 +138,7 @@ def movie_users(ratings):
     return Users(
         name="movies",
         table=sequences(events, "user_id", "timestamp", columns),
-        block=EventSequenceBlock("mean", max_length=RATINGS),
+        block=EventSequenceBlock("mean", max_length=RATINGS, now=False),
         aggregates=pd.concat(by_hand, axis=1).loc[users].to_numpy(dtype=np.float32),
         tasks=[
             make_task("gender", users, (first["gender"] == "F").astype(int), "AUC"),
