@@ -220,6 +220,14 @@ def test_a_block_of_numbers_reads_texts_where_it_is_named():
             NumericBlock().fit({"c": texts})
 
 
+@pytest.mark.parametrize("text", ["--1.5", "-$-1.5", "1" * 400 + ".5", "1.5e400"])
+def test_what_is_no_number_makes_a_column_one_of_categories(text):
+    texts = [text, *NUMERIC["dollars"][0]] if "$" in text else [text, *NUMERIC["decimals"][0]]
+    assert infer_number_format(chunked(texts)) is None
+    form = infer_number_format(chunked(texts[1:]))
+    assert np.isnan(parse_numbers(chunked([text]), form)).all()
+
+
 def test_larger_numbers_may_have_separators_later():
     block = NumericBlock().fit({"c": [f"${n}.50" for n in range(20)]})
     assert block._numbers(pa.table({"c": ["$1,000.50", "$2000.5"]}))[0].tolist() == [1000.5, 2000.5]

@@ -257,7 +257,10 @@ def _number_format(column):
     form = {"prefix": prefixes[0], "suffix": suffixes[0], "thousands": style[0]}
     form["decimal"] = style[1]
     # Of numbers, 3.1 and 3.10 are the same, but not of versions.
-    n_values = len(np.unique(_parse_numbers(texts, form)))
+    parsed = _parse_numbers(texts, form)
+    if np.isnan(parsed).any():
+        return None
+    n_values = len(np.unique(parsed))
     may_be_codes |= n_values < len(texts)
     may_be_codes |= any(_any_match(number, pattern) for pattern in (LEADING_ZERO, CODED))
     return form, len(texts), may_be_codes
@@ -311,6 +314,8 @@ def _parse_numbers(texts, form):
     parts = pc.extract_regex(_normalized(texts), pattern=NUMBER)
     number = _part(parts, "number")
     valid = pc.is_valid(parts)
+    has_two_signs = pc.and_(*(pc.not_equal(_part(parts, name), "") for name in ("sign", "inner")))
+    valid = pc.and_(valid, pc.invert(has_two_signs))
     for name in ("prefix", "suffix"):
         options = pa.array(["", form[name]], pa.large_string())
         valid = pc.and_(valid, pc.is_in(_part(parts, name), value_set=options))
@@ -322,7 +327,8 @@ def _parse_numbers(texts, form):
     values = pc.if_else(valid, number, "nan").cast(pa.float64()).to_numpy(zero_copy_only=False)
     negative = [pc.equal(_part(parts, name), "-") for name in ("sign", "inner")]
     sign = pc.if_else(pc.xor(*negative), -1.0, 1.0).to_numpy(zero_copy_only=False)
-    return values * sign
+    # Numbers beyond the range of double precision are no numbers either.
+    return np.where(np.isfinite(values), values * sign, np.nan)
 
 
 def read_numbers(column, name, form, *, block="NumericBlock"):

@@ -305,7 +305,8 @@ class TrainedEstimator(
         path : str or path-like
             Path of the file, in an existing directory. The file is written whole or not at all.
         X : table-like, optional
-            Test rows, on which a classifier or regressor is evaluated as well.
+            Test rows, on which a classifier or regressor is evaluated as well. If `fit` had
+            offsets, they have the column ``base_margin``.
         y : array-like, optional
             Target of the test rows.
         sample_weight : array-like, optional

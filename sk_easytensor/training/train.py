@@ -420,6 +420,14 @@ def train_network(network, head, rows, valid_rows, settings):
             linear, final = fit_linear(network, head, rows, held_out, decider, settings)
     elif linear is not None and settings.unseen_linear is not None:
         linear = LinearModule.of_state(settings.unseen_linear)
+    elif linear is not None and settings.held_out:
+        # The model of the earlier training may have been fitted on these rows.
+        again = replace(settings, linear=True)
+        unseen, _ = fit_linear(network, head, rows, None, decider, again)
+        if unseen is not None:
+            unseen.share, unseen.temperature = linear.share, linear.temperature
+            unseen.is_final = True
+            linear = unseen
     seconds["linear"] = perf_counter() - begin
     others = {
         name: model for name, model in (("trees", trees), ("linear", linear)) if model is not None
@@ -456,7 +464,7 @@ def train_network(network, head, rows, valid_rows, settings):
     if linear is not None:
         final.is_final = True
         others["linear"] = final
-    unseen = None if linear is final else linear
+    unseen = None if linear is final else linear.to("cpu")
     for name, model in others.items():
         setattr(network, name, model)
         copies = [model, unseen] if name == "linear" and unseen is not None else [model]

@@ -448,6 +448,16 @@ def test_a_warm_start_evaluates_a_model_that_has_not_seen_held_out_rows():
         assert other._validation["measures"]["log loss"] == pytest.approx(first, rel=1e-3)
 
 
+def test_a_warm_start_that_was_not_announced_fits_the_model_again_without_these_rows():
+    frame, y = reviews_of_chance()
+    model = EasyTensorClassifier(**QUICK, validation_fraction=0.25).fit(frame, y)
+    first, linear = model.best_score_, model.network_.networks[0].linear
+    assert model.linear_weight_ > 0
+    model.set_params(warm_start=True, learning_rate=1e-12).fit(frame, y)
+    assert model.best_score_ == pytest.approx(first, rel=1e-2)
+    np.testing.assert_array_equal(model.network_.networks[0].linear.arrays[0], linear.arrays[0])
+
+
 def test_wide_tables_keep_the_model_that_has_not_seen_held_out_rows():
     """Their importances are computed after pickling."""
     rng = np.random.default_rng(0)

@@ -43,7 +43,7 @@ def frequency_loss(target, weight):
     """Return the log loss of predicting the frequency of each class, which a model should beat."""
     totals = np.bincount(target.astype(np.int64).ravel(), weights=weight)
     frequencies = totals[totals > 0] / totals.sum()
-    return float(-(frequencies * np.log(frequencies)).sum())
+    return max(0.0, float(-(frequencies * np.log(frequencies)).sum()))
 
 
 def roc_points(happened, probabilities, weight):
