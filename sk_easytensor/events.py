@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from sklearn.utils import check_scalar
 
-from sk_easytensor.data.columns import CAST_ERRORS, RowError
+from sk_easytensor.data.columns import CAST_ERRORS, RowError, decoded
 from sk_easytensor.data.tables import as_table, is_lazy
 from sk_easytensor.data.type_names import type_name
 from sk_easytensor.data.types import common_type
@@ -22,7 +22,6 @@ __all__ = [
     "collect_sequences",
     "comparable",
     "contiguous",
-    "decoded",
     "entity_codes",
     "is_scalar",
     "materialize",
@@ -41,13 +40,6 @@ def check_not_missing(column, name, owner, noun):
             f"{len(column)} rows); leave such rows out",
             int(rows[0]),
         )
-
-
-def decoded(column):
-    """Return a dictionary column as its values, because dictionaries may differ."""
-    if pa.types.is_dictionary(column.type):
-        return column.cast(column.type.value_type)
-    return column
 
 
 def read_times(table, name, owner):

@@ -16,7 +16,7 @@ from sk_easytensor._utils.validation import check_choice, check_number, shortene
 from sk_easytensor.blocks.base import Block, load_matching, unsupported_column
 from sk_easytensor.blocks.numeric import FIRST_CODE, MISSING_CODE, TREE_PARTS, NumericModule
 from sk_easytensor.data.bin_edges import BinnedMixin
-from sk_easytensor.data.columns import sample_values
+from sk_easytensor.data.columns import decoded, sample_values
 from sk_easytensor.data.datetimes import (
     CYCLES,
     PERIODS,
@@ -30,7 +30,6 @@ from sk_easytensor.data.datetimes import (
 )
 from sk_easytensor.data.spelling import (
     DIRECTIVES,
-    decoded,
     first_text,
     infer_date_format,
     is_date_format,

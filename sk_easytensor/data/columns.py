@@ -18,6 +18,7 @@ __all__ = [
     "RowError",
     "RowTypeError",
     "cast_column",
+    "decoded",
     "is_list",
     "list_lengths",
     "read_lists",
@@ -209,6 +210,13 @@ def to_float64(column, name, *, block):
     if pa.types.is_boolean(kind):
         column = column.cast(pa.int8())
     return _numpy(cast_column(column, name, pa.float64(), block=block))
+
+
+def decoded(column):
+    """Return a dictionary column as its values, because dictionaries may differ."""
+    if pa.types.is_dictionary(column.type):
+        return column.cast(column.type.value_type)
+    return column
 
 
 def _numpy(column):

@@ -8,13 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sk_easytensor.data.columns import to_float64
+from sk_easytensor.data.columns import decoded, to_float64
 from sk_easytensor.data.keys import has_enough_values
 
 __all__ = [
     "CODE_WORDS",
     "DIRECTIVES",
-    "decoded",
     "describe_non_numbers",
     "first_text",
     "has_code_name",
@@ -117,13 +116,6 @@ CLOCKS = ["", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p", "T%H:%M", "T%H
 def is_text(kind):
     """Return whether an Arrow type is that of texts."""
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def decoded(column):
-    """Return a column of categories that are texts as texts, and any other column as it is."""
-    kind = column.type
-    is_coded = pa.types.is_dictionary(kind) and is_text(kind.value_type)
-    return column.cast(kind.value_type) if is_coded else column
 
 
 def has_code_name(name, words=ID_WORDS):
@@ -413,8 +405,8 @@ def infer_date_format(column):
         formats = [form for form in formats if _all_dates(values, form)]
     if not formats:
         return None, None
-    swapped = formats[0].replace("%d", "%").replace("%m", "%d").replace("%-", "%m-")
-    swapped = re.sub(r"%(?![a-zA-Z])", "%m", swapped)
+    exchanged = {"%d": "%m", "%m": "%d"}
+    swapped = re.sub("%[dm]", lambda found: exchanged[found[0]], formats[0])
     return formats[0], swapped if swapped in formats[1:] else None
 
 

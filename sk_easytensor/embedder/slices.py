@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 
 from sk_easytensor._utils.validation import check_number
 from sk_easytensor.blocks.events import is_time, seconds
-from sk_easytensor.data.columns import RowError, read_lists, type_name
+from sk_easytensor.data.columns import RowError, decoded, read_lists, type_name
 from sk_easytensor.data.summaries import SummaryMap
-from sk_easytensor.events import contiguous, decoded, materialize
+from sk_easytensor.events import contiguous, materialize
 from sk_easytensor.executor import LocalExecutor
 
 __all__ = [
@@ -122,13 +122,8 @@ class Sequences:
         -------
         Sequences
         """
-        taken = object.__new__(type(self))
-        lengths = self.lengths[rows]
-        taken.offsets = np.append(0, np.cumsum(lengths))
-        position = np.arange(taken.offsets[-1])
-        position += np.repeat(self.offsets[rows] - taken.offsets[:-1], lengths)
-        taken.items = self.items.take(pa.array(position))
-        return taken
+        slices = Slices(self.offsets[rows], self.offsets[rows + 1])
+        return Sequences(self.cut(slices), type(self).__name__)
 
     def __len__(self):
         return len(self.offsets) - 1

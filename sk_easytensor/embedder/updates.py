@@ -9,9 +9,10 @@ import pyarrow as pa
 import torch
 
 from sk_easytensor.blocks.sequences import SequenceBlock
+from sk_easytensor.data.columns import decoded
 from sk_easytensor.data.type_names import type_name
 from sk_easytensor.embedder.slices import Sequences
-from sk_easytensor.events import collect_sequences, decoded, entity_codes, materialize, read_times
+from sk_easytensor.events import collect_sequences, entity_codes, materialize, read_times
 from sk_easytensor.networks.two_tower_network import as_embeddings
 from sk_easytensor.tensors import Ragged, TensorFrame
 from sk_easytensor.training.checkpoint import digest as tensor_digest

@@ -467,10 +467,11 @@ def train_network(network, head, rows, valid_rows, settings):
     unseen = None if linear is final else linear.to("cpu")
     for name, model in others.items():
         setattr(network, name, model)
-        copies = [model, unseen] if name == "linear" and unseen is not None else [model]
-        for one in copies if f"{name}_share" in scores else []:
-            one.share = scores[f"{name}_share"]
-            one.temperature = scores[f"{name}_temperature"]
+    weighted = [*others.items(), *([] if unseen is None else [("linear", unseen)])]
+    for name, model in weighted:
+        if f"{name}_share" in scores:
+            model.share = scores[f"{name}_share"]
+            model.temperature = scores[f"{name}_temperature"]
     network.to("cpu").eval()
     history = [_plain(epoch) for epoch in net.history]
     return TrainingResult(

@@ -14,10 +14,10 @@ from skorch.callbacks import Callback
 
 from sk_easytensor.backends.ray.chunks import ObjectStoreChunk
 from sk_easytensor.backends.ray.summarize import n_cpus, remote, results
-from sk_easytensor.data.columns import row_errors_from
+from sk_easytensor.data.columns import decoded, row_errors_from
 from sk_easytensor.data.keys import hash_strings
 from sk_easytensor.data.tables import as_table
-from sk_easytensor.events import check_not_missing, collect_sequences, decoded
+from sk_easytensor.events import check_not_missing, collect_sequences
 from sk_easytensor.training.checkpoint import describe_data, joined_descriptions, plain
 from sk_easytensor.training.progress import DriverProgress, has_moving_output
 
