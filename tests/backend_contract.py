@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
+from collected import collect, materialize
 from on_workers import make_events
 from skorch.callbacks import Callback
 
@@ -31,7 +32,7 @@ from sk_easytensor.data.summaries import Summary
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.executor import LocalExecutor
 from sk_easytensor.inspection import permutation_importance
-from sk_easytensor.training.dataset import Dataset, EncodedDataset, collect, materialize
+from sk_easytensor.training.dataset import Dataset, EncodedDataset
 from sk_easytensor.training.splits import Folds
 from sk_easytensor.training.table_dataset import (
     BaseRowEncoder,

@@ -11,6 +11,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from collected import materialize
 
 from sk_easytensor.tensors import Ragged, TensorFrame
 from sk_easytensor.training.checkpoint import describe_data
@@ -18,7 +19,6 @@ from sk_easytensor.training.dataset import (
     EncodedDataset,
     MemoryMappedDataset,
     RecordFile,
-    materialize,
     n_bytes,
 )
 

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from collected import materialize
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.base import clone
@@ -31,7 +32,7 @@ from sk_easytensor.networks.heads import (
     SampledSoftmaxHead,
 )
 from sk_easytensor.training.blend import tree_rows
-from sk_easytensor.training.dataset import EncodedDataset, MemoryMappedDataset, materialize
+from sk_easytensor.training.dataset import EncodedDataset, MemoryMappedDataset
 from sk_easytensor.trees import boosting as boosted
 from sk_easytensor.trees.boosting import TreeDataset, cross_fitted_target_encoding
 from sk_easytensor.trees.forest import TreesModule, bit_positions

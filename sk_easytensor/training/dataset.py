@@ -26,9 +26,7 @@ __all__ = [
     "RowCollector",
     "TrainingDataset",
     "bounded_sample",
-    "collect",
     "join_rows",
-    "materialize",
     "sampled_encodings",
     "sampled_parts",
 ]
@@ -529,18 +527,6 @@ class RowCollector:
         if in_memory:
             self._in_files.append(join_rows(in_memory))
         return self._in_files
-
-
-def materialize(pieces, memory):
-    """Store pieces of encoded rows, as :class:`RowCollector` does."""
-    return collect(pieces, RowCollector(memory))
-
-
-def collect(pieces, collector):
-    """Add all pieces to a collector, and return its rows."""
-    for piece in pieces:
-        collector.append(piece)
-    return collector.finish()
 
 
 def join_rows(pieces):
