@@ -123,9 +123,10 @@ def test_files_have_all_of_an_index(index, tmp_path):
     assert len(EmbeddingIndex.load(path)) == N - 1
 
 
-def test_files_hold_a_graph(tmp_path):
+@pytest.mark.parametrize("library", ["faiss", "usearch"])
+def test_files_hold_an_approximate_index(tmp_path, library):
     keys, embeddings, queries = np.arange(500), vectors(500), vectors(40, seed=3)
-    index = EmbeddingIndex(keys, embeddings).build_graph(queries)
+    index = EmbeddingIndex(keys, embeddings).build_approximate(queries, library)
     restored = EmbeddingIndex.load(index.save(tmp_path / "index.arrow"))
     expected = index.search(queries, 5)
     np.testing.assert_array_equal(restored.search(queries, 5), expected)
@@ -262,7 +263,7 @@ def test_bad_arguments_change_nothing(index, change, message):
 
 SLIM = """
 import sys
-NEEDLESS = {"torch", "sklearn", "scipy", "pandas", "usearch", "joblib", "fsspec"}
+NEEDLESS = {"torch", "sklearn", "scipy", "pandas", "usearch", "faiss", "joblib", "fsspec"}
 class Absent:
     def find_spec(self, name, *args):
         if name.partition(".")[0] in NEEDLESS:
@@ -334,11 +335,11 @@ def test_stored_embeddings_cannot_be_changed_by_accident(index):
     assert index.vectors().any(axis=1).all()
 
 
-@pytest.mark.parametrize("graph", [False, True])
-def test_an_index_of_one_row_and_of_none(graph):
+@pytest.mark.parametrize("library", [None, "faiss", "usearch"])
+def test_an_index_of_one_row_and_of_none(library):
     index = EmbeddingIndex(["a"], vectors(1))
-    if graph:
-        index.build_graph(vectors(3))
+    if library:
+        index.build_approximate(vectors(3), library)
     excluded = np.array([0]), np.array([0])
     assert index.nearest(vectors(1), 5, excluded=excluded)[0].tolist() == [[None]]
     index.remove(["a"])

@@ -64,7 +64,17 @@ NAMES = [
     "register_block",
 ]
 WITHOUT_PARAMETERS = ["StopTraining", "SpelledValuesWarning"]
-EXTRAS = ["ray", "mlflow", "onnx", "onnxruntime", "tensorrt", "fastapi", "usearch", "torch"]
+EXTRAS = [
+    "ray",
+    "mlflow",
+    "onnx",
+    "onnxruntime",
+    "tensorrt",
+    "fastapi",
+    "usearch",
+    "faiss",
+    "torch",
+]
 
 
 def test_names_of_the_package():

@@ -10,6 +10,7 @@ import sk_easytensor
 
 ROOT = Path(__file__).parent.parent
 OPTIONAL = [
+    "faiss",
     "lightgbm",
     "matplotlib",
     "mlflow",

@@ -151,6 +151,8 @@ def make_models(users, options):
         f"LightGBM, {name}": partial(fit_lightgbm, array, options)
         for name, array in features.items()
     }
+    for name in ("aggregates", "contrastive with aggregates"):
+        models[f"EasyTensor, {name}"] = partial(fit_easytensor, features[name], options)
     embedder = embedders["contrastive"]
     blocks = {
         "from scratch": users.block,
@@ -185,6 +187,13 @@ def fit_lightgbm(features, options, rows, y, seed):
         random_state=seed,
         verbose=-1,
     ).fit(features[rows], y)
+    return lambda rows: model.predict_proba(features[rows])
+
+
+def fit_easytensor(features, options, rows, y, seed):
+    """Fit our classifier, with its defaults, to some rows of features."""
+    model = EasyTensorClassifier(random_state=seed, n_jobs=options.threads)
+    model.fit(features[rows], y)
     return lambda rows: model.predict_proba(features[rows])
 
 

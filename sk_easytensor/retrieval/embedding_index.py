@@ -18,8 +18,8 @@ from sk_easytensor.data.key_index import KeyIndex, as_objects, key_values
 from sk_easytensor.data.keys import category_keys
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.data.type_names import type_name
-from sk_easytensor.retrieval.graph import ApproximateIndex
-from sk_easytensor.retrieval.search import diversified, normalized, quantized, top_k
+from sk_easytensor.retrieval.approximate import ApproximateIndex
+from sk_easytensor.retrieval.search import diversified, normalized, quantized, rescored, top_k
 
 __all__ = [
     "DTYPES",
@@ -29,11 +29,11 @@ __all__ = [
 
 DTYPES = ("float32", "float16", "int8")
 
-FORMAT = 1
+FORMAT = 2
 """Version of the files. It is increased when older versions of the library cannot read new ones."""
 
-METADATA, GRAPH = b"sk_easytensor", b"sk_easytensor.graph"
-"""Entries of the schema's metadata: the description of the file, and the graph of an index."""
+METADATA, APPROXIMATE = b"sk_easytensor", b"sk_easytensor.approximate"
+"""Entries of the schema's metadata: the description of the file, and the approximate index."""
 
 EMBEDDING, SCALE, STRING, ORDER = RESERVED = ("__embedding", "__scale", "__string", "__order")
 """Columns of the files beside the key and the columns of filters."""
@@ -97,7 +97,7 @@ class EmbeddingIndex(ArrowStateMixin):
     ([['Heat', 'Up']], [[0.800000011920929, 0.0]])
     """
 
-    graph = None
+    approximate = None
     _lengths = None
 
     def __init__(self, keys, embeddings, columns=None, *, key="key", dtype="float32"):
@@ -319,10 +319,12 @@ class EmbeddingIndex(ArrowStateMixin):
             return no_results(len(queries))
         n_found = min(max(k, min(POOL * k, LARGEST_POOL)), len(self)) if diversity else k
         allowed = self._allowed(where, candidates)
-        if self.graph is not None and allowed is None:
-            indices, scores = self.graph.search(
+        if self.approximate is not None and allowed is None:
+            indices, _ = self.approximate.search(
                 queries, n_found, excluded=excluded, threads=threads
             )
+            # The library's products are rounded.
+            indices, scores = rescored(queries, indices, self.vectors)
         else:
             indices, scores = top_k(
                 queries,
@@ -481,9 +483,9 @@ class EmbeddingIndex(ArrowStateMixin):
             state["scales"] = _put(self.scales, rows, scales)
         if is_new.any():
             state["lookup"] = self.lookup.joined(column.filter(pa.array(is_new)))
-        if self.graph is not None:
-            self.graph.replace(rows[~is_new], embeddings[~is_new])
-            self.graph.add(embeddings[is_new])
+        if self.approximate is not None:
+            self.approximate.replace(rows[~is_new], embeddings[~is_new])
+            self.approximate.add(embeddings[is_new])
         vars(self).update(state)
         return self
 
@@ -547,13 +549,13 @@ class EmbeddingIndex(ArrowStateMixin):
             "lookup": self.lookup.taken(kept),
             "_lengths": None,
         }
-        if self.graph is not None:
-            self.graph.remove(removed)
+        if self.approximate is not None:
+            self.approximate.remove(removed)
         vars(self).update(state)
         return removed
 
     def as_type(self, dtype):
-        """Return the index with embeddings of another type; the graph is left out.
+        """Return the index with embeddings of another type, without an approximate index.
 
         Parameters
         ----------
@@ -566,25 +568,29 @@ class EmbeddingIndex(ArrowStateMixin):
         """
         check_choice(type(self).__name__, "dtype", dtype, DTYPES)
         other = object.__new__(type(self))
-        vars(other).update(vars(self), dtype=dtype, graph=None, _lengths=None)
+        vars(other).update(vars(self), dtype=dtype, approximate=None, _lengths=None)
         if dtype != self.dtype:
             other.embeddings, other.scales = other._stored(self.vectors())
         return other
 
-    def build_graph(self, queries):
-        """Build a graph of neighbours, by which searches without filters are approximate.
+    def build_approximate(self, queries, library="faiss"):
+        """Build an index by which searches without filters are approximate.
 
         Parameters
         ----------
         queries : array-like of float32, shape (n_queries, embedding_dim)
             Some hundred typical queries, see :class:`ApproximateIndex`.
+        library : {"faiss", "usearch"}, default="faiss"
+            Library that searches, see :class:`ApproximateIndex`.
 
         Returns
         -------
         self : object
             The index.
         """
-        self.graph = ApproximateIndex(self.vectors(), np.asarray(queries, dtype=np.float32))
+        self.approximate = ApproximateIndex(
+            self.vectors(), np.asarray(queries, dtype=np.float32), library
+        )
         return self
 
     # ------------------------------------------------------------------ files
@@ -643,8 +649,8 @@ class EmbeddingIndex(ArrowStateMixin):
             "columns": list(self._columns),
         }
         metadata = {METADATA: json.dumps(description).encode()}
-        if self.graph is not None:
-            metadata[GRAPH] = self.graph.to_bytes()
+        if self.approximate is not None:
+            metadata[APPROXIMATE] = self.approximate.to_bytes()
         table = pa.table(arrays).combine_chunks().replace_schema_metadata(metadata)
         temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
         try:
@@ -709,8 +715,8 @@ class EmbeddingIndex(ArrowStateMixin):
         )
         index._keys = _contiguous(table.column(key))
         index._columns = {name: table.column(name) for name in description["columns"]}
-        if GRAPH in metadata:
-            index.graph = ApproximateIndex.from_bytes(metadata[GRAPH])
+        if APPROXIMATE in metadata:
+            index.approximate = ApproximateIndex.from_bytes(metadata[APPROXIMATE])
         return index
 
 

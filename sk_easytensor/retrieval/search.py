@@ -14,6 +14,7 @@ __all__ = [
     "diversified",
     "normalized",
     "quantized",
+    "rescored",
     "top_k",
 ]
 
@@ -304,6 +305,35 @@ def normalized(vectors):
     """Return vectors divided by their lengths; those of length 0 stay zeros."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(lengths > 0, lengths, 1)
+
+
+def rescored(queries, indices, vectors):
+    """Compute the products of candidates that were found, and sort them again.
+
+    Parameters
+    ----------
+    queries : ndarray of float32, shape (n_queries, embedding_dim)
+        Embeddings of the queries.
+    indices : ndarray of int64, shape (n_queries, n_found)
+        Indices of the candidates of each query; -1 where there is none.
+    vectors : callable
+        Takes indices of candidates, of any shape, and returns their embeddings.
+
+    Returns
+    -------
+    indices : ndarray of int64, shape (n_queries, n_found)
+        The candidates, the best first.
+    scores : ndarray of float32, shape (n_queries, n_found)
+        Their products; ``-inf`` where there is no candidate.
+    """
+    scores = np.empty(indices.shape, dtype=np.float32)
+    size = max(1, BLOCK // max(indices.shape[1], 1) // 16)
+    for start in range(0, len(queries), size):
+        part = slice(start, start + size)
+        np.einsum("qd,qkd->qk", queries[part], vectors(indices[part]), out=scores[part])
+    scores[indices < 0] = -np.inf
+    order = np.argsort(-scores, axis=1, kind="stable")
+    return np.take_along_axis(indices, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
 
 def diversified(indices, scores, vectors, k, diversity):

@@ -31,7 +31,7 @@ from sk_easytensor.networks import Sum
 from sk_easytensor.networks.heads import SampledSoftmaxHead
 from sk_easytensor.networks.two_tower_network import TwoTowerNetwork
 from sk_easytensor.report.report import summarize_table
-from sk_easytensor.retrieval.graph import check_index
+from sk_easytensor.retrieval.approximate import check_index
 from sk_easytensor.tracking import tracked
 from sk_easytensor.training.pairs import PairResampling, item_counts
 from sk_easytensor.training.train import (
@@ -329,9 +329,10 @@ class EasyTensorTwoTower(
         step embeds them all, and has a score of each pair and item. Used only if `fit` has no `y`.
     dropout : float, default=0.3
         Fraction of the embeddings' components that are set to zero in training.
-    index : {"exact", "usearch"}, default="exact"
-        Search for the best items: ``"exact"`` computes all products, ``"usearch"`` searches a graph
-        of neighbors approximately.
+    index : {"exact", "faiss", "usearch"}, default="exact"
+        Search for the best items: ``"exact"`` computes all products. The others are approximate:
+        ``"faiss"`` looks at the nearest cells of items, ``"usearch"`` searches a graph of
+        neighbors, which takes longer to build.
     trunk : object or None, default=None
         Network between blocks and embedding; each tower has one of its own. None for
         :class:`~sk_easytensor.Sum`, which adds up the outputs of the blocks.
@@ -442,7 +443,7 @@ class EasyTensorTwoTower(
         unknown_items: Literal["error", "drop"] = "error",
         n_negatives: int | Literal["all"] = 0,
         dropout: float = 0.3,
-        index: Literal["exact", "usearch"] = "exact",
+        index: Literal["exact", "faiss", "usearch"] = "exact",
         trunk: Trunk | None = None,
         learning_rate: float = 1e-2,
         batch_size: int | None = None,

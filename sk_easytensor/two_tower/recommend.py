@@ -499,7 +499,7 @@ class RecommendingMixin:
             distinct, _ = distinct_rows(self.user_tower_.encode(users, backend))
             distinct = distinct.take(torch.from_numpy(spread_indices(len(distinct), QUERIES)))
             queries = self.user_tower_.embed_frame(distinct, backend).numpy()
-            self.item_index_.build_graph(queries)
+            self.item_index_.build_approximate(queries, self.index)
 
     def _check_catalogue(self):
         if not self._items.keyed:

@@ -220,7 +220,7 @@ class UpkeepMixin:
         Notes
         -----
         Embeddings, seen items and towers are one version: they are replaced together, when all
-        files are complete. The graph of ``index="usearch"`` is part of it with ``"float32"`` only.
+        files are complete. An approximate index is part of it with ``"float32"`` only.
         :class:`~sk_easytensor.retrieval.Recommender` needs neither torch nor scikit-learn. ``python
         -m sk_easytensor.serving path`` serves it.
         """

@@ -194,7 +194,7 @@ def test_pairs_held_out_are_the_same_every_time(cluster, data, choices):
 
 
 def test_an_index_over_stored_interactions(cluster, data, choices):
-    model = two_tower(**QUICK, backend=on_ray(), index="usearch")
+    model = two_tower(**QUICK, backend=on_ray(), index="faiss")
     model.fit(choices, items=data.catalogue, **KEYS)
     keys, _ = model.recommend(data.users, k=5)
     exact = two_tower(**QUICK, backend=on_ray()).fit(choices, items=data.catalogue, **KEYS)

@@ -165,7 +165,7 @@ def test_columns_missing_from_a_tower(data, X, catalogue, fitted):
         ("n_negatives", -1, "n_negatives must be an integer at least 0"),
         ("n_negatives", "some", "n_negatives must be an integer at least 0 or 'all', got 'some'"),
         ("dropout", 1.0, "dropout must be a number"),
-        ("index", "faiss", "index must be one of"),
+        ("index", "annoy", "index must be one of"),
         ("learning_rate", 0, "learning_rate must be a number greater than 0"),
         ("batch_size", 0, "batch_size must be an integer at least 1"),
         ("trunk", "mlp", "trunk must have make_module"),

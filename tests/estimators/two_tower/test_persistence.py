@@ -141,7 +141,7 @@ def test_no_training_row_is_pickled(X, catalogue):
 
 
 def test_a_second_fit_forgets_the_first(data, X, catalogue):
-    model = untrained(index="usearch").fit(X, items=catalogue, **KEYS)
+    model = untrained(index="faiss").fit(X, items=catalogue, **KEYS)
     model.set_params(index="exact").fit(X, items=catalogue, item_key="item_id")
     assert not hasattr(model, "user_embeddings_")
     fresh = untrained().fit(X, items=catalogue, item_key="item_id")

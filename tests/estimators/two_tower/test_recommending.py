@@ -256,9 +256,9 @@ def test_diverse_items_are_less_alike(data, fitted):
 # ---------------------------------------------------------------------- approximate index
 
 
-@pytest.fixture(scope="module")
-def indexed(data):
-    return two_tower(index="usearch").fit(data.interactions, items=data.catalogue, **KEYS)
+@pytest.fixture(scope="module", params=["faiss", "usearch"])
+def indexed(data, request):
+    return two_tower(index=request.param).fit(data.interactions, items=data.catalogue, **KEYS)
 
 
 def test_the_index_finds_the_same(data, fitted, indexed):

@@ -117,11 +117,12 @@ def test_removed_users_are_forgotten(model, fitted, catalogue):
         model.recommend({"user_id": [4]})
 
 
-def test_a_graph_follows(data, catalogue):
-    model = two_tower(index="usearch").fit(data.interactions, items=data.catalogue, **KEYS)
+@pytest.mark.parametrize("library", ["faiss", "usearch"])
+def test_an_approximate_index_follows(data, catalogue, library):
+    model = two_tower(index=library).fit(data.interactions, items=data.catalogue, **KEYS)
     model.add_items(catalogue.head(2).assign(item_id=[100, 101])).remove_items([0, 9])
     exact = model.item_index_.as_type("float32")
-    assert exact.graph is None
+    assert exact.approximate is None
     queries = model.transform(data.users)
     found, expected = model.item_index_.search(queries, 5)[0], exact.search(queries, 5)[0]
     assert (found == expected).mean() > 0.9
@@ -296,7 +297,7 @@ def test_only_one_side_is_stored(X, catalogue, data, tmp_path):
 
 SLIM = """
 import sys
-NEEDLESS = {"torch", "sklearn", "scipy", "pandas", "usearch", "joblib", "fsspec"}
+NEEDLESS = {"torch", "sklearn", "scipy", "pandas", "usearch", "faiss", "joblib", "fsspec"}
 class Absent:
     def find_spec(self, name, *args):
         if name.partition(".")[0] in NEEDLESS:
