@@ -1,6 +1,6 @@
 """Pieces of encoded rows as one data set, in memory or in files."""
 
-from sk_easytensor.training.dataset import RowCollector
+from sk_easytensor.training.file_dataset import RowCollector
 
 
 def collect(pieces, collector):

@@ -91,19 +91,49 @@ class Pause(Callback):
 
 
 class Killer(Callback):
-    """Kills its process in the middle of some epochs, once each."""
+    """Kills its process in the middle of some epochs, once each, after some steps."""
 
-    def __init__(self, directory, epochs, by):
+    def __init__(self, directory, epochs, by, steps=1):
         self.directory = str(directory)
         self.epochs = epochs
         self.by = by
+        self.steps = steps
+        self.n_done = 0
+
+    def on_epoch_begin(self, net, **kwargs):
+        self.n_done = 0
 
     def on_batch_end(self, net, training=False, **kwargs):
         epoch = len(net.history)
+        self.n_done += 1
+        if self.n_done < self.steps:
+            return
         done = f"{self.directory}/killed-{epoch}"
         if training and rank() == self.by and epoch in self.epochs and not os.path.exists(done):
             open(done, "x").close()
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class CheckpointsWithinEpochs(Callback):
+    """Writes checkpoints within epochs as often as possible, and counts steps in a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def on_train_begin(self, net, **kwargs):
+        from sk_easytensor.training import net as module
+
+        module.CHECKPOINT_SECONDS = 0.0
+
+    def on_train_end(self, net, **kwargs):
+        from sk_easytensor.training import net as module
+
+        module.CHECKPOINT_SECONDS = 600.0
+
+    def on_batch_end(self, net, training=False, **kwargs):
+        if rank() == 0 and training:
+            with open(self.path, "a") as file:
+                print(len(net.history), file=file)
 
 
 class Mistake(Callback):

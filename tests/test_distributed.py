@@ -117,27 +117,44 @@ class SavedState:
     """Checkpoints with a state, written by some workers after two epochs."""
 
     def __init__(self, **state):
-        self.state = {"history": [{}, {}], "random": torch.zeros(1), "random_cuda": None, **state}
+        none = {"random_cuda": None, "position": None, "workers": []}
+        self.state = {"history": [{}, {}], "random": torch.zeros(1), **none, **state}
+        self.before = {**self.state, "history": [{}], "position": None}
 
-    def latest(self):
-        return dict(self.state)
+    def latest(self, complete=False):
+        return dict(self.before if complete else self.state)
 
 
 def state_of_this_worker(**state):
     torch.manual_seed(7)
-    own = SharedCheckpoints(SavedState(**state), SingleProcess(), dict).latest()
-    return own["random"]
+    return SharedCheckpoints(SavedState(**state), SingleProcess(), dict).latest()
+
+
+def random_state_of_this_worker(**state):
+    return state_of_this_worker(**state)["random"]
 
 
 def test_other_numbers_of_workers_draw_numbers_of_their_own():
     """A state of one worker has no random states of several, or of as many as there are now."""
     known = torch.get_rng_state()
-    assert torch.equal(state_of_this_worker(random_of_workers=[[known, None]]), known)
-    two = state_of_this_worker(random_of_workers=[[known, None]] * 2)
-    none = state_of_this_worker()
+    worker = {"random": known, "random_cuda": None, "position": None}
+    assert torch.equal(random_state_of_this_worker(workers=[worker]), known)
+    two = random_state_of_this_worker(workers=[worker] * 2)
+    none = random_state_of_this_worker()
     assert not torch.equal(two, known)
     assert torch.equal(two, none)
     # Later epochs are drawn in another way, and so are those of other workers.
-    assert not torch.equal(two, state_of_this_worker(history=[{}] * 3))
+    assert not torch.equal(two, random_state_of_this_worker(history=[{}] * 3))
     torch.manual_seed(7)
     assert not torch.equal(two, torch.get_rng_state())
+
+
+def test_other_numbers_of_workers_begin_an_epoch_again():
+    """The steps that are left of an epoch are those of the workers that began it."""
+    worker = {"random": torch.get_rng_state(), "random_cuda": None, "position": {"steps": 3}}
+    one = state_of_this_worker(position={"steps": 2}, workers=[worker])
+    assert one["position"] == {"steps": 3}
+    assert len(one["history"]) == 2
+    two = state_of_this_worker(position={"steps": 2}, workers=[worker] * 2)
+    assert two["position"] is None
+    assert len(two["history"]) == 1

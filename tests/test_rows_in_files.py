@@ -14,13 +14,9 @@ import torch
 from collected import materialize
 
 from sk_easytensor.tensors import Ragged, TensorFrame
-from sk_easytensor.training.checkpoint import describe_data
-from sk_easytensor.training.dataset import (
-    EncodedDataset,
-    MemoryMappedDataset,
-    RecordFile,
-    n_bytes,
-)
+from sk_easytensor.training.dataset import EncodedDataset, n_bytes
+from sk_easytensor.training.descriptions import describe_data
+from sk_easytensor.training.file_dataset import MemoryMappedDataset, RecordFile
 
 ROWS, PIECE = 2_000, 250
 
@@ -43,6 +39,10 @@ def numbers_of(rows):
     return rows.frame["n"]["value"][:, 0].long()
 
 
+def lengths_of(frame):
+    return frame["n"]["items"].lengths
+
+
 def test_each_row_is_read_once_in_each_epoch():
     rows = spill(memory=20_000)
     assert isinstance(rows, MemoryMappedDataset)
@@ -52,6 +52,20 @@ def test_each_row_is_read_once_in_each_epoch():
         assert len(batches) == -(-ROWS // 64)
     unshuffled = torch.cat([numbers_of(batch) for batch in rows.batches(64)])
     assert torch.equal(unshuffled.sort()[0], torch.arange(ROWS))
+
+
+def test_the_order_of_an_epoch_is_drawn_at_its_beginning():
+    """Whatever steps draw in between, as dropout does, so that an epoch can be resumed."""
+    rows = spill(memory=20_000)
+    orders = []
+    for n_drawn in (0, 3):
+        torch.manual_seed(0)
+        order = []
+        for batch in rows.batches(32, shuffle=True, lengths=lengths_of):
+            torch.rand(n_drawn)
+            order.append(numbers_of(batch).tolist())
+        orders.append(order)
+    assert orders[0] == orders[1]
 
 
 def test_targets_weights_and_lists_stay_with_their_rows():

@@ -6,11 +6,13 @@ import sys
 import tempfile
 import time
 
+import fsspec
 import pytest
 
 from sk_easytensor._utils import storage as temporary
 from sk_easytensor._utils.storage import (
     make_temporary_directory,
+    name_directory,
     remove_left_behind,
     remove_temporary_directory,
     this_machine,
@@ -108,3 +110,30 @@ def test_all_temporary_directories_are_named_so(tmp_path, monkeypatch):
     assert all(map(temporary.NAME.fullmatch, found))
     run.discard()
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["path", "file", "memory"])
+def test_what_killed_drivers_left_in_a_shared_directory_is_removed(kind, tmp_path, ended):
+    machine = this_machine()
+    abandoned = f"sk_easytensor-fit-{machine}-{ended}-ab"
+    others = [
+        f"sk_easytensor-fit-{machine}-{os.getppid()}-ab",
+        f"sk_easytensor-fit-00000000-{ended}-ab",
+        "sk_easytensor-data",
+    ]
+    if kind == "memory":
+        url = "memory://shared/fits"
+        files = fsspec.filesystem("memory")
+        for name in (abandoned, *others):
+            files.pipe(f"/shared/fits/{name}/state", b"rows")
+    else:
+        url = str(tmp_path) if kind == "path" else f"file://{tmp_path}"
+        files = fsspec.filesystem("file")
+        for name in (abandoned, *others):
+            make(tmp_path, name)
+    directory = name_directory(url, "fit")
+    assert temporary.NAME.fullmatch(directory.rpartition("/")[2])
+    left = files.ls(url.removeprefix("memory:/").removeprefix("file://"), detail=False)
+    assert sorted(path.rpartition("/")[2] for path in left) == sorted(others)
+    # There may be nothing yet.
+    assert name_directory(f"{url}/new", "fit").startswith(f"{url}/new/sk_easytensor-fit-")

@@ -32,7 +32,8 @@ from sk_easytensor.networks.heads import (
     SampledSoftmaxHead,
 )
 from sk_easytensor.training.blend import tree_rows
-from sk_easytensor.training.dataset import EncodedDataset, MemoryMappedDataset
+from sk_easytensor.training.dataset import EncodedDataset
+from sk_easytensor.training.file_dataset import MemoryMappedDataset
 from sk_easytensor.trees import boosting as boosted
 from sk_easytensor.trees.boosting import TreeDataset, cross_fitted_target_encoding
 from sk_easytensor.trees.forest import TreesModule, bit_positions

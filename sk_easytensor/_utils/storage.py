@@ -28,6 +28,7 @@ __all__ = [
     "is_alive",
     "is_running",
     "make_temporary_directory",
+    "name_directory",
     "open_store",
     "remove_directory",
     "remove_left_behind",
@@ -90,8 +91,38 @@ def make_temporary_directory(purpose):
         Path of the directory, for :func:`remove_temporary_directory`.
     """
     _remove_once(os.getpid())
-    prefix = f"sk_easytensor-{purpose}-{this_machine()}-{os.getpid()}-"
-    return tempfile.mkdtemp(prefix=prefix)
+    return tempfile.mkdtemp(prefix=_prefix(purpose))
+
+
+def _prefix(purpose):
+    return f"sk_easytensor-{purpose}-{this_machine()}-{os.getpid()}-"
+
+
+def name_directory(url, purpose):
+    """Return a new directory in another one, and remove those of killed processes of this machine.
+
+    Parameters
+    ----------
+    url : str
+        Absolute path or URL, which other machines may use too.
+    purpose : str
+        Part of the name, in lower-case letters.
+
+    Returns
+    -------
+    str
+        Path or URL, which does not exist yet, for :func:`remove_directory`.
+    """
+    if "://" not in url:
+        remove_left_behind(url)
+    else:
+        with suppress(Exception):
+            files, root = fsspec.core.url_to_fs(url)
+            for path in files.ls(root, detail=False):
+                match = NAME.fullmatch(path.rstrip("/").rpartition("/")[2])
+                if match and match[1] == this_machine() and not is_running(int(match[2])):
+                    files.rm(path, recursive=True)
+    return f"{url.rstrip('/')}/{_prefix(purpose)}{uuid4().hex}"
 
 
 def remove_temporary_directory(path):

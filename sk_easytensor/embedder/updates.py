@@ -15,7 +15,7 @@ from sk_easytensor.embedder.slices import Sequences
 from sk_easytensor.events import collect_sequences, entity_codes, materialize, read_times
 from sk_easytensor.networks.two_tower_network import as_embeddings
 from sk_easytensor.tensors import Ragged, TensorFrame
-from sk_easytensor.training.checkpoint import digest as tensor_digest
+from sk_easytensor.training.descriptions import digest as tensor_digest
 
 __all__ = [
     "EmbeddingState",

@@ -54,7 +54,7 @@ from sk_easytensor.inspection.sample import validation
 from sk_easytensor.networks import TabM
 from sk_easytensor.report.report import summarize_table
 from sk_easytensor.tracking import tracked
-from sk_easytensor.training.checkpoint import digest
+from sk_easytensor.training.descriptions import digest
 from sk_easytensor.training.train import (
     default_batch_size,
 )

@@ -24,7 +24,8 @@ from sk_easytensor.networks import TabM
 from sk_easytensor.report import write_report
 from sk_easytensor.tracking.artifacts import MLflowStore, is_in_mlflow
 from sk_easytensor.tracking.tracker import RUN, check_tracker
-from sk_easytensor.training.checkpoint import Checkpoints, describe_parameters
+from sk_easytensor.training.checkpoint import Checkpoints
+from sk_easytensor.training.descriptions import describe_parameters
 from sk_easytensor.training.evaluation import EvalPlan
 from sk_easytensor.training.progress import show_phase
 from sk_easytensor.training.train import (

@@ -257,6 +257,15 @@ class FastDropout(nn.Module):
         start = int(torch.randint(len(pool) - needed + 1, ()))
         return features * pool[start : start + needed].view(features.shape)
 
+    def mask_state(self):
+        """Return the masks of the next steps, with which an interrupted epoch is resumed."""
+        return {"pool": self.pool, "uses": self.uses}
+
+    def load_mask_state(self, state, device):
+        """Load the result of :meth:`mask_state`, after the training mode is set."""
+        pool = state["pool"]
+        self.pool, self.uses = None if pool is None else pool.to(device), state["uses"]
+
     def _draw(self, size, like):
         words = torch.empty(-(-size // 8), dtype=torch.int64, device=like.device)
         draws = words.random_(-(2**63), None).view(torch.uint8)

@@ -36,7 +36,7 @@ from sk_easytensor.tracking.record import (
     send_values,
     short_timeouts,
 )
-from sk_easytensor.training.checkpoint import describe_data, describe_parameters
+from sk_easytensor.training.descriptions import describe_data, describe_parameters
 
 __all__ = [
     "MLflowCallback",

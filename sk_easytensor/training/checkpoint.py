@@ -1,4 +1,4 @@
-"""Checkpoints of fits, and training that resumes from them."""
+"""Checkpoints of fits, in files that are complete, of the same fit, and free of code."""
 
 from __future__ import annotations
 
@@ -14,136 +14,26 @@ from pickle import UnpicklingError
 import numpy as np
 import torch
 
-from sk_easytensor._utils.digests import Digest, array_digest, describe_object
 from sk_easytensor._utils.masking import masked
 from sk_easytensor._utils.skops import trusted_types
 from sk_easytensor._utils.storage import LOCK, Lock, open_store
 from sk_easytensor._utils.validation import warn_user
-from sk_easytensor.tensors import TensorFrame
-from sk_easytensor.training.dataset import MemoryMappedDataset
 
 __all__ = [
     "Checkpoints",
-    "describe_data",
-    "describe_parameters",
-    "joined_descriptions",
-    "load_loop_state",
-    "loop_state",
 ]
 
 
-def loop_state(net, average, ended):
-    """Return the state that the rest of a training depends on.
-
-    Parameters
-    ----------
-    net : TensorNet
-        Net after an epoch, with the averaged weights in its module.
-    average : WeightAverage
-        Moving average of the weights.
-    ended : bool
-        Whether a callback ended the training.
-
-    Returns
-    -------
-    dict
-        Nested dictionaries and lists of tensors, numbers and strings. The state of a callback
-        consists of its attributes whose names end in an underscore, if they are such values or
-        objects with a ``state_dict``.
-    """
-    cuda = torch.device(net.device).type == "cuda"
-    return {
-        "history": [plain(epoch) for epoch in net.history],
-        "network": net.module_.state_dict(),
-        "average": {"shadow": average.shadow, "steps": average.steps},
-        "optimizer": net.optimizer_.state_dict(),
-        "callbacks": {name: callback_state(callback) for name, callback in net.callbacks_},
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state(net.device) if cuda else None,
-        "ended": ended,
-    }
-
-
-def load_loop_state(net, average, state):
-    """Load a state into a net that is about to train.
-
-    Parameters
-    ----------
-    net : TensorNet
-        Initialised net whose callbacks were notified of ``on_train_begin``.
-    average : WeightAverage
-        Moving average of its weights.
-    state : dict
-        Result of :func:`loop_state`.
-    """
-    for epoch in state["history"]:
-        net.history.new_epoch()
-        for name, value in epoch.items():
-            net.history.record(name, value)
-    net.module_.load_state_dict(state["network"])
-    for shadow, saved in zip(average.shadow, state["average"]["shadow"], strict=True):
-        shadow.copy_(saved)
-    average.steps, average.swapped = state["average"]["steps"], True
-    net.optimizer_.load_state_dict(state["optimizer"])
-    for name, callback in net.callbacks_:
-        load_callback_state(callback, state["callbacks"].get(name, {}))
-    torch.set_rng_state(state["random"])
-    if state["random_cuda"] is not None:
-        torch.cuda.set_rng_state(state["random_cuda"], net.device)
-
-
-def callback_state(callback):
-    """Return the state of a callback, the attributes whose names end in an underscore."""
-    attributes = {name: value for name, value in vars(callback).items() if name.endswith("_")}
-    state = {"values": plain(attributes), "objects": {}}
-    for name, value in attributes.items():
-        if hasattr(value, "state_dict") and not isinstance(value, type):
-            state["objects"][name] = plain(value.state_dict())
-    return state
-
-
-def load_callback_state(callback, state):
-    """Load the result of :func:`callback_state` into a callback."""
-    vars(callback).update(state.get("values", {}))
-    for name, value in state.get("objects", {}).items():
-        getattr(callback, name).load_state_dict(value)
-
-
-def plain(values):
-    """Return the entries that are numbers, strings, tensors, or lists and dictionaries of them."""
-    converted = {name: _plain(value) for name, value in values.items()}
-    return {name: value for name, value in converted.items() if value is not NOT_PLAIN}
-
-
-NOT_PLAIN = object()
-
-
-def _plain(value):
-    """Return a value with NumPy scalars as numbers; `NOT_PLAIN` for values of other types."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, (bool, int, float, str, torch.Tensor)):
-        return value
-    if isinstance(value, dict):
-        items = {key: _plain(item) for key, item in value.items()}
-        return NOT_PLAIN if any(item is NOT_PLAIN for item in items.values()) else items
-    if isinstance(value, (list, tuple)):
-        items = [_plain(item) for item in value]
-        return NOT_PLAIN if any(item is NOT_PLAIN for item in items) else type(value)(items)
-    return NOT_PLAIN
-
-
-FORMAT = 2
-MAGIC = b"sk_easytensor checkpoint 2\n"
+FORMAT = 3
+MAGIC = b"sk_easytensor checkpoint 3\n"
 DESCRIPTION = "fit.json"
 ENCODER = re.compile(r"[a-z]+\.skops")
-EPOCH = re.compile(r"epoch-(\d{5,})\.pt")
+EPOCH = re.compile(r"epoch-(\d{5,})(-part)?\.pt")
+"""Checkpoints after some epochs, and within the next one."""
+
 PART = re.compile(r"^fold\d+-")
 N_NEWEST = 2
 """Number of checkpoints that are retained besides the best one."""
-
-IRRELEVANT = {"checkpoint_dir", "tracker", "verbose", "n_jobs", "inference_engine"}
-"""Parameters that may differ between a fit and the one that resumes it."""
 
 
 class Checkpoints:
@@ -288,7 +178,7 @@ class Checkpoints:
         from skops.io import dumps, get_untrusted_types, loads
 
         file = f"{name}.skops"
-        # Until an epoch is complete, only digests of a part of the data may have been compared.
+        # Until there is a checkpoint, only digests of a part of the data may have been compared.
         names = self.store.names()
         if file in names and any(EPOCH.search(name) for name in names):
             try:
@@ -322,16 +212,27 @@ class Checkpoints:
             self.description = description
         self._write_description()
 
-    def latest(self):
-        """Return the state after the last complete epoch, or None if there is none.
+    def latest(self, complete=False):
+        """Return the newest state, or None if there is none.
+
+        Parameters
+        ----------
+        complete : bool, default=False
+            Whether only states after complete epochs count, not those within an epoch.
+
+        Returns
+        -------
+        dict or None
 
         Warns
         -----
         UserWarning
             If a file is corrupt, was changed or is of another fit; the previous one is then used.
         """
-        for epoch in reversed(self._epochs()):
-            name = file_name(epoch)
+        for epoch, is_part in reversed(self._states()):
+            if is_part and complete:
+                continue
+            name = file_name(epoch, is_part)
             try:
                 return read_state(self._read(name, self.description))
             except (OSError, ValueError) as error:
@@ -359,11 +260,29 @@ class Checkpoints:
             If the file cannot be written; the message names the last complete checkpoint.
         """
         self._write(file_name(epoch), pack(state, self.description))
-        for old in self._epochs():
+        for old, is_part in self._states():
             # Later checkpoints could not be read, and later epochs overwrite them.
-            if old <= epoch - N_NEWEST and old != best:
+            needed = old == best or old > epoch - N_NEWEST
+            if old < epoch and (is_part or not needed):
                 with suppress(FileNotFoundError):
-                    self.store.remove(self.prefix + file_name(old))
+                    self.store.remove(self.prefix + file_name(old, is_part))
+
+    def write_part(self, epoch, state):
+        """Write the state within an epoch, which replaces an earlier one.
+
+        Parameters
+        ----------
+        epoch : int
+            Number of complete epochs.
+        state : dict
+            As in :meth:`write`.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+        """
+        self._write(file_name(epoch, is_part=True), pack(state, self.description))
 
     # ------------------------------------------------------------------ private
 
@@ -384,10 +303,13 @@ class Checkpoints:
     def _warn(self, message):
         warn_user(f"{self.owner}: {message}")
 
-    def _epochs(self):
-        """Return the epochs that have a checkpoint, in increasing order."""
+    def _states(self):
+        """Return the numbers of complete epochs of all checkpoints, and whether they are within.
+
+        The newest one is the last.
+        """
         matches = [EPOCH.fullmatch(name) for name in self._names()]
-        return sorted(int(match[1]) for match in matches if match)
+        return sorted((int(match[1]), match[2] is not None) for match in matches if match)
 
     def _names(self):
         """Return the names of the files of this part, without its prefix."""
@@ -408,7 +330,7 @@ class Checkpoints:
             raise self._unwritable(self.prefix + name, error) from error
 
     def _unwritable(self, name, error):
-        epochs = self._epochs()
+        epochs = [epoch for epoch, is_part in self._states() if not is_part]
         complete = f"that of epoch {epochs[-1]} is complete" if epochs else "there is none yet"
         return OSError(
             error.errno,
@@ -431,10 +353,10 @@ class Checkpoints:
                     self._stored = dict(stored)
                     return stored
                 self._warn(f"{DESCRIPTION} in {self._path} is of another fit; it is written again")
-        for epoch in reversed(self._epochs()):
+        for epoch, is_part in reversed(self._states()):
             # Each checkpoint contains the description, which replaces a lost or corrupt fit.json.
             with suppress(OSError, ValueError):
-                stored = unframe(self.store.read(self.prefix + file_name(epoch)))[0]
+                stored = unframe(self.store.read(self.prefix + file_name(epoch, is_part)))[0]
                 if self._is_same_fit(stored):
                     return stored
         return None
@@ -478,7 +400,7 @@ class Checkpoints:
         own, other = self.description[part], description[part]
         if own == other:
             return True
-        if not self._epochs():
+        if not self._states():
             return False
         before, now = (own, other) if part == "data" else (other, own)
         names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
@@ -495,9 +417,9 @@ class Checkpoints:
 # ---------------------------------------------------------------------- files
 
 
-def file_name(epoch):
-    """Return the name of the checkpoint after an epoch."""
-    return f"epoch-{epoch:05}.pt"
+def file_name(epoch, is_part=False):
+    """Return the name of the checkpoint after an epoch, or within the next one."""
+    return f"epoch-{epoch:05}{'-part' if is_part else ''}.pt"
 
 
 def is_own(name):
@@ -581,124 +503,3 @@ def read_state(content):
         return torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except UnpicklingError as error:
         raise ValueError("it holds more than tensors, numbers and strings") from error
-
-
-# ---------------------------------------------------------------------- descriptions
-
-
-def describe_parameters(estimator):
-    """Describe the parameters of a fit, for comparison with another fit.
-
-    Parameters
-    ----------
-    estimator : estimator
-        Estimator before the fit.
-
-    Returns
-    -------
-    dict of {str: str}
-        Parameters by name, nested ones included, without those that do not change the model.
-    """
-    return {
-        name: _described(value)
-        for name, value in sorted(estimator.get_params().items())
-        if name.partition("__")[0] not in IRRELEVANT
-    }
-
-
-def _described(value):
-    if hasattr(value, "checkpoint_description"):
-        return value.checkpoint_description()
-    if hasattr(value, "get_params"):
-        return type(value).__name__
-    if isinstance(value, np.random.RandomState):
-        return f"RandomState of {array_digest(*map(np.asarray, value.get_state()[1:]))}"
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_described(item) for item in value)}]"
-    if callable(value):
-        return describe_object(value)
-    text = masked(repr(value))
-    return re.sub(r" at 0x[0-9a-f]+", "", text)
-
-
-def describe_data(network, rows, valid_rows):
-    """Describe the encoded data and the initial network of a fit, for comparison with another.
-
-    Parameters
-    ----------
-    network : torch.nn.Module
-        Network before training.
-    rows : TrainingDataset
-        Training rows.
-    valid_rows : list of TrainingDataset
-        Validation rows.
-
-    Returns
-    -------
-    dict of {str: str}
-        Numbers of rows and digests, by name.
-    """
-    description = {}
-    for name, part in [("training", rows)] + [
-        (f"validation {index}", part) for index, part in enumerate(valid_rows)
-    ]:
-        sums = sums_of_hashes(part)
-        description[f"{name} rows"] = f"{len(part)} rows of {sums['rows']:016x}"
-        description[f"{name} targets"] = f"{sums['targets']:016x}"
-        description[f"{name} weights"] = f"{sums['weights']:016x}"
-    description["network"] = digest(*network.state_dict().values())
-    return description
-
-
-def sums_of_hashes(rows):
-    """Return sums of hashes of rows, which depend neither on their order nor on their division.
-
-    Parameters
-    ----------
-    rows : TrainingDataset
-        Rows in memory or in files, which may be a worker's shard of all rows.
-
-    Returns
-    -------
-    dict of {str: int}
-        Sums modulo 2**64 of the hashes of ``rows``, and of rows with their ``targets`` and with
-        their ``weights``.
-    """
-    sums = dict.fromkeys(["rows", "targets", "weights"], 0)
-    in_files = isinstance(rows, MemoryMappedDataset)
-    for piece in rows.stored_parts() if in_files else rows.parts():
-        piece = piece.to("cpu")
-        own = {"hash": torch.from_numpy(piece.frame.row_hashes())}
-        others = {"rows": {}, "targets": {"y": piece.target}, "weights": {"weight": piece.weight}}
-        for name, other in others.items():
-            pairs = TensorFrame({"rows": own, "others": other}, len(piece))
-            total = pairs.row_hashes().view(np.uint64).sum(dtype=np.uint64)
-            sums[name] = (sums[name] + int(total)) % 2**64
-    return sums
-
-
-def joined_descriptions(descriptions):
-    """Combine the results of :func:`describe_data` for the shards of several workers.
-
-    Parameters
-    ----------
-    descriptions : list of dict of {str: str}
-        Descriptions in the order of the workers.
-
-    Returns
-    -------
-    dict of {str: str}
-        Description of the rows of all workers, which does not depend on their number.
-    """
-    joined = dict(descriptions[0])
-    for name in joined.keys() - {"network"}:
-        texts = [description[name] for description in descriptions]
-        counts, sums = zip(*(text.rpartition(" rows of ")[::2] for text in texts), strict=True)
-        total = f"{sum(int(each, 16) for each in sums) % 2**64:016x}"
-        joined[name] = f"{sum(map(int, counts))} rows of {total}" if counts[0] else total
-    return joined
-
-
-def digest(*arrays):
-    """Return a short digest of arrays and tensors."""
-    return str(Digest().add(*arrays))

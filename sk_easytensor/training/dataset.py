@@ -1,16 +1,11 @@
-"""Encoded rows: in memory or in files, and in batches."""
+"""Encoded rows: what estimators and the training loop need of them, and rows in memory."""
 
 from __future__ import annotations
 
-import mmap
-import tempfile
 from abc import ABC, abstractmethod
-from contextlib import suppress
-from copy import copy
 from functools import partial
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from sk_easytensor.tensors import TensorFrame
@@ -21,12 +16,11 @@ __all__ = [
     "Dataset",
     "EncodedDataset",
     "InMemoryDataset",
-    "MemoryMappedDataset",
     "ResampledDataset",
-    "RowCollector",
     "TrainingDataset",
     "bounded_sample",
     "join_rows",
+    "n_bytes",
     "sampled_encodings",
     "sampled_parts",
 ]
@@ -43,12 +37,6 @@ WINDOW = 16
 
 MAX_PADDING = 0.2
 """Largest fraction of padding with which batches stay random."""
-
-ALIGNMENT = 64
-"""Bytes by whose multiples record batches in files begin."""
-
-PIECES_IN_MEMORY = 8
-"""Pieces of a file that would fit into memory; smaller ones are joined before they are written."""
 
 
 class Dataset(ABC):
@@ -187,6 +175,8 @@ class TrainingDataset(ABC):
     @abstractmethod
     def batches(self, batch_size, *, shuffle=False, lengths=None, n_batches=None):
         """Return an iterable of batches, which has a length and can be iterated over repeatedly.
+
+        The order of a pass depends on the state of torch's global generator at its beginning only.
 
         Parameters
         ----------
@@ -348,10 +338,10 @@ class EncodedDataset(InMemoryDataset, TrainingDataset):
         """Return a list of one part, the data set itself."""
         return [self]
 
-    def batches(self, batch_size, *, shuffle=False, lengths=None, n_batches=None):
+    def batches(self, batch_size, *, shuffle=False, lengths=None, n_batches=None, generator=None):
         """Return an iterable of batches; see :class:`BatchIterator`."""
         row_lengths = None if lengths is None else lengths(self.frame)
-        return BatchIterator(self, batch_size, shuffle, row_lengths, n_batches)
+        return BatchIterator(self, batch_size, shuffle, row_lengths, n_batches, generator)
 
     def merge_duplicates(self, batch_size):
         """Merge equal rows, adding their weights, if the distinct rows fit into one batch.
@@ -429,10 +419,15 @@ class BatchIterator:
         are sorted by length and cut into batches, which are iterated over in random order.
     n_batches : int, optional
         Number of batches of a shuffled epoch; overrides `batch_size`.
+    generator : torch.Generator, optional
+        Generator of the random order, instead of torch's global one.
     """
 
-    def __init__(self, rows, batch_size, shuffle=False, lengths=None, n_batches=None):
+    def __init__(
+        self, rows, batch_size, shuffle=False, lengths=None, n_batches=None, generator=None
+    ):
         self.n_batches = n_batches
+        self.generator = generator
         self.rows = rows
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -451,7 +446,7 @@ class BatchIterator:
             yield self.rows
             return
         device = self.rows.weight.device
-        order = torch.randperm(len(self.rows), device="cpu")
+        order = torch.randperm(len(self.rows), device="cpu", generator=self.generator)
         if self.lengths is None:
             # Copied to the device once.
             batches = order.to(device).tensor_split(len(self))
@@ -468,7 +463,8 @@ class BatchIterator:
             rows = torch.cat(window)
             rows = rows[self.lengths[rows].argsort(stable=True)]
             buckets += rows.split([len(batch) for batch in window])
-        return [buckets[index] for index in torch.randperm(len(buckets)).tolist()]
+        order = torch.randperm(len(buckets), generator=self.generator)
+        return [buckets[index] for index in order.tolist()]
 
 
 def random_padding(lengths, batch_size):
@@ -482,51 +478,6 @@ def random_padding(lengths, batch_size):
 def _sample(lengths, size=100_000):
     """Return at most `size` of the lengths, evenly spaced, as floats; quantiles sort them."""
     return lengths[:: -(-len(lengths) // size)].float()
-
-
-class RowCollector:
-    """Stores pieces of encoded rows: joined in memory, or in files if they are too large.
-
-    Parameters
-    ----------
-    memory : int
-        Largest size of the rows in memory, in bytes. Joining them takes as much memory again,
-        which counts.
-    """
-
-    def __init__(self, memory):
-        self.memory = memory
-        self._in_memory = []
-        self._size = 0
-        self._in_files = None
-
-    def append(self, piece):
-        """Add an :class:`EncodedDataset`, whose rows come after those already added."""
-        if len(piece) == 0:
-            return
-        self._in_memory.append(piece)
-        self._size += n_bytes(piece)
-        # Joining the pieces takes as much memory again.
-        if self._in_files is None and 2 * self._size > self.memory:
-            self._in_files = MemoryMappedDataset(self.memory)
-        while self._in_files is not None and PIECES_IN_MEMORY * self._size > self.memory:
-            group = [self._in_memory.pop(0)]
-            n_joined = n_bytes(group[0])
-            while self._in_memory and PIECES_IN_MEMORY * n_joined <= self.memory:
-                group.append(self._in_memory.pop(0))
-                n_joined += n_bytes(group[-1])
-            self._size -= n_joined
-            self._in_files.append(join_rows(group))
-
-    def finish(self):
-        """Return all rows, an EncodedDataset or MemoryMappedDataset; None if there are none."""
-        # The pieces are not needed beside what is made of them.
-        in_memory, self._in_memory = self._in_memory, []
-        if self._in_files is None:
-            return join_rows(in_memory) if in_memory else None
-        if in_memory:
-            self._in_files.append(join_rows(in_memory))
-        return self._in_files
 
 
 def join_rows(pieces):
@@ -594,190 +545,6 @@ def sampled_encodings(rows, names, max_rows, seed, group):
         return EncodedDataset(frame, part.target, part.weight)
 
     return sampled_parts(rows.map(select), size, seed + group.rank)
-
-
-class RecordFile:
-    """Temporary file of record batches, which are read by mapping it into memory.
-
-    Notes
-    -----
-    The file has no name where the operating system supports that, so that it is gone with the
-    process, even if the process is killed.
-    """
-
-    def __init__(self):
-        self._file = self._mapped = None
-
-    def __del__(self):
-        # What is left in the buffer does not matter any more.
-        with suppress(OSError, AttributeError):
-            self._file.close()
-
-    def write(self, batch):
-        """Write a record batch, and return its position in the file."""
-        if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="sk_easytensor-rows-")  # noqa: SIM115
-        start = self._file.seek(-(-self._file.tell() // ALIGNMENT) * ALIGNMENT)
-        with pa.ipc.new_stream(pa.PythonFile(self._file, "wb"), batch.schema) as writer:
-            writer.write_batch(batch)
-        self._file.flush()
-        return start
-
-    def read(self, start):
-        """Return the record batch at a position, which shares the memory of the file."""
-        size = self._file.tell()
-        if self._mapped is None or self._mapped.size < size:
-            mapped = mmap.mmap(self._file.fileno(), size, access=mmap.ACCESS_READ)
-            self._mapped = pa.py_buffer(mapped)
-        return pa.ipc.open_stream(self._mapped.slice(start)).read_next_batch()
-
-
-class MemoryMappedDataset(TrainingDataset):
-    """Encoded rows in a temporary file, read by mapping it into memory.
-
-    Each piece is shuffled when it is written. Shuffled batches are drawn from windows: a window has
-    an equal fraction of the rows of every piece, so that it represents all rows in whatever order
-    these came, and its rows are shuffled again.
-
-    Parameters
-    ----------
-    memory : int
-        Largest size of the memory that a window takes, in bytes.
-    """
-
-    def __init__(self, memory):
-        self.memory = memory
-        self.bytes = 0
-        self.functions = ()
-        self._file = RecordFile()
-        self._pieces = []
-
-    def append(self, rows):
-        """Write a piece to the file, after those already written.
-
-        Raises
-        ------
-        OSError
-            If the file cannot be written. The message names the directory.
-        """
-        generator = torch.Generator().manual_seed(len(self._pieces))
-        rows = rows.take(torch.randperm(len(rows), generator=generator))
-        batch = rows.frame.to_arrow()
-        targets = TensorFrame({"y": {"target": rows.target, "weight": rows.weight}}).to_arrow()
-        try:
-            starts = [self._file.write(part) for part in (batch, targets)]
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                "the encoded rows cannot be written into the directory of temporary files, after "
-                f"{self.bytes / 1e6:.0f} MB ({error.strerror}). Set the environment variable "
-                "TMPDIR to another one, or raise memory_per_worker of RayBackend, up to which rows "
-                "stay in memory",
-                tempfile.gettempdir(),
-            ) from error
-        self._pieces.append((len(rows), starts))
-        self.bytes += n_bytes(rows)
-
-    def __len__(self):
-        return sum(n_rows for n_rows, _ in self._pieces)
-
-    def map(self, function):
-        """Return the rows with a function applied to them each time they are read."""
-        mapped = copy(self)
-        mapped.functions = (*self.functions, function)
-        return mapped
-
-    def parts(self):
-        """Yield the pieces, one in memory at a time."""
-        for piece in self.stored_parts():
-            yield self.apply(piece)
-
-    def stored_parts(self):
-        """Yield the pieces as they are in the file, without the functions of :meth:`map`."""
-        for index in range(len(self._pieces)):
-            yield self._read(index)
-
-    def windows(self):
-        """Yield the windows of an epoch, in random order; together they have all rows once.
-
-        They are as in the file; see :meth:`apply`.
-        """
-        # A window is in memory three times: as pieces, joined, and as the current batch.
-        n_windows = min(-(-3 * self.bytes // self.memory), len(self))
-        # Other fractions of the pieces meet in each epoch.
-        shifts = torch.randint(n_windows, (len(self._pieces),)).tolist()
-        for window in torch.randperm(n_windows).tolist():
-            parts = []
-            for index, (n_rows, _) in enumerate(self._pieces):
-                fraction = (window + shifts[index]) % n_windows
-                first, end = (n_rows * (fraction + edge) // n_windows for edge in (0, 1))
-                if end > first:
-                    parts.append(self._read(index).take(slice(first, end)))
-            if parts:
-                yield join_rows(parts)
-
-    def batches(self, batch_size, *, shuffle=False, lengths=None, n_batches=None):
-        """Return an iterable of batches; see :meth:`TrainingDataset.batches`."""
-        return MemoryMappedBatches(self, batch_size, shuffle, lengths, n_batches)
-
-    def _read(self, index):
-        """Return a piece, whose tensors share the memory of the file."""
-        frame, targets = (
-            TensorFrame.from_arrow(self._file.read(start)) for start in self._pieces[index][1]
-        )
-        return EncodedDataset(frame, targets["y"]["target"], targets["y"]["weight"])
-
-    def apply(self, rows):
-        """Return rows of the file with the functions of :meth:`map` applied."""
-        for function in self.functions:
-            rows = function(rows)
-        return rows
-
-
-class MemoryMappedBatches:
-    """Iterable of batches of :class:`MemoryMappedDataset`.
-
-    Parameters
-    ----------
-    rows : MemoryMappedDataset
-        Rows to iterate over.
-    batch_size, shuffle, lengths, n_batches
-        As in :meth:`TrainingDataset.batches`.
-    """
-
-    def __init__(self, rows, batch_size, shuffle, lengths, n_batches):
-        self.rows = rows
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.lengths = lengths
-        self.n_batches = n_batches or -(-len(rows) // batch_size)
-
-    def __len__(self):
-        return self.n_batches
-
-    def __iter__(self):
-        if not self.shuffle:
-            for piece in self.rows.parts():
-                yield from piece.batches(self.batch_size, lengths=self.lengths)
-            return
-        rows_read, batches_yielded, held = 0, 0, []
-        for window in self.rows.windows():
-            rows_read += len(window)
-            held.append(window)
-            # The batches of all windows add up to n_batches, whatever the windows' sizes.
-            if rows_read == len(self.rows):
-                target = self.n_batches
-            else:
-                target = min(round(self.n_batches * rows_read / len(self.rows)), self.n_batches - 1)
-            # Rows of a window that is much smaller than a batch are in the next one's batches.
-            if target > batches_yielded:
-                yield from self.rows.apply(join_rows(held)).batches(
-                    self.batch_size,
-                    shuffle=True,
-                    lengths=self.lengths,
-                    n_batches=target - batches_yielded,
-                )
-                batches_yielded, held = target, []
 
 
 def _total_weight(rows):

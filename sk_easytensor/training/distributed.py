@@ -291,7 +291,7 @@ class SharedCheckpoints:
     ----------
     checkpoints : Checkpoints
         Checkpoints of the fit.
-    group : ProcessGroup
+    group : SingleProcess or ProcessGroup
         Workers of the fit.
     join : callable
         Function that joins the descriptions of the workers' data, so that those of other numbers
@@ -309,16 +309,20 @@ class SharedCheckpoints:
         self.group.broadcast_from_rank0(lambda: self.checkpoints.begin(description))
 
     def latest(self):
-        """Return the state after the last complete epoch, with this worker's random state.
+        """Return the newest state, with this worker's random state and position within the epoch.
 
-        If there were other workers, each has a new random state, which depends on the epoch.
+        If there were other workers, the state is that after the last complete epoch, and each
+        worker has a new random state, which depends on the epoch.
         """
         state = self.group.broadcast_from_rank0(self.checkpoints.latest)
         if state is None:
             return None
-        states = state.get("random_of_workers", [])
-        if len(states) == self.group.size:
-            state["random"], state["random_cuda"] = states[self.group.rank]
+        if len(state["workers"]) != self.group.size and state["position"] is not None:
+            state = self.group.broadcast_from_rank0(lambda: self.checkpoints.latest(complete=True))
+            if state is None:
+                return None
+        if len(state["workers"]) == self.group.size:
+            state.update(state["workers"][self.group.rank])
         else:
             generator = torch.Generator().manual_seed(torch.initial_seed())
             seeds = torch.randint(2**62, (len(state["history"]) + 1,), generator=generator)
@@ -328,6 +332,14 @@ class SharedCheckpoints:
 
     def write(self, epoch, state, best):
         """Write the state after an epoch, with the random states of all workers."""
-        random = self.group.gather([state["random"], state["random_cuda"]])
-        state = {**state, "random_of_workers": random}
+        state = self._joined(state)
         self.group.broadcast_from_rank0(lambda: self.checkpoints.write(epoch, state, best))
+
+    def write_part(self, epoch, state):
+        """Write the state within an epoch, with random states and positions of all workers."""
+        state = self._joined(state)
+        self.group.broadcast_from_rank0(lambda: self.checkpoints.write_part(epoch, state))
+
+    def _joined(self, state):
+        own = {name: state[name] for name in ("random", "random_cuda", "position")}
+        return {**state, "workers": self.group.gather(own)}

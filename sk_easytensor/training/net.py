@@ -8,6 +8,7 @@ import signal
 import threading
 from contextlib import contextmanager
 from copy import deepcopy
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -16,10 +17,10 @@ from skorch import NeuralNet
 from skorch.callbacks import Callback, EarlyStopping
 from torch import nn
 
-from sk_easytensor.training.checkpoint import load_loop_state, loop_state
 from sk_easytensor.training.dataset import BatchIterator
 from sk_easytensor.training.distributed import SingleProcess
 from sk_easytensor.training.evaluation import EvalPlan, Evaluator, eval_batch_size
+from sk_easytensor.training.loop_state import EpochPosition, load_loop_state, loop_state
 from sk_easytensor.training.row_updates import ROW_OPTIMIZERS, RowUpdates, gradient_values
 
 __all__ = [
@@ -168,6 +169,12 @@ class StepSchedule(Callback):
         fraction = min((progress - self.hold) / (1 - self.hold), 1.0)
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * fraction))
 
+
+CHECKPOINT_SECONDS = 600.0
+"""Interval of checkpoints within an epoch."""
+
+TIMED_STEPS = 16
+"""Steps of an epoch whose time tells how many there are in an interval."""
 
 SMOOTHED = "_smoothed"
 """End of the name in the history of the mean of a metric over the last epochs."""
@@ -408,8 +415,9 @@ class TensorNet(NeuralNet):
                 if hasattr(callback, "start_from"):
                     callback.start_from(self, self.initial_scores_)
         state = self.checkpoints.latest() if self.checkpoints is not None else None
+        position = None
         if state is not None:
-            load_loop_state(self, self._average, state)
+            position = load_loop_state(self, self._average, state)
             epochs = 0 if state["ended"] else epochs - len(self.history)
         try:
             for _ in range(epochs):
@@ -419,7 +427,8 @@ class TensorNet(NeuralNet):
                     iterator = self.get_iterator(datasets["dataset_train"], training=True)
                 self.notify("on_epoch_begin", **datasets)
                 self._average.swap_out()
-                self.run_single_epoch(iterator, True, "train", self.train_step)
+                self.run_single_epoch(iterator, True, "train", self.train_step, position=position)
+                position = None
                 self.row_updates.end_epoch()
                 self._average.swap_in()
                 self._evaluate()
@@ -442,6 +451,13 @@ class TensorNet(NeuralNet):
             state = loop_state(self, self._average, self._ended)
             self.checkpoints.write(len(self.history), state, best=best)
 
+    def _write_part(self, position):
+        """Write a checkpoint within an epoch."""
+        self._average.swap_in()
+        state = loop_state(self, self._average, False, position)
+        self.checkpoints.write_part(len(state["history"]), state)
+        self._average.swap_out()
+
     def _in_order_of_batches(self, rows):
         """Return validation rows in the order in which they are cut into batches.
 
@@ -455,18 +471,27 @@ class TensorNet(NeuralNet):
         lengths = self.module_.padded_lengths(rows.frame)
         return rows if lengths is None else rows.take(lengths.argsort(stable=True))
 
-    def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
+    def run_single_epoch(self, iterator, training, prefix, step_fn, *, position=None, **fit_params):
         self._set_training(training)
-        total, n_rows, units = 0.0, 0, 0.0
-        for batch in iterator:
+        position = EpochPosition() if position is None else position
+        begin, interval = perf_counter(), None
+        for batch in position.remaining(iterator, self.module_):
             self.notify("on_batch_begin", batch=batch, training=training)
             step = step_fn(batch)
-            total = total + step["loss"].detach() * len(batch)
-            units = units + step.pop("unit_loss", 0.0) * len(batch)
-            n_rows += len(batch)
+            position.add(len(batch), step["loss"].detach(), step.pop("unit_loss", 0.0))
             self._average.update()
             self.notify("on_batch_end", batch=batch, training=training, **step)
-        total, units, n_rows = self.group.sum([float(total), float(units), n_rows])
+            if self.checkpoints is None or position.steps >= len(iterator):
+                continue
+            done = position.steps - position.first
+            if done == TIMED_STEPS:
+                # All workers write after the same step.
+                seconds = max(self.group.gather(perf_counter() - begin))
+                interval = max(TIMED_STEPS, int(CHECKPOINT_SECONDS * TIMED_STEPS / seconds))
+            if interval is not None and done % interval == 0:
+                self._write_part(position)
+        sums = [float(position.loss), float(position.unit_loss), position.n_rows]
+        total, units, n_rows = self.group.sum(sums)
         loss = total / n_rows
         if not math.isfinite(loss):
             raise ValueError(

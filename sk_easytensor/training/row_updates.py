@@ -40,6 +40,8 @@ class RowUpdates:
     ----------
     tables : list of torch.nn.Parameter
         Tables with sparse gradients.
+    pending_decays : list of float
+        Factor of the weight decay that is still to be applied to each table.
 
     Notes
     -----
@@ -59,7 +61,7 @@ class RowUpdates:
             module.sparse = enabled
             if enabled:
                 self.tables += [t for t in module.large_tables() if t.requires_grad]
-        self._decays = [1.0] * len(self.tables)
+        self.pending_decays = [1.0] * len(self.tables)
 
     def register(self, optimizer):
         """Update the tables before each step of an optimizer, which then finds no gradients.
@@ -96,9 +98,9 @@ class RowUpdates:
 
     @torch.no_grad()
     def _decay(self, index):
-        if self._decays[index] != 1.0:
-            self.tables[index].mul_(self._decays[index])
-            self._decays[index] = 1.0
+        if self.pending_decays[index] != 1.0:
+            self.tables[index].mul_(self.pending_decays[index])
+            self.pending_decays[index] = 1.0
 
     @torch.no_grad()
     def _update(self, optimizer, args, kwargs):
@@ -108,8 +110,8 @@ class RowUpdates:
                 continue
             group = groups[id(table)]
             rows, values = table.grad.indices()[0], table.grad.values()
-            self._decays[index] *= 1 - group["lr"] * group["weight_decay"]
-            if self._decays[index] < SMALLEST_DECAY:
+            self.pending_decays[index] *= 1 - group["lr"] * group["weight_decay"]
+            if self.pending_decays[index] < SMALLEST_DECAY:
                 self._decay(index)
             self._update_rows(table, rows, values, group, optimizer.state[table])
             table.grad = None

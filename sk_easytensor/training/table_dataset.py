@@ -13,7 +13,7 @@ from sk_easytensor.data.sources import is_source
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.data.validation import Sized, check_weight, errors_mention, errors_name
 from sk_easytensor.events import collect_sequences
-from sk_easytensor.training.dataset import RowCollector
+from sk_easytensor.training.file_dataset import RowCollector
 
 __all__ = [
     "BaseRowEncoder",

@@ -21,7 +21,7 @@ from skorch.callbacks import (
 from sk_easytensor.networks.block_module import learning_rates
 from sk_easytensor.networks.linear import LinearModule
 from sk_easytensor.training.blend import MIN_TREE_ROWS, fit_trees
-from sk_easytensor.training.checkpoint import describe_data
+from sk_easytensor.training.descriptions import describe_data
 from sk_easytensor.training.distributed import SingleProcess
 from sk_easytensor.training.evaluation import EvalPlan
 from sk_easytensor.training.net import BestEpoch, StepSchedule, TensorNet

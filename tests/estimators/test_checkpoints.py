@@ -13,11 +13,15 @@ import fsspec
 import joblib
 import killed_fits
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from sklearn.base import clone
 from skorch.callbacks import Callback, LRScheduler
 
 from sk_easytensor import (
+    MLP,
+    BoostedTrees,
     EasyTensorClassifier,
     EasyTensorEmbedder,
     EasyTensorRegressor,
@@ -26,7 +30,9 @@ from sk_easytensor import (
 )
 from sk_easytensor._utils.storage import DirectoryStore
 from sk_easytensor.backends import LocalBackend
+from sk_easytensor.blocks import category
 from sk_easytensor.datasets import make_interactions
+from sk_easytensor.training import net
 from sk_easytensor.training.checkpoint import pack, read_state, seal, unframe, unseal
 
 EPOCHS = 6
@@ -46,6 +52,21 @@ class FragileStore(DirectoryStore):
     def write(self, name, data):
         if name.startswith("epoch") and name > self.last:
             raise self.error
+        super().write(name, data)
+
+
+class FragilePart(DirectoryStore):
+    """A directory to which a checkpoint within an epoch can be written some times."""
+
+    def __init__(self, url, times):
+        super().__init__(url)
+        self.times = times
+
+    def write(self, name, data):
+        if name.endswith("-part.pt"):
+            if self.times == 0:
+                raise PowerCut
+            self.times -= 1
         super().write(name, data)
 
 
@@ -187,6 +208,87 @@ def test_an_embedder_goes_on(objective, tmp_path):
     found = EasyTensorEmbedder(checkpoint_dir=tmp_path, **params).fit(X)
     same(found, expected)
     np.testing.assert_array_equal(found.transform(X), expected.transform(X))
+
+
+@pytest.fixture
+def often(monkeypatch):
+    """Checkpoints within epochs every 16 steps; the steps are counted."""
+    monkeypatch.setattr(net, "CHECKPOINT_SECONDS", 0.0)
+    steps, train_step = [], net.TensorNet.train_step
+
+    def counted(self, batch, **kwargs):
+        steps.append(len(batch))
+        return train_step(self, batch, **kwargs)
+
+    monkeypatch.setattr(net.TensorNet, "train_step", counted)
+    return steps
+
+
+def cases_within_epochs():
+    random = np.random.default_rng(0)
+    n = 600
+    X = pd.DataFrame(
+        {
+            "number": random.normal(size=n),
+            "key": random.integers(0, 300, n).astype(str),
+            "list": [
+                list(random.choice(["a", "b", "c"], size)) for size in random.integers(1, 40, n)
+            ],
+        }
+    )
+    y = (X["number"] + random.normal(size=n) > 0).astype(int)
+    quick = {"batch_size": 8, "max_epochs": 3, "n_folds": None, "random_state": 0, "linear": None}
+    shop = make_interactions(800, n_users=30, n_items=20, random_state=0)
+    towers = {"embedding_dim": 4, "max_epochs": 2, "random_state": 0, "batch_size": 16}
+    keys = {"items": shop.catalogue, "item_key": "item_id"}
+    return {
+        "table": (EasyTensorClassifier(trees=BoostedTrees(max_iter=5), **quick), (X, y), {}),
+        "regression": (EasyTensorRegressor(trees=None, **quick), (X, X["number"]), {}),
+        "dropout": (EasyTensorClassifier(trunk=MLP(width=8), trees=None, **quick), (X, y), {}),
+        "towers": (EasyTensorTwoTower(n_negatives=7, **towers), (shop.interactions,), keys),
+        "embedder": (
+            EasyTensorEmbedder(embedding_dim=4, max_epochs=2, batch_size=8, random_state=0),
+            (X[["list"]],),
+            {},
+        ),
+    }
+
+
+@pytest.mark.parametrize("case", ["table", "regression", "dropout", "towers", "embedder"])
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_fit_goes_on_within_an_epoch(case, times, often, tmp_path, monkeypatch):
+    # Large tables are updated by row, whose weight decay may be pending.
+    monkeypatch.setattr(category, "MAX_SCALED_ROWS", 100)
+    monkeypatch.setattr(category, "LARGE_TABLE", 1)
+    model, data, params = cases_within_epochs()[case]
+    expected = clone(model).fit(*data, **params)
+    n_steps = len(often)
+    interrupted = clone(model).set_params(checkpoint_dir=FragilePart(tmp_path, times))
+    with pytest.raises(PowerCut):
+        interrupted.fit(*data, **params)
+    found = clone(model).set_params(checkpoint_dir=tmp_path).fit(*data, **params)
+    same(found, expected)
+    # Of the steps since the last checkpoint, 16 are repeated.
+    assert len(often) == 2 * n_steps + 16
+    # A complete epoch replaces those within it.
+    assert not list(tmp_path.glob("fit-*/*-part.pt"))
+
+
+def test_a_damaged_checkpoint_within_an_epoch_is_passed_over(often, tmp_path):
+    model, data, _ = cases_within_epochs()["table"]
+    expected = clone(model).fit(*data)
+    with pytest.raises(PowerCut):
+        clone(model).set_params(checkpoint_dir=FragilePart(tmp_path, 4)).fit(*data)
+    (part,) = tmp_path.glob("fit-*/*-part.pt")
+    part.write_bytes(part.read_bytes()[:-10])
+    with pytest.warns(UserWarning, match=rf"{part.name} in .* cannot be read .* the one before"):
+        found = clone(model).set_params(checkpoint_dir=tmp_path).fit(*data)
+    same(found, expected)
+
+
+def test_short_epochs_have_no_checkpoints_within(tmp_path):
+    model, data, _ = cases_within_epochs()["table"]
+    clone(model).set_params(checkpoint_dir=FragilePart(tmp_path, 0)).fit(*data)
 
 
 def test_a_fit_is_interrupted_again_and_again(labelled, tmp_path):
@@ -475,7 +577,7 @@ def test_a_newer_format_is_refused(labelled, tmp_path):
     interrupt(classifier(tmp_path), *labelled, epochs=1)
     file = fit_in(tmp_path) / "fit.json"
     file.write_bytes(seal({**unseal(file.read_bytes()), "format": 99}))
-    with pytest.raises(ValueError, match="checkpoints of format 99; this version reads format 2"):
+    with pytest.raises(ValueError, match="checkpoints of format 99; this version reads format 3"):
         classifier(tmp_path).fit(*labelled)
 
 

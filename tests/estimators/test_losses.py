@@ -36,7 +36,7 @@ from sk_easytensor.losses import (
     row_losses,
 )
 from sk_easytensor.networks.heads import RegressionHead
-from sk_easytensor.training.checkpoint import describe_parameters
+from sk_easytensor.training.descriptions import describe_parameters
 
 LEARNS = {
     "n_folds": None,

@@ -18,7 +18,8 @@ from sk_easytensor.data.columns import decoded, row_errors_from
 from sk_easytensor.data.keys import hash_strings
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.events import check_not_missing, collect_sequences
-from sk_easytensor.training.checkpoint import describe_data, joined_descriptions, plain
+from sk_easytensor.training.descriptions import describe_data, joined_descriptions
+from sk_easytensor.training.loop_state import plain
 from sk_easytensor.training.progress import DriverProgress, has_moving_output
 
 __all__ = [

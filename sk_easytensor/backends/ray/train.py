@@ -26,13 +26,15 @@ from sk_easytensor._utils.masking import mask_error, masked
 from sk_easytensor._utils.runtime import limited_threads
 from sk_easytensor._utils.storage import (
     make_temporary_directory,
+    name_directory,
     remove_directory,
     remove_temporary_directory,
 )
 from sk_easytensor.backends.ray.dataset import assign_shards
 from sk_easytensor.backends.ray.progress import ErrorCollector, report_progress
 from sk_easytensor.backends.ray.summarize import WorkerTracebacks, n_threads
-from sk_easytensor.training.checkpoint import Checkpoints, joined_descriptions
+from sk_easytensor.training.checkpoint import Checkpoints
+from sk_easytensor.training.descriptions import joined_descriptions
 from sk_easytensor.training.distributed import (
     LostWorkerError,
     ProcessGroup,
@@ -318,12 +320,13 @@ def worker_memory():
 def storage(backend):
     """Yield the directory or URL for checkpoints and the state of Ray Train.
 
-    It is in `storage_path`, or else among temporary files, and is removed afterwards.
+    It is in `storage_path`, or else among temporary files, and is removed afterwards. Those of
+    processes that were killed on this machine are removed before.
     """
     if backend.storage_path is not None:
         path = os.fspath(backend.storage_path)
         path = path if "://" in path else os.path.abspath(path)
-        directory = f"{path.rstrip('/')}/sk_easytensor-{uuid4().hex}"
+        directory = name_directory(path, "fit")
         try:
             yield directory
         finally:
@@ -415,7 +418,7 @@ def _train(job, group, rank):
         verbose=job.settings.verbose if rank == 0 else 0,
         group=group,
     )
-    if isinstance(group, ProcessGroup) and settings.checkpoints is not None:
+    if settings.checkpoints is not None:
         settings.checkpoints = SharedCheckpoints(settings.checkpoints, group, joined_descriptions)
     memory = worker_memory() if job.memory is None else job.memory
     datasets = {}
