@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test strict fuzz lint format docs bench clean
+.PHONY: help venv demo test strict cluster fuzz lint format docs bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +38,9 @@ strict: venv ## Run the whole test suite with warnings as errors, but for those 
 		-W 'ignore:`use_:DeprecationWarning' \
 		-W 'ignore:X does not have valid feature names' \
 		-W ignore::PendingDeprecationWarning
+
+cluster: venv $(VENV)/.installed-cluster ## Run the tests on several machines, which are processes here, and on S3
+	$(BIN)/python -m pytest tests/cluster -m cluster -n 0
 
 fuzz: venv ## Run N=1000 cases of the fuzzer from seed FIRST=0 on, in JOBS=1 processes
 	$(BIN)/python -m tests.fuzz --cases $(N) --first $(FIRST) --jobs $(JOBS) --onnx $(ONNX)
