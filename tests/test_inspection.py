@@ -322,7 +322,7 @@ def test_importances_of_wide_tables_need_no_pass_for_each_column(wide, monkeypat
     assert len(numbers) <= 2
     # The same with a pass of all columns for each.
     monkeypatch.setattr(_encoded, "MANY_COLUMNS", 1000)
-    passes, _ = sample.compute(model.network_, model._encoder, model._target, LocalBackend())
+    passes, _, _ = sample.compute(model.network_, model._encoder, model._target, LocalBackend())
     np.testing.assert_allclose(importances, passes, rtol=0, atol=1e-5)
     assert {model.feature_names_in_[place] for place in passes.argsort()[-2:]} == {"x0", "city"}
 

@@ -233,7 +233,9 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
     run_id_ : str or None
         With a `tracker`, identifier of the run in MLflow; None if it could not be created.
     feature_importances_ : ndarray of shape (n_features,)
-        Permutation importance of each column, scaled to sum to 1.
+        Permutation importance of each column, scaled to sum to 1; 0 within one standard error.
+    importances_std_ : ndarray of shape (n_features,)
+        Standard error of each importance.
     inference_engine_ : str
         Engine that runs the network: ``"torch"``, ``"onnxruntime"`` or ``"tensorrt"``.
     inference_report_ : dict

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from sk_easytensor._utils.runtime import with_library_settings
@@ -13,8 +14,6 @@ from sk_easytensor.inspection.explanation import Explanation, shapley_values
 from sk_easytensor.training.progress import show_phase
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from sk_easytensor._utils.typing import RandomStateLike, TableLike
 
 __all__ = [
@@ -35,9 +34,10 @@ class ExplainMixin:
         """Permutation importance of each input column, an ndarray of shape (n_features,).
 
         The importance of a column is the increase of the loss when the column's values are
-        shuffled among validation rows. Increases are at least 0 and scaled to sum to 1. At most
-        2,048 validation rows are used, or training rows if there are fewer than 32. Shuffling the
-        encoded rows costs forward passes only. Importances are computed on the first access, or
+        shuffled among validation rows. Increases of less than one standard error are noise and
+        become 0; the others are scaled to sum to 1. :attr:`importances_std_` has their errors. At
+        most 2,048 validation rows are used, or training rows if there are fewer than 32. Shuffling
+        the encoded rows costs forward passes only. Importances are computed on the first access, or
         when the estimator is pickled, because pickles hold no rows. With more than 100 columns, a
         single shuffle of 256 rows is made, and pickling does not compute them: the pickle then
         holds those rows, encoded. On Ray, the workers compute importances at the end of a fit, each
@@ -57,15 +57,36 @@ class ExplainMixin:
         NotFittedError
             If the estimator is not fitted.
         """
-        check_is_fitted(self)
-        if not hasattr(self, "_importances"):
-            backend = resolve_backend(self.backend, self.n_jobs)
-            with show_phase("computing importances", self.verbose):
-                self._importances, self._validation = self._importance_sample.compute(
-                    self.network_, self._encoder, self._target, backend
-                )
-            self._importance_sample = None
+        self._compute_importances()
         return self._importances
+
+    @property
+    @with_library_settings
+    def importances_std_(self) -> np.ndarray:
+        """Standard error of each importance, an ndarray of shape (n_features,).
+
+        It is that of the mean over the rows on which :attr:`feature_importances_` was computed, on
+        their scale, also for the columns whose importance is 0. All are 0 if no importance is above
+        0, and NaN in models that an earlier version of the library has saved.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        """
+        self._compute_importances()
+        return getattr(self, "_importances_std", self._importances * np.nan)
+
+    def _compute_importances(self):
+        check_is_fitted(self)
+        if hasattr(self, "_importances"):
+            return
+        backend = resolve_backend(self.backend, self.n_jobs)
+        with show_phase("computing importances", self.verbose):
+            self._importances, self._importances_std, self._validation = (
+                self._importance_sample.compute(self.network_, self._encoder, self._target, backend)
+            )
+        self._importance_sample = None
 
     @with_library_settings
     def explain(

@@ -97,7 +97,7 @@ class EasyTensorMultiTask(BaseEasyTensor):
         With `n_folds`, probabilities or numbers of each task, as in :class:`EasyTensorClassifier`.
     n_features_in_, feature_names_in_, blocks_, network_, best_iteration_, best_score_, n_iter_
         As in :class:`EasyTensorClassifier`.
-    fit_times_, feature_importances_, inference_engine_, inference_report_
+    fit_times_, feature_importances_, importances_std_, inference_engine_, inference_report_
         As in :class:`EasyTensorClassifier`.
 
     See Also

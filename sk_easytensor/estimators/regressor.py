@@ -125,7 +125,9 @@ class EasyTensorRegressor(RegressorMixin, BaseEasyTensor):
     inference_engine_, inference_report_
         As in :class:`EasyTensorClassifier`.
     feature_importances_ : ndarray of shape (n_features,)
-        Permutation importance of each column.
+        Permutation importance of each column, scaled to sum to 1; 0 within one standard error.
+    importances_std_ : ndarray of shape (n_features,)
+        Standard error of each importance.
 
     See Also
     --------

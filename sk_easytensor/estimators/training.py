@@ -217,7 +217,7 @@ class NetworkTrainingMixin:
         )
         self._use_torch()
         self._n_features_out = self.network_.representation_features
-        for name in ("_importances", "oof_prediction_"):
+        for name in ("_importances", "_importances_std", "oof_prediction_"):
             vars(self).pop(name, None)
         self._fitted_structure = self._structure()
         self._optimizer_state = None

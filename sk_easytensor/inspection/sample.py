@@ -107,6 +107,10 @@ MAX_PASSES = 2**20
 MAX_VALUES = 2**16
 """Values of rows and columns that a pass over all columns of a wide table reads."""
 
+N_ERRORS = 1.0
+"""Standard errors that the increase of the loss must exceed, or else it is 0. More would leave out
+columns that matter where few rows are held out."""
+
 MIN_VALIDATION_ROWS = 32
 """With fewer validation rows, training rows are sampled."""
 
@@ -176,12 +180,10 @@ class Inspection:
         sample = self._sample(rows, evals, group, linear)
         if group.rank > 0:
             return {}
-        importances, validation = sample.compute(
-            network, self.encoder, self.target, LocalExecutor()
-        )
+        increases, predicted = sample.measure(network, self.encoder, self.target, LocalExecutor())
         return {
-            "_importances": importances,
-            "_validation": validation,
+            "increases": increases,
+            "_validation": None if predicted is None else validation(self.target, [predicted]),
             "_importance_sample": None,
         }
 
@@ -202,14 +204,18 @@ class Inspection:
         -------
         dict
         """
-        if len(inspected) == 1 or not inspected[0]:
-            return inspected[0]
+        if not inspected[0]:
+            return {}
         if inspected[0]["_importance_sample"] is not None:
             samples = [each["_importance_sample"] for each in inspected]
-            return {"_importance_sample": EnsembleSample(samples)}
-        # Workers return no rows, so that metrics cannot be computed over the rows of all.
-        importances = mean_importances([each["_importances"] for each in inspected])
-        return {**inspected[0], "_importances": importances}
+            return {
+                "_importance_sample": samples[0] if len(samples) == 1 else EnsembleSample(samples)
+            }
+        increases = mean_increases([each["increases"] for each in inspected])
+        importances, errors = significant_shares(increases)
+        # Workers return no rows, so that metrics cannot be computed over the rows of all networks.
+        joined = {name: value for name, value in inspected[0].items() if name != "increases"}
+        return {**joined, "_importances": importances, "_importances_std": errors}
 
 
 class ImportanceSample:
@@ -285,19 +291,22 @@ class ImportanceSample:
         -------
         importances : ndarray of float64, shape (n_features,)
             Importance of each feature, at least 0.
+        errors : ndarray of float64, shape (n_features,)
+            Their standard errors.
         validation : dict or None
             Metrics for the sample. None for training rows.
         """
-        importances, predicted = self.measure(network, encoder, target, backend)
-        return importances, None if predicted is None else validation(target, [predicted])
+        increases, predicted = self.measure(network, encoder, target, backend)
+        metrics = None if predicted is None else validation(target, [predicted])
+        return *significant_shares(increases), metrics
 
     def measure(self, network, encoder, target, backend):
-        """Compute importances, and outputs of validation rows; parameters as of :meth:`compute`.
+        """Measure increases of the loss, and outputs of validation rows, as :meth:`compute` does.
 
         Returns
         -------
-        importances : ndarray of float64, shape (n_features,)
-            Importance of each feature, at least 0.
+        increases : ndarray of float64, shape (n_features, 2)
+            Increase of the loss by each feature, and its standard error.
         predicted : tuple of torch.Tensor, or None
             Outputs, targets and weights of the sample. None for training rows.
         """
@@ -309,14 +318,14 @@ class ImportanceSample:
         if not (self.quick or model.linear):
             rows = rows.take(slice(bounded_rows(MAX_VALUES // len(model.places))))
             evaluated = EncodedModel.of_network(network, head, encoder, rows.frame, backend)
-        importances = self.importances(evaluated, rows, head)
-        importances = encoder.by_feature(importances, network, rows.frame)
+        increases = self.increases(evaluated, rows, head)
+        increases = encoder.by_feature(increases, network, rows.frame)
         if not self.held_out:
-            return importances, None
-        return importances, (model.outputs[:, 0], self.rows.target, self.rows.weight)
+            return increases, None
+        return increases, (model.outputs[:, 0], self.rows.target, self.rows.weight)
 
-    def importances(self, model, rows, head):
-        """Return the permutation importance of each input column.
+    def increases(self, model, rows, head):
+        """Return by how much the loss increases when each input column is shuffled.
 
         Parameters
         ----------
@@ -329,28 +338,27 @@ class ImportanceSample:
 
         Returns
         -------
-        ndarray of float64, shape (n_columns,)
-            Increase of the loss, at least 0, scaled to sum to 1; all 0 if no column increases it.
-            Columns that can only be shuffled together share their importance evenly.
+        ndarray of float64, shape (n_columns, 2)
+            Mean increase of the loss, and the standard error of this mean over the rows. Columns
+            that can only be shuffled together share both evenly.
         """
-        weight = rows.weight.double()
+        weight = rows.weight.double().numpy()
+        weight = weight / weight.sum()
 
         def loss(outputs):
-            losses = head.loss(outputs, rows.target)[:, 0].double()
-            return float((losses * weight).sum())
+            return head.loss(outputs, rows.target)[:, 0].double().numpy()
 
         repeats = REPEATS if self.quick else WIDE_TABLE_REPEATS
         orders = draw_orders(len(rows), repeats, np.random.RandomState(self.seed))
         groups = model.columns()
         before, after = permuted_scores(model, groups, orders, loss)
-        losses = [loss for of_group in after for loss in of_group]
-        before, *after = [each / float(weight.sum()) for each in (before, *losses)]
-        importances = np.zeros(len(model.places))
-        for index, (columns, _) in enumerate(groups):
-            losses = after[index * repeats : (index + 1) * repeats]
-            increase = np.mean([loss - before for loss in losses])
-            importances[columns] = max(increase, 0.0) / len(columns)
-        return shares(importances)
+        increases = np.zeros((len(model.places), 2))
+        for (columns, _), losses in zip(groups, after, strict=True):
+            of_rows = np.mean(losses, axis=0) - before
+            mean = weight @ of_rows
+            error = np.sqrt(weight**2 @ (of_rows - mean) ** 2)
+            increases[columns] = mean / len(columns), error / len(columns)
+        return increases
 
 
 class EnsembleSample:
@@ -376,9 +384,9 @@ class EnsembleSample:
             sample.measure(one, encoder, target, backend)
             for sample, one in zip(self.samples, network.networks, strict=True)
         ]
-        importances = mean_importances([each for each, _ in measured])
+        increases = mean_increases([each for each, _ in measured])
         parts = [predicted for _, predicted in measured if predicted is not None]
-        return importances, validation(target, parts) if parts else None
+        return *significant_shares(increases), validation(target, parts) if parts else None
 
 
 def validation(target, predicted):
@@ -404,15 +412,39 @@ def bounded_rows(n_rows):
     return min(max(n_rows, MIN_ROWS), WIDE_TABLE_ROWS)
 
 
-def shares(importances):
-    """Return importances divided by their sum, unless all are 0."""
-    total = importances.sum()
-    return importances / total if total > 0 else importances
+def significant_shares(increases):
+    """Return importances that sum to 1, and their standard errors.
 
+    Parameters
+    ----------
+    increases : ndarray of float64, shape (n_features, 2)
+        Increases of the loss, and their standard errors.
 
-def mean_importances(parts):
-    """Return the mean of the importances of several networks, the sum of which is 1.
-
-    The importances of a network that no shuffled column makes worse are all 0.
+    Returns
+    -------
+    importances, errors : ndarray of float64, shape (n_features,)
+        An increase of less than one standard error is noise: its importance is 0. All are 0 if
+        every increase is.
     """
-    return shares(np.mean(parts, axis=0))
+    means, errors = increases.T
+    importances = np.where(means > N_ERRORS * errors, means, 0.0)
+    total = importances.sum()
+    if total == 0:
+        return importances, np.zeros(len(errors))
+    return importances / total, errors / total
+
+
+def mean_increases(parts):
+    """Return the mean of the increases of several networks, with its standard errors.
+
+    Parameters
+    ----------
+    parts : list of ndarray of float64, shape (n_features, 2)
+        Increases of the loss of each network, on rows of its own, and their standard errors.
+
+    Returns
+    -------
+    ndarray of float64, shape (n_features, 2)
+    """
+    means, errors = np.moveaxis(np.asarray(parts), 2, 0)
+    return np.column_stack([means.mean(0), np.sqrt((errors**2).sum(0)) / len(parts)])

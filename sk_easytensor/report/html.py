@@ -240,18 +240,39 @@ def boxes(x, quantiles, labels, title):
     return axes.svg()
 
 
-def bars(names, values, title):
-    """Return a plot of a horizontal bar for each number, none of which is negative."""
-    largest = max(values) if max(values) > 0 else 1.0
+def bars(names, values, errors, title):
+    """Return a plot of a horizontal bar for each number, with a line for its error.
+
+    Parameters
+    ----------
+    names : list of str
+        Name of each bar.
+    values, errors : sequence of float
+        Lengths, none of which is negative, and their errors; no lines for errors of NaN.
+    title : str
+        Title of the plot.
+
+    Returns
+    -------
+    str
+    """
+    errors = np.nan_to_num(np.asarray(errors, dtype=np.float64))
+    largest = max(np.asarray(values) + errors)
+    largest = largest if largest > 0 else 1.0
     parts, left = [], 220
-    for index, (name, value) in enumerate(zip(names, values, strict=True)):
-        top, length = 8 + 22 * index, value / largest * (WIDTH - left - 80)
+    scale = (WIDTH - left - 80) / largest
+    for index, (name, value, error) in enumerate(zip(names, values, errors, strict=True)):
+        top, length = 8 + 22 * index, value * scale
         short = name if len(name) <= 30 else name[:29] + "…"
         parts.append(_text(left - 8, top + 13, short, "end"))
         parts.append(
             f'<rect x="{left}" y="{top}" width="{length:.1f}" height="16" fill="{COLORS[0]}"/>'
         )
-        parts.append(_text(left + length + 6, top + 13, number(value), "start"))
+        end = length
+        if error > 0:
+            begin, end = max(value - error, 0.0) * scale, (value + error) * scale
+            parts.append(_path([(left + begin, top + 8), (left + end, top + 8)], COLORS[1]))
+        parts.append(_text(left + end + 6, top + 13, number(value), "start"))
     return _svg(parts, 16 + 22 * len(names), title)
 
 

@@ -401,13 +401,16 @@ def importances(model):
         raise SectionNotApplicable("no column raises the loss when its values are shuffled")
     order = np.argsort(-values, kind="stable")[:MAX_BARS]
     text = (
-        "Increase of the loss when a column is shuffled, as a fraction of the loss, on validation "
-        "rows if there are enough."
+        "Increase of the loss when a column is shuffled, as a share of all increases, on "
+        "validation rows if there are enough. Lines are standard errors; what is within one of "
+        "0 is shown as 0."
     )
     if len(order) < len(values):
         text += f" The {len(order)} largest of {len(values):,}."
     title = "Permutation importance of columns"
-    return caption(text) + bars([str(names[i]) for i in order], values[order], title)
+    return caption(text) + bars(
+        [str(names[i]) for i in order], values[order], model.importances_std_[order], title
+    )
 
 
 def validation(model):

@@ -191,12 +191,13 @@ def write_importances(estimator, folder):
     if not hasattr(type(estimator), "feature_importances_"):
         return
     names = list(map(str, estimator._encoder.features))
-    values = estimator.feature_importances_
+    values, errors = estimator.feature_importances_, estimator.importances_std_
     order = np.argsort(-values, kind="stable")
-    names, values = [names[index] for index in order], values[order]
-    table = pd.DataFrame({"column": names, "importance": values})
+    names, values, errors = [names[index] for index in order], values[order], errors[order]
+    table = pd.DataFrame({"column": names, "importance": values, "std": errors})
     write_csv(table, folder / "importances.csv")
-    drawing = bars(names[:MAX_BARS], values[:MAX_BARS], "Permutation importance of columns")
+    title = "Permutation importance of columns"
+    drawing = bars(names[:MAX_BARS], values[:MAX_BARS], errors[:MAX_BARS], title)
     write_svg(folder / "importances.svg", drawing)
 
 

@@ -1,13 +1,17 @@
 """feature_importances_ finds the columns that matter."""
 
 import pickle
+from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
 
 from sk_easytensor import CategoryBlock, EasyTensorRegressor, NumericBlock
+from sk_easytensor.inspection.sample import significant_shares
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 LEARNS = {"max_epochs": 20, "learning_rate": 0.02}
 
 
@@ -38,6 +42,55 @@ def test_planted_columns_come_first(fitted, planted):
     assert importances.sort_values(ascending=False).index[:2].tolist() == ["city", "size"]
     assert importances["city"] + importances["size"] > 0.9
     assert importances["empty"] == 0
+
+
+def test_what_is_within_a_standard_error_is_no_importance():
+    increases = np.array([[0.3, 0.01], [0.1, 0.05], [0.02, 0.021], [-0.2, 0.01], [0.0, 0.0]])
+    importances, errors = significant_shares(increases)
+    np.testing.assert_allclose(importances, [0.75, 0.25, 0, 0, 0])
+    np.testing.assert_allclose(errors, np.array([0.01, 0.05, 0.021, 0.01, 0]) / 0.4)
+    importances, errors = significant_shares(increases[2:])
+    assert not importances.any()
+    assert not errors.any()
+
+
+def test_columns_that_say_nothing_have_large_errors(regressor):
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame(rng.normal(size=(600, 4)), columns=list("abcd"))
+    model = regressor(**LEARNS, linear=None, n_folds=3).fit(X, rng.normal(size=600))
+    values, errors = model.feature_importances_, model.importances_std_
+    assert 0 < model.predict(X).std() < 0.3
+    assert (values <= 4 * errors).all()
+    assert (values == 0).any()
+
+
+@pytest.mark.parametrize("n_folds", [None, 3])
+def test_importances_have_standard_errors(n_folds, regressor, planted):
+    few, many = (
+        regressor(**LEARNS, n_folds=n_folds).fit(
+            pd.concat([planted[0]] * n), np.tile(planted[1], n)
+        )
+        for n in (1, 4)
+    )
+    for model in (few, many):
+        values, errors = model.feature_importances_, model.importances_std_
+        assert errors.shape == values.shape
+        assert errors.dtype == np.float64
+        known = values > 0
+        assert (values[known] > errors[known]).all()
+        # "city" and "size" are told apart from noise, which has an error as well.
+        assert known[[1, 3]].all()
+        assert errors[0] > 0
+    # Four times the rows.
+    assert many.importances_std_[3] == pytest.approx(few.importances_std_[3] / 2, rel=0.4)
+    restored = pickle.loads(pickle.dumps(few))
+    np.testing.assert_array_equal(restored.importances_std_, few.importances_std_)
+
+
+def test_models_saved_before_have_no_errors():
+    model = joblib.load(FIXTURES / "classifier_0_1.joblib")["model"]
+    assert np.isnan(model.importances_std_).all()
+    assert model.feature_importances_.sum() == pytest.approx(1)
 
 
 def test_importances_sum_to_one(fitted):
