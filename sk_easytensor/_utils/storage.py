@@ -263,7 +263,15 @@ class DirectoryStore:
         return self._files.cat_file(f"{self._root}/{name}")
 
     def write(self, name, data):
-        """Write a file atomically; if it fails, an existing file is unchanged."""
+        """Write a file atomically; if it fails, an existing file is unchanged.
+
+        Parameters
+        ----------
+        name : str
+            Name of the file.
+        data : bytes or list of bytes
+            Content, or parts of it that are written one after another.
+        """
         with self._written(name, data) as temporary:
             if self._local:
                 os.replace(temporary, f"{self._root}/{name}")
@@ -377,12 +385,13 @@ class DirectoryStore:
 
     @contextmanager
     def _written(self, name, data):
-        """Write bytes under a temporary name, which is removed if the context fails."""
+        """Write content under a temporary name, which is removed if the context fails."""
         temporary = self._temporary(name)
         self._files.makedirs(self._root, exist_ok=True)
         try:
             with self._files.open(temporary, "wb") as file:
-                file.write(data)
+                for part in data if isinstance(data, list) else [data]:
+                    file.write(part)
                 if self._local:
                     # Otherwise renamed files may be empty after a power failure.
                     file.flush()

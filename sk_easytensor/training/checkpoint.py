@@ -186,7 +186,7 @@ class Checkpoints:
             except (OSError, ValueError) as error:
                 self._warn(f"{file} in {self._path} cannot be read ({error}); it is fitted again")
             else:
-                return loads(content, trusted=trusted_types())
+                return loads(bytes(content), trusted=trusted_types())
         encoder = fit()
         data = dumps(encoder)
         if not set(get_untrusted_types(data=data)) - set(trusted_types()):
@@ -439,9 +439,15 @@ def without_data(description):
 
 
 def frame(content, description):
-    """Return the bytes of a file: format, SHA-256 of the rest, description of the fit, content."""
-    rest = canonical(description) + b"\n" + content
-    return MAGIC + hashlib.sha256(rest).hexdigest().encode() + b"\n" + rest
+    """Return the parts of a file: format, SHA-256 of the rest, description of the fit, content.
+
+    They are not joined, because a content may be as large as the memory that is left.
+    """
+    rest = [canonical(description) + b"\n", content]
+    sha = hashlib.sha256()
+    for part in rest:
+        sha.update(part)
+    return [MAGIC + sha.hexdigest().encode() + b"\n", *rest]
 
 
 def unframe(data):
@@ -453,11 +459,11 @@ def unframe(data):
         If the bytes are not those that were written.
     """
     start = len(MAGIC) + 65
-    digest, rest = data[len(MAGIC) : start - 1], data[start:]
+    digest, rest = data[len(MAGIC) : start - 1], memoryview(data)[start:]
     if data[: len(MAGIC)] != MAGIC or hashlib.sha256(rest).hexdigest().encode() != digest:
         raise ValueError("it is corrupt or was changed")
-    description, _, content = rest.partition(b"\n")
-    return json.loads(description), content
+    end = data.index(b"\n", start)
+    return json.loads(data[start:end]), memoryview(data)[end + 1 :]
 
 
 def seal(description):
@@ -485,10 +491,10 @@ def unseal(data):
 
 
 def pack(state, description):
-    """Return a state, serialised by torch, as the bytes of a file; see :func:`frame`."""
+    """Return a state, serialised by torch, as the parts of a file; see :func:`frame`."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    return frame(buffer.getvalue(), description)
+    return frame(buffer.getbuffer(), description)
 
 
 def read_state(content):

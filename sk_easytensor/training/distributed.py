@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import contextmanager
 
 import numpy as np
@@ -125,19 +126,39 @@ class ProcessGroup:
         by_row = [p for p in parameters if p.grad is not None and p.grad.is_sparse]
         left_out = {id(parameter) for parameter in by_row}
         parameters = [parameter for parameter in parameters if id(parameter) not in left_out]
-        total = self._average_dense(parameters, n_rows)
-        for parameter in by_row:
-            self._average_sparse(parameter, n_rows, total)
+        lengths = [len(parameter.grad.values()) for parameter in by_row]
+        total, lengths = self._average_dense(parameters, n_rows, lengths)
+        for parameter, of_workers in zip(by_row, lengths, strict=True):
+            self._average_sparse(parameter, n_rows, total, of_workers)
 
-    def _average_dense(self, parameters, n_rows):
-        """Average dense gradients, and return the number of all workers' rows, a scalar tensor."""
+    def _average_dense(self, parameters, n_rows, lengths):
+        """Average dense gradients, and tell the lengths of the sparse ones.
+
+        Parameters
+        ----------
+        parameters, n_rows
+            As in :meth:`average_gradients`, without sparse gradients.
+        lengths : list of int
+            Numbers of rows of this worker's sparse gradients.
+
+        Returns
+        -------
+        total : torch.Tensor of float32, shape ()
+            Number of all workers' rows.
+        lengths : list of list of int
+            Numbers of rows of the sparse gradients, each by worker.
+        """
         present = [0.0 if parameter.grad is None else 1.0 for parameter in parameters]
+        # Each worker has a place of its own, so that the sums are the numbers of all of them.
+        places = [[0.0] * self.size for _ in lengths]
+        for place, length in zip(places, lengths, strict=True):
+            place[self.rank] = float(length)
         parts = [
             (torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1).float() * n_rows
             for p in parameters
         ]
-        counts = torch.tensor([*present, float(n_rows)], device=self.device)
-        flat = torch.cat([counts, *parts])
+        counts = [*present, float(n_rows), *itertools.chain.from_iterable(places)]
+        flat = torch.cat([torch.tensor(counts, device=self.device), *parts])
         with _communication_errors():
             distributed.all_reduce(flat, group=self._group)
         total = flat[len(present)]
@@ -148,21 +169,22 @@ class ProcessGroup:
         for parameter, gradient, n_present in zip(parameters, gradients, present, strict=True):
             if n_present:
                 parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
-        return total
+        if not lengths:
+            return total, []
+        found = flat[len(present) + 1 : len(counts)].int().reshape(len(lengths), self.size)
+        return total, found.tolist()
 
-    def _average_sparse(self, parameter, n_rows, total):
+    def _average_sparse(self, parameter, n_rows, total, lengths):
         """Average a sparse gradient: workers exchange only the rows that occur in their batches."""
         rows, values = parameter.grad.indices()[0], parameter.grad.values()
-        counts = torch.tensor([len(rows)], device=self.device)
-        counts = torch.cat(self._gather_tensors(counts)).tolist()
-        longest = max(counts)
-        own_rows = functional.pad(rows, (0, longest - len(rows)))
-        own_values = functional.pad(values.float() * n_rows, (0, 0, 0, longest - len(rows)))
-        all_rows = self._gather_tensors(own_rows)
-        all_values = self._gather_tensors(own_values)
-        rows = torch.cat([part[:n] for part, n in zip(all_rows, counts, strict=True)])
-        values = torch.cat([part[:n] for part, n in zip(all_values, counts, strict=True)])
-        values = (values / total).to(parameter.dtype)
+        # The bits of the indices travel with the values: a message takes longer than its content.
+        bits = rows.int().view(torch.float32)[:, None]
+        own = torch.cat([bits, values.float() * n_rows], dim=1)
+        own = functional.pad(own, (0, 0, 0, max(lengths) - len(rows)))
+        parts = self._gather_tensors(own)
+        joined = torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)])
+        rows = joined[:, 0].contiguous().view(torch.int32).long()
+        values = (joined[:, 1:] / total).to(parameter.dtype)
         parameter.grad = sparse_rows(rows[None], values, parameter.shape).coalesce()
 
     def _gather_tensors(self, tensor):

@@ -423,7 +423,7 @@ def flipped(data):
 
 
 def of_something_else(data):
-    return pack({"model": CODE}, unframe(data)[0])
+    return b"".join(pack({"model": CODE}, unframe(data)[0]))
 
 
 class Code:
