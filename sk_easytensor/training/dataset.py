@@ -331,8 +331,16 @@ class EncodedDataset(InMemoryDataset, TrainingDataset):
         return EncodedDataset(self.frame.take(rows), self.target[rows], self.weight[rows])
 
     def to(self, device):
-        """Return the rows on another device."""
-        return EncodedDataset(self.frame.to(device), self.target.to(device), self.weight.to(device))
+        """Return the rows on another device, or features batch by batch if they are too large."""
+        target, weight = self.target.to(device), self.weight.to(device)
+        if is_too_large(self, device):
+            return StreamedDataset(self.frame, target, weight)
+        return EncodedDataset(self.frame.to(device), target, weight)
+
+    @property
+    def index_device(self):
+        """Device of the indices that :meth:`take` takes without waiting for another device."""
+        return self.weight.device
 
     def parts(self):
         """Return a list of one part, the data set itself."""
@@ -371,6 +379,36 @@ class EncodedDataset(InMemoryDataset, TrainingDataset):
         weight = np.bincount(inverse.reshape(-1), weights=self.weight.double().numpy())
         merged = self.take(torch.from_numpy(first))
         return EncodedDataset(merged.frame, merged.target, torch.from_numpy(weight).float())
+
+
+class StreamedDataset(EncodedDataset):
+    """Rows whose features are moved to the device of their targets batch by batch.
+
+    Parameters
+    ----------
+    frame : TensorFrame
+        Encoded features, in main memory.
+    target, weight : torch.Tensor
+        As in :class:`EncodedDataset`, on the device.
+    """
+
+    index_device = torch.device("cpu")
+
+    def take(self, rows):
+        """Return the rows of the given indices, a slice or an int64 tensor, on the device."""
+        device = self.weight.device
+        frame = self.frame.take(rows if isinstance(rows, slice) else rows.cpu()).to(device)
+        rows = rows if isinstance(rows, slice) else rows.to(device)
+        return EncodedDataset(frame, self.target[rows], self.weight[rows])
+
+
+def is_too_large(rows, device):
+    """Return whether rows would take more than half of the free memory of a CUDA device."""
+    device = torch.device(device)
+    # Pairs share the features of users and items, which batches read anyway.
+    if device.type != "cuda" or not isinstance(rows.frame, TensorFrame):
+        return False
+    return 2 * n_bytes(rows) > torch.cuda.mem_get_info(device)[0]
 
 
 class ResampledDataset(EncodedDataset):
@@ -443,9 +481,9 @@ class BatchIterator:
                 yield self.rows.take(slice(start, start + self.batch_size))
             return
         if len(self) == 1:
-            yield self.rows
+            yield self.rows.take(slice(None))
             return
-        device = self.rows.weight.device
+        device = self.rows.index_device
         order = torch.randperm(len(self.rows), device="cpu", generator=self.generator)
         if self.lengths is None:
             # Copied to the device once.

@@ -370,7 +370,7 @@ class TensorNet(NeuralNet):
     def on_train_begin(self, net, **kwargs):
         """Move the validation rows to the device, before callbacks are notified."""
         self.valid_rows = [
-            valid.to(self.device).map(self._in_order_of_batches) for valid in self.valid_rows
+            valid.map(self._in_order_of_batches).to(self.device) for valid in self.valid_rows
         ]
         self.evaluator = Evaluator(
             self.module_,
@@ -467,7 +467,7 @@ class TensorNet(NeuralNet):
         if self.head.in_batch:
             generator = torch.Generator().manual_seed(self.seed)
             order = torch.randperm(len(rows), generator=generator)
-            return rows.take(order.to(rows.weight.device))
+            return rows.take(order)
         lengths = self.module_.padded_lengths(rows.frame)
         return rows if lengths is None else rows.take(lengths.argsort(stable=True))
 

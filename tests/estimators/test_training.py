@@ -20,6 +20,8 @@ from sk_easytensor import (
     TabM,
 )
 from sk_easytensor.backends import LocalBackend
+from sk_easytensor.tensors import TensorFrame
+from sk_easytensor.training import dataset
 
 HALF = 2e-3
 """Relative error of a loss that was judged in half precision, as training is where it is fast."""
@@ -493,6 +495,40 @@ def test_gradients_are_clipped(regressor, data):
     weight[0] = 1e6
     regressor(callbacks=[Norm()], loss="absolute_error").fit(X, y * 1e3, sample_weight=weight)
     assert max(norms) < 1.001
+
+
+@pytest.mark.parametrize("kind", ["classifier", "regressor"])
+def test_rows_that_are_too_large_for_a_device_are_moved_batch_by_batch(
+    kind, classifier, regressor, mixed, monkeypatch
+):
+    X, y = mixed
+    X = X.assign(tags=[["a", "b"][: index % 3] for index in range(len(X))])
+    y = y if kind == "regressor" else y > np.median(y)
+    make = {"classifier": classifier, "regressor": regressor}[kind]
+    expected = make(batch_size=16).fit(X, y)
+    moved, take = [], dataset.StreamedDataset.take
+
+    def counted(self, rows):
+        batch = take(self, rows)
+        moved.append(len(batch))
+        return batch
+
+    monkeypatch.setattr(dataset, "is_too_large", lambda rows, device: True)
+    monkeypatch.setattr(dataset.StreamedDataset, "take", counted)
+    model = make(batch_size=16).fit(X, y)
+    np.testing.assert_array_equal(model.predict(X), expected.predict(X))
+    assert model.evals_result_ == expected.evals_result_
+    assert sum(moved) > len(X)
+    assert max(moved) <= 256
+
+
+@pytest.mark.parametrize(("free", "too_large"), [(1 << 30, False), (1000, True)])
+def test_rows_are_compared_with_the_free_memory_of_a_gpu(free, too_large, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 1 << 40))
+    frame = TensorFrame({"n": {"value": torch.zeros(100, 2)}})
+    rows = dataset.EncodedDataset(frame, torch.zeros(100, 1), torch.ones(100))
+    assert dataset.is_too_large(rows, "cuda:0") is too_large
+    assert not dataset.is_too_large(rows, "cpu")
 
 
 class HostReads(Callback):
