@@ -31,11 +31,16 @@ class WorkerTracebacks(Exception):
         return "\n\n" + "\n\n".join(self.args)
 
 
+OUTSIDE = {"scheduling_strategy": "DEFAULT"}
+"""Option of tasks and actors that are not part of the placement group of their caller."""
+
+
 def remote(function):
     """Return a Ray task that calls a function.
 
-    Passwords in its errors are masked in the task: Ray writes errors to the logs of the worker and
-    of the driver, where they could not be masked any more.
+    It runs wherever the cluster has room, also if it is called within a task that reserved some,
+    such as a trial of Ray Tune. Passwords in its errors are masked in the task: Ray writes errors
+    to the logs of the worker and of the driver, where they could not be masked any more.
     """
 
     @wraps(function)
@@ -43,7 +48,7 @@ def remote(function):
         with masked_errors():
             return function(*args, **kwargs)
 
-    return ray.remote(masked_function)
+    return ray.remote(**OUTSIDE)(masked_function)
 
 
 def results(refs):

@@ -32,7 +32,7 @@ from sk_easytensor._utils.storage import (
 )
 from sk_easytensor.backends.ray.dataset import assign_shards
 from sk_easytensor.backends.ray.progress import ErrorCollector, report_progress
-from sk_easytensor.backends.ray.summarize import WorkerTracebacks, n_threads
+from sk_easytensor.backends.ray.summarize import OUTSIDE, WorkerTracebacks, n_threads
 from sk_easytensor.training.checkpoint import Checkpoints
 from sk_easytensor.training.descriptions import joined_descriptions
 from sk_easytensor.training.distributed import (
@@ -178,7 +178,7 @@ def run_workers(backend, job, path):
     if backend.num_workers == 0:
         errors = ErrorCollector()
     else:
-        errors = ray.remote(ErrorCollector).options(num_cpus=0).remote()
+        errors = ray.remote(num_cpus=0, **OUTSIDE)(ErrorCollector).remote()
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": ray.put(job), "errors": errors},
