@@ -11,9 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def test_tune_serve_and_jobs(tmp_path):
+def test_tune_serve_and_jobs():
     pytest.importorskip("ray.serve")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
         [sys.executable, ROOT / "examples" / "ray_cluster.py"],
         capture_output=True,

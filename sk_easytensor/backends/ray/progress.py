@@ -13,7 +13,7 @@ import ray
 from skorch.callbacks import Callback
 
 from sk_easytensor.backends.ray.chunks import ObjectStoreChunk
-from sk_easytensor.backends.ray.summarize import OUTSIDE, n_cpus, remote, results
+from sk_easytensor.backends.ray.summarize import actor_of_driver, n_cpus, remote, results
 from sk_easytensor.data.columns import decoded, row_errors_from
 from sk_easytensor.data.keys import hash_strings
 from sk_easytensor.data.tables import as_table
@@ -92,7 +92,7 @@ def report_progress(settings):
         yield settings
         return
     in_workers = [entry for entry in settings.callbacks if entry not in in_driver]
-    progress = ray.remote(num_cpus=0, **OUTSIDE)(ProgressActor).remote()
+    progress = actor_of_driver(ProgressActor)
     in_workers.append(("easytensor_progress", ProgressCallback(progress)))
     reader = Reader(progress, [_callback(entry) for entry in in_driver])
     reader.start()

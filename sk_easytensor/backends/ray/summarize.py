@@ -7,6 +7,7 @@ from functools import wraps
 
 import ray
 from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sk_easytensor._utils.masking import masked, masked_errors
 from sk_easytensor.data.columns import row_errors_from
@@ -15,6 +16,7 @@ from sk_easytensor.data.summaries import SummaryMap, merge_all
 __all__ = [
     "Summaries",
     "WorkerTracebacks",
+    "actor_of_driver",
     "actor_resources",
     "n_cpus",
     "n_threads",
@@ -31,10 +33,6 @@ class WorkerTracebacks(Exception):
         return "\n\n" + "\n\n".join(self.args)
 
 
-OUTSIDE = {"scheduling_strategy": "DEFAULT"}
-"""Option of tasks and actors that are not part of the placement group of their caller."""
-
-
 def remote(function):
     """Return a Ray task that calls a function.
 
@@ -48,7 +46,24 @@ def remote(function):
         with masked_errors():
             return function(*args, **kwargs)
 
-    return ray.remote(**OUTSIDE)(masked_function)
+    # Otherwise it would run within the reservation of the caller.
+    return ray.remote(scheduling_strategy="DEFAULT")(masked_function)
+
+
+def actor_of_driver(kind):
+    """Start an actor on the machine of this process, which may outlive any other machine.
+
+    Parameters
+    ----------
+    kind : type
+        Class whose constructor takes no arguments.
+
+    Returns
+    -------
+    actor handle
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(kind).remote()
 
 
 def results(refs):

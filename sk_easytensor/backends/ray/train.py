@@ -32,7 +32,7 @@ from sk_easytensor._utils.storage import (
 )
 from sk_easytensor.backends.ray.dataset import assign_shards
 from sk_easytensor.backends.ray.progress import ErrorCollector, report_progress
-from sk_easytensor.backends.ray.summarize import OUTSIDE, WorkerTracebacks, n_threads
+from sk_easytensor.backends.ray.summarize import WorkerTracebacks, actor_of_driver, n_threads
 from sk_easytensor.training.checkpoint import Checkpoints
 from sk_easytensor.training.descriptions import joined_descriptions
 from sk_easytensor.training.distributed import (
@@ -175,10 +175,7 @@ def run_workers(backend, job, path):
         Result of :func:`~sk_easytensor.trees.forest.network_state`.
     result : TrainingResult
     """
-    if backend.num_workers == 0:
-        errors = ErrorCollector()
-    else:
-        errors = ray.remote(num_cpus=0, **OUTSIDE)(ErrorCollector).remote()
+    errors = ErrorCollector() if backend.num_workers == 0 else actor_of_driver(ErrorCollector)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": ray.put(job), "errors": errors},
