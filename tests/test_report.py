@@ -10,7 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.exceptions import NotFittedError
-from sklearn.metrics import accuracy_score, log_loss, r2_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    f1_score,
+    log_loss,
+    precision_score,
+    r2_score,
+    recall_score,
+    roc_auc_score,
+)
 
 from sk_easytensor import (
     BoostedTrees,
@@ -21,8 +29,9 @@ from sk_easytensor import (
     EasyTensorTwoTower,
     EventSequenceBlock,
 )
-from sk_easytensor.estimators.targets.classification import roc_points
+from sk_easytensor.estimators.targets.classification import at_thresholds, roc_points
 from sk_easytensor.inspection.sample import calibration, residual_bins
+from sk_easytensor.report import report
 
 SECTIONS = [
     "data",
@@ -187,6 +196,33 @@ def test_events_of_any_fields_are_described(fields, tmp_path):
     model.fit(X, np.ones(20))
     words = model.report(tmp_path / "page.html").read_text(encoding="utf-8")
     assert words.count("of each event") == len(fields)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_decisions_by_threshold(weighted):
+    random = np.random.default_rng(0)
+    probabilities = random.random(200)
+    happened = random.random(200) < probabilities
+    weight = random.integers(0, 3, 200) if weighted else np.ones(200)
+    for threshold, above, *scores in at_thresholds(happened, probabilities, weight):
+        decided = probabilities >= threshold
+        assert above == pytest.approx(np.average(decided, weights=weight))
+        for score, function in zip(scores, (precision_score, recall_score, f1_score), strict=True):
+            assert score == pytest.approx(function(happened, decided, sample_weight=weight))
+    assert np.isnan(at_thresholds(happened, probabilities / 10, weight)[-1, 2])
+
+
+def test_the_parameters_that_were_chosen(tmp_path):
+    X = pd.DataFrame({"a": np.arange(400.0)})
+    model = EasyTensorRegressor(max_epochs=2, random_state=0).fit(X, X["a"])
+    rows = re.findall(r"<tr><td>(\w+)</td><td>(.*?)</td><td>(.*?)</td>", report.parameters(model))
+    used = {name: text for name, _, text in rows}
+    assert used["batch_size"] == "32"
+    assert used["n_folds"] == "5"
+    assert used["device"] == "&#x27;cpu&#x27;"
+    assert int(used["early_stopping_rounds"]) > 3
+    # Given, and not chosen.
+    assert used["max_epochs"] == used["trunk"] == ""
 
 
 def test_parameters_and_timings(models, tmp_path):

@@ -234,7 +234,7 @@ class TrainedEstimator(
         `patience` is a function of the number of epochs, for ``early_stopping_rounds="auto"``.
         """
         owner, automatic = type(self).__name__, self.early_stopping_rounds == "auto"
-        return TrainingSettings(
+        settings = TrainingSettings(
             learning_rate=self.learning_rate,
             batch_size=batch_size,
             max_epochs=epochs,
@@ -250,6 +250,10 @@ class TrainedEstimator(
             plan=plan,
             automatic_patience=automatic,
         )
+        # Reports show what was chosen for None and "auto".
+        chosen = ("batch_size", "max_epochs", "early_stopping_rounds", "device")
+        self._chosen_parameters = {name: getattr(settings, name) for name in chosen}
+        return settings
 
     def _begin_fold(self, number):
         """Tell the tracker that the epochs that follow are those of a fold."""

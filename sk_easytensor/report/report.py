@@ -337,14 +337,19 @@ def encoders(model):
 
 
 def parameters(model):
-    """Return a table of the parameters that marks those that differ from the defaults."""
+    """Return a table of the parameters, with the values that were used for None and "auto"."""
     defaults = type(model)().get_params(deep=False)
+    chosen = dict(getattr(model, "_chosen_parameters", {}))
+    if hasattr(model, "n_folds"):
+        n_networks = len(model.network_.networks)
+        chosen["n_folds"] = n_networks if n_networks > 1 else None
     rows = []
     for name, value in sorted(model.get_params(deep=False).items()):
         text = repr(value)
         changed = "" if text == repr(defaults.get(name)) else "changed"
-        rows.append((name, _shortened(text, MAX_PARAMETER_LENGTH), changed))
-    return table(["Parameter", "Value", ""], rows)
+        used = repr(chosen[name]) if value in (None, "auto") and name in chosen else ""
+        rows.append((name, _shortened(text, MAX_PARAMETER_LENGTH), used, changed))
+    return table(["Parameter", "Value", "Used", ""], rows)
 
 
 def diagram(model):
@@ -456,6 +461,10 @@ def measures(results, rows):
             body += caption("ROC curve: rows of either class above a threshold of the probability.")
             labels = ("false positive rate", "true positive rate")
             body += dots(*results["roc"].T, labels, "ROC curve")
+        if "thresholds" in results:
+            body += caption(f"Decisions by a threshold of {results['of']}.")
+            header = ["Threshold", "Rows above", "Precision", "Recall", "F1"]
+            body += table(header, [list(map(number, row)) for row in results["thresholds"]])
         return body
     for index, bins in enumerate(results["residuals"]):
         output = "" if len(results["residuals"]) == 1 else f" of output {index}"

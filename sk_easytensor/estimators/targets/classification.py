@@ -57,6 +57,36 @@ def roc_points(happened, probabilities, weight):
     return np.column_stack([false, true])[points]
 
 
+def at_thresholds(happened, probabilities, weight):
+    """Return what decisions at thresholds of the probability would be.
+
+    Parameters
+    ----------
+    happened : ndarray of bool, shape (n,)
+        Whether the event happened.
+    probabilities : ndarray of float, shape (n,)
+        Predicted probabilities.
+    weight : ndarray of float, shape (n,)
+        Row weights, some of them positive.
+
+    Returns
+    -------
+    ndarray of float64, shape (9, 5)
+        Threshold, fraction of the rows at or above it, precision, recall and F1 score, for
+        thresholds from 0.1 to 0.9. Precision is NaN where no row is above.
+    """
+    rows = []
+    for threshold in np.arange(1, 10) / 10:
+        decided = probabilities >= threshold
+        n_above = weight[decided].sum()
+        n_true = weight[decided & happened].sum()
+        precision = n_true / n_above if n_above > 0 else np.nan
+        recall = n_true / weight[happened].sum()
+        f1 = 2 * n_true / (n_above + weight[happened].sum())
+        rows.append((threshold, n_above / weight.sum(), precision, recall, f1))
+    return np.array(rows)
+
+
 class ClassificationTarget(ClassifierMixin, Target):
     """Target of one class for each row, or of several binary labels.
 
@@ -279,6 +309,7 @@ class ClassificationTarget(ClassifierMixin, Target):
         results = {"measures": measures, "of": of, "calibration": table}
         if "ROC AUC" in measures:
             results["roc"] = roc_points(happened, probabilities, weight)
+            results["thresholds"] = at_thresholds(happened, probabilities, weight)
         return results
 
     # ------------------------------------------------------------------ predictions
