@@ -16,8 +16,9 @@ extensions = [
     "sphinx.ext.viewcode",
     "numpydoc",
     "myst_parser",
+    "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "gallery/**/*.py", "sg_execution_times.rst"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 
 autosummary_generate = True
@@ -31,6 +32,27 @@ myst_heading_anchors = 3
 
 # Inherited docstrings refer to labels and terms of scikit-learn's own documentation.
 suppress_warnings = ["ref.ref", "ref.term"]
+
+# Others take minutes, or start services and clusters.
+EXECUTED = [
+    "custom_block",
+    "event_sequences",
+    "grid_search",
+    "multimodal_reviews",
+    "time_series",
+    "two_tower",
+    "user_embeddings",
+]
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "gallery",
+    "filename_pattern": rf"/({'|'.join(EXECUTED)})\.py$",
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "show_memory": False,
+    "show_signature": False,
+    "default_thumb_file": str(ROOT / "docs" / "report.png"),
+}
 
 html_theme = "furo"
 html_title = f"sk_easytensor {release}"

@@ -1,5 +1,8 @@
 # ci: quick
-"""Write a block of your own: categories that lie on paths, such as "home/kitchen/knives".
+"""A block of your own
+===================
+
+Write a block of your own: categories that lie on paths, such as "home/kitchen/knives".
 
 A category block reads a path that training did not have as just unknown. This block gives each
 prefix of a path ("home", "home/kitchen", "home/kitchen/knives") a vector and adds them up, so that

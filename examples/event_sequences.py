@@ -1,5 +1,8 @@
 # ci: quick
-"""Predict from a log of events: which flights arrive late, by what the aircraft did before.
+"""Events: late flights from a log
+===============================
+
+Predict from a log of events: which flights arrive late, by what the aircraft did before.
 
 The log has one row for each flight. ``collect_sequences`` gives every flight the aircraft's earlier
 ones, as columns of lists, and ``EventSequenceBlock`` reads them as they are: when, where, how late.

@@ -1,5 +1,8 @@
 # ci: quick
-"""Search over the parameters of a block and of the network, inside a scikit-learn pipeline.
+"""A search over blocks and networks
+=================================
+
+Search over the parameters of a block and of the network, inside a scikit-learn pipeline.
 
 Every part is a parameter object with a name: ``blocks__numeric__embedding`` reaches into the block
 called "numeric", ``trunk__dropout`` into the network behind the blocks. Columns that no block names

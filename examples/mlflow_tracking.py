@@ -1,5 +1,8 @@
 # ci: quick
-"""Record fits in MLflow: parameters, curves, importances and models, side by side.
+"""Fits recorded in MLflow
+=======================
+
+Record fits in MLflow: parameters, curves, importances and models, side by side.
 
 Each fit becomes a run in the database ``mlflow.db`` of the working directory (or where
 ``--tracking-uri`` says). Look at the runs with::

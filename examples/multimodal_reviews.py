@@ -1,4 +1,7 @@
-"""Text, categories and numbers in one model, beside what one would build by hand.
+"""Text, categories and numbers in one model
+=========================================
+
+Text, categories and numbers in one model, beside what one would build by hand.
 
 Customers' reviews of clothes: who recommends the piece? EasyTensorClassifier gets the table as it
 is, texts and missing values included. Beside it stand gradient-boosted trees without the texts,

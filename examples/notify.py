@@ -1,4 +1,7 @@
-"""Notify users of a new item: a nightly batch, a service, and changes during the day.
+"""Notify users of a new item
+==========================
+
+Notify users of a new item: a nightly batch, a service, and changes during the day.
 
 At night, two towers are fitted and all users are embedded and stored. When an item appears, the
 service embeds its columns and searches the users with the highest scores, in milliseconds. During

@@ -1,11 +1,15 @@
-"""On a Ray cluster: a search with Ray Tune, a service with Ray Serve, a fit as a Ray job.
+"""Ray Tune, Ray Serve and Ray Jobs
+================================
+
+On a Ray cluster: a search with Ray Tune, a service with Ray Serve, a fit as a Ray job.
 
 Trials of Tune are ordinary fits with a ``RayBackend``; a trial itself needs hardly a processor,
 because its workers have theirs. A service loads the exported model, which needs neither torch nor
 scikit-learn. A job is a script that the cluster runs, here this one.
 
 Run it with ``python examples/ray_cluster.py``; it needs ``pip install "ray[default,serve,tune]"``
-and takes three minutes, mostly to start processes. On a cluster, give ``ray.init`` its address.
+and takes three minutes, mostly to start processes. On a cluster of several machines, give
+``ray.init`` its address, and put rows, storage and model where all machines reach them.
 """
 
 import json
@@ -108,10 +112,12 @@ def run_job(dashboard):
 
     client = JobSubmissionClient(f"http://{dashboard}")
     job = client.submit_job(entrypoint=f"{sys.executable} {Path(__file__).resolve()} --job")
-    while client.get_job_status(job) not in (JobStatus.SUCCEEDED, JobStatus.FAILED):
+    while not client.get_job_status(job).is_terminal():
         time.sleep(1)
     print(f"the job has {client.get_job_status(job).lower()}")
     print(client.get_job_logs(job).strip().splitlines()[-1])
+    if client.get_job_status(job) != JobStatus.SUCCEEDED:
+        sys.exit("the job has not succeeded")
 
 
 if __name__ == "__main__":

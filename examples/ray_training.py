@@ -1,5 +1,8 @@
 # ci: quick
-"""The same estimator on Ray: train on Parquet files, predict into Parquet files.
+"""Training on Ray
+===============
+
+The same estimator on Ray: train on Parquet files, predict into Parquet files.
 
 Flights of 2013 are written as Parquet files, one a month, as a cluster would have them. The
 estimator is given their path and the name of the target; ``backend`` is all that says where the

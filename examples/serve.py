@@ -1,5 +1,8 @@
 # ci: quick
-"""Serve an exported model over HTTP: rows as JSON in, predictions out, without torch.
+"""A service without torch
+=======================
+
+Serve an exported model over HTTP: rows as JSON in, predictions out, without torch.
 
 ``python -m sk_easytensor.serving model.onnx`` serves a file that ``model.to_onnx("model.onnx")``
 wrote. This script fits a small model on real reviews, starts the service in a process of its own,

@@ -1,5 +1,8 @@
 # ci: quick
-"""Classify time series of several channels and unequal length, without features made by hand.
+"""Time series of unequal length
+=============================
+
+Classify time series of several channels and unequal length, without features made by hand.
 
 The series are made up. Each has a load and a temperature, as of a machine that runs for a while,
 with a few bursts of both: in one class each burst of the load comes right before one of the

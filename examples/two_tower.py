@@ -1,4 +1,7 @@
-"""Two towers: embed users once, rank them for an item that appears later.
+"""Two towers
+==========
+
+Two towers: embed users once, rank them for an item that appears later.
 
 Users and items are made up, so that it is known which share a taste. The embeddings of all users
 are computed when the model is fitted; a new item then costs one pass through the item tower and a

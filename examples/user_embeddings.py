@@ -1,5 +1,8 @@
 # ci: quick
-"""Embeddings learned from events without labels, and what they are worth where labels are few.
+"""User embeddings without labels
+==============================
+
+Embeddings learned from events without labels, and what they are worth where labels are few.
 
 The log of flights tells what 1,347 aircraft did in 2013. An embedder learns from it, up to
 November, to tell aircraft apart by parts of their sequences; nobody tells it what for. Two things

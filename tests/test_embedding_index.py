@@ -139,6 +139,38 @@ def test_files_hold_an_approximate_index(tmp_path, library):
         assert 7 not in each.search(queries, 400)[0]
 
 
+@pytest.mark.parametrize("library", ["faiss", "usearch"])
+def test_queries_that_are_not_finite_find_nothing(library):
+    index = EmbeddingIndex(np.arange(300), vectors(300)).build_approximate(vectors(20), library)
+    queries = vectors(2)
+    queries[0, 0] = np.nan
+    keys, scores = index.search(queries, 4)
+    assert keys[0].tolist() == [None] * 4
+    assert np.isneginf(scores[0]).all()
+    assert None not in keys[1].tolist()
+
+
+def test_a_search_that_finds_too_little_stays_exact():
+    """Half precision does not tell these candidates apart."""
+    candidates = 1 + 1e-4 * vectors(500)
+    index = EmbeddingIndex(np.arange(500), candidates)
+    with pytest.warns(UserWarning, match="faiss finds .*% of the ten best of 30 queries"):
+        index.build_approximate(vectors(30))
+    assert index.approximate is None
+
+
+def test_an_approximate_index_of_an_earlier_version_is_named(tmp_path):
+    path = EmbeddingIndex(["a"], vectors(1)).save(tmp_path / "index.arrow")
+    table = pa.ipc.open_file(path).read_all()
+    metadata = {**table.schema.metadata, b"sk_easytensor.graph": b"?"}
+    table = table.replace_schema_metadata(metadata)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as out:
+        out.write_table(table)
+    with pytest.warns(UserWarning, match="of an earlier version; searches are exact until"):
+        index = EmbeddingIndex.load(path)
+    assert index.approximate is None
+
+
 def test_a_failed_write_leaves_the_file(index, tmp_path, monkeypatch):
     path = index.save(tmp_path / "index.arrow")
     index.remove(["item 0"])

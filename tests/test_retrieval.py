@@ -1,3 +1,4 @@
+import io
 import pickle
 
 import numpy as np
@@ -6,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sk_easytensor.retrieval import ApproximateIndex, search, top_k
+from sk_easytensor.retrieval.approximate import FaissCells
 from sk_easytensor.retrieval.search import diversified, quantized
 
 
@@ -337,6 +339,45 @@ def test_a_candidate_that_is_much_larger_than_those_of_the_start_is_found(librar
     places, scores = index.search(queries[:1], 5)
     assert places[0, 0] == 900
     assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e5])
+def test_a_long_candidate_does_not_hide_the_others(size, library):
+    queries, candidates = vectors(100, 32, 0), vectors(4000, 32, 1)
+    candidates[7] *= np.float32(size)
+    index = ApproximateIndex(candidates, queries, library)
+    expected, _ = top_k(queries, candidates, 10)
+    assert recall(index.search(queries, 10)[0], expected) >= 0.96
+
+
+def test_the_number_of_threads_of_faiss_is_left():
+    faiss = pytest.importorskip("faiss")
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(2)
+    try:
+        queries, candidates = vectors(20, 8, 0), vectors(200, 8, 1)
+        ApproximateIndex(candidates, queries).search(queries, 3, threads=1)
+        assert faiss.omp_get_max_threads() == 2
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+@pytest.mark.parametrize("n", [(0, 5), (5, 0)])
+def test_no_candidates_or_queries(n, library):
+    with pytest.raises(ValueError, match=f"candidates and queries, got {n[0]} and {n[1]}"):
+        ApproximateIndex(vectors(n[0], 4, 0), vectors(n[1], 4, 0), library)
+
+
+@pytest.mark.parametrize("change", [{"sizes": np.array([3])}, {"vectors": np.zeros((7, 2))}])
+def test_arrays_that_do_not_fit_are_refused(change):
+    """What is read are arrays, not a format of FAISS that names files to open."""
+    content = ApproximateIndex(vectors(60, 4, 0), vectors(5, 4, 1))._backend.to_bytes()
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        arrays = {**arrays, **change}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    with pytest.raises(ValueError, match="its arrays do not fit each other"):
+        FaissCells.from_bytes(buffer.getvalue())
 
 
 @pytest.mark.parametrize(("library", "module"), [("faiss", "faiss"), ("usearch", "usearch.index")])

@@ -15,6 +15,7 @@ from sk_easytensor._utils.storage import (
     name_directory,
     remove_left_behind,
     remove_temporary_directory,
+    this_boot,
     this_machine,
 )
 
@@ -114,7 +115,7 @@ def test_all_temporary_directories_are_named_so(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["path", "file", "memory"])
 def test_what_killed_drivers_left_in_a_shared_directory_is_removed(kind, tmp_path, ended):
-    machine = this_machine()
+    machine = this_boot()
     abandoned = f"sk_easytensor-fit-{machine}-{ended}-ab"
     others = [
         f"sk_easytensor-fit-{machine}-{os.getppid()}-ab",
@@ -130,7 +131,8 @@ def test_what_killed_drivers_left_in_a_shared_directory_is_removed(kind, tmp_pat
         url = str(tmp_path) if kind == "path" else f"file://{tmp_path}"
         files = fsspec.filesystem("file")
         for name in (abandoned, *others):
-            make(tmp_path, name)
+            # However new.
+            make(tmp_path, name, time.time())
     directory = name_directory(url, "fit")
     assert temporary.NAME.fullmatch(directory.rpartition("/")[2])
     left = files.ls(url.removeprefix("memory:/").removeprefix("file://"), detail=False)

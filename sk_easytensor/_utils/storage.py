@@ -91,11 +91,8 @@ def make_temporary_directory(purpose):
         Path of the directory, for :func:`remove_temporary_directory`.
     """
     _remove_once(os.getpid())
-    return tempfile.mkdtemp(prefix=_prefix(purpose))
-
-
-def _prefix(purpose):
-    return f"sk_easytensor-{purpose}-{this_machine()}-{os.getpid()}-"
+    prefix = f"sk_easytensor-{purpose}-{this_machine()}-{os.getpid()}-"
+    return tempfile.mkdtemp(prefix=prefix)
 
 
 def name_directory(url, purpose):
@@ -113,16 +110,30 @@ def name_directory(url, purpose):
     str
         Path or URL, which does not exist yet, for :func:`remove_directory`.
     """
-    if "://" not in url:
-        remove_left_behind(url)
-    else:
-        with suppress(Exception):
-            files, root = fsspec.core.url_to_fs(url)
-            for path in files.ls(root, detail=False):
-                match = NAME.fullmatch(path.rstrip("/").rpartition("/")[2])
-                if match and match[1] == this_machine() and not is_running(int(match[2])):
+    with suppress(Exception):
+        files, root = fsspec.core.url_to_fs(url)
+        files.invalidate_cache()
+        for path in files.ls(root, detail=False):
+            match = NAME.fullmatch(path.rstrip("/").rpartition("/")[2])
+            if match and match[1] == this_boot() and not is_running(int(match[2])):
+                with suppress(Exception):
                     files.rm(path, recursive=True)
-    return f"{url.rstrip('/')}/{_prefix(purpose)}{uuid4().hex}"
+    return f"{url.rstrip('/')}/sk_easytensor-{purpose}-{this_boot()}-{os.getpid()}-{uuid4().hex}"
+
+
+@cache
+def this_boot():
+    """Return a digest that identifies the machine since it was started, and its process ids.
+
+    Machines that share a directory may have the same host name; of what an earlier start left,
+    the ids of the processes say nothing. Without such a number of the system it is random, so that
+    nothing is removed.
+    """
+    try:
+        number = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        number = uuid4().hex
+    return hashlib.sha256(f"{this_machine()} {number}".encode()).hexdigest()[:8]
 
 
 def remove_temporary_directory(path):

@@ -175,11 +175,11 @@ class EasyTensorClassifier(ClassifierMixin, BaseEasyTensor):
         Where blocks are fitted, rows encoded and predicted, and the network trained: in this
         process, on a Ray cluster, or by a :class:`~sk_easytensor.backends.Backend`.
     checkpoint_dir : str, path-like or None, default=None
-        Directory, or URL that fsspec supports such as ``s3://bucket/fits``. After each epoch the
-        whole state of the training is written to a subdirectory, whose name is a digest of
-        parameters and data, so that each fit of a search has its own. The same `fit`, run again
-        after an interruption, resumes after the last complete epoch; a second one at the same time
-        raises an error. Files of other names are neither read nor removed. See the user guide,
+        Directory, or URL that fsspec supports such as ``s3://bucket/fits``. After each epoch, and
+        every ten minutes within one, the whole state of the training is written to a subdirectory,
+        whose name is a digest of parameters and data, so that each fit of a search has its own. The
+        same `fit`, run again after an interruption, resumes from there; a second one at the same
+        time raises an error. Files of other names are neither read nor removed. See the user guide,
         "Interrupted fits".
     tracker : "mlflow", MLflowTracker or None, default=None
         Tracker that records each `fit` as a run in MLflow; None to record nothing. See the user

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from contextlib import contextmanager
 from importlib import import_module
@@ -46,7 +47,8 @@ class ApproximateIndex:
         ``"faiss"``: candidates are divided into cells by k-means, and a search looks at those of
         the nearest cells (Sivic and Zisserman, 2003), stored in half precision. ``"usearch"``: a
         graph of hierarchical navigable small worlds (Malkov and Yashunin, 2018), which takes some
-        hundred times as long to build.
+        twenty times as long to build. Cells are those of these candidates: build the index again
+        when their number has doubled.
 
     Attributes
     ----------
@@ -57,6 +59,8 @@ class ApproximateIndex:
     ------
     ImportError
         If the library is not installed.
+    ValueError
+        If there are no candidates or no queries.
 
     Examples
     --------
@@ -70,6 +74,11 @@ class ApproximateIndex:
     """
 
     def __init__(self, candidates, queries, library="faiss"):
+        if not (len(candidates) and len(queries)):
+            raise ValueError(
+                f"{type(self).__name__}: there must be candidates and queries, got "
+                f"{len(candidates)} and {len(queries)}"
+            )
         self.library = library
         self._backend = LIBRARIES[library].trained_on(candidates)
         self._labels = np.empty(0, dtype=np.int64)
@@ -235,19 +244,12 @@ class FaissCells:
         """Return an empty index whose cells are made for some candidates."""
         faiss = import_library("faiss")
         n_cells = max(1, min(int(np.sqrt(len(candidates))), len(candidates) // ROWS_PER_CELL))
-        dimensions = candidates.shape[1]
-        metric = faiss.METRIC_INNER_PRODUCT
-        index = faiss.IndexIVFScalarQuantizer(
-            faiss.IndexFlatIP(dimensions),
-            dimensions,
-            n_cells,
-            faiss.ScalarQuantizer.QT_fp16,
-            metric,
-        )
+        index = _empty_cells(faiss, candidates.shape[1], n_cells)
         # Below 39 rows a cell it would print a warning, which does not apply to small catalogues.
         index.cp.min_points_per_centroid = 1
         scale = float(np.abs(candidates).max(initial=0)) or 1.0
-        with one_thread(faiss):
+        # With several threads the cells would depend on their number.
+        with threads_of(faiss, 1):
             index.train(candidates / np.float32(scale))
         return cls(index, scale)
 
@@ -259,7 +261,7 @@ class FaissCells:
     def add(self, labels, candidates):
         """Add candidates under labels."""
         scaled = np.clip(candidates / np.float32(self.scale), -LARGEST_HALF, LARGEST_HALF)
-        with one_thread(import_library("faiss")):
+        with threads_of(import_library("faiss"), 1):
             self.index.add_with_ids(scaled, labels)
 
     def remove(self, labels):
@@ -269,7 +271,6 @@ class FaissCells:
     def search(self, queries, k, threads):
         """Return labels and products of the best candidates, label -1 where there is none."""
         faiss = import_library("faiss")
-        faiss.omp_set_num_threads(threads)
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         effort, k_found = self.effort, min(k, self.index.ntotal)
         labels = np.full((len(queries), k), -1)
@@ -277,23 +278,87 @@ class FaissCells:
         missing = np.arange(len(queries) if k_found else 0)
         while len(missing):
             parameters = faiss.SearchParametersIVF(nprobe=effort)
-            products, found = self.index.search(queries[missing], k_found, params=parameters)
+            with threads_of(faiss, threads):
+                products, found = self.index.search(queries[missing], k_found, params=parameters)
             labels[missing, :k_found], scores[missing, :k_found] = found, products
             # The nearest cells may hold fewer candidates than are wanted.
             missing = missing[(found < 0).any(axis=1)] if effort < self.index.nlist else []
             effort = min(2 * effort, self.index.nlist)
-        return labels, scores * np.float32(self.scale)
+        found = labels >= 0
+        scores[found] *= np.float32(self.scale)
+        return labels, scores
 
     def to_bytes(self):
-        """Return the index as bytes."""
-        content = import_library("faiss").serialize_index(self.index)
-        return np.float64(self.scale).tobytes() + content.tobytes()
+        """Return the index as bytes of arrays, which are read without FAISS's own formats."""
+        faiss = import_library("faiss")
+        lists, dimensions = self.index.invlists, self.index.d
+        sizes = np.array([lists.list_size(cell) for cell in range(self.index.nlist)])
+        labels, vectors = [np.empty(0, np.int64)], [np.empty(0, np.float16)]
+        for cell in np.flatnonzero(sizes).tolist():
+            n_rows = int(sizes[cell])
+            labels.append(faiss.rev_swig_ptr(lists.get_ids(cell), n_rows).copy())
+            codes = faiss.rev_swig_ptr(lists.get_codes(cell), 2 * n_rows * dimensions)
+            vectors.append(codes.copy().view(np.float16))
+        arrays = {
+            "scale": np.float64(self.scale),
+            "centers": self.index.quantizer.reconstruct_n(0, self.index.nlist),
+            "sizes": sizes,
+            "labels": np.concatenate(labels),
+            "vectors": np.concatenate(vectors).reshape(-1, dimensions),
+        }
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        return buffer.getvalue()
 
     @classmethod
     def from_bytes(cls, data):
-        """Return an index from the result of :meth:`to_bytes`."""
-        scale, content = np.frombuffer(data, count=1)[0], np.frombuffer(data, np.uint8, offset=8)
-        return cls(import_library("faiss").deserialize_index(content), float(scale))
+        """Return an index from the result of :meth:`to_bytes`.
+
+        Raises
+        ------
+        ValueError
+            If the arrays are not those of an index.
+        """
+        faiss = import_library("faiss")
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            centers, sizes, labels, vectors = (
+                np.ascontiguousarray(arrays[name], dtype)
+                for name, dtype in (
+                    ("centers", np.float32),
+                    ("sizes", np.int64),
+                    ("labels", np.int64),
+                    ("vectors", np.float16),
+                )
+            )
+            scale = float(arrays["scale"])
+        n_cells, dimensions = centers.shape
+        fits = sizes.shape == (n_cells,) and (sizes >= 0).all() and sizes.sum() == len(labels)
+        if not (fits and vectors.shape == (len(labels), dimensions)):
+            raise ValueError("the approximate index is corrupt: its arrays do not fit each other")
+        index = _empty_cells(faiss, dimensions, n_cells)
+        index.quantizer.add(centers)
+        index.is_trained = True
+        starts = np.cumsum(sizes) - sizes
+        for cell in np.flatnonzero(sizes).tolist():
+            part = slice(starts[cell], starts[cell] + sizes[cell])
+            own, codes = labels[part], vectors[part].view(np.uint8)
+            index.invlists.add_entries(
+                cell, len(own), faiss.swig_ptr(own), faiss.swig_ptr(codes.ravel())
+            )
+        index.ntotal = len(labels)
+        return cls(index, scale)
+
+
+def _empty_cells(faiss, dimensions, n_cells):
+    return faiss.IndexIVFScalarQuantizer(
+        faiss.IndexFlatIP(dimensions),
+        dimensions,
+        n_cells,
+        faiss.ScalarQuantizer.QT_fp16,
+        faiss.METRIC_INNER_PRODUCT,
+        # Residuals of short vectors would be lost in half precision: centers have length 1.
+        False,
+    )
 
 
 class UsearchGraph:
@@ -374,14 +439,14 @@ LIBRARIES = {"faiss": FaissCells, "usearch": UsearchGraph}
 
 
 @contextmanager
-def one_thread(faiss):
-    """Let FAISS compute with one thread, so that its cells do not depend on their number."""
-    n_threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
+def threads_of(faiss, number):
+    """Let FAISS use some threads, for a context."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(number)
     try:
         yield
     finally:
-        faiss.omp_set_num_threads(n_threads)
+        faiss.omp_set_num_threads(before)
 
 
 def import_library(name):

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sk_easytensor._utils.skops import ArrowStateMixin
-from sk_easytensor._utils.validation import check_choice, check_number
+from sk_easytensor._utils.validation import check_choice, check_number, warn_user
 from sk_easytensor.data.columns import show_value
 from sk_easytensor.data.key_index import KeyIndex, as_objects, key_values
 from sk_easytensor.data.keys import category_keys
 from sk_easytensor.data.tables import as_table
 from sk_easytensor.data.type_names import type_name
-from sk_easytensor.retrieval.approximate import ApproximateIndex
+from sk_easytensor.retrieval.approximate import MIN_RECALL, ApproximateIndex
 from sk_easytensor.retrieval.search import diversified, normalized, quantized, rescored, top_k
 
 __all__ = [
@@ -34,6 +34,9 @@ FORMAT = 2
 
 METADATA, APPROXIMATE = b"sk_easytensor", b"sk_easytensor.approximate"
 """Entries of the schema's metadata: the description of the file, and the approximate index."""
+
+EARLIER_GRAPH = b"sk_easytensor.graph"
+"""Entry of the approximate index in files of format 1."""
 
 EMBEDDING, SCALE, STRING, ORDER = RESERVED = ("__embedding", "__scale", "__string", "__order")
 """Columns of the files beside the key and the columns of filters."""
@@ -586,11 +589,25 @@ class EmbeddingIndex(ArrowStateMixin):
         Returns
         -------
         self : object
-            The index.
+            The index. An empty one stays exact.
+
+        Warns
+        -----
+        UserWarning
+            If even the longest search finds less than 97% of the best ten: searches stay exact.
         """
-        self.approximate = ApproximateIndex(
+        if not len(self):
+            return self
+        approximate = ApproximateIndex(
             self.vectors(), np.asarray(queries, dtype=np.float32), library
         )
+        if approximate.recall < MIN_RECALL:
+            warn_user(
+                f"{type(self).__name__}: {library} finds {approximate.recall:.0%} of the ten best "
+                f"of {len(queries)} queries, less than {MIN_RECALL:.0%}; searches stay exact"
+            )
+            return self
+        self.approximate = approximate
         return self
 
     # ------------------------------------------------------------------ files
@@ -715,6 +732,11 @@ class EmbeddingIndex(ArrowStateMixin):
         )
         index._keys = _contiguous(table.column(key))
         index._columns = {name: table.column(name) for name in description["columns"]}
+        if EARLIER_GRAPH in metadata:
+            warn_user(
+                f"{cls.__name__}.load: the approximate index in {path} is of an earlier version; "
+                "searches are exact until build_approximate makes a new one"
+            )
         if APPROXIMATE in metadata:
             index.approximate = ApproximateIndex.from_bytes(metadata[APPROXIMATE])
         return index

@@ -322,7 +322,7 @@ def rescored(queries, indices, vectors):
     Returns
     -------
     indices : ndarray of int64, shape (n_queries, n_found)
-        The candidates, the best first.
+        The candidates, the best first. None are left for a query that is not finite.
     scores : ndarray of float32, shape (n_queries, n_found)
         Their products; ``-inf`` where there is no candidate.
     """
@@ -331,6 +331,7 @@ def rescored(queries, indices, vectors):
     for start in range(0, len(queries), size):
         part = slice(start, start + size)
         np.einsum("qd,qkd->qk", queries[part], vectors(indices[part]), out=scores[part])
+    indices = np.where(np.isfinite(scores), indices, -1)
     scores[indices < 0] = -np.inf
     order = np.argsort(-scores, axis=1, kind="stable")
     return np.take_along_axis(indices, order, axis=1), np.take_along_axis(scores, order, axis=1)

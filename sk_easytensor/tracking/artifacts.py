@@ -69,7 +69,7 @@ class MLflowStore(DirectoryStore):
         return self
 
     def write(self, name, data):
-        """Write bytes under a name, on this machine and among the artifacts of the run."""
+        """Write a file, on this machine and among the artifacts of the run."""
         super().write(name, data)
         self._run.send_file(f"{FOLDER}/{name}")
 

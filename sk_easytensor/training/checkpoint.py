@@ -28,10 +28,10 @@ FORMAT = 3
 MAGIC = b"sk_easytensor checkpoint 3\n"
 DESCRIPTION = "fit.json"
 ENCODER = re.compile(r"[a-z]+\.skops")
-EPOCH = re.compile(r"epoch-(\d{5,})(-part)?\.pt")
+EPOCH = re.compile(r"epoch-(\d{5,})(-within)?\.pt")
 """Checkpoints after some epochs, and within the next one."""
 
-PART = re.compile(r"^fold\d+-")
+FOLD = re.compile(r"^fold\d+-")
 N_NEWEST = 2
 """Number of checkpoints that are retained besides the best one."""
 
@@ -229,10 +229,10 @@ class Checkpoints:
         UserWarning
             If a file is corrupt, was changed or is of another fit; the previous one is then used.
         """
-        for epoch, is_part in reversed(self._states()):
-            if is_part and complete:
+        for epoch, is_within in reversed(self._states()):
+            if is_within and complete:
                 continue
-            name = file_name(epoch, is_part)
+            name = file_name(epoch, is_within)
             try:
                 return read_state(self._read(name, self.description))
             except (OSError, ValueError) as error:
@@ -260,14 +260,14 @@ class Checkpoints:
             If the file cannot be written; the message names the last complete checkpoint.
         """
         self._write(file_name(epoch), pack(state, self.description))
-        for old, is_part in self._states():
+        for old, is_within in self._states():
             # Later checkpoints could not be read, and later epochs overwrite them.
             needed = old == best or old > epoch - N_NEWEST
-            if old < epoch and (is_part or not needed):
+            if old < epoch and (is_within or not needed):
                 with suppress(FileNotFoundError):
-                    self.store.remove(self.prefix + file_name(old, is_part))
+                    self.store.remove(self.prefix + file_name(old, is_within))
 
-    def write_part(self, epoch, state):
+    def write_within(self, epoch, state):
         """Write the state within an epoch, which replaces an earlier one.
 
         Parameters
@@ -282,7 +282,7 @@ class Checkpoints:
         OSError
             If the file cannot be written.
         """
-        self._write(file_name(epoch, is_part=True), pack(state, self.description))
+        self._write(file_name(epoch, is_within=True), pack(state, self.description))
 
     # ------------------------------------------------------------------ private
 
@@ -330,7 +330,7 @@ class Checkpoints:
             raise self._unwritable(self.prefix + name, error) from error
 
     def _unwritable(self, name, error):
-        epochs = [epoch for epoch, is_part in self._states() if not is_part]
+        epochs = [epoch for epoch, is_within in self._states() if not is_within]
         complete = f"that of epoch {epochs[-1]} is complete" if epochs else "there is none yet"
         return OSError(
             error.errno,
@@ -353,10 +353,10 @@ class Checkpoints:
                     self._stored = dict(stored)
                     return stored
                 self._warn(f"{DESCRIPTION} in {self._path} is of another fit; it is written again")
-        for epoch, is_part in reversed(self._states()):
+        for epoch, is_within in reversed(self._states()):
             # Each checkpoint contains the description, which replaces a lost or corrupt fit.json.
             with suppress(OSError, ValueError):
-                stored = unframe(self.store.read(self.prefix + file_name(epoch, is_part)))[0]
+                stored = unframe(self.store.read(self.prefix + file_name(epoch, is_within)))[0]
                 if self._is_same_fit(stored):
                     return stored
         return None
@@ -382,13 +382,13 @@ class Checkpoints:
             self._write(DESCRIPTION, seal(self.description))
             self._stored = dict(self.description)
 
-    def _matches(self, part, description):
+    def _matches(self, entry, description):
         """Return whether a description has the same parameters or data as the present one.
 
         Parameters
         ----------
-        part : {"parameters", "data"}
-            The part that is compared.
+        entry : {"parameters", "data"}
+            The entry that is compared.
         description : dict
             The other description.
 
@@ -397,12 +397,12 @@ class Checkpoints:
         ValueError
             If they differ and there are checkpoints, which would be overwritten.
         """
-        own, other = self.description[part], description[part]
+        own, other = self.description[entry], description[entry]
         if own == other:
             return True
         if not self._states():
             return False
-        before, now = (own, other) if part == "data" else (other, own)
+        before, now = (own, other) if entry == "data" else (other, own)
         names = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
         changes = "; ".join(
             f"{name} was {before.get(name, 'absent')} and is {now.get(name, 'absent')}"
@@ -410,21 +410,21 @@ class Checkpoints:
         )
         raise ValueError(
             f"{self.owner}: checkpoint_dir {self._path} holds checkpoints of a fit with other "
-            f"{part}: {changes}. Choose another directory, or remove it to start again"
+            f"{entry}: {changes}. Choose another directory, or remove it to start again"
         )
 
 
 # ---------------------------------------------------------------------- files
 
 
-def file_name(epoch, is_part=False):
+def file_name(epoch, is_within=False):
     """Return the name of the checkpoint after an epoch, or within the next one."""
-    return f"epoch-{epoch:05}{'-part' if is_part else ''}.pt"
+    return f"epoch-{epoch:05}{'-within' if is_within else ''}.pt"
 
 
 def is_own(name):
     """Return whether a name is that of a file that :class:`Checkpoints` writes."""
-    name = PART.sub("", name)
+    name = FOLD.sub("", name)
     return name in (DESCRIPTION, LOCK) or any(p.fullmatch(name) for p in (ENCODER, EPOCH))
 
 

@@ -357,10 +357,10 @@ class SharedCheckpoints:
         state = self._joined(state)
         self.group.broadcast_from_rank0(lambda: self.checkpoints.write(epoch, state, best))
 
-    def write_part(self, epoch, state):
+    def write_within(self, epoch, state):
         """Write the state within an epoch, with random states and positions of all workers."""
         state = self._joined(state)
-        self.group.broadcast_from_rank0(lambda: self.checkpoints.write_part(epoch, state))
+        self.group.broadcast_from_rank0(lambda: self.checkpoints.write_within(epoch, state))
 
     def _joined(self, state):
         own = {name: state[name] for name in ("random", "random_cuda", "position")}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from itertools import islice
+from time import perf_counter, time
 
 import numpy as np
 import torch
 
 __all__ = [
     "EpochPosition",
+    "load_callback_states",
     "load_loop_state",
     "loop_state",
     "plain",
@@ -27,27 +29,35 @@ class EpochPosition:
     ----------
     steps : int
         Number of steps.
-    first : int
-        Number of steps at which this process has begun.
     n_rows : int
         Number of rows in these steps.
     loss, unit_loss : float or torch.Tensor
         Sums over these rows, on the scale of training and in the units of the targets.
     random : torch.Tensor or None
-        State of torch's random generator at the beginning of the epoch.
+        State of torch's random generator at the beginning of the epoch; None before the first step.
+    seconds : float
+        Duration of these steps.
+    ends : bool
+        Whether a callback of this worker ends the training after the epoch.
     masks : dict of {str: dict}
         Dropout masks of the next steps, by the name of the module.
     """
 
     def __init__(self, state=None):
-        begin = {"steps": 0, "n_rows": 0, "loss": 0.0, "unit_loss": 0.0, "random": None}
-        vars(self).update(begin if state is None else state)
-        self.first = self.steps
+        self.steps = self.n_rows = 0
+        self.loss = self.unit_loss = self.seconds = 0.0
+        self.random, self.ends, self.masks = None, False, {}
+        vars(self).update({} if state is None else state)
+        self._begin = perf_counter() - self.seconds
 
-    def state_dict(self, network):
-        """Return the position and the masks of a network as numbers and tensors."""
-        state = {name: value for name, value in vars(self).items() if name != "first"}
-        return {**state, "masks": {name: own.mask_state() for name, own in _masked(network)}}
+    def state_dict(self, network, ends):
+        """Return the position and the masks of a network as numbers and tensors on the CPU.
+
+        Workers exchange their positions, and may not have the devices of each other.
+        """
+        self.seconds, self.ends = perf_counter() - self._begin, ends
+        self.masks = {name: module.mask_state() for name, module in _masked(network)}
+        return {name: _on_cpu(value) for name, value in vars(self).items() if name[0] != "_"}
 
     def remaining(self, batches, network):
         """Yield the batches of the epoch that are left.
@@ -75,6 +85,14 @@ class EpochPosition:
         self.n_rows += n_rows
         self.loss = self.loss + loss * n_rows
         self.unit_loss = self.unit_loss + unit_loss * n_rows
+
+
+def _on_cpu(value):
+    if isinstance(value, torch.Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        return {name: _on_cpu(item) for name, item in value.items()}
+    return value
 
 
 def _masked(network):
@@ -112,9 +130,10 @@ def loop_state(net, average, ended, position=None):
         "callbacks": {name: callback_state(callback) for name, callback in net.callbacks_},
         "random": torch.get_rng_state(),
         "random_cuda": torch.cuda.get_rng_state(net.device) if cuda else None,
-        "ended": ended,
+        # Within an epoch it is completed first.
+        "ended": ended and position is None,
         "pending_decays": net.row_updates.pending_decays,
-        "position": None if position is None else position.state_dict(net.module_),
+        "position": None if position is None else position.state_dict(net.module_, ended),
     }
 
 
@@ -144,13 +163,21 @@ def load_loop_state(net, average, state):
         shadow.copy_(saved)
     average.steps, average.swapped = state["average"]["steps"], True
     net.optimizer_.load_state_dict(state["optimizer"])
+    net.row_updates.pending_decays = state["pending_decays"]
+    load_callback_states(net, state)
+    return None if state["position"] is None else EpochPosition(state["position"])
+
+
+def load_callback_states(net, state):
+    """Load states of callbacks and of random generators, also those of an epoch that has begun."""
     for name, callback in net.callbacks_:
         load_callback_state(callback, state["callbacks"].get(name, {}))
+        if state["position"] is not None and hasattr(callback, "epoch_start_time_"):
+            # The epoch has taken as long as its steps did, however long ago they were.
+            callback.epoch_start_time_ = time() - state["position"]["seconds"]
     torch.set_rng_state(state["random"])
     if state["random_cuda"] is not None:
         torch.cuda.set_rng_state(state["random_cuda"], net.device)
-    net.row_updates.pending_decays = state["pending_decays"]
-    return None if state["position"] is None else EpochPosition(state["position"])
 
 
 def callback_state(callback):

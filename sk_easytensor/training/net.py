@@ -20,7 +20,12 @@ from torch import nn
 from sk_easytensor.training.dataset import BatchIterator
 from sk_easytensor.training.distributed import SingleProcess
 from sk_easytensor.training.evaluation import EvalPlan, Evaluator, eval_batch_size
-from sk_easytensor.training.loop_state import EpochPosition, load_loop_state, loop_state
+from sk_easytensor.training.loop_state import (
+    EpochPosition,
+    load_callback_states,
+    load_loop_state,
+    loop_state,
+)
 from sk_easytensor.training.row_updates import ROW_OPTIMIZERS, RowUpdates, gradient_values
 
 __all__ = [
@@ -174,7 +179,7 @@ CHECKPOINT_SECONDS = 600.0
 """Interval of checkpoints within an epoch."""
 
 TIMED_STEPS = 16
-"""Steps of an epoch whose time tells how many there are in an interval."""
+"""Steps after which their time first tells how many there are in an interval, and the fewest."""
 
 SMOOTHED = "_smoothed"
 """End of the name in the history of the mean of a metric over the last epochs."""
@@ -418,6 +423,7 @@ class TensorNet(NeuralNet):
         position = None
         if state is not None:
             position = load_loop_state(self, self._average, state)
+            self._ended = position is not None and position.ends
             epochs = 0 if state["ended"] else epochs - len(self.history)
         try:
             for _ in range(epochs):
@@ -426,6 +432,9 @@ class TensorNet(NeuralNet):
                     datasets["dataset_train"] = epoch_rows.to(self.device)
                     iterator = self.get_iterator(datasets["dataset_train"], training=True)
                 self.notify("on_epoch_begin", **datasets)
+                if position is not None:
+                    # Callbacks that have just begun the epoch are in the middle of it.
+                    load_callback_states(self, state)
                 self._average.swap_out()
                 self.run_single_epoch(iterator, True, "train", self.train_step, position=position)
                 position = None
@@ -451,11 +460,11 @@ class TensorNet(NeuralNet):
             state = loop_state(self, self._average, self._ended)
             self.checkpoints.write(len(self.history), state, best=best)
 
-    def _write_part(self, position):
+    def _write_within(self, position):
         """Write a checkpoint within an epoch."""
         self._average.swap_in()
-        state = loop_state(self, self._average, False, position)
-        self.checkpoints.write_part(len(state["history"]), state)
+        state = loop_state(self, self._average, self._ended, position)
+        self.checkpoints.write_within(len(state["history"]), state)
         self._average.swap_out()
 
     def _in_order_of_batches(self, rows):
@@ -474,22 +483,15 @@ class TensorNet(NeuralNet):
     def run_single_epoch(self, iterator, training, prefix, step_fn, *, position=None, **fit_params):
         self._set_training(training)
         position = EpochPosition() if position is None else position
-        begin, interval = perf_counter(), None
+        pace = None if self.checkpoints is None else Pace(self.group, self.device)
         for batch in position.remaining(iterator, self.module_):
             self.notify("on_batch_begin", batch=batch, training=training)
             step = step_fn(batch)
             position.add(len(batch), step["loss"].detach(), step.pop("unit_loss", 0.0))
             self._average.update()
             self.notify("on_batch_end", batch=batch, training=training, **step)
-            if self.checkpoints is None or position.steps >= len(iterator):
-                continue
-            done = position.steps - position.first
-            if done == TIMED_STEPS:
-                # All workers write after the same step.
-                seconds = max(self.group.gather(perf_counter() - begin))
-                interval = max(TIMED_STEPS, int(CHECKPOINT_SECONDS * TIMED_STEPS / seconds))
-            if interval is not None and done % interval == 0:
-                self._write_part(position)
+            if pace is not None and position.steps < len(iterator) and pace.is_due():
+                self._write_within(position)
         sums = [float(position.loss), float(position.unit_loss), position.n_rows]
         total, units, n_rows = self.group.sum(sums)
         loss = total / n_rows
@@ -577,6 +579,46 @@ class TensorNet(NeuralNet):
             dtype=torch.bfloat16,
             enabled=supports_bfloat16(self.device),
         )
+
+
+class Pace:
+    """Decides after which steps of an epoch a checkpoint is due, the same ones in all workers.
+
+    Parameters
+    ----------
+    group : SingleProcess or ProcessGroup
+        Workers, which agree on the slowest one's time.
+    device : str
+        Device of the training.
+
+    Notes
+    -----
+    Workers only communicate after the steps that were agreed on before: a clock that is read in
+    each of them would let one write while the others go on.
+    """
+
+    def __init__(self, group, device):
+        self.group = group
+        self.device = torch.device(device)
+        self.n_steps, self.next_step, self.begin = 0, TIMED_STEPS, None
+
+    def is_due(self):
+        """Count a step; return whether a checkpoint is due after it."""
+        self.n_steps += 1
+        if self.begin is None:
+            # Reading the first rows, and those that a resumed epoch passes over, is not a step.
+            self.begin = perf_counter()
+        if self.n_steps < self.next_step:
+            return False
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        seconds = max(self.group.gather(perf_counter() - self.begin)) / (self.n_steps - 1)
+        interval = max(TIMED_STEPS, int(CHECKPOINT_SECONDS / seconds))
+        if self.n_steps == TIMED_STEPS < interval:
+            self.next_step = interval
+            return False
+        self.next_step = self.n_steps + interval
+        return True
 
 
 def supports_bfloat16(device):

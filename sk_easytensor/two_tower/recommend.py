@@ -472,7 +472,7 @@ class RecommendingMixin:
         self._seen = seen
 
     def _store_items(self, frame, catalogue, users, backend):
-        """Embed the encoded catalogue, if there is one, and build the graph of neighbours.
+        """Embed the encoded catalogue, if there is one, and build the approximate index.
 
         Parameters
         ----------

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
-from skorch.callbacks import Callback, LRScheduler
+from skorch.callbacks import Callback, EpochScoring, LRScheduler
 
 from sk_easytensor import (
     MLP,
@@ -27,6 +27,7 @@ from sk_easytensor import (
     EasyTensorRegressor,
     EasyTensorTwoTower,
     NumericBlock,
+    StopTraining,
 )
 from sk_easytensor._utils.storage import DirectoryStore
 from sk_easytensor.backends import LocalBackend
@@ -55,7 +56,7 @@ class FragileStore(DirectoryStore):
         super().write(name, data)
 
 
-class FragilePart(DirectoryStore):
+class FragileWithin(DirectoryStore):
     """A directory to which a checkpoint within an epoch can be written some times."""
 
     def __init__(self, url, times):
@@ -63,7 +64,7 @@ class FragilePart(DirectoryStore):
         self.times = times
 
     def write(self, name, data):
-        if name.endswith("-part.pt"):
+        if name.endswith("-within.pt"):
             if self.times == 0:
                 raise PowerCut
             self.times -= 1
@@ -263,7 +264,7 @@ def test_a_fit_goes_on_within_an_epoch(case, times, often, tmp_path, monkeypatch
     model, data, params = cases_within_epochs()[case]
     expected = clone(model).fit(*data, **params)
     n_steps = len(often)
-    interrupted = clone(model).set_params(checkpoint_dir=FragilePart(tmp_path, times))
+    interrupted = clone(model).set_params(checkpoint_dir=FragileWithin(tmp_path, times))
     with pytest.raises(PowerCut):
         interrupted.fit(*data, **params)
     found = clone(model).set_params(checkpoint_dir=tmp_path).fit(*data, **params)
@@ -271,15 +272,60 @@ def test_a_fit_goes_on_within_an_epoch(case, times, often, tmp_path, monkeypatch
     # Of the steps since the last checkpoint, 16 are repeated.
     assert len(often) == 2 * n_steps + 16
     # A complete epoch replaces those within it.
-    assert not list(tmp_path.glob("fit-*/*-part.pt"))
+    assert not list(tmp_path.glob("fit-*/*-within.pt"))
+
+
+class Draw(Callback):
+    """Draws numbers where an epoch begins."""
+
+    def on_epoch_begin(self, net, **kwargs):
+        torch.rand(3)
+
+
+class Rate(Callback):
+    """Lowers the learning rate of the second epoch, by a count that is part of its state."""
+
+    def __init__(self):
+        self.epochs_ = 0
+
+    def on_epoch_begin(self, net, **kwargs):
+        self.epochs_ += 1
+
+    def on_batch_begin(self, net, training=False, **kwargs):
+        for group in net.optimizer_.param_groups:
+            group["lr"] = 1e-2 / self.epochs_
+
+
+class Stop(Callback):
+    """Ends the training in the first epoch, before its first checkpoint."""
+
+    def on_batch_end(self, net, training=False, **kwargs):
+        self.steps_ = getattr(self, "steps_", 0) + bool(training)
+        if self.steps_ == 11:
+            raise StopTraining
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [Draw(), Rate(), Stop(), EpochScoring("accuracy", lower_is_better=False, on_train=True)],
+    ids=["draw", "rate", "stop", "scoring"],
+)
+def test_callbacks_go_on_within_an_epoch(callback, often, tmp_path):
+    model, data, _ = cases_within_epochs()["table"]
+    model.set_params(callbacks=[callback])
+    expected = clone(model).fit(*data)
+    with pytest.raises(PowerCut):
+        clone(model).set_params(checkpoint_dir=FragileWithin(tmp_path, 1)).fit(*data)
+    found = clone(model).set_params(checkpoint_dir=tmp_path).fit(*data)
+    same(found, expected)
 
 
 def test_a_damaged_checkpoint_within_an_epoch_is_passed_over(often, tmp_path):
     model, data, _ = cases_within_epochs()["table"]
     expected = clone(model).fit(*data)
     with pytest.raises(PowerCut):
-        clone(model).set_params(checkpoint_dir=FragilePart(tmp_path, 4)).fit(*data)
-    (part,) = tmp_path.glob("fit-*/*-part.pt")
+        clone(model).set_params(checkpoint_dir=FragileWithin(tmp_path, 4)).fit(*data)
+    (part,) = tmp_path.glob("fit-*/*-within.pt")
     part.write_bytes(part.read_bytes()[:-10])
     with pytest.warns(UserWarning, match=rf"{part.name} in .* cannot be read .* the one before"):
         found = clone(model).set_params(checkpoint_dir=tmp_path).fit(*data)
@@ -288,7 +334,7 @@ def test_a_damaged_checkpoint_within_an_epoch_is_passed_over(often, tmp_path):
 
 def test_short_epochs_have_no_checkpoints_within(tmp_path):
     model, data, _ = cases_within_epochs()["table"]
-    clone(model).set_params(checkpoint_dir=FragilePart(tmp_path, 0)).fit(*data)
+    clone(model).set_params(checkpoint_dir=FragileWithin(tmp_path, 0)).fit(*data)
 
 
 def test_a_fit_is_interrupted_again_and_again(labelled, tmp_path):

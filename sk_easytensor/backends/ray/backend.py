@@ -32,7 +32,7 @@ class RayBackend(Backend):
 
     Blocks are fitted and rows encoded chunk by chunk in Ray tasks; the network is trained by
     workers of Ray Train, each with its shard of the rows. A worker that dies is replaced, and
-    training resumes after the last complete epoch.
+    training resumes from the last checkpoint: after each epoch, and every ten minutes within one.
 
     Parameters
     ----------

@@ -20,7 +20,11 @@ import torch.distributed as distributed
 from pyarrow.fs import FileSystem
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import (
+    get_current_placement_group,
+    placement_group,
+    remove_placement_group,
+)
 
 from sk_easytensor._utils.masking import mask_error, masked
 from sk_easytensor._utils.runtime import limited_threads
@@ -235,8 +239,9 @@ def check_cluster(backend):
     shortage = lacking(backend)
     if shortage and backend.started_cluster:
         raise ValueError(shortage)
-    if shortage:
-        # A cluster that others started may grow when workers are waiting for room.
+    # A cluster that others started may grow when workers are waiting for room. Trials of Ray Tune
+    # may have reserved all processors, for which tasks would wait for ever.
+    if shortage or get_current_placement_group() is not None:
         check_room(backend)
 
 
