@@ -177,7 +177,8 @@ def save_picture(model, path):
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
 
     order = np.argsort(model.feature_importances_)
-    left.barh(model.feature_names_in_[order], model.feature_importances_[order])
+    errors = model.importances_std_[order]
+    left.barh(model.feature_names_in_[order], model.feature_importances_[order], xerr=errors)
     left.set_title("Feature importances")
 
     for part, label in {"training": "training", "valid_0": "validation"}.items():
