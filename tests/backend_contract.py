@@ -380,7 +380,9 @@ class BackendContract:
         model = EasyTensorClassifier(**self.quick, n_folds=2, backend=backend).fit(X, y)
         assert len(model.network_.networks) == 2
         assert len(model.evals_result_["valid_0"]["log_loss"]) == 2
-        assert model.feature_importances_.sum() == pytest.approx(1)
+        # All are 0 where none is above its error.
+        assert round(model.feature_importances_.sum(), 9) in (0, 1)
+        assert (model.importances_std_ >= 0).all()
         again = pickle.loads(pickle.dumps(model))
         np.testing.assert_array_equal(again.predict_proba(X), model.predict_proba(X))
 

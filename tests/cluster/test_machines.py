@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import s3fs
 import torch
-from on_workers import Epochs, Machine, Wait
+from on_workers import CheckpointsWithinEpochs, Epochs, Killer, Machine, Wait
 
 from sk_easytensor import EasyTensorClassifier
 from sk_easytensor.backends.ray.backend import RayBackend
@@ -62,6 +62,26 @@ def test_a_machine_that_is_switched_off_in_an_epoch(machines, files, shop, quick
         strict=True,
     ):
         assert torch.equal(ours, theirs)
+
+
+def test_workers_go_on_within_an_epoch(machines, files, quick, tmp_path):
+    backend = RayBackend(2, storage_path=tmp_path / "storage", memory_per_worker=10_000)
+    params = {**quick, "max_epochs": 2, "batch_size": 20, "n_folds": None, "backend": backend}
+    expected = EasyTensorClassifier(**params).fit(files, "label")
+    callbacks = [
+        CheckpointsWithinEpochs(tmp_path / "steps"),
+        Killer(tmp_path, [2], by=1, steps=40),
+    ]
+    model = EasyTensorClassifier(callbacks=callbacks, **params).fit(files, "label")
+    assert (tmp_path / "killed-2").exists()
+    steps = Counter(lines(tmp_path / "steps"))
+    # Steps after the last checkpoint within the epoch are repeated, not the epoch.
+    assert 0 < steps["2"] - steps["1"] <= 16
+    for ours, theirs in zip(
+        model.network_.state_dict().values(), expected.network_.state_dict().values(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+    assert model.evals_result_ == expected.evals_result_
 
 
 def test_a_machine_that_is_switched_off_while_rows_are_read(

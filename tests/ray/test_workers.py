@@ -14,7 +14,6 @@ import pytest
 import torch
 from on_workers import (
     SECRET,
-    CheckpointsWithinEpochs,
     Epochs,
     Killer,
     Mistake,
@@ -60,26 +59,6 @@ def test_workers_that_are_killed_are_replaced(classifier, files, shop, tmp_path,
     assert model.tree_weight_ > 0.2
     assert model.best_score_ == min(model.evals_result_["valid_0"]["log_loss"])
     assert model._validation["measures"]["log loss"] == pytest.approx(model.best_score_, rel=0.05)
-
-
-def test_workers_go_on_within_an_epoch(classifier, files, tmp_path):
-    how = {"memory_per_worker": 10_000}
-    params = {"max_epochs": 2, "batch_size": 20, "how": how, "n_folds": None}
-    expected = classifier(2, **params).fit(files, "label")
-    callbacks = [
-        CheckpointsWithinEpochs(tmp_path / "steps"),
-        Killer(tmp_path, [2], by=1, steps=40),
-    ]
-    model = classifier(2, callbacks=callbacks, **params).fit(files, "label")
-    assert (tmp_path / "killed-2").exists()
-    steps = Counter(epochs_begun(tmp_path / "steps"))
-    # Steps after the last checkpoint within the epoch are repeated, not the epoch.
-    assert 0 < steps[2] - steps[1] <= 16
-    for ours, theirs in zip(
-        model.network_.state_dict().values(), expected.network_.state_dict().values(), strict=True
-    ):
-        assert torch.equal(ours, theirs)
-    assert model.evals_result_ == expected.evals_result_
 
 
 def test_no_worker_decides_by_its_own_rows(classifier, shop, tmp_path, quick):
