@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from itertools import islice
 from time import perf_counter, time
 
@@ -192,7 +193,8 @@ def callback_state(callback):
 
 def load_callback_state(callback, state):
     """Load the result of :func:`callback_state` into a callback."""
-    vars(callback).update(state.get("values", {}))
+    # The state is loaded again where an epoch is resumed, and must not be changed by the callback.
+    vars(callback).update(deepcopy(state.get("values", {})))
     for name, value in state.get("objects", {}).items():
         getattr(callback, name).load_state_dict(value)
 

@@ -13,6 +13,13 @@ from sk_easytensor import EasyTensorClassifier
 from sk_easytensor.backends.ray.backend import RayBackend
 
 
+def same_network(model, expected):
+    """Assert that two networks are equal, bit for bit."""
+    theirs = expected.network_.state_dict()
+    for name, ours in model.network_.state_dict().items():
+        assert torch.equal(ours, theirs[name]), name
+
+
 def lines(path):
     return path.read_text().split()
 
@@ -56,12 +63,7 @@ def test_a_machine_that_is_switched_off_in_an_epoch(machines, files, shop, quick
     assert len({*later} - {*switched_off}) == 2
     assert (model.predict(shop) == shop["label"]).mean() > 0.85
     undisturbed = EasyTensorClassifier(backend=backend, **quick).fit(files, "label")
-    for ours, theirs in zip(
-        model.network_.state_dict().values(),
-        undisturbed.network_.state_dict().values(),
-        strict=True,
-    ):
-        assert torch.equal(ours, theirs)
+    same_network(model, undisturbed)
 
 
 def test_workers_go_on_within_an_epoch(machines, files, quick, tmp_path):
@@ -77,10 +79,7 @@ def test_workers_go_on_within_an_epoch(machines, files, quick, tmp_path):
     steps = Counter(lines(tmp_path / "steps"))
     # Steps after the last checkpoint within the epoch are repeated, not the epoch.
     assert 0 < steps["2"] - steps["1"] <= 16
-    for ours, theirs in zip(
-        model.network_.state_dict().values(), expected.network_.state_dict().values(), strict=True
-    ):
-        assert torch.equal(ours, theirs)
+    same_network(model, expected)
     assert model.evals_result_ == expected.evals_result_
 
 
@@ -137,10 +136,7 @@ def test_rows_checkpoints_and_storage_on_s3(machines_on_s3, parts, shop, quick):
     # The last epoch is lost.
     files.rm(f"{fit}/epoch-00004.pt")
     again = EasyTensorClassifier(**params).fit(f"{bucket}/shop", "label")
-    for ours, theirs in zip(
-        again.network_.state_dict().values(), model.network_.state_dict().values(), strict=True
-    ):
-        assert torch.equal(ours, theirs)
+    same_network(again, model)
 
 
 @pytest.fixture

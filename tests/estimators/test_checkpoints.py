@@ -283,17 +283,17 @@ class Draw(Callback):
 
 
 class Rate(Callback):
-    """Lowers the learning rate of the second epoch, by a count that is part of its state."""
+    """Lowers the learning rate of the second epoch, by a list that is part of its state."""
 
     def __init__(self):
-        self.epochs_ = 0
+        self.epochs_ = []
 
     def on_epoch_begin(self, net, **kwargs):
-        self.epochs_ += 1
+        self.epochs_.append(len(net.history))
 
     def on_batch_begin(self, net, training=False, **kwargs):
         for group in net.optimizer_.param_groups:
-            group["lr"] = 1e-2 / self.epochs_
+            group["lr"] = 1e-2 / len(self.epochs_)
 
 
 class Stop(Callback):
