@@ -21,6 +21,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.cluster)
+            item.add_marker(pytest.mark.timeout(900))
             item.add_marker(pytest.mark.xdist_group("ray"))
 
 
