@@ -76,6 +76,6 @@ else
 endif
 
 clean: ## Remove the virtual environment, caches and build output
-	rm -rf $(VENV) build dist *.egg-info docs/_build docs/generated docs/gallery
+	rm -rf $(VENV) build dist *.egg-info docs/_build docs/generated docs/gallery docs/sg_execution_times.rst
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
