@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from ray_train import MEGABYTE, cluster, largest_sizes, quick
+from ray_train import MEGABYTE, cluster, largest_sizes, quick, write_files
 from skorch.callbacks import Callback
 
 from sk_easytensor import CategoryBlock, EasyTensorClassifier, NumericBlock
@@ -82,17 +82,6 @@ def made_up_rows(n_rows, seed, n_numbers=10, n_categories=10):
     return pa.table(columns)
 
 
-def write_files(directory, n_rows):
-    """Write rows as Parquet files; return the size of the rows in memory, in bytes."""
-    Path(directory).mkdir()
-    size = 0
-    for number, start in enumerate(range(0, n_rows, FILE_ROWS)):
-        table = made_up_rows(min(FILE_ROWS, n_rows - start), seed=number)
-        size += table.nbytes
-        pq.write_table(table, f"{directory}/{number:04}.parquet", row_group_size=FILE_ROWS // 4)
-    return size
-
-
 class EpochBegin(Callback):
     """Writes the time at which the first epoch begins to a file, in each worker."""
 
@@ -131,7 +120,7 @@ def largest_disk_use(directory, seconds=0.5):
 def measure_fit(options):
     """Train one epoch on files; print seconds, memory and disk."""
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
-        size = write_files(f"{directory}/rows", options.rows)
+        size = write_files(f"{directory}/rows", options.rows, made_up_rows, FILE_ROWS)
         print(f"fit: {options.rows:,} rows x 20 columns, {size / MEGABYTE:,.0f} MiB, 2 workers")
         with (
             cluster(options.store),

@@ -82,15 +82,15 @@ def made_up_rows(n_rows, seed, n_numbers=20, n_categories=10):
     return pa.table(columns)
 
 
-def write_files(directory, n_rows):
+def write_files(directory, n_rows, make=made_up_rows, file_rows=FILE_ROWS):
     """Write rows as Parquet files; return how many bytes they take in memory."""
     Path(directory).mkdir()
     size = 0
-    for number, start in enumerate(range(0, n_rows, FILE_ROWS)):
-        table = made_up_rows(min(FILE_ROWS, n_rows - start), seed=number)
+    for number, start in enumerate(range(0, n_rows, file_rows)):
+        table = make(min(file_rows, n_rows - start), seed=number)
         size += table.nbytes
         pq.write_table(
-            table, Path(directory) / f"part-{number:04}.parquet", row_group_size=FILE_ROWS // 4
+            table, Path(directory) / f"part-{number:04}.parquet", row_group_size=file_rows // 4
         )
     return size
 

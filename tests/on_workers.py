@@ -10,7 +10,7 @@ import pandas as pd
 import torch.distributed as distributed
 from skorch.callbacks import Callback
 
-from sk_easytensor import EasyTensorEmbedder
+from sk_easytensor import MLP, BoostedTrees, EasyTensorEmbedder
 from sk_easytensor.backends.ray.backend import RayBackend
 
 
@@ -49,6 +49,18 @@ def make_events(n_users, seed=0):
         }
     )
     return frame.sample(frac=1, random_state=seed).reset_index(drop=True)
+
+
+def quick_settings(**others):
+    """Return parameters of estimators that train for a moment."""
+    settings = {
+        "trunk": MLP(width=16),
+        "trees": BoostedTrees(max_iter=30),
+        "max_epochs": 3,
+        "batch_size": 64,
+        "random_state": 0,
+    }
+    return {**settings, **others}
 
 
 SECRET = "swordfish42"

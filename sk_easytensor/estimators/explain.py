@@ -29,7 +29,6 @@ class ExplainMixin:
     """
 
     @property
-    @with_library_settings
     def feature_importances_(self) -> np.ndarray:
         """Permutation importance of each input column, an ndarray of shape (n_features,).
 
@@ -61,7 +60,6 @@ class ExplainMixin:
         return self._importances
 
     @property
-    @with_library_settings
     def importances_std_(self) -> np.ndarray:
         """Standard error of each importance, an ndarray of shape (n_features,).
 
@@ -77,7 +75,9 @@ class ExplainMixin:
         self._compute_importances()
         return getattr(self, "_importances_std", self._importances * np.nan)
 
+    @with_library_settings
     def _compute_importances(self):
+        """Compute importances, their errors and the measures of validation rows, once."""
         check_is_fitted(self)
         if hasattr(self, "_importances"):
             return

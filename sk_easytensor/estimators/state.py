@@ -48,7 +48,8 @@ class FittedStateMixin:
         """Return the state to be pickled."""
         sample = getattr(self, "_importance_sample", None)
         if sample is not None and sample.quick:
-            self.feature_importances_  # noqa: B018 - so that no training row is pickled
+            # So that no training row is pickled.
+            self._compute_importances()
         state = dict(with_active_run(super().__getstate__()))
         state.pop(RUNNING_ENGINE, None)
         if "network_" in state:

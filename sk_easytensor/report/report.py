@@ -429,7 +429,7 @@ def validation(model):
     if not hasattr(type(model), "feature_importances_"):
         raise SectionNotApplicable("a model of this kind has no predictions of single rows")
     # Computing importances sets model._validation, from the same rows.
-    model.feature_importances_  # noqa: B018
+    model._compute_importances()
     results = model._validation
     if results is None:
         raise SectionNotApplicable(

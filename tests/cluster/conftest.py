@@ -5,13 +5,10 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from on_workers import make_shop, send_by_value
-
-from sk_easytensor import MLP, BoostedTrees
+from on_workers import make_shop, quick_settings, send_by_value
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -53,6 +50,9 @@ class Machines:
 
     def switch_off(self, name):
         """Kill all processes of a machine."""
+        # Collected with all tests, which do without the extra of these.
+        import psutil
+
         node = self.nodes.pop(name)
         (raylet,) = node.all_processes["raylet"]
         workers = psutil.Process(raylet.process.pid).children(recursive=True)
@@ -88,14 +88,7 @@ def files(parts, tmp_path):
 
 @pytest.fixture
 def quick():
-    return {
-        "trunk": MLP(width=16),
-        "trees": BoostedTrees(max_iter=30),
-        "max_epochs": 4,
-        "batch_size": 64,
-        "early_stopping_rounds": None,
-        "random_state": 0,
-    }
+    return quick_settings(max_epochs=4, early_stopping_rounds=None)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import time
 from collections import Counter
 
 import pytest
-import s3fs
 import torch
 from on_workers import CheckpointsWithinEpochs, Epochs, Killer, Machine, Wait
 
@@ -118,6 +117,7 @@ def test_a_storage_path_is_asked_for_at_once(machines, files, quick):
 
 def test_rows_checkpoints_and_storage_on_s3(machines_on_s3, parts, shop, quick):
     import pyarrow.parquet as pq
+    import s3fs
 
     bucket = machines_on_s3
     files = s3fs.S3FileSystem()

@@ -5,9 +5,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from on_workers import make_shop, send_by_value
+from on_workers import make_shop, quick_settings, send_by_value
 
-from sk_easytensor import MLP, BoostedTrees, EasyTensorClassifier, EasyTensorRegressor
+from sk_easytensor import EasyTensorClassifier, EasyTensorRegressor
 from sk_easytensor.backends.ray.backend import RayBackend
 
 ROOT = Path(__file__).parents[2]
@@ -75,13 +75,7 @@ def files(shop, tmp_path_factory):
 
 @pytest.fixture
 def quick():
-    return {
-        "trunk": MLP(width=16),
-        "trees": BoostedTrees(max_iter=30),
-        "max_epochs": 3,
-        "batch_size": 64,
-        "random_state": 0,
-    }
+    return quick_settings()
 
 
 @pytest.fixture
